@@ -1,0 +1,85 @@
+"""How near a run comes to its limit: the same network on random tensors, same precision, same batch.
+
+    python benchmarks/limit.py RUN [--repeats 7]
+
+Prints images per second of the run's epochs after the first, for features and for training, next to the network alone; and the
+run's peak memory. Both on an idle machine, please.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from deepcluster.config import Settings
+from deepcluster.device import Machine
+from deepcluster.inference import describe
+from deepcluster.models.heads import ClusterHead
+from deepcluster.progress import size
+from deepcluster.training.launch import trunk_of
+from deepcluster.training.optim import Learner, head_optimizer, trunk_optimizer
+from deepcluster.training.run import RunFolder
+
+
+def rate(work: Callable[[], object], images: int, machine: Machine, repeats: int) -> float:
+    """Images per second, the median of several times; the first is a warm-up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        work()
+        if machine.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return images / statistics.median(seconds[1:])
+
+
+def network_alone(settings: Settings, machine: Machine, repeats: int) -> dict[str, float]:
+    """Images per second of the trunk and head on random tensors that are on the device already."""
+    trunk = trunk_of(settings).to(device=machine.device, memory_format=torch.channels_last)
+    head = ClusterHead(trunk.dim, settings.clusters, seed=0).to(machine.device)
+    optimizers = (trunk_optimizer(trunk, settings, machine), head_optimizer(head, settings, machine))
+    learner = Learner(trunk, head, optimizers, machine)
+    shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
+    raw_BCHW = torch.randint(256, shape, dtype=torch.uint8)
+    images_BCHW = torch.randn(shape, device=machine.device).contiguous(memory_format=torch.channels_last)
+    labels_B = torch.randint(settings.clusters, (settings.batch_size,), device=machine.device)
+    trunk.eval()
+    with torch.no_grad():
+        features = rate(
+            lambda: describe(trunk, machine, raw_BCHW, settings.cluster_stage), settings.batch_size, machine, repeats
+        )
+    trunk.train()
+    training = rate(
+        lambda: learner.step(images_BCHW, labels_B, rate=settings.lr, seed=0), settings.batch_size, machine, repeats
+    )
+    return {"features": features, "training": training}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    folder = RunFolder(arguments.run)
+    config, metrics = folder.read_config(), folder.read_metrics()
+    settings = Settings.from_dict(config["settings"])
+    machine = Machine.choose(settings.device, settings.precision)
+    limit = network_alone(settings, machine, arguments.repeats)
+    print(f"{settings.arch} at {settings.image_size} px, batch {settings.batch_size}, {machine.describe()}")
+    print(f"{'images per second':<20}{'run':>10}{'limit':>10}{'share':>8}")
+    for step in ("features", "training"):
+        rates = [config["data"]["images"] / line["seconds"][step] for line in metrics[1:] or metrics]
+        print(
+            f"{step:<20}{statistics.median(rates):>10.1f}{limit[step]:>10.1f}{statistics.median(rates) / limit[step]:>8.0%}"
+        )
+    for step in ("whitening", "clustering"):
+        print(f"{step}: {statistics.median(line['seconds'][step] for line in metrics):.1f} s an epoch")
+    print(f"peak memory of the run: {size(max(line['peak_memory_bytes'] for line in metrics))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""DeepCluster: unsupervised learning of visual features, and clusters, from a folder of images.
+
+The names below are imported at their first use, so that `import deepcluster` takes no time.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepcluster.api import Clusters as Clusters
+    from deepcluster.api import Embeddings as Embeddings
+    from deepcluster.api import assign as assign
+    from deepcluster.api import embed as embed
+    from deepcluster.api import train as train
+    from deepcluster.clustering.assignment import Assignment as Assignment
+    from deepcluster.clustering.kmeans import KMeans as KMeans
+    from deepcluster.clustering.whitening import Whitening as Whitening
+    from deepcluster.config import Settings as Settings
+    from deepcluster.errors import DeepClusterError as DeepClusterError
+    from deepcluster.errors import InputError as InputError
+    from deepcluster.model import Model as Model
+    from deepcluster.model import load as load
+
+_HOMES = {
+    "train": "api",
+    "embed": "api",
+    "assign": "api",
+    "Embeddings": "api",
+    "Clusters": "api",
+    "load": "model",
+    "Model": "model",
+    "KMeans": "clustering.kmeans",
+    "Whitening": "clustering.whitening",
+    "Assignment": "clustering.assignment",
+    "Settings": "config",
+    "DeepClusterError": "errors",
+    "InputError": "errors",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"deepcluster.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'deepcluster' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,5 @@
+"""`python -m deepcluster`."""
+
+from deepcluster.cli import main
+
+main()

@@ -1,0 +1,270 @@
+"""The functions of the command line, for Python: `train`, `embed`, `assign`, `load`, with the same names and defaults.
+
+N images, D features.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deepcluster.clustering.assignment import UNASSIGNED
+from deepcluster.clustering.kmeans import nearest_centroids
+from deepcluster.config import Options
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.errors import InputError
+from deepcluster.evaluation.knn import leave_one_out_accuracy
+from deepcluster.model import Model, load
+from deepcluster.progress import Reporter
+from deepcluster.training import launch
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Data = str | Path | Sequence[str | Path]
+
+
+def train(
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    **options: Unpack[Options],
+) -> Path:
+    """Learn features and clusters of the images of `data`, as `deepcluster train` does.
+
+    Args:
+        data: a folder, list, table or array of images, or several of these (docs/data.md).
+        out: the run folder; `runs/NAME-OF-DATA` by default.
+        resume: go on with the run in `out`; begins it where there is none.
+        overwrite: delete the run in `out` first.
+        reporter: told what goes on; prints lines and progress to the standard output by default.
+        options: the settings of `deepcluster.config.Settings`; those left out are chosen by the recipe.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        InputError: data, settings or folder can't be used; nothing was written.
+        TrainingError: the loss is not finite, or the disk is full; the last good state is kept.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+    return launch.train(
+        data,
+        out=Path(out) if out is not None else default_run(data),
+        explicit=dict(options),
+        resume=resume,
+        overwrite=overwrite,
+        reporter=reporter or Reporter(),
+        evaluate=_knn_of_few_or_many,
+    )
+
+
+def _knn_of_few_or_many(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
+    """k-NN accuracy as evaluation has it, with fewer neighbours where there are not 20 others."""
+    return leave_one_out_accuracy(features_ND, labels_N, k=min(20, len(features_ND) - 1))
+
+
+def default_run(data: Data) -> Path:
+    """`runs/NAME-OF-DATA`."""
+    first = Path(data if isinstance(data, str | Path) else data[0]).absolute()
+    return Path("runs") / (first.stem if first.is_file() else first.name)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One row an image.
+
+    Attributes:
+        names: path of each image relative to the data.
+        embedding_ND: float32; rows of NaN for images that can't be read.
+        unreadable: their reasons by name.
+    """
+
+    names: list[str]
+    embedding_ND: NDArray[np.float32]
+    unreadable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """One row an image.
+
+    Attributes:
+        names: path of each image relative to the data.
+        cluster_N: int64; -1 for images that can't be read.
+        distance_N: Euclidean distance to the centroid after whitening; NaN for images that can't be read.
+        unreadable: their reasons by name.
+    """
+
+    names: list[str]
+    cluster_N: NDArray[np.int64]
+    distance_N: NDArray[np.float32]
+    unreadable: dict[str, str]
+
+
+def embed(
+    model: str | Path | Model,
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    stage: str | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+    workers: int | None = None,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+) -> Embeddings:
+    """Features of images, as `deepcluster embed` gives them.
+
+    Args:
+        model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` gave.
+        data: any images; need not be those of the run.
+        out: also write a table (`.parquet`: name, embedding) or an array (`.npy`, with the names beside in `.names.txt`).
+        stage: of the trunk, averaged over its map; by default the one that measured best (`Trunk.embed_stage`).
+        device, batch_size, workers: how the work is done.
+        limit: look at this many images, spread evenly.
+        reporter: told how far the work is.
+
+    Raises:
+        InputError: model, data, stage or file can't be used.
+    """
+    target = _writable(out, (".parquet", ".npy")) if out is not None else None
+    model = model if isinstance(model, Model) else load(model)
+    source = open_source(data, limit)
+    features_ND, unreadable = model.features(
+        source, stage=stage, device=device, batch_size=batch_size, workers=workers, reporter=reporter
+    )
+    result = Embeddings(_names(source), features_ND.numpy(), {source.name(i): why for i, why in unreadable.items()})
+    if target is not None:
+        _write_embeddings(result, target)
+    return result
+
+
+def assign(
+    model: str | Path | Model,
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    folders: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+    workers: int | None = None,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+) -> Clusters:
+    """The cluster of each image, as `deepcluster assign` gives it: the nearest centroid of the run's last clustering.
+
+    Args:
+        model: a run folder, a checkpoint, or what `load` gave.
+        data: any images; need not be those of the run.
+        out: also write a table (`.parquet`: name, cluster, distance).
+        folders: also make a folder of links for each cluster in this folder.
+        device, batch_size, workers: how the work is done.
+        limit: look at this many images, spread evenly.
+        reporter: told how far the work is.
+
+    Raises:
+        InputError: model, data or file can't be used; a model without clusters.
+    """
+    target = _writable(out, (".parquet",)) if out is not None else None
+    model = model if isinstance(model, Model) else load(model)
+    if model.whitening is None or model.centroids_KP is None:
+        raise InputError(f"{model.name} has no clusters yet: train it for an epoch first")
+    source = open_source(data, limit)
+    if folders is not None:
+        _check_folders(Path(folders), source)
+    features_ND, unreadable = model.features(
+        source,
+        stage=model.settings.cluster_stage,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        reporter=reporter,
+    )
+    seen_N = torch.isfinite(features_ND).all(dim=1)
+    cluster_N = torch.full((len(source),), UNASSIGNED)
+    distance_N = torch.full((len(source),), torch.nan)
+    labels, squared = nearest_centroids(model.whitening.transform(features_ND[seen_N]), model.centroids_KP)
+    cluster_N[seen_N], distance_N[seen_N] = labels, squared.sqrt()
+    reasons = {source.name(i): why for i, why in unreadable.items()}
+    result = Clusters(_names(source), cluster_N.numpy(), distance_N.numpy(), reasons)
+    if target is not None:
+        _write_table({"name": result.names, "cluster": result.cluster_N, "distance": result.distance_N}, target)
+    if folders is not None:
+        _link(Path(folders), source, result, n_clusters=len(model.centroids_KP))
+    return result
+
+
+def _names(source: ImageSource) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
+
+
+def _writable(out: str | Path, endings: tuple[str, ...]) -> Path:
+    path = Path(out)
+    if path.suffix not in endings:
+        raise InputError(f"--out {path}: the file should end in {' or '.join(endings)}")
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder; name a file")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"--out {path}: the folder {folder} does not exist or can't be written to")
+    return path
+
+
+def _write_embeddings(result: Embeddings, target: Path) -> None:
+    if target.suffix == ".npy":
+        beside = target.with_name(target.name + ".part")
+        with beside.open("wb") as file:
+            np.save(file, result.embedding_ND)
+        beside.replace(target)
+        target.with_suffix(".names.txt").write_text("".join(name + "\n" for name in result.names), encoding="utf-8")
+        return
+    import pyarrow as pa
+
+    flat = pa.array(result.embedding_ND.ravel())
+    rows = pa.FixedSizeListArray.from_arrays(flat, result.embedding_ND.shape[1])
+    _write_table({"name": result.names, "embedding": rows}, target)
+
+
+def _write_table(columns: "dict[str, list[str] | NDArray[np.generic] | pyarrow.Array]", target: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    beside = target.with_name(target.name + ".part")
+    pq.write_table(pa.table(columns), beside)
+    beside.replace(target)
+
+
+def _check_folders(folders: Path, source: ImageSource) -> None:
+    if folders.exists() and (not folders.is_dir() or any(folders.iterdir())):
+        raise InputError(f"--folders {folders} is not an empty folder; name one that does not exist yet")
+    parent = next(folder for folder in (folders, *folders.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"--folders {folders}: {parent} is a file or can't be written to")
+    if source.path(0) is None:
+        raise InputError(
+            "--folders makes links to image files, and an array has none; the table of --out has all that is known"
+        )
+
+
+def _link(folders: Path, source: ImageSource, result: Clusters, *, n_clusters: int) -> None:
+    """A link for each image, named after its path, in the folder of its cluster."""
+    digits = len(str(n_clusters - 1))
+    for index, (name, cluster) in enumerate(zip(result.names, result.cluster_N.tolist(), strict=True)):
+        path = source.path(index)
+        if cluster == UNASSIGNED or path is None:
+            continue
+        folder = folders / f"cluster-{cluster:0{digits}d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        link = folder / name.replace("/", "__")
+        if link.is_symlink():  # a/b__c.jpg after a__b/c.jpg
+            link = link.with_stem(f"{link.stem}-{index}")
+        link.symlink_to(path)

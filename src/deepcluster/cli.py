@@ -1,0 +1,253 @@
+"""The command line: one command a verb; it parses, calls the function of the same name, and prints.
+
+Options of `train` are drawn from `config.Settings`. Nothing here imports torch before a command needs it.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deepcluster import config
+from deepcluster.errors import DeepClusterError, InputError
+from deepcluster.progress import Reporter
+
+GROUP_TITLES = {
+    "method": "Method",
+    "trunk": "Trunk",
+    "clustering": "Clustering (steps 1 to 4)",
+    "training": "Training (step 5)",
+    "run": "Run",
+}
+
+
+class Share(click.ParamType[tuple[float, float]]):
+    """Two numbers with a comma between them."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`0.2,1` → (0.2, 1.0)."""
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} should be two numbers with a comma between them, such as 0.2,1")
+        return low, high
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows the options of each group of settings under a title."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options group by group, in the order of the settings."""
+        for title, options in groupby(self.get_params(ctx), key=lambda option: getattr(option, "group", "Options")):
+            rows = [row for option in options if (row := option.get_help_record(ctx)) is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class SettingOption(click.Option):
+    """An option drawn from a field of the settings; its old names work and are not shown."""
+
+    def __init__(self, setting: Any) -> None:
+        wanted, _ = config.plain_type(setting.name)
+        name, text = config.flag(setting.name), setting.metadata["help"]
+        if setting.metadata["choices"]:
+            text += f": {', '.join(setting.metadata['choices'])}"
+        if setting.default is not None:
+            text += f"  [{_shown(setting.default)}]"
+        is_flag = wanted is bool
+        spelled = f"{name}/--no-{name[2:]}" if is_flag else name
+        kind = None if is_flag else Share() if wanted is tuple else wanted
+        super().__init__([setting.name, spelled, *setting.metadata["aliases"]], type=kind, default=None, help=text)
+        self.group = GROUP_TITLES[setting.metadata["group"]]
+        self.shown_name = spelled
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The name without the old ones, and the help."""
+        metavar = "" if self.is_flag else f" {self.make_metavar(ctx)}"
+        return self.shown_name + metavar, self.help or ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(f"{part:g}" for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [SettingOption(setting) for setting in fields(config.Settings)]
+    command.__click_params__ = [*reversed(options), *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
+    return command
+
+
+def _talk(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--quiet` and `--verbose`, which every command knows."""
+    quiet = click.option("-q", "--quiet", is_flag=True, help="print warnings and errors alone")
+    return quiet(click.option("-v", "--verbose", is_flag=True, help="print more, and the traceback of an error")(command))
+
+
+def _machine(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How images are looked at, the same in `embed` and `assign`."""
+    for option in (
+        click.option("--limit", type=int, help="look at this many images, spread evenly over the data"),
+        click.option(
+            "--workers", type=click.IntRange(min=0), help="threads that prepare images (default: one a core, at most 16)"
+        ),
+        click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="images at a time"),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps"),
+    ):
+        command = option(command)
+    return command
+
+
+def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
+    return paths[0] if len(paths) == 1 else paths
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="deepcluster")
+def cli() -> None:
+    """Learn visual features, and clusters, from a folder of images without labels (DeepCluster, ECCV 2018)."""
+
+
+@cli.command(cls=GroupedCommand)
+@click.argument("data", nargs=-1, required=True)
+@click.option("--out", "--exp", "out", type=Path, help="the run folder  [runs/NAME-OF-DATA]")
+@click.option("--resume", is_flag=True, help="go on with the run in --out; begin it where there is none")
+@click.option("--overwrite", is_flag=True, help="delete the run in --out first")
+@_talk
+@_with_settings
+def train(
+    data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, quiet: bool, verbose: bool, **options: Any
+) -> None:
+    """Learn from the images of DATA: a folder, a list (.txt), a table (.csv), arrays (.npz, .npy), or several of these.
+
+    Defaults in brackets are the paper's. --recipe auto fits them to the images, prints each change with its reason, and
+    never changes what you set.
+    """
+    from deepcluster import api
+
+    explicit = {name: value for name, value in options.items() if value is not None}
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **explicit)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True)
+@click.option("--out", type=Path, required=True, help="the table (.parquet: name, embedding) or array (.npy) to write")
+@click.option("--stage", help="stage of the trunk, averaged over its map (deepcluster info MODEL lists them)")
+@_machine
+@_talk
+def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
+    """Write the features of the images of DATA, one row an image.
+
+    MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights).
+    """
+    from deepcluster import api
+
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    result = api.embed(model, _data(data), reporter=reporter, **options)
+    _say_unreadable(result.unreadable, reporter)
+    rows, width = result.embedding_ND.shape
+    reporter.say(f"{options['out']}: {rows:,} rows of {width:,} numbers")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True)
+@click.option("--out", type=Path, help="the table to write (.parquet: name, cluster, distance)")
+@click.option("--folders", type=Path, help="also make a folder of links to the images of each cluster here")
+@_machine
+@_talk
+def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
+    """Tell the cluster of each image of DATA, which need not be those that MODEL was trained on."""
+    from deepcluster import api
+
+    if options["out"] is None and options["folders"] is None:
+        raise InputError("assign has nothing to write: give --out TABLE.parquet, --folders DIR, or both")
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    result = api.assign(model, _data(data), reporter=reporter, **options)
+    _say_unreadable(result.unreadable, reporter)
+    used = len(set(result.cluster_N[result.cluster_N >= 0].tolist()))
+    reporter.say(f"{len(result.names):,} images in {used:,} clusters: {options['out'] or options['folders']}")
+
+
+@cli.command()
+@click.argument("path")
+@_talk
+def info(path: str, quiet: bool, verbose: bool) -> None:
+    """Describe a run folder, a checkpoint, untrained:ARCH, or images."""
+    from deepcluster.info import info as describe
+
+    click.echo(describe(path))
+
+
+@cli.command()
+@_talk
+def doctor(quiet: bool, verbose: bool) -> None:
+    """Say what this machine offers: device, bf16, threads, memory, versions."""
+    from deepcluster.info import doctor as examine
+
+    click.echo(examine())
+
+
+@cli.command()
+@click.option("--out", type=Path, default=Path("runs/demo"), show_default=True, help="folder for images and run")
+@_talk
+def demo(out: Path, quiet: bool, verbose: bool) -> None:
+    """The whole job on images that are already here: the 1,797 digits of scikit-learn, without their labels."""
+    from deepcluster.demo import demo as show
+
+    click.echo(show(out, Reporter(quiet=quiet, verbose=verbose)))
+
+
+def _say_unreadable(unreadable: dict[str, str], reporter: Reporter) -> None:
+    for name, reason in list(unreadable.items())[:3]:
+        reporter.warn(f"{name} can't be read: {reason}")
+    if len(unreadable) > 3:
+        reporter.warn(f"… and {len(unreadable) - 3:,} more; their rows are empty")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends the process with 0, 2 (wrong input), 1 (anything else) or 130 (interrupted)."""
+    # Threads that wait by spinning slow the loader's threads several times; must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: Sequence[str]) -> int:
+    verbose = "--verbose" in arguments or "-v" in arguments
+    try:
+        cli.main(list(arguments), prog_name="deepcluster", standalone_mode=False)
+    except DeepClusterError as fault:
+        if verbose:
+            traceback.print_exc()
+        return _complain(str(fault), fault.exit_status)
+    except click.exceptions.NoArgsIsHelpError as fault:
+        print(fault.format_message(), file=sys.stderr)
+        return fault.exit_code
+    except click.UsageError as fault:
+        return _complain(fault.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("interrupted", 130)
+    except Exception as fault:
+        traceback.print_exc()
+        return _complain(f"unexpected {type(fault).__name__}: {fault}. This is a defect of deepcluster: please report it", 1)
+    return 0
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"deepcluster: {message}", file=sys.stderr)
+    return status

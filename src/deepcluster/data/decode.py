@@ -1,0 +1,218 @@
+"""From the bytes of an image file to an RGB array, whatever the file: decoded, or refused with a plain reason.
+
+Shapes: H height, W width. Every image comes out as H x W x 3 uint8, upright, in the colours that a person would see in
+a viewer. Safe to call from many threads at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import io
+import re
+import warnings
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster.errors import UnreadableImage
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS: Final = 178_956_970
+"""Where Pillow too refuses a file as a decompression bomb: 512 MiB of RGB, or 13,377 pixels square."""
+
+# Only these are tried: Pillow also knows formats that start other programs (EPS starts Ghostscript) or that take nearly
+# any bytes for a picture.
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+_ORIENTATION_TAG: Final = 0x0112
+_EXIF_KEYS: Final = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+
+# What people really have under the name of an image, by how it begins.
+_NOT_IMAGES: Final = (
+    (rb"version https://git-lfs", "a Git LFS pointer; fetch the images with `git lfs pull`"),
+    (rb"\s*<(!doctype html|html|head|body)", "not an image: HTML, perhaps the error page of a download"),
+    (rb"\s*(<\?xml.*)?<svg", "not supported: SVG drawing"),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "not supported: HEIC; convert it to JPEG"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "not supported: JPEG 2000"),
+    (rb"%PDF", "not an image: PDF"),
+    (rb"%!PS", "not an image: PostScript"),
+    (rb"PK\x03\x04", "not an image: ZIP archive"),
+    (rb"\x1f\x8b", "not an image: gzip archive"),
+    (rb"\xff\xd8", "damaged: it starts like a JPEG, but has no header that can be read"),
+    (rb"\x89PNG", "damaged: it starts like a PNG, but has no header that can be read"),
+    (rb"GIF8", "damaged: it starts like a GIF, but has no header that can be read"),
+    (rb"RIFF....WEBP", "damaged: it starts like a WebP, but has no header that can be read"),
+)
+
+
+def decode(encoded: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return the image in `encoded` as a C-contiguous H x W x 3 uint8 array, which may be read-only.
+
+    Grey, palette, CMYK, Lab and 16-bit images become RGB; what is transparent is laid over white; the EXIF orientation
+    is applied; of an animation the first frame is taken; colour profiles are ignored. An array (H x W, or H x W x 1, 3
+    or 4) is taken as already decoded.
+
+    Raises UnreadableImage, with the reason, for anything that isn't a whole image: empty, cut short, damaged, not an
+    image, of size zero, or of more pixels than `max_pixels`. Pillow's own limit (twice `PIL.Image.MAX_IMAGE_PIXELS`)
+    holds too.
+    """
+    if isinstance(encoded, np.ndarray):
+        return _decode_array(encoded)
+    if not encoded:
+        raise UnreadableImage("empty file")
+    try:
+        return _decode_file(encoded, max_pixels)
+    except UnreadableImage:
+        raise
+    # Not a list of types: on spoiled bytes Pillow's readers were seen to raise some fifteen different ones.
+    except Exception as error:
+        raise UnreadableImage(_reason(encoded, error)) from error
+
+
+def _decode_file(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded), formats=_prepare_pillow()) as image:
+        width, height = image.size
+        if not width or not height:
+            raise UnreadableImage(f"no pixels: {width} x {height}")
+        if width * height > max_pixels:
+            raise UnreadableImage(f"{width} x {height} pixels is over the limit of {max_pixels:,} pixels")
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+@functools.cache
+def _prepare_pillow() -> tuple[str, ...]:
+    """Load Pillow's readers once, quieten it, and return the formats that this Pillow can read."""
+    from PIL import Image
+
+    # Here and not at the first odd file: readers that are being registered by one thread may be missed by another.
+    Image.init()
+    # `warnings.catch_warnings` around each file would not be safe between threads, and `Image.MAX_IMAGE_PIXELS = None`
+    # would take the protection from the rest of the process, and from the tiles and frames that Pillow checks as it
+    # reads. Its warnings have no use here: a file is decoded or refused.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation where there is one (Pillow does so itself for TIFF and AVIF)."""
+    if _EXIF_KEYS.isdisjoint(image.info):
+        return image
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # A spoiled EXIF block says nothing about the pixels, and viewers ignore it.
+        return image
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _grey_to_rgb(_to_8_bits(np.asarray(image)))
+    if image.has_transparency_data:
+        return np.asarray(_over_white(image))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _to_8_bits(values_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Bring 16-bit, 32-bit and float grey values to 0..255.
+
+    16 bits keep the upper eight. Wider ones have no agreed white: floats within 0..1 are multiplied by 255, values
+    within 0..255 stay, and any others are stretched from their least to their greatest value.
+    """
+    if values_HW.dtype.kind == "u":
+        return (values_HW.astype(np.uint16) >> 8).astype(np.uint8)
+    finite = values_HW[np.isfinite(values_HW)]
+    if not finite.size:
+        raise UnreadableImage("no pixel holds a finite number")
+    low, high = float(finite.min()), float(finite.max())
+    values = np.nan_to_num(values_HW.astype(np.float64), nan=low, posinf=high, neginf=low)
+    if values_HW.dtype.kind == "f" and low >= 0 and high <= 1:
+        values *= 255
+    elif low < 0 or high > 255:
+        values = (values - low) * (255 / (high - low) if high > low else 0.0)
+    return np.rint(values).astype(np.uint8)
+
+
+def _grey_to_rgb(grey_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(grey_HW[:, :, None], 3, axis=2)
+
+
+def _decode_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
+        shape = " x ".join(map(str, array.shape))
+        raise UnreadableImage(f"an array of {shape} {array.dtype}; wanted H x W, or H x W x 1, 3 or 4, of uint8")
+    if channels == 1:
+        return _grey_to_rgb(array.reshape(array.shape[:2]))
+    if channels == 3:
+        return np.ascontiguousarray(array)
+    from PIL import Image
+
+    return np.asarray(_over_white(Image.fromarray(array)))
+
+
+def _reason(encoded: bytes, error: Exception) -> str:
+    """Say in a few words why `encoded` could not be decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    message = " ".join(str(error).split()).rstrip(".")[:160]
+    if isinstance(error, Image.DecompressionBombError):
+        counts = [f"{int(count):,}" for count in re.findall(r"\d+", message)]
+        return f"{counts[0]} pixels is over the limit of {counts[1]} pixels" if len(counts) == 2 else message
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if _is_cut_short(encoded, error):
+        return f"truncated: the file ends after {len(encoded):,} bytes, before the image does"
+    if isinstance(error, UnidentifiedImageError):
+        return _what_it_is(encoded)
+    return f"damaged: {message or type(error).__name__}"
+
+
+def _is_cut_short(encoded: bytes, error: Exception) -> bool:
+    if re.match(rb"RIFF....WEBP", encoded, re.DOTALL):
+        return int.from_bytes(encoded[4:8], "little") + 8 > len(encoded)
+    return isinstance(error, EOFError) or "truncated" in str(error).lower()
+
+
+def _what_it_is(encoded: bytes) -> str:
+    """Name what was found where no image was."""
+    if encoded.count(0) == len(encoded):
+        return "not an image: only zero bytes"
+    start = encoded[:512]
+    for pattern, reason in _NOT_IMAGES:
+        if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
+            return reason
+    try:
+        # Incremental, since the last character of `start` may be cut in two.
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        text = "\0"
+    if all(character.isprintable() or character.isspace() for character in text):
+        return "not an image: text"
+    return f"not an image: unknown format (starts with {start[:4].hex(' ')})"

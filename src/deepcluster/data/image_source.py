@@ -1,0 +1,89 @@
+"""What an image source is: an ordered, immutable collection, and how its images and labels are named to people.
+
+N images, H height, W width, C channels. A source never changes while it is open: whatever is known of its images
+(features, clusters, distances) is an array of N rows at the same index, and `name(index)` is what people see.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ImageSource(ABC):
+    """An ordered, immutable collection of N images.
+
+    `labels_N` holds an index into `class_names` for each image, -1 = unknown; None where nothing is known. Labels serve
+    diagnostics and evaluation only: training never reads them.
+    """
+
+    def __init__(self, labels: Iterable[str] | None = None) -> None:
+        """Take the class name of each image ("" = unknown), or None where nothing is known."""
+        self.labels_N: NDArray[np.int64] | None = None
+        self.class_names: list[str] = []
+        if labels is not None:
+            self.labels_N, self.class_names = _number_labels(list(labels))
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return N."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Return the path relative to the root, with forward slashes; unique in the source."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        """Return the bytes of an image file, or an H x W or H x W x C uint8 array where it is stored decoded.
+
+        Raises UnreadableImage where the file is gone or can't be read.
+        """
+
+    def path(self, index: int) -> Path | None:
+        """Return the absolute path of the image file, or None where the image is not a file of its own.
+
+        The file may have gone since the source was opened.
+        """
+        return None
+
+    @abstractmethod
+    def details(self) -> str:
+        """Return what follows "N images" in `describe`."""
+
+    def describe(self) -> str:
+        """Return the line that opens a run: how many images of which kind, from where, and what was skipped."""
+        return f"{count_of(len(self), 'image')} {self.details()}"
+
+
+def _number_labels(labels: list[str]) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the index of each label in the sorted class names ("" becomes -1), and these names."""
+    names = sorted(set(labels) - {""})
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
+    numbers = {"": -1, **{name: number for number, name in enumerate(names)}}
+    return np.fromiter((numbers[label] for label in labels), np.int64, len(labels)), [printable(n) for n in names]
+
+
+def printable(name: str) -> str:
+    r"""Return a name that can be printed and saved: bytes that are not UTF-8, as old archives hold, become `\xe9`."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write `1 image` or `1,234 images`."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def endings_of(endings: Counter[str] | Iterable[str]) -> str:
+    """Write `.jpg 12, .png 3`, the most frequent first, or the bare endings in order where they are not counted."""
+    if not isinstance(endings, Counter):
+        return " ".join(f".{ending}" for ending in sorted(endings))
+    ranked = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    some = [f"{f'.{ending}' if ending else 'no ending'} {count:,}" for ending, count in ranked[:8]]
+    return ", ".join(some) + (f", and {count_of(len(ranked) - 8, 'other ending')}" if len(ranked) > 8 else "")

@@ -1,0 +1,130 @@
+"""`info` and `doctor`: what a run, a checkpoint or a data set is, and what this machine offers."""
+
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepcluster.config import Settings
+from deepcluster.data.cache import DecodedImages
+from deepcluster.data.loader import Loader, usual_workers
+from deepcluster.data.sources import open_source
+from deepcluster.data.survey import even_sample
+from deepcluster.device import Machine, cpu_has_bf16, free_memory_bytes
+from deepcluster.model import UNTRAINED, Model, load
+from deepcluster.progress import size
+from deepcluster.training.metrics import epoch_line
+from deepcluster.training.run import RunFolder, versions
+
+SAMPLE = 256
+CHECKPOINT_ENDINGS = (".pt", ".pth", ".tar")
+
+
+def info(path: str) -> str:
+    """Describe a run folder, a checkpoint, `untrained:ARCH`, or images.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if path.startswith(UNTRAINED) or path.endswith(CHECKPOINT_ENDINGS):
+        return _about_model(load(path))
+    if RunFolder(Path(path)).is_run():
+        return _about_run(RunFolder(Path(path)))
+    return _about_data(path)
+
+
+def _about_run(folder: RunFolder) -> str:
+    config, metrics = folder.read_config(), folder.read_metrics()
+    settings = Settings.from_dict(config["settings"])
+    usual = Settings().as_dict()
+    others = [f"{name}={value}" for name, value in config["settings"].items() if value != usual[name]]
+    lines = [
+        f"run {folder.path}: {config['data']['description']}",
+        f"{settings.arch} at {settings.image_size} px, {settings.clusters:,} clusters, "
+        f"{len(metrics)} of {settings.epochs} epochs",
+        f"settings other than the paper's: {', '.join(others)}",
+    ]
+    if metrics:
+        lines.append(epoch_line(metrics[-1], settings.epochs))
+    lines += [f"checkpoint {path}, {size(path.stat().st_size)}" for path in sorted(folder.checkpoints.glob("*.pt"))]
+    tables = sorted((folder.path / "assignments").glob("*.parquet"))
+    lines += [f"clusters of each image: {tables[-1]}"] if tables else []
+    return "\n".join(lines)
+
+
+def _about_model(model: Model) -> str:
+    trunk, settings = model.trunk, model.settings
+    weights = sum(weight.numel() for weight in trunk.parameters())
+    with torch.no_grad():
+        blank = torch.zeros(1, 3, settings.image_size, settings.image_size)
+        shapes = {name: tuple(trunk.stage(blank, name).shape[1:]) for name in trunk.stages}
+    lines = [
+        f"{model.name}: {settings.arch}{' with Sobel' if settings.sobel else ''}, {weights:,} weights, "
+        f"made for images of {settings.image_size} px",
+        "stages (channels, height, width): " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
+        f"embed gives {trunk.embed_stage} by default, {shapes[trunk.embed_stage][0]} numbers an image",
+    ]
+    if model.centroids_KP is not None:
+        lines.append(f"{len(model.centroids_KP):,} clusters in a space of {model.centroids_KP.shape[1]} whitened features")
+    return "\n".join(lines)
+
+
+def _about_data(path: str) -> str:
+    source = open_source(path)
+    loader = Loader(DecodedImages(source, 1 << 32), workers=usual_workers())
+    sample = even_sample(range(len(source)), SAMPLE)
+    for _ in loader.read_all(torch.tensor(sample), chunk=8):
+        pass
+    loader.close()
+    sizes = Counter(tuple(loader.images.get(i).shape[1::-1]) for i in sample if i not in loader.unreadable)
+    shown = ", ".join(f"{width} × {height} ({count})" for (width, height), count in sizes.most_common(5))
+    lines = [source.describe(), f"sizes in a sample of {len(sample)}: {shown}" + (", …" if len(sizes) > 5 else "")]
+    if loader.unreadable:
+        index, reason = min(loader.unreadable.items())
+        lines.append(f"{len(loader.unreadable)} of the sample can't be read, e.g. {source.name(index)}: {reason}")
+    return "\n".join(lines)
+
+
+def doctor() -> str:
+    """What this machine offers to deepcluster, a fact a line."""
+    machine = Machine.choose()
+    facts: dict[str, Any] = {
+        "would run on": machine.describe(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {'quick' if cpu_has_bf16() else 'slow'} at bf16",
+        "product of two 1,024 × 1,024 matrices": ", ".join(
+            f"{precision} {_product_gflops(machine, dtype):,.0f} GFLOP/s"
+            for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        ),
+        "CUDA": _cuda(),
+        "memory free": size(free_memory_bytes()),
+        "disk free here": size(shutil.disk_usage(".").free),
+        "threads that prepare images": usual_workers(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+    return "\n".join(f"{name + ':':<42}{value}" for name, value in facts.items())
+
+
+def _cuda() -> str:
+    if not torch.cuda.is_available():
+        return "no device" + ("" if torch.version.cuda else " (this torch is built without CUDA)")
+    return ", ".join(
+        f"cuda:{i} {torch.cuda.get_device_name(i)}, {size(torch.cuda.get_device_properties(i).total_memory)}"
+        for i in range(torch.cuda.device_count())
+    )
+
+
+def _product_gflops(machine: Machine, dtype: torch.dtype) -> float:
+    """Rate of a matrix product, best of several."""
+    side = 1024
+    a = torch.randn(side, side, device=machine.device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2e-9 * side**3 / best

@@ -1,0 +1,135 @@
+"""A trained trunk with what is needed to use it, and the ways to name one.
+
+N images, D features, P components, K clusters.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.config import ARCHITECTURES, Settings
+from deepcluster.data.cache import DecodedImages
+from deepcluster.data.loader import Loader, usual_workers
+from deepcluster.data.sources import ImageSource
+from deepcluster.device import Machine
+from deepcluster.errors import InputError, did_you_mean
+from deepcluster.inference import image_features
+from deepcluster.models.trunk import Trunk
+from deepcluster.progress import Reporter
+from deepcluster.training.launch import trunk_of
+from deepcluster.training.run import RunFolder, load_checkpoint
+
+UNTRAINED = "untrained:"
+# Sides of the images that untrained trunks are made for.
+USUAL_IMAGE_SIZE = {"alexnet-small": 32, "resnet18-small": 32}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trunk with what is needed to use it.
+
+    Attributes:
+        name: what it was loaded from.
+        trunk: in eval mode.
+        settings: of its run.
+        whitening, centroids_KP: of its clusters; None where it has none.
+    """
+
+    name: str
+    trunk: Trunk
+    settings: Settings
+    whitening: Whitening | None = None
+    centroids_KP: Tensor | None = None
+
+    def features(
+        self,
+        source: ImageSource,
+        *,
+        stage: str | None = None,
+        device: str = "auto",
+        batch_size: int = 256,
+        workers: int | None = None,
+        reporter: Reporter | None = None,
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Rows (N, D), float32, of the images of a source, and the reasons of those that can't be read (rows of NaN)."""
+        stage = stage or self.trunk.embed_stage
+        self.trunk.check_stage(stage)
+        machine = Machine.choose(device, self.settings.precision)
+        self.trunk.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        workers = usual_workers() if workers is None else workers
+        reporter = reporter or Reporter(quiet=True)
+        with (
+            closing(Loader(DecodedImages(source), workers=workers)) as loader,
+            reporter.track("features", len(source)) as progress,
+        ):
+            features_ND = image_features(
+                self.trunk,
+                loader,
+                machine,
+                stage=stage,
+                image_size=self.settings.image_size,
+                batch_size=batch_size,
+                on_batch=progress,
+            )
+        return features_ND.float(), loader.unreadable
+
+
+def load(model: str | Path) -> Model:
+    """The model of a run folder, a checkpoint file, or `untrained:ARCH`, the baseline of random weights.
+
+    `untrained:RUN` is the trunk of a run as it was before its first epoch.
+
+    Raises:
+        InputError: there is no such model, or the file can't be used.
+    """
+    if str(model).startswith(UNTRAINED):
+        return _untrained(str(model).removeprefix(UNTRAINED))
+    path = Path(model)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: a model is a run folder, a checkpoint file or untrained:ARCH")
+    if path.is_dir():
+        folder = RunFolder(path)
+        folder.read_config()
+        path = folder.last
+        if not path.is_file():
+            raise InputError(f"{folder.path} has no checkpoint yet")
+    state = load_checkpoint(path)
+    settings = _settings_of(state, path)
+    trunk = trunk_of(settings)
+    try:
+        trunk.load_state_dict(state["trunk"])
+    except RuntimeError as fault:
+        raise InputError(
+            f"{path} does not hold the weights of {settings.arch}: {str(fault).splitlines()[-1].strip()}"
+        ) from None
+    groups = state.get("final", state)
+    if "assignment" not in groups:
+        return Model(str(model), trunk.eval(), settings)
+    whitening = Whitening.from_state_dict(groups["whitening"])
+    return Model(str(model), trunk.eval(), settings, whitening, groups["assignment"]["centroids_KP"])
+
+
+def _settings_of(state: dict[str, Any], path: Path) -> Settings:
+    try:
+        return Settings.from_dict(state["settings"])
+    except (KeyError, InputError) as fault:
+        raise InputError(f"{path} was written by another version of deepcluster: {fault}") from None
+
+
+def _untrained(name: str) -> Model:
+    if name in ARCHITECTURES:
+        size = USUAL_IMAGE_SIZE.get(name, 224)
+        settings = Settings(arch=name, image_size=size, sobel=name in ("alexnet", "vgg16"))
+    elif Path(name).is_dir():
+        settings = Settings.from_dict(RunFolder(Path(name)).read_config()["settings"])
+    else:
+        raise InputError(
+            f"{UNTRAINED}{name}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
+            f"{', '.join(ARCHITECTURES)}, or a run folder for its trunk before training"
+        )
+    return Model(UNTRAINED + name, trunk_of(settings).eval(), settings)

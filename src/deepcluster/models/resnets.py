@@ -1,0 +1,64 @@
+"""ResNets of torchvision as trunks, and the 3×3 stem of the CIFAR literature for small images."""
+
+import torchvision
+from torch import Tensor, nn
+
+from deepcluster.errors import InputError
+from deepcluster.models.convnets import sobel_layer
+from deepcluster.models.trunk import FEATURES, Trunk
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+SMALLEST_IMAGE = 8
+
+
+class ResNet(Trunk):
+    """ResNet-18 or ResNet-50 of torchvision without its classifier; "features" are the average-pooled last stage.
+
+    `resnet18-small` has the stem for images of 32 to 96 px: a 3×3 convolution of stride 1 and no pooling.
+
+    Raises:
+        InputError: images under 8 px.
+    """
+
+    def __init__(self, arch: str, *, image_size: int, sobel: bool) -> None:
+        super().__init__()
+        if image_size < SMALLEST_IMAGE:
+            raise InputError(f"image_size={image_size} is too small for {arch}; use {SMALLEST_IMAGE} or more")
+        name, _, small = arch.partition("-")
+        self.backbone = getattr(torchvision.models, name)(weights=None)
+        self.dim = self.backbone.fc.in_features
+        self.backbone.fc = nn.Identity()
+        self.sobel = sobel_layer() if sobel else None
+        if small or sobel:
+            self.backbone.conv1 = self._stem(channels=2 if sobel else 3, small=bool(small))
+        if small:
+            self.backbone.maxpool = nn.Identity()
+        self.arch = arch
+        self.stages = ("stem", *LAYERS, FEATURES)
+        self.embed_stage = FEATURES
+
+    @staticmethod
+    def _stem(channels: int, *, small: bool) -> nn.Conv2d:
+        stem = (
+            nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+            if small
+            else nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        )
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        return stem
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self._stage(x_BCHW, LAYERS[-1]).mean(dim=(2, 3))
+
+    def _stage(self, x_BCHW: Tensor, name: str) -> Tensor:
+        net = self.backbone
+        x = x_BCHW if self.sobel is None else self.sobel(x_BCHW)
+        x = net.relu(net.bn1(net.conv1(x)))
+        if name == "stem":
+            return x  # type: ignore[no-any-return]
+        x = net.maxpool(x)
+        for layer in LAYERS:
+            x = getattr(net, layer)(x)
+            if layer == name:
+                break
+        return x  # type: ignore[no-any-return]

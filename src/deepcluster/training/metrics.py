@@ -1,0 +1,90 @@
+"""What an epoch tells: its line in metrics.jsonl, its line on the screen, and plain words when it looks like collapse."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from deepcluster.training.deepcluster import DeepCluster
+
+# One cluster with more than this share of the images, where there are at least 5 clusters, is a giant.
+GIANT_SHARE = 0.5
+# A loss this near ln K after this many epochs: the head has learned nothing of its labels.
+STUCK_SHARE, STUCK_EPOCHS = 0.995, 3
+
+
+def epoch_metrics(run: "DeepCluster") -> dict[str, Any]:
+    """The epoch's line of metrics.jsonl."""
+    assignment, seconds = run.current, run.seconds
+    sizes_K = assignment.sizes_K()
+    busy = seconds["features"] + seconds["training"]
+    return {
+        "epoch": run.epoch,
+        "loss": run.losses.total / max(1, run.losses.count),
+        "inertia": assignment.inertia,
+        "nmi_previous": run.nmi_previous,
+        "nmi_labels": assignment.nmi(run.known_labels_N) if run.known_labels_N is not None else None,
+        "clusters": assignment.n_clusters,
+        "clusters_nonempty": int((sizes_K > 0).sum()),
+        "clusters_repaired": assignment.n_repaired,
+        "largest_cluster_share": float(sizes_K.max() / sizes_K.sum()),
+        "images_per_second": run.losses.count / max(1e-9, sum(seconds.values())),
+        "data_wait_share": run.loader.wait_seconds / max(1e-9, busy),
+        "seconds": {step: round(value, 3) for step, value in seconds.items()},
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
+    """The epoch in one line worth reading."""
+    seconds = metrics["seconds"]
+    parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.3f}"]
+    parts += [
+        f"{title} {metrics[name]:.3f}"
+        for title, name in (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"))
+        if metrics.get(name) is not None
+    ]
+    parts += [
+        f"clusters {metrics['clusters_nonempty']:,}/{metrics['clusters']:,}",
+        f"largest {metrics['largest_cluster_share']:.1%}",
+        f"features {seconds['features']:.0f}s",
+        f"cluster {seconds['whitening'] + seconds['clustering']:.0f}s",
+        f"train {seconds['training']:.0f}s",
+        f"data-wait {metrics['data_wait_share']:.0%}",
+    ]
+    return "  ".join(parts)
+
+
+def health(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """A plain sentence if the last epoch looks like a collapse, with what to change; None if it looks well."""
+    last = history[-1]
+    share, clusters = last["largest_cluster_share"], last["clusters_nonempty"]
+    if share > GIANT_SHARE and last["clusters"] >= 5:
+        return (
+            f"one cluster holds {share:.0%} of the images: this looks like a collapse. "
+            "Try a lower --lr, fewer --clusters, or another --cluster-stage"
+        )
+    recent = history[-STUCK_EPOCHS:]
+    if len(recent) == STUCK_EPOCHS and all(
+        line["loss"] > STUCK_SHARE * log(max(2, line["clusters_nonempty"])) for line in recent
+    ):
+        return (
+            f"the loss has stayed at ln K = {log(max(2, clusters)):.2f} for {STUCK_EPOCHS} epochs: the network learns "
+            "nothing of its labels. Try a higher --lr, a smaller --batch-size (more steps), or fewer --clusters"
+        )
+    return None
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held, on the GPU where one is used, else of the machine."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

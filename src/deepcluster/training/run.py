@@ -1,0 +1,263 @@
+"""The run folder: settings, metrics, checkpoints, assignments; written whole or not at all, and taken up again."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from deepcluster.config import OPTION_TYPES, Settings, flag
+from deepcluster.errors import InputError, Interrupted, TrainingError
+
+CHECKPOINT_FORMAT = "deepcluster-1"
+# What a run writes; config.json last, so that a deletion that is cut off leaves a run that can be overwritten.
+WRITTEN = (
+    "checkpoints", "assignments", "metrics.jsonl", "train.log", "unreadable.csv", "evaluation", "report.html", "config.json",
+)  # fmt: skip
+
+
+class RunFolder:
+    """Names and writes the files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "train.log"
+        self.unreadable = path / "unreadable.csv"
+        self.checkpoints = path / "checkpoints"
+        self.assignments = path / "assignments"
+        self.last = self.checkpoints / "last.pt"
+
+    def assignment(self, epoch: int) -> Path:
+        """Table of the clustering that epoch `epoch` learns."""
+        return self.assignments / f"epoch-{epoch:04d}.parquet"
+
+    def is_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file()
+
+    def check_free(self, *, resume: bool, overwrite: bool) -> None:
+        """Raise `InputError` unless a run may be begun, or taken up, here. Changes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; --out takes a folder")
+        parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not parent.is_dir():
+            raise InputError(f"{self.path} can't be made: {parent} is a file; choose another folder with --out")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(f"{parent} can't be written to; choose another folder with --out")
+        if resume and overwrite:
+            raise InputError("--resume goes on with a run and --overwrite deletes it: use one of them")
+        if self.is_run() and not (resume or overwrite):
+            raise InputError(
+                f"{self.path} holds a run already: --resume goes on with it, --overwrite starts anew, --out names another"
+            )
+        strangers = self._strangers()
+        if strangers and not self.is_run():
+            raise InputError(f"{self.path} holds other files ({', '.join(strangers[:3])}); choose another folder with --out")
+
+    def _strangers(self) -> list[str]:
+        """What is in the folder, but for what a run leaves that was killed before it could write its config.json."""
+        if not self.path.is_dir():
+            return []
+        empty = {
+            folder.name for folder in (self.checkpoints, self.assignments) if folder.is_dir() and not any(folder.iterdir())
+        }
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", *empty})
+
+    def create(self, *, overwrite: bool) -> None:
+        """Make the folders; with `overwrite` delete what an earlier run wrote, and nothing else."""
+        if overwrite and self.path.is_dir():
+            for name in WRITTEN:
+                old = self.path / name
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.assignments):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, settings: Settings, changed_by_recipe: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Write config.json."""
+        content = {
+            "settings": settings.as_dict(),
+            "changed_by_recipe": dict(changed_by_recipe),
+            "data": dict(data),
+            "versions": versions(),
+            "command": " ".join(sys.argv),
+        }
+        write_whole(self.config, json.dumps(content, indent=2) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of config.json.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        try:
+            content = json.loads(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{self.path} is not a run folder: it has no config.json") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+            raise InputError(f"{self.config} is damaged: {fault}") from None
+        if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in ("settings", "data")):
+            raise InputError(f"{self.config} is not a run's config.json: it has no settings, or no data")
+        return content
+
+    def drop_metrics_from(self, epoch: int) -> None:
+        """Forget the lines of `epoch` and later: they will be written again."""
+        kept = [line for line in self.read_metrics() if line["epoch"] < epoch]
+        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add an epoch's line."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that was cut off is left out."""
+        lines = []
+        for text in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else ():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def write_unreadable(self, reasons: Mapping[str, str]) -> None:
+        """Write unreadable.csv, `name, reason`, where there are any."""
+        import csv
+        import io
+
+        if not reasons:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("name", "reason"))
+        writer.writerows(sorted(reasons.items()))
+        write_whole(self.unreadable, text.getvalue())
+
+    def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:
+        """Write checkpoints/last.pt: beside, flushed, renamed; and keep a copy as epoch-NNNN.pt where asked.
+
+        Raises:
+            TrainingError: it can't be written (a full disk); the one before stays.
+        """
+        beside = self.last.with_name("last.pt.part")
+        try:
+            with beside.open("wb") as file:
+                torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep_as_epoch is not None:
+                kept = self.checkpoints / f"epoch-{keep_as_epoch:04d}.pt"
+                kept.unlink(missing_ok=True)
+                try:
+                    os.link(beside, kept)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(beside, kept)
+            beside.replace(self.last)
+        except (OSError, RuntimeError) as fault:
+            beside.unlink(missing_ok=True)
+            raise TrainingError(
+                f"{self.last} could not be written ({fault}); the one before it is whole: make room, then use --resume"
+            ) from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside, flush it, and rename it: it is whole at every moment."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint: tensors and plain values; no code in it is ever run.
+
+    Raises:
+        InputError: it is missing, damaged, holds code, or is not a checkpoint of this program.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except pickle.UnpicklingError:
+        if zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80":
+            raise InputError(
+                f"{path} holds more than tensors and plain values (pickled code); it is refused, not run"
+            ) from None
+        raise InputError(f"{path} is not a checkpoint") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as fault:
+        reason = str(fault).splitlines()[0]
+        raise InputError(f"{path} can't be read: truncated, damaged or not a checkpoint ({reason})") from None
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise InputError(f"{path} is not a checkpoint of deepcluster")
+    return state
+
+
+def check_same_settings(explicit: Mapping[str, Any], saved: Settings) -> None:
+    """Raise `InputError` where the person asks a resumed run for other settings than it has, naming each."""
+    now = saved.as_dict()
+    resumable = {name for name, option in Settings.__dataclass_fields__.items() if option.metadata["resumable"]}
+    if saved.lr_schedule != "constant":
+        resumable.discard("epochs")
+    changed = []
+    for name, value in explicit.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if name in OPTION_TYPES and value != now[name] and name not in resumable:
+            changed.append(f"{flag(name)} is {now[name]} in this run, not {value}")
+    if changed:
+        raise InputError(
+            f"a resumed run keeps its settings: {'; '.join(changed)}. Leave them out, or start another run with --out"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    packages = ("deepcluster", "torch", "torchvision", "numpy", "pillow", "scikit-learn")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM as a question that the loop asks at safe moments; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+
+    @contextmanager
+    def listening(self) -> "Iterator[Interruption]":
+        """Listen to the signals while the work goes on (in the main thread alone: elsewhere Python has no signals)."""
+        previous: dict[int, Any] = {}
+        try:
+            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+                previous[number] = signal.signal(number, self._note)
+        except ValueError:
+            pass
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None:
+            raise KeyboardInterrupt
+        self.requested = signal.Signals(number).name
+
+    def check(self, save: Callable[[], None] | None = None) -> None:
+        """Raise `Interrupted` if a stop was asked for, after saving the state."""
+        if self.requested is not None:
+            if save is not None:
+                save()
+            raise Interrupted(f"stopped by {self.requested}; the state is saved: the same command with --resume goes on")

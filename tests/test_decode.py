@@ -1,0 +1,325 @@
+"""Whatever the file, `decode` gives the picture that a viewer would show, or says in plain words why it can't."""
+
+import io
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+from spoiled_images import GOOD, SPOILED, encode, picture, png_header, write_good_images, write_spoiled_images
+
+from deepcluster.data.decode import MAX_PIXELS, decode
+from deepcluster.errors import UnreadableImage
+
+# pytest puts the filters of warnings back after each test, and with them those that `decode` sets once.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
+
+SCENE = picture(7)
+GREY = np.asarray(Image.fromarray(SCENE).convert("L"))
+
+
+def difference(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(float) - b.astype(float)).mean())
+
+
+def reason(encoded: bytes | NDArray[np.uint8], **options: int) -> str:
+    with pytest.raises(UnreadableImage) as caught:
+        decode(encoded, **options)
+    return str(caught.value)
+
+
+def three(grey: NDArray[np.generic]) -> NDArray[np.generic]:
+    return np.stack([grey] * 3, axis=-1)
+
+
+def test_all_good_images_decode_and_all_spoiled_ones_are_refused(tmp_path: Path) -> None:
+    for name in write_good_images(tmp_path, 2 * len(GOOD)):
+        image = decode((tmp_path / name).read_bytes())
+        assert image.shape == (40, 48, 3), name
+        assert image.dtype == np.uint8, name
+        assert image.flags.c_contiguous, name
+    for name in write_spoiled_images(tmp_path, 2 * len(SPOILED)):
+        message = reason((tmp_path / name).read_bytes())
+        assert message, name
+        assert "0x" not in message, f"{name}: an address in memory says nothing to a person: {message}"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_give_the_exact_pixels(kind: str) -> None:
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(SCENE), kind)), SCENE)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_plain_jpeg_is_what_pillow_gives(options: dict[str, object]) -> None:
+    encoded = encode(Image.fromarray(SCENE), "JPEG", **options)
+    np.testing.assert_array_equal(decode(encoded), np.asarray(Image.open(io.BytesIO(encoded))))
+
+
+def test_grey_and_two_colour_images_get_three_equal_channels() -> None:
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(GREY), "PNG")), three(GREY))
+    bits = GREY > 128
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(bits), "PNG")), three(bits * 255))
+
+
+def test_a_palette_gives_its_colours() -> None:
+    image = Image.fromarray(SCENE).quantize(8)
+    np.testing.assert_array_equal(decode(encode(image, "PNG")), np.asarray(image.convert("RGB")))
+
+
+def test_what_is_transparent_becomes_white() -> None:
+    rgba = np.dstack([SCENE, np.full(SCENE.shape[:2], 255, np.uint8)])
+    rgba[:, :10, 3] = 0
+    rgba[:, 10:20, 3] = 51
+    want = SCENE.astype(float)
+    want[:, :10] = 255
+    want[:, 10:20] = 0.2 * want[:, 10:20] + 0.8 * 255
+    assert np.abs(decode(encode(Image.fromarray(rgba), "PNG")) - want).max() <= 1
+    assert np.abs(decode(rgba) - want).max() <= 1
+
+
+def test_transparent_palette_colour_grey_with_alpha_and_transparent_rgb_colour_become_white() -> None:
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 10, 10])
+    palette.putpixel((0, 0), 0)
+    for kind in ("PNG", "GIF"):
+        image = decode(encode(palette, kind, transparency=0))
+        assert image[0, 0].tolist() == [255] * 3
+        assert image[1, 1].tolist() == [200, 10, 10]
+    assert decode(encode(Image.new("LA", (2, 2), (0, 0)), "PNG")).min() == 255
+    assert decode(encode(Image.new("RGB", (2, 2), (9, 9, 9)), "PNG", transparency=(9, 9, 9))).min() == 255
+
+
+def test_cmyk_jpeg_with_adobe_inversion_keeps_its_colours() -> None:
+    encoded = encode(Image.fromarray(SCENE).convert("CMYK"), "JPEG", quality=95)
+    assert b"Adobe" in encoded  # Pillow writes it inverted, as Photoshop does
+    assert difference(decode(encoded), SCENE) < 4
+    red = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
+    np.testing.assert_allclose(decode(red)[4, 4], [255, 0, 0], atol=4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_the_upper_eight(kind: str) -> None:
+    values = (np.arange(40 * 48).reshape(40, 48) * 34).astype(np.uint16)
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(values), kind)), three(values // 256))
+    exact = GREY.astype(np.uint16) * 257
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(exact), kind)), three(GREY))
+
+
+def test_big_endian_sixteen_bits() -> None:
+    values = GREY.astype(np.uint16) * 257
+    image = Image.frombytes("I;16B", values.shape[::-1], values.astype(">u2").tobytes())
+    np.testing.assert_array_equal(decode(encode(image, "TIFF")), three(GREY))
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        ([[0.0, 0.5, 1.0]], [0, 128, 255]),  # floats within 0..1
+        ([[0.0, 100.0, 255.0]], [0, 100, 255]),  # already 0..255
+        ([[-10.0, 0.0, 90.0]], [0, 26, 255]),  # any other range is stretched
+        ([[0.0, np.nan, 1000.0]], [0, 0, 255]),
+        ([[-np.inf, 500.0, np.inf]], [0, 0, 0]),
+        ([[-3.0, -3.0, -3.0]], [0, 0, 0]),
+    ],
+)
+def test_float_images_are_brought_to_eight_bits(values: list[list[float]], want: list[int]) -> None:
+    encoded = encode(Image.fromarray(np.array(values, np.float32)), "TIFF")
+    assert decode(encoded)[0, :, 0].tolist() == want
+
+
+def test_integer_images_are_brought_to_eight_bits() -> None:
+    for values, want in (([0, 1, 255], [0, 1, 255]), ([0, 50_000, 100_000], [0, 128, 255])):
+        encoded = encode(Image.fromarray(np.array([values], np.int32)), "TIFF")
+        assert decode(encoded)[0, :, 1].tolist() == want
+    assert reason(encode(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF")).startswith("no pixel holds")
+
+
+def test_lab_and_ycbcr_become_rgb() -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    image = ImageCms.applyTransform(Image.fromarray(SCENE), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"), inPlace=False)
+    assert image is not None
+    assert difference(decode(encode(image, "TIFF")), SCENE) < 6
+    assert difference(decode(encode(Image.fromarray(SCENE).convert("YCbCr"), "TIFF")), SCENE) < 6
+
+
+@pytest.mark.parametrize(
+    ("orientation", "store"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a)),
+        (7, lambda a: a[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda a: np.rot90(a, -1)),
+        (99, lambda a: a),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_exif_orientation_is_undone(
+    orientation: int, store: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], kind: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(store(SCENE)))
+    saving: dict[str, dict[str, object]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+    assert difference(decode(encode(stored, kind, exif=exif, **saving.get(kind, {}))), SCENE) < 8
+
+
+def test_a_spoiled_exif_block_does_not_lose_the_picture() -> None:
+    encoded = encode(Image.fromarray(SCENE), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 30)
+    assert decode(encoded).shape == SCENE.shape
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"WEBP": {"lossless": True}}.get(kind, {})
+    image = decode(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert image[3, 3].tolist() == [255, 0, 0]
+
+
+def test_one_pixel_is_an_image_and_none_is_not() -> None:
+    assert decode(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).tolist() == [[[1, 2, 3]]]
+    assert reason(png_header(0, 5))
+    assert "0 x 4" in reason(np.zeros((0, 4, 3), np.uint8))
+
+
+def test_arrays_are_taken_as_decoded() -> None:
+    np.testing.assert_array_equal(decode(SCENE), SCENE)
+    np.testing.assert_array_equal(decode(GREY), three(GREY))
+    np.testing.assert_array_equal(decode(GREY[:, :, None]), three(GREY))
+    assert decode(SCENE[::2, ::-1]).flags.c_contiguous
+    assert "float32" in reason(SCENE.astype(np.float32))
+    assert "40 x 48 x 2 uint8" in reason(SCENE[:, :, :2])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_truncated_files_are_refused_as_such(kind: str, share: float) -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    encoded = encode(Image.fromarray(noisy), kind)
+    cut = int(share * len(encoded))
+    assert reason(encoded[:cut]) == f"truncated: the file ends after {cut:,} bytes, before the image does"
+
+
+def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused() -> None:
+    encoded = encode(Image.fromarray(SCENE), "JPEG", progressive=True)
+    assert reason(encoded[: int(0.9 * len(encoded))]).startswith("truncated")
+
+
+@pytest.mark.parametrize(
+    ("encoded", "words"),
+    [
+        (b"", "empty file"),
+        (b"just some words\n", "not an image: text"),
+        ("caf\u00e9 ".encode() * 200, "not an image: text"),
+        (b"  <!DOCTYPE HTML><html>", "HTML"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "SVG"),
+        (b"%PDF-1.7 ....", "PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
+        (b"PK\x03\x04" + bytes(30), "ZIP"),
+        (b"\0\0\0\x18ftypheic" + bytes(30), "HEIC; convert it to JPEG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (bytes(1000), "only zero bytes"),
+        (b"\x9a\x01\x02\x03\x04\x05\x06\x07", "unknown format (starts with 9a 01 02 03)"),
+        (b"\xff\xd8\xff", "JPEG"),
+    ],
+)
+def test_what_is_not_an_image_is_named(encoded: bytes, words: str) -> None:
+    assert words in reason(encoded)
+
+
+def test_a_spoiled_checksum_is_called_damaged() -> None:
+    encoded = bytearray(encode(Image.fromarray(SCENE), "PNG"))
+    encoded[len(encoded) // 2] ^= 0xFF
+    assert reason(bytes(encoded)).startswith(("damaged: ", "truncated: "))
+
+
+def test_images_over_the_limit_are_refused_before_they_are_decoded() -> None:
+    assert reason(png_header(13_000, 13_000), max_pixels=10**8) == (
+        "13000 x 13000 pixels is over the limit of 100,000,000 pixels"
+    )
+    assert reason(png_header(30_000, 30_000)) == f"900,000,000 pixels is over the limit of {MAX_PIXELS:,} pixels"
+    encoded = encode(Image.fromarray(SCENE), "PNG")
+    assert decode(encoded, max_pixels=48 * 40).shape == (40, 48, 3)
+    assert reason(encoded, max_pixels=48 * 40 - 1) == "48 x 40 pixels is over the limit of 1,919 pixels"
+
+
+def test_pillow_stays_as_it_was_and_says_nothing_of_large_images() -> None:
+    """In a process of its own, as pytest puts back the filters of warnings; -W error turns each into an exception."""
+    code = (
+        "import sys; from PIL import Image; before = Image.MAX_IMAGE_PIXELS\n"
+        "from deepcluster.data.decode import decode\n"
+        "from deepcluster.errors import UnreadableImage\n"
+        "try: decode(sys.stdin.buffer.read())\n"
+        "except UnreadableImage as error: print(error)\n"
+        "assert Image.MAX_IMAGE_PIXELS == before"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], input=png_header(10_000, 10_000), capture_output=True, check=True
+    )
+    assert done.stdout.startswith(b"truncated")  # It came as far as the pixels, of which there are too few.
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_spoiled_bytes_give_an_image_or_a_reason(kind: str) -> None:
+    """A hundred files a format, each with some bytes changed, removed, doubled or cut off."""
+    sound = encode(Image.fromarray(SCENE), kind)
+    outcomes = {"image": 0, "reason": 0}
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        spoiled = bytearray(sound)
+        for _ in range(rng.integers(1, 12)):
+            # Half of the changes go to the first bytes, where the headers are.
+            at = int(rng.integers(0, len(spoiled) if rng.random() < 0.5 else 64))
+            spoiled[at] = int(rng.integers(0, 256))
+        if seed % 5 == 1:
+            del spoiled[int(rng.integers(0, len(spoiled))) :]
+        elif seed % 5 == 2:
+            at = int(rng.integers(0, len(spoiled)))
+            spoiled[at:at] = spoiled[at // 2 : at]
+        try:
+            image = decode(bytes(spoiled), max_pixels=10**7)
+        except UnreadableImage as error:
+            assert 0 < len(str(error)) < 300
+            outcomes["reason"] += 1
+        else:
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+            outcomes["image"] += 1
+    assert outcomes["reason"] > 20, f"the files were hardly spoiled: {outcomes}"
+
+
+def test_a_png_with_valid_checksums_and_random_pixels_data_is_refused() -> None:
+    body = zlib.compress(b"\x09" * 10_000)  # 9 is no PNG filter
+    encoded = png_header(50, 50).replace(zlib.compress(b"\0" * 100), body)
+    assert reason(encoded)
+
+
+def test_many_threads_decode_at_once(tmp_path: Path) -> None:
+    names = write_good_images(tmp_path, len(GOOD)) + write_spoiled_images(tmp_path, len(SPOILED))
+    files = [(tmp_path / name).read_bytes() for name in names]
+
+    def outcome(encoded: bytes) -> bytes:
+        try:
+            return decode(encoded).tobytes()
+        except UnreadableImage as error:
+            return str(error).encode()
+
+    alone = [outcome(encoded) for encoded in files]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(outcome, files * 4)) == alone * 4

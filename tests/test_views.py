@@ -1,0 +1,288 @@
+"""What the network sees: crops and pixels as torchvision's, colours as a plain per-image reference, draws by position."""
+
+from math import cos, pi, sin
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp, kstest
+from spoiled_images import picture
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2 import functional as torchvision
+
+from deepcluster.data.views import CROP_ATTEMPTS, DRAWS, LONGEST, LUMA, ClusterView, Colours, TrainingView, draws
+
+FLIP = 2 * CROP_ATTEMPTS + 2
+COLOURS = FLIP + 1
+SIZES = [(40, 90), (90, 40), (64, 64), (33, 31), (300, 451), (1, 1), (2, 30), (224, 224)]
+
+
+def image(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(picture(seed, (width, height)))
+
+
+def noise(height: int, width: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def farthest(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return (a.double() - b.double()).abs().max().item()
+
+
+# Draws
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (31, 1), (2**64 - 1, 500)])
+def test_draws_are_those_of_their_position_however_they_are_split(seed: int, epoch: int) -> None:
+    whole = draws(seed, epoch, 0, 100)
+    assert whole.shape[0] == 100
+    assert whole.shape[1] >= DRAWS
+    np.testing.assert_array_equal(whole[40:60], draws(seed, epoch, 40, 20))
+    for size in (1, 7, 32, 100):
+        parts = [draws(seed, epoch, start, min(size, 100 - start)) for start in range(0, 100, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert draws(seed, epoch, 5, 0).shape == (0, whole.shape[1])
+
+
+def test_draws_differ_between_seeds_epochs_and_positions() -> None:
+    some = [draws(seed, epoch, 0, 50) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (0, 2)]]
+    numbers = np.concatenate(some).ravel()
+    assert len(np.unique(numbers)) == len(numbers)
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    numbers = draws(3, 7, 0, 4000)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert kstest(numbers.ravel(), "uniform").pvalue > 0.001
+    columns = [kstest(column, "uniform").pvalue for column in numbers.T]
+    assert min(columns) > 0.001 / len(columns)
+    # Correlations of 4,000 independent pairs deviate from 0 by 1/sqrt(4000) = 0.016.
+    between = np.corrcoef(np.hstack([numbers[:-1], numbers[1:]]).T) - np.eye(2 * numbers.shape[1])
+    assert np.abs(between).max() < 5.5 * 0.016
+
+
+# The cluster view
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_cluster_view_is_torchvisions_resize_and_centre_crop(height: int, width: int, size: int) -> None:
+    for original in (image(height, width), noise(height, width)):
+        resized = torchvision.resize(original.permute(2, 0, 1), [round(size * 256 / 224)], antialias=True)
+        want = torchvision.center_crop(resized, [size, size])
+        view = ClusterView(size)(original)
+        assert view.dtype == torch.uint8
+        assert view.shape == (3, size, size)
+        assert farthest(view, want) <= 1
+
+
+def test_the_cluster_view_at_224_scales_the_shorter_side_to_256() -> None:
+    assert ClusterView(224).resized == 256
+    assert ClusterView(32).resized == 37
+    exact = noise(256, 256)
+    torch.testing.assert_close(ClusterView(224)(exact), exact[16:240, 16:240].permute(2, 0, 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("short", "long"), [(49, 98), (98, 147), (103, 206), (55, 110)])
+def test_the_longer_side_of_the_cluster_view_loses_no_pixel_to_rounding(short: int, long: int) -> None:
+    """256 / 49 * 98 is 511.99... in floating point: a column less, and the view shifts by half a pixel."""
+    original = noise(short, long)
+    want = torchvision.center_crop(torchvision.resize(original.permute(2, 0, 1), [256], antialias=True), [224, 224])
+    assert farthest(ClusterView(224)(original), want) <= 1
+    assert farthest(ClusterView(224)(original.transpose(0, 1)), want.transpose(1, 2)) <= 1
+
+
+def test_of_a_very_long_strip_the_middle_is_seen() -> None:
+    height, width = 10, 10 * LONGEST + 400
+    strip = image(height, width)
+    want = torchvision.center_crop(torchvision.resize(strip.permute(2, 0, 1), [37], antialias=True), [32, 32])
+    assert farthest(ClusterView(32)(strip), want) <= 1
+    # Scaled as a whole, it would take 390 TB.
+    endless = torch.full((1, 1, 3), 200, dtype=torch.uint8).expand(1, 2_000_000_000, 3)
+    for view in (ClusterView(224)(endless), ClusterView(224)(endless.transpose(0, 1))):
+        assert view.shape == (3, 224, 224)
+        assert bool((view == 200).all())
+
+
+# The training view
+
+
+def boxes_of(view: TrainingView, height: int, width: int, count: int) -> NDArray[np.int64]:
+    return np.array([view.crop(row, height, width) for row in draws(11, 0, 0, count)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 80), (20, 200), (200, 20)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.3, 0.6)])
+def test_crops_are_distributed_as_torchvisions(height: int, width: int, scale: tuple[float, float]) -> None:
+    count = 4000
+    ours = boxes_of(TrainingView(32, scale=scale), height, width, count)
+    torch.manual_seed(5)
+    blank = torch.zeros(3, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(blank, list(scale), [3 / 4, 4 / 3]) for _ in range(count)])
+
+    def measures(boxes: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        top, left, h, w = boxes.T
+        return {"area": h * w / (height * width), "ratio": np.log(w / h), "y": top + h / 2, "x": left + w / 2}
+
+    for name, values in measures(ours).items():
+        assert ks_2samp(values, measures(theirs)[name]).pvalue > 0.001, name
+
+
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (100, 80), (20, 200), (1, 500)])
+def test_crops_lie_in_the_image(height: int, width: int) -> None:
+    top, left, h, w = boxes_of(TrainingView(32), height, width, 300).T
+    assert min(top.min(), left.min()) >= 0
+    assert min(h.min(), w.min()) >= 1
+    assert (top + h).max() <= height
+    assert (left + w).max() <= width
+
+
+@pytest.mark.parametrize("edge", [0.0, np.nextafter(1.0, 0.0)])
+def test_crops_of_the_least_and_the_greatest_draws_lie_in_the_image(edge: float) -> None:
+    for height, width in SIZES:
+        for attempt in np.linspace(0, 1, 7, endpoint=False):
+            row = np.full(DRAWS, attempt)
+            row[2 * CROP_ATTEMPTS :] = edge
+            top, left, h, w = TrainingView(32).crop(row, height, width)
+            assert 0 <= top <= height - h
+            assert 0 <= left <= width - w
+
+
+@pytest.mark.parametrize("size", [32, 96])
+@pytest.mark.parametrize(("height", "width"), [(100, 80), (20, 200), (33, 31), (1, 1), (300, 451)])
+def test_the_pixels_of_the_training_view_are_torchvisions(height: int, width: int, size: int) -> None:
+    original, view = noise(height, width), TrainingView(size, flip=False)
+    for row in draws(1, 2, 0, 20):
+        top, left, h, w = view.crop(row, height, width)
+        want = torchvision.resized_crop(
+            original.permute(2, 0, 1), top, left, h, w, [size, size], InterpolationMode.BILINEAR, antialias=True
+        )
+        assert view(original, row).dtype == torch.uint8
+        torch.testing.assert_close(view(original, row), want, rtol=0, atol=0)
+
+
+def test_half_of_the_training_views_are_flipped() -> None:
+    original, rows = noise(50, 60), draws(4, 0, 0, 1000)
+    flipped = rows[:, FLIP] < 0.5
+    assert 450 < flipped.sum() < 550
+    for row, turned in zip(rows[:50], flipped, strict=False):
+        plain = TrainingView(32, flip=False)(original, row)
+        torch.testing.assert_close(TrainingView(32)(original, row), plain.flip(2) if turned else plain, rtol=0, atol=0)
+
+
+def test_views_leave_the_image_as_it_is() -> None:
+    original = noise(32, 32)
+    before = original.clone()
+    ClusterView(28)(original)
+    view = TrainingView(32, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)(original, draws(0, 0, 0, 1)[0])
+    torch.testing.assert_close(view, original.permute(2, 0, 1), rtol=0, atol=0)
+    torch.testing.assert_close(original, before, rtol=0, atol=0)
+
+
+# Colours
+
+
+def batch(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    images = torch.stack([image(24, 20, seed) for seed in range(count)]).permute(0, 3, 1, 2)
+    return images.to(dtype) / 255
+
+
+def reference(pixels_CHW: NDArray[np.float64], row: NDArray[np.float64], jitter: float, grey: float) -> Tensor:
+    """One step after the other, one pixel after the other, on one image."""
+    strength_of = [1 + 0.8 * jitter * (2 * row[COLOURS + number] - 1) for number in range(3)]
+    brightness, contrast, saturation = (max(0, strength) for strength in strength_of)
+    angle = 2 * pi * 0.2 * jitter * (2 * row[COLOURS + 3] - 1)
+    if row[COLOURS + 4] < grey:
+        saturation = 0
+    red, green, blue = LUMA
+    bright = [pixel * brightness for pixel in pixels_CHW.reshape(3, -1).T]
+    mean = sum(red * r + green * g + blue * b for r, g, b in bright) / len(bright)
+    result = []
+    for pixel in bright:
+        r, g, b = mean + contrast * (pixel - mean)
+        y = red * r + green * g + blue * b
+        i, q = 0.596 * r - 0.274 * g - 0.322 * b, 0.211 * r - 0.523 * g + 0.312 * b
+        i, q = saturation * (cos(angle) * i - sin(angle) * q), saturation * (sin(angle) * i + cos(angle) * q)
+        yiq = [[red, green, blue], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
+        result.append(np.linalg.solve(np.array(yiq), np.array([y, i, q])))
+    return torch.from_numpy(np.clip(np.array(result).T.reshape(pixels_CHW.shape), 0, 1))
+
+
+@pytest.mark.parametrize(("jitter", "grey"), [(0.5, 0.0), (0.5, 0.2), (1.0, 0.2), (1.5, 0.5), (0.0, 0.5)])
+def test_colours_are_those_of_the_reference(jitter: float, grey: float) -> None:
+    images, rows = batch(8), draws(2, 1, 0, 8)
+    got = Colours(jitter, grey)(images, rows)
+    assert got.dtype == torch.float32
+    for number in range(8):
+        want = reference(images[number].double().numpy(), rows[number], jitter, grey)
+        assert farthest(got[number], want) < 2e-6
+
+
+@pytest.mark.parametrize("which", ["brightness", "contrast", "saturation", "hue"])
+def test_each_of_the_four_changes_is_the_one_that_it_is_called(which: str) -> None:
+    images = batch(3, torch.float64) * 0.4 + 0.3
+    rows = np.full((3, DRAWS), 0.5)  # no change
+    rows[:, COLOURS + ["brightness", "contrast", "saturation", "hue"].index(which)] = 0.75
+    got = Colours(jitter=0.5)(images, rows)
+
+    def luma(pixels_BCHW: Tensor) -> Tensor:
+        return torch.einsum("bchw,c->bhw", pixels_BCHW, torch.tensor(LUMA, dtype=torch.float64))[:, None]
+
+    mean = luma(images).mean(dim=(1, 2, 3), keepdim=True)
+    if which == "brightness":
+        torch.testing.assert_close(got, 1.2 * images)
+    elif which == "contrast":
+        torch.testing.assert_close(got, mean + 1.2 * (images - mean))
+    elif which == "saturation":
+        torch.testing.assert_close(got, luma(images) + 1.2 * (images - luma(images)))
+    else:
+        torch.testing.assert_close(luma(got), luma(images))
+        assert farthest(got, images) > 0.02
+
+
+def test_no_change_is_asked_for_and_none_is_made() -> None:
+    images = batch(4)
+    assert Colours()(images, draws(0, 0, 0, 4)) is images
+    torch.testing.assert_close(Colours(jitter=1e-9)(images, draws(0, 0, 0, 4)), images, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5])
+def test_grey_images_have_three_equal_channels(jitter: float) -> None:
+    got = Colours(jitter, grey=1.0)(batch(6), draws(0, 0, 0, 6))
+    assert (got.amax(dim=1) - got.amin(dim=1)).max() < 2e-6
+    assert got.std() > 0.1
+
+
+def test_the_share_of_grey_images_is_the_one_asked_for() -> None:
+    images = batch(1)[:, :, :4, :4].expand(1000, 3, 4, 4)
+    got = Colours(grey=0.2)(images, draws(0, 3, 0, 1000))
+    lost = (got.amax(dim=1) - got.amin(dim=1)).amax(dim=(1, 2)) < 1e-5
+    assert 160 < int(lost.sum()) < 240
+    assert farthest(got[~lost], images[~lost]) < 2e-6
+
+
+@pytest.mark.parametrize("jitter", [0.3, 1.0, 2.0])
+def test_colours_stay_between_0_and_1(jitter: float) -> None:
+    images = torch.cat([batch(30), torch.zeros(1, 3, 24, 20), torch.ones(1, 3, 24, 20)])
+    got = Colours(jitter, grey=0.2)(images, draws(0, 0, 0, 32))
+    assert bool(torch.isfinite(got).all())
+    assert got.min() >= 0
+    assert got.max() <= 1
+    assert farthest(got, images) > 0.1
+
+
+def test_the_colours_of_an_image_do_not_depend_on_its_batch() -> None:
+    images, rows, colours = batch(6), draws(0, 0, 0, 6), Colours(0.8, 0.3)
+    before = images.clone()
+    whole = colours(images, rows)
+    for number in range(6):
+        alone = colours(images[number : number + 1], rows[number : number + 1])
+        torch.testing.assert_close(alone[0], whole[number], rtol=0, atol=1e-6)
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
+    kept = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(colours(kept, rows), whole, rtol=0, atol=1e-6)
+    assert colours(images[:0], rows[:0]).shape == (0, 3, 24, 20)

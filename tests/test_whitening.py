@@ -1,0 +1,173 @@
+"""Whitening against NumPy in float64 and scikit-learn; data of lower rank, other number types, faults that are told."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from deepcluster.clustering import whitening as module
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.errors import InputError
+
+
+def correlated(n: int, dim: int, *, rank: int | None = None, seed: int = 0, mean: float = 3.0) -> Tensor:
+    """Rows whose variances differ by a factor of 100 and whose mean is not zero."""
+    rng = np.random.default_rng(seed)
+    rank = dim if rank is None else rank
+    directions, _ = np.linalg.qr(rng.normal(size=(dim, rank)))
+    return torch.from_numpy(rng.normal(size=(n, rank)) * np.geomspace(10, 1, rank) @ directions.T + mean).float()
+
+
+def numpy_whitening(features_ND: Tensor, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points and variances by singular values in float64."""
+    x = features_ND.double().numpy()
+    centred = x - x.mean(axis=0)
+    _, singular, rows = np.linalg.svd(centred, full_matrices=False)
+    deviation = singular / np.sqrt(len(x) - 1)
+    return centred @ rows[:n_components].T / deviation[:n_components], deviation[:n_components] ** 2
+
+
+@pytest.mark.parametrize("n_components", [1, 5, 24])
+def test_equals_numpy_up_to_sign(n_components: int) -> None:
+    features_ND = correlated(400, 24)
+    whitening = Whitening(n_components, unit_rows=False)
+    points_NP = whitening.fit_transform(features_ND).double().numpy()
+    expected_NP, variance_P = numpy_whitening(features_ND, n_components)
+    signs_P = np.sign((points_NP * expected_NP).sum(axis=0))
+    np.testing.assert_allclose(points_NP, expected_NP * signs_P, atol=1e-3)
+    np.testing.assert_allclose(whitening.variance_P.numpy(), variance_P, rtol=1e-4)
+
+
+def test_whitened_covariance_is_the_identity() -> None:
+    points_NP = Whitening(10, unit_rows=False).fit_transform(correlated(500, 24)).double()
+    covariance_PP = np.cov(points_NP.numpy().T)
+    np.testing.assert_allclose(covariance_PP, np.eye(10), atol=1e-4)
+
+
+def test_unit_rows_are_the_whitened_rows_over_their_length() -> None:
+    features_ND = correlated(300, 16)
+    rows_NP = Whitening(8, unit_rows=False).fit_transform(features_ND)
+    unit_NP = Whitening(8).fit_transform(features_ND)
+    torch.testing.assert_close(unit_NP.norm(dim=1), torch.ones(300))
+    torch.testing.assert_close(unit_NP, rows_NP / rows_NP.norm(dim=1, keepdim=True))
+
+
+def test_explained_is_that_of_scikit_learn() -> None:
+    features_ND = correlated(300, 16)
+    expected = PCA(5).fit(features_ND.numpy()).explained_variance_ratio_.sum()
+    assert Whitening(5).fit(features_ND).explained == pytest.approx(expected, rel=1e-5)
+    assert Whitening(16).fit(features_ND).explained == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("n", "rank", "kept"), [(6, 16, 5), (200, 4, 4), (1, 16, 0)])
+def test_missing_components_are_zero(n: int, rank: int, kept: int) -> None:
+    """N rows span N - 1 dimensions at most; nothing is made of the rounding errors beyond."""
+    points_NP = Whitening(10, unit_rows=False).fit_transform(correlated(n, 16, rank=rank))
+    assert points_NP.isfinite().all()
+    assert points_NP[:, kept:].abs().max() == 0
+    if kept:
+        np.testing.assert_allclose(np.cov(points_NP[:, :kept].T.double()).reshape(kept, kept), np.eye(kept), atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -123.456, 1e4])
+def test_equal_rows_hold_no_component(value: float) -> None:
+    points_NP = Whitening(4).fit_transform(torch.full((1000, 8), value))
+    assert torch.equal(points_NP, torch.zeros(1000, 4))
+
+
+def test_constant_features_change_nothing() -> None:
+    features_ND = correlated(200, 6)
+    wider_ND = torch.cat([features_ND, torch.full((200, 3), 7.0)], dim=1)
+    torch.testing.assert_close(
+        Whitening(5).fit_transform(wider_ND), Whitening(5).fit_transform(features_ND), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_rows_of_zeros_are_rows_like_others_and_a_row_at_the_mean_stays_zero() -> None:
+    features_ND = correlated(200, 6, mean=0.0)
+    features_ND = torch.cat([features_ND, -features_ND, torch.zeros(3, 6)])
+    points_NP = Whitening(6).fit_transform(features_ND)
+    assert points_NP.isfinite().all()
+    exact = Whitening(6)
+    exact.fit(features_ND)
+    assert torch.equal(exact.transform(exact.mean_D[None]), torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.1), (torch.float64, 1e-4)], ids=str
+)
+def test_other_number_types(dtype: torch.dtype, tolerance: float) -> None:
+    features_ND = correlated(300, 8)
+    points_NP = Whitening(4).fit_transform(features_ND.to(dtype))
+    assert points_NP.dtype == torch.float32
+    torch.testing.assert_close(points_NP, Whitening(4).fit_transform(features_ND), atol=tolerance, rtol=0)
+
+
+def test_half_precision_loses_nothing_beyond_the_rounding_of_its_rows() -> None:
+    """Sums of float16 rows would overflow at 65,504: they are not taken in float16."""
+    halves_ND = correlated(5000, 8, mean=500.0).half()
+    torch.testing.assert_close(Whitening(4).fit_transform(halves_ND), Whitening(4).fit_transform(halves_ND.float()))
+
+
+def test_rows_need_not_lie_side_by_side_in_memory() -> None:
+    features_ND = correlated(300, 8)
+    strided_ND = torch.stack([features_ND, torch.full_like(features_ND, 9.0)], dim=2)[:, :, 0]
+    transposed_ND = features_ND.T.contiguous().T
+    assert not strided_ND.is_contiguous()
+    expected = Whitening(4).fit_transform(features_ND)
+    torch.testing.assert_close(Whitening(4).fit_transform(strided_ND), expected)
+    torch.testing.assert_close(Whitening(4).fit_transform(transposed_ND), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    features_ND = correlated(300, 8)
+    expected = Whitening(4).fit_transform(features_ND)
+    monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+    torch.testing.assert_close(Whitening(4).fit_transform(features_ND), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.sampled_from([1e-3, 1.0, 1e3]), shift=st.floats(-5, 5))
+def test_scale_and_shift_of_the_features_change_nothing(seed: int, scale: float, shift: float) -> None:
+    features_ND = correlated(100, 6, seed=seed)
+    moved_ND = features_ND * scale + shift * scale
+    expected = Whitening(3).fit_transform(features_ND)
+    torch.testing.assert_close(Whitening(3).fit_transform(moved_ND), expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_is_named(bad: float) -> None:
+    features_ND = torch.zeros(module.BLOCK_ROWS + 20, 4)
+    features_ND[module.BLOCK_ROWS + 17, 2] = bad
+    with pytest.raises(InputError, match=f"row {module.BLOCK_ROWS + 17} "):
+        Whitening(2).fit(features_ND)
+
+
+@pytest.mark.parametrize("n_components", [0, 9])
+def test_more_components_than_features_is_told_with_the_values(n_components: int) -> None:
+    with pytest.raises(InputError, match=f"pca={n_components} .* 8 features"):
+        Whitening(n_components).fit(torch.zeros(20, 8))
+
+
+def test_rows_that_are_not_finite_pass_through_transform_as_nan() -> None:
+    features_ND = correlated(100, 4)
+    whitening = Whitening(2).fit(features_ND)
+    features_ND[5] = torch.nan
+    points_NP = whitening.transform(features_ND)
+    assert points_NP[5].isnan().all()
+    assert points_NP.isnan().any(dim=1).sum() == 1
+
+
+@pytest.mark.parametrize("unit_rows", [True, False])
+def test_state_round_trip(tmp_path, unit_rows: bool) -> None:
+    features_ND = correlated(100, 6)
+    whitening = Whitening(3, unit_rows=unit_rows).fit(features_ND)
+    torch.save(whitening.state_dict(), tmp_path / "w.pt")
+    state = torch.load(tmp_path / "w.pt", weights_only=True)
+    again = Whitening.from_state_dict(state, unit_rows=unit_rows)
+    assert torch.equal(again.transform(features_ND), whitening.transform(features_ND))
+    assert (again.n_components, again.explained) == (3, whitening.explained)
+    assert again.state_dict().keys() == whitening.state_dict().keys()
