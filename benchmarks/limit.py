@@ -2,8 +2,8 @@
 
     python benchmarks/limit.py RUN [--repeats 7]
 
-Prints images per second of the run's epochs after the first, for features and for training, next to the network alone; and the
-run's peak memory. Both on an idle machine, please.
+Prints images per second of the run's epochs after the first, for features and for training, next to the network alone; and
+the run's peak memory. Both on an idle machine, please.
 """
 
 import argparse
@@ -53,7 +53,10 @@ def network_alone(settings: Settings, machine: Machine, repeats: int) -> dict[st
         )
     trunk.train()
     training = rate(
-        lambda: learner.step(images_BCHW, labels_B, rate=settings.lr, seed=0), settings.batch_size, machine, repeats
+        lambda: learner.step(images_BCHW, labels_B, rates=(settings.lr, settings.lr), seed=0),
+        settings.batch_size,
+        machine,
+        repeats,
     )
     return {"features": features, "training": training}
 

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--train", required=True)
     parser.add_argument("--val", required=True)
+    parser.add_argument("--stages", help="comma-separated; all by default")
     arguments = parser.parse_args()
     known, held_out = open_source(arguments.train), open_source(arguments.val)
     if known.class_names != held_out.class_names:
@@ -40,7 +41,7 @@ def main() -> None:
     trained, untrained = load(arguments.run), load(f"untrained:{arguments.run}")
     print(f"{len(known):,} known, {len(held_out):,} held out, {len(known.class_names)} classes; k-NN top-1, k = 20, cosine")
     print(f"{'stage':<12}{'untrained':>10}{'trained':>10}{'gain':>10}")
-    for stage in trained.trunk.stages:
+    for stage in arguments.stages.split(",") if arguments.stages else trained.trunk.stages:
         before, after = (accuracy(model, stage, known, held_out) for model in (untrained, trained))
         mark = "  (what embed gives)" if stage == trained.trunk.embed_stage else ""
         print(f"{stage:<12}{before:>10.3f}{after:>10.3f}{after - before:>+10.3f}{mark}")

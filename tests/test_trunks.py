@@ -104,7 +104,7 @@ class TestEveryTrunk:
         assert all(torch.equal(one[name], two[name]) for name in one)
         # Biases, BatchNorm and Sobel start as constants: every other weight differs.
         drawn = [name for name in one if one[name].dim() > 1 and not name.startswith("sobel")]
-        assert len(drawn) > 5
+        assert len(drawn) >= 5
         assert not any(torch.equal(one[name], other[name]) for name in drawn)
 
     def test_channels_last_gives_the_same(self, arch: str) -> None:

@@ -3,7 +3,6 @@
 Options of `train` are drawn from `config.Settings`. Nothing here imports torch before a command needs it.
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -221,8 +220,6 @@ def _say_unreadable(unreadable: dict[str, str], reporter: Reporter) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends the process with 0, 2 (wrong input), 1 (anything else) or 130 (interrupted)."""
-    # Threads that wait by spinning slow the loader's threads several times; must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     sys.exit(_status(arguments))
 

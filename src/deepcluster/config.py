@@ -58,7 +58,7 @@ class Settings:
         choices=RECIPES,
     )
 
-    arch: str = _option("alexnet", "trunk", group="trunk", choices=ARCHITECTURES)
+    arch: str = _option("alexnet", "the trunk, the network that is trained", group="trunk", choices=ARCHITECTURES)
     image_size: int = _option(224, "side of the images that the network sees, in pixels", group="trunk", at_least=8)
     sobel: bool = _option(True, "fixed Sobel layer in front, so that colour is not seen", group="trunk")
     dropout: float = _option(0.5, "dropout in the fully connected layers", group="trunk", at_least=0, below=1)
@@ -82,9 +82,18 @@ class Settings:
     batch_size: int = _option(256, "images a step", group="training", aliases=("--batch",), at_least=2)
     lr: float = _option(0.05, "learning rate of trunk and head", group="training", at_least=0)
     lr_schedule: str = _option(
-        "constant", "learning rate over the run; cosine falls to zero", group="training", choices=("constant", "cosine")
+        "constant",
+        "learning rate of the trunk over the run; cosine falls to zero",
+        group="training",
+        choices=("constant", "cosine"),
     )
     momentum: float = _option(0.9, "momentum of the trunk's SGD", group="training", at_least=0, below=1)
+    head_lr: float | None = _option(
+        None, "learning rate of the head (default: the same); short epochs need a quick head", group="training", at_least=0
+    )
+    head_momentum: float = _option(
+        0.0, "momentum of the head's SGD; short epochs need some", group="training", at_least=0, below=1
+    )
     weight_decay: float = _option(1e-5, "weight decay, as a number (1e-5)", group="training", aliases=("--wd",), at_least=0)
     sampling: str = _option(
         "uniform",
@@ -175,6 +184,8 @@ class Options(TypedDict, total=False):
     lr: float
     lr_schedule: str
     momentum: float
+    head_lr: float | None
+    head_momentum: float
     weight_decay: float
     sampling: str
     crop_scale: tuple[float, float]

@@ -36,11 +36,12 @@ class Pool:
 class Table:
     """A whole network: its convolutions, then its two fully connected layers, each `hidden` wide.
 
+    `hidden` None: no such layers, the features are the average of the last map, as in a ResNet.
     `input_dropout`: dropout before the first fully connected layer too, not only between the two.
     """
 
     rows: tuple[Convolution | Pool, ...]
-    hidden: int
+    hidden: int | None
     embed_stage: str
     input_dropout: bool = True
 
@@ -83,15 +84,15 @@ VGG16 = Table(
 ALEXNET_SMALL = Table(
     rows=(
         Convolution(96, kernel=5, stride=2, padding=2),
+        Pool(2, 2),
         Convolution(256, kernel=3),
         Pool(2, 2),
         Convolution(384, kernel=3),
         Convolution(384, kernel=3),
         Convolution(256, kernel=3),
-        Pool(2, 2),
     ),
-    hidden=1024,
-    embed_stage="conv5",
+    hidden=None,
+    embed_stage=FEATURES,
 )
 
 TABLES = {"alexnet": ALEXNET, "vgg16": VGG16, "alexnet-small": ALEXNET_SMALL}
@@ -144,6 +145,18 @@ def _convolutions(rows: Sequence[Convolution | Pool], channels: int) -> tuple[nn
     return nn.Sequential(*layers), stage_ends
 
 
+def _fully_connected(table: Table, inputs: int, dropout: float) -> nn.Sequential | None:
+    if table.hidden is None:
+        return None
+    return nn.Sequential(
+        *([nn.Dropout(dropout)] if table.input_dropout else []),
+        nn.Linear(inputs, table.hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(table.hidden, table.hidden),
+    )
+
+
 class ConvNet(Trunk):
     """AlexNet, VGG-16 and their kin, with the parameter names of the 2018 release.
 
@@ -173,15 +186,9 @@ class ConvNet(Trunk):
         self.sobel = sobel_layer() if sobel else None
         self.features, self._stage_ends = _convolutions(table.rows, channels=2 if sobel else 3)
         channels = next(row.channels for row in reversed(table.rows) if isinstance(row, Convolution))
-        self.classifier = nn.Sequential(
-            *([nn.Dropout(dropout)] if table.input_dropout else []),
-            nn.Linear(channels * size * size, table.hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(table.hidden, table.hidden),
-        )
+        self.classifier = _fully_connected(table, channels * size * size, dropout)
         self.arch = arch
-        self.dim = table.hidden
+        self.dim = table.hidden or channels
         self.stages = (*self._stage_ends, FEATURES)
         self.embed_stage = table.embed_stage
         self._initialise()
@@ -192,10 +199,10 @@ class ConvNet(Trunk):
             if isinstance(layer, nn.Conv2d):
                 fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
                 nn.init.normal_(layer.weight, std=sqrt(2.0 / fan_out))
-        for layer in self.classifier:
+        for layer in self.classifier or ():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)
-        for layer in (*self.features, *self.classifier):
+        for layer in (*self.features, *(self.classifier or ())):
             if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -204,6 +211,8 @@ class ConvNet(Trunk):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         maps_BCHW = self.features(self._edges(x_BCHW))
+        if self.classifier is None:
+            return maps_BCHW.mean(dim=(2, 3))  # type: ignore[no-any-return]
         return self.classifier(maps_BCHW.flatten(1))  # type: ignore[no-any-return]
 
     def _stage(self, x_BCHW: Tensor, name: str) -> Tensor:

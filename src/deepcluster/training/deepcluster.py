@@ -26,7 +26,7 @@ from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.progress import Reporter
 from deepcluster.training.metrics import epoch_metrics
-from deepcluster.training.optim import Learner, LossMeter, head_optimizer, learning_rate, not_finite, trunk_optimizer
+from deepcluster.training.optim import Learner, LossMeter, head_optimizer, learning_rates, not_finite, trunk_optimizer
 from deepcluster.training.run import Interruption
 
 STEPS = ("features", "whitening", "clustering", "training")
@@ -118,7 +118,6 @@ class DeepCluster:
                 self.machine,
                 stage=self.settings.cluster_stage,
                 image_size=self.settings.image_size,
-                batch_size=self.settings.batch_size,
                 on_batch=on_batch,
             )
 
@@ -174,7 +173,7 @@ class DeepCluster:
         with self._timed("training"), self.reporter.track(f"epoch {self.epoch}", len(order_N)) as progress:
             progress(first * settings.batch_size)
             for number, batch in enumerate(batches, first):
-                self._step(batch, rate=learning_rate(settings, (self.epoch - 1 + number / n_batches) / settings.epochs))
+                self._step(batch, rates=learning_rates(settings, (self.epoch - 1 + number / n_batches) / settings.epochs))
                 self.batch = number + 1
                 progress(len(batch.indices_B))
                 self._save_if_due()
@@ -186,7 +185,7 @@ class DeepCluster:
         labels_N = self.current.labels_N
         return draw(labels_N, n_draws=int((labels_N >= 0).sum()), seed=(self.settings.seed, self.epoch))
 
-    def _step(self, batch: Batch, *, rate: float) -> None:
+    def _step(self, batch: Batch, *, rates: tuple[float, float]) -> None:
         # A last batch of one image is left out: BatchNorm needs two.
         if self.learner is None or len(batch.indices_B) < 2:
             return
@@ -195,7 +194,7 @@ class DeepCluster:
         loss = self.learner.step(
             images_BCHW,
             labels_B,
-            rate=rate,
+            rates=rates,
             seed=_seed(self.settings.seed, self.epoch, self.batch),
         )
         self.losses.add(loss, len(labels_B), self._where)

@@ -24,7 +24,7 @@ from deepcluster.progress import Reporter, duration, size
 from deepcluster.recipes import Change, choose_settings, fit_to_trunk
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.metrics import epoch_line, health
-from deepcluster.training.run import Interruption, RunFolder, check_same_settings, load_checkpoint
+from deepcluster.training.run import Interruption, RunFolder, check_same_settings, differing_settings, load_checkpoint
 
 Data = str | Path | Sequence[str | Path]
 # (features_MD, labels_M) → score
@@ -121,7 +121,7 @@ def _prepare(
         looked_at = check_images(loader, on_images)
     _say_unreadable(loader, looked_at, reporter)
     seen = survey(loader)
-    settings, changes = choose_settings(explicit, seen, on_gpu=machine.device.type != "cpu")
+    settings, changes = choose_settings(explicit, seen)
     trunk = trunk_of(settings)
     width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
     settings, more = fit_to_trunk(settings, explicit, width=width, n_images=seen.n_images)
@@ -157,11 +157,10 @@ def _check_same_data(folder: RunFolder, loader: Loader) -> None:
 def _saved_state(folder: RunFolder, settings: Settings) -> dict[str, Any]:
     """The run's last checkpoint, which must be of this run and not beyond its epochs."""
     state = load_checkpoint(folder.last)
-    try:
-        check_same_settings(state["settings"], settings)
-        epoch, begun = int(state["epoch"]), bool(state["labelled"])
-    except (InputError, KeyError) as fault:
-        raise InputError(f"{folder.last} is not of this run: {fault}") from None
+    others = differing_settings(state["settings"], settings)
+    if others:
+        raise InputError(f"{folder.last} is the checkpoint of another run: {'; '.join(others)}")
+    epoch, begun = state["epoch"], state["labelled"]
     if epoch + begun > settings.epochs + 1:
         raise InputError(
             f"--epochs {settings.epochs} is fewer than this run has begun; use --epochs {epoch - 1 + begun} or more"
@@ -258,7 +257,6 @@ def _score(plan: Plan, evaluate: Evaluate) -> float | None:
         plan.machine,
         stage=plan.trunk.embed_stage,
         image_size=plan.settings.image_size,
-        batch_size=plan.settings.batch_size,
         indices=known,
     )
     known = known[torch.isfinite(features_ND[known]).all(dim=1)]

@@ -28,8 +28,8 @@ def trunk_optimizer(trunk: Trunk, settings: Settings, machine: Machine) -> torch
 
 
 def head_optimizer(head: ClusterHead, settings: Settings, machine: Machine) -> torch.optim.SGD:
-    """SGD of its own for a new head, without momentum, as the 2018 release."""
-    return _sgd(list(head.parameters()), settings, machine, momentum=0.0)
+    """SGD of its own for a new head; without momentum in the 2018 release."""
+    return _sgd(list(head.parameters()), settings, machine, momentum=settings.head_momentum)
 
 
 def _sgd(weights: list[nn.Parameter], settings: Settings, machine: Machine, *, momentum: float) -> torch.optim.SGD:
@@ -42,11 +42,13 @@ def _sgd(weights: list[nn.Parameter], settings: Settings, machine: Machine, *, m
     )
 
 
-def learning_rate(settings: Settings, progress: float) -> float:
-    """The rate after the share `progress` (0 … 1) of the run."""
-    if settings.lr_schedule == "constant":
-        return settings.lr
-    return settings.lr * 0.5 * (1 + cos(pi * progress))
+def learning_rates(settings: Settings, progress: float) -> tuple[float, float]:
+    """The rates of trunk and head after the share `progress` (0 … 1) of the run.
+
+    The head's stays: it is made anew after each clustering, and at a rate near zero it would learn nothing of its labels.
+    """
+    factor = 0.5 * (1 + cos(pi * progress)) if settings.lr_schedule == "cosine" else 1.0
+    return settings.lr * factor, settings.lr if settings.head_lr is None else settings.head_lr
 
 
 @dataclass
@@ -58,20 +60,20 @@ class Learner:
     optimizers: tuple[torch.optim.SGD, torch.optim.SGD]
     machine: Machine
 
-    def step(self, images_BCHW: Tensor, labels_B: Tensor, *, rate: float, seed: int) -> Tensor:
+    def step(self, images_BCHW: Tensor, labels_B: Tensor, *, rates: tuple[float, float], seed: int) -> Tensor:
         """One step of cross-entropy; returns the loss, a scalar on the device.
 
         Args:
             images_BCHW: normalised, on the device.
             labels_B: pseudo-labels, on the device.
-            rate: learning rate of this step.
+            rates: learning rates of trunk and head at this step.
             seed: of the dropout masks: a function of (run seed, epoch, step), so that a resume draws the same.
         """
         torch.manual_seed(seed)
         with self.machine.autocast():
             scores_BK = self.head(self.trunk(images_BCHW))
         loss = cross_entropy(scores_BK.float(), labels_B)
-        for optimizer in self.optimizers:
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import signal
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,15 @@ from deepcluster.errors import InputError, Interrupted, TrainingError
 CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes; config.json last, so that a deletion that is cut off leaves a run that can be overwritten.
 WRITTEN = (
-    "checkpoints", "assignments", "metrics.jsonl", "train.log", "unreadable.csv", "evaluation", "report.html", "config.json",
-)  # fmt: skip
+    "checkpoints",
+    "assignments",
+    "metrics.jsonl",
+    "train.log",
+    "unreadable.csv",
+    "evaluation",
+    "report.html",
+    "config.json",
+)
 
 
 class RunFolder:
@@ -187,7 +195,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         InputError: it is missing, damaged, holds code, or is not a checkpoint of this program.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except pickle.UnpicklingError:
@@ -196,8 +205,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path} holds more than tensors and plain values (pickled code); it is refused, not run"
             ) from None
         raise InputError(f"{path} is not a checkpoint") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as fault:
-        reason = str(fault).splitlines()[0]
+    # Damaged files raise a dozen types, from zipfile, struct and torch's reader.
+    except Exception as fault:
+        reason = next(iter(str(fault).splitlines()), type(fault).__name__)
         raise InputError(f"{path} can't be read: truncated, damaged or not a checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"{path} is not a checkpoint of deepcluster")
@@ -206,19 +216,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def check_same_settings(explicit: Mapping[str, Any], saved: Settings) -> None:
     """Raise `InputError` where the person asks a resumed run for other settings than it has, naming each."""
-    now = saved.as_dict()
-    resumable = {name for name, option in Settings.__dataclass_fields__.items() if option.metadata["resumable"]}
-    if saved.lr_schedule != "constant":
-        resumable.discard("epochs")
-    changed = []
-    for name, value in explicit.items():
-        value = list(value) if isinstance(value, tuple) else value
-        if name in OPTION_TYPES and value != now[name] and name not in resumable:
-            changed.append(f"{flag(name)} is {now[name]} in this run, not {value}")
+    changed = differing_settings(explicit, saved)
     if changed:
         raise InputError(
             f"a resumed run keeps its settings: {'; '.join(changed)}. Leave them out, or start another run with --out"
         )
+
+
+def differing_settings(values: Mapping[str, Any], saved: Settings) -> list[str]:
+    """In words, which of the values are not those of a run and may not be changed by a resume."""
+    now = saved.as_dict()
+    resumable = {name for name, option in Settings.__dataclass_fields__.items() if option.metadata["resumable"]}
+    if saved.lr_schedule != "constant":
+        resumable.discard("epochs")
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return [
+        f"{flag(name)} is {now[name]} in this run, not {value}"
+        for name, value in plain.items()
+        if name in OPTION_TYPES and value != now[name] and name not in resumable
+    ]
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,26 @@
+"""What many tests share: small images and one finished run, both made once and never changed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# As the command line sets it, before torch is imported: threads that wait by spinning slow each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from small_runs import train_small
+from spoiled_images import write_good_images
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder of 60 images of all kinds."""
+    folder = tmp_path_factory.mktemp("images") / "photos"
+    write_good_images(folder, 60, size=(36, 32))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run of `small_runs.SMALL` on `images`."""
+    return train_small(images, tmp_path_factory.mktemp("runs") / "trained")

@@ -1,0 +1,126 @@
+"""Settings: typed, validated, and the same for the command line, Python and config.json."""
+
+import json
+import typing
+from dataclasses import MISSING, FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from deepcluster import config
+from deepcluster.config import Options, Settings, coerce, flag, plain_type
+from deepcluster.errors import InputError
+from deepcluster.models.trunk import ARCHITECTURES
+from deepcluster.recipes import RECIPES
+
+OPTIONS = {option.name: option for option in fields(Settings)}
+
+
+def complaint(**values: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        Settings(**values)
+    return str(caught.value)
+
+
+def test_the_keyword_arguments_of_train_are_the_settings() -> None:
+    assert typing.get_type_hints(Options) == typing.get_type_hints(Settings)
+    assert list(Options.__annotations__) == list(OPTIONS)
+    assert not Options.__required_keys__
+
+
+def test_the_defaults_are_those_of_the_paper() -> None:
+    usual = Settings()
+    assert (usual.arch, usual.sobel, usual.dropout, usual.image_size) == ("alexnet", True, 0.5, 224)
+    assert (usual.clusters, usual.pca, usual.kmeans_iterations, usual.reassign_every) == (10_000, 256, 20, 1)
+    assert (usual.batch_size, usual.lr, usual.momentum, usual.weight_decay) == (256, 0.05, 0.9, 1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_a_default_a_help_and_a_group(name: str) -> None:
+    option = OPTIONS[name]
+    assert option.default is not MISSING
+    assert len(option.metadata["help"]) > 5
+    assert option.metadata["group"] in ("method", "trunk", "clustering", "training", "run")
+    assert all(alias.startswith("--") for alias in option.metadata["aliases"])
+    assert flag(name).startswith("--") and "_" not in flag(name)
+
+
+def test_the_names_of_trunks_and_recipes_are_those_that_exist() -> None:
+    assert config.ARCHITECTURES == ARCHITECTURES
+    assert set(config.RECIPES) == {"auto", *RECIPES}
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"auto"}))
+def test_every_recipe_is_valid(name: str) -> None:
+    assert Settings.from_dict({"recipe": name, **RECIPES[name].settings}).recipe == name
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if OPTIONS[name].metadata["at_least"] is not None])
+def test_a_value_below_its_range_is_refused(name: str) -> None:
+    least = OPTIONS[name].metadata["at_least"]
+    wanted, _ = plain_type(name)
+    assert getattr(Settings(**{name: wanted(least)}), name) == least
+    message = complaint(**{name: wanted(least - 1)})
+    assert message == f"{name}={wanted(least - 1)} is too small; use {least:g} or more"
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if OPTIONS[name].metadata["below"] is not None])
+def test_a_value_above_its_range_is_refused(name: str) -> None:
+    limit = OPTIONS[name].metadata["below"]
+    assert complaint(**{name: float(limit)}) == f"{name}={float(limit)} is too large; use less than {limit:g}"
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if OPTIONS[name].metadata["choices"]])
+def test_a_choice_that_does_not_exist_names_the_nearest(name: str) -> None:
+    for choice in OPTIONS[name].metadata["choices"]:
+        assert getattr(Settings(**{name: choice}), name) == choice
+        message = complaint(**{name: choice + "x"})
+        assert message.startswith(f"unknown {name} '{choice}x' (did you mean {choice}?): use one of ")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale=0.5,0.2 must be two shares"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale=0,1 must be two shares"),
+        ({"crop_scale": (0.5, 1.5)}, "crop_scale=0.5,1.5 must be two shares"),
+        ({"grey": 1.5}, "grey=1.5 and jitter=0 must lie between 0 and 1"),
+        ({"jitter": 2.0}, "grey=0 and jitter=2 must lie between 0 and 1"),
+        ({"lr": float("nan")}, "lr=nan is not a number to work with"),
+        ({"lr": float("inf")}, "lr=inf is not a number to work with"),
+        ({"clusters": 10.5}, "clusters=10.5 should be of type int"),
+        ({"clusters": True}, "clusters=True should be of type int"),
+        ({"clusters": None}, "clusters=None should be of type int"),
+        ({"sobel": 1}, "sobel=1 should be of type bool"),
+        ({"lr": "0.05"}, "lr='0.05' should be of type float"),
+        ({"arch": 18}, "arch=18 should be of type str"),
+        ({"crop_scale": 0.5}, "crop_scale=0.5 should be of type tuple"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_option(values: dict[str, Any], message: str) -> None:
+    assert message in complaint(**values)
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown option 'cluster' \(did you mean clusters\?\)"):
+        Settings.from_dict({"cluster": 5})
+    with pytest.raises(InputError, match=r"^unknown option 'zzz'$"):
+        Settings.from_dict({"zzz": 5})
+
+
+def test_settings_come_back_from_json() -> None:
+    settings = Settings(
+        clusters=7, crop_scale=(0.25, 0.5), workers=3, limit=None, sobel=False, lr=1e-3, recipe="small-images"
+    )
+    assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
+    assert Settings.from_dict({}) == Settings()
+
+
+def test_whole_numbers_serve_where_a_fraction_is_wanted() -> None:
+    assert isinstance(Settings.from_dict({"lr": 1}).lr, float)
+    assert coerce("crop_scale", [1, 1]) == (1.0, 1.0)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings().clusters = 5  # type: ignore[misc]

@@ -1,0 +1,109 @@
+"""The layers of the house: an import points down only, and what is heavy is imported only where it is used."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import deepcluster
+
+ROOT = Path(deepcluster.__file__).parent
+# Low to high. A name stands for a module or a package; a part of one layer does not import another part of it, unless
+# the layer is marked as open.
+LAYERS = (
+    ({"errors", "distributed", "device", "progress", "config"}, "open"),
+    ({"data", "models", "clustering"}, "closed"),
+    ({"inference", "recipes"}, "closed"),
+    ({"training", "evaluation", "visualization", "interop"}, "closed"),
+    ({"model", "api", "info", "demo"}, "open"),
+    ({"cli"}, "closed"),
+    ({"__init__", "__main__"}, "open"),
+)
+LEVEL = {name: level for level, (names, _) in enumerate(LAYERS) for name in names}
+MAY_IMPORT_CONFIG = {"training", "recipes", "model", "api", "info", "cli", "__init__"}
+MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+def part(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imports(module: Path) -> Iterator[tuple[str, bool]]:
+    """Each name that a module imports, with the names taken from it; and whether for its types alone."""
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in for_types) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            yield from ((f"{node.module}.{alias.name}", id(node) in for_types) for alias in node.names)
+
+
+def test_every_part_has_a_layer() -> None:
+    assert {part(module) for module in MODULES} <= LEVEL.keys()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_point_down(module: Path) -> None:
+    own = part(module)
+    for name, for_types in imports(module):
+        root, _, rest = name.partition(".")
+        other = rest.partition(".")[0]
+        if root != "deepcluster" or other == own or own == "__init__":
+            continue
+        if other == "config":
+            assert own in MAY_IMPORT_CONFIG, f"{module} imports {name}"
+        # The names of the package itself: `from deepcluster import api`.
+        assert other in LEVEL, f"{module} imports {name}, which is in no layer"
+        if for_types and LEVEL[own] == LEVEL[other]:
+            continue
+        level, (_, kind) = LEVEL[own], LAYERS[LEVEL[own]]
+        assert LEVEL[other] < level or (LEVEL[other] == level and kind == "open"), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_distributed_alone_knows_torch_distributed(module: Path) -> None:
+    if module.name == "distributed.py":
+        return
+    assert not [name for name, _ in imports(module) if name.startswith("torch.distributed")]
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    used = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    assert "torch.distributed" not in used
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import deepcluster; dir(deepcluster)",
+        "from deepcluster.cli import _status; assert _status(['--help']) == 0",
+        "from deepcluster.cli import _status; assert _status(['train', '--help']) == 0",
+    ],
+)
+def test_what_is_heavy_waits_for_its_first_use(code: str) -> None:
+    heavy = "torch torchvision numpy sklearn scipy pyarrow PIL".split()  # noqa: SIM905
+    check = f"{code}; import sys; found = sys.modules.keys() & {heavy!r}; assert not found, found"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_all_public_names_resolve() -> None:
+    for name in deepcluster.__all__:
+        assert getattr(deepcluster, name).__name__ == name
+    assert set(deepcluster.__all__) <= set(dir(deepcluster))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = deepcluster.nonsense  # type: ignore[attr-defined]
+
+
+def test_names_for_type_checkers_are_the_public_ones() -> None:
+    named = {name.rpartition(".")[2] for name, for_types in imports(Path("__init__.py")) if for_types}
+    assert named == set(deepcluster.__all__)

@@ -1,0 +1,79 @@
+"""The README's commands and Python run as they stand."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from spoiled_images import write_good_images
+
+from deepcluster.cli import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICK = [
+    "--epochs",
+    "1",
+    "--clusters",
+    "5",
+    "--batch-size",
+    "16",
+    "--image-size",
+    "32",
+    "--arch",
+    "alexnet-small",
+    "--pca",
+    "8",
+]
+
+
+def commands() -> list[list[str]]:
+    lines = re.findall(r"^    deepcluster (.+)$", README, flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "other-photos"):
+        write_good_images(tmp_path / name, 60)
+    return tmp_path
+
+
+def test_the_commands_run_in_their_order(photos: Path) -> None:
+    assert [command[0] for command in commands()] == ["train", "assign", "embed"]
+    for command in commands():
+        extra = [*QUICK, "--device", "cpu"] if command[0] == "train" else ["--device", "cpu"]
+        result = CliRunner().invoke(cli, [*command, *extra])
+        assert result.exit_code == 0, result.output
+    assert (photos / "clusters.parquet").is_file()
+    assert (photos / "features.parquet").is_file()
+    links = [path for path in (photos / "by-cluster").rglob("*") if path.is_symlink()]
+    assert len(links) == 60
+    assert all(link.resolve().is_file() for link in links)
+
+
+def test_the_python_runs(photos: Path) -> None:
+    (code,) = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    quick = code.replace("epochs=20", "epochs=1, clusters=5, batch_size=16, image_size=32, arch='alexnet-small', pca=8")
+    assert quick != code
+    check = "assert len(clusters.names) == len(features.embedding_ND) == 60 and model.trunk.stages"
+    done = subprocess.run([sys.executable, "-c", f"{quick}\n{check}"], cwd=photos, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_links_of_readme_and_docs_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_two_make_targets_are_the_first_commands() -> None:
+    first = re.findall(r"^    (\S.+)$", README, flags=re.MULTILINE)[:2]
+    assert [line.split("#")[0].strip() for line in first] == ["make demo", "make test"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^demo:", makefile, flags=re.MULTILINE)
+    assert re.search(r"^test:", makefile, flags=re.MULTILINE)

@@ -1,0 +1,95 @@
+"""`auto` fits what does not fit, says why, and never touches what the person set."""
+
+import pytest
+
+from deepcluster.config import Settings
+from deepcluster.data.survey import Survey
+from deepcluster.errors import InputError
+from deepcluster.recipes import RECIPES, Change, choose_settings, fit_to_trunk
+
+IMAGENET = Survey(n_images=1_281_167, shorter_side=375, grey_share=0.02)
+PHOTOS = Survey(n_images=4_500, shorter_side=224, grey_share=0.02)
+CIFAR = Survey(n_images=20_000, shorter_side=32, grey_share=0.0)
+DIGITS = Survey(n_images=1_797, shorter_side=8, grey_share=1.0)
+
+
+def test_auto_leaves_the_papers_settings_alone_on_imagenet() -> None:
+    settings, changes = choose_settings({}, IMAGENET)
+    assert changes == []
+    assert settings == Settings()
+
+
+@pytest.mark.parametrize("seen", [PHOTOS, CIFAR, DIGITS])
+def test_auto_reports_exactly_what_it_changed(seen: Survey) -> None:
+    settings, changes = choose_settings({}, seen)
+    differing = {name for name, value in settings.as_dict().items() if value != Settings().as_dict()[name]}
+    assert differing <= {change.option for change in changes}
+    for change in changes:
+        assert getattr(settings, change.option) == change.value
+        assert change.reason
+
+
+@pytest.mark.parametrize("seen", [PHOTOS, CIFAR, DIGITS])
+def test_auto_never_changes_what_the_person_set(seen: Survey) -> None:
+    _, changes = choose_settings({}, seen)
+    paper = Settings()
+    for change in changes:
+        value = getattr(paper, change.option) if change.option != "clusters" else 17
+        settings, others = choose_settings({change.option: value}, seen)
+        assert getattr(settings, change.option) == value
+        assert change.option not in {other.option for other in others}
+
+
+def test_auto_keeps_digits_from_being_mirrored_and_photos_not() -> None:
+    assert choose_settings({}, DIGITS)[0].flip is False
+    assert choose_settings({}, CIFAR)[0].flip is True
+
+
+def test_auto_leaves_no_more_steps_undone_than_a_small_set_can_bear() -> None:
+    for seen in (PHOTOS, CIFAR, DIGITS):
+        settings, _ = choose_settings({}, seen)
+        assert seen.n_images / settings.batch_size > 50
+        assert 10 <= seen.n_images / settings.clusters <= 256
+
+
+@pytest.mark.parametrize("n_images", [2, 5, 30, 100, 499, 500, 6_000, 49_999, 10**8])
+def test_clusters_fit_any_number_of_images(n_images: int) -> None:
+    settings, _ = choose_settings({}, Survey(n_images, 100, 0.0))
+    assert 2 <= settings.clusters <= n_images
+
+
+def test_more_clusters_than_images_are_refused_with_both_numbers() -> None:
+    with pytest.raises(InputError, match=r"clusters=10000 is more than the 4,500 images; use --clusters 4500 or fewer"):
+        choose_settings({"clusters": 10_000}, PHOTOS)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_named_recipe_is_valid_and_changes_nothing_else(name: str) -> None:
+    settings, changes = choose_settings({"recipe": name}, IMAGENET)
+    assert changes == []
+    expected = {**Settings().as_dict(), "recipe": name, **RECIPES[name].settings}
+    assert settings.as_dict() == {key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()}
+    assert RECIPES[name].about
+
+
+def test_pca_follows_the_trunk_unless_it_was_set() -> None:
+    settings, changes = fit_to_trunk(Settings(pca=256), {}, width=64, n_images=1000)
+    assert settings.pca == 64
+    assert [change.option for change in changes] == ["pca"]
+    assert fit_to_trunk(Settings(pca=256), {}, width=512, n_images=1000) == (Settings(pca=256), [])
+    assert fit_to_trunk(Settings(pca=256), {}, width=512, n_images=100)[0].pca == 99
+    with pytest.raises(InputError, match="pca=256 is too wide"):
+        fit_to_trunk(Settings(pca=256), {"pca": 256}, width=64, n_images=1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (Change("sobel", False, "why"), "--no-sobel: why"),
+        (Change("flip", True, "why"), "--flip: why"),
+        (Change("crop_scale", (0.2, 1.0), "why"), "--crop-scale 0.2,1: why"),
+        (Change("batch_size", 64, "why"), "--batch-size 64: why"),
+    ],
+)
+def test_a_change_is_printed_as_the_option_that_makes_it(change: Change, text: str) -> None:
+    assert str(change) == text

@@ -1,0 +1,311 @@
+"""A run that is stopped, killed or out of disk goes on from its last whole state, and ends as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, train_small
+from spoiled_images import write_spoiled_images
+
+from deepcluster.errors import InputError, Interrupted
+from deepcluster.progress import Meter, Reporter
+from deepcluster.training.run import Interruption, RunFolder
+
+OPTIONS = {"epochs": 3}
+
+
+class Stopper(Reporter):
+    """Sends this process a signal at the n-th sign of progress of a kind of work, or at a line that begins so.
+
+    Counted are those after the line that begins with `after`.
+    """
+
+    def __init__(self, what: str, call: int, number: int = signal.SIGINT, *, after: str = "") -> None:
+        super().__init__(quiet=True)
+        self.what, self.left, self.number, self.after = what, call, number, after
+
+    def met(self, what: str) -> None:
+        if self.after:
+            if what.startswith(f"say {self.after}"):
+                self.after = ""
+        elif what.startswith(self.what):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), self.number)
+
+    def say(self, line: str) -> None:
+        self.met(f"say {line}")
+        super().say(line)
+
+    @contextmanager
+    def track(self, what: str, total: int, unit: str = "images") -> Iterator[Meter]:
+        stopper = self
+
+        class Watched(Meter):
+            def __call__(self, done: int) -> None:
+                stopper.met(what)
+
+        yield Watched()
+
+
+@pytest.fixture(scope="module")
+def mixed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 good images and 3 spoiled ones."""
+    folder = tmp_path_factory.mktemp("mixed") / "mixed"
+    folder.mkdir()
+    for path in images.iterdir():
+        os.link(path, folder / path.name)
+    write_spoiled_images(folder, 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that is never interrupted: 4 batches an epoch, 3 epochs."""
+    return train_small(mixed, tmp_path_factory.mktemp("whole") / "run", **OPTIONS)
+
+
+# What is stopped, at which of its signs of progress, after which line.
+STOPS = {
+    "reading": ("reading images", 1, ""),
+    "first features": ("features", 2, ""),
+    "first clustering": ("clustering", 2, ""),
+    "first batch": ("epoch 1", 2, ""),
+    "middle of an epoch": ("epoch 2", 3, ""),
+    "last batch of an epoch": ("epoch 2", 5, ""),
+    "between epochs": ("say epoch 1/3", 1, ""),
+    "features of the second epoch": ("features", 2, "epoch 1/3"),
+    "clustering of the second epoch": ("clustering", 2, "epoch 1/3"),
+    "last batch": ("epoch 3", 5, ""),
+    "after the last epoch": ("say epoch 3/3", 1, ""),
+    "features of the finished trunk": ("features", 2, "epoch 3/3"),
+    "clustering of the finished trunk": ("clustering", 2, "epoch 3/3"),
+}
+BEFORE_THE_FIRST_STATE = {"reading", "first features", "first clustering"}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stopped_run_ends_as_if_it_had_not_been(stop: str, mixed: Path, whole: Path, tmp_path: Path) -> None:
+    what, call, after = STOPS[stop]
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT; .*--resume goes on"):
+        train_small(mixed, tmp_path / "run", reporter=Stopper(what, call, after=after), **OPTIONS)
+    train_small(mixed, tmp_path / "run", resume=True, **OPTIONS)
+    assert_same_run(tmp_path / "run", whole)
+    assert ("going on with" in (tmp_path / "run/train.log").read_text()) == (stop not in BEFORE_THE_FIRST_STATE)
+    assert (tmp_path / "run/unreadable.csv").read_bytes() == (whole / "unreadable.csv").read_bytes()
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_run_that_is_stopped_again_and_again(mixed: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGTERM at every second batch: each start does two batches, whatever the workers and the checkpoints between."""
+    starts = 0
+    while True:
+        reporter = Stopper("epoch ", 3, signal.SIGTERM)
+        starts += 1
+        try:
+            train_small(
+                mixed,
+                tmp_path / "run",
+                resume=True,
+                reporter=reporter,
+                checkpoint_minutes=0.0,
+                **{**OPTIONS, "workers": starts % 3},
+            )
+            break
+        except Interrupted as stop:
+            assert "SIGTERM" in str(stop)
+    assert starts == 7
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_dropout_masks_do_not_depend_on_a_stop(mixed: Path, tmp_path: Path) -> None:
+    """Of the small trunks none has dropout."""
+    options = {"arch": "alexnet", "image_size": 64, "limit": 24, "clusters": 3, "pca": 4, "batch_size": 8, "epochs": 1}
+    whole = train_small(mixed, tmp_path / "whole", dropout=0.5, **options)
+    with pytest.raises(Interrupted):
+        train_small(mixed, tmp_path / "run", dropout=0.5, reporter=Stopper("epoch 1", 3), **options)
+    train_small(mixed, tmp_path / "run", resume=True, **options)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_signals_are_given_back(mixed: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train_small(mixed, tmp_path / "run", reporter=Stopper("epoch 1", 2), **OPTIONS)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), Interruption().listening():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_finished_run_is_left_as_it_is(mixed: Path, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert train_small(mixed, whole, resume=True, **OPTIONS) == whole
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_resume_begins_a_run_where_there_is_none(mixed: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert_same_run(train_small(mixed, tmp_path / "run", resume=True, **OPTIONS), whole)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_more_epochs_are_as_if_they_had_been_asked_for(epochs: int, mixed: Path, whole: Path, tmp_path: Path) -> None:
+    train_small(mixed, tmp_path / "run", epochs=epochs)
+    train_small(mixed, tmp_path / "run", epochs=3, resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_epochs_belong_to_a_falling_rate(mixed: Path, tmp_path: Path) -> None:
+    train_small(mixed, tmp_path / "run", epochs=1, lr_schedule="cosine")
+    with pytest.raises(InputError, match="--epochs is 1 in this run, not 2"):
+        train_small(mixed, tmp_path / "run", epochs=2, lr_schedule="cosine", resume=True)
+
+
+def test_fewer_epochs_than_begun_are_refused(mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train_small(mixed, tmp_path / "run", reporter=Stopper("epoch 2", 3), **OPTIONS)
+    with pytest.raises(InputError, match="use --epochs 2 or more"):
+        train_small(mixed, tmp_path / "run", epochs=1, resume=True)
+    train_small(mixed, tmp_path / "run", epochs=2, resume=True)
+    assert len(metrics(tmp_path / "run")) == 2
+
+
+def test_the_automatic_precision_may_be_asked_for_again(mixed: Path, tmp_path: Path) -> None:
+    train_small(mixed, tmp_path / "run", epochs=1, precision="auto")
+    chosen = checkpoint(tmp_path / "run")["settings"]["precision"]
+    assert chosen in ("fp32", "bf16")
+    train_small(mixed, tmp_path / "run", epochs=2, precision="auto", resume=True)
+    assert checkpoint(tmp_path / "run")["settings"]["precision"] == chosen
+
+
+def test_a_line_of_metrics_that_was_cut_off_is_written_again(mixed: Path, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train_small(mixed, tmp_path / "run", reporter=Stopper("epoch 2", 3), **OPTIONS)
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "loss": 1.')
+    train_small(mixed, tmp_path / "run", resume=True, **OPTIONS)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_what_a_kill_leaves_before_the_settings_were_written(mixed: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json.part").write_text('{"settings": {')
+    assert_same_run(train_small(mixed, tmp_path / "run", **OPTIONS), whole)
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+# Processes
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "deepcluster", "train", str(data), "--out", str(out), *flags(**OPTIONS), *more]
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ctrl_c_ends_with_130_and_a_kept_state(mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(mixed, out, "--epochs", "10000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for((out / "checkpoints/last.pt").is_file, process)
+    process.send_signal(signal.SIGINT)
+    said, complaint = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert complaint.splitlines()[-1] == (
+        "deepcluster: stopped by SIGINT; the state is saved: the same command with --resume goes on"
+    )
+    assert "Traceback" not in complaint + said
+    assert checkpoint(out)["epoch"] >= 2
+
+
+def test_kill_9_at_random_moments(mixed: Path, whole: Path, tmp_path: Path) -> None:
+    """benchmarks/kill.py does this 20 times, from the first moment of the process on."""
+    out, draw = tmp_path / "run", random.Random(0)
+    log = out / "train.log"
+
+    def log_has(n_bytes: int) -> bool:
+        return log.is_file() and log.stat().st_size > n_bytes
+
+    killed = 0
+    for _ in range(3):
+        words = command(mixed, out, "--resume", "--checkpoint-minutes", "0")
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(partial(log_has, log.stat().st_size if log.exists() else 0), process)
+        try:
+            process.wait(draw.uniform(0, 0.7))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        process.communicate()
+        if "done: " in log.read_text():
+            break
+    assert killed
+    train_small(mixed, out, resume=True, **OPTIONS)
+    assert_same_run(out, whole)
+    assert not list(out.rglob("*.part"))
+
+
+FULL_DISK = """
+import resource, signal, sys
+from deepcluster import cli, progress
+
+class Reporter(progress.Reporter):
+    def track(self, what, *others):
+        if what == "epoch 2":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        return super().track(what, *others)
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+cli.Reporter = Reporter
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit on the size of files here")
+def test_a_full_disk_loses_nothing(mixed: Path, whole: Path, tmp_path: Path) -> None:
+    """In the second epoch no file may grow over 100 kB: as on a full disk, writing a checkpoint fails half-way."""
+    out = tmp_path / "run"
+    arguments = command(mixed, out)[3:]
+    result = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("deepcluster: ")
+    assert "last.pt could not be written" in lines[0] and "make room, then use --resume" in lines[0]
+    assert checkpoint(out)["epoch"] == 2
+    assert not list(out.rglob("*.part"))
+    train_small(mixed, out, resume=True, **OPTIONS)
+    assert_same_run(out, whole)
+
+
+def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path) -> None:
+    """A state that can't be written leaves the one before."""
+    folder = RunFolder(tmp_path)
+    folder.create(overwrite=False)
+    folder.save_checkpoint({"epoch": 1, "trunk": {"weight": torch.arange(3.0)}}, keep_as_epoch=1)
+    (tmp_path / "checkpoints" / "last.pt.part").write_bytes(b"half of a file that a kill left")
+    assert_equal(checkpoint(tmp_path)["trunk"]["weight"], torch.arange(3.0))
+    folder.save_checkpoint({"epoch": 2})
+    assert checkpoint(tmp_path)["epoch"] == 2
+    assert torch.load(tmp_path / "checkpoints/epoch-0001.pt", weights_only=True)["epoch"] == 1
+    assert SMALL["precision"] == "fp32"
