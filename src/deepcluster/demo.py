@@ -45,8 +45,8 @@ def demo(out: Path, reporter: Reporter) -> str:
         numbers = (clusters_nmi(features_ND, labels_N), clusters_nmi(whitened_NP, labels_N))
         lines.append(f"{name:<24}{numbers[0]:>20.3f}{numbers[1]:>20.3f}{_knn(features_ND, labels_N):>16.3f}")
     lines.append(
-        f"NMI to the digits' labels of k-means with k = 10, mean of {SEEDS} seeds: on the rows as they are, and after step 2 "
-        f"of the method (PCA to {COMPONENTS}, whitened, unit rows). k-NN: 20 neighbours, leave one out."
+        f"NMI to the digits' labels of k-means with k = 10, mean of {SEEDS} seeds: on the rows as they are, and after step "
+        f"2 of the method (PCA to {COMPONENTS}, whitened, unit rows). k-NN: 20 neighbours, leave one out."
     )
     lines.append(f"Clusters of each image: {max((run / 'assignments').iterdir())}")
     return "\n".join(lines)
