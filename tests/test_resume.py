@@ -77,17 +77,17 @@ def whole(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What is stopped, at which of its signs of progress, after which line.
 STOPS = {
     "reading": ("reading images", 1, ""),
-    "first features": ("features", 2, ""),
+    "first features": ("features", 1, ""),
     "first clustering": ("clustering", 2, ""),
     "first batch": ("epoch 1", 2, ""),
     "middle of an epoch": ("epoch 2", 3, ""),
     "last batch of an epoch": ("epoch 2", 5, ""),
     "between epochs": ("say epoch 1/3", 1, ""),
-    "features of the second epoch": ("features", 2, "epoch 1/3"),
+    "features of the second epoch": ("features", 1, "epoch 1/3"),
     "clustering of the second epoch": ("clustering", 2, "epoch 1/3"),
     "last batch": ("epoch 3", 5, ""),
     "after the last epoch": ("say epoch 3/3", 1, ""),
-    "features of the finished trunk": ("features", 2, "epoch 3/3"),
+    "features of the finished trunk": ("features", 1, "epoch 3/3"),
     "clustering of the finished trunk": ("clustering", 2, "epoch 3/3"),
 }
 BEFORE_THE_FIRST_STATE = {"reading", "first features", "first clustering"}
