@@ -68,6 +68,8 @@ _GLYPHS = (
     Change("sobel", False, "small grey images have few edges"),
     Change("flip", False, "small grey images look like digits or letters, which a flip changes"),
     Change("crop_scale", (0.4, 1.0), "smaller crops cut digits and letters in pieces"),
+    Change("head_lr", 0.1, "few kinds of images are learned soon"),
+    Change("epochs", 25, "the same"),
 )
 _SMALL = {"batch_size": SMALL_BATCH, **{change.option: change.value for change in (*_SMALL_STEPS, *_SMALL_VIEWS)}}
 
@@ -109,7 +111,9 @@ def choose_settings(explicit: Mapping[str, Any], seen: Survey) -> tuple[Settings
     recipe = explicit.get("recipe", "auto")
     changes = []
     if recipe == "auto":
-        changes = [change for change in _fit(explicit, seen) if change.option not in explicit]
+        # Of two changes of an option the later one, which is of a narrower kind of images, counts.
+        fitted = {change.option: change for change in _fit(explicit, seen)}
+        changes = [change for change in fitted.values() if change.option not in explicit]
         start = {change.option: change.value for change in changes}
     else:
         start = dict(RECIPES[recipe].settings)
@@ -148,6 +152,7 @@ def _fit(explicit: Mapping[str, Any], seen: Survey) -> Iterator[Change]:
     """Each setting of the paper that does not work on these images, with what does, as far as was measured."""
     side, count = seen.shorter_side, f"{seen.n_images:,} images"
     small_image = side < SMALL_IMAGE
+    glyphs = small_image and seen.grey_share > GREY_SHARE
     arch = explicit.get("arch", "alexnet-small" if small_image or seen.n_images < FEW_PHOTOS else Settings.arch)
     if arch in SMALL_TRUNKS:
         yield Change(
@@ -164,13 +169,13 @@ def _fit(explicit: Mapping[str, Any], seen: Survey) -> Iterator[Change]:
         yield Change("epochs", epochs, f"{epochs * seen.n_images:,} views of {count}")
         batch = SMALL_BATCH if seen.n_images >= TINY_SET else SMALL_BATCH // 2
         yield Change("batch_size", batch, "more steps an epoch")
-        if seen.n_images < TINY_SET:
+        if seen.n_images < TINY_SET and not glyphs:
             yield Change("reassign_every", 2, "a new head has few steps to learn its labels")
         yield from _SMALL_STEPS
     if arch in SMALL_TRUNKS:
-        yield from _GLYPHS if small_image and seen.grey_share > GREY_SHARE else _SMALL_VIEWS
+        yield from _GLYPHS if glyphs else _SMALL_VIEWS
 
 
 def _image_size(side: int) -> int:
     """Of small images their own side, of photos 48 px."""
-    return max(24, min(96, -(-side // 8) * 8)) if side < SMALL_IMAGE else PHOTO_SIZE
+    return max(32, min(96, -(-side // 8) * 8)) if side < SMALL_IMAGE else PHOTO_SIZE
