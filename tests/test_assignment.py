@@ -1,6 +1,7 @@
 """What can be said of an assignment, against scikit-learn and by hand; images drawn evenly over clusters; the table."""
 
 from itertools import permutations
+from math import dist, exp, log
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 from deepcluster.clustering import assignment as module
-from deepcluster.clustering.assignment import Assignment, draw_as_published, draw_uniform
+from deepcluster.clustering.assignment import (
+    Assignment,
+    cluster_means,
+    draw_as_published,
+    draw_uniform,
+    member_distances,
+)
 from deepcluster.errors import InputError
 
 
@@ -178,6 +185,109 @@ def test_nmi_equals_scikit_learn_whatever_the_numbers_of_clusters() -> None:
     assert assignment_of(renumbered, 10).nmi(others) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("ours", "others", "expected"),
+    [
+        ([0, 0, 1, 1], [5, 5, 2, 2], 1.0),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 1.0),
+        # Of six pairs each puts two together, none of them both: 0 against 2/3 by chance, of 2 at best.
+        ([0, 0, 1, 1], [0, 1, 0, 1], (0 - 2 / 3) / (2 - 2 / 3)),
+        ([0, 0, 1, 1, -1, 0], [3, 3, 1, 1, 1, -1], 1.0),
+    ],
+)
+def test_ari_by_hand(ours: list[int], others: list[int], expected: float) -> None:
+    assert assignment_of(ours).ari(torch.tensor(others)) == pytest.approx(expected)
+    assert assignment_of(ours).ari(np.array(others)) == pytest.approx(expected)
+
+
+def test_ari_equals_scikit_learn_over_images_that_both_know() -> None:
+    ours, others = random_labels(800, 10, 0), random_labels(800, 7, 1)
+    known = (ours >= 0) & (others >= 0)
+    assert assignment_of(ours, 10).ari(others) == pytest.approx(adjusted_rand_score(others[known], ours[known]))
+
+
+def test_labels_of_other_images_are_told() -> None:
+    for measure in (assignment_of([0, 1]).nmi, assignment_of([0, 1]).ari):
+        with pytest.raises(InputError, match=r"3 labels .* 2 images"):
+            measure(torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "entropy"),
+    [
+        ([0, 0, 0], 0.0),
+        ([0, 1, 2, 3, -1], log(4)),
+        ([3, 3, 0, 0, -1, -1], log(2)),
+        ([0, 0, 0, 1], -(0.75 * log(0.75) + 0.25 * log(0.25))),
+    ],
+)
+def test_entropy_by_hand(labels: list[int], entropy: float) -> None:
+    assert assignment_of(labels).entropy == pytest.approx(entropy)
+    assert assignment_of(labels).effective_clusters == pytest.approx(exp(entropy))
+
+
+def test_largest_share_is_of_the_assigned_images() -> None:
+    assert assignment_of([0, 0, 0, 1, -1, -1]).largest_share == pytest.approx(0.75)
+
+
+# Other points
+
+
+def naive_distances(points: Tensor, centroids: Tensor) -> list[list[float]]:
+    return [[dist(point, centroid) for centroid in centroids.tolist()] for point in points.tolist()]
+
+
+def test_predict_and_transform_equal_a_naive_loop() -> None:
+    rng = np.random.default_rng(0)
+    centroids_KP, points_MP = (torch.from_numpy(rng.normal(3, 1, (n, 6))).float() for n in (9, 60))
+    assignment = Assignment(torch.zeros(4, dtype=torch.int64), torch.zeros(4), centroids_KP)
+    expected = naive_distances(points_MP, centroids_KP)
+    assert assignment.predict(points_MP).tolist() == [row.index(min(row)) for row in expected]
+    np.testing.assert_allclose(assignment.transform(points_MP).numpy(), expected, rtol=1e-6)
+
+
+def test_a_point_on_its_centroid_is_at_distance_zero_and_ties_go_to_the_lower_number() -> None:
+    centroids_KP = torch.tensor([[1e4, 1.0], [1e4, 3.0], [1e4, 3.0]])
+    assignment = Assignment(torch.zeros(1, dtype=torch.int64), torch.zeros(1), centroids_KP)
+    points_MP = torch.tensor([[1e4, 3.0], [1e4, 2.0]])
+    assert assignment.predict(points_MP).tolist() == [1, 0]
+    assert assignment.transform(points_MP).tolist() == [[2.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+def test_points_that_are_not_finite_are_in_no_cluster() -> None:
+    assignment = assignment_of([0, 1])
+    points_MP = torch.tensor([[0.9] * 3, [torch.nan] * 3, [torch.inf] * 3], dtype=torch.float64)
+    assert assignment.predict(points_MP).tolist() == [1, -1, -1]
+    assert assignment.predict(points_MP[:0]).shape == (0,)
+
+
+def test_points_of_another_width_are_told() -> None:
+    for method in (assignment_of([0, 1]).predict, assignment_of([0, 1]).transform):
+        with pytest.raises(InputError, match=r"points \(5, 2\) .* 3 columns"):
+            method(torch.zeros(5, 2))
+
+
+def test_means_and_distances_of_members() -> None:
+    points_NP = torch.tensor([[0.0, 0.0], [2.0, 0.0], [5.0, 5.0], [9.0, 9.0]])
+    labels_N = torch.tensor([0, 0, 2, 0])
+    means_KP = cluster_means(points_NP, labels_N, 4)
+    torch.testing.assert_close(means_KP, torch.tensor([[11 / 3, 3.0], [0.0, 0.0], [5.0, 5.0], [0.0, 0.0]]))
+    expected = [dist(point, means_KP[label].tolist()) for point, label in zip(points_NP.tolist(), labels_N, strict=True)]
+    torch.testing.assert_close(member_distances(points_NP, labels_N, means_KP), torch.tensor(expected))
+    doubled_KP = cluster_means(points_NP, labels_N, 4, all_reduce=lambda value: value * 2)
+    torch.testing.assert_close(doubled_KP, means_KP)
+
+
+def test_over_rows_leaves_out_what_was_not_seen() -> None:
+    seen_N = torch.tensor([True, False, True])
+    assignment = Assignment.over_rows(
+        seen_N, torch.tensor([1, 0]), torch.tensor([0.5, 2.0]), torch.zeros(2, 3), remark="why"
+    )
+    assert assignment.labels_N.tolist() == [1, -1, 0]
+    torch.testing.assert_close(assignment.distances_N, torch.tensor([0.5, torch.nan, 2.0]), equal_nan=True)
+    assert assignment.remark == "why"
+
+
 # Matching numbers
 
 
@@ -232,6 +342,46 @@ def test_exact_is_the_best_permutation_and_greedy_no_better(seed: int, monkeypat
     assert best / 2 <= overlap(ours.matched_to(before), before) <= exact
 
 
+@pytest.mark.parametrize(("n_ours", "n_before"), [(6, 3), (3, 6), (5, 1), (1, 5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_other_numbers_of_clusters_before(n_ours: int, n_before: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact is the best of all permutations of the new numbers, which stay 0 … K-1; greedy is half as good at least."""
+    ours, before = random_labels(70, n_ours, seed), assignment_of(random_labels(70, n_before, seed + 50), n_before)
+    candidates = [torch.tensor([*order, -1])[ours] for order in permutations(range(n_ours))]
+    best = max(overlap(assignment_of(labels_N, n_ours), before) for labels_N in candidates)
+    exact = assignment_of(ours, n_ours).matched_to(before)
+    monkeypatch.setattr(module, "EXACT_MATCHING_CLUSTERS", 0)
+    greedy = assignment_of(ours, n_ours).matched_to(before)
+    assert overlap(exact, before) == best
+    assert best / 2 <= overlap(greedy, before) <= best
+    for matched in (exact, greedy):
+        assert sorted(matched.centroids_KP[:, 0].tolist()) == list(range(n_ours))
+
+
+def greedy_by_hand(ours: Tensor, before: Tensor, n_clusters: int) -> list[int]:
+    """New numbers, one pair after the other."""
+    overlaps = {
+        (-int(((ours == cluster) & (before == number)).sum()), cluster, number)
+        for cluster in range(n_clusters)
+        for number in range(n_clusters)
+    }
+    numbers: dict[int, int] = {}
+    for count, cluster, number in sorted(overlaps):
+        if count and cluster not in numbers and number not in numbers.values():
+            numbers[cluster] = number
+    free = [number for number in range(n_clusters) if number not in numbers.values()]
+    return [numbers[cluster] if cluster in numbers else free.pop(0) for cluster in range(n_clusters)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_equals_a_naive_loop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EXACT_MATCHING_CLUSTERS", 0)
+    ours, before = random_labels(200, 12, seed), random_labels(200, 12, seed + 9)
+    matched = assignment_of(ours, 12).matched_to(assignment_of(before, 12))
+    number_K = torch.tensor([*greedy_by_hand(ours, before, 12), -1])
+    assert torch.equal(matched.labels_N, number_K[ours])
+
+
 def test_greedy_takes_the_largest_overlap_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT_MATCHING_CLUSTERS", 0)
     ours, before = [0] * 6 + [1] * 3, [1] * 4 + [0] * 2 + [1] * 3
@@ -281,6 +431,15 @@ def test_state_round_trip(tmp_path: Path) -> None:
     torch.testing.assert_close(again.distances_N, assignment.distances_N, equal_nan=True, rtol=0, atol=0)
     assert torch.equal(again.centroids_KP, assignment.centroids_KP)
     assert (again.inertia_history, again.n_repaired) == (assignment.inertia_history, assignment.n_repaired)
+
+
+def test_a_state_of_before_there_were_remarks_loads() -> None:
+    state = assignment_of([1, -1, 0, 1], 3).state_dict()
+    assert state.pop("remark") == ""
+    assert Assignment.from_state_dict(state).remark == ""
+    again = Assignment.from_state_dict({**state, "remark": "one cluster holds all"})
+    assert again.remark == "one cluster holds all"
+    assert again.matched_to(again).remark == "one cluster holds all"
 
 
 def test_an_assignment_is_frozen() -> None:

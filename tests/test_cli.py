@@ -116,6 +116,11 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
         ("image_size=32 is too small for alexnet", "use 63 or more"),
     ),
     "tiny image size": (lambda i, r: ["train", i, "--image-size", "4"], ("image_size=4 is too small",)),
+    "memory that is no size": (lambda i, r: ["train", i, "--memory", "lots"], ("memory='lots' is not a size", "such as 8G")),
+    "too little memory": (
+        lambda i, r: ["train", i, *flags(memory="1M")],
+        ("--memory 1 MB is too small: the points of 60 images", "use --memory "),
+    ),
     "unknown arch": (lambda i, r: ["train", i, "--arch", "alexnett"], ("'alexnett' (did you mean alexnet?)",)),
     "unknown recipe": (lambda i, r: ["train", i, "--recipe", "small-image"], ("(did you mean small-images?)",)),
     "unknown stage": (lambda i, r: ["train", i, *flags(cluster_stage="conv6")], ("no stage 'conv6'", "conv5")),

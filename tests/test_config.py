@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deepcluster import config
-from deepcluster.config import Options, Settings, coerce, flag, plain_type
+from deepcluster.config import Options, Settings, coerce, flag, plain_type, size_in_bytes
 from deepcluster.errors import InputError
 from deepcluster.models.trunk import ARCHITECTURES
 from deepcluster.recipes import RECIPES
@@ -81,6 +81,11 @@ def test_a_choice_that_does_not_exist_names_the_nearest(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"memory": "8X"}, "memory='8X' is not a size: use auto, or a number with K, M, G or T, such as 8G or 500M"),
+        ({"memory": "0"}, "memory='0' is not a size"),
+        ({"memory": "-1G"}, "memory='-1G' is not a size"),
+        ({"memory": ""}, "memory='' is not a size"),
+        ({"memory": 8}, "memory=8 should be of type str"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale=0.5,0.2 must be two shares"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale=0,1 must be two shares"),
         ({"crop_scale": (0.5, 1.5)}, "crop_scale=0.5,1.5 must be two shares"),
@@ -99,6 +104,25 @@ def test_a_choice_that_does_not_exist_names_the_nearest(name: str) -> None:
 )
 def test_a_wrong_value_is_told_with_its_option(values: dict[str, Any], message: str) -> None:
     assert message in complaint(**values)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("auto", None),
+        ("8G", 8 * 10**9),
+        ("500M", 5 * 10**8),
+        ("1.5 gb", 15 * 10**8),
+        ("2T", 2 * 10**12),
+        ("1GiB", 1 << 30),
+        ("3Ki", 3072),
+        ("4096", 4096),
+        ("7B", 7),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, n_bytes: int | None) -> None:
+    assert size_in_bytes("memory", text) == n_bytes
+    assert Settings(memory=text).memory == text
 
 
 def test_an_unknown_option_names_the_nearest() -> None:

@@ -1,9 +1,14 @@
-"""Lloyd's algorithm against scikit-learn and a naive loop; what it promises about inertia, order, repairs and memory."""
+"""Lloyd's algorithm against scikit-learn and naive loops; what it promises about skipping, sums, order, repairs, memory."""
 
+import math
 import subprocess
 import sys
 import threading
+import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +20,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.clustering import kmeans as module
-from deepcluster.clustering.kmeans import KMeans, cluster_sums, lloyd, nearest_centroids, split_largest
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.kmeans import KMeans, LloydResult, LloydState, lloyd, nearest_centroids
+from deepcluster.clustering.reduction import alone
+from deepcluster.clustering.repair import fill_empty, split_largest
+from deepcluster.clustering.sums import ExactSums
 from deepcluster.errors import InputError
+
+AllReduce = Callable[[Tensor], Tensor]
 
 
 def blobs(n: int, dim: int, n_clusters: int, *, seed: int = 0, spread: float = 0.5) -> Tensor:
@@ -24,6 +35,46 @@ def blobs(n: int, dim: int, n_clusters: int, *, seed: int = 0, spread: float = 0
     centres = torch.randn(n_clusters, dim, generator=generator)
     which = torch.randint(n_clusters, (n,), generator=generator)
     return centres[which] + spread * torch.randn(n, dim, generator=generator)
+
+
+def on_ranks(shares: Sequence[Tensor], work: Callable[[int, Tensor, AllReduce], Any]) -> list[Any]:
+    """What `work(rank, share, all_reduce)` returns on each rank; threads stand for ranks."""
+    barrier, slots, results = threading.Barrier(len(shares), timeout=60), [torch.empty(0)] * len(shares), {}
+    errors: list[Exception] = []
+
+    def run(rank: int) -> None:
+        def all_reduce(value: Tensor) -> Tensor:
+            slots[rank] = value
+            barrier.wait()
+            total = sum(slots[1:], start=slots[0])
+            barrier.wait()
+            return total
+
+        try:
+            results[rank] = work(rank, shares[rank], all_reduce)
+        except threading.BrokenBarrierError:
+            pass  # Another rank has failed.
+        except Exception as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(shares))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[rank] for rank in range(len(shares))]
+
+
+def assert_same(one: LloydResult, two: LloydResult) -> None:
+    """Bit for bit."""
+    assert torch.equal(one.labels_N, two.labels_N)
+    assert torch.equal(one.centroids_KP, two.centroids_KP)
+    assert torch.equal(one.distances_N, two.distances_N)
+    assert one.inertia_history == two.inertia_history
+    assert one.n_repaired == two.n_repaired
 
 
 def naive_lloyd(points: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray, list[float]]:
@@ -121,19 +172,104 @@ def test_empty_clusters_are_repaired() -> None:
     assert assignment.sizes_K().min() > 0
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    n=st.integers(2, 60),
+    dim=st.integers(1, 20),
+    n_clusters=st.integers(1, 60),
+    offset=st.sampled_from([0.0, 1.0, 1e3, 1e4]),
+    kind=st.sampled_from(["far", "equal", "drawn twice"]),
+    iterations=st.integers(1, 12),
+    spherical=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_no_cluster_is_empty(
+    n: int, dim: int, n_clusters: int, offset: float, kind: str, iterations: int, spherical: bool, seed: int
+) -> None:
+    """Where there are as many distinct points as clusters, however few the iterations and wherever the points are."""
+    generator = torch.Generator().manual_seed(seed)
+    points_NP = offset + torch.randn(n, dim, generator=generator)
+    if spherical:
+        points_NP = normalize(points_NP)
+    n_clusters = min(len(points_NP.unique(dim=0)), n_clusters)
+    start_KP = {
+        "far": offset + 50 + torch.rand(n_clusters, dim, generator=generator),
+        "equal": points_NP[:1].repeat(n_clusters, 1),
+        "drawn twice": points_NP[torch.randint(n, (n_clusters,), generator=generator)],
+    }[kind]
+    start_KP = normalize(start_KP) if spherical else start_KP
+    result = lloyd(points_NP, start_KP, iterations=iterations, spherical=spherical)
+    assert torch.bincount(result.labels_N, minlength=n_clusters).min() > 0
+    history = np.array(result.inertia_history)
+    assert (np.diff(history) <= 1e-5 * history[0] + 1e-9).all()
+    labels_N, distances_N = nearest_centroids(points_NP, result.centroids_KP)
+    assert torch.equal(result.labels_N, labels_N)
+    assert torch.equal(result.distances_N, distances_N)
+
+
+def test_no_cluster_is_empty_where_the_largest_holds_one_image_many_times() -> None:
+    """A third of the rows are the same: that cluster is the largest at every iteration, and can't be split."""
+    points_NP = torch.cat([torch.full((300, 16), 8.0), torch.randn(700, 16, generator=torch.Generator().manual_seed(0))])
+    for seed in range(5):
+        assignment = KMeans(10, iterations=20, seed=seed).fit(points_NP)
+        assert assignment.sizes_K().min() > 0
+
+
+SQUARES_K = torch.tensor([10.0, 0.0, 0.0, 64.0, 0.0], dtype=torch.float64)
+
+
 def test_split_takes_the_largest_clusters_and_leaves_their_centroids() -> None:
+    """By hand: 64 / (8 points × 2 components) = 2², 10 / (5 × 2) = 1²; a sixteenth of it away along each component."""
     centroids_KP = torch.tensor([[1.0, 2.0], [3.0, 4.0], [9.0, 9.0], [5.0, 6.0], [9.0, 9.0]])
     before_KP = centroids_KP.clone()
-    assert split_largest(centroids_KP, torch.tensor([5, 1, 0, 8, 0])) == 2
+    assert split_largest(centroids_KP, torch.tensor([5, 1, 0, 8, 0]), SQUARES_K, seed=0) == 2
     assert torch.equal(centroids_KP[[0, 1, 3]], before_KP[[0, 1, 3]])
-    torch.testing.assert_close(centroids_KP[2], torch.tensor([5 * (1 + 1 / 1024), 6 * (1 - 1 / 1024)]))
-    torch.testing.assert_close(centroids_KP[4], torch.tensor([1 * (1 + 1 / 1024), 2 * (1 - 1 / 1024)]))
+    assert (centroids_KP[2] - before_KP[3]).abs().tolist() == [2 / 16] * 2
+    assert (centroids_KP[4] - before_KP[0]).abs().tolist() == [1 / 16] * 2
 
 
-def test_clusters_of_one_are_never_split() -> None:
-    centroids_KP = torch.tensor([[1.0], [2.0], [7.0], [8.0]])
-    assert split_largest(centroids_KP, torch.tensor([1, 2, 0, 0])) == 1
-    assert centroids_KP.flatten().tolist() == [1.0, 2.0, 2 * (1 + 1 / 1024), 8.0]
+def test_split_goes_another_way_at_each_iteration() -> None:
+    """Else a cluster that has no width in that one direction would never be split."""
+    steps = set()
+    for seed in range(40):
+        centroids_KP = torch.zeros(5, 2)
+        split_largest(centroids_KP, torch.tensor([5, 1, 0, 8, 0]), SQUARES_K, seed=seed)
+        steps.add(tuple(centroids_KP[2].sign().tolist()))
+    assert steps == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
+
+
+def test_clusters_of_one_or_without_width_are_never_split() -> None:
+    centroids_KP = torch.tensor([[1.0], [2.0], [7.0], [8.0], [9.0]])
+    squares_K = torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    assert split_largest(centroids_KP, torch.tensor([1, 2, 0, 0, 1]), squares_K, seed=0) == 1
+    assert centroids_KP[[0, 1, 3, 4]].flatten().tolist() == [1.0, 2.0, 8.0, 9.0]
+    assert abs(float(centroids_KP[2, 0]) - 2) == 1 / 16
+
+
+def test_clusters_of_equal_points_do_not_stand_in_the_way_of_others() -> None:
+    """The largest has no width: the next one is split."""
+    centroids_KP = torch.tensor([[1.0], [2.0], [7.0]])
+    squares_K = torch.tensor([0.0, 8.0, 0.0], dtype=torch.float64)
+    assert split_largest(centroids_KP, torch.tensor([9, 2, 0]), squares_K, seed=0) == 1
+    assert abs(float(centroids_KP[2, 0]) - 2) == 2 / 16
+
+
+@pytest.mark.parametrize("bounds", [[0, 7], [0, 0, 3, 7], [0, 5, 7]])
+def test_empty_clusters_are_filled_with_the_farthest_points(bounds: list[int]) -> None:
+    """By hand: (9), then (-6); (9) again, an equal, is passed over, and so is the only point of its cluster, (100)."""
+    points_NP = torch.tensor([[0.0], [9.0], [1.0], [-6.0], [9.0], [100.0], [0.5]])
+    labels_N, distances_N = torch.tensor([0, 0, 0, 0, 0, 4, 0]), torch.tensor([0, 81.0, 1, 36, 81, 400, 0.25])
+    centroids_KP = torch.tensor([[0.0], [50.0], [60.0], [70.0], [80.0]])
+    sizes_K = torch.tensor([6, 0, 0, 0, 1])
+
+    def work(rank: int, numbers_N: Tensor, all_reduce: AllReduce) -> tuple[int, list[float]]:
+        filled_KP = centroids_KP.clone()
+        rows = numbers_N, points_NP[numbers_N], labels_N[numbers_N], distances_N[numbers_N]
+        n_filled = fill_empty(filled_KP, sizes_K, *rows[1:], numbers_N=rows[0], all_reduce=all_reduce)
+        return n_filled, filled_KP.flatten().tolist()
+
+    shares = [torch.arange(first, end) for first, end in pairwise(bounds)]
+    assert on_ranks(shares, work) == [(3, [0, 9, -6, 1, 80])] * len(shares)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.3])
@@ -217,93 +353,329 @@ def test_the_seed_alone_decides() -> None:
 
 def test_on_iteration_sees_each_inertia_and_may_stop() -> None:
     points_NP = blobs(200, 4, 6)
-    seen: list[tuple[int, float]] = []
-    result = lloyd(points_NP, points_NP[:6], iterations=4, on_iteration=lambda *args: seen.append(args))
-    assert seen == list(enumerate(result.inertia_history))
+    seen: list[LloydState] = []
+    result = lloyd(points_NP, points_NP[:6], iterations=4, on_iteration=seen.append)
+    assert [(state.iteration, state.inertia) for state in seen] == list(enumerate(result.inertia_history))
+    assert torch.equal(seen[-1].centroids_KP, result.centroids_KP)
 
-    def stop(iteration: int, inertia: float) -> None:
-        if iteration == 1:
+    def stop(state: LloydState) -> None:
+        if state.iteration == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         lloyd(points_NP, points_NP[:6], iterations=4, on_iteration=stop)
 
 
-# The parts
+# Skipping what can't change
 
 
-def test_ties_go_to_the_lower_number() -> None:
-    """Whole numbers, so that scores are exact: (0, 0) is as near to all four, and two centroids are the same."""
-    centroids_KP = torch.tensor([[3.0, 0.0], [0.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
-    points_NP = torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [-5.0, 0.0]]).repeat(300, 1)
-    labels_N, distances_N = nearest_centroids(points_NP, centroids_KP)
-    assert labels_N.reshape(300, 4).unique(dim=0).tolist() == [[1, 1, 0, 3]]
-    assert distances_N.reshape(300, 4).unique(dim=0).tolist() == [[1, 0, 1, 16]]
+def whitened(n: int, dim: int) -> Tensor:
+    return normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(0)))
 
 
-def test_distances_do_not_cancel_far_from_the_origin() -> None:
-    points_NP = 1000 + blobs(300, 4, 5)
-    labels_N, distances_N = nearest_centroids(points_NP, points_NP[:5])
-    exact_N = (points_NP.double() - points_NP[:5].double()[labels_N]).square().sum(dim=1)
-    np.testing.assert_allclose(distances_N, exact_N, rtol=1e-5)
-    assert distances_N[:5].tolist() == [0] * 5
+def grid(n: int, dim: int, values: int) -> Tensor:
+    return torch.randint(values, (n, dim), generator=torch.Generator().manual_seed(0)).float()
 
 
-@pytest.mark.parametrize("scores", [1, 1 << 10, 1 << 26])
-def test_size_of_blocks_changes_nothing(scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    points_NP = blobs(3000, 6, 8)
-    expected = lloyd(points_NP, points_NP[:8], iterations=5)
-    monkeypatch.setattr(module, "BLOCK_SCORES", scores)
-    monkeypatch.setattr(module, "BLOCK_ROWS", 100)
-    result = lloyd(points_NP, points_NP[:8], iterations=5)
-    assert torch.equal(result.labels_N, expected.labels_N)
-    torch.testing.assert_close(result.centroids_KP, expected.centroids_KP)
-    torch.testing.assert_close(result.distances_N, expected.distances_N)
+def starts() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Points, centroids: with clusters that become empty, ties, equal centroids and equal points among them."""
+    mixture_NP, unit_NP, grid_NP, coarse_NP = blobs(3000, 16, 40), whitened(2000, 32), grid(1000, 3, 6), grid(400, 16, 2)
+    far_KP = torch.cat([mixture_NP[:30], 50 + blobs(30, 16, 5)])
+    yield "mixture", mixture_NP, mixture_NP[:60]
+    yield "mixture, few components", blobs(2000, 5, 30), blobs(2000, 5, 30)[:40]
+    yield "mixture off the origin", mixture_NP + 100, mixture_NP[:60] + 100
+    yield "unit rows", unit_NP, unit_NP[:50]
+    yield "ties", grid_NP, grid_NP[:50].unique(dim=0)
+    yield "ties, equal centroids", grid_NP, grid_NP[:150]
+    yield "ties, whole numbers", coarse_NP, coarse_NP[:100]
+    yield "many become empty", mixture_NP, far_KP
+    yield "all centroids equal", mixture_NP, mixture_NP[:1].repeat(40, 1)
+    yield "all centroids equal, few points", mixture_NP[:30], mixture_NP[:1].repeat(20, 1)
+    yield "half of the centroids equal", mixture_NP[:100], torch.cat([mixture_NP[:40], mixture_NP[:1].repeat(40, 1)])
+    yield "more centroids than places", grid(300, 2, 3), grid(300, 2, 3)[:100] + 0.25
+    yield "nearly as many centroids as points", mixture_NP[:300], mixture_NP[:250]
+    yield "equal points", torch.ones(50, 16), mixture_NP[:5]
+    yield "zeros", torch.zeros(50, 16), torch.zeros(5, 16)
 
 
-def test_cluster_sums_equal_a_naive_loop() -> None:
-    """float64 throughout: where values of 1e4 and 1e-4 are added, float32 would lose the small ones."""
-    points_NP = blobs(5000, 3, 4) * torch.logspace(-4, 4, 5000)[:, None]
-    labels_N = torch.randint(6, (5000,), generator=torch.Generator().manual_seed(0))
-    labels_N[labels_N == 2] = 3
-    naive_KP, sizes = np.zeros((7, 3)), [0] * 7
-    for point, label in zip(points_NP.double().numpy(), labels_N.tolist(), strict=True):
-        naive_KP[label] += point
-        sizes[label] += 1
-    sums_KP, sizes_K = cluster_sums(points_NP, labels_N, 7)
-    assert sums_KP.dtype == torch.float64
-    np.testing.assert_allclose(sums_KP, naive_KP, rtol=1e-13)
-    assert sizes_K.tolist() == sizes
-    assert torch.equal(sums_KP, cluster_sums(points_NP, labels_N, 7)[0])
+STARTING = {name: (points_NP, start_KP) for name, points_NP, start_KP in starts()}
 
 
-def test_rows_spread_over_ranks_give_the_same() -> None:
-    """Two threads stand for two ranks, with 200 and 300 rows; one sum over both is all they share."""
+def starting(name: str, spherical: bool) -> tuple[Tensor, Tensor]:
+    points_NP, start_KP = STARTING[name]
+    return (normalize(points_NP), normalize(start_KP)) if spherical else (points_NP, start_KP)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("name", STARTING)
+def test_what_is_skipped_changes_nothing(name: str, spherical: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against comparing every point with every centroid at every iteration."""
+    points_NP, start_KP = starting(name, spherical)
+    skipping = lloyd(points_NP, start_KP, iterations=20, spherical=spherical)
+    monkeypatch.setattr(module, "MOST_MOVED", -1.0)
+    whole = lloyd(points_NP, start_KP, iterations=20, spherical=spherical)
+    assert_same(skipping, whole)
+    assert set(whole.compared_history) == {1.0}
+    labels_N, distances_N = nearest_centroids(points_NP, whole.centroids_KP)
+    assert torch.equal(whole.labels_N, labels_N)
+    assert torch.equal(whole.distances_N, distances_N)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 80),
+    dim=st.integers(1, 20),
+    n_clusters=st.integers(1, 40),
+    values=st.sampled_from([0, 2, 3, 10]),
+    seed=st.integers(0, 10_000),
+)
+def test_what_is_skipped_never_changes_anything(n: int, dim: int, n_clusters: int, values: int, seed: int) -> None:
+    """On a grid of few values (0: none) many centroids are equal and many clusters empty."""
+    generator = torch.Generator().manual_seed(seed)
+    points_NP = torch.randn(n, dim, generator=generator)
+    if values:
+        points_NP = torch.randint(values, (n, dim), generator=generator).float()
+    start_KP = points_NP[torch.randint(n, (n_clusters,), generator=generator)]
+    skipping = lloyd(points_NP, start_KP, iterations=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MOST_MOVED", -1.0)
+        assert_same(skipping, lloyd(points_NP, start_KP, iterations=12))
+
+
+def test_little_is_compared_where_little_moves() -> None:
+    points_NP = blobs(3000, 16, 40, spread=0.3)
+    compared = lloyd(points_NP, points_NP[:60], iterations=40).compared_history
+    assert compared[0] == 1
+    assert compared[-1] < 0.1
+
+
+def test_centroids_left_behind_are_found_again() -> None:
+    """By hand: five centroids at 0; the mean of the points moves away, one goes along, three stay, and win (0, 0)."""
+    points_NP = torch.tensor([[0.0, 0.0], [4.0, 4.0], [8.0, 8.0]])
+    result = lloyd(points_NP, torch.zeros(5, 2), iterations=1)
+    assert result.centroids_KP[2:].tolist() == [[0, 0]] * 3
+    assert result.labels_N[0] == 2
+
+
+# Sums
+
+
+def sums_of(points_NP: Tensor, labels_N: Tensor, n_clusters: int) -> Tensor:
+    return ExactSums(points_NP, n_clusters, alone).follow(labels_N)[0]
+
+
+def heavy(n: int, dim: int) -> Tensor:
+    """Numbers of many sizes, one row in a hundred a thousand times as long."""
+    points_NP = blobs(n, dim, 10) * torch.logspace(-3, 1, dim)
+    points_NP[::100] *= 1000
+    return points_NP + torch.linspace(0, 100, dim)
+
+
+def test_sums_are_those_of_fsum() -> None:
+    points_NP, labels_N = heavy(3000, 8), torch.randint(20, (3000,), generator=torch.Generator().manual_seed(0))
+    labels_N[labels_N == 7] = 8
+    sums_KP, sizes_K = ExactSums(points_NP, 20, alone).follow(labels_N)
+    for cluster in range(20):
+        rows = points_NP[labels_N == cluster].double().tolist()
+        exact_P = [math.fsum(column) for column in zip(*rows, strict=True)] if rows else [0.0] * 8
+        np.testing.assert_allclose(sums_KP[cluster], exact_P, rtol=1e-12, atol=1e-12 * float(sums_KP.abs().max()))
+    assert torch.equal(sizes_K, torch.bincount(labels_N, minlength=20))
+
+
+@pytest.mark.parametrize("points_NP", [heavy(3000, 8), whitened(2000, 32), grid(1000, 3, 6), torch.zeros(10, 3)])
+def test_sums_are_the_same_in_any_order_and_by_any_way(points_NP: Tensor) -> None:
+    """Points permuted; labels that change in steps; shares of ranks: not a bit differs."""
+    generator = torch.Generator().manual_seed(1)
+    labels = [torch.randint(12, (len(points_NP),), generator=generator) for _ in range(4)]
+    labels.append(torch.where(torch.rand(len(points_NP), generator=generator) < 0.03, 5, labels[-1]))
+    expected_KP = sums_of(points_NP, labels[-1], 12)
+    order_N = torch.randperm(len(points_NP), generator=generator)
+    assert torch.equal(sums_of(points_NP[order_N], labels[-1][order_N], 12), expected_KP)
+
+    def work(rank: int, rows: Tensor, all_reduce: AllReduce) -> tuple[Tensor, Tensor]:
+        sums = ExactSums(points_NP[rows], 12, all_reduce)
+        return [sums.follow(labels_N[rows]) for labels_N in labels][-1]
+
+    n = len(points_NP)
+    every_N = torch.arange(n)
+    for shares in ([every_N], [every_N[: n // 3], every_N[n // 3 :]], [order_N[:1], order_N[:0], order_N[1:]]):
+        for sums_KP, sizes_K in on_ranks(shares, work):
+            assert torch.equal(sums_KP, expected_KP)
+            assert torch.equal(sizes_K, torch.bincount(labels[-1], minlength=12))
+
+
+# Going on, ending early
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+@pytest.mark.parametrize("name", ["mixture", "many become empty", "ties, equal centroids", "half of the centroids equal"])
+def test_resuming_from_any_state_gives_the_same(name: str, tolerance: float, spherical: bool) -> None:
+    points_NP, start_KP = starting(name, spherical)
+    states: list[LloydState] = []
+    whole = lloyd(points_NP, start_KP, iterations=8, tolerance=tolerance, spherical=spherical, on_iteration=states.append)
+    assert len(states) == len(whole.inertia_history)
+    assert tolerance == 0 or len(states) < 9
+    for state in states:
+        assert_same(lloyd(points_NP, state, iterations=8, tolerance=tolerance, spherical=spherical), whole)
+
+
+def test_resuming_a_fit_with_more_iterations() -> None:
+    points_NP, states = blobs(500, 6, 12), []
+    KMeans(12, iterations=3).fit(points_NP, on_iteration=states.append)
+    resumed, whole = KMeans(12, iterations=9).fit(points_NP, resume=states[-1]), KMeans(12, iterations=9).fit(points_NP)
+    assert torch.equal(resumed.labels_N, whole.labels_N)
+    assert torch.equal(resumed.centroids_KP, whole.centroids_KP)
+    assert resumed.inertia_history == whole.inertia_history
+
+
+@pytest.mark.parametrize("tolerance", [0.2, 0.01, 0.001])
+def test_tolerance_ends_where_the_inertia_falls_by_less_than_that_share(tolerance: float) -> None:
+    points_NP, states = blobs(1000, 6, 30), []
+    history = lloyd(points_NP, points_NP[:30], iterations=30, on_iteration=states.append).inertia_history
+    end = next(i for i in range(1, len(history)) if history[i - 1] - history[i] <= tolerance * history[i - 1])
+    result = lloyd(points_NP, points_NP[:30], iterations=30, tolerance=tolerance)
+    assert result.inertia_history == history[: end + 1]
+    assert torch.equal(result.centroids_KP, states[end].centroids_KP)
+    assert end < len(history) - 1
+
+
+# Spherical
+
+
+def naive_spherical(points: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+    """In float64, by cosines; clusters must not become empty."""
+    points, centroids = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (points, centroids))
+    for _ in range(iterations):
+        labels = (points @ centroids.T).argmax(axis=1)
+        sums = np.array([points[labels == cluster].sum(axis=0) for cluster in range(len(centroids))])
+        centroids = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return (points @ centroids.T).argmax(axis=1), centroids
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 8])
+def test_spherical_equals_a_naive_loop(iterations: int) -> None:
+    """Rows of many lengths: only their directions count."""
+    points_NP = blobs(400, 6, 8) * torch.logspace(-2, 2, 400)[:, None]
+    labels, centroids = naive_spherical(points_NP.double().numpy(), points_NP[:8].double().numpy(), iterations)
+    assignment = KMeans(8, iterations=iterations, spherical=True).fit(points_NP, start_KP=points_NP[:8])
+    assert assignment.labels_N.tolist() == labels.tolist()
+    np.testing.assert_allclose(assignment.centroids_KP, centroids, atol=1e-5)
+    assert assignment.n_repaired == 0
+
+
+def test_spherical_centroids_have_unit_length_where_clusters_were_empty_and_rows_are_zeros() -> None:
+    points_NP = blobs(600, 6, 8)
+    points_NP[5::60] = 0
+    start_KP = torch.cat([points_NP[:5], points_NP[:1].repeat(5, 1), -torch.ones(2, 6)])
+    assignment = KMeans(12, spherical=True).fit(points_NP, start_KP=start_KP)
+    assert assignment.n_repaired > 0
+    assert assignment.sizes_K().min() > 0
+    torch.testing.assert_close(assignment.centroids_KP.norm(dim=1), torch.ones(12), atol=1e-6, rtol=0)
+    torch.testing.assert_close(assignment.distances_N[5::60], torch.ones(10), atol=1e-6, rtol=0)
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("start", ["random", "k-means++"])
+def test_any_floating_type_is_as_its_float32(dtype: torch.dtype, start: str) -> None:
+    points_NP = blobs(400, 6, 8).to(dtype)
+    one, two = (KMeans(10, start=start).fit(rows) for rows in (points_NP, points_NP.float()))
+    assert torch.equal(one.labels_N, two.labels_N)
+    assert torch.equal(one.centroids_KP, two.centroids_KP)
+    assert one.centroids_KP.dtype == one.distances_N.dtype == torch.float32
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("start", ["random", "k-means++"])
+@pytest.mark.parametrize("dim", [3, 40])
+def test_rows_need_not_be_contiguous(dim: int, start: str, spherical: bool) -> None:
+    points_NP = blobs(500, dim, 8)
+    expected = KMeans(20, start=start, spherical=spherical).fit(points_NP)
+    for rows_NP in (points_NP.T.contiguous().T, torch.cat([points_NP] * 2, dim=1)[:, dim:], points_NP.repeat(2, 1)[500:]):
+        found = KMeans(20, start=start, spherical=spherical).fit(rows_NP)
+        assert torch.equal(found.labels_N, expected.labels_N)
+        assert torch.equal(found.centroids_KP, expected.centroids_KP)
+        assert torch.equal(found.distances_N, expected.distances_N)
+
+
+def test_float64_beyond_float32_counts_as_not_finite() -> None:
+    points_NP = blobs(50, 4, 3).double()
+    points_NP[7] = 1e39
+    assignment = KMeans(3).fit(points_NP)
+    assert assignment.labels_N[7] == -1
+    assert assignment.centroids_KP.isfinite().all()
+
+
+def test_number_of_threads_changes_nothing() -> None:
+    points_NP = blobs(6000, 40, 30)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            results.append(KMeans(90, start="k-means++", iterations=8).fit(points_NP))
+            assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert torch.equal(result.labels_N, results[0].labels_N)
+        assert torch.equal(result.centroids_KP, results[0].centroids_KP)
+        assert torch.equal(result.distances_N, results[0].distances_N)
+        np.testing.assert_allclose(result.inertia_history, results[0].inertia_history, rtol=1e-12)
+
+
+def test_equals_scikit_learn_in_256_components() -> None:
+    points_NP = blobs(3000, 256, 50, spread=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        oracle = SklearnKMeans(50, init=points_NP[:50].numpy(), n_init=1, algorithm="lloyd", tol=0, max_iter=10)
+        oracle.fit(points_NP.numpy())
+    ours = KMeans(50, iterations=10).fit(points_NP, start_KP=points_NP[:50])
+    assert ours.n_repaired == 0
+    assert ours.labels_N.tolist() == oracle.labels_.tolist()
+    np.testing.assert_allclose(ours.centroids_KP, oracle.cluster_centers_, atol=1e-5)
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("iterations", [1, 6])
+def test_rows_spread_over_ranks_give_the_same(iterations: int, spherical: bool) -> None:
+    """Three ranks with 200, 0 and 300 rows; sums over all are all they share."""
+    points_NP = normalize(blobs(500, 4, 6)) if spherical else blobs(500, 4, 6)
+    start_KP = torch.cat([points_NP[:6], torch.full((14, 4), 50.0)])
+    expected = lloyd(points_NP, start_KP, iterations=iterations, spherical=spherical)
+
+    def work(rank: int, numbers_N: Tensor, all_reduce: AllReduce) -> LloydResult:
+        settings = {"iterations": iterations, "spherical": spherical}
+        return lloyd(points_NP[numbers_N], start_KP, numbers_N=numbers_N, all_reduce=all_reduce, **settings)
+
+    results = on_ranks(torch.arange(500).split([200, 0, 300]), work)
+    assert torch.equal(torch.cat([result.labels_N for result in results]), expected.labels_N)
+    for result in results:
+        assert torch.equal(result.centroids_KP, expected.centroids_KP)
+        np.testing.assert_allclose(result.inertia_history, expected.inertia_history, rtol=1e-12)
+        assert result.n_repaired == expected.n_repaired > 0
+
+
+@pytest.mark.parametrize("start", ["random", "k-means++"])
+def test_a_fit_spread_over_ranks_is_the_same(start: str) -> None:
+    """Uneven shares, a rank without rows, one with none that are finite."""
     points_NP = blobs(500, 4, 6)
-    start_KP = torch.cat([points_NP[:6], torch.full((2, 4), 50.0)])
-    expected = lloyd(points_NP, start_KP, iterations=6)
-    barrier, slots, results = threading.Barrier(2, timeout=30), [torch.empty(0)] * 2, {}
+    points_NP[[0, 130, 131, 132, 499]] = torch.nan
+    bounds = [0, 130, 133, 133, 340, 500]
+    shares = [points_NP[first:end] for first, end in pairwise(bounds)]
 
-    def work(rank: int, rows: Tensor) -> None:
-        def all_reduce(value: Tensor) -> Tensor:
-            slots[rank] = value
-            barrier.wait()
-            total = slots[0] + slots[1]
-            barrier.wait()
-            return total
+    def work(rank: int, rows: Tensor, all_reduce: AllReduce) -> Assignment:
+        return KMeans(30, start=start, seed=4, all_reduce=all_reduce, first_row=bounds[rank]).fit(rows)
 
-        results[rank] = lloyd(rows, start_KP, iterations=6, all_reduce=all_reduce)
-
-    threads = [threading.Thread(target=work, args=item) for item in enumerate((points_NP[:200], points_NP[200:]))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert torch.equal(torch.cat([results[0].labels_N, results[1].labels_N]), expected.labels_N)
-    for rank in (0, 1):
-        torch.testing.assert_close(results[rank].centroids_KP, expected.centroids_KP)
-        np.testing.assert_allclose(results[rank].inertia_history, expected.inertia_history, rtol=1e-6)
-        assert results[rank].n_repaired == expected.n_repaired
+    results = on_ranks(shares, work)
+    expected = KMeans(30, start=start, seed=4).fit(points_NP)
+    assert torch.equal(torch.cat([result.labels_N for result in results]), expected.labels_N)
+    assert all(torch.equal(result.centroids_KP, expected.centroids_KP) for result in results)
 
 
 MEMORY = """
@@ -323,3 +695,24 @@ def test_memory_stays_far_below_a_matrix_of_all_distances() -> None:
     """100,000 × 1,000 scores would take 400 MB, a float64 copy of the points 205 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100e6
+
+
+def test_nearly_as_many_clusters_as_points_are_quick() -> None:
+    points_NP = blobs(21_000, 16, 300)
+    begun = time.perf_counter()
+    assignment = KMeans(20_000, iterations=3).fit(points_NP)
+    assert time.perf_counter() - begun < 30
+    assert assignment.sizes_K().min() > 0
+    assert sorted(assignment.inertia_history, reverse=True) == list(assignment.inertia_history)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_clusters() -> None:
+    points_NP = blobs(150_000, 32, 2000)
+    assignment = KMeans(100_000, iterations=2).fit(points_NP)
+    assert assignment.sizes_K().min() > 0
+    some = torch.randperm(150_000, generator=torch.Generator().manual_seed(0))[:200]
+    exact = torch.cdist(
+        points_NP[some].double(), assignment.centroids_KP.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    torch.testing.assert_close(assignment.distances_N[some].double(), exact.min(dim=1).values, rtol=1e-5, atol=0)

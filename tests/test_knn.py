@@ -8,6 +8,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from deepcluster.clustering import neighbours
 from deepcluster.errors import InputError
 from deepcluster.evaluation import knn as module
 from deepcluster.evaluation.knn import knn_accuracy, knn_predict, leave_one_out_accuracy
@@ -77,7 +78,23 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features_ND, labels_N = data(200)
     expected = knn_predict(features_ND, labels_N, features_ND, k=5, exclude_self=True)
     monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(neighbours, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(neighbours, "SAMPLE_PER_NEIGHBOUR", 2)
     assert torch.equal(knn_predict(features_ND, labels_N, features_ND, k=5, exclude_self=True), expected)
+
+
+def test_the_order_of_equal_votes_does_not_matter() -> None:
+    """Both classes have the same three cosines: the lower wins, in whatever order the images come."""
+    known_ND = torch.tensor([[1.0, 0.3], [1.0, 0.1], [1.0, 0.7], [1.0, -0.7], [1.0, -0.3], [1.0, -0.1]])
+    for classes in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0]):
+        assert knn_predict(known_ND, torch.tensor(classes), torch.tensor([[3.0, 0.0]]), k=6).tolist() == [0]
+
+
+def test_features_of_zeros_are_like_none_and_unlike_none() -> None:
+    """Their cosine is 0 to all: they vote behind those that are alike, before those that are opposite."""
+    known_ND = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    labels_N = torch.tensor([0, 1, 2])
+    assert knn_predict(known_ND, labels_N, torch.tensor([[2.0, 0.0], [0.0, 0.0], [-0.5, 0.0]]), k=1).tolist() == [1, 0, 2]
 
 
 def test_chance_where_labels_mean_nothing() -> None:

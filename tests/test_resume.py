@@ -16,6 +16,7 @@ import torch
 from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, train_small
 from spoiled_images import write_spoiled_images
 
+from deepcluster.config import Options
 from deepcluster.errors import InputError, Interrupted
 from deepcluster.progress import Meter, Reporter
 from deepcluster.training.run import Interruption, RunFolder
@@ -90,7 +91,7 @@ STOPS = {
     "features of the finished trunk": ("features", 1, "epoch 3/3"),
     "clustering of the finished trunk": ("clustering", 2, "epoch 3/3"),
 }
-BEFORE_THE_FIRST_STATE = {"reading", "first features", "first clustering"}
+BEFORE_THE_FIRST_STATE = {"reading", "first features"}
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -103,6 +104,38 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(stop: str, mixed: Path, whole:
     assert ("going on with" in (tmp_path / "run/train.log").read_text()) == (stop not in BEFORE_THE_FIRST_STATE)
     assert (tmp_path / "run/unreadable.csv").read_bytes() == (whole / "unreadable.csv").read_bytes()
     assert not list((tmp_path / "run").rglob("*.part"))
+
+
+class Recorder(Reporter):
+    """Keeps what was done, in order, and how far each had come."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.done: list[tuple[str, int]] = []
+
+    @contextmanager
+    def track(self, what: str, total: int, unit: str = "images") -> Iterator[Meter]:
+        recorder = self
+
+        class Counted(Meter):
+            def __call__(self, done: int) -> None:
+                recorder.done.append((what, done))
+
+        yield Counted()
+
+
+@pytest.mark.parametrize("clusterer", [{}, {"balance": True}, {"clustering": "pic"}], ids=["kmeans", "balance", "pic"])
+@pytest.mark.parametrize("epoch", ["", "epoch 1/2", "epoch 2/2"], ids=["first", "second", "finished"])
+def test_a_stop_inside_clustering_goes_on_there(epoch: str, clusterer: Options, mixed: Path, tmp_path: Path) -> None:
+    """The images are not looked at again, and k-means goes on with its iteration."""
+    options: Options = {"epochs": 2, **clusterer}
+    whole = train_small(mixed, tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        train_small(mixed, tmp_path / "run", reporter=Stopper("clustering", 3, after=epoch), **options)
+    recorder = Recorder()
+    train_small(mixed, tmp_path / "run", resume=True, reporter=recorder, **options)
+    assert recorder.done[0] == ("clustering", 0 if clusterer else 1)
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_a_run_that_is_stopped_again_and_again(mixed: Path, whole: Path, tmp_path: Path) -> None:

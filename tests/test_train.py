@@ -4,7 +4,9 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,14 @@ from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, metrics
 from spoiled_images import picture, write_good_images, write_spoiled_images
 
 import deepcluster
+from deepcluster.clustering import features
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.device import Machine
-from deepcluster.errors import InputError, TrainingError
+from deepcluster.errors import InputError, Interrupted, TrainingError
 from deepcluster.model import load
-from deepcluster.progress import Reporter
+from deepcluster.progress import Meter, Reporter
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.launch import trunk_of
 from deepcluster.training.metrics import health
@@ -182,6 +185,63 @@ def test_a_file_that_breaks_during_the_run_is_left_out_from_then_on(tmp_path: Pa
 )
 def test_workers_and_cache_change_nothing(options: dict[str, Any], images: Path, trained: Path, tmp_path: Path) -> None:
     assert_same_run(train_small(images, tmp_path / "run", **options), trained)
+
+
+def memory_of_small(monkeypatch: pytest.MonkeyPatch, kind: str) -> str:
+    """A size with which the features of 60 images go to a file, or nowhere: one too small by a byte to hold them."""
+    if kind == "twice":
+        monkeypatch.setattr(features, "DISK_RESERVE", 1 << 60)
+    width = features.least_bytes(0, 256, 16)
+    return str(width + 60 * (4 * 16 + 4 * 256) - 1)
+
+
+@pytest.mark.parametrize("kind", ["file", "twice"])
+def test_the_memory_of_features_changes_nothing(
+    kind: str, images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = shutil.copytree(images, tmp_path / "mixed")
+    write_spoiled_images(spoiled, 4)
+    run = train_small(spoiled, tmp_path / "run", memory=memory_of_small(monkeypatch, kind))
+    assert not differ(run, trained)
+    words = {"file": f"in a temporary file in {run}", "twice": "each clustering looks at the images twice"}
+    assert words[kind] in (run / "train.log").read_text()
+    assert "whitening" in metrics(run)[0]["seconds"] and min(metrics(run)[0]["seconds"].values()) >= 0
+
+
+def test_a_resume_may_have_another_memory(
+    images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_small(images, tmp_path / "run", epochs=1, memory=memory_of_small(monkeypatch, "file"))
+    train_small(images, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", trained)
+
+
+def test_a_second_look_can_be_stopped(images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And shows its progress: the first and the second look of the second epoch are the third and the fourth of the run."""
+
+    class Stopper(Reporter):
+        looks = 0
+
+        @contextmanager
+        def track(self, what: str, total: int, unit: str = "images") -> Iterator[Meter]:
+            self.looks += what == "features"
+            if (what, self.looks) == ("features", 4):
+                signal.raise_signal(signal.SIGINT)
+            yield Meter()
+
+    memory = memory_of_small(monkeypatch, "twice")
+    with pytest.raises(Interrupted):
+        train_small(images, tmp_path / "run", memory=memory, reporter=Stopper(quiet=True))
+    train_small(images, tmp_path / "run", memory=memory, resume=True)
+    assert_same_run(tmp_path / "run", trained)
+
+
+def test_features_beyond_half_precision_are_told(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(features, "LARGEST_HALF", 0.01)
+    train_small(images, tmp_path / "run", epochs=1, precision="bf16")
+    assert "warning: features of 60 images are beyond 65,504" in capsys.readouterr().err
 
 
 def test_another_seed_gives_another_run(images: Path, trained: Path, tmp_path: Path) -> None:

@@ -1,4 +1,9 @@
-"""Whitening against NumPy in float64 and scikit-learn; data of lower rank, other number types, faults that are told."""
+"""Whitening against NumPy in float64 and scikit-learn; streams and ranks; data of lower rank, faults that are told."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +131,103 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features_ND = correlated(300, 8)
     expected = Whitening(4).fit_transform(features_ND)
     monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(module, "PANEL", 3)
     torch.testing.assert_close(Whitening(4).fit_transform(features_ND), expected, atol=1e-5, rtol=1e-5)
+
+
+def assert_same(one: Whitening, other: Whitening, **tolerance: float) -> None:
+    for name, value in one.state_dict().items():
+        if tolerance:
+            torch.testing.assert_close(value, other.state_dict()[name], **tolerance)
+        else:
+            assert torch.equal(value, other.state_dict()[name]), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(0, 70), min_size=1, max_size=12), block=st.sampled_from([5, 16, 64, 2048]))
+def test_a_stream_in_any_batches_is_one_fit_bit_for_bit(sizes: list[int], block: int) -> None:
+    features_ND = correlated(max(2, sum(sizes)), 12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK_ROWS", block)
+        streamed = Whitening(5)
+        for batch in features_ND.split([*sizes, len(features_ND) - sum(sizes)]):
+            streamed.update(batch)
+        assert_same(streamed.finish(), Whitening(5).fit(features_ND))
+
+
+def test_a_whitening_can_be_fed_again_after_it_is_finished() -> None:
+    whitening = Whitening(4)
+    for seed in (1, 2):
+        whitening.update(correlated(100, 8, seed=seed))
+        whitening.finish()
+    assert_same(whitening, Whitening(4).fit(correlated(100, 8, seed=2)))
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e6])
+def test_a_large_offset_does_not_cancel(offset: float) -> None:
+    """In float64 of the same float32 rows; the spread is 1 to 10, of which float32 keeps 1e-3 (0.06) at the offset."""
+    features_ND = correlated(5000, 12, mean=offset)
+    whitening = Whitening(8, unit_rows=False).fit(features_ND)
+    _, variance_P = numpy_whitening(features_ND, 8)
+    np.testing.assert_allclose(whitening.variance_P.numpy(), variance_P, rtol=1e-5)
+    np.testing.assert_allclose(whitening.mean_D.numpy(), features_ND.double().mean(dim=0), rtol=1e-7)
+
+
+def test_rows_that_drift_far_away_do_not_cancel() -> None:
+    """Sorted rows: the mean of each block is far from that of the one before."""
+    features_ND = torch.cat([correlated(2048, 12, mean=float(mean), seed=abs(mean)) for mean in (0, 10_000, -30_000)])
+    whitening = Whitening(8).fit(features_ND)
+    _, variance_P = numpy_whitening(features_ND, 8)
+    np.testing.assert_allclose(whitening.variance_P.numpy(), variance_P, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [20, 39, 40, 41, 80])
+def test_fewer_rows_than_features(n: int) -> None:
+    """The products of the rows, below 40 rows, and of the features give the same, and that is NumPy's."""
+    features_ND = correlated(n, 40)
+    whitening = Whitening(10, unit_rows=False)
+    points_NP = whitening.fit_transform(features_ND).double().numpy()
+    expected_NP, variance_P = numpy_whitening(features_ND, 10)
+    np.testing.assert_allclose(whitening.variance_P.numpy(), variance_P, rtol=1e-4)
+    np.testing.assert_allclose(np.abs(points_NP.T @ expected_NP) / (n - 1), np.eye(10), atol=2e-3)
+    np.testing.assert_allclose(np.cov(points_NP.T), np.eye(10), atol=1e-4)
+    expected = PCA(10).fit(features_ND.numpy()).explained_variance_ratio_.sum()
+    assert whitening.explained == pytest.approx(expected, rel=1e-5)
+
+
+def test_wide_rows_equal_whitened_pca_of_scikit_learn() -> None:
+    """1,536 features: wide enough for Krylov steps."""
+    features_ND = correlated(2500, 1536)
+    whitening = Whitening(32, unit_rows=False)
+    points_NP = whitening.fit_transform(features_ND).numpy()
+    reference = PCA(32, whiten=True, svd_solver="covariance_eigh").fit(features_ND.double().numpy())
+    expected_NP = reference.transform(features_ND.double().numpy())
+    assert whitening.explained == pytest.approx(reference.explained_variance_ratio_.sum(), rel=1e-6)
+    np.testing.assert_allclose(whitening.variance_P.numpy(), reference.explained_variance_, rtol=1e-5)
+    np.testing.assert_allclose(np.cov(points_NP.T.astype(np.float64)), np.eye(32), atol=1e-4)
+    signs_P = np.sign((points_NP * expected_NP).sum(axis=0))
+    np.testing.assert_allclose(points_NP, expected_NP * signs_P, atol=0.02)
+
+
+def test_no_rows_are_told() -> None:
+    with pytest.raises(InputError, match="no rows"):
+        Whitening(2).fit(torch.zeros(0, 4))
+    with pytest.raises(InputError, match="no rows"):
+        Whitening(2).finish()
+
+
+def test_rows_of_another_width_are_told() -> None:
+    whitening = Whitening(2)
+    whitening.update(torch.zeros(3, 4))
+    with pytest.raises(InputError, match="rows of 1 features come after rows of 4"):
+        whitening.update(torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("n", [5, 50])
+@pytest.mark.parametrize("value", [1e25, 3e38])
+def test_features_whose_squares_overflow_are_told(n: int, value: float) -> None:
+    with pytest.raises(InputError, match="so large"):
+        Whitening(2).fit(torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).sign() * value)
 
 
 @settings(max_examples=20, deadline=None)
@@ -143,6 +244,18 @@ def test_a_row_that_is_not_finite_is_named(bad: float) -> None:
     features_ND = torch.zeros(module.BLOCK_ROWS + 20, 4)
     features_ND[module.BLOCK_ROWS + 17, 2] = bad
     with pytest.raises(InputError, match=f"row {module.BLOCK_ROWS + 17} "):
+        Whitening(2).fit(features_ND)
+    streamed = Whitening(2)
+    with pytest.raises(InputError, match=f"row {module.BLOCK_ROWS + 17} "):
+        for batch in features_ND.split(100):
+            streamed.update(batch)
+        streamed.finish()
+
+
+def test_a_row_that_is_not_finite_among_few_is_named() -> None:
+    features_ND = torch.zeros(10, 40)
+    features_ND[7, 39] = torch.nan
+    with pytest.raises(InputError, match="row 7 "):
         Whitening(2).fit(features_ND)
 
 
@@ -171,3 +284,85 @@ def test_state_round_trip(tmp_path, unit_rows: bool) -> None:
     assert torch.equal(again.transform(features_ND), whitening.transform(features_ND))
     assert (again.n_components, again.explained) == (3, whitening.explained)
     assert again.state_dict().keys() == whitening.state_dict().keys()
+
+
+# Ranks: real processes, each with its share of the rows. Ranks 0 and 1 are also a group of their own.
+ON_A_RANK = """
+    import sys
+    import torch
+    from torch import distributed
+    from deepcluster.clustering.whitening import Whitening
+
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    features_ND = torch.load(f"{folder}/features.pt")
+    for size in (2, world):
+        group = distributed.new_group(list(range(size)))
+        if rank >= size:
+            continue
+
+        def all_reduce(value):
+            distributed.all_reduce(value, group=group)
+            return value
+
+        for name, share in (("even", features_ND[rank::size]), ("few", features_ND[:9][rank::size]),
+                            ("one", features_ND if rank == 1 else features_ND[:0])):
+            torch.save(Whitening(6, all_reduce=all_reduce).fit(share).state_dict(), f"{folder}/{name}-{size}-{rank}.pt")
+    distributed.destroy_process_group()
+"""
+
+
+def test_rows_spread_over_2_and_4_processes_give_what_one_gives(tmp_path: Path) -> None:
+    """Evenly spread; fewer rows than features; all on one rank and none on the others."""
+    features_ND = correlated(4500, 12, mean=100.0)
+    torch.save(features_ND, tmp_path / "features.pt")
+    (tmp_path / "rank.py").write_text(textwrap.dedent(ON_A_RANK))
+    ranks = [subprocess.Popen([sys.executable, tmp_path / "rank.py", str(rank), "4", tmp_path]) for rank in range(4)]
+    assert [rank.wait(120) for rank in ranks] == [0] * 4
+    for size in (2, 4):
+        for name, rows in (("even", features_ND), ("few", features_ND[:9]), ("one", features_ND)):
+            states = [torch.load(tmp_path / f"{name}-{size}-{rank}.pt", weights_only=True) for rank in range(size)]
+            alone = Whitening(6).fit(rows)
+            assert_same(Whitening.from_state_dict(states[0]), alone, rtol=2e-4, atol=2e-5)
+            for other in states[1:]:
+                assert_same(Whitening.from_state_dict(other), Whitening.from_state_dict(states[0]))
+
+
+STREAM = """
+    import resource, sys
+    import torch
+    from deepcluster.clustering.whitening import Whitening
+
+    n_images, dim, n_components, batch_rows = map(int, sys.argv[1:])
+    torch.set_num_threads(1)
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    generator = torch.Generator().manual_seed(0)
+    rows_BD = (torch.randn(batch_rows, dim, generator=generator) * torch.arange(1, dim + 1) ** -0.5).half()
+    Whitening(2).fit(torch.randn(300, 64))
+    before = peak()
+    whitening = Whitening(n_components)
+    for start in range(0, n_images, batch_rows):
+        whitening.update(rows_BD[: n_images - start])
+    whitening.finish()
+    print(peak() - before)
+"""
+
+
+def memory_of_a_stream(n_images: int, dim: int, n_components: int, batch_rows: int) -> int:
+    """Bytes over those of the interpreter and of a batch."""
+    command = [sys.executable, "-c", textwrap.dedent(STREAM), *map(str, (n_images, dim, n_components, batch_rows))]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_the_memory_of_a_stream_does_not_grow_with_its_rows() -> None:
+    """200,000 × 1,024 would be 410 MB in half precision, 819 MB in float32."""
+    assert memory_of_a_stream(200_000, 1024, 64, 2000) < module.working_bytes(1024) + 20e6 < 60e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_all_of_imagenet_at_4096_features_passes_through() -> None:
+    """1.28 million rows, 21 GB in float32; about 5 minutes of a core."""
+    assert memory_of_a_stream(1_281_167, 4096, 256, 256) < module.working_bytes(4096) + 50e6 < 0.5e9

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from deepcluster.api import embed as embed
     from deepcluster.api import train as train
     from deepcluster.clustering.assignment import Assignment as Assignment
+    from deepcluster.clustering.balance import BalancedKMeans as BalancedKMeans
     from deepcluster.clustering.kmeans import KMeans as KMeans
+    from deepcluster.clustering.pic import PowerIterationClustering as PowerIterationClustering
     from deepcluster.clustering.whitening import Whitening as Whitening
     from deepcluster.config import Settings as Settings
     from deepcluster.errors import DeepClusterError as DeepClusterError
@@ -29,6 +31,8 @@ _HOMES = {
     "load": "model",
     "Model": "model",
     "KMeans": "clustering.kmeans",
+    "BalancedKMeans": "clustering.balance",
+    "PowerIterationClustering": "clustering.pic",
     "Whitening": "clustering.whitening",
     "Assignment": "clustering.assignment",
     "Settings": "config",

@@ -3,6 +3,7 @@
 Every field carries its help, its old names in the 2018 code, and its choices: the command line is drawn from here.
 """
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -63,7 +64,15 @@ class Settings:
     sobel: bool = _option(True, "fixed Sobel layer in front, so that colour is not seen", group="trunk")
     dropout: float = _option(0.5, "dropout in the fully connected layers", group="trunk", at_least=0, below=1)
 
-    clustering: str = _option("kmeans", "how features are grouped", group="clustering", choices=("kmeans",))
+    clustering: str = _option(
+        "kmeans",
+        "how features are grouped: kmeans, or pic, power iteration clustering, which finds the number of clusters itself",
+        group="clustering",
+        choices=("kmeans", "pic"),
+    )
+    balance: bool = _option(
+        False, "clusters of nearly equal size (k-means with Sinkhorn-Knopp), where k-means gives giants", group="clustering"
+    )
     clusters: int = _option(
         10_000, "number of clusters", group="clustering", aliases=("--k", "--nmb-cluster", "--nmb_cluster"), at_least=2
     )
@@ -126,6 +135,13 @@ class Settings:
         choices=("auto", "memory", "none"),
         resumable=True,
     )
+    memory: str = _option(
+        "auto",
+        "memory that features, whitening and points may take, such as 8G or 500M (auto: 60% of what is free); where it is "
+        "too little, features go to a file in the run folder, or the images are looked at twice, with the same result",
+        group="run",
+        resumable=True,
+    )
     limit: int | None = _option(None, "use this many images, spread evenly over the data", group="run", at_least=1)
     eval_every: int = _option(
         0,
@@ -144,11 +160,20 @@ class Settings:
     def __post_init__(self) -> None:
         for option in fields(self):
             _validate(option.name, getattr(self, option.name), option.metadata)
+        if self.balance and self.clustering != "kmeans":
+            raise InputError(f"balance goes with clustering=kmeans, not with {self.clustering}: leave out one of the two")
+        size_in_bytes("memory", self.memory)
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise InputError(f"crop_scale={low:g},{high:g} must be two shares with 0 < least <= most <= 1")
         if self.grey > 1 or self.jitter > 1:
             raise InputError(f"grey={self.grey:g} and jitter={self.jitter:g} must lie between 0 and 1")
+
+    def describe_clusters(self) -> str:
+        """For the lines that people read."""
+        if self.clustering == "pic":
+            return "clusters by power iteration"
+        return f"{self.clusters:,} {'balanced ' if self.balance else ''}clusters"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by option name, as config.json keeps them."""
@@ -174,6 +199,7 @@ class Options(TypedDict, total=False):
     sobel: bool
     dropout: float
     clustering: str
+    balance: bool
     clusters: int
     pca: int
     kmeans_iterations: int
@@ -197,6 +223,7 @@ class Options(TypedDict, total=False):
     precision: str
     workers: int | None
     cache: str
+    memory: str
     limit: int | None
     eval_every: int
     checkpoint_minutes: float
@@ -233,6 +260,21 @@ def coerce(name: str, value: Any) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InputError(f"{name}={value!r} should be of type {wanted.__name__}")
     return value
+
+
+def size_in_bytes(name: str, text: str) -> int | None:
+    """Bytes of a size such as 8G, 500 MB or 1.5GiB (of 1,024³); None of auto.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "auto":
+        return None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", text.strip().upper())
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"{name}={text!r} is not a size: use auto, or a number with K, M, G or T, such as 8G or 500M")
+    number, letter, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(letter or " "))
 
 
 def _validate(name: str, value: Any, metadata: Mapping[str, Any]) -> None:

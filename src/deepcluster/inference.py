@@ -3,7 +3,7 @@
 N images, B batch, D features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.views import ClusterView
 from deepcluster.device import Machine
 from deepcluster.models.trunk import Trunk, normalise
+
+# Images that the network looks at together where no gradient is wanted.
+LOOK_BATCH = 256
 
 
 def describe(trunk: Trunk, machine: Machine, images_BCHW: Tensor, stage: str) -> Tensor:
@@ -30,6 +33,33 @@ def stage_width(trunk: Trunk, machine: Machine, stage: str, image_size: int) -> 
         return describe(trunk.to(machine.device), machine, blank, stage).shape[1]
 
 
+def look(
+    trunk: Trunk,
+    loader: Loader,
+    machine: Machine,
+    *,
+    stage: str,
+    image_size: int,
+    batch_size: int = LOOK_BATCH,
+    indices: Tensor | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Rows_BD of `stage` for the centre view of each image, in eval mode, and indices_B; batch by batch, on the device.
+
+    Images that can't be read are left out of their batch, and a batch without any is left out. Arguments as in
+    `image_features`.
+    """
+    trunk.eval()
+    indices = torch.arange(len(loader.images)) if indices is None else indices
+    for batch in loader.cluster_views(ClusterView(image_size), indices, batch_size):
+        if len(batch.indices_B):
+            with torch.no_grad():
+                rows_BD = describe(trunk, machine, batch.images_BCHW, stage)
+            yield rows_BD, batch.indices_B
+        if on_batch is not None:
+            on_batch(len(batch.indices_B))
+
+
 def image_features(
     trunk: Trunk,
     loader: Loader,
@@ -37,7 +67,7 @@ def image_features(
     *,
     stage: str,
     image_size: int,
-    batch_size: int = 256,
+    batch_size: int = LOOK_BATCH,
     indices: Tensor | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -52,20 +82,19 @@ def image_features(
     Returns:
         features_ND, float16 where the machine computes in bf16; NaN where an image can't be read or was not asked for.
     """
-    trunk.eval()
-    indices = torch.arange(len(loader.images)) if indices is None else indices
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in loader.cluster_views(ClusterView(image_size), indices, batch_size):
-            if len(batch.indices_B):
-                yield batch.images_BCHW, batch.indices_B
-            if on_batch is not None:
-                on_batch(len(batch.indices_B))
-
+    dim = stage_width(trunk, machine, stage, image_size)
     return extract_features(
-        lambda images_BCHW: describe(trunk, machine, images_BCHW, stage),
-        batches(),
+        look(
+            trunk,
+            loader,
+            machine,
+            stage=stage,
+            image_size=image_size,
+            batch_size=batch_size,
+            indices=indices,
+            on_batch=on_batch,
+        ),
         n_images=len(loader.images),
-        dim=stage_width(trunk, machine, stage, image_size),
+        dim=dim,
         dtype=machine.feature_dtype,
     )

@@ -45,7 +45,7 @@ def _about_run(folder: RunFolder) -> str:
     others = [f"{name}={value}" for name, value in config["settings"].items() if value != usual[name]]
     lines = [
         f"run {folder.path}: {config['data']['description']}",
-        f"{settings.arch} at {settings.image_size} px, {settings.clusters:,} clusters, "
+        f"{settings.arch} at {settings.image_size} px, {settings.describe_clusters()}, "
         f"{len(metrics)} of {settings.epochs} epochs",
         f"settings other than the paper's: {', '.join(others)}",
     ]

@@ -118,7 +118,7 @@ def choose_settings(explicit: Mapping[str, Any], seen: Survey) -> tuple[Settings
     else:
         start = dict(RECIPES[recipe].settings)
     settings = Settings.from_dict({**start, **explicit})
-    if settings.clusters > seen.n_images:
+    if settings.clustering == "kmeans" and settings.clusters > seen.n_images:
         raise InputError(
             f"clusters={settings.clusters} is more than the {seen.n_images:,} images; "
             f"use --clusters {seen.n_images} or fewer (--recipe auto would choose {_clusters(seen.n_images)})"
@@ -159,7 +159,7 @@ def _fit(explicit: Mapping[str, Any], seen: Survey) -> Iterator[Change]:
             "arch", arch, f"the images are {side} px" if small_image else f"{count} are few for a network of 224 px"
         )
         yield Change("image_size", _image_size(side), f"the images are {side} px" if small_image else "quick, and enough")
-    if seen.n_images < PAPER_IMAGES:
+    if seen.n_images < PAPER_IMAGES and explicit.get("clustering") != "pic":
         clusters = _clusters(seen.n_images)
         yield Change(
             "clusters", clusters, f"{seen.n_images / clusters:.0f} images a cluster (in the paper {IMAGES_A_CLUSTER})"

@@ -4,20 +4,50 @@ N points, P components, K clusters.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from deepcluster.clustering.assignment import UNASSIGNED, Assignment
-from deepcluster.errors import InputError
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.nearest import BLOCK_ROWS, NearestSearch, nearest_centroids
+from deepcluster.clustering.parallel import blocks_of, map_blocks
+from deepcluster.clustering.reduction import AllReduce, alone
+from deepcluster.clustering.repair import fill_empty, split_largest
+from deepcluster.clustering.starts import STARTS
+from deepcluster.clustering.sums import ExactSums
+from deepcluster.errors import InputError, did_you_mean
 
-# Scores are made in blocks of rows so that a block stays in the cache: never an N × K matrix.
-BLOCK_SCORES = 1 << 20
-# Rows that are checked, and added up as float64, at once: never another copy of all points.
-BLOCK_ROWS = 1024
-# The centroid of an empty cluster differs from the one it splits by this share, in alternating signs.
-SPLIT = 1 / 1024
+__all__ = ["KMeans", "LloydResult", "LloydState", "lloyd", "nearest_centroids"]
+
+# Where more than this share of the centroids moves, all points are compared with all of them.
+MOST_MOVED = 0.8
+
+
+@dataclass(frozen=True)
+class LloydState:
+    """Where the iterations stand: `lloyd` goes on from here to the very result that it would have had.
+
+    Attributes:
+        centroids_KP: to which the points were assigned last.
+        history: sum of the squared distances at each assignment so far.
+        n_repaired: how often an empty cluster was put beside a large one so far.
+    """
+
+    centroids_KP: Tensor
+    history: tuple[float, ...] = ()
+    n_repaired: int = 0
+
+    @property
+    def iteration(self) -> int:
+        """Number of the last assignment, from 0."""
+        return len(self.history) - 1
+
+    @property
+    def inertia(self) -> float:
+        """Sum of the squared distances at the last assignment."""
+        return self.history[-1]
 
 
 @dataclass(frozen=True)
@@ -30,6 +60,7 @@ class LloydResult:
         distances_N: squared distance to it.
         inertia_history: sum of the squared distances at each iteration's assignment, the last one included.
         n_repaired: how often an empty cluster was put beside a large one, over all iterations.
+        compared_history: share of all pairs of a point and a centroid that were compared at each assignment.
     """
 
     centroids_KP: Tensor
@@ -37,104 +68,154 @@ class LloydResult:
     distances_N: Tensor
     inertia_history: tuple[float, ...]
     n_repaired: int
+    compared_history: tuple[float, ...] = ()
 
 
-def _identity(value: Tensor) -> Tensor:
-    return value
+class _Assigned:
+    """Labels of the points that follow the centroids from iteration to iteration, without needless comparisons.
 
-
-def nearest_centroids(points_NP: Tensor, centroids_KP: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels_N and squared distances_N of each point's nearest centroid, exact in float32; ties go to the lower number.
-
-    Scores of a block are one matrix product; the distance is then taken from the difference itself, which does not
-    cancel: a point on its centroid has distance 0.
+    A centroid whose points stay the same rests, bit for bit. A point whose own centroid rests can only be won by one that
+    moved. A point whose own centroid moved away is compared with all, unless it is still nearer than the nearest of the
+    others was.
     """
-    half_norms_K = centroids_KP.square().sum(dim=1) / 2
-    labels_N = torch.empty(len(points_NP), dtype=torch.int64, device=points_NP.device)
-    distances_N = torch.empty(len(points_NP), device=points_NP.device)
-    block_rows = max(256, BLOCK_SCORES // max(centroids_KP.shape))
-    for block, labels, distances in zip(
-        points_NP.split(block_rows), labels_N.split(block_rows), distances_N.split(block_rows), strict=True
-    ):
-        torch.argmax(torch.addmm(half_norms_K, block, centroids_KP.T, beta=-1), dim=1, out=labels)
-        torch.sum((block - centroids_KP[labels]).square_(), dim=1, out=distances)
-    return labels_N, distances_N
 
+    def __init__(self, points_NP: Tensor) -> None:
+        self.engine = NearestSearch(points_NP)
+        self.centroids_KP: Tensor | None = None
 
-def cluster_sums(points_NP: Tensor, labels_N: Tensor, n_clusters: int) -> tuple[Tensor, Tensor]:
-    """Sums_KP (float64) and sizes_K of the points of each cluster: the same at every run."""
-    sums_KP = torch.zeros(n_clusters, points_NP.shape[1], dtype=torch.float64, device=points_NP.device)
-    for block, labels in zip(points_NP.split(BLOCK_ROWS), labels_N.split(BLOCK_ROWS), strict=True):
-        if points_NP.is_cuda:
-            # index_add_ is atomic there, another sum at every run; index_put_ sorts first.
-            sums_KP.index_put_((labels,), block.double(), accumulate=True)
-        else:
-            sums_KP.index_add_(0, labels, block.double())
-    return sums_KP, torch.bincount(labels_N, minlength=n_clusters)
+    def follow(self, centroids_KP: Tensor) -> float:
+        """Assign the points to these centroids; returns the share of all pairs that were compared."""
+        before_KP, self.centroids_KP = self.centroids_KP, centroids_KP
+        first_before_K = self.engine.first_K
+        self.engine.use(centroids_KP)
+        if before_KP is None:
+            found = self.engine.search()
+            self.labels_N, self.distances_N, self.others_N = found.labels_R, found.distances_R, found.others_R
+            return 1.0
+        # A centroid that had an equal before it was not compared: it counts as moved once it has none.
+        moved_K = (centroids_KP != before_KP).any(dim=1) | (self.engine.first_K != first_before_K)
+        moved = float(moved_K.float().mean())
+        self.labels_N = self.labels_N.clone()
+        if moved > MOST_MOVED:
+            self.distances_N = self.engine.distances(slice(None), self.labels_N)
+            self._search(None, None)
+            return 1.0
+        own_moved_N = moved_K[self.labels_N]
+        rows = own_moved_N.nonzero().flatten()
+        self.distances_N[rows] = self.engine.distances(rows, self.labels_N[rows])
+        lost_N = own_moved_N & (self.distances_N >= self.others_N)
+        self._search(lost_N.nonzero().flatten(), None)
+        self._search((~lost_N).nonzero().flatten(), moved_K.nonzero().flatten())
+        lost = float(lost_N.float().mean())
+        return lost + (1 - lost) * moved
 
-
-def split_largest(centroids_KP: Tensor, sizes_K: Tensor) -> int:
-    """Put each empty cluster beside a large one, in place, to take half of it; return how many there were.
-
-    The largest clusters are each split in two once, a cluster of one never; where there are more empty clusters than
-    that, the rest wait for the next iteration. As in the paper (section 3.3) the large cluster keeps its centroid, so
-    that inertia never rises; the new one lies ±1/1024 of it away, in alternating signs.
-    """
-    empty = (sizes_K == 0).nonzero().flatten()
-    large = sizes_K.argsort(descending=True, stable=True)[: len(empty)]
-    large = large[sizes_K[large] > 1]
-    empty = empty[: len(large)]
-    signs_P = torch.ones(centroids_KP.shape[1], device=centroids_KP.device)
-    signs_P[1::2] = -1
-    centroids_KP[empty] = centroids_KP[large] * (1 + SPLIT * signs_P)
-    return len(empty)
+    def _search(self, rows_R: Tensor | None, columns_C: Tensor | None) -> None:
+        rows = slice(None) if rows_R is None else rows_R
+        found = self.engine.search(rows_R, columns_C, self.labels_N[rows], self.distances_N[rows])
+        others_R = found.others_R if columns_C is None else torch.minimum(found.others_R, self.others_N[rows])
+        self.labels_N[rows], self.distances_N[rows], self.others_N[rows] = found.labels_R, found.distances_R, others_R
 
 
 def lloyd(
     points_NP: Tensor,
-    centroids_KP: Tensor,
+    start: Tensor | LloydState,
     *,
     iterations: int,
-    all_reduce: Callable[[Tensor], Tensor] = _identity,
-    on_iteration: Callable[[int, float], None] | None = None,
+    tolerance: float = 0.0,
+    spherical: bool = False,
+    all_reduce: AllReduce = alone,
+    numbers_N: Tensor | None = None,
+    on_iteration: Callable[[LloydState], None] | None = None,
 ) -> LloydResult:
     """Lloyd's algorithm from given centroids: assign, average, repeat; then a last assignment to the final centroids.
 
     Args:
         points_NP: float32; may be this rank's share of the rows.
-        centroids_KP: the start; not changed.
-        iterations: how often the centroids are moved; ends early where no label changes any more.
+        start: centroids (K, P), not changed; or a state to go on from.
+        iterations: how often the centroids are moved; ends early where they rest.
+        tolerance: ends early where the inertia falls by less than this share.
+        spherical: centroids are scaled to unit length; the points should be, too.
         all_reduce: sums a tensor over the ranks; the identity on one process.
-        on_iteration: called with the iteration and the inertia; may raise to stop.
+        numbers_N: numbers of this rank's points among all, ascending; from 0 by default.
+        on_iteration: called after each assignment with the state; may raise to stop.
     """
-    centroids_KP = centroids_KP.clone()
-    history: list[float] = []
-    repaired = 0
-    previous_N = torch.full((len(points_NP),), UNASSIGNED, device=points_NP.device)
-    for iteration in range(iterations + 1):
-        labels_N, distances_N = nearest_centroids(points_NP, centroids_KP)
-        history.append(float(all_reduce(distances_N.sum(dtype=torch.float64))))
+    # The last assignment of a state is made once more: its labels are not kept.
+    state = LloydState(start) if isinstance(start, Tensor) else replace(start, history=start.history[:-1])
+    assigned = _Assigned(points_NP)
+    sums = ExactSums(points_NP, len(state.centroids_KP), all_reduce)
+    compared: list[float] = []
+    numbers_N = torch.arange(len(points_NP), device=points_NP.device) if numbers_N is None else numbers_N
+    while True:
+        compared.append(assigned.follow(state.centroids_KP))
+        inertia = float(all_reduce(assigned.distances_N.sum(dtype=torch.float64)))
+        state = replace(state, history=(*state.history, inertia))
         if on_iteration is not None:
-            on_iteration(iteration, history[-1])
-        moved = all_reduce((labels_N != previous_N).sum())
-        if iteration == iterations or int(moved) == 0:
-            break
-        previous_N = labels_N
-        sums_KP, sizes_K = (all_reduce(part) for part in cluster_sums(points_NP, labels_N, len(centroids_KP)))
-        filled_K1 = (sizes_K > 0)[:, None]
-        centroids_KP = torch.where(filled_K1, sums_KP / sizes_K.clamp(min=1)[:, None], centroids_KP).float()
-        repaired += split_largest(centroids_KP, sizes_K)
-    return LloydResult(centroids_KP, labels_N, distances_N, tuple(history), repaired)
+            on_iteration(state)
+        sums_KP, sizes_K = sums.follow(assigned.labels_N)
+        centroids_KP, repaired = state.centroids_KP, 0
+        if state.iteration < iterations and not _settled(state.history, tolerance):
+            centroids_KP = _averages(centroids_KP, sums_KP, sizes_K, spherical=spherical)
+            if int(sizes_K.min()) == 0:
+                squares_K = _squares(assigned, len(centroids_KP), all_reduce)
+                repaired = split_largest(centroids_KP, sizes_K, squares_K, seed=state.iteration)
+                centroids_KP = normalize(centroids_KP) if spherical else centroids_KP
+        if torch.equal(centroids_KP, state.centroids_KP):
+            centroids_KP = centroids_KP.clone()
+            repaired = iterations > 0 and fill_empty(
+                centroids_KP,
+                sizes_K,
+                points_NP,
+                assigned.labels_N,
+                assigned.distances_N,
+                numbers_N=numbers_N,
+                all_reduce=all_reduce,
+            )
+            if not repaired:
+                break
+        state = LloydState(centroids_KP, state.history, state.n_repaired + repaired)
+    return LloydResult(
+        state.centroids_KP, assigned.labels_N, assigned.distances_N, state.history, state.n_repaired, tuple(compared)
+    )
+
+
+def _settled(history: tuple[float, ...], tolerance: float) -> bool:
+    return tolerance > 0 and len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]
+
+
+def _averages(centroids_KP: Tensor, sums_KP: Tensor, sizes_K: Tensor, *, spherical: bool) -> Tensor:
+    """The mean of each cluster; an empty one stays where it is."""
+    means_KP = sums_KP / sizes_K.clamp(min=1)[:, None]
+    kept_K1 = (sizes_K > 0)[:, None]
+    if spherical:
+        means_KP = normalize(means_KP)
+        kept_K1 = kept_K1 & (means_KP != 0).any(dim=1, keepdim=True)
+    return torch.where(kept_K1, means_KP.float(), centroids_KP)
+
+
+def _squares(assigned: _Assigned, n_clusters: int, all_reduce: AllReduce) -> Tensor:
+    """Sum of the squared distances in each cluster."""
+    squares_K = torch.zeros(n_clusters, dtype=torch.float64, device=assigned.labels_N.device)
+    return all_reduce(squares_K.index_add_(0, assigned.labels_N, assigned.distances_N.double()))
 
 
 class KMeans:
-    """k-means with the names of scikit-learn: exact Lloyd iterations in float32, the same result for the same seed.
+    """k-means with the names of scikit-learn: exact Lloyd iterations, the same result for the same seed.
+
+    Labels are those of float32 arithmetic whatever the machine multiplies in (see nearest.py), sums of points are made
+    without rounding: threads, blocks and ranks change nothing but the last digit of the inertia.
 
     Args:
         n_clusters: K.
-        iterations: Lloyd iterations; 20 in the paper.
-        seed: of the random rows that the centroids start from.
+        iterations: Lloyd iterations; 20 in the paper. Fewer are made where the centroids rest before.
+        start: `random` rows, or `k-means++` (slower: a pass over the points for each cluster).
+        seed: of the start.
+        tolerance: ends where an iteration lowers the inertia by less than this share; 0 goes on to the end.
+        spherical: points and centroids are scaled to unit length: the nearest is that of the largest cosine.
         all_reduce: sums a tensor over the ranks; the identity on one process.
+        first_row: where the points are spread over ranks, number of this rank's first point among all.
+
+    Raises:
+        InputError: an unknown start, or a negative number.
     """
 
     def __init__(
@@ -142,56 +223,91 @@ class KMeans:
         n_clusters: int,
         *,
         iterations: int = 20,
+        start: str = "random",
         seed: int = 0,
-        all_reduce: Callable[[Tensor], Tensor] = _identity,
+        tolerance: float = 0.0,
+        spherical: bool = False,
+        all_reduce: AllReduce = alone,
+        first_row: int = 0,
     ) -> None:
+        if start not in STARTS:
+            raise InputError(f"unknown start {start!r}{did_you_mean(start, STARTS)}: use one of {', '.join(STARTS)}")
+        if iterations < 0 or tolerance < 0:
+            raise InputError(f"iterations={iterations} and tolerance={tolerance:g} must not be negative")
         self.n_clusters = n_clusters
         self.iterations = iterations
+        self.start = start
         self.seed = seed
+        self.tolerance = tolerance
+        self.spherical = spherical
         self.all_reduce = all_reduce
+        self.first_row = first_row
 
     def fit(
         self,
         points_NP: Tensor,
         *,
         start_KP: Tensor | None = None,
-        on_iteration: Callable[[int, float], None] | None = None,
+        resume: LloydState | None = None,
+        on_iteration: Callable[[LloydState], None] | None = None,
     ) -> Assignment:
         """Group the points; rows that are not finite stay unassigned (label -1, distance NaN).
 
         Args:
             points_NP: any floating type.
-            start_KP: centroids to start from; distinct random rows by default.
-            on_iteration: called with the iteration and the inertia.
+            start_KP: centroids to start from, instead of drawn ones.
+            resume: a state that `on_iteration` was given, to go on from.
+            on_iteration: called after each assignment; may raise to stop.
 
         Raises:
             InputError: fewer clusters than 1 or more than points; a start that is not (K, P).
         """
-        seen_N = torch.cat([torch.isfinite(block).all(dim=1) for block in points_NP.split(BLOCK_ROWS)])
-        seen_NP = (points_NP if bool(seen_N.all()) else points_NP[seen_N]).float()
-        if not 1 <= self.n_clusters <= len(seen_NP):
-            raise InputError(f"clusters={self.n_clusters} must be between 1 and the {len(seen_NP)} points")
-        if start_KP is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            rows = torch.randperm(len(seen_NP), generator=generator)[: self.n_clusters]
-            start_KP = seen_NP[rows.to(seen_NP.device)]
-        if start_KP.shape != (self.n_clusters, points_NP.shape[1]):
-            raise InputError(f"start has shape {(*start_KP.shape,)}, not {(self.n_clusters, points_NP.shape[1])}")
+        # Checked as float32: a float64 beyond its range is not finite here.
+        seen_N = torch.empty(len(points_NP), dtype=torch.bool, device=points_NP.device)
+
+        def look(block: slice) -> None:
+            seen_N[block] = torch.isfinite(points_NP[block].float()).all(dim=1)
+
+        map_blocks(look, blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device)
+        seen_NP = (points_NP if bool(seen_N.all()) else points_NP[seen_N]).float().contiguous()
+        if self.spherical:
+            seen_NP = normalize(seen_NP)
+        numbers_N, n_all = self._numbers(seen_N)
+        if not 1 <= self.n_clusters <= n_all:
+            raise InputError(f"clusters={self.n_clusters} must be between 1 and the {n_all} points")
         result = lloyd(
             seen_NP,
-            start_KP.float(),
+            resume or self._start(seen_NP, numbers_N, n_all, start_KP),
             iterations=self.iterations,
+            tolerance=self.tolerance,
+            spherical=self.spherical,
             all_reduce=self.all_reduce,
+            numbers_N=numbers_N,
             on_iteration=on_iteration,
         )
-        labels_N = torch.full((len(points_NP),), UNASSIGNED)
-        distances_N = torch.full((len(points_NP),), torch.nan)
-        labels_N[seen_N.cpu()] = result.labels_N.cpu()
-        distances_N[seen_N.cpu()] = result.distances_N.sqrt().cpu()
-        return Assignment(
-            labels_N=labels_N,
-            distances_N=distances_N,
-            centroids_KP=result.centroids_KP.cpu(),
+        return Assignment.over_rows(
+            seen_N,
+            result.labels_N,
+            result.distances_N.sqrt(),
+            result.centroids_KP,
             inertia_history=result.inertia_history,
             n_repaired=result.n_repaired,
         )
+
+    def _start(self, seen_NP: Tensor, numbers_N: Tensor, n_all: int, start_KP: Tensor | None) -> Tensor:
+        if start_KP is None:
+            return STARTS[self.start](seen_NP, numbers_N, n_all, self.n_clusters, seed=self.seed, all_reduce=self.all_reduce)
+        wanted = self.n_clusters, seen_NP.shape[1]
+        if start_KP.shape != wanted:
+            raise InputError(f"start has shape {(*start_KP.shape,)}, not {wanted}")
+        start_KP = start_KP.to(seen_NP.device, torch.float32)
+        return normalize(start_KP) if self.spherical else start_KP
+
+    def _numbers(self, seen_N: Tensor) -> tuple[Tensor, int]:
+        """Numbers of this rank's finite rows among those of all ranks, and how many these are."""
+        n_rows = int(self.all_reduce(torch.tensor(len(seen_N), device=seen_N.device)))
+        seen_T = torch.zeros(n_rows, dtype=torch.int64, device=seen_N.device)
+        mine = slice(self.first_row, self.first_row + len(seen_N))
+        seen_T[mine] = seen_N.long()
+        numbers_T = self.all_reduce(seen_T).cumsum(0) - 1
+        return numbers_T[mine][seen_N], int(numbers_T[-1]) + 1 if n_rows else 0

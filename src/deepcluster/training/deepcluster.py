@@ -3,9 +3,10 @@
 N images, B batch, D features, P components, K clusters.
 """
 
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment, draw_as_published, draw_uniform
-from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.features import FeatureRows, MemoryPlan, plan_memory
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import Settings
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.views import Colours, TrainingView
 from deepcluster.device import Machine
 from deepcluster.distributed import all_reduce
-from deepcluster.inference import image_features
+from deepcluster.inference import LOOK_BATCH, look, stage_width
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import Trunk, normalise
-from deepcluster.progress import Reporter
+from deepcluster.progress import Meter, Reporter
+from deepcluster.training.grouping import Grouping, group_points, most_iterations
 from deepcluster.training.metrics import epoch_metrics
 from deepcluster.training.optim import Learner, LossMeter, head_optimizer, learning_rates, not_finite, trunk_optimizer
 from deepcluster.training.run import Interruption
@@ -43,11 +45,13 @@ class DeepCluster:
         interruption: asked at every batch whether to stop.
         save: writes the state; called inside long epochs, too.
         known_labels_N: labels for diagnostics alone, -1 = unknown; training never reads them.
+        memory: where features are kept; in memory by default.
 
     Attributes:
         epoch, batch: the epoch under way, from 1, and the batch of it that comes next.
         labelled: whether steps 1 to 4 of the epoch under way are done.
         assignment, whitening: what the labels come from.
+        grouping: the clustering under way, if one is.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class DeepCluster:
         interruption: Interruption,
         save: Callable[[], None],
         known_labels_N: NDArray[np.int64] | None = None,
+        memory: MemoryPlan | None = None,
     ) -> None:
         self.settings, self.machine, self.loader = settings, machine, loader
         self.reporter, self.interruption, self.save = reporter, interruption, save
@@ -69,9 +74,14 @@ class DeepCluster:
         self.trunk_optimizer = trunk_optimizer(trunk, settings, machine)
         self.training_view = TrainingView(settings.image_size, scale=settings.crop_scale, flip=settings.flip)
         self.colours = Colours(settings.jitter, settings.grey)
+        width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
+        self.memory = memory or plan_memory(
+            len(loader.images), width, settings.pca, budget_bytes=sys.maxsize, computed=machine.feature_dtype
+        )
         self.epoch, self.batch, self.labelled = 1, 0, False
         self.assignment: Assignment | None = None
         self.whitening: Whitening | None = None
+        self.grouping: Grouping | None = None
         self.learner: Learner | None = None
         self.nmi_previous: float | None = None
         self.losses = LossMeter()
@@ -83,10 +93,10 @@ class DeepCluster:
         if not self.labelled:
             self.seconds, self.loader.wait_seconds = dict.fromkeys(STEPS, 0.0), 0.0
             if (self.epoch - 1) % self.settings.reassign_every == 0:
-                features_ND = self.look_at_images()
-                points_NP, whitening = self.shorten_and_whiten(features_ND)
-                assignment = self.group(points_NP)
-                self.make_labels(assignment, whitening)
+                grouping = self.grouping or self.shorten_and_whiten(*self.look_at_images())
+                assignment = self.group(grouping)
+                self.make_labels(assignment, grouping.whitening)
+            self.grouping = None
             self.labelled = True
             self._save_if_due()
         self.learn_labels()
@@ -97,61 +107,83 @@ class DeepCluster:
 
     def cluster_finished_trunk(self) -> tuple[Assignment, Whitening]:
         """Steps 1 to 3 with the trunk as it stands, for the groups that people use; the state does not change."""
-        points_NP, whitening = self.shorten_and_whiten(self.look_at_images())
-        assignment = self.group(points_NP)
+        grouping = self.grouping or self.shorten_and_whiten(*self.look_at_images())
+        assignment = self.group(grouping)
         if self.assignment is not None:
             assignment = assignment.matched_to(self.assignment)
         self.seconds = dict.fromkeys(STEPS, 0.0)
-        return assignment, whitening
+        return assignment, grouping.whitening
 
-    def look_at_images(self) -> Tensor:
-        """Step 1: features_ND of the centre view of every image, in eval mode; rows of unreadable images are NaN."""
-        with self._timed("features"), self.reporter.track("features", len(self.loader.images)) as progress:
+    def look_at_images(self) -> tuple[FeatureRows, Whitening]:
+        """Step 1: the features of the centre view of every image, in eval mode, and the whitening that was fed with them."""
+        whitening = Whitening(self.settings.pca, all_reduce=all_reduce)
+        rows = FeatureRows(self._look, self.memory, batch_rows=LOOK_BATCH)
+
+        def feed(rows_BD: Tensor) -> None:
+            with self._timed("whitening"):
+                whitening.update(rows_BD.to(self.machine.clustering_device))
+
+        with self._timed("features"):
+            rows.fill(feed)
+        if rows.n_not_finite:
+            raise not_finite(f"the features of {rows.n_not_finite:,} images are over 1e15 or not finite", self._where())
+        if rows.n_clamped:
+            self.reporter.warn(f"features of {rows.n_clamped:,} images are beyond 65,504, which is kept in their place")
+        return rows, whitening
+
+    def shorten_and_whiten(self, rows: FeatureRows, whitening: Whitening) -> Grouping:
+        """Step 2: points_NP after PCA, whitening and scaling to unit length, ready to be grouped; NaN where no row is."""
+        # A second look at the images shows its own progress.
+        looks = self.memory.kind == "twice"
+        track = nullcontext(Meter()) if looks else self.reporter.track("whitening", len(self.loader.images))
+        with rows, self._timed("whitening"), track as progress:
 
             def on_batch(images: int) -> None:
                 progress(images)
                 self.interruption.check()
 
-            return image_features(
-                self.trunk,
-                self.loader,
-                self.machine,
-                stage=self.settings.cluster_stage,
-                image_size=self.settings.image_size,
-                on_batch=on_batch,
-            )
-
-    def shorten_and_whiten(self, features_ND: Tensor) -> tuple[Tensor, Whitening]:
-        """Step 2: points_NP after PCA, whitening and scaling to unit length; and the whitening itself."""
-        with self._timed("whitening"):
-            seen_N = torch.isfinite(features_ND).all(dim=1)
-            lost = len(seen_N) - int(seen_N.sum()) - len(self.loader.unreadable)
-            if lost > 0:
-                raise not_finite(f"the features of {lost:,} images are not finite", self._where())
-            features_ND = features_ND.to(self.machine.clustering_device)
-            whitening = Whitening(self.settings.pca).fit(features_ND if bool(seen_N.all()) else features_ND[seen_N])
+            whitening.finish()
             self.interruption.check()
-            return whitening.transform(features_ND), whitening
+            device, width = self.machine.clustering_device, self.settings.pca
+            return Grouping(rows.each(whitening.transform, width=width, device=device, on_batch=on_batch), whitening)
 
-    def group(self, points_NP: Tensor) -> Assignment:
-        """Step 3: k-means from random rows that depend on (seed, epoch)."""
-        settings = self.settings
-        with (
-            self._timed("clustering"),
-            self.reporter.track("clustering", settings.kmeans_iterations + 1, "iterations") as progress,
-        ):
-            kmeans = KMeans(
-                settings.clusters,
-                iterations=settings.kmeans_iterations,
-                seed=_seed(settings.seed, self.epoch),
-                all_reduce=all_reduce,
-            )
+    def _look(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Rows_BD and indices_B of all images, batch by batch; the time that they take is that of step 1, also in step 2."""
+        with self.reporter.track("features", len(self.loader.images)) as progress:
 
-            def on_iteration(iteration: int, inertia: float) -> None:
-                progress(1)
+            def on_batch(images: int) -> None:
+                progress(images)
                 self.interruption.check()
 
-            return kmeans.fit(points_NP, on_iteration=on_iteration)
+            stage, size = self.settings.cluster_stage, self.settings.image_size
+            batches = look(self.trunk, self.loader, self.machine, stage=stage, image_size=size, on_batch=on_batch)
+            while True:
+                with self._timed("features"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+
+    def group(self, grouping: Grouping) -> Assignment:
+        """Step 3: k-means (or what the settings name) from a start that depends on (seed, epoch)."""
+        with (
+            self._timed("clustering"),
+            self.reporter.track("clustering", most_iterations(self.settings), "iterations") as progress,
+        ):
+
+            def on_step(iterations: int) -> None:
+                progress(iterations)
+                self._save_if_due()
+                self.interruption.check(self._save_now)
+
+            self.grouping = grouping
+            progress(grouping.lloyd.iteration if grouping.lloyd else 0)
+            seed = _seed(self.settings.seed, self.epoch)
+            assignment = group_points(grouping, self.settings, seed=seed, on_step=on_step)
+        self.grouping = None
+        if assignment.remark:
+            self.reporter.warn(assignment.remark)
+        return assignment
 
     def make_labels(self, assignment: Assignment, whitening: Whitening) -> None:
         """Step 4: the groups become labels, numbered as they were before where they overlap; a new head for them."""
@@ -177,7 +209,7 @@ class DeepCluster:
                 self.batch = number + 1
                 progress(len(batch.indices_B))
                 self._save_if_due()
-                self.interruption.check(self._save_inside_epoch)
+                self.interruption.check(self._save_now)
             self.losses.settle(self._where)
 
     def _draw_images(self) -> Tensor:
@@ -201,9 +233,9 @@ class DeepCluster:
 
     def _save_if_due(self) -> None:
         if time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes:
-            self._save_inside_epoch()
+            self._save_now()
 
-    def _save_inside_epoch(self) -> None:
+    def _save_now(self) -> None:
         self.losses.settle(self._where)
         self.check_finite()
         self.save()
@@ -228,18 +260,20 @@ class DeepCluster:
         return self.assignment
 
     def _new_learner(self) -> Learner:
-        head = ClusterHead(self.trunk.dim, self.settings.clusters, seed=_seed(self.settings.seed, self.epoch))
+        head = ClusterHead(self.trunk.dim, self.current.n_clusters, seed=_seed(self.settings.seed, self.epoch))
         head.to(self.machine.device)
         optimizers = (self.trunk_optimizer, head_optimizer(head, self.settings, self.machine))
         return Learner(self.trunk, head, optimizers, self.machine)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
-        started = time.perf_counter()
+        """Count the time to a step, but for what is counted to steps inside it."""
+        started, counted = time.perf_counter(), sum(self.seconds.values())
         try:
             yield
         finally:
-            self.seconds[step] += time.perf_counter() - started
+            inside = sum(self.seconds.values()) - counted
+            self.seconds[step] += time.perf_counter() - started - inside
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as tensors and plain values."""
@@ -259,6 +293,8 @@ class DeepCluster:
             state["whitening"] = self.whitening.state_dict()
             state["head"] = self.learner.head.state_dict()
             state["head_optimizer"] = self.learner.optimizers[1].state_dict()
+        if self.grouping is not None:
+            state["grouping"] = self.grouping.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -275,6 +311,8 @@ class DeepCluster:
             self.learner = self._new_learner()
             self.learner.head.load_state_dict(state["head"])
             self.learner.optimizers[1].load_state_dict(state["head_optimizer"])
+        if "grouping" in state:
+            self.grouping = Grouping.from_state_dict(state["grouping"])
 
 
 def _seed(*parts: int) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.config import Settings
+from deepcluster.clustering.features import MemoryPlan, least_bytes, plan_memory
+from deepcluster.config import Settings, size_in_bytes
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
@@ -30,6 +31,7 @@ Data = str | Path | Sequence[str | Path]
 # (features_MD, labels_M) → score
 Evaluate = Callable[[Tensor, Tensor], float]
 
+MEMORY_SHARE = 0.6
 CACHE_SHARE = {"auto": 0.25, "memory": 0.5, "none": 0.0}
 EVALUATED_IMAGES = 10_000
 
@@ -171,6 +173,7 @@ def _saved_state(folder: RunFolder, settings: Settings) -> dict[str, Any]:
 def _run(plan: Plan, reporter: Reporter, interruption: Interruption, evaluate: Evaluate, *, overwrite: bool) -> None:
     """Write the folder, then epoch after epoch, then the groups of the finished trunk."""
     folder, settings = plan.folder, plan.settings
+    memory = _memory_plan(plan)
     method = DeepCluster(
         plan.trunk,
         plan.loader,
@@ -180,6 +183,7 @@ def _run(plan: Plan, reporter: Reporter, interruption: Interruption, evaluate: E
         interruption=interruption,
         save=lambda: folder.save_checkpoint(_checkpoint(method)),
         known_labels_N=plan.source.labels_N,
+        memory=memory,
     )
     if plan.state is not None:
         _take_up(method, plan.state, folder)
@@ -190,7 +194,7 @@ def _run(plan: Plan, reporter: Reporter, interruption: Interruption, evaluate: E
     folder.write_config(settings, _changes(plan), _data_facts(plan))
     folder.write_unreadable(_reasons(plan.loader))
     reporter.log_to(folder.log)
-    _say_plan(plan, reporter)
+    _say_plan(plan, memory, reporter)
     if plan.state is not None:
         reporter.say(f"going on with epoch {method.epoch}, batch {method.batch}")
     folder.drop_metrics_from(method.epoch)
@@ -292,22 +296,38 @@ def _say_unreadable(loader: Loader, looked_at: int, reporter: Reporter) -> None:
         )
 
 
-def _say_plan(plan: Plan, reporter: Reporter) -> None:
+def _memory_plan(plan: Plan) -> MemoryPlan:
+    """Where features are kept, within --memory or, of the memory that is free and not set aside for images, a share."""
+    settings, images = plan.settings, plan.loader.images
+    width = stage_width(plan.trunk, plan.machine, settings.cluster_stage, settings.image_size)
+    budget = size_in_bytes("memory", settings.memory)
+    if budget is None:
+        share = int(MEMORY_SHARE * (free_memory_bytes() - images.free_bytes))
+        budget = max(share, least_bytes(len(images), width, settings.pca))
+    return plan_memory(
+        len(images),
+        width,
+        settings.pca,
+        budget_bytes=budget,
+        computed=plan.machine.feature_dtype,
+        folder=plan.folder.path,
+    )
+
+
+def _say_plan(plan: Plan, memory: MemoryPlan, reporter: Reporter) -> None:
     """The opening lines: what will be done, with what, and how much memory it takes."""
     settings, n_images = plan.settings, len(plan.source)
     reporter.say(
         f"{settings.arch}{' with Sobel' if settings.sobel else ''} at {settings.image_size} px, "
-        f"{settings.clusters:,} clusters, {settings.epochs} epochs; {plan.machine.describe()}; into {plan.folder.path}"
+        f"{settings.describe_clusters()}, {settings.epochs} epochs; {plan.machine.describe()}; into {plan.folder.path}"
     )
     if plan.changes:
         reporter.say(f"recipe {settings.recipe}: fitted to these images (the paper's settings are for 1.28 million photos)")
         for change in plan.changes:
             reporter.say(f"  {change}")
-    width = stage_width(plan.trunk, plan.machine, settings.cluster_stage, settings.image_size)
     weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.clusters
-    features = n_images * (width * plan.machine.feature_dtype.itemsize + 4 * settings.pca)
     reporter.say(
-        f"memory: features and points {size(features)}, weights, gradients and momentum {size(3 * weights)}, "
+        f"memory: {memory.describe()}, weights, gradients and momentum {size(3 * weights)}, "
         f"images kept decoded {size(plan.loader.images.kept_bytes)} ({plan.loader.images.n_kept:,} of {n_images:,})"
     )
 

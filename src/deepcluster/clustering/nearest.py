@@ -1,0 +1,379 @@
+"""The nearest centroid of each point: a quick coarse product rules out nearly all, float32 decides among the rest.
+
+Products of 8-bit integers or bf16 numbers are two to five times as fast as float32's. Their error is bounded (rounded
+vectors differ from the true ones by residuals whose length is known; Cauchy–Schwarz does the rest), so a centroid whose
+bound lies below the score of the best one known can't win. The few that could are compared in float32: labels and
+distances never depend on the coarse product, on blocks, threads or ranks.
+
+N points, R of them in a search, B of them in a block; P components; K centroids, C of them in a search, in G groups;
+Q pairs of a point and a centroid.
+Scores are x·c - |c|²/2 with x and c measured from the points' mean: the nearest centroid has the highest score.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from deepcluster.clustering import nearest_triton
+from deepcluster.clustering.coarse import (
+    BF16_ROUNDING,
+    FINER,
+    FLOAT32_ROUNDING,
+    FLOAT32_SLACK,
+    INT8_REACH,
+    INT_NOWHERE,
+    INT_OFFSET,
+    INT_SUM,
+    Coarse,
+    coarse_kind,
+    round_rows,
+)
+from deepcluster.clustering.parallel import blocks_of, map_blocks
+
+# Scores of a block of points: they stay in the processor's cache, never an N × K matrix; a GPU wants larger blocks.
+BLOCK_SCORES = 1 << 19
+BLOCK_SCORES_GPU = 1 << 26
+LEAST_BLOCK_ROWS = 128
+# Points that the fused kernel takes at once: what is copied for them stays small beside the points.
+FUSED_ROWS = 1 << 18
+# Rows (of floats) that are handled at once where there is no product.
+BLOCK_ROWS = 1024
+# Where a coarse product leaves more candidates than one a point, and one more for so many centroids, a finer one is
+# quicker: a candidate takes as long as some 250 scores (0.3 µs).
+COLUMNS_A_CANDIDATE = 256
+# Centroids in a group: bounds are looked at group by group first. The largest of 64 takes 0.05 ns a score, its place 0.9.
+GROUP = 64
+
+
+# Labels_B and squared distances_B.
+Known = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """What a search found, for R points.
+
+    Attributes:
+        labels_R: the nearest centroid; the lower number where two are equally near.
+        distances_R: squared distance to it.
+        others_R: every other centroid that was searched is at least as far as this squared distance; a centroid that equals
+            one before it is not searched.
+    """
+
+    labels_R: Tensor
+    distances_R: Tensor
+    others_R: Tensor
+
+    def put(self, rows: slice | Tensor, part: "Nearest") -> None:
+        """Write what was found for some of the points."""
+        self.labels_R[rows], self.distances_R[rows], self.others_R[rows] = part.labels_R, part.distances_R, part.others_R
+
+
+def squared_distances(points_QP: Tensor, centroids_QP: Tensor) -> Tensor:
+    """Squared distance of each pair of rows, from the difference itself, which does not cancel."""
+    return (points_QP - centroids_QP).square_().sum(dim=1)
+
+
+class NearestSearch:
+    """Searches the nearest centroids of the same points again and again, as Lloyd's iterations do.
+
+    Args:
+        points_NP: float32, finite.
+        kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
+    """
+
+    def __init__(self, points_NP: Tensor, *, kind: torch.dtype | None = None) -> None:
+        self.points_NP = points_NP = points_NP.contiguous()
+        self.kind = kind
+        blocks, device = blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device
+        totals = map_blocks(lambda block: points_NP[block].sum(dim=0, dtype=torch.float64), blocks, device)
+        none_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=device)
+        self.mean_P = (sum(totals, none_P) / max(1, len(points_NP))).float()
+        self.half_norms_N = torch.empty(len(points_NP), device=device)
+
+        def measure(block: slice) -> None:
+            self.half_norms_N[block] = (points_NP[block] - self.mean_P).square_().sum(dim=1) / 2
+
+        map_blocks(measure, blocks, device)
+        squares = self.half_norms_N.sum(dtype=torch.float64)
+        self.reach = INT8_REACH * float((2 * squares / max(1, points_NP.numel())).sqrt())
+        self.integers: Coarse | None = None
+        self.first_K = torch.empty(0, dtype=torch.bool, device=points_NP.device)
+
+    def use(self, centroids_KP: Tensor) -> None:
+        """Search among these centroids from now on."""
+        self.centroids_KP = centroids_KP
+        self.centred_KP = centroids_KP - self.mean_P
+        self.half_norms_K = self.centred_KP.square().sum(dim=1) / 2
+        self.first_K = first_of_equals(centroids_KP)
+
+    def distances(self, rows_R: slice | Tensor, labels_R: Tensor) -> Tensor:
+        """Squared distances of the points `rows_R` to the centroids `labels_R`."""
+        distances_R = torch.empty(len(labels_R), device=labels_R.device)
+
+        def work(block: slice) -> None:
+            if isinstance(rows_R, slice):
+                points_BP = self.points_NP[rows_R][block]
+            else:
+                points_BP = self.points_NP.index_select(0, rows_R[block])
+            distances_R[block] = squared_distances(points_BP, self.centroids_KP.index_select(0, labels_R[block]))
+
+        map_blocks(work, blocks_of(slice(0, len(labels_R)), BLOCK_ROWS), labels_R.device)
+        return distances_R
+
+    def search(
+        self,
+        rows_R: Tensor | None = None,
+        columns_C: Tensor | None = None,
+        labels_R: Tensor | None = None,
+        distances_R: Tensor | None = None,
+    ) -> Nearest:
+        """The nearest among a known centroid of each point and the centroids `columns_C`.
+
+        Args:
+            rows_R: points to search for, ascending; all by default.
+            columns_C: centroids to search among, ascending; all by default.
+            labels_R, distances_R: a centroid of each point and the squared distance to it; both or none. Without
+                them `columns_C` must be left out.
+        """
+        n_rows = len(self.points_NP) if rows_R is None else len(rows_R)
+        device = self.points_NP.device
+        found = Nearest(
+            torch.empty(n_rows, dtype=torch.int64, device=device),
+            torch.empty(n_rows, device=device),
+            torch.empty(n_rows, device=device),
+        )
+        kind = self.kind or coarse_kind(device, self.points_NP.shape[1], first=labels_R is None)
+        among = _Columns(self, columns_C, kind)
+
+        def work(block: slice) -> bool:
+            rows = block if rows_R is None else rows_R[block]
+            known = None if labels_R is None or distances_R is None else (labels_R[block], distances_R[block])
+            part = among.search(rows, known)
+            if part is not None:
+                found.put(block, part)
+            return part is not None
+
+        blocks = blocks_of(slice(0, n_rows), among.block_rows)
+        while blocks:
+            # The first block is a trial; it also makes what all need.
+            if work(blocks[0]):
+                done = [True, *map_blocks(work, blocks[1:], device)]
+                blocks = [block for block, well in zip(blocks, done, strict=True) if not well]
+            if blocks:
+                among = _Columns(self, columns_C, FINER[among.kind])
+                blocks = [smaller for block in blocks for smaller in blocks_of(block, among.block_rows)]
+        return found
+
+    def coarse(self, rows: slice | Tensor, kind: torch.dtype) -> Coarse:
+        """Points in fewer bits; 8-bit ones are kept, for they are needed at every iteration."""
+        if kind != torch.int8:
+            return round_rows(self.points_NP[rows] - self.mean_P, kind)
+        if self.integers is None:
+            self.integers = self._integers()
+        return self.integers.take(rows)
+
+    def _integers(self) -> Coarse:
+        rounded_NP = torch.empty_like(self.points_NP, dtype=torch.int8)
+        residual_N, length_N = torch.empty_like(self.half_norms_N), torch.empty_like(self.half_norms_N)
+
+        def work(block: slice) -> float:
+            part = round_rows(self.points_NP[block] - self.mean_P, torch.int8, self.reach)
+            rounded_NP[block], residual_N[block], length_N[block] = part.rounded_RP, part.residual_R, part.length_R
+            return part.step
+
+        steps = map_blocks(work, blocks_of(slice(0, len(rounded_NP)), BLOCK_ROWS), rounded_NP.device)
+        return Coarse(rounded_NP, steps[0] if steps else 1.0, residual_N, length_N)
+
+
+class _Columns:
+    """Centroids made ready for one search."""
+
+    def __init__(self, owner: NearestSearch, columns_C: Tensor | None, kind: torch.dtype) -> None:
+        self.owner, self.kind = owner, kind
+        every_K = torch.arange(len(owner.centroids_KP), device=owner.centroids_KP.device)
+        columns_C = every_K[owner.first_K] if columns_C is None else columns_C[owner.first_K[columns_C]]
+        self.columns_C = columns_C
+        self.place_K = torch.full_like(every_K, -1)
+        self.place_K[columns_C] = every_K[: len(columns_C)]
+        missing = -len(columns_C) % GROUP
+        self.n_columns = len(columns_C) + missing
+        self.coarse = round_rows(pad(owner.centred_KP[columns_C], (0, 0, 0, missing)), kind)
+        self.half_norms_C = pad(owner.half_norms_K[columns_C], (0, missing), value=torch.inf)
+        self.lengths_C = (2 * owner.half_norms_K[columns_C]).sqrt()
+        self.lengths_C = pad(self.lengths_C, (0, missing))
+        rounding = {torch.int8: 0.0, torch.bfloat16: BF16_ROUNDING}.get(kind, 0.0)
+        rounding += len(owner.mean_P) * FLOAT32_ROUNDING * (kind != torch.int8)
+        self.residual_C = self.coarse.residual_R + rounding * self.coarse.length_R
+        self.longest = float(self.lengths_C.max()) if self.n_columns else 0.0
+        self.largest_residual = float(self.residual_C.max()) if self.n_columns else 0.0
+        self.fused = kind == torch.bfloat16 and nearest_triton.available(columns_C.device)
+        scores = BLOCK_SCORES_GPU if columns_C.is_cuda else BLOCK_SCORES
+        self.block_rows = FUSED_ROWS if self.fused else max(LEAST_BLOCK_ROWS, scores // max(1, self.n_columns))
+
+    def search(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
+        """The nearest for a block of points; None where a finer product would be quicker."""
+        if known is not None and not self.n_columns:
+            return Nearest(*known, torch.full_like(known[1], torch.inf))
+        return self._fused(rows, known) if self.fused else self._plain(rows, known)
+
+    def _plain(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
+        """All bounds of the block; contested points try their best candidate first, then whatever is still possible."""
+        half_norms_B = self.owner.half_norms_N[rows]
+        bounds_BC, unit, slack_B = self._bounds(self.owner.coarse(rows, self.kind), half_norms_B)
+        base_B = half_norms_B - slack_B
+        lowest = torch.iinfo(bounds_BC.dtype).min if self.kind == torch.int8 else -torch.inf
+        if known is None:
+            known = self._guess(rows, _best_columns(bounds_BC, bounds_BC.view(len(bounds_BC), -1, GROUP).amax(dim=2)))
+        _leave_out(bounds_BC, self.place_K[known[0]], lowest)
+        groups_BG = bounds_BC.view(len(bounds_BC), -1, GROUP).amax(dim=2)
+        found = Nearest(known[0].clone(), known[1].clone(), _as_squares(base_B, groups_BG, unit))
+        contested = (found.others_R <= found.distances_R).nonzero().flatten()
+        if not len(contested):
+            return found
+        bounds_QC, groups_QG = bounds_BC.index_select(0, contested), groups_BG.index_select(0, contested)
+        column_Q = _best_columns(bounds_QC, groups_QG)
+        _leave_out(bounds_QC, column_Q, lowest)
+        groups_QG = bounds_QC.view(len(bounds_QC), -1, GROUP).amax(dim=2)
+        seconds_Q = _as_squares(base_B[contested], groups_QG, unit)
+        self._duel(found, rows, contested, column_Q, seconds_Q)
+        still = (seconds_Q <= found.distances_R[contested]).nonzero().flatten()
+        least_Q = (base_B - found.distances_R / 2)[contested] / unit
+        if self.kind == torch.int8:
+            least_Q = (least_Q.floor_() - 1).clamp_(-INT_OFFSET - INT_SUM, INT_OFFSET).int()
+        points_P, columns_P = _candidates(bounds_QC, groups_QG, still, least_Q)
+        if self.kind in FINER and len(points_P) > len(base_B) * (1 + self.n_columns / COLUMNS_A_CANDIDATE):
+            return None
+        return self._settle(found, rows, contested[points_P], columns_P)
+
+    def _fused(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
+        """One kernel gives the best two bounds; points with more candidates than one are searched again."""
+        half_norms_B = self.owner.half_norms_N[rows]
+        points = self.owner.coarse(rows, self.kind)
+        offset_C, slack_B = self._offsets(points, half_norms_B)
+        own_B = None if known is None else self.place_K[known[0]]
+        bounds_B, column_B, seconds_B = nearest_triton.best_two(
+            points.rounded_RP, self.coarse.rounded_RP, offset_C, own_N=own_B
+        )
+        seconds_B = 2 * (half_norms_B - slack_B - seconds_B)
+        if known is None:
+            found = Nearest(*self._guess(rows, column_B), seconds_B)
+        else:
+            found = Nearest(known[0].clone(), known[1].clone(), 2 * (half_norms_B - slack_B - bounds_B))
+            contested = (found.others_R <= found.distances_R).nonzero().flatten()
+            self._duel(found, rows, contested, column_B[contested], seconds_B[contested])
+        several = (seconds_B <= found.distances_R).nonzero().flatten()
+        for some in several.split(max(LEAST_BLOCK_ROWS, BLOCK_SCORES_GPU // self.n_columns)):
+            again = self._plain(_rows(rows, some), (found.labels_R[some], found.distances_R[some]))
+            if again is None:
+                return None
+            found.put(some, again)
+        return found
+
+    def _guess(self, rows: slice | Tensor, column_B: Tensor) -> Known:
+        labels_B = self.columns_C[column_B]
+        return labels_B, self.owner.distances(rows, labels_B)
+
+    def _duel(self, found: Nearest, rows: slice | Tensor, points_Q: Tensor, column_Q: Tensor, seconds_Q: Tensor) -> None:
+        """Compare what some points have with one candidate each, in float32; all others are as far as `seconds_Q`."""
+        labels_Q = self.columns_C[column_Q]
+        distances_Q = self.owner.distances(_rows(rows, points_Q), labels_Q)
+        own_labels_Q, own_Q = found.labels_R[points_Q], found.distances_R[points_Q]
+        wins_Q = (distances_Q < own_Q) | ((distances_Q == own_Q) & (labels_Q < own_labels_Q))
+        found.labels_R[points_Q] = torch.where(wins_Q, labels_Q, own_labels_Q)
+        found.distances_R[points_Q] = torch.minimum(distances_Q, own_Q)
+        found.others_R[points_Q] = torch.minimum(seconds_Q, torch.maximum(distances_Q, own_Q))
+
+    def _settle(self, found: Nearest, rows: slice | Tensor, points_P: Tensor, columns_P: Tensor) -> Nearest:
+        """Compare what points have with any number of candidates, pair by pair, in float32."""
+        if not len(points_P):
+            return found
+        labels_B, distances_B = found.labels_R, found.distances_R
+        labels_P = self.columns_C[columns_P]
+        distances_P = self.owner.distances(_rows(rows, points_P), labels_P)
+        nearest_B = distances_B.scatter_reduce(0, points_P, distances_P, "amin")
+        wins_P = distances_P == nearest_B[points_P]
+        nearest_label_B = torch.where(distances_B == nearest_B, labels_B, torch.iinfo(torch.int64).max)
+        nearest_label_B = nearest_label_B.scatter_reduce(0, points_P[wins_P], labels_P[wins_P], "amin")
+        others_B = torch.where(nearest_label_B == labels_B, found.others_R, torch.minimum(found.others_R, distances_B))
+        return Nearest(nearest_label_B, nearest_B, others_B)
+
+    def _offsets(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Offset_C, slack_B: the score of no point at a centroid is above their coarse product - offset + slack."""
+        residual, length = points.residual_R.mean(), points.length_R.mean()
+        slack_B = (points.residual_R - residual).clamp_(min=0) * self.longest
+        slack_B += (points.length_R - length).clamp_(min=0) * self.largest_residual
+        slack_B += FLOAT32_SLACK * (half_norms_B + self.longest**2 / 2)
+        return self.half_norms_C - residual * self.lengths_C - length * self.residual_C, slack_B
+
+    def _bounds(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, float, Tensor]:
+        """Bounds_BC, unit, slack_B: the score of no point at a centroid is above bound · unit + slack."""
+        offset_C, slack_B = self._offsets(points, half_norms_B)
+        product_KB = self.coarse.rounded_RP.T
+        if self.kind == torch.int8:
+            unit = points.step * self.coarse.step
+            offset_C = (offset_C / unit).floor_().clamp_(max=INT_OFFSET).int()
+            offset_C[len(self.columns_C) :] = INT_NOWHERE
+            return torch._int_mm(points.rounded_RP, product_KB).sub_(offset_C), unit, slack_B
+        if self.kind == torch.float32:
+            return torch.addmm(offset_C, points.rounded_RP, product_KB, beta=-1), 1.0, slack_B
+        return torch.mm(points.rounded_RP, product_KB).float().sub_(offset_C), 1.0, slack_B
+
+
+def _rows(rows: slice | Tensor, points: Tensor) -> Tensor:
+    """Rows of some points of a block."""
+    return points + rows.start if isinstance(rows, slice) else rows[points]
+
+
+def _leave_out(bounds_BC: Tensor, column_B: Tensor, lowest: float) -> None:
+    """Set one bound of each row to the lowest number, in place; none where the column is -1."""
+    place_B1 = column_B[:, None]
+    bounds_BC.scatter_(1, place_B1.clamp(min=0), torch.where(place_B1 >= 0, lowest, bounds_BC[:, :1]))
+
+
+def _as_squares(base_B: Tensor, groups_BG: Tensor, unit: float) -> Tensor:
+    """The squared distances that the largest bounds stand for; infinity where a row has none left."""
+    largest_B = groups_BG.amax(dim=1)
+    squares_B = 2 * (base_B - largest_B * unit)
+    return squares_B if largest_B.is_floating_point() else squares_B.masked_fill_(largest_B <= -INT_NOWHERE, torch.inf)
+
+
+def _best_columns(bounds_BC: Tensor, groups_BG: Tensor) -> Tensor:
+    """The column of each row's largest bound: the largest group first, then inside it."""
+    group_B = groups_BG.argmax(dim=1)
+    first_B = torch.arange(len(bounds_BC), device=bounds_BC.device) * groups_BG.shape[1]
+    return group_B * GROUP + bounds_BC.view(-1, GROUP).index_select(0, first_B + group_B).argmax(dim=1)
+
+
+def _candidates(bounds_QC: Tensor, groups_QG: Tensor, still: Tensor, least_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of all bounds of the rows `still` that reach their row's least."""
+    which, group = (groups_QG.index_select(0, still) >= least_Q[still, None]).nonzero(as_tuple=True)
+    points = still[which]
+    inside_XE = bounds_QC.view(-1, GROUP).index_select(0, points * groups_QG.shape[1] + group)
+    which, inside = (inside_XE >= least_Q[points, None]).nonzero(as_tuple=True)
+    return points[which], group[which] * GROUP + inside
+
+
+def first_of_equals(rows_KP: Tensor) -> Tensor:
+    """Which rows have no equal before them, as a mask (K): the others can never be the nearest with the lowest number."""
+    # Drawn ones: with evenly spaced weights many rows of small whole numbers would have the same sum.
+    weights_P = torch.rand(rows_KP.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights_P = weights_P.to(rows_KP.device)
+    mark_K = torch.cat([(block.double() * weights_P).sum(dim=1) for block in rows_KP.split(BLOCK_ROWS)])
+    order_K = mark_K.argsort(stable=True)
+    ordered_K = mark_K[order_K]
+    suspects = (ordered_K[1:] == ordered_K[:-1]).nonzero().flatten()
+    first_K = torch.ones(len(rows_KP), dtype=torch.bool, device=rows_KP.device)
+    equal = (rows_KP[order_K[suspects]] == rows_KP[order_K[suspects + 1]]).all(dim=1)
+    first_K[order_K[suspects + 1][equal]] = False
+    return first_K
+
+
+def nearest_centroids(points_NP: Tensor, centroids_KP: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels_N and squared distances_N of each point's nearest centroid, exact in float32; ties go to the lower number."""
+    search = NearestSearch(points_NP.float())
+    search.use(centroids_KP.float())
+    found = search.search()
+    return found.labels_R, found.distances_R
