@@ -1,0 +1,239 @@
+"""k-means against faiss and scikit-learn, from the same start, over the same iterations; and against the bare products.
+
+    python benchmarks/kmeans.py [--rows 100000,200000] [--clusters 1000,5000] [--threads 1,2] [--features F.npy]
+    python benchmarks/kmeans.py --rows 1280000 --clusters 10000 --threads 2 --iterations 3 --repeats 1 --only ours,faiss
+    python benchmarks/kmeans.py --rows 1280000 --clusters 10000 --device cuda --only ours,plain
+
+Points are unit rows of 256 numbers: drawn from a mixture, and whitened features of images (`deepcluster embed
+untrained:alexnet DATA --stage features --out F.npy`). Prints the median seconds of the programs, which take turns, the
+ratio to faiss, the sum of squared distances that each reaches, and where ours saves its work. faiss and scikit-learn are
+left out where they are not installed, and on a GPU. `--bounds` also tells what the bounds of Hamerly (SDM 2010) could have
+spared at best. Please, on an idle machine: two threads beside another busy program are slow.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import resource
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from deepcluster.clustering.kmeans import LloydResult, LloydState, lloyd, nearest_centroids
+from deepcluster.clustering.whitening import Whitening
+
+COMPONENTS = 256
+Fit = Callable[[Tensor, Tensor, int, int], Tensor]
+
+
+def mixture(n_rows: int, *, seed: int = 0) -> Tensor:
+    """Unit rows (N, 256) around 3,000 centres, as far from these as the centres are from the origin."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(3000, COMPONENTS, generator=generator)
+    rows = torch.empty(n_rows, COMPONENTS)
+    for block in rows.split(10_000):
+        block.normal_(generator=generator)
+        block += centres[torch.randint(3000, (len(block),), generator=generator)]
+    return normalize(rows, out=rows)
+
+
+def ours(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> LloydResult:
+    """This package."""
+    torch.set_num_threads(threads)
+    return lloyd(points_NP, start_KP, iterations=iterations)
+
+
+def faiss_kmeans(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> Tensor:
+    """`faiss.Clustering` over all points; returns its centroids."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    clustering = faiss.Clustering(points_NP.shape[1], len(start_KP))
+    clustering.niter = iterations
+    clustering.max_points_per_centroid = len(points_NP)
+    clustering.min_points_per_centroid = 1
+    faiss.copy_array_to_vector(start_KP.numpy().ravel(), clustering.centroids)
+    clustering.train(points_NP.numpy(), faiss.IndexFlatL2(points_NP.shape[1]))
+    return torch.from_numpy(faiss.vector_to_array(clustering.centroids).reshape(start_KP.shape))
+
+
+def scikit_learn(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> Tensor:
+    """`sklearn.cluster.KMeans`; returns its centroids."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    kmeans = KMeans(len(start_KP), init=start_KP.numpy(), n_init=1, max_iter=iterations, tol=0, algorithm="lloyd")
+    with threadpool_limits(threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(kmeans.fit(points_NP.numpy()).cluster_centers_)
+
+
+def plain_torch(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> Tensor:
+    """float32 products in blocks, argmax, index_add_: what one writes at first; returns its centroids."""
+    torch.set_num_threads(threads)
+    centroids_KP = start_KP
+    for _ in range(iterations):
+        labels_N = torch.cat(
+            [(centroids_KP.square().sum(1) / 2 - block @ centroids_KP.T).argmin(1) for block in points_NP.split(512)]
+        )
+        sums_KP = torch.zeros_like(centroids_KP).index_add_(0, labels_N, points_NP)
+        sizes_K1 = torch.bincount(labels_N, minlength=len(centroids_KP))[:, None]
+        centroids_KP = torch.where(sizes_K1 > 0, sums_KP / sizes_K1.clamp(min=1), centroids_KP)
+    return centroids_KP
+
+
+def product_seconds(n_rows: int, n_clusters: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of the bare product of all points with all centroids, in blocks."""
+    block_rows = 16_384 if device.type == "cuda" else max(128, (1 << 19) // n_clusters)
+    sizes = (block_rows, n_clusters)
+    if dtype == torch.int8:
+        points, centroids = (torch.randint(-127, 127, (n, COMPONENTS), dtype=dtype, device=device) for n in sizes)
+        multiply = torch._int_mm
+    else:
+        points, centroids = (torch.randn(n, COMPONENTS, device=device).to(dtype) for n in sizes)
+        multiply = torch.mm
+    seconds = [timed(lambda: multiply(points, centroids.T), device)[0] for _ in range(20)]
+    return statistics.median(seconds) * n_rows / block_rows
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of some work, and what it returns."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    result = work()
+    wait()
+    return time.perf_counter() - started, result
+
+
+def inertia(points_NP: Tensor, centroids_KP: Tensor) -> float:
+    """Sum of squared distances to the nearest centroids."""
+    return float(nearest_centroids(points_NP, centroids_KP)[1].sum(dtype=torch.float64))
+
+
+def wrong_labels(points_NP: Tensor, result: LloydResult) -> int:
+    """How many labels of ours are not those of plain float32 products, other than between equals to rounding."""
+    wrong = 0
+    halves_K = result.centroids_KP.square().sum(dim=1) / 2
+    for block, labels in zip(points_NP.split(1024), result.labels_N.split(1024), strict=True):
+        scores = block @ result.centroids_KP.T - halves_K
+        wrong += int((scores.amax(dim=1) - scores.gather(1, labels[:, None])[:, 0] > 1e-6).sum())
+    return wrong
+
+
+def spared_by_bounds(points_NP: Tensor, start_KP: Tensor, iterations: int) -> list[float]:
+    """Share of the points, by iteration, that Hamerly's bounds prove to stay, were they exact before each iteration.
+
+    A point stays where its distance to the second nearest centroid, less what the farthest-moving centroid moves, is
+    still above that to the nearest, and what that moves.
+    """
+    states: list[LloydState] = []
+    lloyd(points_NP, start_KP, iterations=iterations, on_iteration=states.append)
+    shares = []
+    for before, after in itertools.pairwise(states):
+        drift_K = (after.centroids_KP - before.centroids_KP).norm(dim=1)
+        stay = 0
+        for block in points_NP.split(1024):
+            nearest = torch.cdist(block, before.centroids_KP).topk(2, dim=1, largest=False)
+            stay += int((nearest.values[:, 1] - drift_K.max() > nearest.values[:, 0] + drift_K[nearest.indices[:, 0]]).sum())
+        shares.append(stay / len(points_NP))
+    return shares
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Shares in a row."""
+    return " ".join(f"{100 * share:.0f}%" for share in shares)
+
+
+PROGRAMS: dict[str, Fit] = {
+    "ours": lambda *args: ours(*args).centroids_KP,
+    "faiss": faiss_kmeans,
+    "scikit-learn": scikit_learn,
+    "plain": plain_torch,
+}
+
+
+def compare(name: str, points_NP: Tensor, n_clusters: int, threads: int, options: argparse.Namespace) -> None:
+    """Print one table."""
+    device = torch.device(options.device)
+    generator = torch.Generator().manual_seed(1)
+    start_KP = points_NP[torch.randperm(len(points_NP), generator=generator)[:n_clusters]].to(device)
+    points_NP = points_NP.to(device)
+    programs = [name for name in options.only if device.type == "cpu" or name in ("ours", "plain")]
+    seconds: dict[str, list[float]] = {program: [] for program in programs}
+    reached = {}
+    for _ in range(options.repeats):
+        for program, values in seconds.items():
+            fit = PROGRAMS[program]
+            taken, centroids_KP = timed(lambda: fit(points_NP, start_KP, options.iterations, threads), device)  # noqa: B023
+            values.append(taken)
+            reached[program] = inertia(points_NP, centroids_KP)
+    where = f"{threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(
+        f"\n{name}: {len(points_NP):,} x {points_NP.shape[1]}, k = {n_clusters:,}, {options.iterations} iterations, {where}"
+    )
+    medians = {program: statistics.median(values) for program, values in seconds.items()}
+    baseline = "faiss" if "faiss" in medians else programs[-1]
+    print(f"  {'':16} {'seconds':>8} {'x ' + baseline:>8} {'inertia':>12} {'difference':>11}")
+    for program, median in medians.items():
+        difference = 100 * (reached[program] / reached[baseline] - 1)
+        ratio = medians[baseline] / median
+        print(f"  {program:16} {median:8.2f} {ratio:8.2f} {reached[program]:12.2f} {difference:+10.3f}%")
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        product = options.iterations * product_seconds(len(points_NP), n_clusters, dtype, device)
+        title = "product " + str(dtype).removeprefix("torch.")
+        print(f"  {title:16} {product:8.2f} {medians[baseline] / product:8.2f}   the bare products of all iterations")
+    result = ours(points_NP, start_KP, options.iterations, threads)
+    print(
+        f"  labels that are not float32's: {wrong_labels(points_NP, result)}; empty clusters repaired: {result.n_repaired}"
+    )
+    print("  pairs compared, by assignment: " + percent(result.compared_history))
+    if options.bounds:
+        print("  points whose bounds spare them: " + percent(spared_by_bounds(points_NP, start_KP, options.iterations)))
+
+
+def installed(names: str) -> list[str]:
+    """Those of the programs that can be run here."""
+    needs = {"faiss": "faiss", "scikit-learn": "sklearn"}
+    return [name for name in names.split(",") if name not in needs or importlib.util.find_spec(needs[name])]
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between."""
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=numbers, default=[100_000, 200_000])
+    parser.add_argument("--clusters", type=numbers, default=[1000, 5000])
+    parser.add_argument("--threads", type=numbers, default=[1, 2])
+    parser.add_argument("--features", type=Path, action="append", default=[])
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bounds", action="store_true")
+    parser.add_argument("--only", type=installed, default=installed(",".join(PROGRAMS)))
+    options = parser.parse_args()
+    data = [("mixture", mixture(n_rows)) for n_rows in options.rows]
+    for path in options.features:
+        data.append((path.stem, Whitening(COMPONENTS).fit_transform(torch.from_numpy(np.load(path)))))
+    for threads in options.threads:
+        for name, points_NP in data:
+            for n_clusters in options.clusters:
+                compare(name, points_NP, n_clusters, threads, options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\npeak memory of this process {peak:.2f} GiB, the points {sum(p.nbytes for _, p in data) / 2**30:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
