@@ -5,8 +5,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from spoiled_images import write_good_images
 
@@ -77,3 +79,12 @@ def test_the_two_make_targets_are_the_first_commands() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^demo:", makefile, flags=re.MULTILINE)
     assert re.search(r"^test:", makefile, flags=re.MULTILINE)
+
+
+def test_the_python_of_the_clustering_page_runs() -> None:
+    page = (ROOT / "docs/clustering.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.+?)```", page, flags=re.DOTALL):
+        exec(code, names)
+    assert names["groups"].sizes_K().sum() == len(names["features"])
+    torch.testing.assert_close(names["whitening"].transform(names["features"]), names["points"])

@@ -1,11 +1,4 @@
-"""Features to labels: a library of its own. Tensors go in, tensors come out; no path, no model, no configuration.
-
-from deepcluster.clustering import KMeans, Whitening
-
-points = Whitening(256).fit_transform(features)
-assignment = KMeans(1000, seed=0).fit(points)
-assignment.labels_N, assignment.inertia, assignment.predict(more_points)
-"""
+"""Features to labels, a library of its own: tensors in, tensors out; no path, no model, no configuration."""
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.balance import BalancedKMeans

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from deepcluster.clustering.coarse import BF16_ROUNDING, FLOAT32_ROUNDING, INT8_REACH, coarse_kind, round_rows
+from deepcluster.clustering.parallel import blocks_of, map_blocks
 from deepcluster.errors import InputError
 
 Metric = Literal["euclidean", "sqeuclidean", "cosine"]
@@ -28,8 +29,9 @@ BLOCK_ROWS = 1024
 BLOCK_ROWS_GPU = 8192
 # Bounds of which only the maximum is compared at first.
 GROUP = 32
-# Pairs that wait for others to be compared with them; and those whose distance is computed at once.
-MOST_WAITING = 16_384
+# Blocks that a block meets before limits are told anew: too small steps cost more than the products.
+BLOCKS_AT_ONCE = 16
+# Pairs whose distance is computed at once.
 BLOCK_PAIRS = 1024
 # The search starts with the nearest among a sample of the rows: so many for each neighbour, or this share of the rows.
 SAMPLE_PER_NEIGHBOUR = 256
@@ -77,12 +79,12 @@ def nearest_neighbours(
     """
     _check(queries_MP, rows_NP, k, exclude_self)
     same = queries_MP is rows_NP
-    rows_NP = rows_NP.float()
-    queries_MP = rows_NP if same else queries_MP.float()
+    rows_NP = rows_NP.detach().float()
+    queries_MP = rows_NP if same else queries_MP.detach().float()
     if metric == "cosine":
         queries_MP, rows_NP = _unit(queries_MP, rows_NP)
     search = _Search(queries_MP, rows_NP, k, exclude_self=exclude_self)
-    with torch.no_grad(), torch.autocast(rows_NP.device.type, enabled=False):
+    with torch.autocast(rows_NP.device.type, enabled=False):
         search.run(on_rows or (lambda _: None))
     squared_MK, indices_MK = _unpack(search.keys_MW.sort(dim=1).values[:, :k])
     if metric == "cosine":
@@ -150,6 +152,7 @@ def _rounding(kind: torch.dtype, rows_RP: Tensor) -> float:
 
 # Rounded rows (a multiple of GROUP; those beyond the end have an infinite offset), offsets, and their unit.
 _Block = tuple[Tensor, Tensor, float]
+_Pairs = tuple[Tensor, Tensor]
 
 
 class _Side:
@@ -219,7 +222,6 @@ class _Search:
         self.keys_MW = torch.full((len(queries_MP), k + max(k, LEAST_ROOM)), NONE, device=rows_NP.device)
         self.fill_M = torch.zeros(len(queries_MP), dtype=torch.int64, device=rows_NP.device)
         self.limits_M = torch.full((len(queries_MP),), torch.inf, device=rows_NP.device)
-        self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def run(self, on_rows: Callable[[int], None]) -> None:
         """Let all queries meet all rows."""
@@ -231,17 +233,26 @@ class _Search:
             self._limit(a, queries.block(number), sample.block(0), sample_S)
         same = self.queries_MP is self.rows_NP
         rows = queries if same else _Side(self.rows_NP, centre, queries.kind, self.block_rows)
-        for one, a in enumerate(queries.slices):
-            block = queries.block(one)
-            for other in range(one if same else 0, len(rows.slices)):
-                b = rows.slices[other]
-                bounds_AB = _bounds(block, rows.block(other))
-                self._introduce(a, b, *self._reaching(bounds_AB, a, block[2]))
-                if same and other > one:
-                    self._introduce(b, a, *self._reaching(bounds_AB, b, block[2], columns=True))
-            self._meet()
+        for one in range(len(queries.slices)):
+            others = blocks_of(slice(one if same else 0, len(rows.slices)), 1)
+            for start in range(0, len(others), BLOCKS_AT_ONCE):
+                self._meet_blocks(queries, one, rows, others[start : start + BLOCKS_AT_ONCE])
             left = 1 - (one + 1) / len(queries.slices)
             on_rows(round(len(self.queries_MP) * (1 - (left * left if same else left))))
+
+    def _meet_blocks(self, queries: _Side, one: int, rows: _Side, others: list[slice]) -> None:
+        """Let a block of queries meet some blocks of rows, and where both are one table these the queries."""
+        a, block = queries.slices[one], queries.block(one)
+
+        def look(other: slice) -> list[_Pairs]:
+            b, bounds_AB = rows.slices[other.start], _bounds(block, rows.block(other.start))
+            found = [self._reaching(bounds_AB, a, b, block[2])]
+            if rows is queries and other.start > one:
+                found.append(self._reaching(bounds_AB, b, a, block[2], columns=True))
+            return found
+
+        found = [pairs for both in map_blocks(look, others, block[0].device) for pairs in both]
+        self._meet(torch.cat([queries_Q for queries_Q, _ in found]), torch.cat([rows_Q for _, rows_Q in found]))
 
     def _quickest(self, centre: tuple[Tensor, float], sample_S: Tensor) -> _Side:
         """The sampled rows in the kind of product that promises the quickest search, judged by the first queries."""
@@ -255,7 +266,7 @@ class _Search:
             sample = _Side(rows_SP, centre, kind, len(rows_SP)).block(0)
             if not costs:
                 self._limit(judged, queries, sample, sample_S)
-            passed = len(self._reaching(_bounds(queries, sample), judged, queries[2])[0]) / judged.stop
+            passed = len(self._reaching(_bounds(queries, sample), judged, judged, queries[2])[0]) / judged.stop
             # So many pairs pass at the start; later limits are nearer, and the nth row passes in proportion to 1 / n.
             pairs = passed * (1 + math.log(len(self.rows_NP) / len(rows_SP)))
             columns = rows_SP.shape[1]
@@ -265,9 +276,8 @@ class _Search:
     def _limit(self, rows: slice, queries: _Block, sample: _Block, sample_S: Tensor) -> None:
         """So near are K of the sampled rows; they are looked for among somewhat more, those of the highest bounds."""
         more = min(self.k + self.k // 4 + 4, len(sample_S) - self.exclude_self)
-        step = max(1, self.block_rows**2 // len(sample_S))
-        for start in range(rows.start, rows.stop, step):
-            part = slice(start, min(start + step, rows.stop))
+
+        def look(part: slice) -> None:
             inside = slice(part.start - rows.start, part.stop - rows.start)
             bounds_AS = _bounds((queries[0][inside], queries[1][inside], queries[2]), sample)
             if self.exclude_self:
@@ -278,8 +288,11 @@ class _Search:
             squared_AK = self._squared(queries_Q, sample_S[places_AK].flatten()).view(-1, more)
             self.limits_M[part] = squared_AK.kthvalue(self.k, dim=1).values
 
-    def _reaching(self, bounds_AB: Tensor, queries: slice, unit: float, *, columns: bool = False) -> tuple[Tensor, Tensor]:
-        """Positions (query, row) of the bounds that reach their query's limit, query by query; queries may be columns."""
+        step = min(self.block_rows // 4, self.block_rows**2 // len(sample_S))
+        map_blocks(look, blocks_of(rows, max(1, step)), sample_S.device)
+
+    def _reaching(self, bounds_AB: Tensor, queries: slice, rows: slice, unit: float, *, columns: bool = False) -> _Pairs:
+        """Numbers (query, row) of the bounds that reach their query's limit; queries may be the columns."""
         n_rows, n_columns = bounds_AB.shape
         if columns:
             bounds_TGA = bounds_AB.view(GROUP, -1, n_columns)
@@ -291,20 +304,10 @@ class _Search:
         least_A1 = (limits_A / (-2 * unit))[:, None]
         one, group = (highest_AG >= least_A1).nonzero().unbind(dim=1)
         hit, place = (bounds_ATG[one, :, group] >= least_A1[one]).nonzero().unbind(dim=1)
-        return one[hit], place * highest_AG.shape[1] + group[hit]
+        return one[hit] + queries.start, place * highest_AG.shape[1] + group[hit] + rows.start
 
-    def _introduce(self, queries: slice, rows: slice, queries_Q: Tensor, rows_Q: Tensor) -> None:
-        """Let these pairs meet, at once or with the next ones: so many small steps cost more than the products."""
-        self.waiting.append((queries_Q + queries.start, rows_Q + rows.start))
-        if sum(len(one) for one, _ in self.waiting) >= MOST_WAITING:
-            self._meet()
-
-    def _meet(self) -> None:
-        """Add the pairs that wait to what their queries have, where they are near enough."""
-        if not self.waiting:
-            return
-        queries_Q, rows_Q = (torch.cat(side) for side in zip(*self.waiting, strict=True))
-        self.waiting = []
+    def _meet(self, queries_Q: Tensor, rows_Q: Tensor) -> None:
+        """Add pairs to what their queries have, where they are near enough."""
         order_Q = queries_Q.argsort(stable=True)
         queries_Q, rows_Q = queries_Q[order_Q], rows_Q[order_Q]
         if self.exclude_self:
@@ -345,10 +348,14 @@ class _Search:
 
     def _squared(self, queries_Q: Tensor, rows_Q: Tensor) -> Tensor:
         squared_Q = torch.empty(len(queries_Q), device=queries_Q.device)
-        for out, one, other in zip(*(part.split(BLOCK_PAIRS) for part in (squared_Q, queries_Q, rows_Q)), strict=True):
+
+        def measure(part: slice) -> None:
             # From the difference itself, which does not cancel: a copy is at distance 0.
-            difference = self.queries_MP.index_select(0, one).sub_(self.rows_NP.index_select(0, other))
-            torch.sum(difference.square_(), dim=1, out=out)
+            difference = self.queries_MP.index_select(0, queries_Q[part])
+            difference -= self.rows_NP.index_select(0, rows_Q[part])
+            torch.sum(difference.square_(), dim=1, out=squared_Q[part])
+
+        map_blocks(measure, blocks_of(slice(0, len(queries_Q)), BLOCK_PAIRS), queries_Q.device)
         return squared_Q
 
 
