@@ -659,6 +659,7 @@ def test_rows_spread_over_ranks_give_the_same(iterations: int, spherical: bool) 
         assert torch.equal(result.centroids_KP, expected.centroids_KP)
         np.testing.assert_allclose(result.inertia_history, expected.inertia_history, rtol=1e-12)
         assert result.n_repaired == expected.n_repaired > 0
+        assert all(0 <= share <= 1 for share in result.compared_history)
 
 
 @pytest.mark.parametrize("start", ["random", "k-means++"])

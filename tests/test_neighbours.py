@@ -48,7 +48,8 @@ def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in {
         "BLOCK_ROWS": 33,
         "BLOCK_PAIRS": 7,
-        "MOST_WAITING": 40,
+        "BLOCKS_AT_ONCE": 3,
+        "MOST_PAIRS": 500,
         "SAMPLE_PER_NEIGHBOUR": 2,
         "LEAST_ROOM": 1,
     }.items():
@@ -160,7 +161,7 @@ def test_cosine_of_rows_of_zeros_is_zero() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table = rows(1500, 20, 0)
     expected = nearest_neighbours(table, table, k=5, exclude_self=True)
-    for name, value in {"BLOCK_ROWS": 100, "BLOCK_PAIRS": 11, "MOST_WAITING": 1, "SAMPLE_PER_NEIGHBOUR": 3}.items():
+    for name, value in {"BLOCK_ROWS": 100, "BLOCK_PAIRS": 11, "BLOCKS_AT_ONCE": 2, "SAMPLE_PER_NEIGHBOUR": 3}.items():
         monkeypatch.setattr(module, name, value)
         for one, other in zip(nearest_neighbours(table, table, k=5, exclude_self=True), expected, strict=True):
             assert torch.equal(one, other)
@@ -198,15 +199,27 @@ def test_reduced_precision_of_products_changes_nothing() -> None:
 def test_hardly_any_pair_is_compared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     table = normalize(torch.from_numpy(np.random.default_rng(0).normal(size=(1000, 64))).float())
     monkeypatch.setattr(module, "BLOCK_ROWS", 128)
-    compared, original = [], module._Search._squared
+    compared, original = [], module._Search._measure
 
-    def counted(self: module._Search, queries_Q: Tensor, rows_Q: Tensor) -> Tensor:
+    def counted(self: module._Search, queries_Q: Tensor, rows_Q: Tensor, squared_Q: Tensor) -> None:
         compared.append(len(queries_Q))
-        return original(self, queries_Q, rows_Q)
+        original(self, queries_Q, rows_Q, squared_Q)
 
-    monkeypatch.setattr(module._Search, "_squared", counted)
+    monkeypatch.setattr(module._Search, "_measure", counted)
     assert_exact(table, table, 3, exclude_self=True)
     assert sum(compared) < 0.15 * 1000 * 1000
+
+
+def test_any_number_of_threads() -> None:
+    table, before = rows(1500, 20, 0), torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(nearest_neighbours(table, table, k=5, exclude_self=True))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_told_of_the_work_that_is_done() -> None:

@@ -106,7 +106,7 @@ class _Assigned:
         lost_N = own_moved_N & (self.distances_N >= self.others_N)
         self._search(lost_N.nonzero().flatten(), None)
         self._search((~lost_N).nonzero().flatten(), moved_K.nonzero().flatten())
-        lost = float(lost_N.float().mean())
+        lost = float(lost_N.float().mean()) if len(lost_N) else 0.0
         return lost + (1 - lost) * moved
 
     def _search(self, rows_R: Tensor | None, columns_C: Tensor | None) -> None:

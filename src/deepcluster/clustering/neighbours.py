@@ -30,7 +30,8 @@ BLOCK_ROWS_GPU = 8192
 # Bounds of which only the maximum is compared at first.
 GROUP = 32
 # Blocks that a block meets before limits are told anew: too small steps cost more than the products.
-BLOCKS_AT_ONCE = 16
+BLOCKS_AT_ONCE = 8
+MOST_PAIRS = 1 << 21
 # Pairs whose distance is computed at once.
 BLOCK_PAIRS = 1024
 # The search starts with the nearest among a sample of the rows: so many for each neighbour, or this share of the rows.
@@ -231,12 +232,12 @@ class _Search:
         queries = _Side(self.queries_MP, centre, sample.kind, self.block_rows)
         for number, a in enumerate(queries.slices):
             self._limit(a, queries.block(number), sample.block(0), sample_S)
-        same = self.queries_MP is self.rows_NP
+        same, at_once = self.queries_MP is self.rows_NP, 1 if self.rows_NP.is_cuda else BLOCKS_AT_ONCE
         rows = queries if same else _Side(self.rows_NP, centre, queries.kind, self.block_rows)
         for one in range(len(queries.slices)):
             others = blocks_of(slice(one if same else 0, len(rows.slices)), 1)
-            for start in range(0, len(others), BLOCKS_AT_ONCE):
-                self._meet_blocks(queries, one, rows, others[start : start + BLOCKS_AT_ONCE])
+            for start in range(0, len(others), at_once):
+                self._meet_blocks(queries, one, rows, others[start : start + at_once])
             left = 1 - (one + 1) / len(queries.slices)
             on_rows(round(len(self.queries_MP) * (1 - (left * left if same else left))))
 
@@ -252,7 +253,11 @@ class _Search:
             return found
 
         found = [pairs for both in map_blocks(look, others, block[0].device) for pairs in both]
-        self._meet(torch.cat([queries_Q for queries_Q, _ in found]), torch.cat([rows_Q for _, rows_Q in found]))
+        # Where copies abound pairs are many: then they meet block by block.
+        step = len(found) if sum(len(queries_Q) for queries_Q, _ in found) < MOST_PAIRS else 1
+        for start in range(0, len(found), step):
+            queries_Q, rows_Q = (torch.cat(side) for side in zip(*found[start : start + step], strict=True))
+            self._meet(queries_Q, rows_Q)
 
     def _quickest(self, centre: tuple[Tensor, float], sample_S: Tensor) -> _Side:
         """The sampled rows in the kind of product that promises the quickest search, judged by the first queries."""
@@ -285,8 +290,12 @@ class _Search:
                 bounds_AS[sample_S[own] - part.start, own] = -torch.inf
             places_AK = _high_places(bounds_AS, more)
             queries_Q = torch.arange(part.start, part.stop, device=places_AK.device).repeat_interleave(more)
-            squared_AK = self._squared(queries_Q, sample_S[places_AK].flatten()).view(-1, more)
-            self.limits_M[part] = squared_AK.kthvalue(self.k, dim=1).values
+            squared_Q = torch.empty(len(queries_Q), device=places_AK.device)
+            pairs = (queries_Q, sample_S[places_AK].flatten(), squared_Q)
+            # Not on several threads: this is one of them.
+            for some in zip(*(side.split(BLOCK_PAIRS) for side in pairs), strict=True):
+                self._measure(*some)
+            self.limits_M[part] = squared_Q.view(-1, more).kthvalue(self.k, dim=1).values
 
         step = min(self.block_rows // 4, self.block_rows**2 // len(sample_S))
         map_blocks(look, blocks_of(rows, max(1, step)), sample_S.device)
@@ -350,13 +359,15 @@ class _Search:
         squared_Q = torch.empty(len(queries_Q), device=queries_Q.device)
 
         def measure(part: slice) -> None:
-            # From the difference itself, which does not cancel: a copy is at distance 0.
-            difference = self.queries_MP.index_select(0, queries_Q[part])
-            difference -= self.rows_NP.index_select(0, rows_Q[part])
-            torch.sum(difference.square_(), dim=1, out=squared_Q[part])
+            self._measure(queries_Q[part], rows_Q[part], squared_Q[part])
 
         map_blocks(measure, blocks_of(slice(0, len(queries_Q)), BLOCK_PAIRS), queries_Q.device)
         return squared_Q
+
+    def _measure(self, queries_Q: Tensor, rows_Q: Tensor, squared_Q: Tensor) -> None:
+        # From the difference itself, which does not cancel: a copy is at distance 0.
+        difference = self.queries_MP.index_select(0, queries_Q).sub_(self.rows_NP.index_select(0, rows_Q))
+        torch.sum(difference.square_(), dim=1, out=squared_Q)
 
 
 def _centre(rows_NP: Tensor) -> tuple[Tensor, float]:

@@ -31,9 +31,15 @@ def map_blocks(work: Callable[[slice], Result], blocks: list[slice], device: tor
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads whose torch operations use one thread each."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="clustering", initializer=torch.set_num_threads, initargs=(1,))
-    # All begin now: the setting of a thread is also that of threads which begin later, and is given back below.
     everyone = threading.Barrier(threads)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="clustering", initializer=_compute_alone)
+    # All begin now: the setting of a thread is also that of threads which begin later, and is given back below.
     list(pool.map(lambda _: everyone.wait(), range(threads)))
     torch.set_num_threads(threads)
     return pool
+
+
+def _compute_alone() -> None:
+    torch.set_num_threads(1)
+    # A thread takes the setting over at its first operation: now, before the others' is given back.
+    torch.get_num_threads()
