@@ -238,6 +238,14 @@ def test_split_goes_another_way_at_each_iteration() -> None:
     assert steps == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_points_on_a_line_are_split_whatever_its_direction(sign: float) -> None:
+    """Half and half after three iterations: the empty cluster began in the middle, not at the end of the line."""
+    points_NP = torch.arange(101.0)[:, None] * torch.tensor([1.0, sign])
+    result = lloyd(points_NP, points_NP[50:51].repeat(2, 1), iterations=3)
+    assert torch.bincount(result.labels_N).min() >= 49
+
+
 def test_clusters_of_one_or_without_width_are_never_split() -> None:
     centroids_KP = torch.tensor([[1.0], [2.0], [7.0], [8.0], [9.0]])
     squares_K = torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0], dtype=torch.float64)
@@ -465,10 +473,9 @@ def sums_of(points_NP: Tensor, labels_N: Tensor, n_clusters: int) -> Tensor:
 
 
 def heavy(n: int, dim: int) -> Tensor:
-    """Numbers of many sizes, one row in a hundred a thousand times as long."""
-    points_NP = blobs(n, dim, 10) * torch.logspace(-3, 1, dim)
-    points_NP[::100] *= 1000
-    return points_NP + torch.linspace(0, 100, dim)
+    """Numbers of so many sizes that float64 could not add them without rounding."""
+    sizes_N = 10 * torch.rand(n, 1, generator=torch.Generator().manual_seed(2)) - 5
+    return blobs(n, dim, 10) * 10**sizes_N + torch.linspace(0, 100, dim)
 
 
 def test_sums_are_those_of_fsum() -> None:

@@ -123,6 +123,13 @@ def test_plus_plus_draws_by_squared_distance(bins: int, monkeypatch: pytest.Monk
     assert chisquare(observed_S, expected_S).pvalue > 1e-4
 
 
+def test_what_has_no_weight_is_never_drawn() -> None:
+    """By hand: [0, 1) is cut at 1/4 and 3/4; ends belong to the piece that begins there."""
+    weights = torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0, 0.0], dtype=torch.float64)
+    draws = [0.0, 0.2, 0.25, 0.7, 0.75, 1 - 2**-53]
+    assert [module._draw(weights, draw) for draw in draws] == [1, 1, 3, 3, 4, 4]
+
+
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 80), values=st.integers(1, 4), dim=st.integers(1, 3), seed=st.integers(0, 10_000))
 def test_plus_plus_draws_no_place_twice_while_others_are_left(n: int, values: int, dim: int, seed: int) -> None:

@@ -32,8 +32,9 @@ from deepcluster.clustering.coarse import (
 )
 from deepcluster.clustering.parallel import blocks_of, map_blocks
 
-# Scores of a block of points: they stay in the processor's cache, never an N × K matrix; a GPU wants larger blocks.
-BLOCK_SCORES = 1 << 19
+# Scores of a block of points, never an N × K matrix. They leave the core's own cache, but fewer would keep threads waiting
+# for Python: on two, 2^19 took 1.4 times as long (benchmarks/kmeans.py). A GPU wants larger blocks.
+BLOCK_SCORES = 1 << 21
 BLOCK_SCORES_GPU = 1 << 26
 LEAST_BLOCK_ROWS = 128
 # Points that the fused kernel takes at once: what is copied for them stays small beside the points.
