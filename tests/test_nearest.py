@@ -380,3 +380,13 @@ def test_bounds_hold(name: str, kind: torch.dtype) -> None:
         bounds_NC, unit, slack_N = among._bounds(search.coarse(rows, kind), search.half_norms_N[rows])
         bounds_NC = bounds_NC[:, : len(among.columns_C)].double() * unit + slack_N.double()[:, None]
         assert (scores_NC[rows] <= bounds_NC).all()
+
+
+def test_a_row_far_beyond_the_reach_of_8_bits() -> None:
+    """As one outlier among 6,000 rows of zeros with 8,192 components: its residual is 211,080 steps long."""
+    row_P = 1e3 * torch.randn(1024, generator=torch.Generator().manual_seed(0)).sign()
+    search = NearestSearch(torch.stack([row_P, -row_P]), kind=torch.int8)
+    search.reach = 0.5
+    search.use(torch.stack([0 * row_P, 2e-3 * row_P]))
+    known = torch.tensor([0]), search.distances(torch.tensor([0]), torch.tensor([0]))
+    assert search.search(torch.tensor([0]), None, *known).labels_R.tolist() == [1]

@@ -132,7 +132,8 @@ def lloyd(
     Args:
         points_NP: float32; may be this rank's share of the rows.
         start: centroids (K, P), not changed; or a state to go on from.
-        iterations: how often the centroids are moved; ends early where they rest.
+        iterations: how often the centroids are moved; ends early where they rest. Clusters that are empty then are filled,
+            with an assignment more for each round of that.
         tolerance: ends early where the inertia falls by less than this share.
         spherical: centroids are scaled to unit length; the points should be, too.
         all_reduce: sums a tensor over the ranks; the identity on one process.
@@ -141,6 +142,7 @@ def lloyd(
     """
     # The last assignment of a state is made once more: its labels are not kept.
     state = LloydState(start) if isinstance(start, Tensor) else replace(start, history=start.history[:-1])
+    state = replace(state, centroids_KP=state.centroids_KP.to(points_NP.device))
     assigned = _Assigned(points_NP)
     sums = ExactSums(points_NP, len(state.centroids_KP), all_reduce)
     compared: list[float] = []

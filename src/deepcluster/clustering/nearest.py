@@ -26,6 +26,7 @@ from deepcluster.clustering.coarse import (
     INT_NOWHERE,
     INT_OFFSET,
     INT_SUM,
+    LEAST_STEP,
     Coarse,
     coarse_kind,
     round_rows,
@@ -304,6 +305,11 @@ class _Columns:
     def _offsets(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, Tensor]:
         """Offset_C, slack_B: the score of no point at a centroid is above their coarse product - offset + slack."""
         residual, length = points.residual_R.mean(), points.length_R.mean()
+        if self.kind == torch.int8:
+            # Offsets must fit 32 bits; what is above the limit goes into the slack.
+            most = INT_OFFSET / 2 * points.step * self.coarse.step
+            residual = residual.clamp(max=most / max(self.longest, LEAST_STEP))
+            length = length.clamp(max=most / max(self.largest_residual, LEAST_STEP))
         slack_B = (points.residual_R - residual).clamp_(min=0) * self.longest
         slack_B += (points.length_R - length).clamp_(min=0) * self.largest_residual
         slack_B += FLOAT32_SLACK * (half_norms_B + self.longest**2 / 2)

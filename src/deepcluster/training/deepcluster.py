@@ -313,6 +313,7 @@ class DeepCluster:
             self.learner.optimizers[1].load_state_dict(state["head_optimizer"])
         if "grouping" in state:
             self.grouping = Grouping.from_state_dict(state["grouping"])
+            self.grouping.points_NP = self.grouping.points_NP.to(self.machine.clustering_device)
 
 
 def _seed(*parts: int) -> int:
