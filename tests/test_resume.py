@@ -101,6 +101,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(stop: str, mixed: Path, whole:
         train_small(mixed, tmp_path / "run", reporter=Stopper(what, call, after=after), **OPTIONS)
     train_small(mixed, tmp_path / "run", resume=True, **OPTIONS)
     assert_same_run(tmp_path / "run", whole)
+    assert all(0 <= line["data_wait_share"] <= 1 for line in metrics(tmp_path / "run"))
     assert ("going on with" in (tmp_path / "run/train.log").read_text()) == (stop not in BEFORE_THE_FIRST_STATE)
     assert (tmp_path / "run/unreadable.csv").read_bytes() == (whole / "unreadable.csv").read_bytes()
     assert not list((tmp_path / "run").rglob("*.part"))

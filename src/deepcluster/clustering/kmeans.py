@@ -157,21 +157,13 @@ def lloyd(
         centroids_KP, repaired = state.centroids_KP, 0
         if state.iteration < iterations and not _settled(state.history, tolerance):
             centroids_KP = _averages(centroids_KP, sums_KP, sizes_K, spherical=spherical)
-            if int(sizes_K.min()) == 0:
-                squares_K = _squares(assigned, len(centroids_KP), all_reduce)
-                repaired = split_largest(centroids_KP, sizes_K, squares_K, seed=state.iteration)
-                centroids_KP = normalize(centroids_KP) if spherical else centroids_KP
+            repaired = _split(centroids_KP, sizes_K, assigned, state.iteration, all_reduce)
+            centroids_KP = normalize(centroids_KP) if spherical and repaired else centroids_KP
         if torch.equal(centroids_KP, state.centroids_KP):
             centroids_KP = centroids_KP.clone()
-            repaired = iterations > 0 and fill_empty(
-                centroids_KP,
-                sizes_K,
-                points_NP,
-                assigned.labels_N,
-                assigned.distances_N,
-                numbers_N=numbers_N,
-                all_reduce=all_reduce,
-            )
+            found = (points_NP, assigned.labels_N, assigned.distances_N)
+            if iterations > 0:
+                repaired = fill_empty(centroids_KP, sizes_K, *found, numbers_N=numbers_N, all_reduce=all_reduce)
             if not repaired:
                 break
         state = LloydState(centroids_KP, state.history, state.n_repaired + repaired)
@@ -194,10 +186,13 @@ def _averages(centroids_KP: Tensor, sums_KP: Tensor, sizes_K: Tensor, *, spheric
     return torch.where(kept_K1, means_KP.float(), centroids_KP)
 
 
-def _squares(assigned: _Assigned, n_clusters: int, all_reduce: AllReduce) -> Tensor:
-    """Sum of the squared distances in each cluster."""
-    squares_K = torch.zeros(n_clusters, dtype=torch.float64, device=assigned.labels_N.device)
-    return all_reduce(squares_K.index_add_(0, assigned.labels_N, assigned.distances_N.double()))
+def _split(centroids_KP: Tensor, sizes_K: Tensor, assigned: _Assigned, iteration: int, all_reduce: AllReduce) -> int:
+    """Put empty clusters beside large ones, in place; returns how many there were."""
+    if int(sizes_K.min()) > 0:
+        return 0
+    squares_K = torch.zeros(len(sizes_K), dtype=torch.float64, device=sizes_K.device)
+    squares_K = all_reduce(squares_K.index_add_(0, assigned.labels_N, assigned.distances_N.double()))
+    return split_largest(centroids_KP, sizes_K, squares_K, seed=iteration)
 
 
 class KMeans:

@@ -86,6 +86,7 @@ class DeepCluster:
         self.nmi_previous: float | None = None
         self.losses = LossMeter()
         self.seconds = dict.fromkeys(STEPS, 0.0)
+        self.running: tuple[str, float, float] | None = None
         self.saved_at = time.monotonic()
 
     def run_epoch(self) -> dict[str, Any]:
@@ -268,12 +269,20 @@ class DeepCluster:
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
         """Count the time to a step, but for what is counted to steps inside it."""
-        started, counted = time.perf_counter(), sum(self.seconds.values())
+        around, self.running = self.running, (step, time.perf_counter(), sum(self.seconds.values()))
         try:
             yield
         finally:
-            inside = sum(self.seconds.values()) - counted
-            self.seconds[step] += time.perf_counter() - started - inside
+            self.seconds = self._seconds_so_far()
+            self.running = around
+
+    def _seconds_so_far(self) -> dict[str, float]:
+        """`seconds`, with those of the step that is running."""
+        seconds = dict(self.seconds)
+        if self.running is not None:
+            step, started, counted = self.running
+            seconds[step] += time.perf_counter() - started - (sum(self.seconds.values()) - counted)
+        return seconds
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as tensors and plain values."""
@@ -285,7 +294,7 @@ class DeepCluster:
             "trunk_optimizer": self.trunk_optimizer.state_dict(),
             "nmi_previous": self.nmi_previous,
             "loss": {"total": self.losses.total, "count": self.losses.count},
-            "seconds": dict(self.seconds),
+            "seconds": self._seconds_so_far(),
             "wait_seconds": self.loader.wait_seconds,
         }
         if self.assignment is not None and self.whitening is not None and self.learner is not None:
