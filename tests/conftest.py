@@ -1,15 +1,23 @@
 """What many tests share: small images and one finished run, both made once and never changed."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # As the command line sets it, before torch is imported: threads that wait by spinning slow each other on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Tests leave nothing in the cache of the person who runs them, and find nothing there.
+os.environ["DEEPCLUSTER_CACHE"] = tempfile.mkdtemp(prefix="deepcluster-tests-")
 
 from small_runs import train_small
 from spoiled_images import write_good_images
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["DEEPCLUSTER_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

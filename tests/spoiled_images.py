@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +128,70 @@ def write_spoiled_images(folder: Path, count: int) -> list[str]:
         names.append(f"spoiled-{number:04}-{kind}{ending}")
         (folder / names[-1]).write_bytes(to_bytes(number))
     return names
+
+
+def spoil(sound: Sequence[bytes], seed: int) -> bytes:
+    """Return one of the files `sound` with up to three things wrong with it; each seed gives another file."""
+    rng = np.random.default_rng(seed)
+    spoiled = bytearray(sound[rng.integers(len(sound))])
+    is_png = spoiled.startswith(b"\x89PNG")
+    for _ in range(rng.integers(1, 4)):
+        _FAULTS[rng.integers(len(_FAULTS))](spoiled, sound, rng)
+    if is_png and rng.random() < 0.5:
+        _sign(spoiled)
+    return bytes(spoiled)
+
+
+def _some(spoiled: bytearray, rng: np.random.Generator) -> slice:
+    """A range of up to 100 bytes; half of the ranges begin where the headers are."""
+    start = int(rng.integers(0, len(spoiled) + 1 if rng.random() < 0.5 else min(len(spoiled) + 1, 64)))
+    return slice(start, start + int(rng.integers(1, 100)))
+
+
+def _flip(spoiled: bytearray, sound: Sequence[bytes], rng: np.random.Generator) -> None:
+    place = _some(spoiled, rng).start
+    spoiled[place : place + 1] = bytes(value ^ 1 << int(rng.integers(8)) for value in spoiled[place : place + 1])
+
+
+def _extreme(spoiled: bytearray, sound: Sequence[bytes], rng: np.random.Generator) -> None:
+    values = (b"\0", b"\xff", b"\0\0", b"\xff\xff", b"\x7f\xff", b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\1")
+    value = values[rng.integers(len(values))]
+    place = _some(spoiled, rng).start
+    spoiled[place : place + len(value)] = value
+
+
+def _cut(spoiled: bytearray, sound: Sequence[bytes], rng: np.random.Generator) -> None:
+    del spoiled[int(rng.integers(0, len(spoiled) + 1)) :]
+
+
+def _delete(spoiled: bytearray, sound: Sequence[bytes], rng: np.random.Generator) -> None:
+    del spoiled[_some(spoiled, rng)]
+
+
+def _insert(spoiled: bytearray, sound: Sequence[bytes], rng: np.random.Generator) -> None:
+    place = _some(spoiled, rng).start
+    spoiled[place:place] = rng.bytes(int(rng.integers(1, 50)))
+
+
+def _double(spoiled: bytearray, sound: Sequence[bytes], rng: np.random.Generator) -> None:
+    part = _some(spoiled, rng)
+    spoiled[part.start : part.start] = spoiled[part]
+
+
+def _splice(spoiled: bytearray, sound: Sequence[bytes], rng: np.random.Generator) -> None:
+    other = sound[rng.integers(len(sound))]
+    spoiled[int(rng.integers(0, len(spoiled) + 1)) :] = other[int(rng.integers(0, len(other))) :]
+
+
+_FAULTS = (_flip, _flip, _extreme, _extreme, _cut, _delete, _insert, _double, _splice)
+
+
+def _sign(spoiled: bytearray) -> None:
+    """Make the checksums of a PNG right, so that its readers come further."""
+    at = 8
+    while at + 12 <= len(spoiled):
+        end = at + 8 + int.from_bytes(spoiled[at : at + 4], "big")
+        if end + 4 > len(spoiled):
+            return
+        spoiled[end : end + 4] = struct.pack(">I", zlib.crc32(spoiled[at + 4 : end]))
+        at = end + 4

@@ -13,7 +13,7 @@ from spoiled_images import write_good_images, write_spoiled_images
 import deepcluster
 from deepcluster.errors import InputError
 from deepcluster.info import doctor, info
-from deepcluster.training.launch import trunk_of
+from deepcluster.training.plan import trunk_of
 
 
 def test_a_run_and_its_last_checkpoint_are_the_same_model(trained: Path) -> None:
@@ -188,10 +188,27 @@ def test_info_of_a_checkpoint_and_of_random_weights(trained: Path) -> None:
 def test_info_of_images(images: Path, tmp_path: Path) -> None:
     lines = info(str(images)).splitlines()
     assert lines[0].startswith("60 images in 1 folder")
-    assert lines[1] == "sizes in a sample of 60: 36 × 32 (60)"
-    write_good_images(tmp_path / "mixed", 5)
+    assert lines[1].split() == ["36", "×", "32", "█" * 30, "60"]
+    assert lines[2:] == ["no copies of other images, byte for byte", "none that can't be read"]
+    for number in range(6):
+        write_good_images(tmp_path / "mixed" / str(number), 5, size=(20 * (number + 1), 500))
+    (tmp_path / "mixed" / "copy.png").write_bytes(next((tmp_path / "mixed" / "3").glob("*.png")).read_bytes())
     spoiled = write_spoiled_images(tmp_path / "mixed", 3)
-    assert f"3 of the sample can't be read, e.g. {spoiled[0]}: " in info(str(tmp_path / "mixed"))
+    text = info(str(tmp_path / "mixed"))
+    assert [line.split()[2:] for line in text.splitlines()[1:4]] == [
+        ["16–31", "█" * 9, "5"],
+        ["32–63", "█" * 19, "10"],
+        ["64–127", "█" * 30, "16"],
+    ]
+    assert "1 copy of other images, byte for byte, e.g. 3/" in text
+    assert "3 images can't be read:" in text
+    assert any(f"e.g. {name}" in text for name in spoiled)
+
+
+def test_info_looks_at_a_sample_unless_all_are_wanted(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepcluster.data.overview.MOST", 7)
+    assert "looked at 7 of them, spread evenly" in info(str(images))
+    assert info(str(images), everything=True).splitlines()[1].endswith(" 60")
 
 
 def test_doctor_says_what_there_is() -> None:

@@ -60,6 +60,9 @@ class Numbered(ImageSource):
     def details(self) -> str:
         return "made up"
 
+    def stamp(self, index: int) -> str:
+        return str(index)
+
     def read(self, index: int) -> NDArray[np.uint8]:
         with self.lock:
             self.reads[index] += 1
@@ -99,7 +102,7 @@ def expected(source: ImageSource, order: list[int], batch_size: int, seed: int, 
         for position, index in enumerate(order[start : start + batch_size], start):
             row = draws(seed, epoch, position, 1)[0]
             try:
-                views.append(VIEW(torch.from_numpy(decode(source.read(index)).copy()), row))
+                views.append(VIEW([torch.from_numpy(decode(source.read(index)).copy())], row[None])[0])
             except UnreadableImage:
                 continue
             indices.append(index)
@@ -137,7 +140,7 @@ def test_cluster_views_are_those_of_their_definition(folder: Path, workers: int,
                 assert batch.draws_BR.shape == (len(batch.indices_B), 0)
                 assert batch.images_BCHW.is_contiguous(memory_format=torch.channels_last)
                 for seen, index in zip(batch.images_BCHW, batch.indices_B.tolist(), strict=True):
-                    want = view(torch.from_numpy(decode(source.read(index)).copy()))
+                    want = view([torch.from_numpy(decode(source.read(index)).copy())])[0]
                     torch.testing.assert_close(seen, want, rtol=0, atol=0)
 
 
@@ -235,7 +238,9 @@ def test_read_all_fills_the_cache_and_says_how_many_are_done(workers: int) -> No
 
 
 def kept_bytes(images: DecodedImages) -> int:
-    return sum(image.untyped_storage().nbytes() for image in images._kept.values())
+    """What is really held, and what is set aside for the rest of a tensor of all images."""
+    planes = images._planes_NHCW
+    return sum(image.untyped_storage().nbytes() for image in images._kept.values()) + (0 if planes is None else planes.nbytes)
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 1, 191, 192, 1000, 64 * 192 - 1, 64 * 192, 10**9])
@@ -255,6 +260,7 @@ def test_an_image_that_is_fetched_twice_at_once_is_counted_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(images.get, [0] * 4))
     assert images.n_kept == 1
+    assert images.kept_bytes == 192
     assert images.free_bytes == 1000 - 192
 
 

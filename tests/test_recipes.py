@@ -13,10 +13,12 @@ CIFAR = Survey(n_images=20_000, shorter_side=32, grey_share=0.0)
 DIGITS = Survey(n_images=1_797, shorter_side=8, grey_share=1.0)
 
 
-def test_auto_leaves_the_papers_settings_alone_on_imagenet() -> None:
+def test_auto_leaves_the_papers_settings_alone_on_imagenet_but_for_the_size_at_which_photos_are_kept() -> None:
     settings, changes = choose_settings({}, IMAGENET)
-    assert changes == []
-    assert settings == Settings()
+    assert [change.option for change in changes] == ["reduce_to"]
+    assert settings == Settings(reduce_to=256)
+    assert choose_settings({"recipe": "paper-alexnet"}, IMAGENET)[0].reduce_to == 0
+    assert choose_settings({"image_size": 320}, IMAGENET)[0].reduce_to == 366
 
 
 @pytest.mark.parametrize("seen", [PHOTOS, CIFAR, DIGITS])

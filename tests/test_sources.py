@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from spoiled_images import write_good_images
 
 from deepcluster.data.decode import decode
+from deepcluster.data.files import parse_list, parse_table
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.errors import InputError, UnreadableImage
 
@@ -267,6 +268,58 @@ def test_a_table_without_a_column_of_paths_is_refused_with_its_columns(tmp_path:
     assert "name one of the columns path" in message
 
 
+def test_a_row_longer_than_the_header_has_no_label_to_give(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "t.csv").write_text("path\na.jpg,dog\nb.jpg\n")
+    source = open_source(tmp_path / "t.csv")
+    assert names(source) == ["a.jpg", "b.jpg"]
+    assert source.labels_N is None
+
+
+def test_the_first_label_of_a_repeated_row_counts(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "t.csv").write_text("path,label\na.jpg,dog\nb.jpg,\n./a.jpg,cat\nb.jpg,cat\n")
+    source = open_source(tmp_path / "t.csv")
+    assert names(source) == ["a.jpg", "b.jpg"]
+    assert labels(source) == ["dog", None]
+    assert "2 repeated lines skipped" in source.describe()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("m.txt", "a.jpg\nhttps://example.org/b.jpg\n# s3://no\ns3://bucket/c.jpg\nd:/e.jpg\nodd://\n"),
+        ("m.csv", "label,path\n1,a.jpg\n2,https://example.org/b.jpg\n3,s3://bucket/c.jpg\n4,d:/e.jpg\n5,odd://\n"),
+    ],
+)
+def test_a_list_of_both_addresses_and_paths_is_refused(tmp_path: Path, file: str, text: str) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / file).write_text(text)
+    message = complaint(tmp_path / file)
+    assert "mixes 3 remote addresses (such as https://example.org/b.jpg) with 2 local paths (such as a.jpg)" in message
+    assert "make a list for each; they can be given together" in message
+
+
+def test_lists_and_tables_are_read_from_text_alone() -> None:
+    assert parse_list("a b.jpg\r\n\n#c\n s3://d/e.png \n") == [("a b.jpg", ""), ("s3://d/e.png", "")]
+    rows = parse_table("n\tlabel\tname\n1\tdog\ta,b.jpg\n2\t-1\t s3://c \n3\n", "t.tsv")
+    assert rows == ([("a,b.jpg", "dog"), ("s3://c", "")], ["1 class from column label"])
+    with pytest.raises(InputError, match=r"https://x/t\.csv has no column of image paths: its first line names a, b"):
+        parse_table("a;b\n1;2\n", "https://x/t.csv")
+
+
+def test_a_list_is_what_it_was_when_it_was_opened(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
+    source = open_source(tmp_path / "list.txt")
+    (tmp_path / "b.jpg").unlink()
+    assert source.changed() is None
+    assert source.stamp(0).startswith("5-")
+    assert source.stamp(1) == ""
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n\0.jpg\n" + "a.jpg\n" * 20)
+    assert open_source(tmp_path / "list.txt").stamp(2) == ""
+
+
 # Arrays
 
 
@@ -450,23 +503,21 @@ def test_folders_without_images_say_what_was_looked_for_and_found(tmp_path: Path
     assert ".webp" in message
     assert "found only .txt 2, .pdf 1" in message
     touch(tmp_path / "shards", "0.tar", "1.tar")
-    assert "tar shards are not supported yet" in complaint(tmp_path / "shards")
+    assert "0.tar is no tar file" in complaint(tmp_path / "shards")
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("s3://bucket/photos", "remote addresses are not supported yet"),
-        (Path("https://example.org/a.tar"), "remote addresses are not supported yet"),
-        ("shards/train-{000..099}.tar", "tar shards are not supported yet"),
-        ("a.tar.gz", "tar shards are not supported yet"),
-        ("a.PARQUET", "Parquet tables are not supported yet"),
+        (Path("no-such-scheme://bucket/a.tar"), "no-such-scheme"),
+        ("shards/train-{000..099}.tar", "shards/train-000.tar does not exist"),
+        ("shards/*.tar", "nothing matches shards/*.tar"),
+        ("a.tar.gz", "a.tar.gz does not exist"),
+        ("https://example.org/digits.npz", "arrays are read from this machine alone"),
     ],
 )
-def test_kinds_that_are_to_come_are_recognised(data: str | Path, words: str) -> None:
-    message = complaint(data)
-    assert words in message
-    assert "a folder of images, a list of paths (.txt, .lst)" in message
+def test_files_of_many_images_that_are_not_there_are_named(data: str | Path, words: str) -> None:
+    assert words in complaint(data)
 
 
 def test_single_images_unknown_endings_and_no_data_are_refused(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_cluster_view_is_torchvisions_resize_and_centre_crop(height: int, wi
     for original in (image(height, width), noise(height, width)):
         resized = torchvision.resize(original.permute(2, 0, 1), [round(size * 256 / 224)], antialias=True)
         want = torchvision.center_crop(resized, [size, size])
-        view = ClusterView(size)(original)
+        view = ClusterView(size)([original])[0]
         assert view.dtype == torch.uint8
         assert view.shape == (3, size, size)
         assert farthest(view, want) <= 1
@@ -84,7 +84,7 @@ def test_the_cluster_view_at_224_scales_the_shorter_side_to_256() -> None:
     assert ClusterView(224).resized == 256
     assert ClusterView(32).resized == 37
     exact = noise(256, 256)
-    torch.testing.assert_close(ClusterView(224)(exact), exact[16:240, 16:240].permute(2, 0, 1), rtol=0, atol=0)
+    torch.testing.assert_close(ClusterView(224)([exact])[0], exact[16:240, 16:240].permute(2, 0, 1), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("short", "long"), [(49, 98), (98, 147), (103, 206), (55, 110)])
@@ -92,18 +92,18 @@ def test_the_longer_side_of_the_cluster_view_loses_no_pixel_to_rounding(short: i
     """256 / 49 * 98 is 511.99... in floating point: a column less, and the view shifts by half a pixel."""
     original = noise(short, long)
     want = torchvision.center_crop(torchvision.resize(original.permute(2, 0, 1), [256], antialias=True), [224, 224])
-    assert farthest(ClusterView(224)(original), want) <= 1
-    assert farthest(ClusterView(224)(original.transpose(0, 1)), want.transpose(1, 2)) <= 1
+    assert farthest(ClusterView(224)([original])[0], want) <= 1
+    assert farthest(ClusterView(224)([original.transpose(0, 1)])[0], want.transpose(1, 2)) <= 1
 
 
 def test_of_a_very_long_strip_the_middle_is_seen() -> None:
     height, width = 10, 10 * LONGEST + 400
     strip = image(height, width)
     want = torchvision.center_crop(torchvision.resize(strip.permute(2, 0, 1), [37], antialias=True), [32, 32])
-    assert farthest(ClusterView(32)(strip), want) <= 1
+    assert farthest(ClusterView(32)([strip])[0], want) <= 1
     # Scaled as a whole, it would take 390 TB.
     endless = torch.full((1, 1, 3), 200, dtype=torch.uint8).expand(1, 2_000_000_000, 3)
-    for view in (ClusterView(224)(endless), ClusterView(224)(endless.transpose(0, 1))):
+    for view in (ClusterView(224)([endless])[0], ClusterView(224)([endless.transpose(0, 1)])[0]):
         assert view.shape == (3, 224, 224)
         assert bool((view == 200).all())
 
@@ -112,7 +112,12 @@ def test_of_a_very_long_strip_the_middle_is_seen() -> None:
 
 
 def boxes_of(view: TrainingView, height: int, width: int, count: int) -> NDArray[np.int64]:
-    return np.array([view.crop(row, height, width) for row in draws(11, 0, 0, count)])
+    return crops(view, draws(11, 0, 0, count), height, width)
+
+
+def crops(view: TrainingView, rows: NDArray[np.float64], height: int, width: int) -> NDArray[np.int64]:
+    count = len(rows)
+    return view.boxes(rows, np.full(count, height), np.full(count, width)).numpy()
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 80), (20, 200), (200, 20)])
@@ -147,7 +152,7 @@ def test_crops_of_the_least_and_the_greatest_draws_lie_in_the_image(edge: float)
         for attempt in np.linspace(0, 1, 7, endpoint=False):
             row = np.full(DRAWS, attempt)
             row[2 * CROP_ATTEMPTS :] = edge
-            top, left, h, w = TrainingView(32).crop(row, height, width)
+            top, left, h, w = crops(TrainingView(32), row[None], height, width)[0]
             assert 0 <= top <= height - h
             assert 0 <= left <= width - w
 
@@ -157,12 +162,12 @@ def test_crops_of_the_least_and_the_greatest_draws_lie_in_the_image(edge: float)
 def test_the_pixels_of_the_training_view_are_torchvisions(height: int, width: int, size: int) -> None:
     original, view = noise(height, width), TrainingView(size, flip=False)
     for row in draws(1, 2, 0, 20):
-        top, left, h, w = view.crop(row, height, width)
+        top, left, h, w = crops(view, row[None], height, width)[0].tolist()
         want = torchvision.resized_crop(
             original.permute(2, 0, 1), top, left, h, w, [size, size], InterpolationMode.BILINEAR, antialias=True
         )
-        assert view(original, row).dtype == torch.uint8
-        torch.testing.assert_close(view(original, row), want, rtol=0, atol=0)
+        assert view([original], row[None]).dtype == torch.uint8
+        torch.testing.assert_close(view([original], row[None])[0], want, rtol=0, atol=0)
 
 
 def test_half_of_the_training_views_are_flipped() -> None:
@@ -170,15 +175,15 @@ def test_half_of_the_training_views_are_flipped() -> None:
     flipped = rows[:, FLIP] < 0.5
     assert 450 < flipped.sum() < 550
     for row, turned in zip(rows[:50], flipped, strict=False):
-        plain = TrainingView(32, flip=False)(original, row)
-        torch.testing.assert_close(TrainingView(32)(original, row), plain.flip(2) if turned else plain, rtol=0, atol=0)
+        plain = TrainingView(32, flip=False)([original], row[None])[0]
+        torch.testing.assert_close(TrainingView(32)([original], row[None])[0], plain.flip(2) if turned else plain, rtol=0, atol=0)
 
 
 def test_views_leave_the_image_as_it_is() -> None:
     original = noise(32, 32)
     before = original.clone()
-    ClusterView(28)(original)
-    view = TrainingView(32, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)(original, draws(0, 0, 0, 1)[0])
+    ClusterView(28)([original])[0]
+    view = TrainingView(32, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)([original], draws(0, 0, 0, 1))[0]
     torch.testing.assert_close(view, original.permute(2, 0, 1), rtol=0, atol=0)
     torch.testing.assert_close(original, before, rtol=0, atol=0)
 

@@ -129,7 +129,8 @@ def cli() -> None:
 def train(
     data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, quiet: bool, verbose: bool, **options: Any
 ) -> None:
-    """Learn from the images of DATA: a folder, a list (.txt), a table (.csv), arrays (.npz, .npy), or several of these.
+    """Learn from the images of DATA: a folder, a list (.txt) or table (.csv) of paths, tar shards, Parquet, arrays, an
+    address (https://, s3://, ...) of these, or several of them.
 
     Defaults in brackets are the paper's. --recipe auto fits them to the images, prints each change with its reason, and
     never changes what you set.
@@ -184,12 +185,13 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
 
 @cli.command()
 @click.argument("path")
+@click.option("--all", "everything", is_flag=True, help="look at all images, not at 10,000 of more")
 @_talk
-def info(path: str, quiet: bool, verbose: bool) -> None:
-    """Describe a run folder, a checkpoint, untrained:ARCH, or images."""
+def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
+    """Describe a run folder, a checkpoint, untrained:ARCH, or images: sizes, copies, and what can't be read."""
     from deepcluster.info import info as describe
 
-    click.echo(describe(path))
+    click.echo(describe(path, everything=everything, reporter=Reporter(quiet=quiet, verbose=verbose)))
 
 
 @cli.command()
@@ -209,6 +211,37 @@ def demo(out: Path, quiet: bool, verbose: bool) -> None:
     from deepcluster.demo import demo as show
 
     click.echo(show(out, Reporter(quiet=quiet, verbose=verbose)))
+
+
+@cli.group()
+def cache() -> None:
+    """What is kept from run to run: lists of files, copies of remote data, decoded images."""
+
+
+def _in_folder(command: Callable[..., Any]) -> Callable[..., Any]:
+    text = "the cache folder  [$DEEPCLUSTER_CACHE, or ~/.cache/deepcluster]"
+    return click.option("--folder", type=Path, help=text)(command)
+
+
+@cache.command("info")
+@_in_folder
+@_talk
+def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
+    """Say what is kept, and how much room it takes."""
+    from deepcluster.info import cache_info as describe
+
+    click.echo(describe(folder))
+
+
+@cache.command("clear")
+@click.argument("kinds", nargs=-1)
+@_in_folder
+@_talk
+def cache_clear(kinds: tuple[str, ...], folder: Path | None, quiet: bool, verbose: bool) -> None:
+    """Delete what is kept, or the KINDS of it that `cache info` names, such as images."""
+    from deepcluster.info import cache_clear as delete
+
+    Reporter(quiet=quiet, verbose=verbose).say(delete(kinds, folder))
 
 
 def _say_unreadable(unreadable: dict[str, str], reporter: Reporter) -> None:

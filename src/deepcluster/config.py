@@ -3,17 +3,20 @@
 Every field carries its help, its old names in the 2018 code, and its choices: the command line is drawn from here.
 """
 
+import os
 import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
+from pathlib import Path
 from typing import Any, TypedDict
 
 from deepcluster.errors import InputError, did_you_mean
 
 ARCHITECTURES = ("alexnet", "vgg16", "resnet18", "resnet50", "alexnet-small", "resnet18-small")
+CACHES = ("auto", "memory", "none")
 RECIPES = ("auto", "paper-alexnet", "paper-vgg16", "small-images", "small-set")
 
 
@@ -61,6 +64,13 @@ class Settings:
 
     arch: str = _option("alexnet", "the trunk, the network that is trained", group="trunk", choices=ARCHITECTURES)
     image_size: int = _option(224, "side of the images that the network sees, in pixels", group="trunk", at_least=8)
+    reduce_to: int = _option(
+        0,
+        "shorter side to which larger photos are made smaller as they are decoded, before any view is cut (0: never); they "
+        "are then read several times as fast and take less room",
+        group="trunk",
+        at_least=0,
+    )
     sobel: bool = _option(True, "fixed Sobel layer in front, so that colour is not seen", group="trunk")
     dropout: float = _option(0.5, "dropout in the fully connected layers", group="trunk", at_least=0, below=1)
 
@@ -130,9 +140,15 @@ class Settings:
     )
     cache: str = _option(
         "auto",
-        "keep decoded images in memory: auto (as far as a quarter of the free memory goes), memory (half of it) or none",
+        "where decoded images are kept: memory; a folder, in files; auto: in memory where a quarter of it is enough, else "
+        "in files of the usual cache folder, where half of its disk is; or none",
         group="run",
-        choices=("auto", "memory", "none"),
+        resumable=True,
+    )
+    cache_size: str = _option(
+        "auto",
+        "most disk space for copies of remote and compressed data, such as 50G (auto: 20G, or a quarter of what is free)",
+        group="run",
         resumable=True,
     )
     memory: str = _option(
@@ -163,11 +179,34 @@ class Settings:
         if self.balance and self.clustering != "kmeans":
             raise InputError(f"balance goes with clustering=kmeans, not with {self.clustering}: leave out one of the two")
         size_in_bytes("memory", self.memory)
+        size_in_bytes("cache_size", self.cache_size)
+        self.cache_folder()
+        if 0 < self.reduce_to < self.image_size:
+            raise InputError(
+                f"reduce_to={self.reduce_to} is less than image_size={self.image_size}, what the network sees; "
+                f"use 0 (never), or {self.image_size} or more"
+            )
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise InputError(f"crop_scale={low:g},{high:g} must be two shares with 0 < least <= most <= 1")
         if self.grey > 1 or self.jitter > 1:
             raise InputError(f"grey={self.grey:g} and jitter={self.jitter:g} must lie between 0 and 1")
+
+    def cache_folder(self) -> Path | None:
+        """The folder that `cache` names, if it names one.
+
+        Raises:
+            InputError: it may be a misspelt word.
+        """
+        if self.cache in CACHES:
+            return None
+        folder = Path(self.cache).expanduser()
+        if folder.is_dir() or "/" in self.cache or os.sep in self.cache:
+            return folder
+        raise InputError(
+            f"cache={self.cache!r} is none of {', '.join(CACHES)}{did_you_mean(self.cache, CACHES)}, and no folder; "
+            f"for a new folder write ./{self.cache}"
+        )
 
     def describe_clusters(self) -> str:
         """For the lines that people read."""
@@ -196,6 +235,7 @@ class Options(TypedDict, total=False):
     recipe: str
     arch: str
     image_size: int
+    reduce_to: int
     sobel: bool
     dropout: float
     clustering: str
@@ -223,6 +263,7 @@ class Options(TypedDict, total=False):
     precision: str
     workers: int | None
     cache: str
+    cache_size: str
     memory: str
     limit: int | None
     eval_every: int

@@ -1,6 +1,7 @@
 """Where the network runs and in which precision."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,3 +97,9 @@ def free_memory_bytes() -> int:
     except (OSError, ValueError):
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Room on the disk where a folder is, or will be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(there).free

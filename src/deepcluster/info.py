@@ -4,38 +4,43 @@ import os
 import platform
 import shutil
 import time
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deepcluster.config import Settings
-from deepcluster.data.cache import DecodedImages
-from deepcluster.data.loader import Loader, usual_workers
+from deepcluster.data.addresses import is_address
+from deepcluster.data.cache_folder import usual_cache_folder
+from deepcluster.data.cache_report import clear, kept
+from deepcluster.data.loader import usual_workers
+from deepcluster.data.overview import MOST, describe, overview
 from deepcluster.data.sources import open_source
-from deepcluster.data.survey import even_sample
-from deepcluster.device import Machine, cpu_has_bf16, free_memory_bytes
+from deepcluster.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
 from deepcluster.model import UNTRAINED, Model, load
-from deepcluster.progress import size
+from deepcluster.progress import Reporter, size
 from deepcluster.training.metrics import epoch_line
 from deepcluster.training.run import RunFolder, versions
 
-SAMPLE = 256
-CHECKPOINT_ENDINGS = (".pt", ".pth", ".tar")
+CHECKPOINT_ENDINGS = (".pt", ".pth", ".pth.tar")
 
 
-def info(path: str) -> str:
+def info(path: str, *, everything: bool = False, reporter: Reporter | None = None) -> str:
     """Describe a run folder, a checkpoint, `untrained:ARCH`, or images.
+
+    Args:
+        everything: look at all images, not at 10,000 of more.
+        reporter: told what goes on.
 
     Raises:
         InputError: it is none of these.
     """
     if path.startswith(UNTRAINED) or path.endswith(CHECKPOINT_ENDINGS):
         return _about_model(load(path))
-    if RunFolder(Path(path)).is_run():
+    if not is_address(path) and RunFolder(Path(path)).is_run():
         return _about_run(RunFolder(Path(path)))
-    return _about_data(path)
+    return _about_data(path, everything=everything, reporter=reporter or Reporter(quiet=True))
 
 
 def _about_run(folder: RunFolder) -> str:
@@ -74,20 +79,29 @@ def _about_model(model: Model) -> str:
     return "\n".join(lines)
 
 
-def _about_data(path: str) -> str:
-    source = open_source(path)
-    loader = Loader(DecodedImages(source, 1 << 32), workers=usual_workers())
-    sample = even_sample(range(len(source)), SAMPLE)
-    for _ in loader.read_all(torch.tensor(sample), chunk=8):
-        pass
-    loader.close()
-    sizes = Counter(tuple(loader.images.get(i).shape[1::-1]) for i in sample if i not in loader.unreadable)
-    shown = ", ".join(f"{width} × {height} ({count})" for (width, height), count in sizes.most_common(5))
-    lines = [source.describe(), f"sizes in a sample of {len(sample)}: {shown}" + (", …" if len(sizes) > 5 else "")]
-    if loader.unreadable:
-        index, reason = min(loader.unreadable.items())
-        lines.append(f"{len(loader.unreadable)} of the sample can't be read, e.g. {source.name(index)}: {reason}")
-    return "\n".join(lines)
+def _about_data(path: str, *, everything: bool, reporter: Reporter) -> str:
+    source = open_source(path, on_trouble=reporter.warn)
+    with reporter.track("looking at images", len(source) if everything else min(MOST, len(source))) as progress:
+        found = overview(source, workers=usual_workers(), everything=everything, on_images=progress)
+    return "\n".join(describe(found, source))
+
+
+def cache_info(folder: Path | None = None) -> str:
+    """What is kept in the cache folder (None: the usual one), a line each."""
+    folder = folder or usual_cache_folder()
+    things = kept(folder)
+    lines = [f"{folder}: {size(sum(thing.bytes for thing in things))}, {size(free_disk_bytes(folder))} free on its disk"]
+    return "\n".join([*lines, *(f"  {thing.describe()}" for thing in things)])
+
+
+def cache_clear(kinds: Sequence[str] = (), folder: Path | None = None) -> str:
+    """Delete what is kept in the cache folder (None: the usual one), or some kinds of it, and say how much that was.
+
+    Raises:
+        InputError: an unknown kind.
+    """
+    folder = folder or usual_cache_folder()
+    return f"{size(clear(folder, kinds))} deleted in {folder}"
 
 
 def doctor() -> str:

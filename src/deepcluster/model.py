@@ -21,7 +21,7 @@ from deepcluster.errors import InputError, did_you_mean
 from deepcluster.inference import image_features
 from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Reporter
-from deepcluster.training.launch import trunk_of
+from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import RunFolder, load_checkpoint
 
 UNTRAINED = "untrained:"
@@ -63,8 +63,9 @@ class Model:
         self.trunk.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         workers = usual_workers() if workers is None else workers
         reporter = reporter or Reporter(quiet=True)
+        images = DecodedImages(source, shorter_side=self.settings.reduce_to or None)
         with (
-            closing(Loader(DecodedImages(source), workers=workers)) as loader,
+            closing(Loader(images, workers=workers, device=machine.device)) as loader,
             reporter.track("features", len(source)) as progress,
         ):
             features_ND = image_features(

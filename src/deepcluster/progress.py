@@ -69,8 +69,8 @@ class Reporter:
             print(line, file=stream or self.stream, flush=True)
 
     @contextmanager
-    def track(self, what: str, total: int, unit: str = "images") -> "Iterator[Meter]":
-        """Show how far `what` is; call the meter with how many are done."""
+    def track(self, what: str, total: int | None, unit: str = "images") -> "Iterator[Meter]":
+        """Show how far `what` is; call the meter with how many are done. `total` is None where it isn't known."""
         if self.quiet:
             yield Meter()
         elif self.stream.isatty():
@@ -78,7 +78,7 @@ class Reporter:
         else:
             yield PlainMeter(self, what, total, unit)
 
-    def _bar_meter(self, what: str, total: int, unit: str) -> "Iterator[Meter]":
+    def _bar_meter(self, what: str, total: int | None, unit: str) -> "Iterator[Meter]":
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -118,7 +118,7 @@ class BarMeter(Meter):
 class PlainMeter(Meter):
     """A line now and then, where there is no terminal."""
 
-    def __init__(self, reporter: Reporter, what: str, total: int, unit: str) -> None:
+    def __init__(self, reporter: Reporter, what: str, total: int | None, unit: str) -> None:
         self.reporter, self.what, self.total, self.unit = reporter, what, total, unit
         self.done = 0
         self.started = self.said = time.monotonic()
@@ -126,10 +126,13 @@ class PlainMeter(Meter):
     def __call__(self, done: int) -> None:
         self.done += done
         now = time.monotonic()
-        if now - self.said < PLAIN_LINE_SECONDS or self.done >= self.total:
+        if now - self.said < PLAIN_LINE_SECONDS or self.done == self.total:
             return
         self.said = now
         rate = self.done / (now - self.started)
+        if self.total is None:
+            self.reporter.say(f"  {self.what} {self.done:,}, {rate:,.0f} {self.unit}/s")
+            return
         left = duration((self.total - self.done) / rate) if rate else "?"
         self.reporter.say(f"  {self.what} {self.done:,}/{self.total:,}, {rate:,.0f} {self.unit}/s, {left} left")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from deepcluster.config import Settings, flag
 from deepcluster.data.survey import Survey
+from deepcluster.data.views import ClusterView
 from deepcluster.errors import InputError
 
 # The paper has 1.28 million images in 10,000 clusters.
@@ -23,6 +24,8 @@ SMALL_BATCH, TINY_SET = 64, 10_000
 PAPER_IMAGES = 1_281_167
 SMALL_TRUNKS = ("alexnet-small", "resnet18-small")
 PHOTO_SIZE = 48
+# Larger photos are kept at this shorter side: what the paper scales them to for its 224 px.
+KEPT_SIDE = 256
 # Images are grey if this share of them is; small grey images are digits, letters, scans, which a flip spoils.
 GREY_SHARE = 0.95
 
@@ -159,6 +162,9 @@ def _fit(explicit: Mapping[str, Any], seen: Survey) -> Iterator[Change]:
             "arch", arch, f"the images are {side} px" if small_image else f"{count} are few for a network of 224 px"
         )
         yield Change("image_size", _image_size(side), f"the images are {side} px" if small_image else "quick, and enough")
+    if side > KEPT_SIDE:
+        needed = ClusterView(explicit.get("image_size", Settings.image_size)).resized
+        yield Change("reduce_to", max(KEPT_SIDE, needed), f"photos of {side} px take long to read, and much room")
     if seen.n_images < PAPER_IMAGES and explicit.get("clustering") != "pic":
         clusters = _clusters(seen.n_images)
         yield Change(

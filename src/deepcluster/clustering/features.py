@@ -5,7 +5,6 @@ N images, B rows of a batch, D features, P components after PCA.
 
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import working_bytes
+from deepcluster.device import free_disk_bytes
 from deepcluster.errors import InputError, TrainingError
 from deepcluster.progress import size
 
@@ -130,16 +130,11 @@ def plan_memory(
     features_bytes = n_images * dim * dtype.itemsize
     if least + features_bytes <= budget_bytes:
         kind = "memory"
-    elif folder is not None and features_bytes + DISK_RESERVE <= _disk_free(folder):
+    elif folder is not None and features_bytes + DISK_RESERVE <= free_disk_bytes(folder):
         kind = "file"
     else:
         kind = "twice"
     return MemoryPlan(kind, n_images, dim, dtype, least, folder)
-
-
-def _disk_free(folder: Path) -> int:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(there).free
 
 
 class FeatureRows:

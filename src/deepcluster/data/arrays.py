@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.data.image_source import ImageSource, count_of, printable
+from deepcluster.data.storage import file_stamp
 from deepcluster.errors import InputError
 
 _IMAGE_KEYS: Final = ("images", "x", "data", "arr_0", "x_train")
@@ -25,6 +26,7 @@ class ArraySource(ImageSource):
         """Open `file`; raises InputError where it holds no uint8 images of a known shape."""
         images, labels = _read_arrays(file)
         self._file = file.absolute()
+        self._opened = file_stamp(file)
         self._images_NHWC = _as_NHWC(images, file)
         self._digits = max(6, len(str(len(images) - 1)))
         super().__init__(None if labels is None else _array_labels(labels, len(images), file))
@@ -41,6 +43,12 @@ class ArraySource(ImageSource):
 
     def read(self, index: int) -> NDArray[np.uint8]:
         return np.array(self._images_NHWC[index], order="C")
+
+    def stamp(self, index: int) -> str:
+        return self._opened
+
+    def changed(self) -> str | None:
+        return None if file_stamp(self._file) == self._opened else f"{printable(self._file.name)} has been written anew"
 
     def details(self) -> str:
         height, width = self._images_NHWC.shape[1:3]

@@ -44,6 +44,14 @@ class ImageSource(ABC):
         Raises UnreadableImage where the file is gone or can't be read.
         """
 
+    @abstractmethod
+    def stamp(self, index: int) -> str:
+        """Return what changes when the content of an image does, such as size and time of its file; "" if it is gone."""
+
+    def changed(self) -> str | None:
+        """Return in words which images have come or gone since the source was opened, or None: it is as it was."""
+        return None
+
     def path(self, index: int) -> Path | None:
         """Return the absolute path of the image file, or None where the image is not a file of its own.
 

@@ -1,5 +1,7 @@
 """Batches in a given order, made ahead by threads: the decoders and resizers release Python's lock.
 
+Next to a GPU, batches are pinned and copied on a stream of their own while the one before is worked on; images that are
+kept on the GPU are cut there.
 B batch, R random numbers of a position.
 """
 
@@ -8,7 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TypeVar
 
@@ -17,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.data.cache import DecodedImages
-from deepcluster.data.views import ClusterView, TrainingView, draws
+from deepcluster.data.cache import DecodedImages, KeptViews
+from deepcluster.data.retries import end_waits
+from deepcluster.data.views import ClusterView, Images, TrainingView, draws
 from deepcluster.errors import UnreadableImage
 
 T = TypeVar("T")
@@ -30,7 +34,7 @@ class Batch:
     """Images as the network sees them, before colours.
 
     Attributes:
-        images_BCHW: uint8, channels last in memory.
+        images_BCHW: uint8, channels last in memory; on the loader's device.
         indices_B: index of each image in its source.
         draws_BR: random numbers of each position; empty for the cluster view.
     """
@@ -52,33 +56,45 @@ class Loader:
 
     Attributes:
         unreadable: reason by index, of all images met so far.
-        wait_seconds: how long the caller has waited for batches, in all.
+        wait_seconds: how long the caller has waited for batches, in all (of a GPU: as far as it had nothing to do).
     """
 
-    def __init__(self, images: DecodedImages, *, workers: int) -> None:
+    def __init__(self, images: DecodedImages, *, workers: int, device: torch.device | None = None) -> None:
         self.images = images
         self.workers = workers
+        self.device = device or torch.device("cpu")
         self.unreadable: dict[int, str] = {}
         self.wait_seconds = 0.0
         self._lock = Lock()
+        self._views: dict[ClusterView, KeptViews] = {}
+        if images is not None and images.shards is not None:
+            images.shards.unreadable = self.unreadable
         # The number of threads is settled when a thread first asks: the caller's must not become that of `_one_thread`.
         torch.get_num_threads()
         self._pool = ThreadPoolExecutor(workers, "loader", initializer=_one_thread) if workers else None
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads, and what they may be waiting for."""
+        end_waits()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def cluster_views(self, view: ClusterView, indices_N: Tensor, batch_size: int) -> Generator[Batch, None, None]:
         """The cluster view of the images `indices_N`, in that order."""
         parts = _split(indices_N, batch_size)
+        kept = self._kept_views(view)
 
         def make(number: int) -> Batch:
-            no_draws = np.empty((len(parts[number]), 0))
-            return self._batch(parts[number], lambda image, _: view(image), view.size, no_draws)
+            indices_B = self._readable(parts[number])
+            views = kept.take(indices_B) if kept is not None else None
+            if views is not None:
+                return Batch(views, indices_B, np.empty((len(indices_B), 0)))
+            batch = self._batch(indices_B, view, np.empty((len(indices_B), 0)))
+            if kept is not None:
+                kept.put(batch.indices_B, batch.images_BCHW)
+            return batch
 
-        return self._ahead(make, 0, len(parts))
+        return self._delivered(make, 0, len(parts))
 
     def training_views(
         self, view: TrainingView, order_N: Tensor, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0
@@ -88,9 +104,9 @@ class Loader:
 
         def make(number: int) -> Batch:
             part = parts[number]
-            return self._batch(part, view, view.size, draws(seed, epoch, number * batch_size, len(part)))
+            return self._batch(part, view, draws(seed, epoch, number * batch_size, len(part)))
 
-        return self._ahead(make, first_batch, len(parts))
+        return self._delivered(make, first_batch, len(parts))
 
     def read_all(self, indices_N: Tensor, chunk: int = 64) -> Generator[int, None, None]:
         """Decode images once, which fills the cache and finds the unreadable ones; yields how many are done."""
@@ -113,21 +129,58 @@ class Loader:
                 self.unreadable[index] = str(fault)
             return None
 
+    def _readable(self, indices_B: Tensor) -> Tensor:
+        """The indices without those known to be unreadable."""
+        kept = [row for row, index in enumerate(indices_B.tolist()) if index not in self.unreadable]
+        return indices_B if len(kept) == len(indices_B) else indices_B[kept]
+
     def _batch(
-        self,
-        indices_B: Tensor,
-        view: Callable[[Tensor, NDArray[np.float64]], Tensor],
-        size: int,
-        draws_BR: NDArray[np.float64],
+        self, indices_B: Tensor, view: Callable[[Images, NDArray[np.float64]], Tensor], draws_BR: NDArray[np.float64]
     ) -> Batch:
-        views, kept = [], []
-        for row, index in enumerate(indices_B.tolist()):
-            image_HWC = self._image(index)
-            if image_HWC is not None:
-                views.append(view(image_HWC, draws_BR[row]))
-                kept.append(row)
-        images_BCHW = torch.stack(views) if views else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        return Batch(images_BCHW.contiguous(memory_format=torch.channels_last), indices_B[kept], draws_BR[kept])
+        together = self.images.together(indices_B)
+        if together is not None:
+            return Batch(view(together, draws_BR), indices_B, draws_BR)
+        found = [(row, self._image(index)) for row, index in enumerate(indices_B.tolist())]
+        images = [image_HWC for _, image_HWC in found if image_HWC is not None]
+        kept = [row for row, image_HWC in found if image_HWC is not None]
+        return Batch(view(images, draws_BR[kept]), indices_B[kept], draws_BR[kept])
+
+    def _kept_views(self, view: ClusterView) -> KeptViews | None:
+        """Room for the views of all images, where these are in memory and the views are more than parts of them."""
+        images = self.images
+        if self.device.type != "cpu" or images.n_kept + len(self.unreadable) < len(images) or not images.n_kept:
+            return None
+        with self._lock:
+            if view not in self._views:
+                needed = len(images) * view.size**2 * 3
+                index = next(index for index in range(len(images)) if index not in self.unreadable)
+                if needed > images.free_bytes or view.is_cut_from(images.get(index)):
+                    return None
+                images.free_bytes -= needed
+                self._views[view] = KeptViews(len(images), view.size)
+            return self._views[view]
+
+    def _delivered(self, make: Callable[[int], Batch], first: int, end: int) -> Generator[Batch, None, None]:
+        """Batches on the device; on a GPU the next one is copied while the caller works on one."""
+        if self.device.type != "cuda":
+            yield from self._ahead(make, first, end)
+            return
+        stream = torch.cuda.Stream(self.device)
+        upcoming: deque[tuple[Batch, torch.cuda.Event]] = deque()
+        with closing(self._ahead(lambda number: _pinned(make(number)), first, end)) as batches:
+            for batch in batches:
+                with torch.cuda.stream(stream):
+                    images_BCHW = batch.images_BCHW.to(self.device, non_blocking=True)
+                    upcoming.append((replace(batch, images_BCHW=images_BCHW), stream.record_event()))
+                if len(upcoming) > 1:
+                    yield _handed_over(*upcoming.popleft())
+            while upcoming:
+                yield _handed_over(*upcoming.popleft())
+
+    def _waited(self, started: float) -> None:
+        """Count the time since `started`, unless a GPU was busy with earlier work all the while."""
+        if self.device.type != "cuda" or torch.cuda.current_stream(self.device).query():
+            self.wait_seconds += time.perf_counter() - started
 
     def _ahead(self, make: Callable[[int], T], first: int, end: int) -> Generator[T, None, None]:
         """`make(first)` … `make(end - 1)` in order, a few of them ahead of the caller."""
@@ -135,7 +188,7 @@ class Loader:
             for number in range(first, end):
                 started = time.perf_counter()
                 made = make(number)
-                self.wait_seconds += time.perf_counter() - started
+                self._waited(started)
                 yield made
             return
         pending: deque[Future[T]] = deque()
@@ -148,7 +201,7 @@ class Loader:
             while pending:
                 started = time.perf_counter()
                 made = pending.popleft().result()
-                self.wait_seconds += time.perf_counter() - started
+                self._waited(started)
                 following = next(upcoming, None)
                 if following is not None:
                     pending.append(self._pool.submit(make, following))
@@ -166,3 +219,17 @@ def _split(indices_N: Tensor, size: int) -> tuple[Tensor, ...]:
 def _one_thread() -> None:
     """Keep torch's operations on an image within the loader's thread: a team of threads each would slow the network."""
     torch.set_num_threads(1)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch in memory that a GPU can copy from on its own."""
+    images_BCHW = batch.images_BCHW
+    return batch if images_BCHW.is_cuda else replace(batch, images_BCHW=images_BCHW.pin_memory())
+
+
+def _handed_over(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """The batch, safe to use on the caller's stream."""
+    stream = torch.cuda.current_stream(batch.images_BCHW.device)
+    stream.wait_event(copied)
+    batch.images_BCHW.record_stream(stream)
+    return batch

@@ -1,14 +1,17 @@
-"""Where images come from: a folder, a list, a table or an array, or several of these, as one ordered collection.
+"""Where images come from: folders, lists, tables, arrays, tar shards, Parquet, here or at an address, as one collection.
 
-N images. Another kind of data is a module with an opener, and one line in `_OPENERS`.
+N images. Another kind of data is a module with an opener, and a line in `_Opener`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Final
@@ -16,14 +19,31 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.data.addresses import expand, host_of, is_address, path_of, pattern_start
 from deepcluster.data.arrays import ArraySource
-from deepcluster.data.files import IMAGE_ENDINGS, NOT_YET, open_folder, open_list, open_table
+from deepcluster.data.blocks import BlockStore
+from deepcluster.data.cache_folder import usual_cache_folder
+from deepcluster.data.files import IMAGE_ENDINGS, open_list, open_table
+from deepcluster.data.folders import NoImages, open_folder
 from deepcluster.data.image_source import ImageSource, count_of, printable
+from deepcluster.data.parquet import open_parquet
+from deepcluster.data.remote import find_files
+from deepcluster.data.remote_files import open_folder_at, open_list_at
+from deepcluster.data.retries import Patience
+from deepcluster.data.saved_dataset import is_saved_dataset, open_saved_dataset
+from deepcluster.data.shards import open_shards
+from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.errors import InputError, did_you_mean
 
 __all__ = ["ImageSource", "JoinedSource", "LimitedSource", "fingerprint", "open_source"]
 
-SUPPORTED: Final = "a folder of images, a list of paths (.txt, .lst), a table of paths (.csv, .tsv) or an array (.npz, .npy)"
+SUPPORTED: Final = (
+    "a folder of images, tar shards or Parquet files, a list (.txt, .lst) or table (.csv, .tsv) of paths, shards (.tar, "
+    ".tar.gz), Parquet (.parquet), an array (.npz, .npy), a saved Hugging Face data set, or an address of any but arrays"
+)
+TARS: Final = (".tar", ".tar.gz", ".tgz")
+# Files that hold many images.
+HOLDERS: Final = (*TARS, ".parquet")
 
 
 class JoinedSource(ImageSource):
@@ -61,6 +81,15 @@ class JoinedSource(ImageSource):
         part, inner = self._find(index)
         return self._parts[part].path(inner)
 
+    def stamp(self, index: int) -> str:
+        part, inner = self._find(index)
+        return self._parts[part].stamp(inner)
+
+    def changed(self) -> str | None:
+        changes = (part.changed() for part in self._parts)
+        named = [f"{name}: {change}" for name, change in zip(self._prefixes, changes, strict=True) if change]
+        return "; ".join(named) or None
+
     def details(self) -> str:
         parts = zip(self._prefixes, self._parts, strict=True)
         return f"from {len(self._parts)} sources: " + "; ".join(f"{name}: {part.describe()}" for name, part in parts)
@@ -91,6 +120,12 @@ class LimitedSource(ImageSource):
     def path(self, index: int) -> Path | None:
         return self._source.path(int(self._indices[index]))
 
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(int(self._indices[index]))
+
+    def changed(self) -> str | None:
+        return self._source.changed()
+
     def details(self) -> str:
         return self._source.details()
 
@@ -98,19 +133,38 @@ class LimitedSource(ImageSource):
         return f"{len(self):,} of {count_of(len(self._source), 'image')} (--limit) {self.details()}"
 
 
-def open_source(data: str | Path | Sequence[str | Path], limit: int | None = None) -> ImageSource:
-    """Open a folder, list, table or array, or a sequence of these, and take `limit` images spread evenly over it.
+def open_source(
+    data: str | Path | Sequence[str | Path],
+    limit: int | None = None,
+    *,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
+    on_found: Callable[[int], None] = lambda so_far: None,
+    on_trouble: Callable[[str], None] = warnings.warn,
+) -> ImageSource:
+    """Open images, wherever they are (`SUPPORTED`, or several of these), and take `limit` of them spread evenly.
 
-    No image is opened. Raises InputError where there is nothing there, nothing in it, or nothing that is known.
+    No image is opened.
+
+    Args:
+        cache: folder for lists, indexes and copies of remote and compressed parts; None: the usual one.
+        cache_bytes: bound on these copies; None: 20 GiB, or a quarter of what is free on that disk where that is less.
+        on_found: told how many images have been found so far; may raise to stop.
+        on_trouble: told, in a sentence, of what is waited for or gone on without.
+
+    Raises:
+        InputError: nothing is there, nothing is in it, or nothing that is known.
     """
+    cache = cache or usual_cache_folder()
+    opener = _Opener(cache, BlockStore(cache / "blocks", cache_bytes), on_found, Patience(on_trouble=on_trouble))
     if isinstance(data, str | Path):
-        source = _open_one(data)
+        source = opener.open(data)
     elif not data:
         raise InputError(f"no data given; give {SUPPORTED}")
     elif len(data) == 1:
-        source = _open_one(data[0])
+        source = opener.open(data[0])
     else:
-        source = JoinedSource([(Path(one).resolve().name or "root", _open_one(one)) for one in data])
+        source = JoinedSource([(_name_of(one), opener.open(one)) for one in data])
     return source if limit is None or limit >= len(source) else LimitedSource(source, limit)
 
 
@@ -123,30 +177,113 @@ def fingerprint(source: ImageSource) -> str:
     return digest.hexdigest()[:16]
 
 
-def _open_one(data: str | Path) -> ImageSource:
-    try:
-        return _open_path(data, Path(data).expanduser())
-    except OSError as error:  # No permission on the way there, or a name that is too long.
-        raise InputError(f"{data} can't be opened: {(error.strerror or str(error)).lower()}") from error
+def _name_of(data: str | Path) -> str:
+    if is_address(str(data)):
+        return path_of(str(data)).rstrip("/").rpartition("/")[2] or host_of(str(data))
+    return Path(data).resolve().name or "root"
 
 
-def _open_path(data: str | Path, path: Path) -> ImageSource:
-    if path.is_dir():
-        return open_folder(path)
-    # `Path` makes one slash of two in an address.
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(data)) and not path.exists():
-        raise InputError(f"{data}: remote addresses are not supported yet; copy the images here and give {SUPPORTED}")
-    for ending, kind in NOT_YET.items():
-        if path.name.lower().endswith(ending):
-            raise InputError(f"{data}: {kind} are not supported yet; give {SUPPORTED}")
-    if not path.exists():
-        raise InputError(f"{data} does not exist{_nearest_path(path)}; looked in {path.absolute().parent}")
-    ending = path.suffix.lower()
-    if ending[1:] in IMAGE_ENDINGS:
-        raise InputError(f"{data} is a single image; give its folder, or a list of images (.txt, .csv)")
-    if ending not in _OPENERS:
+@dataclass(frozen=True)
+class _Opener:
+    """Opens one kind of data after the other, with what they share."""
+
+    cache: Path
+    blocks: BlockStore
+    on_found: Callable[[int], None]
+    patience: Patience
+
+    def open(self, data: str | Path) -> ImageSource:
+        text = str(data)
+        if isinstance(data, Path) and not data.exists():  # which makes one slash of the two in an address
+            text = re.sub(r"^([A-Za-z][\w+.-]+):/(?!/)", r"\1://", text)
+        if is_address(text):
+            return self._address(text)
+        try:
+            paths = [Path(one) for one in expand(os.path.expanduser(text))]  # noqa: PTH111 (it may hold braces)
+            if len(paths) == 1:
+                return self._path(text, paths[0])
+            if any(path.is_dir() for path in paths):
+                return JoinedSource([(_name_of(path), self._path(str(path), path)) for path in paths])
+            return self._files(text, paths)
+        except OSError as error:  # No permission on the way there, or a name that is too long.
+            raise InputError(f"{data} can't be opened: {(error.strerror or str(error)).lower()}") from error
+
+    def _path(self, data: str, path: Path) -> ImageSource:
+        if path.is_dir():
+            return open_saved_dataset(path, blocks=self.blocks) if is_saved_dataset(path) else self._folder(path)
+        if not path.exists():
+            raise InputError(f"{data} does not exist{_nearest_path(path)}; looked in {path.absolute().parent}")
+        if path.suffix.lower()[1:] in IMAGE_ENDINGS:
+            raise InputError(f"{data} is a single image; give its folder, or a list of images (.txt, .csv)")
+        return self._files(data, [path])
+
+    def _folder(self, folder: Path) -> ImageSource:
+        """The images of a folder, or where it holds none, those of the shards and Parquet files in it."""
+        try:
+            return open_folder(folder, cache=self.cache, on_found=self.on_found)
+        except NoImages as nothing:
+            holders = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(HOLDERS) and path.is_file())
+            if not holders:
+                raise InputError(str(nothing)) from None
+            return self._files(str(folder), holders, below=folder)
+
+    def _files(self, data: str, paths: list[Path], below: Path | None = None) -> ImageSource:
+        """What lies in files of one kind; of several kinds, one after the other."""
+        kinds: dict[str, list[Path]] = {}
+        for path in paths:
+            kinds.setdefault(_kind(path.name), []).append(path)
+        if len(kinds) > 1:
+            return JoinedSource([(_name_of(some[0].parent), self._files(data, some, below)) for some in kinds.values()])
+        kind = next(iter(kinds))
+        if kind in HOLDERS:
+            root = below or Path(os.path.commonpath([path.absolute().parent for path in paths]))
+            return self._holders(kind, [LocalFile(path, _below(root, path)) for path in paths])
+        opened = [(_name_of(path), self._list_or_array(data, path)) for path in paths]
+        return opened[0][1] if len(opened) == 1 else JoinedSource(opened)
+
+    def _holders(self, kind: str, files: Sequence[StoredFile]) -> ImageSource:
+        if kind == ".parquet":
+            return open_parquet(files, blocks=self.blocks, on_found=self.on_found)
+        return open_shards(files, cache=self.cache, on_found=self.on_found)
+
+    def _list_or_array(self, data: str, path: Path) -> ImageSource:
+        ending = path.suffix.lower()
+        if ending in (".txt", ".lst"):
+            return open_list(path, blocks=self.blocks)
+        if ending in (".csv", ".tsv"):
+            return open_table(path, blocks=self.blocks)
+        if ending in (".npz", ".npy"):
+            return ArraySource(path)
         raise InputError(f"{data}: files ending in {ending or 'nothing'} are not known as data; give {SUPPORTED}")
-    return _OPENERS[ending](path)
+
+    def _address(self, address: str) -> ImageSource:
+        name = path_of(address).lower()
+        if name.endswith((".txt", ".lst", ".csv", ".tsv")):
+            return open_list_at(address, self.blocks, self.patience)
+        if name.endswith((".npz", ".npy")):
+            raise InputError(f"{address}: arrays are read from this machine alone; copy the file here")
+        try:
+            files = find_files(address, HOLDERS, blocks=self.blocks, patience=self.patience)
+        except InputError as nothing:
+            if not name.endswith("/") and pattern_start(address) is None:
+                raise
+            try:
+                return open_folder_at(address, sorted(IMAGE_ENDINGS), self.blocks, self.patience)
+            except InputError:
+                raise nothing from None
+        kinds = sorted({_kind(file.name) for file in files})
+        sources = [self._holders(kind, [file for file in files if _kind(file.name) == kind]) for kind in kinds]
+        return sources[0] if len(sources) == 1 else JoinedSource([(_name_of(address), source) for source in sources])
+
+
+def _kind(name: str) -> str:
+    """`.tar` of all kinds of tar, else the ending."""
+    lower = name.lower()
+    return ".tar" if lower.endswith(TARS) else os.path.splitext(lower)[1]  # noqa: PTH122
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.absolute().relative_to(root.absolute()).as_posix()
 
 
 def _nearest_path(path: Path) -> str:
@@ -176,13 +313,3 @@ def _distinct(names: Sequence[str]) -> list[str]:
         seen.add(new)
         result.append(new)
     return result
-
-
-_OPENERS: Final[dict[str, Callable[[Path], ImageSource]]] = {
-    ".txt": open_list,
-    ".lst": open_list,
-    ".csv": open_table,
-    ".tsv": open_table,
-    ".npz": ArraySource,
-    ".npy": ArraySource,
-}

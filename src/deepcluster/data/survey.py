@@ -1,19 +1,27 @@
 """What the images are like: enough to fit settings to them, and to find the ones that can't be read."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
+from deepcluster.data.decode import decode
+from deepcluster.data.image_source import ImageSource
 from deepcluster.data.loader import Loader
-from deepcluster.errors import InputError
+from deepcluster.errors import InputError, UnreadableImage
 
 SAMPLE = 512
-# Of more images than this only a sample is decoded before the start; the first epoch meets the rest.
-CHECK_ALL = 100_000
-CHECK_SAMPLE = 10_000
+# Of more images than this only the sample is looked at before the start; the first epoch meets the rest.
+CHECK_ALL = 10_000
 MOST_UNREADABLE = 0.1
+# Whether an image is grey is seen at this size as well.
+GREY_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -21,35 +29,96 @@ class Survey:
     """What is known of a set of images before the start.
 
     Attributes:
-        n_images: N, the unreadable ones left out.
+        n_images: N, the images known to be unreadable left out.
         shorter_side: median over a sample, in pixels.
         grey_share: share of a sample that has no colour.
+        sides_S2: height and width of each readable image of the sample.
+        unreadable: of the sample, reasons by index.
+        looked_at: how many images are known to be readable or not.
     """
 
     n_images: int
     shorter_side: int
     grey_share: float
+    sides_S2: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    looked_at: int = 0
+
+    def decoded_bytes(self, reduce_to: int = 0) -> int:
+        """What all images take decoded, going by the sample; larger ones made smaller to `reduce_to`, if not 0."""
+        shorter_S = self.sides_S2.min(axis=1)
+        scale_S = np.minimum(1, reduce_to / shorter_S) if reduce_to else np.ones(len(shorter_S))
+        return int(self.n_images * np.mean(self.sides_S2.prod(axis=1) * scale_S**2) * 3)
 
 
-def check_images(loader: Loader, on_images: Callable[[int], None]) -> int:
-    """Decode the images once, which fills the cache and finds the unreadable ones; return how many were looked at.
+def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None]) -> Survey:
+    """Look at an even sample of up to 512 images.
 
-    All of them up to 100,000, an even sample of 10,000 of more.
+    Args:
+        on_images: called with the number of images done; may raise to stop.
+
+    Raises:
+        InputError: fewer than two can be read.
+    """
+    sample = even_sample(range(len(source)), SAMPLE)
+    sides, n_grey, unreadable = [], 0, {}
+    with ThreadPoolExecutor(max(1, workers), initializer=partial(torch.set_num_threads, 1)) as pool:
+        looks = pool.map(partial(_look, source), sample)
+        try:
+            for index, look in zip(sample, looks, strict=True):
+                on_images(1)
+                if isinstance(look, str):
+                    unreadable[index] = look
+                else:
+                    sides.append(look[0])
+                    n_grey += look[1]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if len(sides) < 2:
+        reasons = "".join(f"; {source.name(index)}: {reason}" for index, reason in list(unreadable.items())[:3])
+        raise InputError(f"{len(sides)} readable images are too few to cluster; at least 2 are needed{reasons}")
+    sides_S2 = np.array(sides)
+    shorter_side, n_images = int(np.median(sides_S2.min(axis=1))), len(source) - len(unreadable)
+    return Survey(n_images, shorter_side, n_grey / len(sides), sides_S2, unreadable, len(sample))
+
+
+def _look(source: ImageSource, index: int) -> tuple[tuple[int, int], bool] | str:
+    """Height and width of an image, and whether it is grey; or why it can't be read."""
+    try:
+        encoded = source.read(index)
+        small_HWC = decode(encoded, shorter_side=GREY_SIDE)
+    except UnreadableImage as fault:
+        return str(fault)
+    if isinstance(encoded, np.ndarray):
+        sides = encoded.shape[:2]
+    else:
+        with Image.open(io.BytesIO(encoded)) as image:
+            sides = image.size[::-1]
+    return sides, bool((small_HWC == small_HWC[..., :1]).all())
+
+
+def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None]) -> Survey:
+    """Decode up to 10,000 images once, which fills the cache and finds the unreadable ones; of more the survey counts.
 
     Args:
         loader: its `unreadable` is filled.
         on_images: called with the number of images done; may raise to stop.
 
     Raises:
-        InputError: more than 10 % are unreadable.
+        InputError: more than 10 % are unreadable, or fewer than two are left.
     """
-    n_images = len(loader.images)
-    count = n_images if n_images <= CHECK_ALL else CHECK_SAMPLE
-    indices = torch.arange(count) * n_images // count
-    for done in loader.read_all(indices):
-        on_images(done)
-    check_unreadable(loader, count)
-    return count
+    count = len(loader.images)
+    if count <= CHECK_ALL:
+        for done in loader.read_all(torch.arange(count)):
+            on_images(done)
+        seen = replace(seen, n_images=count - len(loader.unreadable), looked_at=count)
+    else:
+        loader.unreadable.update(seen.unreadable)
+    check_unreadable(loader, seen.looked_at)
+    if seen.n_images < 2:
+        raise InputError(f"{seen.n_images} readable images are too few to cluster; at least 2 are needed")
+    return seen
 
 
 def check_unreadable(loader: Loader, looked_at: int) -> None:
@@ -61,29 +130,6 @@ def check_unreadable(loader: Loader, looked_at: int) -> None:
             f"{bad:,} of {looked_at:,} images can't be read, more than {MOST_UNREADABLE:.0%}: {'; '.join(examples)}. "
             "Is this the right data? Remove or repair these files, or list the good ones in a text file"
         )
-
-
-def survey(loader: Loader) -> Survey:
-    """Look at an even sample of the readable images.
-
-    Raises:
-        InputError: none is left.
-    """
-    readable = [index for index in range(len(loader.images)) if index not in loader.unreadable]
-    if len(readable) < 2:
-        raise InputError(f"{len(readable)} readable images are too few to cluster; at least 2 are needed")
-    sample = even_sample(readable, SAMPLE)
-    shorter: list[int] = []
-    grey = 0
-    for _ in loader.read_all(torch.tensor(sample)):
-        pass
-    for index in sample:
-        if index in loader.unreadable:
-            continue
-        image_HWC = loader.images.get(index)
-        shorter.append(min(image_HWC.shape[:2]))
-        grey += bool((image_HWC[..., 0] == image_HWC[..., 1]).all() and (image_HWC[..., 1] == image_HWC[..., 2]).all())
-    return Survey(len(readable), int(np.median(shorter)), grey / len(shorter))
 
 
 def even_sample(items: Sequence[int], count: int) -> list[int]:

@@ -4,14 +4,17 @@ Every random draw is a row of `draws_BR`, a function of (seed, epoch, position) 
 and a resume change nothing. B batch, H and W pixels, R random numbers of a position.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, pi
+from math import pi
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from deepcluster.data.resample import resample
+from deepcluster.data.resize import resize
 
 CROP_ATTEMPTS = 10
 # Ten attempts at a crop (area, ratio), its place (x, y), flip, five of colour, and two to spare.
@@ -24,8 +27,10 @@ DRAWS_ALIGNED = -(-DRAWS // 4) * 4
 LONGEST = 16
 
 LUMA = (0.299, 0.587, 0.114)
+LAST = torch.channels_last
 
-Box = tuple[int, int, int, int]
+# Images as they are kept: each one (H, W, 3), of any sizes; or many of one size as (B, H, 3, W). All uint8.
+Images = Sequence[Tensor] | Tensor
 
 
 def draws(seed: int, epoch: int, start: int, count: int) -> NDArray[np.float64]:
@@ -46,16 +51,29 @@ class ClusterView:
         """What the shorter side is scaled to."""
         return round(self.size * 256 / 224)
 
-    def __call__(self, image_HWC: Tensor) -> Tensor:
-        """The view (3, size, size), uint8."""
-        image_HWC = _middle(image_HWC)
-        height, width, _ = image_HWC.shape
-        shorter = min(height, width)
+    def __call__(self, images: Images, draws_BR: NDArray[np.float64] | None = None) -> Tensor:
+        """The views (B, 3, size, size), uint8, channels last in memory."""
+        if isinstance(images, Tensor):
+            resized = self._resized(images.shape[1], images.shape[3])
+            whole_B4 = torch.tensor([0, 0, images.shape[1], images.shape[3]]).expand(len(images), 4)
+            return self._centre(resample(images, whole_B4, resized).permute(0, 2, 1, 3)).contiguous(memory_format=LAST)
+        views = _room(len(images), self.size)
+        for view_CHW, image_HWC in zip(views, map(_middle, images), strict=True):
+            view_CHW.copy_(self._centre(resize(image_HWC, self._resized(*image_HWC.shape[:2]))))
+        return views
+
+    def is_cut_from(self, image_HWC: Tensor) -> bool:
+        """Whether the view is a part of the image as it is, and costs nothing to make."""
+        return min(image_HWC.shape[:2]) == self.resized
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
         # In whole numbers: height * (resized / shorter) loses a row to rounding at some sizes, as at 98 x 49.
-        resized = (self.resized * height // shorter, self.resized * width // shorter)
-        whole = _resize(image_HWC, resized)
-        top, left = round((resized[0] - self.size) / 2), round((resized[1] - self.size) / 2)
-        return whole[:, top : top + self.size, left : left + self.size]
+        shorter = min(height, width)
+        return self.resized * height // shorter, self.resized * width // shorter
+
+    def _centre(self, whole: Tensor) -> Tensor:
+        top, left = (round((side - self.size) / 2) for side in whole.shape[-2:])
+        return whole[..., top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)
@@ -71,25 +89,46 @@ class TrainingView:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
 
-    def crop(self, draws_R: NDArray[np.float64], height: int, width: int) -> Box:
-        """Top, left, height and width of the crop in an image of that size."""
-        for attempt in range(CROP_ATTEMPTS):
-            area = height * width * (self.scale[0] + draws_R[2 * attempt] * (self.scale[1] - self.scale[0]))
-            low, high = log(self.ratio[0]), log(self.ratio[1])
-            ratio = np.exp(low + draws_R[2 * attempt + 1] * (high - low))
-            w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-            if 0 < w <= width and 0 < h <= height:
-                place_y, place_x = draws_R[2 * CROP_ATTEMPTS : 2 * CROP_ATTEMPTS + 2]
-                return int(place_y * (height - h + 1)), int(place_x * (width - w + 1)), h, w
-        w = min(width, round(height * self.ratio[1]))
-        h = min(height, round(width / self.ratio[0]))
-        return (height - h) // 2, (width - w) // 2, h, w
+    def boxes(self, draws_BR: NDArray[np.float64], heights_B: NDArray[np.int64], widths_B: NDArray[np.int64]) -> Tensor:
+        """Top, left, height and width of the crop in each image of that size; (B, 4), int64."""
+        areas_B1, sides_B12 = (heights_B * widths_B)[:, None], np.stack([heights_B, widths_B], 1)[:, None]
+        attempts_BA = draws_BR[:, : 2 * CROP_ATTEMPTS : 2], draws_BR[:, 1 : 2 * CROP_ATTEMPTS : 2]
+        areas_BA = areas_B1 * (self.scale[0] + attempts_BA[0] * (self.scale[1] - self.scale[0]))
+        low, high = np.log(self.ratio)
+        ratios_BA = np.exp(low + attempts_BA[1] * (high - low))
+        crops_BA2 = np.rint(np.sqrt(np.stack([areas_BA / ratios_BA, areas_BA * ratios_BA], 2)))
+        fits_BA = ((crops_BA2 > 0) & (crops_BA2 <= sides_B12)).all(2)
+        first_B = fits_BA.argmax(1)
+        crops_B2 = crops_BA2[np.arange(len(crops_BA2)), first_B]
+        places_B2 = draws_BR[:, 2 * CROP_ATTEMPTS : 2 * CROP_ATTEMPTS + 2]
+        starts_B2 = np.floor(places_B2 * (sides_B12[:, 0] - crops_B2 + 1))
+        largest_B2 = np.stack([np.rint(widths_B / self.ratio[0]), np.rint(heights_B * self.ratio[1])], 1)
+        largest_B2 = np.minimum(largest_B2, sides_B12[:, 0])
+        none_B1 = ~fits_BA.any(1)[:, None]
+        crops_B2 = np.where(none_B1, largest_B2, crops_B2)
+        starts_B2 = np.where(none_B1, (sides_B12[:, 0] - largest_B2) // 2, starts_B2)
+        return torch.from_numpy(np.concatenate([starts_B2, crops_B2], 1).astype(np.int64))
 
-    def __call__(self, image_HWC: Tensor, draws_R: NDArray[np.float64]) -> Tensor:
-        """The view (3, size, size), uint8."""
-        top, left, height, width = self.crop(draws_R, *image_HWC.shape[:2])
-        view_CHW = _resize(image_HWC[top : top + height, left : left + width], (self.size, self.size))
-        return view_CHW.flip(2) if self.flip and draws_R[2 * CROP_ATTEMPTS + 2] < 0.5 else view_CHW
+    def __call__(self, images: Images, draws_BR: NDArray[np.float64]) -> Tensor:
+        """The views (B, 3, size, size), uint8, channels last in memory."""
+        flips_B = torch.from_numpy(draws_BR[:, 2 * CROP_ATTEMPTS + 2] < 0.5) if self.flip else None
+        if isinstance(images, Tensor):
+            sides = (np.full(len(images), side) for side in (images.shape[1], images.shape[3]))
+            boxes_B4 = self.boxes(draws_BR, *sides)
+            views = resample(images, boxes_B4, (self.size, self.size), flips_B)
+            return views.permute(0, 2, 1, 3).contiguous(memory_format=LAST)
+        sides_B2 = np.array([image_HWC.shape[:2] for image_HWC in images]).reshape(-1, 2)
+        boxes = self.boxes(draws_BR, *sides_B2.T).tolist()
+        views = _room(len(images), self.size)
+        for view_CHW, image_HWC, (top, left, height, width) in zip(views, images, boxes, strict=True):
+            view_CHW.copy_(resize(image_HWC[top : top + height, left : left + width], (self.size, self.size)))
+        if flips_B is not None:
+            views[flips_B] = views[flips_B].flip(3)
+        return views
+
+
+def _room(count: int, size: int) -> Tensor:
+    return torch.empty(count, 3, size, size, dtype=torch.uint8, memory_format=LAST)
 
 
 def _middle(image_HWC: Tensor) -> Tensor:
@@ -98,14 +137,6 @@ def _middle(image_HWC: Tensor) -> Tensor:
     longest = LONGEST * min(height, width)
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
     return image_HWC[top : top + longest, left : left + longest]
-
-
-def _resize(image_HWC: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing, uint8 throughout, as torchvision's on tensors; (3, H, W)."""
-    image_1CHW = image_HWC.permute(2, 0, 1)[None]
-    if image_1CHW.shape[2:] == size:
-        return image_1CHW[0]
-    return interpolate(image_1CHW, size=size, mode="bilinear", antialias=True)[0]
 
 
 @dataclass(frozen=True)

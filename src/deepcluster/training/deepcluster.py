@@ -175,7 +175,7 @@ class DeepCluster:
             def on_step(iterations: int) -> None:
                 progress(iterations)
                 self._save_if_due()
-                self.interruption.check(self._save_now)
+                self.interruption.check(self.save_now)
 
             self.grouping = grouping
             progress(grouping.lloyd.iteration if grouping.lloyd else 0)
@@ -210,7 +210,7 @@ class DeepCluster:
                 self.batch = number + 1
                 progress(len(batch.indices_B))
                 self._save_if_due()
-                self.interruption.check(self._save_now)
+                self.interruption.check(self.save_now)
             self.losses.settle(self._where)
 
     def _draw_images(self) -> Tensor:
@@ -234,9 +234,10 @@ class DeepCluster:
 
     def _save_if_due(self) -> None:
         if time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes:
-            self._save_now()
+            self.save_now()
 
-    def _save_now(self) -> None:
+    def save_now(self) -> None:
+        """Save the state as it stands, which must be between two batches."""
         self.losses.settle(self._where)
         self.check_finite()
         self.save()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from deepcluster.config import OPTION_TYPES, Settings, flag
+from deepcluster.data.retries import end_waits
 from deepcluster.errors import InputError, Interrupted, TrainingError
 
 CHECKPOINT_FORMAT = "deepcluster-1"
@@ -270,6 +271,7 @@ class Interruption:
         if self.requested is not None:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        end_waits()  # for a server: the thread that asks for batches would wait as long
 
     def check(self, save: Callable[[], None] | None = None) -> None:
         """Raise `Interrupted` if a stop was asked for, after saving the state."""

@@ -1,0 +1,104 @@
+"""How long does it take to find a million images? `python benchmarks/scan.py --files 1000000 --folders 1000`
+
+Makes empty files, in folders of one class each, and deletes them at the end. Then, in turn, each in a process of its own:
+`find` (what the system itself needs), torchvision's ImageFolder, this program without and with the list that it keeps.
+Prints the median seconds of the call alone, the ratio to `find`, the most memory that the process had, and by how much the
+call raised that. Names and folders are in the system's memory from the first round on, as warm as for `find`.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+MEASURE = """
+import re, sys, time
+from pathlib import Path
+{imports}
+folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+before, begun = peak(), time.perf_counter()
+found = {call}
+print(time.perf_counter() - begun, peak(), peak() - before, len(found))
+"""
+OURS = ("from deepcluster.data.folders import open_folder", "open_folder(folder, cache=cache)")
+IMAGE_FOLDER = ("from torchvision.datasets import ImageFolder", "ImageFolder(str(folder))")
+
+
+def make(folder: Path, files: int, folders: int) -> None:
+    """Fill `folder` with empty files, spread evenly."""
+    for number in range(folders):
+        inner = folder / f"class {number:06}"
+        inner.mkdir(parents=True)
+        for image in range(number * files // folders, (number + 1) * files // folders):
+            os.close(os.open(f"{inner}/image-{image:09}.jpg", os.O_CREAT | os.O_WRONLY))
+    time.sleep(3)  # Lists of folders that have only just changed are not kept.
+
+
+def find(folder: Path, *output: str) -> list[float]:
+    """Seconds of the system's `find`, peak MB (of this process, which it begins as, where that has more), growth, files."""
+    begun = time.perf_counter()
+    counted = subprocess.Popen(["wc", "-l"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(["find", folder, "-type", "f", *output], stdout=counted.stdin)
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    lines = int(counted.communicate()[0])
+    return [time.perf_counter() - begun, usage.ru_maxrss / 1024, 0.0, lines]
+
+
+def python(code: tuple[str, str], folder: Path, cache: Path) -> list[float]:
+    """Seconds of a call, peak MB of its process, growth of that by the call, and the number of files."""
+    script = MEASURE.format(imports=code[0], call=code[1])
+    done = subprocess.run([sys.executable, "-c", script, folder, cache], capture_output=True, text=True, check=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+def without_list(folder: Path, cache: Path) -> list[float]:
+    """Ours, and the list is made and written."""
+    shutil.rmtree(cache, ignore_errors=True)
+    return python(OURS, folder, cache)
+
+
+def compare(folder: Path, cache: Path, repeats: int) -> None:
+    """Run all in turn and print the table."""
+    ways: dict[str, Callable[[], list[float]]] = {
+        "find -type f": lambda: find(folder),
+        "find -printf size, time": lambda: find(folder, "-printf", "%s %T@ %P\n"),
+        "torchvision ImageFolder": lambda: python(IMAGE_FOLDER, folder, cache),
+        "ours, no list kept": lambda: without_list(folder, cache),
+        "ours, list kept": lambda: python(OURS, folder, cache),
+    }
+    measured: dict[str, list[list[float]]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            measured[name].append(way())
+    print(f"{'':<26}{'files':>10}{'seconds':>10}{'to find':>10}{'peak MB':>10}{'growth MB':>10}")
+    base = statistics.median(row[0] for row in measured["find -type f"])
+    for name, rows in measured.items():
+        seconds, peak, growth, files = (statistics.median(column) for column in zip(*rows, strict=True))
+        print(f"{name:<26}{files:>10,.0f}{seconds:>10.2f}{seconds / base:>10.2f}{peak:>10.0f}{growth:>10.0f}")
+    print(f"the kept list: {sum(file.stat().st_size for file in (cache / 'lists').iterdir()) / 1e6:.1f} MB")
+
+
+def main() -> None:
+    """Make the files, compare, and delete them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--folders", type=int, default=1_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="an existing folder to make them in; a temporary one by default")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        make(Path(temporary, "images"), options.files, options.folders)
+        compare(Path(temporary, "images"), Path(temporary, "cache"), options.repeats)
+
+
+if __name__ == "__main__":
+    main()

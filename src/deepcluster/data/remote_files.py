@@ -1,0 +1,168 @@
+"""Images that lie at addresses of their own: a list of addresses, and a list that lies at one itself.
+
+N images.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from deepcluster.data.addresses import host_of, is_address, is_web, names_below, path_of, shown
+from deepcluster.data.blocks import BlockStore
+from deepcluster.data.image_source import ImageSource, count_of, endings_of, printable
+from deepcluster.data.names import PackedNames
+from deepcluster.data.remote import Patience, ask, find_addresses, unique
+from deepcluster.data.retries import NotAllowed, NotThere, Refused
+from deepcluster.errors import InputError, UnreadableImage
+
+_TABLES: Final = (".csv", ".tsv")
+
+
+class RemoteImages(ImageSource):
+    """Image files at addresses of one server, each fetched whole when it is first read; safe to read from many threads.
+
+    What lies at an address is taken as fixed: neither `stamp` nor `changed` asks the server, and what the block store holds
+    is not fetched again.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        labels: Sequence[str] | None,
+        details: str,
+        blocks: BlockStore,
+        patience: Patience | None = None,
+    ) -> None:
+        """Take N different addresses, a class name for each ("" = unknown), and what `details` says."""
+        super().__init__(labels)
+        self._addresses = PackedNames(addresses)
+        self._names = PackedNames(unique(map(printable, names_below([path_of(each) for each in addresses])[1])))
+        self._details = details
+        self._blocks = blocks
+        self._patience = patience or Patience()
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image file; ConnectionLost where its server is gone, which is no fault of the image."""
+        address = self._addresses[index]
+        try:
+            content = self._blocks.get(
+                f"{shown(address)}\nwhole", lambda: ask(address, lambda site: site.whole(address), self._patience)
+            )
+        except (NotThere, NotAllowed, Refused) as error:
+            raise UnreadableImage(str(error)) from error
+        return bytes(content)
+
+    def stamp(self, index: int) -> str:
+        return shown(self._addresses[index])
+
+    def details(self) -> str:
+        return self._details
+
+
+def open_remote_list(
+    file_name: str,
+    pairs: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    blocks: BlockStore,
+    patience: Patience | None = None,
+) -> ImageSource:
+    """Open the images of a list or table, (address, class name or "") each; nothing is asked of their server yet.
+
+    Names are relative to the deepest folder that holds all. Raises InputError where there are none, or where they are
+    not all addresses of one server.
+    """
+    if not pairs:
+        raise InputError(f"{file_name} names no images; write the address of one image a line")
+    _check_hosts(file_name, [address for address, _ in pairs])
+    labels: dict[str, str] = {}
+    for address, label in pairs:
+        labels.setdefault(address, label)
+    if len(labels) < len(pairs):
+        notes = [*notes, f"{count_of(len(pairs) - len(labels), 'repeated line')} skipped"]
+    return _images(labels, ", ".join([f"listed in {file_name}", *notes]), blocks, patience)
+
+
+def open_list_at(address: str, blocks: BlockStore, patience: Patience | None = None) -> ImageSource:
+    """Open the images that a list or table at an address names; what is no address is relative to it.
+
+    Raises InputError where it can't be read, and as `open_remote_list`.
+    """
+    from deepcluster.data.files import parse_list, parse_table
+
+    patience = patience or Patience()
+    content = ask(address, lambda site: site.whole(address), patience)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown(address)} can't be read as UTF-8 text: {error}") from error
+    notes: list[str] = []
+    if path_of(address).lower().endswith(_TABLES):
+        pairs, notes = parse_table(text, path_of(address))
+    else:
+        pairs = parse_list(text)
+    return open_remote_list(
+        shown(address), [(_join(address, path), label) for path, label in pairs], notes, blocks, patience
+    )
+
+
+def open_folder_at(
+    address: str, endings: Sequence[str], blocks: BlockStore, patience: Patience | None = None
+) -> ImageSource:
+    """Open all images below a folder at an address, or those that a pattern stands for, by name; without labels.
+
+    Raises InputError where there are none.
+    """
+    found = [one for one, _ in find_addresses(address, endings, patience=patience)]
+    return _images(dict.fromkeys(found, ""), f"at {shown(address)}", blocks, patience)
+
+
+def _images(labels: dict[str, str], details: str, blocks: BlockStore, patience: Patience | None) -> ImageSource:
+    endings = Counter(name.rpartition(".")[2] if "." in name else "" for name in map(_last_part, labels))
+    known = list(labels.values()) if any(labels.values()) else None
+    return RemoteImages(list(labels), known, f"({endings_of(endings)}) {details}", blocks, patience)
+
+
+def _last_part(address: str) -> str:
+    return path_of(address).rpartition("/")[2]
+
+
+def _check_hosts(file_name: str, addresses: Sequence[str]) -> None:
+    """Refuse a list of several servers or buckets, or of addresses and paths: it has no root to which names are relative."""
+    first: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for address in addresses:
+        host = host_of(address) if is_address(address) else "no address"
+        first.setdefault(host, address)
+        times[host] += 1
+    if len(times) > 1 or "no address" in times:
+        some = [f"{host} {number:,} (such as {shown(first[host])[:100]})" for host, number in times.most_common(5)]
+        more = f", and {len(times) - 5:,} others" if len(times) > 5 else ""
+        raise InputError(
+            f"the images of one list must lie at one server, but {file_name} names {shown(', '.join(some))}{more}; make "
+            "a list for each; they can be given together"
+        )
+
+
+def _join(base: str, path: str) -> str:
+    """Return the address of a line in a list at `base`."""
+    if is_address(path):
+        return path
+    link, chained, rest = base.partition("::")
+    scheme, _, place = link.partition("://")
+    if is_web(base):
+        place = place.partition("?")[0].partition("#")[0]
+        path = path.replace("#", "%23")
+    host, _, own = place.partition("/")
+    if chained or host_of(base).endswith("://"):  # There is no host.
+        host, own = "", place
+    joined = posixpath.normpath(posixpath.join("/", posixpath.dirname(own), path)).lstrip("/")
+    return f"{scheme}://{host}{'/' if host else ''}{joined}{chained}{rest}"

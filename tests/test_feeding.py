@@ -1,0 +1,231 @@
+"""Whole runs are the same wherever the images lie, whatever prepares them, and wherever they are kept."""
+
+import shutil
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from http_server import NaughtyServer
+from small_runs import assert_same_run, checkpoint, metrics, tables, train_small
+from spoiled_images import write_good_images, write_spoiled_images
+
+from deepcluster.data import cache_plan
+from deepcluster.errors import InputError
+from deepcluster.progress import Reporter
+
+OPTIONS: dict[str, Any] = {"reduce_to": 24, "clusters": 4}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of images of several sizes; four of the images are spoiled."""
+    root = tmp_path_factory.mktemp("feeding") / "photos"
+    write_good_images(root / "a", 30, size=(36, 32))
+    write_good_images(root / "b", 22, size=(20, 27))
+    write_spoiled_images(root / "b", 4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def files(photos: Path) -> list[Path]:
+    """In the order in which a folder gives them."""
+    return sorted(
+        (path for path in photos.rglob("*") if path.is_file()), key=lambda path: path.relative_to(photos).as_posix()
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(photos: Path, files: list[Path]) -> Path:
+    """The same images in two tar shards, one of them compressed."""
+    folder = photos.parent / "shards"
+    folder.mkdir()
+    for name, mode, some in (("0.tar", "w", files[:17]), ("1.tar.gz", "w:gz", files[17:])):
+        with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
+            for path in some:
+                tar.add(path, path.relative_to(photos).as_posix())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(photos: Path, files: list[Path]) -> Path:
+    """The same images in two Parquet files, in row groups of five."""
+    folder = photos.parent / "parquet"
+    folder.mkdir()
+    for number, some in enumerate((files[:30], files[30:])):
+        rows = [{"bytes": path.read_bytes(), "path": path.relative_to(photos).as_posix()} for path in some]
+        table = pa.table({"image": rows, "label": [path.parent.name for path in some]})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(shards: Path) -> Iterator[NaughtyServer]:
+    """The shards at an address."""
+    with NaughtyServer({path.name: path.read_bytes() for path in shards.iterdir()}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def plain(photos: Path) -> Path:
+    """A run on the folder, every image decoded at each visit, in the caller's thread."""
+    return train_small(photos, photos.parent / "plain", cache="none", workers=0, **OPTIONS)
+
+
+def assert_same_but_for_names(run: Path, other: Path) -> None:
+    for one, twin in zip(tables(run).values(), tables(other).values(), strict=True):
+        assert (one["cluster"], one["distance"]) == (twin["cluster"], twin["distance"])
+    assert [line["loss"] for line in metrics(run)] == [line["loss"] for line in metrics(other)]
+    assert checkpoint(run)["epoch"] == 3
+
+
+def test_the_plain_run_has_what_makes_the_comparison_worth_it(plain: Path) -> None:
+    last = tables(plain)["epoch-0002.parquet"]
+    assert len(set(last["cluster"]) - {-1}) > 1
+    assert last["cluster"].count(-1) == 4
+    assert len((plain / "unreadable.csv").read_text().splitlines()) == 5
+
+
+def test_from_tar_shards(shards: Path, plain: Path, tmp_path: Path) -> None:
+    run = train_small(shards, tmp_path / "run", **OPTIONS)
+    assert_same_but_for_names(run, plain)
+    assert tables(run)["epoch-0001.parquet"]["name"][0].startswith("0.tar::a/")
+    assert "nmi_labels" in metrics(run)[0]
+
+
+def test_from_parquet(parquet: Path, plain: Path, tmp_path: Path) -> None:
+    run = train_small(parquet, tmp_path / "run", **OPTIONS)
+    assert_same_but_for_names(run, plain)
+    assert tables(run)["epoch-0001.parquet"]["name"][0].startswith("0.parquet::a/")
+
+
+def test_from_an_address_of_the_shards(server: NaughtyServer, plain: Path, tmp_path: Path) -> None:
+    server.fail_every = 5
+    try:
+        addresses = [server.at("0.tar"), server.at("1.tar.gz")]
+        run = train_small(addresses, tmp_path / "run", **OPTIONS)
+    finally:
+        server.fail_every = None
+    assert_same_but_for_names(run, plain)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("cache", ["memory", "none", "files"])
+def test_whatever_prepares_and_keeps_them(workers: int, cache: str, photos: Path, plain: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):  # The second one finds the files of the first.
+        kept = str(tmp_path / "cache") if cache == "files" else cache
+        assert_same_run(train_small(photos, tmp_path / name, cache=kept, workers=workers, **OPTIONS), plain)
+    assert (cache == "files") == (tmp_path / "cache").exists()
+
+
+def test_a_damaged_cache_is_made_anew(photos: Path, plain: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    train_small(photos, tmp_path / "first", cache=str(cache), **OPTIONS)
+    kept = list(cache.rglob("images-*"))
+    assert kept
+    for path in kept:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    assert_same_run(train_small(photos, tmp_path / "second", cache=str(cache), **OPTIONS), plain)
+    assert_same_run(train_small(photos, tmp_path / "third", cache=str(cache), **OPTIONS), plain)
+
+
+def test_a_cache_that_has_no_room_is_done_without(
+    photos: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deepcluster.data.image_shards.DISK_RESERVE", 1 << 60)
+    run = train_small(photos, tmp_path / "run", cache=str(tmp_path / "cache"), **OPTIONS)
+    assert_same_run(run, plain)
+    assert "is nearly full" in capsys.readouterr().err
+    assert "is nearly full" in (run / "train.log").read_text()
+
+
+def test_auto_keeps_images_in_files_where_memory_is_short(
+    photos: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_plan, "free_memory_bytes", lambda: 1000)
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "usual"))
+    run = train_small(photos, tmp_path / "run", cache="auto", **OPTIONS)
+    assert_same_run(run, plain)
+    assert list((tmp_path / "usual" / "images").rglob("images-*"))
+    assert f"in {tmp_path / 'usual'}, filled by the first epoch" in (run / "train.log").read_text()
+
+
+# Images that change
+
+
+def grown(photos: Path, tmp_path: Path) -> Path:
+    """A copy of the images, to be changed."""
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+class AtEpoch:
+    """Does something when an epoch begins to train."""
+
+    def __init__(self, epoch: int, act: Any) -> None:
+        self.epoch, self.act = epoch, act
+
+    def __call__(self, what: str) -> None:
+        if what == f"epoch {self.epoch}":
+            self.act()
+
+
+class ActingReporter(Reporter):
+    """Acts when a step begins."""
+
+    def __init__(self, act: AtEpoch) -> None:
+        super().__init__(quiet=True)
+        self.act = act
+
+    def track(self, what: str, total: int | None, unit: str = "images") -> Any:
+        self.act(what)
+        return super().track(what, total, unit)
+
+
+def test_images_that_come_or_go_between_two_epochs_end_the_run_with_its_state_saved(photos: Path, tmp_path: Path) -> None:
+    data = grown(photos, tmp_path)
+    gone = sorted((data / "a").iterdir())[3]
+
+    def change() -> None:
+        gone.rename(tmp_path / "kept")
+        (data / "b" / "new.png").write_bytes((tmp_path / "kept").read_bytes())
+
+    with pytest.raises(InputError) as caught:
+        train_small(data, tmp_path / "run", reporter=ActingReporter(AtEpoch(1, change)), cache="memory", **OPTIONS)
+    assert f"1 image is gone (a/{gone.name}) and 1 is new (b/new.png)" in str(caught.value)
+    assert checkpoint(tmp_path / "run")["epoch"] == 2
+    with pytest.raises(InputError) as caught:
+        train_small(data, tmp_path / "run", resume=True, **OPTIONS)
+    assert f"1 is gone (a/{gone.name}) and 1 is new (b/new.png)" in str(caught.value)
+    (data / "b" / "new.png").rename(gone)
+    train_small(data, tmp_path / "run", resume=True, **OPTIONS)
+
+
+def test_photos_that_are_written_anew_are_decoded_anew(photos: Path, tmp_path: Path) -> None:
+    data, cache = grown(photos, tmp_path), str(tmp_path / "cache")
+    train_small(data, tmp_path / "first", cache=cache, **OPTIONS)
+    write_good_images(data / "a", 30, size=(30, 34))
+    twin = train_small(data, tmp_path / "twin", cache="none", **OPTIONS)
+    assert_same_run(train_small(data, tmp_path / "second", cache=cache, **OPTIONS), twin)
+    before, after = (tables(tmp_path / run)["epoch-0001.parquet"]["distance"][:30] for run in ("first", "twin"))
+    assert before != after
+
+
+def png(width: int, height: int) -> bytes:
+    from PIL import Image
+
+    with BytesIO() as file:
+        Image.new("1", (width, height)).save(file, "PNG")
+        return file.getvalue()
+
+
+def test_an_image_of_30000_pixels_a_side_is_refused_and_the_run_goes_on(photos: Path, tmp_path: Path) -> None:
+    data = grown(photos, tmp_path)
+    (data / "a" / "huge.png").write_bytes(png(30_000, 30_000))
+    run = train_small(data, tmp_path / "run", **OPTIONS)
+    assert 'a/huge.png,"900,000,000 pixels is over the limit of' in (run / "unreadable.csv").read_text()

@@ -1,0 +1,480 @@
+"""Large folders: the order of the images, the list that is kept of them, what is said of changes, and what it all takes."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepcluster.data import scan
+from deepcluster.data.folders import _first_not_below, _missing_from, class_runs, open_folder
+from deepcluster.data.image_source import ImageSource
+from deepcluster.data.names import PackedNames
+from deepcluster.errors import UnreadableImage
+
+# Below "/" and above it, of two to four bytes, and a byte that is not UTF-8: what could upset an order or a format.
+ODD = "ab-. 0!'\"\n\\\té\ue000😀\udce9"
+ODD_NAMES = st.text(ODD, min_size=1, max_size=4).filter(lambda name: not name.startswith("."))
+OLD_NS = 1_700_000_000 * 10**9
+
+
+def names(source: ImageSource) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
+
+
+def write(root: Path, *files: str) -> Path:
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.fsencode(file))
+    return root
+
+
+def age(root: Path) -> None:
+    """Make the last change of every folder an old one."""
+    for name in os.listdir(root):  # noqa: PTH208 (the tests count calls of os.scandir, which pathlib makes)
+        if (root / name).is_dir() and not (root / name).is_symlink():
+            age(root / name)
+    os.utime(root, ns=(OLD_NS, OLD_NS))
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """The folders whose entries were asked for; and lists are kept of small folders, too."""
+    folders: list[Path] = []
+    scandir = os.scandir
+
+    def note(folder: Path) -> object:
+        folders.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", note)
+    monkeypatch.setattr(scan, "_KEEP_FROM", 1)
+    yield folders
+
+
+# Names
+
+
+@given(st.lists(st.text(st.characters(), max_size=9), max_size=40), st.slices(40))
+def test_packed_names_are_the_names(wanted: list[str], some: slice) -> None:
+    """Also halves of surrogate pairs, and null characters."""
+    packed = PackedNames(wanted)
+    assert list(packed) == wanted
+    assert [packed[index] for index in range(-len(wanted), len(wanted))] == wanted * 2
+    assert packed[some] == wanted[some]
+    assert list(pickle.loads(pickle.dumps(packed))) == wanted
+    halves = PackedNames(wanted[:7])
+    halves.extend(iter(wanted[7:]))
+    assert halves == packed == PackedNames.from_arrays(*packed.arrays())
+    assert halves != PackedNames([*wanted, ""])
+    for beyond in (len(wanted), -len(wanted) - 1):
+        with pytest.raises(IndexError):
+            _ = packed[beyond]
+
+
+def test_names_are_packed_over_several_rounds() -> None:
+    wanted = [str(number) for number in range(25_001)]
+    assert list(PackedNames(wanted)) == wanted
+
+
+# Order and labels
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(ODD_NAMES, min_size=1, max_size=4), min_size=1, max_size=12))
+def test_the_order_is_that_of_the_whole_paths(paths: list[list[str]]) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        written = set()
+        for *folders, name in paths:
+            path = Path(temporary, *folders, f"{name}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            written.add("/".join([*folders, f"{name}.jpg"]))
+        found = scan.scan(Path(temporary))
+        assert list(found.names) == sorted(written)
+        assert found.holding == len({path.rpartition("/")[0] for path in written})
+        assert found.endings == {"jpg": len(written)}
+
+
+def test_folders_that_are_called_like_images_are_sorted_as_folders(tmp_path: Path) -> None:
+    wanted = ["a-.jpg", "a.jpg/x.png", "a.jpg0.png", "a/x.jpg", "a0.jpg"]
+    assert names(open_folder(write(tmp_path, *wanted))) == wanted == sorted(wanted)
+
+
+def plain_labels(paths: list[str]) -> list[str] | None:
+    """What folders say of classes, path by path."""
+    tops = [path.split("/")[0] for path in paths]
+    if not all("/" in path for path in paths):
+        return None
+    if {top.lower() for top in tops} <= {"train", "val", "test", "valid", "validation"}:
+        return [path.split("/")[1] for path in paths] if all(path.count("/") > 1 for path in paths) else None
+    return tops if len(set(tops)) > 1 else None
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "a-", "a0", "b", "train", "Val", "é"]), min_size=1, max_size=4), min_size=1))
+def test_runs_of_class_folders_are_the_labels_of_the_paths(parts: list[list[str]]) -> None:
+    paths = sorted({"/".join(["train"] * (len(parts) % 2) + part) for part in parts})
+    runs = class_runs(paths)
+    labels = None if runs is None else [label for label, count in runs for _ in range(count)]
+    assert labels == plain_labels(paths)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1), st.data())
+def test_a_run_ends_where_a_search_of_the_rest_says(digits: list[int], data: st.DataObject) -> None:
+    ordered = sorted(map(str, digits))
+    start = data.draw(st.integers(0, len(ordered) - 1))
+    bound = ordered[start] + "!"
+    assert _first_not_below(bound, ordered, start) == bisect_left(ordered, bound)
+
+
+# Odd names
+
+
+def test_odd_names_can_be_read_kept_and_sent(tmp_path: Path, looked: list[Path]) -> None:
+    odd = [
+        "new\nline.jpg",
+        "quo'te\".jpg",
+        " .jpg",
+        "-rf.jpg",
+        "*?.jpg",
+        "back\\slash.jpg",
+        "n" * 251 + ".jpg",
+        "\udce9.jpg",
+    ]
+    deep = "/".join(["d" * 200] * 18) + "/x.jpg"
+    root = write(tmp_path / "root\udce9\n", *odd, *(f"f {name}/{name}" for name in odd[:-2]), deep)
+    age(root)
+    source = open_folder(root, cache=tmp_path / "cache")
+    looked.clear()
+    for one in (source, open_folder(root, cache=tmp_path / "cache"), pickle.loads(pickle.dumps(source))):
+        contents = [one.read(index) for index in range(len(one))]
+        assert contents == [os.fsencode(file.relative_to(root)) for file in map(one.path, range(len(one))) if file]
+        assert len(set(contents)) == 2 * len(odd) - 1
+        assert one.changed() is None
+    assert looked == []
+
+
+def test_a_link_to_itself_hides_nothing(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{number}/{number}.jpg" for number in range(9)), "5.jpg")
+    (tmp_path / "again").symlink_to("again")
+    (tmp_path / "again.jpg").symlink_to("again.jpg")
+    source = open_folder(tmp_path)
+    assert len(source) == 11
+    assert "1 other file skipped (no ending 1)" in source.describe()
+    with pytest.raises(UnreadableImage, match="symbolic links"):
+        source.read(names(source).index("again.jpg"))
+
+
+# What is told on the way
+
+
+def test_the_images_found_are_told_on_the_way_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_TELL_SECONDS", -1)
+    monkeypatch.setattr(scan, "_TELL_ENTRIES", 2)
+    write(tmp_path, *(f"{folder}/{number}.jpg" for folder in "abc" for number in range(3)), "a/notes.txt")
+    told: list[int] = []
+    open_folder(tmp_path, on_found=told.append)
+    assert told == sorted(told)
+    assert {0, 3, 5, 6, 8, 9} <= set(told)  # 5 and 8 are in the middle of a folder
+    assert told[-1] == 9
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, BrokenPipeError])
+def test_a_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked: list[Path], kind: type) -> None:
+    """Also by an error that would mean a closed folder if the folder raised it."""
+    monkeypatch.setattr(scan, "_TELL_SECONDS", -1)
+    write(tmp_path, *(f"{number}/x.jpg" for number in range(9)))
+
+    def stop(found: int) -> None:
+        if found == 4:
+            raise kind
+
+    with pytest.raises(kind):
+        open_folder(tmp_path, on_found=stop)
+    assert len(looked) == 1 + 4
+
+
+# The kept list
+
+
+def test_a_list_is_kept_and_used_again_without_a_look_into_folders(tmp_path: Path, looked: list[Path]) -> None:
+    root = write(tmp_path / "root", "b/1.jpg", "a/2.PNG", "a/x/3.jpg", "a/notes.txt", "readme")
+    write(tmp_path / "elsewhere", "4.jpg")
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    age(tmp_path)
+    first = open_folder(root, cache=tmp_path / "cache")
+    assert len(looked) == 5
+    told: list[int] = []
+    second = open_folder(root, cache=tmp_path / "cache", on_found=told.append)
+    assert len(looked) == 5
+    assert told == [4]
+    assert names(second) == names(first) == ["a/2.PNG", "a/x/3.jpg", "b/1.jpg", "c/4.jpg"]
+    assert second.describe() == first.describe()
+    assert "4 images in 4 folders (.jpg 3, .PNG 1), labels from 3" in second.describe()
+    assert first.labels_N is not None
+    assert second.labels_N is not None
+    assert (second.labels_N.tolist(), second.class_names) == (first.labels_N.tolist(), first.class_names)
+    assert len(list((tmp_path / "cache/lists").iterdir())) == 1
+
+
+def test_the_usual_cache_is_used_where_none_is_named(tmp_path: Path, looked: list[Path]) -> None:
+    age(write(tmp_path, "a.jpg"))
+    open_folder(tmp_path)
+    open_folder(tmp_path)
+    assert len(looked) == 1
+
+
+def back_in_time(root: Path) -> None:
+    """As programs do that copy folders with their times."""
+    (root / "b/new.jpg").touch()
+    os.utime(root / "b", ns=(OLD_NS, OLD_NS))
+
+
+def swap_link(root: Path) -> None:
+    (root / "linked").unlink()
+    (root / "linked").symlink_to(root.parent / "other")
+    age(root)
+
+
+def swap_folder(root: Path) -> None:
+    (root / "c").rename(root.parent / "away")
+    write(root, "c/other.jpg")
+    age(root)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a new image": lambda root: (root / "a/x/new.jpg").touch(),
+    "a new image, and the folder's time set back": back_in_time,
+    "an image gone": lambda root: (root / "b/1.jpg").unlink(),
+    "a new name": lambda root: (root / "b/1.jpg").rename(root / "b/2.jpg"),
+    "a folder moved": lambda root: (root / "b").rename(root / "a/b"),
+    "a folder gone": lambda root: shutil.rmtree(root / "c"),
+    "a folder in the place of another": swap_folder,
+    "a new image behind a link": lambda root: (root.parent / "elsewhere/deep/new.jpg").touch(),
+    "a link that leads elsewhere": swap_link,
+    "a link that led nowhere": lambda root: write(root.parent / "later", "9.jpg"),
+    "another kind of file": lambda root: (root / "b/1.jpg").rename(root / "b/1.txt"),
+}
+
+
+def tree(parent: Path) -> Path:
+    """A folder with links, in which nothing has changed for long."""
+    root = write(parent / "root", "a/x/0.jpg", "b/1.jpg", "b/3.jpg", "c/5.jpg")
+    write(parent / "elsewhere", "deep/7.jpg")
+    write(parent / "other", "8.jpg")
+    (root / "linked").symlink_to(parent / "elsewhere")
+    (root / "later").symlink_to(parent / "later")
+    age(parent)
+    return root
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_seen(tmp_path: Path, looked: list[Path], change: str) -> None:
+    root, cache = tree(tmp_path / "tree"), tmp_path / "cache"
+    before = open_folder(root, cache=cache)
+    assert before.changed() is None
+    count = len(looked)
+    assert names(open_folder(root, cache=cache)) == names(before)
+    assert len(looked) == count
+    CHANGES[change](root)
+    after = open_folder(root, cache=cache)
+    assert names(after) == names(open_folder(root, cache=tmp_path / "empty")) != names(before)
+    assert before.changed() is not None
+    assert after.changed() is None
+
+
+def test_a_folder_that_has_only_just_changed_is_not_kept(
+    tmp_path: Path, looked: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that counts in steps of two seconds, and which has no other time than this."""
+    monkeypatch.setattr(scan, "_stamp_of", lambda status: f"{status.st_ino}-{status.st_mtime_ns // (2 * 10**9)}")
+    root = write(tmp_path / "root", "a/1.jpg", "b/2.jpg")
+    age(root)
+    os.utime(root / "b")
+    source = open_folder(root, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    # Within the same step.
+    status = (root / "b").stat()
+    (root / "b/new.jpg").touch()
+    os.utime(root / "b", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert names(open_folder(root, cache=tmp_path / "cache")) == ["a/1.jpg", "b/2.jpg", "b/new.jpg"]
+    assert source.changed() == "1 image is new (b/new.jpg)"
+
+
+def test_small_and_closed_folders_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, cache = write(tmp_path / "root", "0.jpg", "closed/x.jpg"), tmp_path / "cache"
+    for number in range(1, 9_998):
+        os.link(root / "0.jpg", root / f"{number}.jpg")
+    age(root)
+    open_folder(root, cache=cache)
+    assert not cache.exists()  # 9,999 images
+    (root / "notes.txt").touch()
+    age(root)
+    scandir = os.scandir
+
+    def refuse(folder: Path) -> object:
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        assert len(open_folder(root, cache=cache)) == 9_998
+    assert not cache.exists()
+    assert len(open_folder(root, cache=cache)) == 9_999
+    assert len(list((cache / "lists").iterdir())) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_damaged_list_is_made_anew(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "_KEEP_FROM", 1)
+        root, cache = write(Path(temporary, "root"), "a/1.jpg", "b/2.jpg"), Path(temporary, "cache")
+        age(root)
+        open_folder(root, cache=cache)
+        (file,) = (cache / "lists").iterdir()
+        whole = file.read_bytes()
+        place = data.draw(st.integers(0, len(whole) - 1))
+        flipped = bytes([whole[place] ^ data.draw(st.integers(1, 255))])
+        file.write_bytes(whole[:place] + data.draw(st.sampled_from([b"", flipped + whole[place + 1 :]])))
+        assert names(open_folder(root, cache=cache)) == ["a/1.jpg", "b/2.jpg"]
+        assert names(open_folder(root, cache=cache)) == ["a/1.jpg", "b/2.jpg"]
+
+
+def test_lists_of_other_folders_programs_and_versions_are_made_anew(tmp_path: Path, looked: list[Path]) -> None:
+    root, other, cache = write(tmp_path / "root", "1.jpg"), write(tmp_path / "other", "2.jpg"), tmp_path / "cache"
+    age(tmp_path)
+    open_folder(root, cache=cache)
+    (file,) = (cache / "lists").iterdir()
+    own = file.read_bytes()
+    open_folder(other, cache=cache)
+    (foreign,) = set((cache / "lists").iterdir()) - {file}
+    with np.load(file) as arrays:
+        parts = dict(arrays)
+    newer = {**parts, "about": np.frombuffer(parts["about"].tobytes().replace(b'"version": 1', b'"version": 2'), np.uint8)}
+    for count, content in enumerate(
+        [foreign.read_bytes(), newer, {"x": np.zeros(3)}, b"", b"a list", pickle.dumps([1]), own]
+    ):
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            np.savez(file, **content)  # type: ignore[arg-type]
+        looked.clear()
+        assert names(open_folder(root, cache=cache)) == ["1.jpg"]
+        assert len(looked) == (0 if content == own else 1), count
+
+
+def test_a_cache_that_cannot_be_written_to_is_done_without(tmp_path: Path, looked: list[Path]) -> None:
+    age(write(tmp_path / "root", "1.jpg"))
+    (tmp_path / "cache").write_text("a file")
+    for _ in range(2):
+        assert names(open_folder(tmp_path / "root", cache=tmp_path / "cache")) == ["1.jpg"]
+    assert len(looked) == 2
+
+
+# What has changed, image by image and on the whole
+
+
+def test_changes_are_named(tmp_path: Path) -> None:
+    root = write(tmp_path / "root", *(f"{number}.jpg" for number in range(9)))
+    source = open_folder(root)
+    assert source.changed() is None
+    (root / "3.jpg").unlink()
+    assert source.changed() == "1 image is gone (3.jpg)"
+    write(root, "new/a.jpg", "new/b\udce9.jpg", "new/c.jpg", "new/d.jpg", "notes.txt")
+    assert source.changed() == "1 image is gone (3.jpg) and 4 are new (new/a.jpg, new/b\\xe9.jpg, new/c.jpg, ...)"
+    write(root, "3.jpg")
+    shutil.rmtree(root / "new")
+    assert source.changed() is None
+    shutil.rmtree(root)
+    assert source.changed() == "9 images are gone (0.jpg, 1.jpg, 2.jpg, ...)"
+
+
+def test_a_second_look_at_what_has_not_changed_is_short(tmp_path: Path, looked: list[Path]) -> None:
+    root = write(tmp_path / "root", "a/1.jpg")
+    source = open_folder(root)
+    (root / "a/1.jpg").unlink()
+    write(root, "a/1.jpg")
+    age(root)
+    for _ in range(3):
+        assert source.changed() is None
+    assert len(looked) == 4  # two folders when it was opened, and once more
+
+
+@given(st.sets(st.text("ab/", max_size=3)), st.sets(st.text("ab/", max_size=3)))
+def test_names_missing_from_others(some: set[str], others: set[str]) -> None:
+    assert list(_missing_from(sorted(others), sorted(some))) == sorted(some - others)
+
+
+def test_a_stamp_follows_the_content_of_a_file(tmp_path: Path) -> None:
+    root = write(tmp_path, "a.jpg", "b.jpg")
+    os.utime(root / "a.jpg", ns=(OLD_NS, OLD_NS + 7))
+    source = open_folder(root)
+    assert source.stamp(0) == f"5-{OLD_NS + 7}"
+    os.utime(root / "a.jpg", ns=(OLD_NS, OLD_NS))
+    assert source.stamp(0) == f"5-{OLD_NS}"
+    (root / "a.jpg").write_bytes(b"longer")
+    assert source.stamp(0).startswith("6-")
+    (root / "a.jpg").unlink()
+    assert source.stamp(0) == ""
+
+
+def test_many_threads_read_one_source(tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, *(f"{number % 7}/{number}.jpg" for number in range(300))))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.read, [*range(300)] * 3)) == [name.encode() for name in names(source)] * 3
+
+
+# A million
+
+
+# Linux keeps the peak of this program alone in VmHWM; the one of getrusage is that of its parent where that was larger.
+MEASURE = """
+import re, sys
+from pathlib import Path
+from deepcluster.data.folders import open_folder
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
+source = open_folder(Path(sys.argv[1]), cache=Path(sys.argv[2]))
+grown = peak() - before
+ordered = all(source.name(index) < source.name(index + 1) for index in range(len(source) - 1))
+print(len(source), ordered, len(source.class_names), source.name(0), source.name(999_999), grown // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory from /proc")
+@pytest.mark.slow
+def test_a_million_files_take_little_memory_and_their_list_is_used_again(tmp_path: Path) -> None:
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    try:
+        for folder in range(1000):
+            (root / f"{folder:03}").mkdir(parents=True)
+            for number in range(1000):
+                os.close(os.open(f"{root}/{folder:03}/image {number:03}.jpg", os.O_CREAT | os.O_WRONLY))
+        age(root)
+        command = [sys.executable, "-c", MEASURE, str(root), str(cache)]
+        for _ in range(2):
+            found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            words, _, megabytes = found.rpartition(" ")
+            assert words == "1000000 True 1000 000/image 000.jpg 999/image 999.jpg"
+            assert 0 < int(megabytes) < 400  # 80 where this was written
+            (kept,) = (cache / "lists").iterdir()
+            written = kept.stat().st_mtime_ns
+        assert kept.stat().st_mtime_ns == written
+        (root / "500/image 500.jpg").unlink()
+        assert len(open_folder(root, cache=cache)) == 999_999
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
