@@ -19,7 +19,6 @@ from deepcluster.data import image_shards
 from deepcluster.data.cache import DecodedImages, KeptViews
 from deepcluster.data.cache_plan import (
     AUTO_SHARE,
-    DISK_RESERVE,
     DISK_SHARE,
     MEMORY_SHARE,
     SAFETY,
@@ -28,10 +27,12 @@ from deepcluster.data.cache_plan import (
     plan_cache,
 )
 from deepcluster.data.decode import decode
+from deepcluster.data.image_shards import DISK_RESERVE
 from deepcluster.data.image_source import ImageSource
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView, TrainingView
+from deepcluster.device import free_disk_bytes
 from deepcluster.errors import UnreadableImage
 
 pytestmark = [
@@ -100,10 +101,22 @@ def test_what_is_asked_for_is_done(
     assert plan_cache("anything", tmp_path, NEEDED) == CachePlan(WITH_SAFETY, folder=tmp_path)
 
 
+def test_files_of_an_earlier_run_count_as_room(
+    machine: Callable[[float, float], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be these images, and the disk is the fuller for them."""
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path))
+    machine(0, JUST_DISK - 1000)
+    assert plan_cache("auto", None, NEEDED).folder is None
+    (tmp_path / "images" / "0123456789abcdef").mkdir(parents=True)
+    (tmp_path / "images" / "0123456789abcdef" / "images-000000000-000000001.pixels").write_bytes(bytes(1010))
+    assert plan_cache("auto", None, NEEDED).folder == tmp_path
+
+
 def test_the_disk_of_a_folder_that_is_not_there_yet_is_that_of_its_parents(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path, tmp_path / "a" / "b", tmp_path / "file", tmp_path / "file" / "below"):
-        assert module._disk_free(folder) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+        assert free_disk_bytes(folder) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 
 
 def test_a_plan_says_in_a_few_words_where_images_are_kept(tmp_path: Path) -> None:
@@ -289,6 +302,15 @@ def test_uniform_small_images_come_together(uniform: Path) -> None:
     assert DecodedImages(source, 60 * 3072 - 1).together(rows) is None
 
 
+def test_a_device_that_makes_no_views_leaves_them_to_the_processor(uniform: Path) -> None:
+    images = DecodedImages(open_source(uniform), 10**6, device=torch.device("mps"))
+    for index in range(60):
+        images.get(index)
+    together = images.together(torch.arange(60))
+    assert together is not None
+    assert together.device.type == "cpu"
+
+
 def test_images_of_several_sizes_come_together_where_they_are_alike(tmp_path: Path) -> None:
     """The first one's size counts; those of others are kept one by one, as far as there is room."""
     for number, side in enumerate([32, 32, 16, 32, 64, 32]):
@@ -333,7 +355,7 @@ def test_kept_views_are_those_that_were_put() -> None:
 def batches_of(loader: Loader, count: int) -> list[Batch]:
     """Two epochs of both views, the second of which finds what the first has kept."""
     order = torch.from_numpy(np.random.default_rng(0).integers(0, count, 90))
-    found = []
+    found: list[Batch] = []
     for epoch in range(2):
         found += loader.cluster_views(ClusterView(28), torch.arange(count), 16)
         found += loader.training_views(TrainingView(24), order, 16, seed=3, epoch=epoch)

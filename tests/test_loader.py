@@ -240,7 +240,9 @@ def test_read_all_fills_the_cache_and_says_how_many_are_done(workers: int) -> No
 def kept_bytes(images: DecodedImages) -> int:
     """What is really held, and what is set aside for the rest of a tensor of all images."""
     planes = images._planes_NHCW
-    return sum(image.untyped_storage().nbytes() for image in images._kept.values()) + (0 if planes is None else planes.nbytes)
+    return sum(image.untyped_storage().nbytes() for image in images._kept.values()) + (
+        0 if planes is None else planes.nbytes
+    )
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 1, 191, 192, 1000, 64 * 192 - 1, 64 * 192, 10**9])
@@ -347,7 +349,7 @@ def test_the_time_spent_waiting_is_counted_and_the_callers_own_is_not(workers: i
         assert 0.19 < loader.wait_seconds < waited + 0.1
 
 
-def test_the_loaders_threads_leave_the_callers_number_of_threads_as_it_is() -> None:
+def test_threads_for_images_leave_the_callers_number_of_threads_as_it_is(tmp_path: Path) -> None:
     """In processes of their own: torch settles the number when a thread first needs it."""
     alone = """
 import torch
@@ -361,8 +363,20 @@ assert loader._pool.submit(torch.get_num_threads).result() == 1
 print(torch.get_num_threads())
 loader.close()
 """
+    with_survey = """
+import sys, numpy, torch
+from deepcluster.data.overview import overview
+from deepcluster.data.sources import open_source
+from deepcluster.data.survey import survey
+numpy.save(sys.argv[1], numpy.zeros((9, 8, 8), numpy.uint8))
+source = open_source(sys.argv[1])
+assert survey(source, workers=2, on_images=lambda images: None).n_images == overview(source, workers=2).looked_at == 9
+print(torch.get_num_threads())
+"""
     numbers = [
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-        for script in (alone, with_loader)
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "images.npy")], capture_output=True, text=True, check=True
+        ).stdout
+        for script in (alone, with_loader, with_survey)
     ]
-    assert numbers[0] == numbers[1]
+    assert numbers[0] == numbers[1] == numbers[2]

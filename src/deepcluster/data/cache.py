@@ -46,7 +46,8 @@ class DecodedImages:
         self.free_bytes = memory_bytes
         self.n_kept, self.kept_bytes = 0, 0
         self._told_damaged, self._told_complaint = 0, False
-        self._device = device or torch.device("cpu")
+        # Views are made on GPUs of NVIDIA and AMD alone: others have no float64.
+        self._device = device if device is not None and device.type == "cuda" else torch.device("cpu")
         self._kept: dict[int, Tensor] = {}
         self._planes_NHCW: Tensor | None = None
         self._has_plane_N = torch.zeros(len(source), dtype=torch.bool)
@@ -77,7 +78,7 @@ class DecodedImages:
         """The images (B, H, 3, W) where they are all kept and of one small size, on the device; else None."""
         if self._planes_NHCW is None or not bool(self._has_plane_N[indices_B].all()):
             return None
-        if self._planes_NHCW.device != self._device:
+        if self._planes_NHCW.device.type != self._device.type:
             self._move_planes()
         planes_NHCW = self._planes_NHCW
         if planes_NHCW.device.type == "cpu" and max(planes_NHCW.shape[1:]) > SMALL_SIDE:
@@ -115,10 +116,11 @@ class DecodedImages:
             self._tell_shards(index, None, stamp)
             raise
         try:
-            image_HWC = torch.from_numpy(decode(encoded, shorter_side=self.shorter_side).copy())
+            pixels_HWC = decode(encoded, shorter_side=self.shorter_side)
         except UnreadableImage as fault:
             self._tell_shards(index, str(fault), stamp)
             raise
+        image_HWC = torch.from_numpy(pixels_HWC if pixels_HWC.flags.writeable else pixels_HWC.copy())
         self._tell_shards(index, image_HWC, stamp)
         return image_HWC
 
@@ -155,7 +157,7 @@ class DecodedImages:
         """To the GPU, once they are complete, if they take no more than a quarter of what is free there."""
         with self._lock:
             planes_NHCW = self._planes_NHCW
-            if planes_NHCW is None or planes_NHCW.device == self._device or not bool(self._has_plane_N.all()):
+            if planes_NHCW is None or planes_NHCW.device.type == self._device.type or not bool(self._has_plane_N.all()):
                 return
             free_bytes, _ = torch.cuda.mem_get_info(self._device)
             if planes_NHCW.nbytes <= GPU_SHARE * free_bytes:

@@ -133,7 +133,7 @@ class ImageShards:
         return shard if stamps == [self._source.stamp(index) for index in indices] else None
 
     def _forget(self, number: int, shard: Shard, *, is_damaged: bool = False) -> None:
-        """Look for a shard anew at the next image; one that is damaged is deleted, and not looked for until it is made anew."""
+        """Look for a shard anew at the next image; a damaged one is deleted, and not looked for until it is made anew."""
         with self._opening[number % _STRIPES]:
             if self._open.get(number) is not shard:
                 return

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import TypeVar
 
@@ -69,9 +70,7 @@ class Loader:
         self._views: dict[ClusterView, KeptViews] = {}
         if images is not None and images.shards is not None:
             images.shards.unreadable = self.unreadable
-        # The number of threads is settled when a thread first asks: the caller's must not become that of `_one_thread`.
-        torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(workers, "loader", initializer=_one_thread) if workers else None
+        self._pool = image_threads(workers) if workers else None
 
     def close(self) -> None:
         """Stop the threads, and what they may be waiting for."""
@@ -216,9 +215,11 @@ def _split(indices_N: Tensor, size: int) -> tuple[Tensor, ...]:
     return indices_N.split(size) if len(indices_N) else ()
 
 
-def _one_thread() -> None:
-    """Keep torch's operations on an image within the loader's thread: a team of threads each would slow the network."""
-    torch.set_num_threads(1)
+def image_threads(workers: int) -> ThreadPoolExecutor:
+    """Threads for work on images, each of which keeps torch's operations to itself: a team each would slow the network."""
+    # The number of threads is settled when a thread first asks: the caller's must not become that of these.
+    torch.get_num_threads()
+    return ThreadPoolExecutor(workers, "loader", initializer=partial(torch.set_num_threads, 1))
 
 
 def _pinned(batch: Batch) -> Batch:

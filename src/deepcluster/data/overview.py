@@ -3,15 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import torch
 
 from deepcluster.data.decode import decode
 from deepcluster.data.image_source import ImageSource, count_of
+from deepcluster.data.loader import image_threads
 from deepcluster.data.survey import even_sample
 from deepcluster.errors import UnreadableImage
 
@@ -45,7 +44,7 @@ def overview(
     sample = even_sample(range(len(source)), len(source) if everything else MOST)
     found = Overview(len(sample))
     groups: dict[bytes, list[int]] = {}
-    with ThreadPoolExecutor(max(1, workers), initializer=partial(torch.set_num_threads, 1)) as pool:
+    with image_threads(max(1, workers)) as pool:
         for first in range(0, len(sample), MOST):
             some = sample[first : first + MOST]
             for index, (digest, seen) in zip(some, pool.map(partial(_look, source), some), strict=True):

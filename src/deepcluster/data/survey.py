@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from deepcluster.data.decode import decode
 from deepcluster.data.image_source import ImageSource
-from deepcluster.data.loader import Loader
+from deepcluster.data.loader import Loader, image_threads
 from deepcluster.errors import InputError, UnreadableImage
 
 SAMPLE = 512
@@ -62,7 +61,7 @@ def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None
     """
     sample = even_sample(range(len(source)), SAMPLE)
     sides, n_grey, unreadable = [], 0, {}
-    with ThreadPoolExecutor(max(1, workers), initializer=partial(torch.set_num_threads, 1)) as pool:
+    with image_threads(max(1, workers)) as pool:
         looks = pool.map(partial(_look, source), sample)
         try:
             for index, look in zip(sample, looks, strict=True):
