@@ -1,6 +1,9 @@
 """Whole runs are the same wherever the images lie, whatever prepares them, and wherever they are kept."""
 
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -11,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from http_server import NaughtyServer
-from small_runs import assert_same_run, checkpoint, metrics, tables, train_small
+from small_runs import assert_same_run, checkpoint, flags, metrics, tables, train_small
 from spoiled_images import write_good_images, write_spoiled_images
 
 from deepcluster.data import cache_plan
@@ -229,3 +232,29 @@ def test_an_image_of_30000_pixels_a_side_is_refused_and_the_run_goes_on(photos: 
     (data / "a" / "huge.png").write_bytes(png(30_000, 30_000))
     run = train_small(data, tmp_path / "run", **OPTIONS)
     assert 'a/huge.png,"900,000,000 pixels is over the limit of' in (run / "unreadable.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_million_images(tmp_path: Path) -> None:
+    """Hard links to 500 files, in 1,000 folders; in a process of its own, whose peak memory is that of the run."""
+    write_good_images(tmp_path / "files", 500, size=(16, 16))
+    files = sorted((tmp_path / "files").iterdir())
+    for folder in range(1000):
+        (tmp_path / "photos" / f"{folder:03d}").mkdir(parents=True)
+        for number in range(1000):
+            path = files[(folder * 7 + number) % 500]
+            os.link(path, tmp_path / "photos" / f"{folder:03d}" / f"{number:03d}{path.suffix}")
+    words = flags(epochs=1, kmeans_iterations=3, batch_size=256, clusters=100, precision="auto", cache="auto")
+    code = (
+        "import resource, sys, time; from deepcluster.cli import _status; from deepcluster.data.sources import open_source\n"
+        "began = time.monotonic(); count = len(open_source(sys.argv[2])); scan = time.monotonic() - began\n"
+        "status = _status(sys.argv[1:])\n"
+        "print(count, status, round(scan, 1), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    command = [sys.executable, "-c", code, "train", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(done.stdout)
+    count, status, _, peak_mb = (float(word) for word in done.stdout.splitlines()[-1].split())
+    assert (count, status) == (1_000_000, 0)
+    assert len(tables(tmp_path / "run")["epoch-0002.parquet"]["name"]) == 1_000_000
+    assert peak_mb < 5000

@@ -28,8 +28,8 @@ from deepcluster.errors import InputError, Interrupted, TrainingError
 from deepcluster.model import load
 from deepcluster.progress import Meter, Reporter
 from deepcluster.training.deepcluster import DeepCluster
-from deepcluster.training.plan import trunk_of
 from deepcluster.training.metrics import health
+from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import Interruption
 
 CONTRACTED = {

@@ -176,7 +176,9 @@ def test_half_of_the_training_views_are_flipped() -> None:
     assert 450 < flipped.sum() < 550
     for row, turned in zip(rows[:50], flipped, strict=False):
         plain = TrainingView(32, flip=False)([original], row[None])[0]
-        torch.testing.assert_close(TrainingView(32)([original], row[None])[0], plain.flip(2) if turned else plain, rtol=0, atol=0)
+        torch.testing.assert_close(
+            TrainingView(32)([original], row[None])[0], plain.flip(2) if turned else plain, rtol=0, atol=0
+        )
 
 
 def test_views_leave_the_image_as_it_is() -> None:
