@@ -19,8 +19,8 @@ from deepcluster.device import Machine
 from deepcluster.inference import describe
 from deepcluster.models.heads import ClusterHead
 from deepcluster.progress import size
-from deepcluster.training.plan import trunk_of
 from deepcluster.training.optim import Learner, head_optimizer, trunk_optimizer
+from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import RunFolder
 
 

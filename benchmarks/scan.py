@@ -28,7 +28,7 @@ before, begun = peak(), time.perf_counter()
 found = {call}
 print(time.perf_counter() - begun, peak(), peak() - before, len(found))
 """
-OURS = ("from deepcluster.data.folders import open_folder", "open_folder(folder, cache=cache)")
+OURS = ("from deepcluster.data.sources.folders import open_folder", "open_folder(folder, cache=cache)")
 IMAGE_FOLDER = ("from torchvision.datasets import ImageFolder", "ImageFolder(str(folder))")
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from deepcluster.data import blocks as module
-from deepcluster.data.blocks import MEMORY_BYTES, MOST_BYTES, BlockStore
+from deepcluster.data.storage import blocks as module
+from deepcluster.data.storage.blocks import MEMORY_BYTES, MOST_BYTES, BlockStore
 
 WITHOUT_ROOM = 1 << 40
 
@@ -290,7 +290,7 @@ FULL_DISK = """
 import shutil, sys; sys.path[:0] = {path!r}
 from pathlib import Path
 from test_blocks import content, files
-from deepcluster.data.blocks import BlockStore
+from deepcluster.data.storage.blocks import BlockStore
 folder = Path({folder!r})
 store = BlockStore(folder, 1 << 40)
 for key in map(str, range(20)):

@@ -28,9 +28,9 @@ from deepcluster.data.cache_plan import (
 )
 from deepcluster.data.decode import decode
 from deepcluster.data.image_shards import DISK_RESERVE
-from deepcluster.data.image_source import ImageSource
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
+from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.views import ClusterView, TrainingView
 from deepcluster.device import free_disk_bytes
 from deepcluster.errors import UnreadableImage

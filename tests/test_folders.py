@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.data import scan
-from deepcluster.data.folders import _first_not_below, _missing_from, class_runs, open_folder
-from deepcluster.data.image_source import ImageSource
-from deepcluster.data.names import PackedNames
+from deepcluster.data.sources import scan
+from deepcluster.data.sources.folders import _first_not_below, _missing_from, class_runs, open_folder
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.names import PackedNames
 from deepcluster.errors import UnreadableImage
 
 # Below "/" and above it, of two to four bytes, and a byte that is not UTF-8: what could upset an order or a format.
@@ -444,7 +444,7 @@ def test_many_threads_read_one_source(tmp_path: Path) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from deepcluster.data.folders import open_folder
+from deepcluster.data.sources.folders import open_folder
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = peak()

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.decode import decode
-from deepcluster.data.image_source import ImageSource
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
+from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.views import ClusterView, TrainingView, draws
 from deepcluster.errors import UnreadableImage
 

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deepcluster.data import blocks as blocks_module
-from deepcluster.data import parquet
-from deepcluster.data.blocks import BlockStore
-from deepcluster.data.image_source import ImageSource
-from deepcluster.data.parquet import open_parquet
+from deepcluster.data.sources import parquet
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage import blocks as blocks_module
+from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.errors import InputError, UnreadableImage
 
 FILES = st.binary(max_size=40)
@@ -458,8 +458,8 @@ def test_many_threads_read_at_random(
 READER = """
 import hashlib, random, sys
 from pathlib import Path
-from deepcluster.data import parquet
-from deepcluster.data.blocks import BlockStore
+from deepcluster.data.sources import parquet
+from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage import LocalFile
 parquet.BLOCK_BYTES = 2000
 source = parquet.open_parquet([LocalFile(Path(sys.argv[1]))], blocks=BlockStore(Path(sys.argv[2]), 30_000))

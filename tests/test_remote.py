@@ -20,12 +20,12 @@ import fsspec
 import pytest
 from http_server import NaughtyServer
 
-from deepcluster.data import blocks as blocks_module
-from deepcluster.data import transfers
-from deepcluster.data.addresses import expand_braces, host_of, names_below, path_of, shown
-from deepcluster.data.blocks import BlockStore
-from deepcluster.data.faults import Kind, judge
-from deepcluster.data.remote import (
+from deepcluster.data.storage import LocalFile, transfers
+from deepcluster.data.storage import blocks as blocks_module
+from deepcluster.data.storage.addresses import expand_braces, host_of, names_below, path_of, shown
+from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.storage.faults import Kind, judge
+from deepcluster.data.storage.remote import (
     BLOCK_BYTES,
     ConnectionLost,
     Patience,
@@ -35,7 +35,6 @@ from deepcluster.data.remote import (
     find_files,
     is_address,
 )
-from deepcluster.data.storage import LocalFile
 from deepcluster.errors import DeepClusterError, InputError
 
 SIZE = 2 * BLOCK_BYTES + 1_234_567
@@ -418,8 +417,8 @@ def test_all_waits_end_at_once_when_someone_says_so(server: NaughtyServer, store
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from deepcluster.data.blocks import BlockStore
-from deepcluster.data.remote import RemoteFile, find_files
+from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.storage.remote import RemoteFile, find_files
 print("begins", flush=True)
 try:
     find_files(sys.argv[1], ["tar"], blocks=BlockStore(Path(sys.argv[2]), 0))

@@ -24,13 +24,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.data.blocks import BlockStore
 from deepcluster.data.decode import decode
-from deepcluster.data.files import IMAGE_ENDINGS
-from deepcluster.data.image_source import ImageSource
-from deepcluster.data.remote import ConnectionLost, RemoteFile
-from deepcluster.data.shards import ShardSource, open_shards
+from deepcluster.data.sources.files import IMAGE_ENDINGS
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.shards import ShardSource, open_shards
 from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.storage.remote import ConnectionLost, RemoteFile
 from deepcluster.errors import InputError, Interrupted, UnreadableImage
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -402,7 +402,7 @@ def test_what_was_found_is_told_and_kept_when_stopped(tmp_path: Path) -> None:
 BUILD = """
 import sys
 from pathlib import Path
-from deepcluster.data.shards import open_shards
+from deepcluster.data.sources.shards import open_shards
 from deepcluster.data.storage import LocalFile
 cache = Path(sys.argv[1])
 for _ in range(5):
@@ -659,7 +659,7 @@ def test_of_a_gzip_that_is_cut_short_or_damaged_the_images_before_are_kept(tmp_p
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from deepcluster.data.shards import open_shards
+from deepcluster.data.sources.shards import open_shards
 from deepcluster.data.storage import LocalFile
 from deepcluster.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

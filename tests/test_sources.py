@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from spoiled_images import write_good_images
 
 from deepcluster.data.decode import decode
-from deepcluster.data.files import parse_list, parse_table
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
+from deepcluster.data.sources.files import parse_list, parse_table
 from deepcluster.errors import InputError, UnreadableImage
 
 DIGITS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)

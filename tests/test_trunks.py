@@ -313,3 +313,8 @@ def test_normalise_is_that_of_imagenet() -> None:
     expected = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(x)
     torch.testing.assert_close(normalise(x), expected)
     assert normalise(x.to(torch.bfloat16)).dtype == torch.bfloat16
+    for count, height, width in ((0, 5, 4), (1, 5, 4), (70, 90, 81), (3, 700, 650)):
+        pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
+        for given in (pixels, pixels.contiguous(memory_format=torch.channels_last)):
+            torch.testing.assert_close(normalise(given), normalise(pixels.float() / 255), rtol=0, atol=1e-5)
+            assert normalise(given).is_contiguous(memory_format=torch.channels_last)

@@ -52,9 +52,8 @@ class Machine:
         return torch.float16 if self.precision == "bf16" else torch.float32
 
     def put(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 images on the device as floats in [0, 1], channels last."""
-        images = images_BCHW.to(self.device, non_blocking=True)
-        return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+        """Images on the device."""
+        return images_BCHW.to(self.device, non_blocking=True)
 
     def describe(self) -> str:
         """For the opening lines: what it is, how many threads, which precision."""

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from deepcluster.config import Settings
-from deepcluster.data.addresses import is_address
-from deepcluster.data.cache_folder import usual_cache_folder
 from deepcluster.data.cache_report import clear, kept
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.overview import MOST, describe, overview
 from deepcluster.data.sources import open_source
+from deepcluster.data.storage.addresses import is_address
+from deepcluster.data.storage.cache_folder import usual_cache_folder
 from deepcluster.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
 from deepcluster.model import UNTRAINED, Model, load
 from deepcluster.progress import Reporter, size

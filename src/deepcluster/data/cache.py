@@ -5,6 +5,7 @@ N images, B of them, H height, W width.
 
 import threading
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class DecodedImages:
         self._device = device if device is not None and device.type == "cuda" else torch.device("cpu")
         self._kept: dict[int, Tensor] = {}
         self._planes_NHCW: Tensor | None = None
-        self._has_plane_N = torch.zeros(len(source), dtype=torch.bool)
+        self._has_plane_N = np.zeros(len(source), dtype=bool)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -76,7 +77,7 @@ class DecodedImages:
 
     def together(self, indices_B: Tensor) -> Tensor | None:
         """The images (B, H, 3, W) where they are all kept and of one small size, on the device; else None."""
-        if self._planes_NHCW is None or not bool(self._has_plane_N[indices_B].all()):
+        if self._planes_NHCW is None or not self._has_plane_N[indices_B.numpy()].all():
             return None
         if self._planes_NHCW.device.type != self._device.type:
             self._move_planes()

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from deepcluster.data.cache import DecodedImages
-from deepcluster.data.cache_folder import usual_cache_folder
 from deepcluster.data.image_shards import DISK_RESERVE, FORMAT, ImageShards
-from deepcluster.data.image_source import ImageSource
 from deepcluster.data.sources import fingerprint
+from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.storage import file_stamp
+from deepcluster.data.storage.cache_folder import usual_cache_folder
 from deepcluster.device import free_disk_bytes, free_memory_bytes
 from deepcluster.progress import size
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from deepcluster.data.image_shards import ABANDONED_SECONDS, LAYOUT
-from deepcluster.data.image_source import count_of, printable
+from deepcluster.data.wording import count_of, printable
 from deepcluster.errors import InputError, did_you_mean
 from deepcluster.progress import size
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from deepcluster.data.cache_folder import beside_of
-from deepcluster.data.image_source import ImageSource
 from deepcluster.data.pixel_files import DamagedShard, Known, Row, Shard, open_shard, write_shard
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.storage.cache_folder import beside_of
 
 FORMAT: Final = 1
 SHARD_BYTES: Final = 64 << 20
@@ -50,7 +50,7 @@ class ImageShards:
         self._source = source
         self._about = about
         self._expected_bytes = expected_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._opening = [threading.Lock() for _ in range(_STRIPES)]
         self._open: dict[int, Shard | None] = {}
         self._reasons: dict[int, tuple[str, str]] = {}
@@ -183,19 +183,23 @@ class ImageShards:
         indices = self._indices(number)
         needed = sum(known.nbytes for _, known in rows if isinstance(known, Tensor))
         try:
-            if (self._read_layout() or self._keep_layout(self._in_shard or 1)) != self._in_shard:
+            layout = self._read_layout() or self._keep_layout(self._in_shard or 1)
+            if layout is not None and layout != self._in_shard:
                 self._complain(f"{self.folder} was divided in another way meanwhile, by another run")
             elif shutil.disk_usage(self.folder).free < needed + DISK_RESERVE:
                 self._complain(f"the disk of {self.folder} is nearly full")
             elif self._opened(number) is None:  # Else another run was faster.
                 self._sweep()
                 write_shard(self._path(indices), indices, rows)
-        except FileNotFoundError:  # Someone deletes the folder at this moment.
-            pass
         except OSError as error:
-            self._complain(f"{self.folder} can't be written to ({(error.strerror or str(error)).lower()})")
+            self._complain_of(error)
         with self._opening[number % _STRIPES]:
             self._open.pop(number, None)
+
+    def _complain_of(self, error: OSError) -> None:
+        is_deleted = isinstance(error, FileExistsError) and not self.folder.is_file()
+        if not is_deleted and not isinstance(error, FileNotFoundError):  # Else someone deletes the folder at this moment.
+            self._complain(f"{self.folder} can't be written to ({(error.strerror or str(error)).lower()})")
 
     def _complain(self, complaint: str) -> None:
         with self._lock:
@@ -234,7 +238,7 @@ class ImageShards:
                 try:
                     self._in_shard = self._read_layout() or self._keep_layout(in_shard)
                 except OSError as error:
-                    self.complaint = f"{self.folder} can't be written to ({(error.strerror or str(error)).lower()})"
+                    self._complain_of(error)
         return self._in_shard is not None
 
     def _keep_layout(self, in_shard: int) -> int | None:

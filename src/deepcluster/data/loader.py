@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.data.cache import DecodedImages, KeptViews
-from deepcluster.data.retries import end_waits
+from deepcluster.data.storage.retries import end_waits
 from deepcluster.data.views import ClusterView, Images, TrainingView, draws
 from deepcluster.errors import UnreadableImage
 

@@ -6,7 +6,7 @@ never changed: other runs, and a crash, find all of it or nothing.
 
 Files are read, not mapped: on a folder that several machines share, a file that another one deletes or replaces is an error
 in a read one, so an image to be decoded again; in a mapped one it is a signal that ends the process, as is a bad sector. It
-costs 20 µs for an image of 256 px, of which the view takes 400. Each read opens the file: thousands need no handles.
+adds 20 µs to the 120 that a training view of 256 x 340 pixels takes. Each read opens the file: thousands need no handles.
 """
 
 import io
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.data.cache_folder import beside_of
+from deepcluster.data.storage.cache_folder import beside_of
 
 # What is known of an image: its pixels (H, W, 3), or why it can't be decoded.
 Known = Tensor | str

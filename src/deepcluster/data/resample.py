@@ -32,9 +32,7 @@ def resample(images_BHCW: Tensor, boxes_B4: Tensor, size: tuple[int, int], flips
     if not len(images_BHCW):
         return torch.empty(0, size[0], images_BHCW.shape[2], size[1], dtype=torch.uint8, device=device)
     top_B, left_B, height_B, width_B = boxes_B4.T
-    across_BSW, across_bits_B = _weights(left_B, width_B, images_BHCW.shape[3], size[1], device)
-    if flips_B is not None:
-        across_BSW = torch.where(flips_B.to(device)[:, None, None], across_BSW.flip(1), across_BSW)
+    across_BSW, across_bits_B = _weights(left_B, width_B, images_BHCW.shape[3], size[1], device, flips_B)
     down_BSH, down_bits_B = _weights(top_B, height_B, images_BHCW.shape[1], size[0], device)
     kind = down_BSH.dtype if across_BSW.dtype == torch.float32 else across_BSW.dtype
     across_BWS, down_BSH = across_BSW.to(kind).mT, down_BSH.to(kind)
@@ -62,7 +60,9 @@ def _round(sums_BHS: Tensor, bits_B: Tensor) -> None:
     sums_BHS.mul_(torch.exp2(-bits_B.to(sums_BHS.dtype))[:, None, None]).add_(0.5).floor_().clamp_(0, 255)
 
 
-def _weights(starts_B: Tensor, lengths_B: Tensor, side: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _weights(
+    starts_B: Tensor, lengths_B: Tensor, side: int, size: int, device: torch.device, flips_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weights (B, size, side) of the pixels of a line for each pixel of the result, times 2 ** bits_B; whole numbers.
 
     A triangle of half width 1, or that of the scale where the line is made smaller. In the type in which sums are exact.
@@ -71,7 +71,10 @@ def _weights(starts_B: Tensor, lengths_B: Tensor, side: int, size: int, device: 
     starts_B, lengths_B = starts_B.to(device), lengths_B.to(device)
     scale_B1 = (lengths_B.double() / size)[:, None]
     reach_B1 = scale_B1.clamp(min=1)
-    centres_BS = scale_B1 * (torch.arange(size, device=device) + 0.5)
+    steps_S = torch.arange(size, device=device) + 0.5
+    centres_BS = scale_B1 * (
+        steps_S if flips_B is None else torch.where(flips_B.to(device)[:, None], size - steps_S, steps_S)
+    )
     first_BS = (centres_BS - reach_B1 + 0.5).trunc().clamp(min=0)
     end_BS = torch.minimum((centres_BS + reach_B1 + 0.5).trunc(), lengths_B[:, None].double())
     at_BST = first_BS[..., None] + torch.arange(ceil(2 * longest) + 1, device=device)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcluster.data.decode import decode
-from deepcluster.data.image_source import ImageSource
 from deepcluster.data.loader import Loader, image_threads
+from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.errors import InputError, UnreadableImage
 
 SAMPLE = 512

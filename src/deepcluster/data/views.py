@@ -119,11 +119,11 @@ class TrainingView:
             return views.permute(0, 2, 1, 3).contiguous(memory_format=LAST)
         sides_B2 = np.array([image_HWC.shape[:2] for image_HWC in images]).reshape(-1, 2)
         boxes = self.boxes(draws_BR, *sides_B2.T).tolist()
+        flips = [False] * len(images) if flips_B is None else flips_B.tolist()
         views = _room(len(images), self.size)
-        for view_CHW, image_HWC, (top, left, height, width) in zip(views, images, boxes, strict=True):
-            view_CHW.copy_(resize(image_HWC[top : top + height, left : left + width], (self.size, self.size)))
-        if flips_B is not None:
-            views[flips_B] = views[flips_B].flip(3)
+        for view_CHW, image_HWC, (top, left, height, width), turned in zip(views, images, boxes, flips, strict=True):
+            scaled_CHW = resize(image_HWC[top : top + height, left : left + width], (self.size, self.size))
+            view_CHW.copy_(scaled_CHW.flip(2) if turned else scaled_CHW)
         return views
 
 
@@ -153,9 +153,11 @@ class Colours:
     grey: float = 0.0
 
     def __call__(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
-        """Images in [0, 1] with other colours, in [0, 1]."""
+        """Images in [0, 1], or of uint8, with other colours, in [0, 1]; the images themselves where none are asked for."""
         if self.jitter == 0 and self.grey == 0:
             return images_BCHW
+        if images_BCHW.dtype == torch.uint8:
+            images_BCHW = images_BCHW.float().div_(255)
         first = 2 * CROP_ATTEMPTS + 3
         # In float64 and on the CPU, where the draws are: not every device has it.
         draws_B5 = torch.from_numpy(draws_BR[:, first : first + 5])

@@ -12,8 +12,8 @@ from torch import Tensor
 from deepcluster.clustering.features import MemoryPlan, least_bytes, plan_memory
 from deepcluster.config import Settings, size_in_bytes
 from deepcluster.data.loader import Loader
-from deepcluster.data.retries import ConnectionLost
 from deepcluster.data.sources import fingerprint
+from deepcluster.data.storage.retries import ConnectionLost
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.device import free_memory_bytes
 from deepcluster.errors import InputError, TrainingError

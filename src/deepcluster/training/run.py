@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from deepcluster.config import OPTION_TYPES, Settings, flag
-from deepcluster.data.retries import end_waits
+from deepcluster.data.storage.retries import end_waits
 from deepcluster.errors import InputError, Interrupted, TrainingError
 
 CHECKPOINT_FORMAT = "deepcluster-1"

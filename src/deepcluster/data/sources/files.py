@@ -1,4 +1,4 @@
-"""Image files on disk, and lists and tables that name them. `deepcluster.data.folders` finds those of a folder."""
+"""Image files on disk, and lists and tables that name them. `deepcluster.data.sources.folders` finds those of a folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from deepcluster.data.addresses import is_address, shown
-from deepcluster.data.blocks import BlockStore
-from deepcluster.data.image_source import ImageSource, count_of, endings_of, printable
-from deepcluster.data.names import PackedNames
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.storage import file_stamp
+from deepcluster.data.storage.addresses import is_address, shown
+from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.wording import count_of, endings_of, printable
 from deepcluster.errors import InputError, UnreadableImage, did_you_mean
 
 IMAGE_ENDINGS: Final = frozenset(
@@ -140,7 +141,7 @@ def _open_pairs(file: Path, pairs: list[tuple[str, str]], notes: list[str], bloc
     if not pairs:
         raise InputError(f"{file} names no images; write the path of one image a line")
     if _are_addresses(file, pairs):
-        from deepcluster.data.remote_files import open_remote_list
+        from deepcluster.data.sources.remote_files import open_remote_list
 
         return open_remote_list(file.name, pairs, notes, blocks)
     base = file.absolute().parent

@@ -24,10 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deepcluster.data.blocks import BlockStore
-from deepcluster.data.image_source import ImageSource, count_of, printable
-from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.data.tables import (
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.tables import (
     DAMAGES,
     Columns,
     Table,
@@ -41,6 +39,9 @@ from deepcluster.data.tables import (
     same_columns,
     written_anew,
 )
+from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.wording import count_of, printable
 from deepcluster.errors import InputError, UnreadableImage
 
 # Of the size that the store holds several of in memory.

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from deepcluster.data.addresses import scheme_of, shown
-from deepcluster.data.faults import Fault, Kind, judge
+from deepcluster.data.storage.addresses import scheme_of, shown
+from deepcluster.data.storage.faults import Fault, Kind, judge
 from deepcluster.errors import DeepClusterError, InputError
 
 T = TypeVar("T")

@@ -19,20 +19,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.data.addresses import expand, host_of, is_address, path_of, pattern_start
-from deepcluster.data.arrays import ArraySource
-from deepcluster.data.blocks import BlockStore
-from deepcluster.data.cache_folder import usual_cache_folder
-from deepcluster.data.files import IMAGE_ENDINGS, open_list, open_table
-from deepcluster.data.folders import NoImages, open_folder
-from deepcluster.data.image_source import ImageSource, count_of, printable
-from deepcluster.data.parquet import open_parquet
-from deepcluster.data.remote import find_files
-from deepcluster.data.remote_files import open_folder_at, open_list_at
-from deepcluster.data.retries import Patience
-from deepcluster.data.saved_dataset import is_saved_dataset, open_saved_dataset
-from deepcluster.data.shards import open_shards
+from deepcluster.data.sources.arrays import ArraySource
+from deepcluster.data.sources.files import IMAGE_ENDINGS, open_list, open_table
+from deepcluster.data.sources.folders import NoImages, open_folder
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.parquet import open_parquet
+from deepcluster.data.sources.remote_files import open_folder_at, open_list_at
+from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
+from deepcluster.data.sources.shards import open_shards
 from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage.addresses import expand, host_of, is_address, path_of, pattern_start
+from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.storage.cache_folder import usual_cache_folder
+from deepcluster.data.storage.remote import find_files
+from deepcluster.data.storage.retries import Patience
+from deepcluster.data.wording import count_of, printable
 from deepcluster.errors import InputError, did_you_mean
 
 __all__ = ["ImageSource", "JoinedSource", "LimitedSource", "fingerprint", "open_source"]

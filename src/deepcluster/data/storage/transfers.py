@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from deepcluster.data.addresses import host_of, is_web, scheme_of, shown
-from deepcluster.data.faults import ShortAnswer
-from deepcluster.data.retries import Connection, ConnectionLost, ending
+from deepcluster.data.storage.addresses import host_of, is_web, scheme_of, shown
+from deepcluster.data.storage.faults import ShortAnswer
+from deepcluster.data.storage.retries import Connection, ConnectionLost, ending
 from deepcluster.errors import DeepClusterError, InputError, did_you_mean
 
 T = TypeVar("T")

@@ -16,10 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from deepcluster.data.blocks import BlockStore
-from deepcluster.data.image_source import ImageSource, count_of
-from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.data.tables import (
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.tables import (
     DAMAGES,
     Table,
     TableSource,
@@ -32,6 +30,9 @@ from deepcluster.data.tables import (
     same_columns,
     written_anew,
 )
+from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
 
 _STATE: Final = "state.json"

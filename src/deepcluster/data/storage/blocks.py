@@ -18,7 +18,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from deepcluster.data.cache_folder import beside_of
+from deepcluster.data.storage.cache_folder import beside_of
 
 MOST_BYTES: Final = 20 << 30
 # Held in memory: a few blocks of 4 MiB for each of many threads. Files are read, not mapped: what another machine deletes

@@ -7,12 +7,13 @@ N images, H height, W width, C channels. A source never changes while it is open
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deepcluster.data.wording import count_of, printable
 
 
 class ImageSource(ABC):
@@ -75,23 +76,3 @@ def _number_labels(labels: list[str]) -> tuple[NDArray[np.int64], list[str]]:
         names.sort(key=int)
     numbers = {"": -1, **{name: number for number, name in enumerate(names)}}
     return np.fromiter((numbers[label] for label in labels), np.int64, len(labels)), [printable(n) for n in names]
-
-
-def printable(name: str) -> str:
-    r"""Return a name that can be printed and saved: bytes that are not UTF-8, as old archives hold, become `\xe9`."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def count_of(number: int, noun: str) -> str:
-    """Write `1 image` or `1,234 images`."""
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
-def endings_of(endings: Counter[str] | Iterable[str]) -> str:
-    """Write `.jpg 12, .png 3`, the most frequent first, or the bare endings in order where they are not counted."""
-    if not isinstance(endings, Counter):
-        return " ".join(f".{ending}" for ending in sorted(endings))
-    ranked = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
-    some = [f"{f'.{ending}' if ending else 'no ending'} {count:,}" for ending, count in ranked[:8]]
-    return ", ".join(some) + (f", and {count_of(len(ranked) - 8, 'other ending')}" if len(ranked) > 8 else "")

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
-from deepcluster.data.cache_folder import beside_of
-from deepcluster.data.image_source import printable
 from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage.cache_folder import beside_of
+from deepcluster.data.wording import printable
 from deepcluster.errors import InputError
 
 _PIECE: Final = 8 << 20

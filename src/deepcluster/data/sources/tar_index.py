@@ -18,11 +18,11 @@ from typing import Final
 
 import pyarrow as pa
 
-from deepcluster.data.cache_folder import write_whole
-from deepcluster.data.files import IMAGE_ENDINGS
-from deepcluster.data.image_source import count_of, printable
+from deepcluster.data.sources.files import IMAGE_ENDINGS
+from deepcluster.data.sources.tar_members import TarMembers, has_content
 from deepcluster.data.storage import StoredFile
-from deepcluster.data.tar_members import TarMembers, has_content
+from deepcluster.data.storage.cache_folder import write_whole
+from deepcluster.data.wording import count_of, printable
 from deepcluster.errors import InputError
 
 _VERSION: Final = 1

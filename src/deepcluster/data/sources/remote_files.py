@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from deepcluster.data.addresses import host_of, is_address, is_web, names_below, path_of, shown
-from deepcluster.data.blocks import BlockStore
-from deepcluster.data.image_source import ImageSource, count_of, endings_of, printable
-from deepcluster.data.names import PackedNames
-from deepcluster.data.remote import Patience, ask, find_addresses, unique
-from deepcluster.data.retries import NotAllowed, NotThere, Refused
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.names import PackedNames
+from deepcluster.data.storage.addresses import host_of, is_address, is_web, names_below, path_of, shown
+from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.storage.remote import Patience, ask, find_addresses, unique
+from deepcluster.data.storage.retries import NotAllowed, NotThere, Refused
+from deepcluster.data.wording import count_of, endings_of, printable
 from deepcluster.errors import InputError, UnreadableImage
 
 _TABLES: Final = (".csv", ".tsv")
@@ -96,7 +97,7 @@ def open_list_at(address: str, blocks: BlockStore, patience: Patience | None = N
 
     Raises InputError where it can't be read, and as `open_remote_list`.
     """
-    from deepcluster.data.files import parse_list, parse_table
+    from deepcluster.data.sources.files import parse_list, parse_table
 
     patience = patience or Patience()
     content = ask(address, lambda site: site.whole(address), patience)

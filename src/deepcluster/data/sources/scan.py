@@ -20,9 +20,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from deepcluster.data.cache_folder import usual_cache_folder, write_whole
-from deepcluster.data.files import IMAGE_ENDINGS
-from deepcluster.data.names import PackedNames
+from deepcluster.data.sources.files import IMAGE_ENDINGS
+from deepcluster.data.sources.names import PackedNames
+from deepcluster.data.storage.cache_folder import usual_cache_folder, write_whole
 
 _VERSION: Final = 1
 _PACKED: Final = ("names", "folders", "stamps")
