@@ -72,7 +72,7 @@ def test_a_disk_without_room_means_a_second_look(tmp_path: Path, monkeypatch: py
     usage = namedtuple("usage", "total used free")
     least, all_in_memory = budgets(1000, 4096, 64, 2)
     for free, kind in ((all_in_memory - least + module.DISK_RESERVE, "file"), (module.DISK_RESERVE, "twice")):
-        monkeypatch.setattr(module.shutil, "disk_usage", lambda folder, free=free: usage(1 << 40, 0, free))
+        monkeypatch.setattr("deepcluster.device.shutil.disk_usage", lambda folder, free=free: usage(1 << 40, 0, free))
         assert plan_memory(1000, 4096, 64, budget_bytes=least, folder=tmp_path).kind == kind
 
 
