@@ -101,18 +101,6 @@ def test_what_is_asked_for_is_done(
     assert plan_cache("anything", tmp_path, NEEDED) == CachePlan(WITH_SAFETY, folder=tmp_path)
 
 
-def test_files_of_an_earlier_run_count_as_room(
-    machine: Callable[[float, float], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They may be these images, and the disk is the fuller for them."""
-    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path))
-    machine(0, JUST_DISK - 1000)
-    assert plan_cache("auto", None, NEEDED).folder is None
-    (tmp_path / "images" / "0123456789abcdef").mkdir(parents=True)
-    (tmp_path / "images" / "0123456789abcdef" / "images-000000000-000000001.pixels").write_bytes(bytes(1010))
-    assert plan_cache("auto", None, NEEDED).folder == tmp_path
-
-
 def test_the_disk_of_a_folder_that_is_not_there_yet_is_that_of_its_parents(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path, tmp_path / "a" / "b", tmp_path / "file", tmp_path / "file" / "below"):
@@ -423,3 +411,18 @@ def test_batches_of_which_all_are_unreadable_are_empty_though_others_come_togeth
                 ]
         trained = list(loader.training_views(TrainingView(24), torch.arange(12), 4, seed=0, epoch=0))
         assert [len(batch.images_BCHW) for batch in trained] == [4, 0, 4]
+
+
+def test_room_that_these_images_take_already_counts_as_free(
+    machine: Callable[[float, float], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the second run would find too little room left by the files of the first."""
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path))
+    for name, kept in (("these", 3 * WITH_SAFETY), ("others", 3 * WITH_SAFETY)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        with (tmp_path / "images" / name / "images-0-9.pixels").open("wb") as file:
+            file.truncate(kept)
+    machine(0, module.DISK_RESERVE)
+    assert plan_cache("auto", None, NEEDED, "these").folder == tmp_path
+    assert plan_cache("auto", None, NEEDED, "others-still").folder is None
+    assert plan_cache("auto", None, NEEDED).folder is None

@@ -13,6 +13,7 @@ from deepcluster.data.image_shards import DISK_RESERVE, FORMAT, ImageShards
 from deepcluster.data.sources import fingerprint
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.storage import file_stamp
+from deepcluster.data.storage.addresses import is_address
 from deepcluster.data.storage.cache_folder import usual_cache_folder
 from deepcluster.device import free_disk_bytes, free_memory_bytes
 from deepcluster.progress import size
@@ -49,8 +50,8 @@ class CachePlan:
         return "none, all decoded at each visit"
 
 
-def plan_cache(cache: str, folder: Path | None, needed_bytes: int) -> CachePlan:
-    """The plan that `cache` (auto, memory, none, or a folder) asks for.
+def plan_cache(cache: str, folder: Path | None, needed_bytes: int, name: str = "") -> CachePlan:
+    """The plan that `cache` (auto, memory, none, or a folder) asks for; `name` is what `name_of` calls the images.
 
     auto: memory, where a quarter of what is free is enough; else files in the usual cache folder, where half of its disk's
     free room is; else memory as far as it goes.
@@ -62,7 +63,7 @@ def plan_cache(cache: str, folder: Path | None, needed_bytes: int) -> CachePlan:
         return CachePlan(needed_bytes)
     memory_bytes = int((AUTO_SHARE if cache == "auto" else MEMORY_SHARE) * free_memory_bytes())
     usual = usual_cache_folder()
-    if cache == "auto" and needed_bytes > memory_bytes and needed_bytes <= DISK_SHARE * _room(usual) - DISK_RESERVE:
+    if cache == "auto" and needed_bytes > memory_bytes and needed_bytes <= DISK_SHARE * _room(usual, name) - DISK_RESERVE:
         return CachePlan(needed_bytes, folder=usual)
     return CachePlan(needed_bytes, memory_bytes)
 
@@ -84,19 +85,27 @@ def decoded_images(
     """
     shards = None
     if plan.folder is not None:
-        where = [str(data)] if isinstance(data, str | Path) else [str(one) for one in data]
-        places = [one if "://" in one else str(Path(one).absolute()) for one in where]
-        versions = [version(package) for package in ("pillow", "torch", "torchvision")]
-        key = "\n".join(map(str, [FORMAT, reduce_to, fingerprint(source), *versions, *places]))
-        folder = plan.folder / "images" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        about = {"data": places, "images": source.describe(), "reduce_to": reduce_to}
+        about = {"data": _places(data), "images": source.describe(), "reduce_to": reduce_to}
+        folder = plan.folder / "images" / name_of(source, reduce_to=reduce_to, data=data)
         shards = ImageShards(folder, source, about, plan.needed_bytes)
     shorter_side = reduce_to or None
     return DecodedImages(source, plan.memory_bytes, shorter_side=shorter_side, shards=shards, device=device)
 
 
-def _room(folder: Path) -> int:
-    """Bytes free on the disk of a cache folder, with those that its decoded images take already: they may be these."""
-    files = (folder / "images").glob("*/*") if folder.is_dir() else ()
+def name_of(source: ImageSource, *, reduce_to: int, data: str | Path | Sequence[str | Path]) -> str:
+    """16 hex digits that change with the images, with their size, and with the version of what decodes them."""
+    versions = [version(package) for package in ("pillow", "simplejpeg", "torch")]
+    key = "\n".join(map(str, [FORMAT, reduce_to, fingerprint(source), *versions, *_places(data)]))
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _places(data: str | Path | Sequence[str | Path]) -> list[str]:
+    where = [str(data)] if isinstance(data, str | Path) else [str(one) for one in data]
+    return [one if is_address(one) else str(Path(one).absolute()) for one in where]
+
+
+def _room(folder: Path, name: str) -> int:
+    """Bytes free on the disk of a cache folder, with those that these very images take there already."""
+    files = (folder / "images" / name).glob("*") if name else ()
     kept = sum(int(file_stamp(path).partition("-")[0] or 0) for path in files)
     return free_disk_bytes(folder) + kept

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from deepcluster.config import Settings, size_in_bytes
-from deepcluster.data.cache_plan import CachePlan, decoded_images, plan_cache
+from deepcluster.data.cache_plan import CachePlan, decoded_images, name_of, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.survey import SAMPLE, Survey, check_images, survey
@@ -79,7 +79,9 @@ class Planner:
         with self._counted("looking at a sample", min(SAMPLE, len(source))) as on_images:
             seen = survey(source, workers=workers, on_images=on_images)
         settings = saved or choose_settings(explicit, seen)[0]
-        cache = plan_cache(settings.cache, settings.cache_folder(), seen.decoded_bytes(settings.reduce_to))
+        name = name_of(source, reduce_to=settings.reduce_to, data=data)
+        needed_bytes = seen.decoded_bytes(settings.reduce_to)
+        cache = plan_cache(settings.cache, settings.cache_folder(), needed_bytes, name)
         images = decoded_images(source, cache, reduce_to=settings.reduce_to, data=data, device=machine.device)
         with closing(Loader(images, workers=workers, device=machine.device)) as loader:
             if saved is not None:
