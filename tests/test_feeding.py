@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from small_runs import assert_same_run, checkpoint, flags, metrics, tables, trai
 from spoiled_images import write_good_images, write_spoiled_images
 
 from deepcluster.data import cache_plan
+from deepcluster.data.storage.retries import ConnectionLost, Patience
 from deepcluster.errors import InputError
 from deepcluster.progress import Reporter
 
@@ -167,26 +169,16 @@ def grown(photos: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
-class AtEpoch:
-    """Does something when an epoch begins to train."""
-
-    def __init__(self, epoch: int, act: Any) -> None:
-        self.epoch, self.act = epoch, act
-
-    def __call__(self, what: str) -> None:
-        if what == f"epoch {self.epoch}":
-            self.act()
-
-
 class ActingReporter(Reporter):
     """Acts when a step begins."""
 
-    def __init__(self, act: AtEpoch) -> None:
+    def __init__(self, step: str, act: Callable[[], None]) -> None:
         super().__init__(quiet=True)
-        self.act = act
+        self.step, self.act = step, act
 
     def track(self, what: str, total: int | None, unit: str = "images") -> Any:
-        self.act(what)
+        if what == self.step:
+            self.act()
         return super().track(what, total, unit)
 
 
@@ -199,7 +191,7 @@ def test_images_that_come_or_go_between_two_epochs_end_the_run_with_its_state_sa
         (data / "b" / "new.png").write_bytes((tmp_path / "kept").read_bytes())
 
     with pytest.raises(InputError) as caught:
-        train_small(data, tmp_path / "run", reporter=ActingReporter(AtEpoch(1, change)), cache="memory", **OPTIONS)
+        train_small(data, tmp_path / "run", reporter=ActingReporter("epoch 1", change), cache="memory", **OPTIONS)
     assert f"1 image is gone (a/{gone.name}) and 1 is new (b/new.png)" in str(caught.value)
     assert checkpoint(tmp_path / "run")["epoch"] == 2
     with pytest.raises(InputError) as caught:
@@ -258,3 +250,21 @@ def test_a_million_images(tmp_path: Path) -> None:
     assert (count, status) == (1_000_000, 0)
     assert len(tables(tmp_path / "run")["epoch-0002.parquet"]["name"]) == 1_000_000
     assert peak_mb < 5000
+
+
+def test_a_server_that_is_lost_ends_the_run_and_a_resume_goes_on(
+    photos: Path, files: list[Path], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image is taken for unreadable because its server is away."""
+    quick = partial(Patience, attempts=2, quick_attempts=2, first_wait=0.01, longest_wait=0.02)
+    monkeypatch.setattr("deepcluster.data.sources.Patience", quick)
+    monkeypatch.setattr("deepcluster.data.survey.SAMPLE", 5)
+    monkeypatch.setattr("deepcluster.data.survey.CHECK_ALL", 0)
+    names = [path.relative_to(photos).as_posix() for path in files]
+    with NaughtyServer({name: path.read_bytes() for name, path in zip(names, files, strict=True)}) as server:
+        (tmp_path / "list.txt").write_text("".join(f"{server.at(name)}\n" for name in names))
+        with pytest.raises(ConnectionLost, match="--resume"):
+            train_small(tmp_path / "list.txt", tmp_path / "run", reporter=ActingReporter("features", server.stop), **OPTIONS)
+        server.start()
+        run = train_small(tmp_path / "list.txt", tmp_path / "run", resume=True, **OPTIONS)
+    assert_same_but_for_names(run, plain)

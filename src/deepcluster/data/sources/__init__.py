@@ -9,20 +9,17 @@ import hashlib
 import os
 import re
 import warnings
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
 
 from deepcluster.data.sources.arrays import ArraySource
 from deepcluster.data.sources.files import IMAGE_ENDINGS, open_list, open_table
 from deepcluster.data.sources.folders import NoImages, open_folder
 from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.joined import JoinedSource, LimitedSource
 from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.sources.remote_files import open_folder_at, open_list_at
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
@@ -33,7 +30,6 @@ from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.cache_folder import usual_cache_folder
 from deepcluster.data.storage.remote import find_files
 from deepcluster.data.storage.retries import Patience
-from deepcluster.data.wording import count_of, printable
 from deepcluster.errors import InputError, did_you_mean
 
 __all__ = ["ImageSource", "JoinedSource", "LimitedSource", "fingerprint", "open_source"]
@@ -45,93 +41,6 @@ SUPPORTED: Final = (
 TARS: Final = (".tar", ".tar.gz", ".tgz")
 # Files that hold many images.
 HOLDERS: Final = (*TARS, ".parquet")
-
-
-class JoinedSource(ImageSource):
-    """Several sources, one after the other; each name begins with the name of its source."""
-
-    def __init__(self, parts: Sequence[tuple[str, ImageSource]]) -> None:
-        """Take sources with the names of their folders or files; equal names become `name`, `name-2`, ..."""
-        self._parts = tuple(source for _, source in parts)
-        self._names = [printable(name) for name, _ in parts]
-        self._prefixes = _distinct(self._names)
-        self._ends = list(accumulate(len(source) for source in self._parts))
-        known = any(source.labels_N is not None for source in self._parts)
-        super().__init__(chain.from_iterable(map(_label_names, self._parts)) if known else None)
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def _find(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} images")
-        part = bisect_right(self._ends, index)
-        return part, index - self._ends[part] + len(self._parts[part])
-
-    def name(self, index: int) -> str:
-        part, inner = self._find(index)
-        own, name = self._names[part], self._parts[part].name(inner)
-        # What lies inside a file says so itself (`digits.npz::000012`).
-        return self._prefixes[part] + (name[len(own) :] if name.startswith(f"{own}::") else f"/{name}")
-
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        part, inner = self._find(index)
-        return self._parts[part].read(inner)
-
-    def path(self, index: int) -> Path | None:
-        part, inner = self._find(index)
-        return self._parts[part].path(inner)
-
-    def stamp(self, index: int) -> str:
-        part, inner = self._find(index)
-        return self._parts[part].stamp(inner)
-
-    def changed(self) -> str | None:
-        changes = (part.changed() for part in self._parts)
-        named = [f"{name}: {change}" for name, change in zip(self._prefixes, changes, strict=True) if change]
-        return "; ".join(named) or None
-
-    def details(self) -> str:
-        parts = zip(self._prefixes, self._parts, strict=True)
-        return f"from {len(self._parts)} sources: " + "; ".join(f"{name}: {part.describe()}" for name, part in parts)
-
-
-class LimitedSource(ImageSource):
-    """`limit` images spread evenly over another source, so that every class folder keeps its share."""
-
-    def __init__(self, source: ImageSource, limit: int) -> None:
-        """Keep the images floor(i * N / limit); raises InputError where limit < 1."""
-        if limit < 1:
-            raise InputError(f"limit={limit} leaves no images; use --limit 1 or more, or leave it out for all")
-        super().__init__()
-        self._source = source
-        self._indices = np.arange(limit, dtype=np.int64) * len(source) // limit
-        self.class_names = source.class_names
-        self.labels_N = None if source.labels_N is None else source.labels_N[self._indices]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def name(self, index: int) -> str:
-        return self._source.name(int(self._indices[index]))
-
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        return self._source.read(int(self._indices[index]))
-
-    def path(self, index: int) -> Path | None:
-        return self._source.path(int(self._indices[index]))
-
-    def stamp(self, index: int) -> str:
-        return self._source.stamp(int(self._indices[index]))
-
-    def changed(self) -> str | None:
-        return self._source.changed()
-
-    def details(self) -> str:
-        return self._source.details()
-
-    def describe(self) -> str:
-        return f"{len(self):,} of {count_of(len(self._source), 'image')} (--limit) {self.details()}"
 
 
 def open_source(
@@ -250,9 +159,9 @@ class _Opener:
     def _list_or_array(self, data: str, path: Path) -> ImageSource:
         ending = path.suffix.lower()
         if ending in (".txt", ".lst"):
-            return open_list(path, blocks=self.blocks)
+            return open_list(path, blocks=self.blocks, patience=self.patience)
         if ending in (".csv", ".tsv"):
-            return open_table(path, blocks=self.blocks)
+            return open_table(path, blocks=self.blocks, patience=self.patience)
         if ending in (".npz", ".npy"):
             return ArraySource(path)
         raise InputError(f"{data}: files ending in {ending or 'nothing'} are not known as data; give {SUPPORTED}")
@@ -292,25 +201,3 @@ def _nearest_path(path: Path) -> str:
         return did_you_mean(path.name, (near.name for near in islice(path.parent.iterdir(), 1000)))
     except OSError:
         return ""
-
-
-def _label_names(source: ImageSource) -> Iterator[str]:
-    """Yield the class name of each image, "" where it is unknown."""
-    if source.labels_N is None:
-        yield from [""] * len(source)
-    else:
-        yield from (source.class_names[label] if label >= 0 else "" for label in source.labels_N.tolist())
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, repeated ones with -2, -3, ... at the end."""
-    taken = set(names)
-    seen: set[str] = set()
-    result = []
-    for name in names:
-        new, number = name, 2
-        while new in seen or (new != name and new in taken):
-            new, number = f"{name}-{number}", number + 1
-        seen.add(new)
-        result.append(new)
-    return result

@@ -16,6 +16,7 @@ from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.storage import file_stamp
 from deepcluster.data.storage.addresses import is_address, shown
 from deepcluster.data.storage.blocks import BlockStore
+from deepcluster.data.storage.retries import Patience
 from deepcluster.data.wording import count_of, endings_of, printable
 from deepcluster.errors import InputError, UnreadableImage, did_you_mean
 
@@ -70,21 +71,21 @@ def describe_files(folders: int, endings: Counter[str], notes: Iterable[str]) ->
     return ", ".join([f"in {count_of(folders, 'folder')} ({endings_of(endings)})", *notes])
 
 
-def open_list(file: Path, *, blocks: BlockStore) -> ImageSource:
+def open_list(file: Path, *, blocks: BlockStore, patience: Patience | None = None) -> ImageSource:
     """Open the images that `file` names, one path a line, in that order; lines that start with # are remarks.
 
     Raises InputError where it names none, or where more than a tenth are missing.
     """
-    return _open_pairs(file, parse_list(_read_text(file)), [], blocks)
+    return _open_pairs(file, parse_list(_read_text(file)), [], blocks, patience)
 
 
-def open_table(file: Path, *, blocks: BlockStore) -> ImageSource:
+def open_table(file: Path, *, blocks: BlockStore, patience: Patience | None = None) -> ImageSource:
     """Open the images that a table with a header line names, with the labels of its label column where it has one.
 
     Raises InputError where it has no column of paths or names no images, or where more than a tenth are missing.
     """
     pairs, notes = parse_table(_read_text(file), str(file))
-    return _open_pairs(file, pairs, notes, blocks)
+    return _open_pairs(file, pairs, notes, blocks, patience)
 
 
 def parse_list(text: str) -> list[tuple[str, str]]:
@@ -136,14 +137,16 @@ def _read_text(file: Path) -> str:
         raise InputError(f"{file} can't be read as UTF-8 text: {error}") from error
 
 
-def _open_pairs(file: Path, pairs: list[tuple[str, str]], notes: list[str], blocks: BlockStore) -> ImageSource:
+def _open_pairs(
+    file: Path, pairs: list[tuple[str, str]], notes: list[str], blocks: BlockStore, patience: Patience | None
+) -> ImageSource:
     """Return the images that a list or table names, each with its label ("" = unknown)."""
     if not pairs:
         raise InputError(f"{file} names no images; write the path of one image a line")
     if _are_addresses(file, pairs):
         from deepcluster.data.sources.remote_files import open_remote_list
 
-        return open_remote_list(file.name, pairs, notes, blocks)
+        return open_remote_list(file.name, pairs, notes, blocks, patience)
     base = file.absolute().parent
     _check_exist(file, base, [path for path, _ in pairs])
     root, paths = _below_one_root(base, [path for path, _ in pairs])

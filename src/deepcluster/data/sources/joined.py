@@ -1,0 +1,127 @@
+"""Several sources as one, and a part of one.
+
+N images.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.wording import count_of, printable
+from deepcluster.errors import InputError
+
+
+class JoinedSource(ImageSource):
+    """Several sources, one after the other; each name begins with the name of its source."""
+
+    def __init__(self, parts: Sequence[tuple[str, ImageSource]]) -> None:
+        """Take sources with the names of their folders or files; equal names become `name`, `name-2`, ..."""
+        self._parts = tuple(source for _, source in parts)
+        self._names = [printable(name) for name, _ in parts]
+        self._prefixes = _distinct(self._names)
+        self._ends = list(accumulate(len(source) for source in self._parts))
+        known = any(source.labels_N is not None for source in self._parts)
+        super().__init__(chain.from_iterable(map(_label_names, self._parts)) if known else None)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
+        part = bisect_right(self._ends, index)
+        return part, index - self._ends[part] + len(self._parts[part])
+
+    def name(self, index: int) -> str:
+        part, inner = self._find(index)
+        own, name = self._names[part], self._parts[part].name(inner)
+        # What lies inside a file says so itself (`digits.npz::000012`).
+        return self._prefixes[part] + (name[len(own) :] if name.startswith(f"{own}::") else f"/{name}")
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        part, inner = self._find(index)
+        return self._parts[part].read(inner)
+
+    def path(self, index: int) -> Path | None:
+        part, inner = self._find(index)
+        return self._parts[part].path(inner)
+
+    def stamp(self, index: int) -> str:
+        part, inner = self._find(index)
+        return self._parts[part].stamp(inner)
+
+    def changed(self) -> str | None:
+        changes = (part.changed() for part in self._parts)
+        named = [f"{name}: {change}" for name, change in zip(self._prefixes, changes, strict=True) if change]
+        return "; ".join(named) or None
+
+    def details(self) -> str:
+        parts = zip(self._prefixes, self._parts, strict=True)
+        return f"from {len(self._parts)} sources: " + "; ".join(f"{name}: {part.describe()}" for name, part in parts)
+
+
+class LimitedSource(ImageSource):
+    """`limit` images spread evenly over another source, so that every class folder keeps its share."""
+
+    def __init__(self, source: ImageSource, limit: int) -> None:
+        """Keep the images floor(i * N / limit); raises InputError where limit < 1."""
+        if limit < 1:
+            raise InputError(f"limit={limit} leaves no images; use --limit 1 or more, or leave it out for all")
+        super().__init__()
+        self._source = source
+        self._indices = np.arange(limit, dtype=np.int64) * len(source) // limit
+        self.class_names = source.class_names
+        self.labels_N = None if source.labels_N is None else source.labels_N[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        return self._source.read(int(self._indices[index]))
+
+    def path(self, index: int) -> Path | None:
+        return self._source.path(int(self._indices[index]))
+
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(int(self._indices[index]))
+
+    def changed(self) -> str | None:
+        return self._source.changed()
+
+    def details(self) -> str:
+        return self._source.details()
+
+    def describe(self) -> str:
+        return f"{len(self):,} of {count_of(len(self._source), 'image')} (--limit) {self.details()}"
+
+
+def _label_names(source: ImageSource) -> Iterator[str]:
+    """Yield the class name of each image, "" where it is unknown."""
+    if source.labels_N is None:
+        yield from [""] * len(source)
+    else:
+        yield from (source.class_names[label] if label >= 0 else "" for label in source.labels_N.tolist())
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return the names, repeated ones with -2, -3, ... at the end."""
+    taken = set(names)
+    seen: set[str] = set()
+    result = []
+    for name in names:
+        new, number = name, 2
+        while new in seen or (new != name and new in taken):
+            new, number = f"{name}-{number}", number + 1
+        seen.add(new)
+        result.append(new)
+    return result
