@@ -229,14 +229,14 @@ def test_an_image_of_30000_pixels_a_side_is_refused_and_the_run_goes_on(photos: 
 @pytest.mark.slow
 def test_a_million_images(tmp_path: Path) -> None:
     """Hard links to 500 files, in 1,000 folders; in a process of its own, whose peak memory is that of the run."""
-    write_good_images(tmp_path / "files", 500, size=(16, 16))
+    write_good_images(tmp_path / "files", 500, size=(8, 8))
     files = sorted((tmp_path / "files").iterdir())
     for folder in range(1000):
         (tmp_path / "photos" / f"{folder:03d}").mkdir(parents=True)
         for number in range(1000):
             path = files[(folder * 7 + number) % 500]
             os.link(path, tmp_path / "photos" / f"{folder:03d}" / f"{number:03d}{path.suffix}")
-    words = flags(epochs=1, kmeans_iterations=3, batch_size=256, clusters=100, precision="auto", cache="auto")
+    words = flags(image_size=8, epochs=1, kmeans_iterations=3, batch_size=1024, clusters=100, precision="auto")
     code = (
         "import resource, sys, time; from deepcluster.cli import _status; from deepcluster.data.sources import open_source\n"
         "began = time.monotonic(); count = len(open_source(sys.argv[2])); scan = time.monotonic() - began\n"
