@@ -196,7 +196,7 @@ def test_images_that_come_or_go_between_two_epochs_end_the_run_with_its_state_sa
     assert checkpoint(tmp_path / "run")["epoch"] == 2
     with pytest.raises(InputError) as caught:
         train_small(data, tmp_path / "run", resume=True, **OPTIONS)
-    assert f"1 is gone (a/{gone.name}) and 1 is new (b/new.png)" in str(caught.value)
+    assert f"1 image is gone (a/{gone.name}) and 1 is new (b/new.png)" in str(caught.value)
     (data / "b" / "new.png").rename(gone)
     train_small(data, tmp_path / "run", resume=True, **OPTIONS)
 

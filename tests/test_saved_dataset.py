@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
-from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.errors import InputError, UnreadableImage
 
 FEATURES = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog", "eel"], "_type": "ClassLabel"}}
@@ -53,7 +52,7 @@ def save(folder: Path, *parts: pa.Table, features: dict[str, Any] | None = FEATU
 
 
 def open_(folder: Path) -> ImageSource:
-    return open_saved_dataset(folder, blocks=BlockStore(folder / "blocks"))
+    return open_saved_dataset(folder)
 
 
 def names(source: ImageSource) -> list[str]:

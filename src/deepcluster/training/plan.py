@@ -13,6 +13,7 @@ from deepcluster.config import Settings, size_in_bytes
 from deepcluster.data.cache_plan import CachePlan, decoded_images, name_of, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
+from deepcluster.data.sources.folders import difference
 from deepcluster.data.survey import SAMPLE, Survey, check_images, survey
 from deepcluster.device import Machine
 from deepcluster.errors import InputError
@@ -23,8 +24,6 @@ from deepcluster.recipes import Change, choose_settings, fit_to_trunk
 from deepcluster.training.run import Interruption, RunFolder, check_same_settings, differing_settings, load_checkpoint
 
 Data = str | Path | Sequence[str | Path]
-# Of names that came or went, so many are shown.
-SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -181,14 +180,9 @@ def _what_changed(folder: RunFolder, source: ImageSource) -> str:
     table = next(iter(sorted(folder.assignments.glob("*.parquet"))), None)
     if table is None:
         return ", or their names have changed"
-    before = set(pq.read_table(table, columns=["name"]).column("name").to_pylist())
-    now = {source.name(index) for index in range(len(source))}
-    parts = []
-    for names, verb in ((before - now, "gone"), (now - before, "new")):
-        if names:
-            shown = ", ".join(sorted(names)[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
-            parts.append(f"{len(names):,} {'is' if len(names) == 1 else 'are'} {verb} ({shown})")
-    return "; " + (" and ".join(parts) or "they are the same in another order")
+    before = sorted(pq.read_table(table, columns=["name"]).column("name").to_pylist())
+    now = sorted(source.name(index) for index in range(len(source)))
+    return "; " + (difference(before, now) or "they are the same in another order")
 
 
 def _take_unreadable(folder: RunFolder, loader: Loader) -> None:

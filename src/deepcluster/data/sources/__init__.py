@@ -120,7 +120,7 @@ class _Opener:
 
     def _path(self, data: str, path: Path) -> ImageSource:
         if path.is_dir():
-            return open_saved_dataset(path, blocks=self.blocks) if is_saved_dataset(path) else self._folder(path)
+            return open_saved_dataset(path) if is_saved_dataset(path) else self._folder(path)
         if not path.exists():
             raise InputError(f"{data} does not exist{_nearest_path(path)}; looked in {path.absolute().parent}")
         if path.suffix.lower()[1:] in IMAGE_ENDINGS:

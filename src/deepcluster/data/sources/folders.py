@@ -49,7 +49,7 @@ class FolderSource(FileSource):
             return None
         now = scan(self._root)
         if now.names != self._listing.names:
-            return _difference(self._listing.names, now.names)
+            return difference(self._listing.names, now.names)
         self._listing = now  # So that the next look is a short one.
         return None
 
@@ -113,7 +113,7 @@ def _first_not_below(bound: str, names: Sequence[str], start: int) -> int:
     return bisect_left(names, bound, start + step // 2, min(start + step, len(names)))
 
 
-def _difference(before: Iterable[str], now: Iterable[str]) -> str:
+def difference(before: Iterable[str], now: Iterable[str]) -> str:
     """Say which of the sorted names have gone, and which are new."""
     parts: list[str] = []
     for names, what in ((_missing_from(now, before), "gone"), (_missing_from(before, now), "new")):

@@ -31,7 +31,6 @@ from deepcluster.data.sources.tables import (
     written_anew,
 )
 from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
 
@@ -45,11 +44,11 @@ def is_saved_dataset(folder: Path) -> bool:
     return "_data_files" in _json(folder / _STATE) or "splits" in _json(folder / _SPLITS)
 
 
-def open_saved_dataset(folder: Path, *, blocks: BlockStore) -> ImageSource:
+def open_saved_dataset(folder: Path) -> ImageSource:
     """Open the images of a saved dataset, of all its splits in the order that it gives.
 
-    Rows that the dataset leaves out are left out, and of rows that it repeats the first one counts. Nothing is put into
-    `blocks`, which all openers of tables take. Raises InputError where a file is missing or damaged, or has no images.
+    Rows that the dataset leaves out are left out, and of rows that it repeats the first one counts.
+    Raises InputError where a file is missing or damaged, or has no images.
     """
     splits = _json(folder / _SPLITS).get("splits")
     names = [str(split) for split in splits] if isinstance(splits, list) else []
