@@ -49,13 +49,13 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.device import Machine
 from deepcluster.inference import LOOK_BATCH
+from deepcluster.interruption import Interruption
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Reporter, size
 from deepcluster.training.deepcluster import STEPS, DeepCluster
 from deepcluster.training.optim import Learner, head_optimizer, trunk_optimizer
 from deepcluster.training.plan import trunk_of
-from deepcluster.training.run import Interruption
 
 PRESETS: dict[str, dict[str, Any]] = {
     "alexnet": {"arch": "alexnet", "image_size": 224, "clusters": 500, "pca": 256, "batch_size": 64, "images": 600},

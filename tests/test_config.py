@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from deepcluster import config
-from deepcluster.config import Options, Settings, coerce, flag, plain_type, size_in_bytes
+from deepcluster.config import Options, Settings, size_in_bytes
 from deepcluster.errors import InputError
 from deepcluster.models.trunk import ARCHITECTURES
+from deepcluster.options import coerce, flag, plain_type
 from deepcluster.recipes import RECIPES
 
 OPTIONS = {option.name: option for option in fields(Settings)}
@@ -58,7 +59,7 @@ def test_every_recipe_is_valid(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in OPTIONS if OPTIONS[name].metadata["at_least"] is not None])
 def test_a_value_below_its_range_is_refused(name: str) -> None:
     least = OPTIONS[name].metadata["at_least"]
-    wanted, _ = plain_type(name)
+    wanted, _ = plain_type(Settings, name)
     assert getattr(Settings(**{name: wanted(least)}), name) == least
     message = complaint(**{name: wanted(least - 1)})
     assert message == f"{name}={wanted(least - 1)} is too small; use {least:g} or more"
@@ -142,7 +143,7 @@ def test_settings_come_back_from_json() -> None:
 
 def test_whole_numbers_serve_where_a_fraction_is_wanted() -> None:
     assert isinstance(Settings.from_dict({"lr": 1}).lr, float)
-    assert coerce("crop_scale", [1, 1]) == (1.0, 1.0)
+    assert coerce(Settings, "crop_scale", [1, 1]) == (1.0, 1.0)
 
 
 def test_settings_do_not_change() -> None:

@@ -18,8 +18,9 @@ from spoiled_images import write_spoiled_images
 
 from deepcluster.config import Options
 from deepcluster.errors import InputError, Interrupted
+from deepcluster.interruption import Interruption
 from deepcluster.progress import Meter, Reporter
-from deepcluster.training.run import Interruption, RunFolder
+from deepcluster.training.run import RunFolder
 
 OPTIONS = {"epochs": 3}
 

@@ -25,12 +25,12 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.device import Machine
 from deepcluster.errors import InputError, Interrupted, TrainingError
+from deepcluster.interruption import Interruption
 from deepcluster.model import load
 from deepcluster.progress import Meter, Reporter
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.metrics import health
 from deepcluster.training.plan import trunk_of
-from deepcluster.training.run import Interruption
 
 CONTRACTED = {
     "epoch", "loss", "inertia", "nmi_previous", "nmi_labels", "clusters_nonempty", "largest_cluster_share",

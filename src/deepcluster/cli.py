@@ -15,6 +15,7 @@ import click
 
 from deepcluster import config
 from deepcluster.errors import DeepClusterError, InputError
+from deepcluster.options import flag, plain_type
 from deepcluster.progress import Reporter
 
 GROUP_TITLES = {
@@ -56,8 +57,8 @@ class SettingOption(click.Option):
     """An option drawn from a field of the settings; its old names work and are not shown."""
 
     def __init__(self, setting: Any) -> None:
-        wanted, _ = config.plain_type(setting.name)
-        name, text = config.flag(setting.name), setting.metadata["help"]
+        wanted, _ = plain_type(config.Settings, setting.name)
+        name, text = flag(setting.name), setting.metadata["help"]
         if setting.metadata["choices"]:
             text += f": {', '.join(setting.metadata['choices'])}"
         if setting.default is not None:

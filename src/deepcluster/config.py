@@ -5,177 +5,147 @@ Every field carries its help, its old names in the 2018 code, and its choices: t
 
 import os
 import re
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from math import isfinite
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from deepcluster.errors import InputError, did_you_mean
+from deepcluster.options import Checked, option
 
 ARCHITECTURES = ("alexnet", "vgg16", "resnet18", "resnet50", "alexnet-small", "resnet18-small")
 CACHES = ("auto", "memory", "none")
 RECIPES = ("auto", "paper-alexnet", "paper-vgg16", "small-images", "small-set")
 
 
-def _option(
-    default: Any,
-    text: str,
-    *,
-    group: str,
-    choices: tuple[str, ...] = (),
-    aliases: tuple[str, ...] = (),
-    at_least: float | None = None,
-    below: float | None = None,
-    resumable: bool = False,
-) -> Any:
-    """A field with what the command line and `validate` need. `resumable`: a resume may change it."""
-    return field(
-        default=default,
-        metadata={
-            "help": text,
-            "group": group,
-            "choices": choices,
-            "aliases": aliases,
-            "at_least": at_least,
-            "below": below,
-            "resumable": resumable,
-        },
-    )
-
-
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Settings of a training run; the defaults are those of the paper's AlexNet on ImageNet.
 
     Raises:
         InputError: a value is out of range, naming the option, the value and what may be used.
     """
 
-    method: str = _option("deepcluster", "training method", group="method", choices=("deepcluster",))
-    recipe: str = _option(
+    method: str = option("deepcluster", "training method", group="method", choices=("deepcluster",))
+    recipe: str = option(
         "auto",
         "settings to start from; auto fits the paper's to the data, and says how",
         group="method",
         choices=RECIPES,
     )
 
-    arch: str = _option("alexnet", "the trunk, the network that is trained", group="trunk", choices=ARCHITECTURES)
-    image_size: int = _option(224, "side of the images that the network sees, in pixels", group="trunk", at_least=8)
-    reduce_to: int = _option(
+    arch: str = option("alexnet", "the trunk, the network that is trained", group="trunk", choices=ARCHITECTURES)
+    image_size: int = option(224, "side of the images that the network sees, in pixels", group="trunk", at_least=8)
+    reduce_to: int = option(
         0,
         "shorter side to which larger photos are made smaller as they are decoded, before any view is cut (0: never); they "
         "are then read several times as fast and take less room",
         group="trunk",
         at_least=0,
     )
-    sobel: bool = _option(True, "fixed Sobel layer in front, so that colour is not seen", group="trunk")
-    dropout: float = _option(0.5, "dropout in the fully connected layers", group="trunk", at_least=0, below=1)
+    sobel: bool = option(True, "fixed Sobel layer in front, so that colour is not seen", group="trunk")
+    dropout: float = option(0.5, "dropout in the fully connected layers", group="trunk", at_least=0, below=1)
 
-    clustering: str = _option(
+    clustering: str = option(
         "kmeans",
         "how features are grouped: kmeans, or pic, power iteration clustering, which finds the number of clusters itself",
         group="clustering",
         choices=("kmeans", "pic"),
     )
-    balance: bool = _option(
+    balance: bool = option(
         False, "clusters of nearly equal size (k-means with Sinkhorn-Knopp), where k-means gives giants", group="clustering"
     )
-    clusters: int = _option(
+    clusters: int = option(
         10_000, "number of clusters", group="clustering", aliases=("--k", "--nmb-cluster", "--nmb_cluster"), at_least=2
     )
-    pca: int = _option(256, "features after PCA and whitening", group="clustering", at_least=1)
-    kmeans_iterations: int = _option(20, "Lloyd iterations", group="clustering", at_least=1)
-    cluster_stage: str = _option(
+    pca: int = option(256, "features after PCA and whitening", group="clustering", at_least=1)
+    kmeans_iterations: int = option(20, "Lloyd iterations", group="clustering", at_least=1)
+    cluster_stage: str = option(
         "features",
         "stage whose features are clustered: features (the trunk's last), or one that info lists",
         group="clustering",
     )
-    reassign_every: int = _option(
+    reassign_every: int = option(
         1, "epochs from one clustering to the next", group="clustering", aliases=("--reassign",), at_least=1
     )
 
-    epochs: int = _option(200, "epochs to train", group="training", at_least=1, resumable=True)
-    batch_size: int = _option(256, "images a step", group="training", aliases=("--batch",), at_least=2)
-    lr: float = _option(0.05, "learning rate of trunk and head", group="training", at_least=0)
-    lr_schedule: str = _option(
+    epochs: int = option(200, "epochs to train", group="training", at_least=1, resumable=True)
+    batch_size: int = option(256, "images a step", group="training", aliases=("--batch",), at_least=2)
+    lr: float = option(0.05, "learning rate of trunk and head", group="training", at_least=0)
+    lr_schedule: str = option(
         "constant",
         "learning rate of the trunk over the run; cosine falls to zero",
         group="training",
         choices=("constant", "cosine"),
     )
-    momentum: float = _option(0.9, "momentum of the trunk's SGD", group="training", at_least=0, below=1)
-    head_lr: float | None = _option(
+    momentum: float = option(0.9, "momentum of the trunk's SGD", group="training", at_least=0, below=1)
+    head_lr: float | None = option(
         None, "learning rate of the head (default: the same); short epochs need a quick head", group="training", at_least=0
     )
-    head_momentum: float = _option(
+    head_momentum: float = option(
         0.0, "momentum of the head's SGD; short epochs need some", group="training", at_least=0, below=1
     )
-    weight_decay: float = _option(1e-5, "weight decay, as a number (1e-5)", group="training", aliases=("--wd",), at_least=0)
-    sampling: str = _option(
+    weight_decay: float = option(1e-5, "weight decay, as a number (1e-5)", group="training", aliases=("--wd",), at_least=0)
+    sampling: str = option(
         "uniform",
         "images are drawn uniformly over clusters, or as the 2018 code happened to",
         group="training",
         choices=("uniform", "as-published"),
     )
-    crop_scale: tuple[float, float] = _option(
+    crop_scale: tuple[float, float] = option(
         (0.08, 1.0), "share of the image's area that a training crop shows, least and most", group="training"
     )
-    flip: bool = _option(True, "flip half of the training crops left to right", group="training")
-    jitter: float = _option(0.0, "strength of random colours, 0 to 1", group="training", at_least=0)
-    grey: float = _option(0.0, "share of the training crops that lose their colour", group="training", at_least=0)
+    flip: bool = option(True, "flip half of the training crops left to right", group="training")
+    jitter: float = option(0.0, "strength of random colours, 0 to 1", group="training", at_least=0)
+    grey: float = option(0.0, "share of the training crops that lose their colour", group="training", at_least=0)
 
-    seed: int = _option(31, "seed of everything random", group="run", at_least=0)
-    device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps", group="run", resumable=True)
-    precision: str = _option(
+    seed: int = option(31, "seed of everything random", group="run", at_least=0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group="run", resumable=True)
+    precision: str = option(
         "auto",
         "bf16 where the machine is quick at it, else fp32",
         group="run",
         choices=("auto", "fp32", "bf16"),
     )
-    workers: int | None = _option(
+    workers: int | None = option(
         None, "threads that prepare images (default: one a core, at most 16)", group="run", at_least=0, resumable=True
     )
-    cache: str = _option(
+    cache: str = option(
         "auto",
         "where decoded images are kept: memory; a folder, in files; auto: in memory where a quarter of it is enough, else "
         "in files of the usual cache folder, where half of its disk is; or none",
         group="run",
         resumable=True,
     )
-    cache_size: str = _option(
+    cache_size: str = option(
         "auto",
         "most disk space for copies of remote and compressed data, such as 50G (auto: 20G, or a quarter of what is free)",
         group="run",
         resumable=True,
     )
-    memory: str = _option(
+    memory: str = option(
         "auto",
         "memory that features, whitening and points may take, such as 8G or 500M (auto: 60% of what is free); where it is "
         "too little, features go to a file in the run folder, or the images are looked at twice, with the same result",
         group="run",
         resumable=True,
     )
-    limit: int | None = _option(None, "use this many images, spread evenly over the data", group="run", at_least=1)
-    eval_every: int = _option(
+    limit: int | None = option(None, "use this many images, spread evenly over the data", group="run", at_least=1)
+    eval_every: int = option(
         0,
         "every so many epochs, k-NN accuracy where labels are known (0: never)",
         group="run",
         at_least=0,
         resumable=True,
     )
-    checkpoint_minutes: float = _option(
+    checkpoint_minutes: float = option(
         10.0, "minutes between checkpoints inside an epoch", group="run", at_least=0, resumable=True
     )
-    checkpoint_every: int = _option(
+    checkpoint_every: int = option(
         20, "keep the checkpoint of every so many epochs (0: the last alone)", group="run", at_least=0, resumable=True
     )
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            _validate(option.name, getattr(self, option.name), option.metadata)
+        super().__post_init__()
         if self.balance and self.clustering != "kmeans":
             raise InputError(f"balance goes with clustering=kmeans, not with {self.clustering}: leave out one of the two")
         size_in_bytes("memory", self.memory)
@@ -213,19 +183,6 @@ class Settings:
         if self.clustering == "pic":
             return "clusters by power iteration"
         return f"{self.clusters:,} {'balanced ' if self.balance else ''}clusters"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values by option name, as config.json keeps them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        """Settings of plain values.
-
-        Raises:
-            InputError: an unknown name (the nearest one is named), or a value of the wrong type.
-        """
-        return cls(**{name: coerce(name, value) for name, value in values.items()})
 
 
 class Options(TypedDict, total=False):
@@ -271,38 +228,6 @@ class Options(TypedDict, total=False):
     checkpoint_every: int
 
 
-OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Settings)
-
-
-def flag(name: str) -> str:
-    """How the command line spells an option."""
-    return "--" + name.replace("_", "-")
-
-
-def plain_type(name: str) -> tuple[type, bool]:
-    """The Python type of an option, and whether it may be None."""
-    hint = OPTION_TYPES[name]
-    if isinstance(hint, types.UnionType):
-        return next(part for part in typing.get_args(hint) if part is not type(None)), True
-    return typing.get_origin(hint) or hint, False
-
-
-def coerce(name: str, value: Any) -> Any:
-    """The value of an option in its own type; raises `InputError` for an unknown name or a value of another type."""
-    if name not in OPTION_TYPES:
-        raise InputError(f"unknown option {name!r}{did_you_mean(name, OPTION_TYPES)}")
-    wanted, optional = plain_type(name)
-    if value is None and optional:
-        return None
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if wanted is tuple and isinstance(value, list | tuple) and len(value) == 2:
-        return tuple(float(part) for part in value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise InputError(f"{name}={value!r} should be of type {wanted.__name__}")
-    return value
-
-
 def size_in_bytes(name: str, text: str) -> int | None:
     """Bytes of a size such as 8G, 500 MB or 1.5GiB (of 1,024³); None of auto.
 
@@ -316,16 +241,3 @@ def size_in_bytes(name: str, text: str) -> int | None:
         raise InputError(f"{name}={text!r} is not a size: use auto, or a number with K, M, G or T, such as 8G or 500M")
     number, letter, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(letter or " "))
-
-
-def _validate(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    value = coerce(name, value)
-    choices, at_least, below = metadata["choices"], metadata["at_least"], metadata["below"]
-    if choices and value not in choices:
-        raise InputError(f"unknown {name} {value!r}{did_you_mean(str(value), choices)}: use one of {', '.join(choices)}")
-    if isinstance(value, float) and not isfinite(value):
-        raise InputError(f"{name}={value} is not a number to work with")
-    if value is not None and at_least is not None and value < at_least:
-        raise InputError(f"{name}={value} is too small; use {at_least:g} or more")
-    if value is not None and below is not None and value >= below:
-        raise InputError(f"{name}={value} is too large; use less than {below:g}")

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deepcluster.config import Settings, flag
+from deepcluster.config import Settings
 from deepcluster.data.survey import Survey
 from deepcluster.data.views import ClusterView
 from deepcluster.errors import InputError
+from deepcluster.options import flag
 
 # The paper has 1.28 million images in 10,000 clusters.
 IMAGES_A_CLUSTER = 128

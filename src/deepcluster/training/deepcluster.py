@@ -23,13 +23,13 @@ from deepcluster.data.views import Colours, TrainingView
 from deepcluster.device import Machine
 from deepcluster.distributed import all_reduce
 from deepcluster.inference import LOOK_BATCH, look, stage_width
+from deepcluster.interruption import Interruption
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.progress import Meter, Reporter
 from deepcluster.training.grouping import Grouping, group_points, most_iterations
 from deepcluster.training.metrics import epoch_metrics
 from deepcluster.training.optim import Learner, LossMeter, head_optimizer, learning_rates, not_finite, trunk_optimizer
-from deepcluster.training.run import Interruption
 
 STEPS = ("features", "whitening", "clustering", "training")
 

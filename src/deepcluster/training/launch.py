@@ -13,16 +13,17 @@ from deepcluster.clustering.features import MemoryPlan, least_bytes, plan_memory
 from deepcluster.config import Settings, size_in_bytes
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import fingerprint
-from deepcluster.data.storage.retries import ConnectionLost
+from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.device import free_memory_bytes
 from deepcluster.errors import InputError, TrainingError
 from deepcluster.inference import image_features, stage_width
+from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter, duration, size
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.metrics import epoch_line, health
 from deepcluster.training.plan import Data, Plan, Planner, say_unreadable
-from deepcluster.training.run import Interruption, RunFolder
+from deepcluster.training.run import RunFolder
 
 # (features_MD, labels_M) → score
 Evaluate = Callable[[Tensor, Tensor], float]
@@ -44,7 +45,8 @@ def train(
     """Train on `data` and return the run folder; `deepcluster.train` says what the arguments are."""
     folder = RunFolder(out)
     folder.check_free(resume=resume, overwrite=overwrite)
-    interruption = Interruption()
+    # A server may be waited for: the thread that asks for batches would wait as long.
+    interruption = Interruption(on_request=end_waits)
     planner = Planner(folder, reporter, interruption)
     with interruption.listening(), closing(reporter), planner.plan(data, explicit, resume=resume) as plan:
         try:

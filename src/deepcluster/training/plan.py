@@ -18,10 +18,11 @@ from deepcluster.data.survey import SAMPLE, Survey, check_images, survey
 from deepcluster.device import Machine
 from deepcluster.errors import InputError
 from deepcluster.inference import stage_width
+from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, make_trunk
 from deepcluster.progress import Reporter
 from deepcluster.recipes import Change, choose_settings, fit_to_trunk
-from deepcluster.training.run import Interruption, RunFolder, check_same_settings, differing_settings, load_checkpoint
+from deepcluster.training.run import RunFolder, check_same_settings, differing_settings, load_checkpoint
 
 Data = str | Path | Sequence[str | Path]
 

@@ -4,21 +4,19 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from deepcluster.config import OPTION_TYPES, Settings, flag
-from deepcluster.data.storage.retries import end_waits
-from deepcluster.errors import InputError, Interrupted, TrainingError
+from deepcluster.config import Settings
+from deepcluster.errors import InputError, TrainingError
+from deepcluster.options import flag, types_of
+from deepcluster.saving import write_whole
 
 CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes; config.json last, so that a deletion that is cut off leaves a run that can be overwritten.
@@ -179,16 +177,6 @@ class RunFolder:
             ) from None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside, flush it, and rename it: it is whole at every moment."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint: tensors and plain values; no code in it is ever run.
 
@@ -234,7 +222,7 @@ def differing_settings(values: Mapping[str, Any], saved: Settings) -> list[str]:
     return [
         f"{flag(name)} is {now[name]} in this run, not {value}"
         for name, value in plain.items()
-        if name in OPTION_TYPES and value != now[name] and name not in resumable
+        if name in types_of(Settings) and value != now[name] and name not in resumable
     ]
 
 
@@ -244,38 +232,3 @@ def versions() -> dict[str, str]:
 
     packages = ("deepcluster", "torch", "torchvision", "numpy", "pillow", "scikit-learn")
     return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
-
-
-class Interruption:
-    """Ctrl-C and SIGTERM as a question that the loop asks at safe moments; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-
-    @contextmanager
-    def listening(self) -> "Iterator[Interruption]":
-        """Listen to the signals while the work goes on (in the main thread alone: elsewhere Python has no signals)."""
-        previous: dict[int, Any] = {}
-        try:
-            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-                previous[number] = signal.signal(number, self._note)
-        except ValueError:
-            pass
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
-        end_waits()  # for a server: the thread that asks for batches would wait as long
-
-    def check(self, save: Callable[[], None] | None = None) -> None:
-        """Raise `Interrupted` if a stop was asked for, after saving the state."""
-        if self.requested is not None:
-            if save is not None:
-                save()
-            raise Interrupted(f"stopped by {self.requested}; the state is saved: the same command with --resume goes on")
