@@ -23,10 +23,11 @@ from torch import Tensor
 
 from deepcluster.data.cache import DecodedImages, KeptViews
 from deepcluster.data.storage.retries import end_waits
-from deepcluster.data.views import ClusterView, Images, TrainingView, draws
+from deepcluster.data.views import ClusterView, Images, draws
 from deepcluster.errors import UnreadableImage
 
 T = TypeVar("T")
+View = Callable[[Images, NDArray[np.float64]], Tensor]
 MOST_WORKERS = 16
 
 
@@ -96,7 +97,7 @@ class Loader:
         return self._delivered(make, 0, len(parts))
 
     def training_views(
-        self, view: TrainingView, order_N: Tensor, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0
+        self, view: View, order_N: Tensor, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0
     ) -> Generator[Batch, None, None]:
         """Random views of the images `order_N` (an image may come twice), from batch number `first_batch` on."""
         parts = _split(order_N, batch_size)
@@ -133,9 +134,7 @@ class Loader:
         kept = [row for row, index in enumerate(indices_B.tolist()) if index not in self.unreadable]
         return indices_B if len(kept) == len(indices_B) else indices_B[kept]
 
-    def _batch(
-        self, indices_B: Tensor, view: Callable[[Images, NDArray[np.float64]], Tensor], draws_BR: NDArray[np.float64]
-    ) -> Batch:
+    def _batch(self, indices_B: Tensor, view: View, draws_BR: NDArray[np.float64]) -> Batch:
         together = self.images.together(indices_B)
         if together is not None:
             return Batch(view(together, draws_BR), indices_B, draws_BR)

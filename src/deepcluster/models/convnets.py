@@ -3,7 +3,7 @@
 B batch, C channels, H and W pixels, D features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -209,11 +209,20 @@ class ConvNet(Trunk):
     def _edges(self, x_BCHW: Tensor) -> Tensor:
         return x_BCHW if self.sobel is None else self.sobel(x_BCHW)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        maps_BCHW = self.features(self._edges(x_BCHW))
+    def _describe(self, maps_BCHW: Tensor) -> Tensor:
         if self.classifier is None:
-            return maps_BCHW.mean(dim=(2, 3))  # type: ignore[no-any-return]
+            return maps_BCHW.mean(dim=(2, 3))
         return self.classifier(maps_BCHW.flatten(1))  # type: ignore[no-any-return]
 
-    def _stage(self, x_BCHW: Tensor, name: str) -> Tensor:
-        return self.features[: self._stage_ends[name]](self._edges(x_BCHW))  # type: ignore[no-any-return]
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self._describe(self.features(self._edges(x_BCHW)))
+
+    def walk(self, x_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
+        map_BCHW, first = self._edges(x_BCHW), 0
+        for name, end in self._stage_ends.items():
+            map_BCHW, first = self.features[first:end](map_BCHW), end
+            yield name, map_BCHW
+        yield FEATURES, self._describe(self.features[first:](map_BCHW))[:, :, None, None]
+
+    def convolutions(self) -> nn.Module:
+        return self.features

@@ -1,5 +1,7 @@
 """ResNets of torchvision as trunks, and the 3×3 stem of the CIFAR literature for small images."""
 
+from collections.abc import Iterator
+
 import torchvision
 from torch import Tensor, nn
 
@@ -48,17 +50,18 @@ class ResNet(Trunk):
         return stem
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self._stage(x_BCHW, LAYERS[-1]).mean(dim=(2, 3))
+        return self.maps(x_BCHW, (FEATURES,))[FEATURES].flatten(1)
 
-    def _stage(self, x_BCHW: Tensor, name: str) -> Tensor:
+    def walk(self, x_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
         net = self.backbone
         x = x_BCHW if self.sobel is None else self.sobel(x_BCHW)
         x = net.relu(net.bn1(net.conv1(x)))
-        if name == "stem":
-            return x  # type: ignore[no-any-return]
+        yield "stem", x
         x = net.maxpool(x)
         for layer in LAYERS:
             x = getattr(net, layer)(x)
-            if layer == name:
-                break
-        return x  # type: ignore[no-any-return]
+            yield layer, x
+        yield FEATURES, x.mean(dim=(2, 3), keepdim=True)
+
+    def convolutions(self) -> nn.Module:
+        return self.backbone  # type: ignore[no-any-return]

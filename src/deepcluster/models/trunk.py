@@ -4,6 +4,7 @@ B batch, C channels, H and W pixels, D features.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,12 @@ class Trunk(nn.Module, ABC):
         """Features (B, D) of normalised images (B, 3, H, W), before the last ReLU where there is one."""
 
     @abstractmethod
-    def _stage(self, x_BCHW: Tensor, name: str) -> Tensor:
-        """Activations of an inner stage, after its ReLU."""
+    def walk(self, x_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and activations (B, C, H, W) of each stage, after its ReLU, as the network gets there; "features" last."""
+
+    @abstractmethod
+    def convolutions(self) -> nn.Module:
+        """What is frozen where the fully connected layers alone are trained; all of a network that has none."""
 
     def stage(self, x_BCHW: Tensor, name: str) -> Tensor:
         """Activations (B, C, H, W) of the stage `name`; "features" are (B, D, 1, 1).
@@ -47,10 +52,23 @@ class Trunk(nn.Module, ABC):
         Raises:
             InputError: the trunk has no such stage.
         """
-        self.check_stage(name)
-        if name == FEATURES:
-            return self(x_BCHW)[:, :, None, None]  # type: ignore[no-any-return]
-        return self._stage(x_BCHW, name)
+        return self.maps(x_BCHW, (name,))[name]
+
+    def maps(self, x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Activations (B, C, H, W) of several stages in one pass, which ends at the last of them; as `stage` gives each.
+
+        Raises:
+            InputError: the trunk has no such stage.
+        """
+        for name in names:
+            self.check_stage(name)
+        found: dict[str, Tensor] = {}
+        for name, map_BCHW in self.walk(x_BCHW):
+            if name in names:
+                found[name] = map_BCHW
+            if len(found) == len(set(names)):
+                break
+        return found
 
     def vectors(self, x_BCHW: Tensor, name: str) -> Tensor:
         """One row an image, (B, C): the average of the stage's map over its pixels; "features" as they are."""
