@@ -2,21 +2,16 @@
 
 import json
 import os
-import pickle
 import shutil
 import sys
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deepcluster.config import Settings
 from deepcluster.errors import InputError, TrainingError
 from deepcluster.options import flag, types_of
-from deepcluster.saving import write_whole
+from deepcluster.saving import load_tensors, save_tensors, write_whole
 
 CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes; config.json last, so that a deletion that is cut off leaves a run that can be overwritten.
@@ -156,22 +151,10 @@ class RunFolder:
         Raises:
             TrainingError: it can't be written (a full disk); the one before stays.
         """
-        beside = self.last.with_name("last.pt.part")
         try:
-            with beside.open("wb") as file:
-                torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if keep_as_epoch is not None:
-                kept = self.checkpoints / f"epoch-{keep_as_epoch:04d}.pt"
-                kept.unlink(missing_ok=True)
-                try:
-                    os.link(beside, kept)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(beside, kept)
-            beside.replace(self.last)
+            kept = self.checkpoints / f"epoch-{keep_as_epoch:04d}.pt" if keep_as_epoch is not None else None
+            save_tensors(self.last, {"format": CHECKPOINT_FORMAT, **state}, copy=kept)
         except (OSError, RuntimeError) as fault:
-            beside.unlink(missing_ok=True)
             raise TrainingError(
                 f"{self.last} could not be written ({fault}); the one before it is whole: make room, then use --resume"
             ) from None
@@ -183,22 +166,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, damaged, holds code, or is not a checkpoint of this program.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except pickle.UnpicklingError:
-        if zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80":
-            raise InputError(
-                f"{path} holds more than tensors and plain values (pickled code); it is refused, not run"
-            ) from None
-        raise InputError(f"{path} is not a checkpoint") from None
-    # Damaged files raise a dozen types, from zipfile, struct and torch's reader.
-    except Exception as fault:
-        reason = next(iter(str(fault).splitlines()), type(fault).__name__)
-        raise InputError(f"{path} can't be read: truncated, damaged or not a checkpoint ({reason})") from None
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+    state = load_tensors(path)
+    if state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"{path} is not a checkpoint of deepcluster")
     return state
 

@@ -1,0 +1,104 @@
+"""Images with classes: the training and the validation part of a data set.
+
+N images, C classes.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.wording import count_of
+from deepcluster.errors import InputError
+
+TRAIN = ("train", "training")
+HELD_OUT = ("val", "validation", "valid", "test")
+HOLDERS = (".tar", ".tar.gz", ".tgz", ".parquet", ".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images of which each has a class.
+
+    Attributes:
+        labels_N: index into `class_names`, int64; none is missing.
+    """
+
+    source: ImageSource
+    labels_N: Tensor
+    class_names: list[str]
+
+
+@dataclass(frozen=True)
+class TrainVal:
+    """What is learned from, and what is held out; of the same classes."""
+
+    train: Labelled
+    val: Labelled
+
+    def describe(self) -> dict[str, object]:
+        """For the results."""
+        return {
+            "train_images": len(self.train.source),
+            "val_images": len(self.val.source),
+            "classes": len(self.train.class_names),
+        }
+
+
+def open_train_val(data: Path) -> TrainVal:
+    """The two parts of `data`: folders `train` and `val` (or `test`) of class folders, or shards or tables so named.
+
+    Raises:
+        InputError: the folder is not laid out so, images have no class, or the classes of the two differ.
+    """
+    train, val = _open(data, TRAIN), _open(data, HELD_OUT)
+    missing = sorted(set(train.class_names) ^ set(val.class_names))
+    if missing:
+        where = "val" if missing[0] in train.class_names else "train"
+        raise InputError(
+            f"{data}: the classes of train ({len(train.class_names)}) and val ({len(val.class_names)}) differ: "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}; {missing[0]} is not in {where}"
+        )
+    return TrainVal(train, val)
+
+
+def find_part(data: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder in `data` that is called one of `names`, or the file with one of them as a word in its name."""
+    if not data.is_dir():
+        return None
+    for name in names:
+        if (data / name).is_dir():
+            return data / name
+    for name in names:
+        for path in sorted(data.iterdir()):
+            words = re.split(r"[^a-z]+", path.name.lower())
+            if path.is_file() and path.name.lower().endswith(HOLDERS) and name in words:
+                return path
+    return None
+
+
+def _open(data: Path, names: tuple[str, ...]) -> Labelled:
+    path = find_part(data, names)
+    if path is None:
+        raise InputError(
+            f"{data} has no {names[0]} folder of class folders, and no {names[0]} shards or table: {seen_in(data)}"
+        )
+    source = open_source(path)
+    if source.labels_N is None or (source.labels_N < 0).any():
+        known = 0 if source.labels_N is None else int((source.labels_N >= 0).sum())
+        raise InputError(
+            f"{path}: {known:,} of {count_of(len(source), 'image')} have a class; a folder for each class, or a table with "
+            "the columns path,label, tells them"
+        )
+    return Labelled(source, torch.from_numpy(source.labels_N), source.class_names)
+
+
+def seen_in(data: Path) -> str:
+    """What is there instead, in a few words."""
+    if not data.is_dir():
+        return "it is not a folder" if data.exists() else "it does not exist"
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in data.iterdir())
+    return f"there are {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else "it is empty"
