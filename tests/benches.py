@@ -1,4 +1,4 @@
-"""A workbench for tests of the evaluation protocols: a small untrained trunk on the CPU, and coloured classes to tell apart."""
+"""A workbench for tests of the protocols: a small untrained trunk on the CPU, and classes that are easy to tell apart."""
 
 from pathlib import Path
 from typing import Any
