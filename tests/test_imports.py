@@ -14,11 +14,11 @@ ROOT = Path(deepcluster.__file__).parent
 # Low to high. A name stands for a module or a package; a part of one layer does not import another part of it, unless
 # the layer is marked as open.
 LAYERS = (
-    ({"errors", "distributed", "device", "progress", "saving", "interruption", "options", "config"}, "open"),
+    ({"errors", "distributed", "device", "progress", "saving", "interruption", "options", "plain_pickle", "config"}, "open"),
     ({"data", "models", "clustering"}, "closed"),
     ({"inference", "recipes"}, "closed"),
     ({"training", "evaluation", "visualization", "interop"}, "closed"),
-    ({"model", "api", "info", "demo"}, "open"),
+    ({"model", "protocols", "api", "info", "demo"}, "open"),
     ({"cli"}, "closed"),
     ({"__init__", "__main__"}, "open"),
 )

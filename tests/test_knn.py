@@ -1,17 +1,25 @@
-"""Votes of neighbours against a naive float64 loop and scikit-learn."""
+"""Votes of neighbours against a naive float64 loop and scikit-learn; whole evaluations on generated images."""
 
+import shutil
 from math import exp
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from benches import make_bench, write_classes
+from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from deepcluster.clustering import neighbours
-from deepcluster.errors import InputError
+from deepcluster.clustering.neighbours import nearest_neighbours
+from deepcluster.errors import InputError, Interrupted
 from deepcluster.evaluation import knn as module
-from deepcluster.evaluation.knn import knn_accuracy, knn_predict, leave_one_out_accuracy
+from deepcluster.evaluation.knn import evaluate, knn_accuracy, knn_predict, leave_one_out_accuracy, ranks_of_truth
+from deepcluster.evaluation.labelled import open_train_val
+from deepcluster.evaluation.options import KnnOptions
+from deepcluster.evaluation.readable import readable_rows
 
 
 def data(n: int, dim: int = 6, n_classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -109,3 +117,116 @@ def test_more_neighbours_than_images_is_told(k: int, exclude_self: bool) -> None
     with pytest.raises(InputError, match=f"k={k} "):
         knn_predict(features_ND, labels_N, features_ND, k=k, exclude_self=exclude_self)
     knn_predict(features_ND, labels_N, features_ND, k=k - 1, exclude_self=exclude_self)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_several_k_of_one_search_equal_scikit_learn_for_each(temperature: float) -> None:
+    """top-1 and top-5 of eight classes, k = 1 … 200, in any order."""
+    known_ND, labels_N = data(500, n_classes=8)
+    features_MD, labels_M = data(300, n_classes=8, seed=1)
+    ks = (20, 1, 200, 5)
+    nearest = nearest_neighbours(features_MD, known_ND, k=200, metric="cosine")
+    ranks = ranks_of_truth(nearest, labels_N, labels_M, ks=ks, n_classes=8, temperature=temperature)
+    assert set(ranks) == set(ks)
+    for k in ks:
+        oracle = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / temperature))
+        oracle.fit(known_ND.double().numpy(), labels_N.numpy())
+        # Of equal votes (none, for the most part) scikit-learn puts the higher class first: numbered the other way round.
+        shares_MC = oracle.predict_proba(features_MD.double().numpy())[:, ::-1]
+        for top in (1, 5):
+            expected = top_k_accuracy_score(7 - labels_M.numpy(), shares_MC, k=top, labels=range(8))
+            assert float((ranks[k] < top).double().mean()) == pytest.approx(expected), (k, top)
+        if temperature == 0.07:
+            assert torch.equal(ranks[k] == 0, knn_predict(known_ND, labels_N, features_MD, k=k) == labels_M)
+
+
+def test_a_class_that_no_voter_has_comes_after_those_with_votes() -> None:
+    """Class 3 has no known image: behind 2 which has the votes, and the lower ones without any."""
+    nearest = torch.tensor([[1.0, 0.5]]), torch.tensor([[0, 1]])
+    ranks = ranks_of_truth(nearest, torch.tensor([2, 2]), torch.tensor([3]), ks=(2,), n_classes=5)
+    assert ranks[2].tolist() == [3]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six classes, two of which look the same."""
+    folder = tmp_path_factory.mktemp("classes")
+    for part, count, seed in (("train", 8, 1), ("val", 4, 2)):
+        write_classes(folder / part, count, classes=5, seed=seed)
+        write_classes(folder / "more", count, classes=1, seed=seed + 10)
+        shutil.move(folder / "more" / "class0", folder / part / "class5")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_a_whole_evaluation_equals_scikit_learn(images: Path, cache: Path) -> None:
+    bench, parts, stage = make_bench(cache), open_train_val(images), "conv2"
+    found = evaluate(bench, images, KnnOptions(stages=stage, k=(1, 20, 5)))
+    known, asked = (readable_rows(bench, part, (stage,)) for part in (parts.train, parts.val))
+    for k in (1, 5, 20):
+        oracle = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+        oracle.fit(known.rows[stage].double().numpy(), known.labels_S.numpy())
+        expected = oracle.score(asked.rows[stage].double().numpy(), asked.labels_S.numpy())
+        assert found.results["top-1"][f"k={k}"] == pytest.approx(expected)
+    # The classes that look the same are confused, and no others.
+    assert 4 / 6 <= found.results["top-1"]["k=1"] < 1 and found.results["top-5"]["k=20"] == 1
+    assert found.headline == ("top-1", "k=20") and found.best() == found.results["top-1"]["k=20"]
+    assert found.data == {"path": str(images), "train_images": 48, "val_images": 24, "classes": 6}
+    assert found.settings["stages"] == [stage] and found.settings["k"] == [1, 20, 5]
+
+
+def test_stages_have_their_cases_and_five_classes_no_top_5(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_classes(tmp_path / part, 3, classes=5)
+    found = evaluate(make_bench(tmp_path / "cache"), tmp_path, KnnOptions(stages="conv1,conv2", k=(1, 2)))
+    cases = ["conv1 k=1", "conv1 k=2", "conv2 k=1", "conv2 k=2"]
+    assert found.results == {"top-1": dict.fromkeys(cases, 1.0)}
+    assert found.headline == ("top-1", "conv2 k=1")
+
+
+def test_k_over_the_number_of_images_is_told(images: Path, cache: Path) -> None:
+    with pytest.raises(InputError, match=r"k=200 neighbours are more than the 48 images of .*; use --k 1,5,10,20$"):
+        evaluate(make_bench(cache), images, KnnOptions())
+    with pytest.raises(InputError, match=r"k=49 .* use --k 48$"):
+        evaluate(make_bench(cache), images, KnnOptions(k=(49,)))
+    with pytest.raises(InputError, match="no number of neighbours"):
+        evaluate(make_bench(cache), images, KnnOptions(k=()))
+    with pytest.raises(InputError, match="alexnet-small has no stage 'conv9'"):
+        evaluate(make_bench(cache), images, KnnOptions(stages="conv9", k=(1,)))
+
+
+def test_unreadable_images_are_left_out_and_named(images: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(images, tmp_path / "data")
+    for name in ("000.png", "003.png"):
+        (folder / "train" / "class1" / name).write_bytes(b"no image")
+    shutil.rmtree(folder / "val" / "class1")
+    (folder / "val" / "class1").mkdir()
+    (folder / "val" / "class1" / "bad.png").write_bytes(b"no image")
+    bench = make_bench(tmp_path / "cache")
+    found = evaluate(bench, folder, KnnOptions(stages="conv1", k=(1,)))
+    assert found.notes == ["train: 2 images can't be read, and are left out", "val: 1 image can't be read, and is left out"]
+    # The classes that look the same: of the 20 images that are left, 8.
+    assert found.results["top-1"]["k=1"] >= 12 / 20
+    with pytest.raises(InputError, match=r"k=47 neighbours are more than the 46 images of .* that can be read; use --k 46"):
+        evaluate(bench, folder, KnnOptions(stages="conv1", k=(47,)))
+
+
+def test_no_readable_image_is_told(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_classes(tmp_path / part, 2, classes=2)
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match="0 readable images"):
+        evaluate(make_bench(tmp_path / "cache"), tmp_path, KnnOptions(k=(1,)))
+
+
+def test_a_stop_between_blocks_is_heard(images: Path, cache: Path) -> None:
+    bench = make_bench(cache)
+    evaluate(bench, images, KnnOptions(stages="conv1", k=(1,)))
+    bench.interruption.requested = "SIGINT"
+    with pytest.raises(Interrupted):
+        evaluate(bench, images, KnnOptions(stages="conv1", k=(1,)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from benches import write_classes
 from click.testing import CliRunner
 from spoiled_images import write_good_images
 
@@ -42,17 +43,21 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "other-photos"):
         write_good_images(tmp_path / name, 60)
+    write_classes(tmp_path / "labelled" / "train", 10)
+    write_classes(tmp_path / "labelled" / "val", 4, seed=1)
     return tmp_path
 
 
 def test_the_commands_run_in_their_order(photos: Path) -> None:
-    assert [command[0] for command in commands()] == ["train", "assign", "embed"]
+    assert [command[0] for command in commands()] == ["train", "assign", "embed", *["evaluate"] * 3]
     for command in commands():
-        extra = [*QUICK, "--device", "cpu"] if command[0] == "train" else ["--device", "cpu"]
+        extra = [] if command[1] == "compare" else ["--device", "cpu", *(QUICK if command[0] == "train" else [])]
         result = CliRunner().invoke(cli, [*command, *extra])
         assert result.exit_code == 0, result.output
     assert (photos / "clusters.parquet").is_file()
     assert (photos / "features.parquet").is_file()
+    assert (photos / "run" / "evaluation" / "linear.json").is_file()
+    assert (photos / "baseline" / "linear.json").is_file()
     links = [path for path in (photos / "by-cluster").rglob("*") if path.is_symlink()]
     assert len(links) == 60
     assert all(link.resolve().is_file() for link in links)

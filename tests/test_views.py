@@ -12,7 +12,18 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as torchvision
 
-from deepcluster.data.views import CROP_ATTEMPTS, DRAWS, LONGEST, LUMA, ClusterView, Colours, TrainingView, draws
+from deepcluster.data.views import (
+    CROP_ATTEMPTS,
+    DRAWS,
+    LONGEST,
+    LUMA,
+    ClusterView,
+    Colours,
+    ShiftedView,
+    TenCrops,
+    TrainingView,
+    draws,
+)
 
 FLIP = 2 * CROP_ATTEMPTS + 2
 COLOURS = FLIP + 1
@@ -293,3 +304,72 @@ def test_the_colours_of_an_image_do_not_depend_on_its_batch() -> None:
     kept = images.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(colours(kept, rows), whole, rtol=0, atol=1e-6)
     assert colours(images[:0], rows[:0]).shape == (0, 3, 24, 20)
+
+
+# The views of the linear probe
+
+
+def together(images: list[Tensor]) -> Tensor:
+    """Images of one size as the loader keeps small ones: (B, H, 3, W)."""
+    return torch.stack(images).permute(0, 1, 3, 2).contiguous()
+
+
+def shifted_by_torchvision(original: Tensor, size: int, row: NDArray[np.float64]) -> Tensor:
+    square = round(size * 256 / 224)
+    whole = torchvision.resize(original.permute(2, 0, 1), [square], antialias=True)
+    top, left = (int(place * (square - size + 1)) for place in row[2 * CROP_ATTEMPTS :][:2])
+    crop = torchvision.crop(torchvision.center_crop(whole, [square, square]), top, left, size, size)
+    return torchvision.horizontal_flip(crop) if row[FLIP] < 0.5 else crop
+
+
+@pytest.mark.parametrize("size", [32, 96])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_shifted_view_is_torchvisions_steps(height: int, width: int, size: int) -> None:
+    rows, originals = draws(9, 1, 0, 6), [noise(height, width), image(height, width)] * 3
+    got = ShiftedView(size)(originals, rows)
+    assert got.dtype == torch.uint8
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    for view, original, row in zip(got, originals, rows, strict=True):
+        torch.testing.assert_close(view, shifted_by_torchvision(original, size, row), rtol=0, atol=0)
+    many = ShiftedView(size)(together(originals), rows)
+    assert many.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(many, got, rtol=0, atol=0)
+
+
+def test_places_of_the_shifted_view_are_uniform_from_edge_to_edge() -> None:
+    places_B2, flips_B = ShiftedView(224).places(draws(2, 5, 0, 3300))
+    assert places_B2.min() == 0
+    assert places_B2.max() == 32  # 256 - 224
+    for column in places_B2.T:
+        counts = torch.bincount(column, minlength=33).double()
+        # Of 33 places 100 times each: 32 degrees of freedom, 62.5 is passed once in a thousand.
+        assert ((counts - 100) ** 2 / 100).sum() < 62.5
+    assert 1550 < int(flips_B.sum()) < 1750
+    assert not ShiftedView(224, flip=False).places(draws(2, 5, 0, 100))[1].any()
+    row = np.full((1, DRAWS), np.nextafter(1.0, 0.0))
+    assert ShiftedView(224).places(row)[0].tolist() == [[32, 32]]
+
+
+@pytest.mark.parametrize("size", [32, 96])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_ten_crops_are_torchvisions(height: int, width: int, size: int) -> None:
+    originals = [noise(height, width), image(height, width)]
+    got = TenCrops(size)(originals)
+    assert got.shape == (2, 10, 3, size, size)
+    assert got.dtype == torch.uint8
+    assert got.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    for views, original in zip(got, originals, strict=True):
+        whole = torchvision.resize(original.permute(2, 0, 1), [round(size * 256 / 224)], antialias=True)
+        want = torch.stack(torchvision.ten_crop(whole, [size, size]))
+        torch.testing.assert_close(views, want, rtol=0, atol=0)
+    torch.testing.assert_close(TenCrops(size)(together(originals)), got, rtol=0, atol=0)
+
+
+def test_the_views_of_the_probe_bear_no_images_and_long_strips() -> None:
+    rows = draws(0, 0, 0, 1)
+    for none in ([], torch.empty(0, 8, 3, 9, dtype=torch.uint8)):
+        assert ShiftedView(16)(none, rows[:0]).shape == (0, 3, 16, 16)
+        assert TenCrops(16)(none).shape == (0, 10, 3, 16, 16)
+    endless = torch.full((1, 1, 3), 200, dtype=torch.uint8).expand(1, 2_000_000_000, 3)
+    assert bool((ShiftedView(32)([endless], rows) == 200).all())
+    assert bool((TenCrops(32)([endless]) == 200).all())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deepcluster.errors import InputError as InputError
     from deepcluster.model import Model as Model
     from deepcluster.model import load as load
+    from deepcluster.protocols import evaluate as evaluate
 
 _HOMES = {
     "train": "api",
@@ -28,6 +29,7 @@ _HOMES = {
     "assign": "api",
     "Embeddings": "api",
     "Clusters": "api",
+    "evaluate": "protocols",
     "load": "model",
     "Model": "model",
     "KMeans": "clustering.kmeans",

@@ -98,7 +98,7 @@ class Settings(Checked):
     jitter: float = option(0.0, "strength of random colours, 0 to 1", group="training", at_least=0)
     grey: float = option(0.0, "share of the training crops that lose their colour", group="training", at_least=0)
 
-    seed: int = option(31, "seed of everything random", group="run", at_least=0)
+    seed: int = option(31, "seed of everything random", group="run", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group="run", resumable=True)
     precision: str = option(
         "auto",
@@ -132,9 +132,16 @@ class Settings(Checked):
     limit: int | None = option(None, "use this many images, spread evenly over the data", group="run", at_least=1)
     eval_every: int = option(
         0,
-        "every so many epochs, k-NN accuracy where labels are known (0: never)",
+        "every so many epochs, the accuracy of the features where labels are known (0: never)",
         group="run",
         at_least=0,
+        resumable=True,
+    )
+    eval_with: str = option(
+        "knn",
+        "what --eval-every asks: votes of the 20 nearest other images, or a linear probe on four fifths of them",
+        group="run",
+        choices=("knn", "linear"),
         resumable=True,
     )
     checkpoint_minutes: float = option(
@@ -224,6 +231,7 @@ class Options(TypedDict, total=False):
     memory: str
     limit: int | None
     eval_every: int
+    eval_with: str
     checkpoint_minutes: float
     checkpoint_every: int
 

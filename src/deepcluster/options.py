@@ -118,6 +118,25 @@ def coerce(owner: type, name: str, value: Any) -> Any:
     return value
 
 
+def parse(owner: type, name: str, text: str) -> Any:
+    """The value of an option written as text: `0.5`, `yes`, `1,5,10`.
+
+    Raises:
+        InputError: an unknown name, or text that is no such value.
+    """
+    wanted = plain_type(owner, name)[0] if name in types_of(owner) else None
+    kind = parts_of(owner, name)[0] if wanted is tuple else wanted
+    try:
+        if kind is bool:
+            return coerce(owner, name, {"yes": True, "true": True, "no": False, "false": False}[text.lower()])
+        if kind in (int, float):
+            numbers = [kind(part) for part in text.split(",")]
+            return coerce(owner, name, numbers if wanted is tuple or len(numbers) > 1 else numbers[0])
+    except (KeyError, ValueError):
+        raise InputError(f"{name}={text} should be {'yes or no' if kind is bool else 'a number'}") from None
+    return coerce(owner, name, text)
+
+
 def _validate(owner: type, name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     value = coerce(owner, name, value)
     choices, at_least, below = metadata["choices"], metadata["at_least"], metadata["below"]

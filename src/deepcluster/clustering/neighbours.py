@@ -32,8 +32,10 @@ GROUP = 32
 # Blocks that a block meets before limits are told anew: too small steps cost more than the products.
 BLOCKS_AT_ONCE = 8
 MOST_PAIRS = 1 << 21
-# Pairs whose distance is computed at once.
+# Pairs whose distance is computed at once: so many, or fewer where their differences would take more bytes, which leave
+# the processor's cache (of 2,048 components, 1,024 pairs at once take 3.4 times as long as 64).
 BLOCK_PAIRS = 1024
+BLOCK_PAIR_BYTES = 1 << 19
 # The search starts with the nearest among a sample of the rows: so many for each neighbour, or this share of the rows.
 SAMPLE_PER_NEIGHBOUR = 256
 SAMPLE_SHARE = 1 / 16
@@ -42,6 +44,10 @@ SAMPLE_SHARE = 1 / 16
 PRODUCT_COST = {torch.int8: 0.005, torch.bfloat16: 0.011, torch.float32: 0.024}
 PAIR_COST, PAIR_COLUMN_COST = 200.0, 0.6
 JUDGED_QUERIES = 256
+# Sampled rows that they are compared with: so many, or so many for each neighbour.
+JUDGED_ROWS, JUDGED_PER_NEIGHBOUR = 4096, 16
+# Queries that are multiplied with the sample at once, at least: with fewer, fetching the sample takes longer.
+LEAST_QUERIES = 64
 # Usual length of a rounded row's residual, as a share of the row: bounds hold for any, and are tightest near it.
 RESIDUAL = {torch.int8: 0.0091, torch.bfloat16: 0.0016}
 # Neighbours that a query collects before the nearest K are picked: as many as K, and no fewer than this.
@@ -220,6 +226,8 @@ class _Search:
     def __init__(self, queries_MP: Tensor, rows_NP: Tensor, k: int, *, exclude_self: bool) -> None:
         self.queries_MP, self.rows_NP, self.k, self.exclude_self = queries_MP, rows_NP, k, exclude_self
         self.block_rows = BLOCK_ROWS_GPU if rows_NP.is_cuda else BLOCK_ROWS
+        few = max(1, BLOCK_PAIR_BYTES // (4 * max(1, rows_NP.shape[1])))
+        self.block_pairs = BLOCK_PAIRS if rows_NP.is_cuda else min(BLOCK_PAIRS, few)
         self.keys_MW = torch.full((len(queries_MP), k + max(k, LEAST_ROOM)), NONE, device=rows_NP.device)
         self.fill_M = torch.zeros(len(queries_MP), dtype=torch.int64, device=rows_NP.device)
         self.limits_M = torch.full((len(queries_MP),), torch.inf, device=rows_NP.device)
@@ -231,7 +239,13 @@ class _Search:
         sample = self._quickest(centre, sample_S)
         queries = _Side(self.queries_MP, centre, sample.kind, self.block_rows)
         for number, a in enumerate(queries.slices):
-            self._limit(a, queries.block(number), sample.block(0), sample_S)
+            found = self._limit(a, queries.block(number), sample.block(0), sample_S)
+            for pairs in found:
+                self._meet(*pairs)
+            if len(sample_S) == len(self.rows_NP):
+                on_rows(a.stop)
+        if len(sample_S) == len(self.rows_NP):
+            return
         same, at_once = self.queries_MP is self.rows_NP, 1 if self.rows_NP.is_cuda else BLOCKS_AT_ONCE
         rows = queries if same else _Side(self.rows_NP, centre, queries.kind, self.block_rows)
         for one in range(len(queries.slices)):
@@ -261,16 +275,19 @@ class _Search:
 
     def _quickest(self, centre: tuple[Tensor, float], sample_S: Tensor) -> _Side:
         """The sampled rows in the kind of product that promises the quickest search, judged by the first queries."""
-        kinds, rows_SP = _kinds(self.rows_NP.device, self.rows_NP.shape[1]), self.rows_NP[sample_S]
+        kinds = _kinds(self.rows_NP.device, self.rows_NP.shape[1])
+        rows_SP = self.rows_NP if len(sample_S) == len(self.rows_NP) else self.rows_NP[sample_S]
         if len(kinds) == 1:
             return _Side(rows_SP, centre, kinds[0], len(rows_SP))
         judged = slice(0, min(JUDGED_QUERIES, len(self.queries_MP)))
+        some_S = sample_S[:: max(1, len(sample_S) // max(JUDGED_ROWS, JUDGED_PER_NEIGHBOUR * self.k))]
+        some_SP = self.rows_NP[some_S]
         costs: dict[torch.dtype, float] = {}
         for kind in reversed(kinds):
             queries = _Side(self.queries_MP[judged], centre, kind, JUDGED_QUERIES).block(0)
-            sample = _Side(rows_SP, centre, kind, len(rows_SP)).block(0)
+            sample = _Side(some_SP, centre, kind, len(some_SP)).block(0)
             if not costs:
-                self._limit(judged, queries, sample, sample_S)
+                self._limit(judged, queries, sample, some_S)
             passed = len(self._reaching(_bounds(queries, sample), judged, judged, queries[2])[0]) / judged.stop
             # So many pairs pass at the start; later limits are nearer, and the nth row passes in proportion to 1 / n.
             pairs = passed * (1 + math.log(len(self.rows_NP) / len(rows_SP)))
@@ -278,11 +295,15 @@ class _Search:
             costs[kind] = PRODUCT_COST[kind] * len(self.rows_NP) * columns + (PAIR_COST + PAIR_COLUMN_COST * columns) * pairs
         return _Side(rows_SP, centre, min(kinds, key=costs.__getitem__), len(rows_SP))
 
-    def _limit(self, rows: slice, queries: _Block, sample: _Block, sample_S: Tensor) -> None:
-        """So near are K of the sampled rows; they are looked for among somewhat more, those of the highest bounds."""
+    def _limit(self, rows: slice, queries: _Block, sample: _Block, sample_S: Tensor) -> list[_Pairs]:
+        """So near are K of the sampled rows; they are looked for among somewhat more, those of the highest bounds.
+
+        Where the sample is all rows, returns the pairs that reach the limit: the bounds are at hand, and no others follow.
+        """
+        whole = len(sample_S) == len(self.rows_NP)
         more = min(self.k + self.k // 4 + 4, len(sample_S) - self.exclude_self)
 
-        def look(part: slice) -> None:
+        def look(part: slice) -> _Pairs | None:
             inside = slice(part.start - rows.start, part.stop - rows.start)
             bounds_AS = _bounds((queries[0][inside], queries[1][inside], queries[2]), sample)
             if self.exclude_self:
@@ -293,12 +314,14 @@ class _Search:
             squared_Q = torch.empty(len(queries_Q), device=places_AK.device)
             pairs = (queries_Q, sample_S[places_AK].flatten(), squared_Q)
             # Not on several threads: this is one of them.
-            for some in zip(*(side.split(BLOCK_PAIRS) for side in pairs), strict=True):
+            for some in zip(*(side.split(self.block_pairs) for side in pairs), strict=True):
                 self._measure(*some)
             self.limits_M[part] = squared_Q.view(-1, more).kthvalue(self.k, dim=1).values
+            return self._reaching(bounds_AS, part, slice(0, len(sample_S)), queries[2]) if whole else None
 
-        step = min(self.block_rows // 4, self.block_rows**2 // len(sample_S))
-        map_blocks(look, blocks_of(rows, max(1, step)), sample_S.device)
+        step = max(1, min(self.block_rows // 4, max(LEAST_QUERIES, self.block_rows**2 // len(sample_S))))
+        found = map_blocks(look, blocks_of(rows, step), sample_S.device)
+        return [pairs for pairs in found if pairs is not None]
 
     def _reaching(self, bounds_AB: Tensor, queries: slice, rows: slice, unit: float, *, columns: bool = False) -> _Pairs:
         """Numbers (query, row) of the bounds that reach their query's limit; queries may be the columns."""
@@ -361,7 +384,7 @@ class _Search:
         def measure(part: slice) -> None:
             self._measure(queries_Q[part], rows_Q[part], squared_Q[part])
 
-        map_blocks(measure, blocks_of(slice(0, len(queries_Q)), BLOCK_PAIRS), queries_Q.device)
+        map_blocks(measure, blocks_of(slice(0, len(queries_Q)), self.block_pairs), queries_Q.device)
         return squared_Q
 
     def _measure(self, queries_Q: Tensor, rows_Q: Tensor, squared_Q: Tensor) -> None:

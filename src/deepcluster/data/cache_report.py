@@ -23,6 +23,8 @@ KINDS: Final = {
     "shards": (_NAME, "where the images of tar files lie"),
     "unpacked": (f"{_NAME}-{_NAME}", "what gzip'd tar files hold"),
     "blocks": (f"[0-9a-f]{{2}}/{_NAME}", "parts of remote and of compressed files"),
+    "features": (rf"{_NAME}\.npy", "features of images, for `evaluate`"),
+    "unfinished": (rf"{_NAME}\.pt", "evaluations that were stopped, to be gone on with"),
     "images": (rf"[0-9a-f]{{16}}/({re.escape(LAYOUT)}|images-\d+-\d+\.pixels)", "decoded images"),
 }
 _BEING_WRITTEN: Final = r"(\.\d+-\d+\.part)?"

@@ -54,19 +54,18 @@ class ClusterView:
     def __call__(self, images: Images, draws_BR: NDArray[np.float64] | None = None) -> Tensor:
         """The views (B, 3, size, size), uint8, channels last in memory."""
         if isinstance(images, Tensor):
-            resized = self._resized(images.shape[1], images.shape[3])
-            whole_B4 = torch.tensor([0, 0, images.shape[1], images.shape[3]]).expand(len(images), 4)
-            return self._centre(resample(images, whole_B4, resized).permute(0, 2, 1, 3)).contiguous(memory_format=LAST)
+            return self._centre(_resized_together(images, self.size)).contiguous(memory_format=LAST)
         views = _room(len(images), self.size)
-        for view_CHW, image_HWC in zip(views, map(_middle, images), strict=True):
-            view_CHW.copy_(self._centre(resize(image_HWC, self._resized(*image_HWC.shape[:2]))))
+        for view_CHW, image_HWC in zip(views, images, strict=True):
+            view_CHW.copy_(self._centre(_resized_alone(image_HWC, self.size)))
         return views
 
     def is_cut_from(self, image_HWC: Tensor) -> bool:
         """Whether the view is a part of the image as it is, and costs nothing to make."""
         return min(image_HWC.shape[:2]) == self.resized
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized_sides(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image of that size once its shorter side is `resized`."""
         # In whole numbers: height * (resized / shorter) loses a row to rounding at some sizes, as at 98 x 49.
         shorter = min(height, width)
         return self.resized * height // shorter, self.resized * width // shorter
@@ -125,6 +124,101 @@ class TrainingView:
             scaled_CHW = resize(image_HWC[top : top + height, left : left + width], (self.size, self.size))
             view_CHW.copy_(scaled_CHW.flip(2) if turned else scaled_CHW)
         return views
+
+
+@dataclass(frozen=True)
+class ShiftedView:
+    """The random view of the published linear probe: shorter side to 256/224 of `size`, the centre square of that, and
+    in it a crop of `size` at a random place; flipped half of the time (section 4.2, and the 2018 release's script).
+
+    It draws its place and its flip from the same numbers of a row as `TrainingView` does.
+    """
+
+    size: int
+    flip: bool = True
+
+    def places(self, draws_BR: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Top and left (B, 2) of each crop within the centre square, int64; and which are flipped, (B,)."""
+        room = ClusterView(self.size).resized - self.size
+        places_B2 = np.floor(draws_BR[:, 2 * CROP_ATTEMPTS : 2 * CROP_ATTEMPTS + 2] * (room + 1)).astype(np.int64)
+        flips_B = draws_BR[:, 2 * CROP_ATTEMPTS + 2] < (0.5 if self.flip else 0)
+        return torch.from_numpy(places_B2), torch.from_numpy(flips_B)
+
+    def __call__(self, images: Images, draws_BR: NDArray[np.float64]) -> Tensor:
+        """The views (B, 3, size, size), uint8, channels last in memory."""
+        places_B2, flips_B = self.places(draws_BR)
+        if isinstance(images, Tensor):
+            return self._cut_together(_resized_together(images, self.size), places_B2, flips_B)
+        views = _room(len(images), self.size)
+        for view_CHW, image_HWC, (top, left), turned in zip(
+            views, images, places_B2.tolist(), flips_B.tolist(), strict=True
+        ):
+            square_CHW = self._square(_resized_alone(image_HWC, self.size))
+            crop_CHW = square_CHW[:, top : top + self.size, left : left + self.size]
+            view_CHW.copy_(crop_CHW.flip(2) if turned else crop_CHW)
+        return views
+
+    def _square(self, whole: Tensor) -> Tensor:
+        side = ClusterView(self.size).resized
+        top, left = (round((length - side) / 2) for length in whole.shape[-2:])
+        return whole[..., top : top + side, left : left + side]
+
+    def _cut_together(self, whole_BCHW: Tensor, places_B2: Tensor, flips_B: Tensor) -> Tensor:
+        device, steps_S = whole_BCHW.device, torch.arange(self.size)
+        down_BS = places_B2[:, :1] + steps_S
+        across_BS = places_B2[:, 1:] + torch.where(flips_B[:, None], self.size - 1 - steps_S, steps_S)
+        batch_B11 = torch.arange(len(whole_BCHW), device=device)[:, None, None]
+        pixels_BHWC = self._square(whole_BCHW).permute(0, 2, 3, 1)
+        return pixels_BHWC[batch_B11, down_BS[:, :, None].to(device), across_BS[:, None].to(device)].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class TenCrops:
+    """Ten fixed views of an image, as torchvision's TenCrop: shorter side to 256/224 of `size`, then the four corners and
+    the centre of the whole image, and the same of its mirror image. Of very long strips the middle alone is seen.
+    """
+
+    size: int
+
+    def __call__(self, images: Images, draws_BR: NDArray[np.float64] | None = None) -> Tensor:
+        """The views (B, 10, 3, size, size), uint8, each channels last in memory."""
+        count = len(images)
+        views_BVHWC = torch.empty(
+            count,
+            10,
+            self.size,
+            self.size,
+            3,
+            dtype=torch.uint8,
+            device=images.device if isinstance(images, Tensor) else None,
+        )
+        views_BVCHW = views_BVHWC.permute(0, 1, 4, 2, 3)
+        if isinstance(images, Tensor):
+            self._cut(_resized_together(images, self.size), views_BVCHW)
+        else:
+            for views_VCHW, image_HWC in zip(views_BVCHW, images, strict=True):
+                self._cut(_resized_alone(image_HWC, self.size)[None], views_VCHW[None])
+        return views_BVCHW
+
+    def _cut(self, whole_BCHW: Tensor, views_BVCHW: Tensor) -> None:
+        height, width = (side - self.size for side in whole_BCHW.shape[2:])
+        corners = [(0, 0), (0, width), (height, 0), (height, width), (round(height / 2), round(width / 2))]
+        for first, image_BCHW in ((0, whole_BCHW), (5, whole_BCHW.flip(3))):
+            for number, (top, left) in enumerate(corners, first):
+                views_BVCHW[:, number] = image_BCHW[..., top : top + self.size, left : left + self.size]
+
+
+def _resized_alone(image_HWC: Tensor, size: int) -> Tensor:
+    """The image (3, H, W), or the middle of a very long one, with its shorter side at 256/224 of `size`."""
+    middle_HWC = _middle(image_HWC)
+    return resize(middle_HWC, ClusterView(size).resized_sides(*middle_HWC.shape[:2]))
+
+
+def _resized_together(images_BHCW: Tensor, size: int) -> Tensor:
+    """Many images of one size with their shorter sides at 256/224 of `size`; (B, 3, H, W)."""
+    count, height, _, width = images_BHCW.shape
+    whole_B4 = torch.tensor([0, 0, height, width]).expand(count, 4)
+    return resample(images_BHCW, whole_B4, ClusterView(size).resized_sides(height, width)).permute(0, 2, 1, 3)
 
 
 def _room(count: int, size: int) -> Tensor:

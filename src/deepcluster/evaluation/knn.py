@@ -1,24 +1,146 @@
 """k-nearest-neighbour accuracy of frozen features: no training, one number (cosine, weighted votes; Wu et al., CVPR 2018).
 
-N known images, M images to classify, D features, K votes, C classes.
+N known images, M images to classify, D features, K votes, C classes, B rows of a block.
 """
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.errors import InputError
+from deepcluster.evaluation.labelled import open_train_val
+from deepcluster.evaluation.options import KnnOptions
+from deepcluster.evaluation.readable import readable_rows
+from deepcluster.evaluation.results import Results
+from deepcluster.evaluation.workbench import Workbench
 
 TEMPERATURE = 0.07
 BLOCK_ROWS = 1024
 # Votes are counted in these parts of the nearest one's: sums of integers do not depend on their order.
 PARTS = 2.0**40
+# The number of votes that a summary shows: that of --eval-every.
+USUAL_K = 20
+# top-5 of five classes is always right.
+TOP = 5
+
+
+def evaluate(bench: Workbench, data: Path, options: KnnOptions) -> Results:
+    """Accuracy of the votes of the nearest training images, on the held-out ones; one search for all numbers of votes.
+
+    Raises:
+        InputError: `data` has no two parts with the same classes, or k is over the number of training images.
+    """
+    parts = open_train_val(data)
+    stages, ks = bench.stages(options.stages, usual=bench.trunk.embed_stage), tuple(dict.fromkeys(options.k))
+    _check_k(ks, len(parts.train.source), f"images of {data}'s training part")
+    known, asked = (readable_rows(bench, part, stages) for part in (parts.train, parts.val))
+    _check_k(ks, len(known.labels_S), f"images of {data}'s training part that can be read")
+    n_classes, device = len(parts.train.class_names), bench.machine.clustering_device
+    tops = (1, TOP) if n_classes > TOP else (1,)
+    results: dict[str, dict[str, float]] = {f"top-{top}": {} for top in tops}
+    labels = known.labels_S.to(device), asked.labels_S.to(device)
+    for stage in stages:
+        nearest = _search(bench, asked.at(stage, device), known.at(stage, device), max(ks), stage)
+        ranks = ranks_of_truth(nearest, *labels, ks=ks, n_classes=n_classes, temperature=options.temperature)
+        for k, ranks_M in ranks.items():
+            for top in tops:
+                results[f"top-{top}"][_case(stage, k, stages)] = float((ranks_M < top).double().mean())
+    shown = USUAL_K if USUAL_K in ks else ks[0]
+    return Results(
+        protocol="knn",
+        data={"path": str(data), **parts.describe()},
+        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": bench.image_size},
+        results=results,
+        headline=("top-1", _case(stages[-1], shown, stages)),
+        notes=[*known.notes("train"), *asked.notes("val")],
+    )
+
+
+def _case(stage: str, k: int, stages: Sequence[str]) -> str:
+    return f"k={k}" if len(stages) == 1 else f"{stage} k={k}"
+
+
+def _check_k(ks: Sequence[int], n_known: int, what: str) -> None:
+    if not ks:
+        raise InputError("no number of neighbours is named; name some, as in --k 1,5,20")
+    if max(ks) > n_known:
+        smaller = [str(k) for k in ks if k <= n_known] or [str(n_known)]
+        raise InputError(f"k={max(ks)} neighbours are more than the {n_known:,} {what}; use --k {','.join(smaller)}")
+
+
+def _search(bench: Workbench, rows_MD: Tensor, known_ND: Tensor, k: int, stage: str) -> tuple[Tensor, Tensor]:
+    """Cosines and numbers (M, K) of the nearest known images, told and stoppable on the way."""
+    with bench.reporter.track(f"neighbours by {stage}", len(rows_MD)) as progress:
+        done = 0
+
+        def on_rows(so_far: int) -> None:
+            nonlocal done
+            progress(so_far - done)
+            done = so_far
+            bench.interruption.check()
+
+        return nearest_neighbours(rows_MD, known_ND, k=k, metric="cosine", on_rows=on_rows)
+
+
+def ranks_of_truth(
+    neighbours: tuple[Tensor, Tensor],
+    known_labels_N: Tensor,
+    labels_M: Tensor,
+    *,
+    ks: Sequence[int],
+    n_classes: int,
+    temperature: float = TEMPERATURE,
+) -> dict[int, Tensor]:
+    """For each k how many classes (M,) come before each image's own one by the votes of its k nearest; 0: it is right.
+
+    Of equal votes, those of none included, the lower class comes first.
+
+    Args:
+        neighbours: cosines and numbers (M, K) of known images, nearest first, K the largest of `ks`.
+        known_labels_N, labels_M: 0 … n_classes - 1.
+    """
+    ranks = {k: torch.empty_like(labels_M) for k in ks}
+    for rows, k, votes_BC in _votes(*neighbours, known_labels_N, n_classes, ks, temperature):
+        own_B1 = labels_M[rows, None]
+        own_votes_B1 = votes_BC.gather(1, own_B1)
+        lower_BC = torch.arange(n_classes, device=votes_BC.device) < own_B1
+        ranks[k][rows] = ((votes_BC > own_votes_B1) | ((votes_BC == own_votes_B1) & lower_BC)).sum(dim=1)
+    return ranks
+
+
+def _votes(
+    cosines_MK: Tensor, voters_MK: Tensor, labels_N: Tensor, n_classes: int, ks: Sequence[int], temperature: float
+) -> Iterator[tuple[slice, int, Tensor]]:
+    """Rows of a block, k, and the votes_BC of each row's k nearest, in parts of the nearest one's vote.
+
+    The votes of a larger k are those of a smaller one and more: the tensor is the same one, and changes at the next step.
+    """
+    for start in range(0, len(cosines_MK), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        cosines_BK = cosines_MK[rows]
+        parts_BK = (((cosines_BK - cosines_BK[:, :1]) / temperature).exp() * PARTS).long()
+        classes_BK = labels_N[voters_MK[rows]]
+        votes_BC = torch.zeros(len(cosines_BK), n_classes, dtype=torch.int64, device=cosines_MK.device)
+        counted = 0
+        for k in sorted(set(ks)):
+            votes_BC.scatter_add_(1, classes_BK[:, counted:k], parts_BK[:, counted:k])
+            counted = k
+            yield rows, k, votes_BC
 
 
 def knn_predict(
-    known_ND: Tensor, labels_N: Tensor, features_MD: Tensor, *, k: int = 20, exclude_self: bool = False
+    known_ND: Tensor,
+    labels_N: Tensor,
+    features_MD: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = TEMPERATURE,
+    exclude_self: bool = False,
 ) -> Tensor:
-    """Labels (M,) by the votes of the k nearest known images, each weighted with exp(cosine / 0.07).
+    """Labels (M,) by the votes of the k nearest known images, each weighted with exp(cosine / temperature).
 
     Equal votes go to the lower class; of images that are equally near, the first ones vote.
 
@@ -37,13 +159,8 @@ def knn_predict(
     cosines_MK, voters_MK = nearest_neighbours(features_MD, known_ND, k=k, metric="cosine", exclude_self=exclude_self)
     predicted_M = torch.empty(len(features_MD), dtype=labels_N.dtype, device=labels_N.device)
     n_classes = int(labels_N.max()) + 1
-    for out, cosines_BK, voters_BK in zip(
-        *(part.split(BLOCK_ROWS) for part in (predicted_M, cosines_MK, voters_MK)), strict=True
-    ):
-        weights_BK = ((cosines_BK - cosines_BK[:, :1]) / TEMPERATURE).exp()
-        votes_BC = torch.zeros(len(out), n_classes, dtype=torch.int64, device=out.device)
-        votes_BC.scatter_add_(1, labels_N[voters_BK], (weights_BK * PARTS).long())
-        out.copy_(votes_BC.argmax(dim=1))
+    for rows, _, votes_BC in _votes(cosines_MK, voters_MK, labels_N, n_classes, (k,), temperature):
+        predicted_M[rows] = votes_BC.argmax(dim=1)
     return predicted_M
 
 

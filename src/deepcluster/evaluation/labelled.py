@@ -65,6 +65,11 @@ def open_train_val(data: Path) -> TrainVal:
     return TrainVal(train, val)
 
 
+def has_train_val(data: Path) -> bool:
+    """Whether there are two parts in `data`, going by their names."""
+    return bool(find_part(data, TRAIN) and find_part(data, HELD_OUT))
+
+
 def find_part(data: Path, names: tuple[str, ...]) -> Path | None:
     """The folder in `data` that is called one of `names`, or the file with one of them as a word in its name."""
     if not data.is_dir():
@@ -86,6 +91,15 @@ def _open(data: Path, names: tuple[str, ...]) -> Labelled:
         raise InputError(
             f"{data} has no {names[0]} folder of class folders, and no {names[0]} shards or table: {seen_in(data)}"
         )
+    return open_labelled(path)
+
+
+def open_labelled(path: Path) -> Labelled:
+    """Images that all have a class: class folders, or shards or a table with labels.
+
+    Raises:
+        InputError: there are none, or some have no class.
+    """
     source = open_source(path)
     if source.labels_N is None or (source.labels_N < 0).any():
         known = 0 if source.labels_N is None else int((source.labels_N >= 0).sum())

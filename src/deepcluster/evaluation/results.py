@@ -1,16 +1,14 @@
 """What a protocol gives, and how it is printed and written: as text, Markdown or LaTeX, and as JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from deepcluster.saving import write_whole
 
 # Measures that are printed as they are; all others are shares, printed in percent.
 PLAIN = ("nmi", "adjusted_rand", "clusters")
-FORMATS = ("text", "markdown", "latex")
+
+# More cases than this are rows of a table, not columns.
+FEW = 8
 
 Measured = float | Mapping[str, float]
 
@@ -42,20 +40,35 @@ class Results:
             value = value[name]
         return float(value)
 
-    def write(self, path: Path, *, model: str, seconds: float) -> None:
-        """Write the JSON file of the contract."""
-        content = {
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as the JSON file has them."""
+        return {
             "protocol": self.protocol,
-            "model": model,
             "data": dict(self.data),
             "settings": dict(self.settings),
-            "results": {name: dict(value) if isinstance(value, Mapping) else value for name, value in self.results.items()},
+            "results": {name: _plain(value) for name, value in self.results.items()},
             "headline": list(self.headline),
             "notes": list(self.notes),
-            "seconds": round(seconds, 3),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Results":
+        """Results of what `as_dict` gave."""
+        return cls(
+            protocol=content["protocol"],
+            data=content["data"],
+            settings=content["settings"],
+            results=content["results"],
+            headline=tuple(content["headline"]),
+            notes=tuple(content["notes"]),
+        )
+
+
+def _plain(value: Measured) -> dict[str, float | None] | float | None:
+    """What JSON can hold: null for what is not a number."""
+    if isinstance(value, Mapping):
+        return {name: None if one != one else one for name, one in value.items()}
+    return None if value != value else value
 
 
 @dataclass(frozen=True)
@@ -106,14 +119,29 @@ def shown(measure: str, value: float | None) -> str:
         return "–"
     if measure == "clusters":
         return f"{value:,.0f}"
-    return f"{value:.3f}" if measure in PLAIN else f"{100 * value:.1f}"
+    return f"{value:.3f}" if measure.startswith(PLAIN) else f"{100 * value:.1f}"
 
 
-def table_of(results: Mapping[str, Measured]) -> Table:
-    """Results as a table: a row a measure, a column a stage; a measure of its own stands in the first column."""
-    stages = list(dict.fromkeys(stage for value in results.values() if isinstance(value, Mapping) for stage in value))
-    rows = []
+def tables_of(results: Mapping[str, Measured], *, most_rows: int = 16) -> list[Table]:
+    """Results as tables: one for the measures that have the same cases, and one for those that are a single number.
+
+    A few cases (stages) are columns and the measures rows; many are rows, of which `most_rows` are shown, spread evenly.
+    """
+    groups: dict[tuple[str, ...], dict[str, Mapping[str, float]]] = {}
     for measure, value in results.items():
-        by_stage = value if isinstance(value, Mapping) else {(stages or [""])[0]: value}
-        rows.append([measure.replace("_", " "), *(shown(measure, by_stage.get(stage)) for stage in stages or [""])])
-    return Table(["", *(stages or ["value"])], rows)
+        by_case = value if isinstance(value, Mapping) else {"": value}
+        groups.setdefault(tuple(by_case), {})[measure] = by_case
+    return [_table(cases, measures, most_rows) for cases, measures in groups.items() if cases]
+
+
+def _table(cases: Sequence[str], measures: Mapping[str, Mapping[str, float]], most_rows: int) -> Table:
+    names = [measure.replace("_", " ") for measure in measures]
+    if len(cases) <= FEW:
+        rows = [
+            [name, *(shown(measure, by_case[case]) for case in cases)]
+            for name, (measure, by_case) in zip(names, measures.items(), strict=True)
+        ]
+        return Table(["", *(case or "value" for case in cases)], rows)
+    last, most = len(cases) - 1, min(most_rows, len(cases))
+    some = [cases[round(row * last / (most - 1))] for row in range(most)]
+    return Table(["", *names], [[case, *(shown(measure, by[case]) for measure, by in measures.items())] for case in some])

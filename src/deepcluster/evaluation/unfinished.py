@@ -27,8 +27,7 @@ class Unfinished:
     """
 
     def __init__(self, cache: Path, interruption: Interruption, *facts: object) -> None:
-        key = hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()[:32]
-        self.path = cache / FOLDER / f"{key}.pt"
+        self.path = cache / FOLDER / f"{digest_of(*facts)}.pt"
         self._interruption = interruption
         self._saved_at = time.monotonic()
 
@@ -58,6 +57,11 @@ class Unfinished:
         """Forget the state."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+
+def digest_of(*facts: object) -> str:
+    """32 hex digits that change with any of the facts."""
+    return hashlib.sha256("\n".join(map(repr, facts)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def weights_hash(network: torch.nn.Module) -> str:

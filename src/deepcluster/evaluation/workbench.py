@@ -126,7 +126,7 @@ class Workbench:
         return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:32]
 
     def _extract(self, source: ImageSource, files: dict[Pooled, Path]) -> dict[Pooled, Tensor]:
-        widths = self._widths(list(files))
+        widths = self.widths(list(files))
         total = sum(widths.values()) * len(source) * self.machine.feature_dtype.itemsize
         folder = self.cache / FEATURES_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,8 @@ class Workbench:
             raise
         return {one: room.keep() for one, room in rooms.items()}
 
-    def _widths(self, wanted: Sequence[Pooled]) -> dict[Pooled, int]:
+    def widths(self, wanted: Sequence[Pooled]) -> dict[Pooled, int]:
+        """D, the width of the rows of each of `wanted`."""
         blank = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
         return {one: rows.shape[1] for one, rows in self.describe(blank, wanted).items()}
 

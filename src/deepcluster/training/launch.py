@@ -27,6 +27,7 @@ from deepcluster.training.run import RunFolder
 
 # (features_MD, labels_M) → score
 Evaluate = Callable[[Tensor, Tensor], float]
+Evaluators = Mapping[str, Evaluate]
 
 MEMORY_SHARE = 0.6
 EVALUATED_IMAGES = 10_000
@@ -40,7 +41,7 @@ def train(
     resume: bool,
     overwrite: bool,
     reporter: Reporter,
-    evaluate: Evaluate,
+    evaluate: Evaluators,
 ) -> Path:
     """Train on `data` and return the run folder; `deepcluster.train` says what the arguments are."""
     folder = RunFolder(out)
@@ -58,7 +59,7 @@ def train(
     return out
 
 
-def _run(plan: Plan, reporter: Reporter, interruption: Interruption, evaluate: Evaluate, *, overwrite: bool) -> None:
+def _run(plan: Plan, reporter: Reporter, interruption: Interruption, evaluate: Evaluators, *, overwrite: bool) -> None:
     """Write the folder, then epoch after epoch, then the groups of the finished trunk."""
     folder, settings = plan.folder, plan.settings
     memory = _memory_plan(plan)
@@ -102,7 +103,7 @@ def _take_up(method: DeepCluster, state: dict[str, Any], folder: RunFolder) -> N
         raise InputError(f"{folder.last} does not hold the state of this run: {reason}") from None
 
 
-def _epoch(plan: Plan, method: DeepCluster, interruption: Interruption, evaluate: Evaluate, reporter: Reporter) -> None:
+def _epoch(plan: Plan, method: DeepCluster, interruption: Interruption, evaluate: Evaluators, reporter: Reporter) -> None:
     folder, settings, epoch = plan.folder, plan.settings, method.epoch
     plan.check_unchanged()
     n_unreadable = len(plan.loader.unreadable)
@@ -115,7 +116,7 @@ def _epoch(plan: Plan, method: DeepCluster, interruption: Interruption, evaluate
         raise
     method.check_finite()
     if settings.eval_every and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
-        metrics["knn"] = _score(plan, evaluate)
+        metrics[settings.eval_with] = _score(plan, evaluate[settings.eval_with])
     for trouble in plan.loader.images.troubles():
         reporter.warn(trouble)
     if len(plan.loader.unreadable) > n_unreadable:

@@ -10,6 +10,8 @@ import torch
 if TYPE_CHECKING:
     from deepcluster.training.deepcluster import DeepCluster
 
+EVALUATED = (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"), ("linear", "linear"))
+
 # One cluster with more than this share of the images, where there are at least 5 clusters, is a giant.
 GIANT_SHARE = 0.5
 # A loss this near ln K after this many epochs: the head has learned nothing of its labels.
@@ -44,7 +46,7 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.3f}"]
     parts += [
         f"{title} {metrics[name]:.3f}"
-        for title, name in (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"))
+        for title, name in EVALUATED
         if metrics.get(name) is not None
     ]
     parts += [

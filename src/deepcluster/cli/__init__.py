@@ -6,108 +6,16 @@ Options of `train` are drawn from `config.Settings`. Nothing here imports torch 
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
 
 from deepcluster import config
+from deepcluster.cli.evaluate import evaluate_group
+from deepcluster.cli.options import GroupedCommand, explicit, looking_at_images, talk, with_settings
 from deepcluster.errors import DeepClusterError, InputError
-from deepcluster.options import flag, plain_type
 from deepcluster.progress import Reporter
-
-GROUP_TITLES = {
-    "method": "Method",
-    "trunk": "Trunk",
-    "clustering": "Clustering (steps 1 to 4)",
-    "training": "Training (step 5)",
-    "run": "Run",
-}
-
-
-class Share(click.ParamType[tuple[float, float]]):
-    """Two numbers with a comma between them."""
-
-    name = "LOW,HIGH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """`0.2,1` → (0.2, 1.0)."""
-        try:
-            low, high = (float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} should be two numbers with a comma between them, such as 0.2,1")
-        return low, high
-
-
-class GroupedCommand(click.Command):
-    """A command whose help shows the options of each group of settings under a title."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options group by group, in the order of the settings."""
-        for title, options in groupby(self.get_params(ctx), key=lambda option: getattr(option, "group", "Options")):
-            rows = [row for option in options if (row := option.get_help_record(ctx)) is not None]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
-
-
-class SettingOption(click.Option):
-    """An option drawn from a field of the settings; its old names work and are not shown."""
-
-    def __init__(self, setting: Any) -> None:
-        wanted, _ = plain_type(config.Settings, setting.name)
-        name, text = flag(setting.name), setting.metadata["help"]
-        if setting.metadata["choices"]:
-            text += f": {', '.join(setting.metadata['choices'])}"
-        if setting.default is not None:
-            text += f"  [{_shown(setting.default)}]"
-        is_flag = wanted is bool
-        spelled = f"{name}/--no-{name[2:]}" if is_flag else name
-        kind = None if is_flag else Share() if wanted is tuple else wanted
-        super().__init__([setting.name, spelled, *setting.metadata["aliases"]], type=kind, default=None, help=text)
-        self.group = GROUP_TITLES[setting.metadata["group"]]
-        self.shown_name = spelled
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The name without the old ones, and the help."""
-        metavar = "" if self.is_flag else f" {self.make_metavar(ctx)}"
-        return self.shown_name + metavar, self.help or ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return ",".join(f"{part:g}" for part in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = [SettingOption(setting) for setting in fields(config.Settings)]
-    command.__click_params__ = [*reversed(options), *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
-    return command
-
-
-def _talk(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--quiet` and `--verbose`, which every command knows."""
-    quiet = click.option("-q", "--quiet", is_flag=True, help="print warnings and errors alone")
-    return quiet(click.option("-v", "--verbose", is_flag=True, help="print more, and the traceback of an error")(command))
-
-
-def _machine(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How images are looked at, the same in `embed` and `assign`."""
-    for option in (
-        click.option("--limit", type=int, help="look at this many images, spread evenly over the data"),
-        click.option(
-            "--workers", type=click.IntRange(min=0), help="threads that prepare images (default: one a core, at most 16)"
-        ),
-        click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="images at a time"),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps"),
-    ):
-        command = option(command)
-    return command
 
 
 def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
@@ -125,8 +33,8 @@ def cli() -> None:
 @click.option("--out", "--exp", "out", type=Path, help="the run folder  [runs/NAME-OF-DATA]")
 @click.option("--resume", is_flag=True, help="go on with the run in --out; begin it where there is none")
 @click.option("--overwrite", is_flag=True, help="delete the run in --out first")
-@_talk
-@_with_settings
+@talk
+@with_settings(config.Settings)
 def train(
     data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, quiet: bool, verbose: bool, **options: Any
 ) -> None:
@@ -138,9 +46,8 @@ def train(
     """
     from deepcluster import api
 
-    explicit = {name: value for name, value in options.items() if value is not None}
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **explicit)
+    api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **explicit(options))
 
 
 @cli.command()
@@ -148,8 +55,8 @@ def train(
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, required=True, help="the table (.parquet: name, embedding) or array (.npy) to write")
 @click.option("--stage", help="stage of the trunk, averaged over its map (deepcluster info MODEL lists them)")
-@_machine
-@_talk
+@looking_at_images
+@talk
 def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Write the features of the images of DATA, one row an image.
 
@@ -169,8 +76,8 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, help="the table to write (.parquet: name, cluster, distance)")
 @click.option("--folders", type=Path, help="also make a folder of links to the images of each cluster here")
-@_machine
-@_talk
+@looking_at_images
+@talk
 def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Tell the cluster of each image of DATA, which need not be those that MODEL was trained on."""
     from deepcluster import api
@@ -184,10 +91,13 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     reporter.say(f"{len(result.names):,} images in {used:,} clusters: {options['out'] or options['folders']}")
 
 
+cli.add_command(evaluate_group)
+
+
 @cli.command()
 @click.argument("path")
 @click.option("--all", "everything", is_flag=True, help="look at all images, not at 10,000 of more")
-@_talk
+@talk
 def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
     """Describe a run folder, a checkpoint, untrained:ARCH, or images: sizes, copies, and what can't be read."""
     from deepcluster.info import info as describe
@@ -196,7 +106,7 @@ def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
 
 
 @cli.command()
-@_talk
+@talk
 def doctor(quiet: bool, verbose: bool) -> None:
     """Say what this machine offers: device, bf16, threads, memory, versions."""
     from deepcluster.info import doctor as examine
@@ -206,7 +116,7 @@ def doctor(quiet: bool, verbose: bool) -> None:
 
 @cli.command()
 @click.option("--out", type=Path, default=Path("runs/demo"), show_default=True, help="folder for images and run")
-@_talk
+@talk
 def demo(out: Path, quiet: bool, verbose: bool) -> None:
     """The whole job on images that are already here: the 1,797 digits of scikit-learn, without their labels."""
     from deepcluster.demo import demo as show
@@ -226,7 +136,7 @@ def _in_folder(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache.command("info")
 @_in_folder
-@_talk
+@talk
 def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
     """Say what is kept, and how much room it takes."""
     from deepcluster.info import cache_info as describe
@@ -237,7 +147,7 @@ def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
 @cache.command("clear")
 @click.argument("kinds", nargs=-1)
 @_in_folder
-@_talk
+@talk
 def cache_clear(kinds: tuple[str, ...], folder: Path | None, quiet: bool, verbose: bool) -> None:
     """Delete what is kept, or the KINDS of it that `cache info` names, such as images."""
     from deepcluster.info import cache_clear as delete

@@ -1,0 +1,138 @@
+"""`deepcluster evaluate`: a command a protocol, all of them, and runs side by side."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deepcluster.cli.options import GroupedCommand, explicit, on_machine, talk, with_settings
+from deepcluster.errors import InputError, did_you_mean
+from deepcluster.evaluation.options import FORMATS, PROTOCOLS
+from deepcluster.options import parse
+from deepcluster.progress import Reporter, duration
+
+# Of the numbers that others published: those of the same data set and network come first.
+MOST_PUBLISHED = 6
+
+
+@click.group("evaluate")
+def evaluate_group() -> None:
+    """Judge a model by the protocols of the field: a table, published numbers beside it, and a file of the results.
+
+    MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights: the baseline).
+    """
+
+
+def _form(command: Callable[..., Any]) -> Callable[..., Any]:
+    forms = click.Choice(FORMATS)
+    return click.option("--format", "form", type=forms, default="text", show_default=True, help="of the tables")(command)
+
+
+def _protocol_command(protocol: str) -> click.Command:
+    @click.argument("model")
+    @click.option("--data", type=Path, required=True, help="folder of the data set (docs/evaluation.md)")
+    @click.option("--out", type=Path, help="file (.json) or folder of the results  [RUN/evaluation]")
+    @_form
+    @on_machine
+    @talk
+    @with_settings(PROTOCOLS[protocol])
+    def command(model: str, data: Path, form: str, quiet: bool, verbose: bool, **options: Any) -> None:
+        from deepcluster import protocols
+
+        reporter = Reporter(quiet=quiet, verbose=verbose)
+        _show(protocols.evaluate(protocol, model, data, reporter=reporter, **explicit(options)), form)
+
+    text = PROTOCOLS[protocol].__doc__ or ""
+    return click.command(protocol, cls=GroupedCommand, help=text, short_help=text.partition(" (")[0])(command)
+
+
+for _protocol in PROTOCOLS:
+    evaluate_group.add_command(_protocol_command(_protocol))
+
+
+@evaluate_group.command("all")
+@click.argument("model")
+@click.option("--data-root", type=Path, required=True, help="a data set, or a folder of several")
+@click.option("--only", help="these protocols alone, with commas between")
+@click.option("--quick", is_flag=True, help="shorter settings, for a first look")
+@click.option("--again", is_flag=True, help="judge anew what was judged before, with the same model, data and options")
+@click.option("--set", "assigned", multiple=True, metavar="PROTOCOL.OPTION=VALUE", help="an option of a protocol")
+@click.option("--out", type=Path, help="folder of the results  [RUN/evaluation]")
+@_form
+@on_machine
+@talk
+def evaluate_all(
+    model: str,
+    data_root: Path,
+    only: str | None,
+    assigned: tuple[str, ...],
+    form: str,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Every protocol that finds its data in a folder, and one table of all."""
+    from deepcluster import protocols
+
+    options["only"] = [name.strip() for name in only.split(",")] if only else []
+    options["options"] = _assigned(assigned)
+    options["reporter"] = Reporter(quiet=quiet, verbose=verbose)
+
+    def on_result(evaluation: Any) -> None:
+        _show(evaluation, form)
+        click.echo("")
+
+    done = protocols.evaluate_all(model, data_root, on_result=on_result, **options)
+    click.echo(protocols.summary(done).render(form))
+
+
+@evaluate_group.command("compare")
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--all", "everything", is_flag=True, help="all measures, not the main one of each protocol alone")
+@_form
+@talk
+def evaluate_compare(runs: tuple[str, ...], everything: bool, form: str, quiet: bool, verbose: bool) -> None:
+    """What was evaluated of several RUNS (or folders of results), side by side."""
+    from deepcluster.evaluation.comparison import compare
+
+    table, remarks = compare(runs, everything=everything)
+    click.echo(table.render(form))
+    for remark in remarks:
+        Reporter(quiet=quiet, verbose=verbose).warn(remark)
+
+
+def _assigned(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`linear.epochs=20` and the like, by protocol."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        protocol, dot, option = name.partition(".")
+        if not equals or not dot or protocol not in PROTOCOLS:
+            near = did_you_mean(protocol, PROTOCOLS)
+            raise InputError(f"--set {text}: write PROTOCOL.OPTION=VALUE, such as linear.epochs=20{near}")
+        option = option.replace("-", "_")
+        found.setdefault(protocol, {})[option] = parse(PROTOCOLS[protocol], option, value)
+    return found
+
+
+def _show(evaluation: Any, form: str) -> None:
+    """A protocol's table, what must be known of it, and published numbers."""
+    from deepcluster.evaluation.published import published_table
+    from deepcluster.evaluation.results import Table, tables_of
+
+    results = evaluation.results
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in results.data.items())
+    click.echo(f"{results.protocol} of {evaluation.model}: {facts}")
+    click.echo("\n\n".join(table.render(form) for table in tables_of(results.results)))
+    for note in results.notes:
+        click.echo(f"note: {note}")
+    data_name = Path(evaluation.data).resolve().name
+    published = published_table(results.protocol, data_name, str(results.settings.get("arch", "")))
+    if published is not None:
+        more = len(published.rows) - MOST_PUBLISHED
+        few = Table(published.header, published.rows[:MOST_PUBLISHED])
+        click.echo(f"\nPublished, same protocol:\n{few.render(form)}")
+        click.echo(f"and {more} more in docs/evaluation.md\n" if more > 0 else "")
+    where = f"{evaluation.path}, " if evaluation.path else "not written (--out names a file or folder), "
+    click.echo(f"{where}{duration(evaluation.seconds)}")

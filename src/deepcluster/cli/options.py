@@ -1,0 +1,119 @@
+"""Options of the commands: drawn from the fields of settings, or shared by several commands."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from deepcluster.options import flag, parts_of, plain_type
+
+GROUP_TITLES = {
+    "method": "Method",
+    "trunk": "Trunk",
+    "clustering": "Clustering (steps 1 to 4)",
+    "training": "Training (step 5)",
+    "run": "Run",
+}
+
+
+class Numbers(click.ParamType[tuple[Any, ...]]):
+    """Numbers with commas between them: `count` of them, or any number."""
+
+    def __init__(self, part: type, count: int | None) -> None:
+        self.part, self.count = part, count
+        self.name = "LOW,HIGH" if count == 2 else "NUMBERS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`0.2,1` → (0.2, 1.0)."""
+        try:
+            numbers = tuple(self.part(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or len(numbers) != (self.count or len(numbers)):
+            what = "two numbers with a comma between them, such as 0.2,1" if self.count else "numbers with commas between"
+            self.fail(f"{value!r} should be {what}")
+        return numbers
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows the options of each group of settings under a title."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options group by group, in the order of the settings."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            row = option.get_help_record(ctx)
+            if row is not None and isinstance(option, click.Option):
+                sections.setdefault(getattr(option, "group", "Options"), []).append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+class SettingOption(click.Option):
+    """An option drawn from a field of the settings, or of a protocol's; its old names work and are not shown."""
+
+    def __init__(self, owner: type, setting: Any) -> None:
+        wanted, _ = plain_type(owner, setting.name)
+        name, text = flag(setting.name), setting.metadata["help"]
+        if setting.metadata["choices"]:
+            text += f": {', '.join(setting.metadata['choices'])}"
+        if setting.default not in (None, ()):
+            text += f"  [{_shown(setting.default)}]"
+        is_flag = wanted is bool
+        spelled = f"{name}/--no-{name[2:]}" if is_flag else name
+        kind: Any = Numbers(*parts_of(owner, setting.name)) if wanted is tuple else None if is_flag else wanted
+        super().__init__([setting.name, spelled, *setting.metadata["aliases"]], type=kind, default=None, help=text)
+        self.group = GROUP_TITLES.get(setting.metadata["group"], "Protocol")
+        self.shown_name = spelled
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The name without the old ones, and the help."""
+        metavar = "" if self.is_flag else f" {self.make_metavar(ctx)}"
+        return self.shown_name + metavar, self.help or ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(f"{part:g}" for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def with_settings(owner: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options for all fields of a dataclass of options."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        options = [SettingOption(owner, setting) for setting in fields(owner)]
+        command.__click_params__ = [*reversed(options), *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
+        return command
+
+    return add
+
+
+def explicit(options: dict[str, Any]) -> dict[str, Any]:
+    """What the person set."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def talk(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--quiet` and `--verbose`, which every command knows."""
+    quiet = click.option("-q", "--quiet", is_flag=True, help="print warnings and errors alone")
+    return quiet(click.option("-v", "--verbose", is_flag=True, help="print more, and the traceback of an error")(command))
+
+
+def on_machine(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the work is done, and with how many threads."""
+    text = "threads that prepare images (default: one a core, at most 16)"
+    command = click.option("--workers", type=click.IntRange(min=0), help=text)(command)
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")(command)
+
+
+def looking_at_images(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How images are looked at, the same in `embed` and `assign`."""
+    command = click.option("--limit", type=int, help="look at this many images, spread evenly over the data")(command)
+    text = "images at a time"
+    command = click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help=text)(command)
+    return on_machine(command)

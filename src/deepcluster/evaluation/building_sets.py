@@ -1,0 +1,124 @@
+"""Buildings data sets on disk: images with their ground truth, and the other set that whitening is learned on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.wording import count_of
+from deepcluster.errors import InputError
+from deepcluster.evaluation.buildings import DAMAGED_IN_PARIS, GroundTruth, find_ground_truths, is_buildings, none_found
+from deepcluster.evaluation.labelled import seen_in
+
+IMAGE_FOLDERS = ("jpg", "images")
+OTHER = {"oxford": "paris", "paris": "oxford"}
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Buildings:
+    """A data set: images, and one or several ground truths of them."""
+
+    folder: Path
+    source: ImageSource
+    truths: tuple[GroundTruth, ...]
+
+    @property
+    def name(self) -> str:
+        """What the first ground truth is called."""
+        return self.truths[0].name
+
+    @property
+    def city(self) -> str | None:
+        """Oxford or paris, as far as the names tell it."""
+        named = " ".join([*(truth.name for truth in self.truths), self.folder.resolve().name]).lower()
+        return next((city for city in OTHER if city in named), None)
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """The index of each image by its name without folder and ending; images known to be damaged are left out."""
+        found: dict[str, int] = {}
+        for index in range(len(self.source)):
+            stem = Path(self.source.name(index)).stem
+            if stem in found:
+                first = self.source.name(found[stem])
+                raise InputError(f"{self.folder}: two images are called {stem}: {first} and {self.source.name(index)}")
+            if stem not in DAMAGED_IN_PARIS:
+                found[stem] = index
+        return found
+
+    def database(self, truth: GroundTruth) -> list[str]:
+        """The images that are ranked."""
+        return [name for name in truth.images or self.index_of if name in self.index_of]
+
+    def check(self) -> None:
+        """Raise `InputError` where images are not there that a ground truth names."""
+        for truth in self.truths:
+            listed = truth.listed() - DAMAGED_IN_PARIS
+            missing = sorted(listed - self.index_of.keys())
+            if missing:
+                raise InputError(
+                    f"{self.folder}: {len(missing):,} of the {count_of(len(listed), 'image')} that the ground truth "
+                    f"{truth.name} names are not in {image_folder(self.folder)}: {some(missing)}"
+                )
+
+
+def open_sets(data: Path) -> list[Buildings]:
+    """The data set in a folder, or those in its folders.
+
+    Raises:
+        InputError: there is none, it does not parse, or images are missing.
+    """
+    below = sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
+    folders = [data] if is_buildings(data) else [path for path in below if is_buildings(path)]
+    if not folders:
+        raise none_found(data)
+    truths = {path: find_ground_truths(path) for path in folders}
+    names = [truth.name for of_one in truths.values() for truth in of_one]
+    for path, of_one in truths.items():
+        truths[path] = [replace(t, name=f"{path.name} {t.name}") if names.count(t.name) > 1 else t for t in of_one]
+    sets = [Buildings(path, open_source(image_folder(path)), tuple(truths[path])) for path in folders]
+    for one in sets:
+        one.check()
+    return sets
+
+
+def image_folder(folder: Path) -> Path:
+    """Where the images of a data set lie."""
+    return next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), folder)
+
+
+def whitening_folder(one: Buildings, sets: Sequence[Buildings], whiten_on: str | None) -> Path:
+    """The images that the whitening for a data set is learned on: as asked for, else those of the other city.
+
+    Raises:
+        InputError: there are none.
+    """
+    if whiten_on is not None:
+        named = Path(whiten_on).expanduser()
+        if not named.is_dir():
+            raise InputError(f"--whiten-on {whiten_on}: {seen_in(named)}; name a folder of images")
+        return image_folder(named)
+    wanted = OTHER.get(one.city or "", "")
+    beside = sorted(path for path in one.folder.resolve().parent.iterdir() if path.is_dir()) if wanted else []
+    others = [other.folder for other in sets if wanted and other.city == wanted]
+    others += [path for path in beside if wanted in path.name.lower() and (is_buildings(path) or image_folder(path) != path)]
+    if not others:
+        raise InputError(
+            f"{one.folder}: PCA-whitening is learned on images of another data set"
+            f"{f' ({wanted.capitalize()}, for this one)' if wanted else ''}, and none is beside it; "
+            "name a folder of images with --whiten-on"
+        )
+    return image_folder(others[0])
+
+
+def overlap(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same images, all or some."""
+    one, other = first.resolve(), second.resolve()
+    return one == other or one in other.parents or other in one.parents
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of the names, for a message."""
+    return ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")

@@ -1,0 +1,225 @@
+"""`retrieval`: buildings found again by R-MAC on Oxford5k, Paris6k and their revisited versions, as the paper's table 5.
+
+Tolias, Sicre and Jégou (ICLR 2016), as the 2018 release uses it: images at a larger side of 1,024 px, regions of
+the last convolutional stage, PCA-whitening learned on the other data set, queries cut to their region of interest.
+N images, Q queries, R regions, C channels, P numbers of a descriptor.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.wording import count_of
+from deepcluster.errors import InputError
+from deepcluster.evaluation.building_sets import Buildings, image_folder, open_sets, overlap, some, whitening_folder
+from deepcluster.evaluation.buildings import REVISITED, GroundTruth, average_precision, precisions_at
+from deepcluster.evaluation.options import RetrievalOptions
+from deepcluster.evaluation.regions import Part, RegionReader, View
+from deepcluster.evaluation.results import Results
+from deepcluster.evaluation.rmac import aggregate
+from deepcluster.evaluation.workbench import Workbench
+from deepcluster.models.trunk import FEATURES
+
+SCALES = (1.0, 2**-0.5, 0.5)
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Describer:
+    """Images to descriptors: regions at one or several sizes, whitened and added up."""
+
+    reader: RegionReader
+    sizes: tuple[int, ...]
+    whitening: Whitening
+
+    def describe(self, source: ImageSource, views: Sequence[View], what: str) -> tuple[Tensor, dict[int, str]]:
+        """Descriptors (N, P) of unit length on the CPU, and why images can't be read, by place; theirs are zero."""
+        total_NP = torch.zeros(len(views), self.whitening.n_components)
+        faults: dict[int, str] = {}
+        for size in self.sizes:
+            first = 0
+            for part in self.reader.parts(source, views, size, what):
+                total_NP[first : first + len(part.counts_N)] += self._of_part(part)
+                faults |= {first + place: reason for place, reason in part.faults.items()}
+                first += len(part.counts_N)
+        return normalize(total_NP, dim=1), faults
+
+    def _of_part(self, part: Part) -> Tensor | float:
+        device = self.reader.bench.machine.clustering_device
+        return aggregate(part.rows_RC.to(device), part.counts_N, self.whitening).cpu() if len(part.rows_RC) else 0.0
+
+
+def evaluate(bench: Workbench, data: Path, options: RetrievalOptions) -> Results:
+    """Mean average precision on each data set in a folder, of which each is asked by its own queries.
+
+    Args:
+        data: a data set (its ground truth, and its images in it or in its `jpg`), or a folder of such.
+
+    Raises:
+        InputError: it is no such data set, images are missing, a query can't be read, there is nothing to learn the
+            whitening on, or the trunk has no such stage.
+    """
+    stage = last_stage(bench, options.stage)
+    reader = RegionReader(bench, stage, options.levels)
+    sizes = tuple(max(1, round(options.size * scale)) for scale in (SCALES if options.multiscale else SCALES[:1]))
+    sets, notes = open_sets(data), list[str]()
+    learned_on = {one.folder: whitening_folder(one, sets, options.whiten_on) for one in sets}
+    results: dict[str, dict[str, float]] = {}
+    facts: dict[str, dict[str, int]] = {}
+    whitenings: dict[Path, Whitening] = {}
+    alone = sum(len(one.truths) for one in sets) == 1
+    for one in sets:
+        place = learned_on[one.folder]
+        if place not in whitenings:
+            whitenings[place] = learn_whitening(reader, place, options, notes)
+        if overlap(place, image_folder(one.folder)):
+            notes.append(
+                f"{one.name}: the whitening was learned on the images that are searched; numbers are not comparable"
+            )
+        describer = Describer(reader, sizes, whitenings[place])
+        for truth, measured in judge(describer, one, options, notes):
+            facts[truth.name] = {"images": len(one.database(truth)), "queries": len(truth.queries)}
+            for (measure, case), value in measured.items():
+                label = case if case and alone else f"{truth.name} {case}".strip()
+                results.setdefault(measure, {})[label] = value
+    about = {
+        "image_size": options.size,
+        "stage": stage,
+        "sizes": list(sizes),
+        "whitened_on": {one.name: str(learned_on[one.folder]) for one in sets},
+        "pca": {one.name: whitenings[learned_on[one.folder]].n_components for one in sets},
+    }
+    headline = next((label for label in results["mAP"] if label.endswith("medium")), next(iter(results["mAP"])))
+    return Results(
+        "retrieval", {"datasets": facts}, {**options.as_dict(), **about}, results, ("mAP", headline), tuple(notes)
+    )
+
+
+def last_stage(bench: Workbench, stage: str | None) -> str:
+    """The stage that is asked for, or the last convolutional one.
+
+    Raises:
+        InputError: there is no such stage, or it is no map.
+    """
+    chosen = bench.trunk.stages[-2] if stage is None else stage
+    bench.trunk.check_stage(chosen)
+    if chosen == FEATURES:
+        raise InputError(
+            f"--stage {FEATURES} has no map to take regions of; use one of {', '.join(bench.trunk.stages[:-1])}"
+        )
+    return chosen
+
+
+def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions, notes: list[str]) -> Whitening:
+    """PCA-whitening of all regions of all images of a folder, at full size; what limits it goes to the notes.
+
+    Raises:
+        InputError: there are no images, or none that can be read, or all are alike.
+    """
+    source, whitening = open_source(place), None
+    views, faults, first = [View(index) for index in range(len(source))], dict[str, str](), 0
+    for part in reader.parts(source, views, options.size, f"whitening on {place.resolve().name}"):
+        faults |= {source.name(first + bad): reason for bad, reason in part.faults.items()}
+        first += len(part.counts_N)
+        if not len(part.rows_RC):
+            continue
+        channels = part.rows_RC.shape[1]
+        if whitening is None:
+            whitening = Whitening(min(options.pca, channels), unit_rows=True)
+            if options.pca > channels:
+                notes.append(
+                    f"--pca {options.pca} is more than the {channels} channels of {reader.stage}; {channels} are used"
+                )
+        whitening.update(part.rows_RC.float().to(reader.bench.machine.clustering_device))
+    if whitening is None:
+        raise InputError(f"{place}: none of its {count_of(len(source), 'image')} can be read; whitening needs some")
+    whitening.finish()
+    found = int((whitening.components_DP != 0).any(dim=0).sum())
+    if found == 0:
+        raise InputError(f"{place}: its images are all alike; whitening needs many that differ")
+    if found < whitening.n_components:
+        notes.append(f"the regions of {place} vary in {found} directions alone; the other numbers of a descriptor are zero")
+    if faults:
+        notes.append(f"whitening on {place}: {_faults(faults)}")
+    return whitening
+
+
+def judge(
+    describer: Describer, one: Buildings, options: RetrievalOptions, notes: list[str]
+) -> Iterator[tuple[GroundTruth, Mapping[tuple[str, str], float]]]:
+    """Each ground truth, with its mean average precision (and precisions, of the revisited sets) by measure and case.
+
+    Raises:
+        InputError: a query can't be read, or more answers are averaged than there are images.
+    """
+    names = sorted({name for truth in one.truths for name in one.database(truth)}, key=lambda name: one.index_of[name])
+    views = [View(one.index_of[name]) for name in names]
+    rows_NP, faults = describer.describe(one.source, views, f"{one.name}: images")
+    if faults:
+        notes.append(f"{one.name}: {_faults({names[place]: reason for place, reason in faults.items()})}")
+    row_of = {name: row for row, name in enumerate(names) if row not in faults}
+    for truth in one.truths:
+        ranked = [name for name in one.database(truth) if name in row_of]
+        if options.query_expansion > len(ranked):
+            raise InputError(
+                f"--query-expansion {options.query_expansion} is more than the {len(ranked):,} images of {truth.name}"
+            )
+        queries_QP = _queries(describer, one, truth)
+        best_QN = rank(queries_QP, rows_NP[[row_of[name] for name in ranked]], options.query_expansion)
+        yield truth, _measure(truth, [[ranked[index] for index in best_N] for best_N in best_QN.tolist()], notes)
+
+
+def _queries(describer: Describer, one: Buildings, truth: GroundTruth) -> Tensor:
+    views = [View(one.index_of[query.image], query.box) for query in truth.queries]
+    queries_QP, faults = describer.describe(one.source, views, f"{truth.name}: queries")
+    if faults:
+        named = {truth.queries[place].image: reason for place, reason in faults.items()}
+        raise InputError(f"{one.folder}: images of queries can't be read: {some([f'{n} ({r})' for n, r in named.items()])}")
+    return queries_QP
+
+
+def rank(queries_QP: Tensor, rows_NP: Tensor, expansion: int = 0) -> Tensor:
+    """Indexes (Q, N) of the rows by cosine, the best first; all rows have unit length.
+
+    Args:
+        expansion: K; each query is averaged with its K best answers, and asked again.
+    """
+    best_QN = (queries_QP @ rows_NP.T).argsort(dim=1, descending=True, stable=True)
+    if expansion:
+        together_QP = queries_QP + rows_NP[best_QN[:, :expansion]].sum(dim=1)
+        best_QN = (normalize(together_QP, dim=1) @ rows_NP.T).argsort(dim=1, descending=True, stable=True)
+    return best_QN
+
+
+def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[str]) -> dict[tuple[str, str], float]:
+    """Means over the queries that have a positive, by measure and case."""
+    means: dict[tuple[str, str], float] = {}
+    for case in truth.cases:
+        without = [query.name for query in truth.queries if not query.judged[case].positives]
+        if without:
+            count = "1 query" if len(without) == 1 else f"{len(without)} queries"
+            notes.append(
+                f"{f'{truth.name} {case}'.strip()}: {count} without a positive image, left out of the mean: {some(without)}"
+            )
+        asked = [(query.judged[case], ranked) for query, ranked in zip(truth.queries, rankings, strict=True)]
+        asked = [(judged, ranked) for judged, ranked in asked if judged.positives]
+        means["mAP", case] = _mean([average_precision(ranked, one.positives, one.junk) for one, ranked in asked])
+        if case in REVISITED:
+            precisions = [precisions_at(ranked, one.positives, one.junk, KS) for one, ranked in asked]
+            means |= {(f"mP@{k}", case): _mean([at[k] for at in precisions]) for k in KS}
+    return means
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _faults(faults: Mapping[str, str]) -> str:
+    verb = "can't be read and is left out" if len(faults) == 1 else "can't be read and are left out"
+    return f"{count_of(len(faults), 'image')} {verb}: {some([f'{name} ({reason})' for name, reason in faults.items()])}"

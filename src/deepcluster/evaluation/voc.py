@@ -1,0 +1,228 @@
+"""The PASCAL VOC devkit: its lists of images, and which of the 20 classes each image shows (Everingham et al., IJCV 2010).
+
+N images, C = 20 classes.
+"""
+
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepcluster.data.sources import ImageSource
+from deepcluster.data.sources.files import FileSource
+from deepcluster.data.sources.names import PackedNames
+from deepcluster.data.wording import count_of
+from deepcluster.errors import InputError, did_you_mean
+from deepcluster.evaluation.labelled import seen_in
+
+CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+PRESENT, DIFFICULT, ABSENT = 1, 0, -1
+SPLITS = ("train", "val", "trainval", "test")
+LISTS = Path("ImageSets") / "Main"
+PARTS = (Path("Annotations"), Path("JPEGImages"), LISTS)
+# Those of VOC have a few kilobytes; what is a thousand times larger is something else.
+LARGEST_ANNOTATION = 4 << 20
+
+
+@dataclass(frozen=True)
+class VocSplit:
+    """The images of one list, and what they show.
+
+    Attributes:
+        source: the images, without labels of their own.
+        labels_NC: int8; 1 = the image has an object of the class that is not difficult, 0 = difficult ones alone, which
+            no score counts, -1 = none.
+        names: of the images, without ending, in the order of the list.
+        notes: what a reader of the numbers must know.
+    """
+
+    source: ImageSource
+    labels_NC: Tensor
+    names: list[str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Devkit:
+    """A folder with `Annotations`, `JPEGImages` and `ImageSets/Main`."""
+
+    root: Path
+    name: str = field(default="", compare=False)
+
+    def lists(self) -> list[str]:
+        """Which of train, val, trainval and test there are."""
+        return [split for split in SPLITS if self._list_file(split).is_file()]
+
+    def has_answers(self, split: str) -> bool:
+        """Whether the list is there, and an annotation of its first image; VOC 2012 keeps those of its test images back."""
+        if split not in self.lists():
+            return False
+        names, _ = _read_list(self._list_file(split))
+        return (self.root / "Annotations" / f"{names[0]}.xml").is_file()
+
+    def split(self, name: str) -> VocSplit:
+        """The images of the list `name` (train, val, trainval or test) and their labels.
+
+        Raises:
+            InputError: no such list, it is empty, an image or an annotation that it names is missing, or an annotation
+                does not parse.
+        """
+        if name not in SPLITS:
+            raise InputError(f"unknown split {name!r}{did_you_mean(name, SPLITS)}: use one of {', '.join(SPLITS)}")
+        file = self._list_file(name)
+        if not file.is_file():
+            raise InputError(f"{file} does not exist; {self.root / LISTS} has {self._known()}")
+        names, notes = _read_list(file)
+        _check_there(names, self.root / "JPEGImages", ".jpg", file)
+        _check_there(names, self.root / "Annotations", ".xml", file)
+        unknown: Counter[str] = Counter()
+        rows = [_labels_of(self.root / "Annotations" / f"{image}.xml", unknown) for image in names]
+        if unknown:
+            found = ", ".join(f"{one} ({count:,})" for one, count in sorted(unknown.items())[:5])
+            notes.append(f"objects of other classes than VOC's 20 are left out of {name}: {found}")
+        paths = PackedNames(f"{image}.jpg" for image in names)
+        source = FileSource(self.root / "JPEGImages", paths, None, f"of {self.name or self.root.name} {name}")
+        return VocSplit(source, torch.tensor(rows, dtype=torch.int8), names, tuple(notes))
+
+    def _list_file(self, split: str) -> Path:
+        return self.root / LISTS / f"{split}.txt"
+
+    def _known(self) -> str:
+        return " and ".join(f"{split}.txt" for split in self.lists()) or "none of train.txt, val.txt, trainval.txt, test.txt"
+
+
+def open_voc(data: Path) -> Devkit:
+    """The devkit in `data`: the folder itself, a `VOC20xx` in it, or one in its `VOCdevkit`; of several VOC2007.
+
+    Raises:
+        InputError: there is none.
+    """
+    # VOC2007 is what the protocols are named after, and the one whose test annotations are public.
+    inside = [path for folder in (data, data / "VOCdevkit") for path in sorted(folder.glob("VOC20[0-9][0-9]"))]
+    candidates = [data, *sorted(inside, key=lambda path: path.name != "VOC2007")]
+    for path in candidates:
+        if all((path / part).is_dir() for part in PARTS):
+            return Devkit(path, path.resolve().name)
+    wanted = ", ".join(map(str, PARTS))
+    for path in candidates:
+        missing = [str(part) for part in PARTS if not (path / part).is_dir()]
+        if len(missing) < len(PARTS):
+            raise InputError(f"{path} is not a whole VOC devkit: {' and '.join(missing)} not there, of {wanted}")
+    raise InputError(
+        f"{data} is no VOC devkit: looked for folders {wanted} in it, in VOC2007 or VOC20xx, and in VOCdevkit/VOC20xx; "
+        f"{seen_in(data)}"
+    )
+
+
+def splits_for(devkit: Devkit, split: str) -> tuple[VocSplit, VocSplit]:
+    """What to train on and what to test on: train and val, or trainval and test.
+
+    Raises:
+        InputError: a list is missing, or what `Devkit.split` raises.
+    """
+    train, held_out = {"train": ("train", "val"), "trainval": ("trainval", "test")}[split]
+    lists = devkit.lists()
+    missing = [name for name in (train, held_out) if name not in lists]
+    if missing:
+        other = ("train", "val") if split == "trainval" else ("trainval", "test")
+        hint = f"; use --split {other[0]}" if set(other) <= set(lists) else ""
+        raise InputError(
+            f"{devkit.root / LISTS} has no {' and no '.join(f'{name}.txt' for name in missing)}; there are "
+            f"{', '.join(f'{name}.txt' for name in lists) or 'none of the lists train, val, trainval and test'}{hint}"
+        )
+    return devkit.split(train), devkit.split(held_out)
+
+
+def without_positives(labels_NC: Tensor, classes: Sequence[str] = CLASSES) -> list[str]:
+    """The classes of which no image has an object that counts: they have no average precision."""
+    return [name for name, labels_N in zip(classes, labels_NC.T, strict=True) if not (labels_N == PRESENT).any()]
+
+
+def _read_list(file: Path) -> tuple[list[str], list[str]]:
+    """The images of a list, and notes. Lists of a class have a second column, which the annotations tell anew."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} can't be read as UTF-8 text: {error}") from error
+    listed = [line.split()[0] for line in lines if line.strip()]
+    if not listed:
+        raise InputError(f"{file} names no images; a VOC list has the name of one image a line, without .jpg")
+    names = list(dict.fromkeys(listed))
+    repeated = len(listed) - len(names)
+    return names, [f"{count_of(repeated, 'repeated line')} of {file.name} skipped"] if repeated else []
+
+
+def _check_there(names: list[str], folder: Path, ending: str, listed_in: Path) -> None:
+    there = {path.name for path in folder.iterdir()}
+    missing = [name for name in names if name + ending not in there]
+    if missing:
+        some = ", ".join(name + ending for name in missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise InputError(
+            f"{folder} lacks {len(missing):,} of the {count_of(len(names), 'image')} that {listed_in} lists: {some}; "
+            "unpack the devkit anew"
+        )
+
+
+def _labels_of(file: Path, unknown: Counter[str]) -> list[int]:
+    """One label a class, of the objects of an annotation; counts those of `unknown` classes."""
+    best = dict.fromkeys(CLASSES, ABSENT)
+    for element in _parsed(file).iter("object"):
+        name = (element.findtext("name") or "").strip()
+        if name not in best:
+            unknown[name or "without a name"] += 1
+            continue
+        # VOC leaves the tag out where nothing was judged difficult.
+        difficult = (element.findtext("difficult") or "0").strip()
+        if difficult not in ("0", "1"):
+            raise InputError(f"{file}: <difficult> of a {name} is {difficult!r}; it must be 0 or 1")
+        best[name] = max(best[name], DIFFICULT if difficult == "1" else PRESENT)
+    return list(best.values())
+
+
+def _parsed(file: Path) -> ElementTree.Element:
+    """The root of an annotation. No document type is read: VOC has none, and entities can blow up a small file."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST_ANNOTATION + 1)
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {(error.strerror or str(error)).lower()}") from error
+    if len(content) > LARGEST_ANNOTATION:
+        raise InputError(f"{file} is larger than {LARGEST_ANNOTATION >> 20} MiB: it is no VOC annotation")
+    doctype = content.find(b"<!DOCTYPE")
+    if doctype >= 0:
+        line = content.count(b"\n", 0, doctype) + 1
+        raise InputError(f"{file}, line {line}: a VOC annotation has no document type (<!DOCTYPE …>); it is not read")
+    try:
+        # Without a document type there are no entities; a <!DOCTYPE in UTF-16 meets expat's own limits.
+        root = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        line = error.position[0] if isinstance(error, ElementTree.ParseError) else 1
+        raise InputError(f"{file}, line {line} does not parse as XML: {error}") from error
+    if root.tag != "annotation":
+        raise InputError(f"{file}, line 1: expected <annotation>, found <{root.tag}>: it is no VOC annotation")
+    return root

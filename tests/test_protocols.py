@@ -1,0 +1,225 @@
+"""`deepcluster evaluate` as a person uses it: one protocol, all of them, runs side by side, and wrong input."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benches import write_classes
+from click.testing import CliRunner, Result
+from small_runs import train_small
+
+import deepcluster
+from deepcluster import protocols
+from deepcluster.cli import _status, cli
+from deepcluster.errors import InputError
+from deepcluster.evaluation.comparison import compare
+from deepcluster.evaluation.options import PROTOCOLS
+
+KNN = ["--k", "1,3"]
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "colours"
+    write_classes(folder / "train", 10)
+    write_classes(folder / "val", 4, seed=1)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def evaluate(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+
+
+def content(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_a_protocol_prints_a_table_and_writes_its_file(run: Path, classes: Path) -> None:
+    result = evaluate("knn", run, "--data", classes, *KNN)
+    assert result.exit_code == 0
+    assert f"knn of {run}: " in result.output
+    assert "top-1" in result.output
+    assert "Published, same protocol:" in result.output
+    assert str(run / "evaluation" / "knn.json") in result.output
+    found = content(run / "evaluation" / "knn.json")
+    assert {"protocol", "model", "data", "settings", "results", "seconds"} <= found.keys()
+    assert found["settings"]["k"] == [1, 3]
+    assert found["data"]["train_images"] == 30
+
+
+def test_python_has_the_function_of_the_same_name(run: Path, classes: Path, tmp_path: Path) -> None:
+    evaluation = deepcluster.evaluate("knn", run, classes, k=(1, 3), out=tmp_path / "here" / "my.json")
+    assert evaluation.path == tmp_path / "here" / "my.json"
+    assert content(evaluation.path)["results"] == evaluation.results.as_dict()["results"]
+    assert not (run / "evaluation").exists()
+
+
+@pytest.mark.parametrize("form, mark", [("markdown", "| --- |"), ("latex", r"\begin{tabular}")])
+def test_tables_for_papers(run: Path, classes: Path, form: str, mark: str) -> None:
+    assert mark in evaluate("knn", run, "--data", classes, "--format", form, *KNN).output
+
+
+def test_the_baseline_is_not_written_into_the_run(run: Path, classes: Path, tmp_path: Path) -> None:
+    result = evaluate("knn", f"untrained:{run}", "--data", classes, *KNN)
+    assert "not written (--out" in result.output
+    assert not (run / "evaluation").exists()
+    evaluate("knn", "untrained:alexnet-small", "--data", classes, "--out", tmp_path / "baseline", *KNN)
+    assert content(tmp_path / "baseline" / "knn.json")["model"] == "untrained:alexnet-small"
+
+
+def test_every_protocol_has_a_command_with_all_its_options() -> None:
+    for protocol, owner in PROTOCOLS.items():
+        text = evaluate(protocol, "--help").output
+        for name in owner.__dataclass_fields__:
+            assert f"--{name.replace('_', '-')}" in text, protocol
+        assert (owner.__doc__ or "").split(" (")[0].split()[0] in evaluate("--help").output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--k", "1,31"], "31"),
+        (["--k", "0"], "k=0 is too small; use 1 or more"),
+        (["--k", "1;2"], "numbers with commas between"),
+        (["--stages", "conv9", *KNN], "has no stage 'conv9'"),
+        (["--device", "cuda:77", *KNN], "no such device"),
+        (["--out", "/dev/null/x", *KNN], "no folder that can be written to"),
+    ],
+)
+def test_wrong_options_end_in_2_and_write_nothing(
+    run: Path, classes: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _status(["evaluate", "knn", str(run), "--data", str(classes), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (run / "evaluation").exists()
+
+
+def test_wrong_data_ends_in_2(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no image")
+    for protocol in PROTOCOLS:
+        for data, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "texts", "txt")):
+            assert _status(["evaluate", protocol, str(run), "--data", str(data)]) == 2, protocol
+            assert message in capsys.readouterr().err, protocol
+    with pytest.raises(InputError, match=r"unknown protocol 'lineal' \(did you mean linear\?\)"):
+        deepcluster.evaluate("lineal", run, tmp_path)
+    with pytest.raises(InputError, match=r"unknown option 'epoch' \(did you mean epochs\?\)"):
+        deepcluster.evaluate("linear", run, tmp_path, epoch=3)
+
+
+def test_all_runs_what_finds_its_data(run: Path, classes: Path) -> None:
+    only = "knn,clusters,linear"
+    settings = ["--set", "knn.k=1,3", "--set", "linear.fast=yes", "--only", only]
+    result = evaluate("all", run, "--data-root", classes, *settings)
+    assert result.exit_code == 0
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"knn.json", "clusters.json", "linear.json"}
+    last = result.output.splitlines()[-4:]
+    assert last[0].split() == ["protocol", "data", "measure", "value"]
+    assert [line.split()[:2] for line in last[1:]] == [[name, "colours"] for name in only.split(",")]
+    assert content(run / "evaluation" / "linear.json")["settings"]["fast"] is True
+
+
+def test_all_goes_on_with_what_is_not_there_yet(run: Path, classes: Path) -> None:
+    arguments = ["all", run, "--data-root", classes, "--only", "knn,clusters", "--set", "knn.k=1,3"]
+    evaluate(*arguments)
+    files = [run / "evaluation" / f"{name}.json" for name in ("knn", "clusters")]
+    before = [path.stat().st_mtime_ns for path in files]
+    files[1].unlink()
+    first = evaluate(*arguments).output
+    assert files[0].stat().st_mtime_ns == before[0], "judged before, with the same options"
+    assert files[1].is_file()
+    assert "knn" in first.splitlines()[-2]
+    evaluate(*arguments, "--again")
+    assert files[0].stat().st_mtime_ns != before[0]
+    evaluate(*arguments[:-1], "knn.k=5")
+    assert content(files[0])["settings"]["k"] == [5]
+
+
+def test_all_tells_several_data_sets_apart_and_leaves_out_what_fails(
+    run: Path, classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(classes, root / "colours")
+    shutil.copytree(classes, root / "others")
+    shutil.rmtree(root / "others" / "val" / "class2")
+    result = evaluate("all", run, "--data-root", root, "--only", "knn", "--set", "knn.k=1")
+    assert [path.name for path in (run / "evaluation").iterdir()] == ["knn-colours.json"]
+    assert "knn is left out: " in result.stderr
+    assert "class2 is not in val" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epochs=3", "write PROTOCOL.OPTION=VALUE, such as linear.epochs=20"),
+        ("lineal.epochs=3", r"did you mean linear\?"),
+        ("linear.epoch=3", r"unknown option 'epoch' \(did you mean epochs\?\)"),
+        ("linear.epochs=many", "epochs=many should be a number"),
+        ("linear.fast=perhaps", "fast=perhaps should be yes or no"),
+        ("linear.epochs=0", "epochs=0 is too small"),
+    ],
+)
+def test_options_of_all_are_checked_before_it_begins(run: Path, classes: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate("all", run, "--data-root", classes, "--set", text)
+
+
+def test_all_without_any_data_says_what_was_looked_for(run: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"no protocol finds its data there .*Looked for: class folders in train/ and val/; "
+    ):
+        protocols.evaluate_all(run, run)
+
+
+def test_runs_side_by_side(run: Path, classes: Path, tmp_path: Path) -> None:
+    evaluate("knn", run, "--data", classes, *KNN)
+    evaluate("clusters", run, "--data", classes)
+    evaluate("knn", f"untrained:{run}", "--data", classes, "--out", tmp_path / "before", *KNN)
+    table, remarks = compare([run, tmp_path / "before"])
+    assert list(table.header) == ["", str(run), str(tmp_path / "before")]
+    rows = {row[0]: row[1:] for row in table.rows}
+    knn = content(run / "evaluation" / "knn.json")["results"]["top-1"]
+    name, value = next(iter(knn.items())) if isinstance(knn, dict) else ("", knn)
+    assert rows[f"knn top-1 {name}".strip()][0] == f"{100 * value:.1f}"
+    assert all(row[1] == "–" for name, row in rows.items() if name.startswith("clusters"))
+    assert remarks == []
+    everything, _ = compare([run], everything=True)
+    assert any("purity" in row[0] for row in everything.rows)
+    assert evaluate("compare", run, tmp_path / "before").output.count("\n") == len(table.rows) + 1
+
+
+def test_results_that_were_not_measured_alike_are_told(run: Path, classes: Path, tmp_path: Path) -> None:
+    evaluate("knn", run, "--data", classes, *KNN)
+    evaluate("knn", run, "--data", classes, "--k", "1,3", "--temperature", "0.1", "--out", tmp_path / "other")
+    _, remarks = compare([run, tmp_path / "other"])
+    assert remarks == ["knn: not the same settings (temperature)"]
+
+
+def test_folders_without_results(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no results of `deepcluster evaluate`"):
+        compare([run])
+    (tmp_path / "knn.json").write_text('{"protocol": "knn", ')
+    with pytest.raises(InputError, match=r"knn.json can't be read"):
+        compare([tmp_path])
+
+
+@pytest.mark.parametrize("way", ["knn", "linear"])
+def test_evaluation_on_the_way_changes_nothing_of_a_run(classes: Path, tmp_path: Path, way: str) -> None:
+    settings = {"clusters": 3, "sobel": False}
+    plain = train_small(classes / "train", tmp_path / "plain", **settings)
+    watched = train_small(classes / "train", tmp_path / "watched", eval_every=1, eval_with=way, **settings)
+    states = [torch.load(one / "checkpoints" / "last.pt", weights_only=True)["trunk"] for one in (plain, watched)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    lines = [json.loads(line) for line in (watched / "metrics.jsonl").read_text().splitlines()]
+    assert all(0.3 < line[way] <= 1 for line in lines)
+    assert all(way not in json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines())
+    assert f"{'k-NN' if way == 'knn' else 'linear'} " in (watched / "train.log").read_text()

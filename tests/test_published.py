@@ -1,0 +1,112 @@
+"""Published numbers: sourced, sensible, found; and the documentation shows the very same."""
+
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from deepcluster.evaluation.options import PROTOCOLS
+from deepcluster.evaluation.published import PUBLISHED, Published, published_for, published_table
+from deepcluster.models.trunk import ARCHITECTURES
+
+DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
+# A paper with its table, or a repository with its file, thread or pull request.
+SOURCE = re.compile(r"(.+ et al\., .+, table .+)|([\w.-]+/[\w.-]+, (\S+\.(md|rst)|(issue|pull request) \d+).*)")
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row.protocol}-{row.data}-{row.system}"[:60])
+def test_every_row_is_complete(row: Published) -> None:
+    assert row.protocol in PROTOCOLS
+    assert SOURCE.fullmatch(row.source)
+    assert row.numbers and all(0 < value < 100 for value in row.numbers.values())
+    assert row.data and row.system and row.arch in ARCHITECTURES
+
+
+def test_every_protocol_has_rows_that_were_checked() -> None:
+    for protocol in PROTOCOLS:
+        assert any(row.checked for row in published_for(protocol)), protocol
+
+
+def test_no_row_is_there_twice() -> None:
+    keys = [(row.protocol, row.data, row.system, row.arch, row.source) for row in PUBLISHED]
+    assert len(keys) == len(set(keys))
+
+
+def test_more_labelled_images_and_better_features_mean_more() -> None:
+    """Slips of the pen: of each table, labels beat DeepCluster, which beats random weights (the best of each row)."""
+    for protocol in ("linear", "voc07-classification", "voc07-svm", "semi-supervised", "retrieval"):
+        for data in dict.fromkeys(row.data for row in published_for(protocol)):
+            for arch in ("alexnet", "resnet50", "vgg16"):
+                rows = [row for row in published_for(protocol) if (row.data, row.arch) == (data, arch)]
+                by_kind = {
+                    kind: [max(row.numbers.values()) for row in rows if row.system.startswith(kind)]
+                    for kind in ("random", "DeepCluster", "trained on")
+                }
+                levels = [values for values in by_kind.values() if values]
+                assert all(max(worse) < max(better) for worse, better in pairwise(levels)), rows
+    for row in published_for("voc07-svm"):
+        values = list(row.numbers.values())[1:]
+        assert values == sorted(values)
+    for row in published_for("semi-supervised"):
+        assert row.numbers["1 % of labels"] < row.numbers["10 % of labels"]
+
+
+def test_what_is_remembered_says_so() -> None:
+    paper = next(row for row in published_for("linear") if row.numbers.get("conv3") == 41.0)
+    assert paper.cited() == "from memory of Caron et al., arXiv 1807.05520v2, table 1, not checked"
+    assert next(row for row in published_for("voc07-classification") if row.numbers == {"fc6-8": 70.4}).cited() == (
+        "facebookresearch/deepcluster, README.md"
+    )
+
+
+def test_the_same_architecture_comes_first_and_nothing_is_lost() -> None:
+    for arch in ("alexnet", "resnet50", "resnet18-small"):
+        rows = published_for("linear", None, arch)
+        same = [row.arch == arch for row in rows]
+        assert same == sorted(same, reverse=True) and any(same)
+        assert set(map(id, rows)) == set(map(id, published_for("linear")))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "CIFAR-10", "cifar_10"])
+def test_the_same_data_come_before_the_same_architecture(name: str) -> None:
+    rows = published_for("knn", name, "resnet50")
+    assert [row.data for row in rows[:2]] == ["CIFAR-10", "CIFAR-10"]
+    assert rows[2].arch == "resnet50" and rows[2].data == "ImageNet"
+
+
+def test_data_that_nobody_published_change_nothing() -> None:
+    assert published_for("knn", "my photos") == published_for("knn")
+
+
+def test_unknown_protocols_have_none() -> None:
+    assert published_for("guessing") == []
+    assert published_table("guessing") is None
+
+
+def test_a_table_row_by_hand() -> None:
+    table = published_table("retrieval")
+    assert table is not None
+    assert list(table.rows[1]) == [
+        "trained on ImageNet's labels, Sobel",
+        "Oxford5k, Paris6k",
+        "vgg16",
+        "Oxford5k 72.4, Paris6k 81.5",
+        "facebookresearch/deepcluster, issue 58, which quotes the paper",
+    ]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_documentation_shows_this_very_table(protocol: str) -> None:
+    table = published_table(protocol)
+    assert table is not None
+    section = DOCS.read_text(encoding="utf-8").split(f"\n## `{protocol}`\n")[1].split("\n## ")[0]
+    assert table.render("markdown") in section
+
+
+def test_it_needs_no_torch() -> None:
+    """Tables of published numbers cost no seconds of loading."""
+    code = "import sys, deepcluster.evaluation.published; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
