@@ -34,9 +34,9 @@ from torch.nn.functional import normalize
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation import linear
+from deepcluster.evaluation.features.pooling import Pooled
+from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.evaluation.pooling import Pooled
-from deepcluster.evaluation.workbench import Workbench
 from deepcluster.inference import LOOK_BATCH
 from deepcluster.models.trunk import normalise
 from deepcluster.protocols import workbench

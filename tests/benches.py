@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.device import Machine
-from deepcluster.evaluation.workbench import Workbench
+from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, make_trunk
 from deepcluster.progress import Reporter

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcluster.errors import InputError
-from deepcluster.evaluation.buildings import (
+from deepcluster.evaluation.datasets.buildings import (
     DAMAGED_IN_PARIS,
     WHOLE,
     average_precision,

@@ -12,11 +12,11 @@ from small_runs import train_small
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import InputError
-from deepcluster.evaluation.agreement import MEASURES, agreement
 from deepcluster.evaluation.clusters import evaluate
-from deepcluster.evaluation.labelled import open_labelled
+from deepcluster.evaluation.datasets.labelled import open_labelled
+from deepcluster.evaluation.features.readable import readable_rows
+from deepcluster.evaluation.measures.agreement import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
-from deepcluster.evaluation.readable import readable_rows
 
 CLASSES = 3
 

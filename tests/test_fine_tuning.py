@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from deepcluster.device import Machine
 from deepcluster.errors import InputError, TrainingError
-from deepcluster.evaluation.fine_tuning import (
+from deepcluster.evaluation.learners.fine_tuning import (
     LOOK_STEPS,
     Classifier,
     RunningLoss,

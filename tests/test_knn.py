@@ -16,10 +16,10 @@ from deepcluster.clustering import neighbours
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.errors import InputError, Interrupted
 from deepcluster.evaluation import knn as module
+from deepcluster.evaluation.datasets.labelled import open_train_val
+from deepcluster.evaluation.features.readable import readable_rows
 from deepcluster.evaluation.knn import evaluate, knn_accuracy, knn_predict, leave_one_out_accuracy, ranks_of_truth
-from deepcluster.evaluation.labelled import open_train_val
 from deepcluster.evaluation.options import KnnOptions
-from deepcluster.evaluation.readable import readable_rows
 
 
 def data(n: int, dim: int = 6, n_classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:

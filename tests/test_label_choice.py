@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.errors import InputError
-from deepcluster.evaluation.label_choice import ChosenImages, choose_labelled, hold_out, listed
+from deepcluster.evaluation.datasets.label_choice import ChosenImages, choose_labelled, hold_out, listed
 
 
 def mixed(sizes: list[int], seed: int = 0) -> Tensor:

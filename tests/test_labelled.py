@@ -7,7 +7,7 @@ import pytest
 from benches import write_classes
 
 from deepcluster.errors import InputError
-from deepcluster.evaluation.labelled import has_train_val, open_train_val
+from deepcluster.evaluation.datasets.labelled import has_train_val, open_train_val
 
 
 def pack(folder: Path, file: Path, *, inside: str) -> None:

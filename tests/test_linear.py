@@ -19,15 +19,16 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms.v2 import functional as torchvision
 
 from deepcluster.errors import InputError, Interrupted
-from deepcluster.evaluation import linear, logistic
-from deepcluster.evaluation.labelled import open_train_val
+from deepcluster.evaluation import linear
+from deepcluster.evaluation.datasets.labelled import open_train_val
+from deepcluster.evaluation.features.pooling import Pooled
+from deepcluster.evaluation.features.workbench import Workbench
+from deepcluster.evaluation.learners import logistic
+from deepcluster.evaluation.learners.linear_heads import LinearHeads, learning_rate
+from deepcluster.evaluation.learners.logistic import fit_logistic, probe_accuracy, right_among
 from deepcluster.evaluation.linear import evaluate
-from deepcluster.evaluation.linear_heads import LinearHeads, learning_rate
-from deepcluster.evaluation.logistic import fit_logistic, probe_accuracy, right_among
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.evaluation.pooling import Pooled
 from deepcluster.evaluation.results import Results
-from deepcluster.evaluation.workbench import Workbench
 from deepcluster.models.trunk import normalise
 from deepcluster.progress import Meter, Reporter
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from deepcluster.evaluation.pooling import MOST_NUMBERS, Pooled, pool
+from deepcluster.evaluation.features.pooling import MOST_NUMBERS, Pooled, pool
 from deepcluster.models.trunk import ARCHITECTURES, make_trunk
 
 # Section 4.2 of the paper: kernel, stride, padding and the numbers that come out, by stage of AlexNet at 224 px.

@@ -16,12 +16,12 @@ from torch.nn.functional import cross_entropy
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import TrainingView
 from deepcluster.errors import InputError, Interrupted, TrainingError
-from deepcluster.evaluation.fine_tuning import order_of
-from deepcluster.evaluation.label_choice import choose_labelled
+from deepcluster.evaluation.datasets.label_choice import choose_labelled
+from deepcluster.evaluation.features.workbench import Workbench
+from deepcluster.evaluation.learners.fine_tuning import order_of
+from deepcluster.evaluation.learners.trainings import Exam, Rates, Score, Trainings, batches_of, epochs_of, fall_of_rates
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.semi_supervised import Comparison, evaluate, grid_of, middle_of, rank
-from deepcluster.evaluation.trainings import Exam, Rates, Score, Trainings, batches_of, epochs_of, fall_of_rates
-from deepcluster.evaluation.workbench import Workbench
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.progress import Meter, Reporter
@@ -80,8 +80,11 @@ def tiny_bench(cache: Path, *, seed: int = 3, dropout: float = 0.3, **changes: A
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def weights(trunk: Trunk) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from vocs import write_voc
 
 from deepcluster.errors import InputError
-from deepcluster.evaluation.voc import CLASSES, open_voc, splits_for, without_positives
+from deepcluster.evaluation.datasets.voc import CLASSES, open_voc, splits_for, without_positives
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TWO = {"train": {"a": ["cat"], "b": ["dog", "!cat"]}, "val": {"c": ["!dog"], "d": []}}

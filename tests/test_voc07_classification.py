@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from deepcluster.data.views import TenCrops, TrainingView, draws
 from deepcluster.errors import InputError, Interrupted, TrainingError
-from deepcluster.evaluation.fine_tuning import Classifier, logits_of
+from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
+from deepcluster.evaluation.features.unfinished import weights_hash
+from deepcluster.evaluation.features.workbench import Workbench
+from deepcluster.evaluation.learners.fine_tuning import Classifier, logits_of
 from deepcluster.evaluation.options import VocClassificationOptions
-from deepcluster.evaluation.unfinished import weights_hash
-from deepcluster.evaluation.voc import CLASSES, open_voc
 from deepcluster.evaluation.voc07_classification import (
     NAME,
     TEST_EPOCH,
@@ -29,7 +30,6 @@ from deepcluster.evaluation.voc07_classification import (
     reduced,
     score,
 )
-from deepcluster.evaluation.workbench import Workbench
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import make_trunk
 

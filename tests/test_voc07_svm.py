@@ -14,11 +14,10 @@ from sklearn.svm import LinearSVC
 from vocs import write_voc
 
 from deepcluster.errors import InputError, Interrupted
-from deepcluster.evaluation import svm as numbers
-from deepcluster.evaluation.options import VocSvmOptions
-from deepcluster.evaluation.pooling import Pooled
-from deepcluster.evaluation.results import Results
-from deepcluster.evaluation.svm import (
+from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
+from deepcluster.evaluation.features.pooling import Pooled
+from deepcluster.evaluation.learners import svm as numbers
+from deepcluster.evaluation.learners.svm import (
     COSTS,
     FIXED_COST,
     Job,
@@ -30,7 +29,8 @@ from deepcluster.evaluation.svm import (
     train_svm,
     unit_rows,
 )
-from deepcluster.evaluation.voc import CLASSES, open_voc
+from deepcluster.evaluation.options import VocSvmOptions
+from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.voc07_svm import _Case, evaluate
 from deepcluster.interruption import Interruption
 

@@ -14,8 +14,8 @@ from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView
 from deepcluster.device import Machine
 from deepcluster.errors import InputError, Interrupted
-from deepcluster.evaluation.pooling import Pooled, pool
-from deepcluster.evaluation.workbench import Workbench, data_key, readable
+from deepcluster.evaluation.features.pooling import Pooled, pool
+from deepcluster.evaluation.features.workbench import Workbench, data_key, readable
 from deepcluster.models.trunk import Trunk, normalise
 
 ALL = [Pooled(stage, kind) for stage in ("conv1", "conv4", "features") for kind in ("average", "pooled")]

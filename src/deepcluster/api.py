@@ -74,7 +74,7 @@ def _knn_of_few_or_many(features_ND: torch.Tensor, labels_N: torch.Tensor) -> fl
 
 def _linear_probe(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Accuracy of a linear probe on the fifth of the images that it was not trained on."""
-    from deepcluster.evaluation.logistic import probe_accuracy
+    from deepcluster.evaluation.learners.logistic import probe_accuracy
 
     return probe_accuracy(features_ND, labels_N, seed=0)
 

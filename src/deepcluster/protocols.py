@@ -17,13 +17,13 @@ from deepcluster.data.storage.cache_folder import usual_cache_folder
 from deepcluster.data.storage.retries import end_waits
 from deepcluster.device import Machine
 from deepcluster.errors import InputError, did_you_mean
-from deepcluster.evaluation.buildings import is_buildings
-from deepcluster.evaluation.labelled import has_train_val, seen_in
+from deepcluster.evaluation.datasets.buildings import is_buildings
+from deepcluster.evaluation.datasets.labelled import has_train_val, seen_in
+from deepcluster.evaluation.datasets.voc import open_voc
+from deepcluster.evaluation.features.unfinished import digest_of
+from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.options import PROTOCOLS, QUICK
 from deepcluster.evaluation.results import Results, Table, shown
-from deepcluster.evaluation.unfinished import digest_of
-from deepcluster.evaluation.voc import open_voc
-from deepcluster.evaluation.workbench import Workbench
 from deepcluster.interruption import Interruption
 from deepcluster.model import Model, load
 from deepcluster.models.trunk import Trunk

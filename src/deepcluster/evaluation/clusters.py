@@ -18,8 +18,7 @@ from deepcluster.clustering.kmeans import KMeans, LloydState
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
-from deepcluster.evaluation.agreement import MEASURES, agreement
-from deepcluster.evaluation.labelled import (
+from deepcluster.evaluation.datasets.labelled import (
     HELD_OUT,
     TRAIN,
     Labelled,
@@ -28,10 +27,11 @@ from deepcluster.evaluation.labelled import (
     open_labelled,
     open_train_val,
 )
+from deepcluster.evaluation.features.readable import ReadableRows, readable_rows
+from deepcluster.evaluation.features.workbench import Workbench
+from deepcluster.evaluation.measures.agreement import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
-from deepcluster.evaluation.readable import ReadableRows, readable_rows
 from deepcluster.evaluation.results import Results
-from deepcluster.evaluation.workbench import Workbench
 
 # A run's images are these where so many of their names are known.
 KNOWN_SHARE = 0.9

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import InputError
-from deepcluster.evaluation.labelled import seen_in
+from deepcluster.evaluation.datasets.labelled import seen_in
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.results import Table, shown
 

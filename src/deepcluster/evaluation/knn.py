@@ -11,11 +11,11 @@ from torch import Tensor
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.errors import InputError
-from deepcluster.evaluation.labelled import open_train_val
+from deepcluster.evaluation.datasets.labelled import open_train_val
+from deepcluster.evaluation.features.readable import readable_rows
+from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.options import KnnOptions
-from deepcluster.evaluation.readable import readable_rows
 from deepcluster.evaluation.results import Results
-from deepcluster.evaluation.workbench import Workbench
 
 TEMPERATURE = 0.07
 BLOCK_ROWS = 1024

@@ -25,14 +25,14 @@ from deepcluster.data.survey import MOST_UNREADABLE, check_unreadable
 from deepcluster.data.views import ClusterView, ShiftedView, TenCrops
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
-from deepcluster.evaluation.labelled import Labelled, TrainVal, open_train_val
-from deepcluster.evaluation.linear_heads import LinearHeads, learning_rate
-from deepcluster.evaluation.logistic import fit_logistic, right_among
+from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
+from deepcluster.evaluation.features.pooling import Pooled
+from deepcluster.evaluation.features.unfinished import Unfinished
+from deepcluster.evaluation.features.workbench import Workbench, data_key, readable
+from deepcluster.evaluation.learners.linear_heads import LinearHeads, learning_rate
+from deepcluster.evaluation.learners.logistic import fit_logistic, right_among
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.evaluation.pooling import Pooled
 from deepcluster.evaluation.results import Measured, Results
-from deepcluster.evaluation.unfinished import Unfinished
-from deepcluster.evaluation.workbench import Workbench, data_key, readable
 from deepcluster.progress import duration
 
 KINDS = {"pooled": "pooled", "avgpool": "average"}

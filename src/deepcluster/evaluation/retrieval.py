@@ -17,13 +17,13 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
-from deepcluster.evaluation.building_sets import Buildings, image_folder, open_sets, overlap, some, whitening_folder
-from deepcluster.evaluation.buildings import REVISITED, GroundTruth, average_precision, precisions_at
+from deepcluster.evaluation.datasets.building_sets import Buildings, image_folder, open_sets, overlap, some, whitening_folder
+from deepcluster.evaluation.datasets.buildings import REVISITED, GroundTruth, average_precision, precisions_at
+from deepcluster.evaluation.features.regions import Part, RegionReader, View
+from deepcluster.evaluation.features.rmac import aggregate
+from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.options import RetrievalOptions
-from deepcluster.evaluation.regions import Part, RegionReader, View
 from deepcluster.evaluation.results import Results
-from deepcluster.evaluation.rmac import aggregate
-from deepcluster.evaluation.workbench import Workbench
 from deepcluster.models.trunk import FEATURES
 
 SCALES = (1.0, 2**-0.5, 0.5)

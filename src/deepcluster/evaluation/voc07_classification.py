@@ -35,8 +35,17 @@ from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import TenCrops, TrainingView
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
-from deepcluster.evaluation.average_precision import mean_average_precision
-from deepcluster.evaluation.fine_tuning import (
+from deepcluster.evaluation.datasets.voc import (
+    CLASSES,
+    DIFFICULT,
+    PRESENT,
+    VocSplit,
+    open_voc,
+    splits_for,
+    without_positives,
+)
+from deepcluster.evaluation.features.workbench import Workbench, data_key
+from deepcluster.evaluation.learners.fine_tuning import (
     Classifier,
     RunningLoss,
     crop_size,
@@ -48,10 +57,9 @@ from deepcluster.evaluation.fine_tuning import (
     sgd,
     step,
 )
+from deepcluster.evaluation.measures.average_precision import mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Results
-from deepcluster.evaluation.voc import CLASSES, DIFFICULT, PRESENT, VocSplit, open_voc, splits_for, without_positives
-from deepcluster.evaluation.workbench import Workbench, data_key
 from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Meter
 

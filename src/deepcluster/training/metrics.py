@@ -44,11 +44,7 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     """The epoch in one line worth reading."""
     seconds = metrics["seconds"]
     parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.3f}"]
-    parts += [
-        f"{title} {metrics[name]:.3f}"
-        for title, name in EVALUATED
-        if metrics.get(name) is not None
-    ]
+    parts += [f"{title} {metrics[name]:.3f}" for title, name in EVALUATED if metrics.get(name) is not None]
     parts += [
         f"clusters {metrics['clusters_nonempty']:,}/{metrics['clusters']:,}",
         f"largest {metrics['largest_cluster_share']:.1%}",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from deepcluster.data.wording import count_of
-from deepcluster.evaluation.labelled import Labelled
-from deepcluster.evaluation.pooling import Pooled
-from deepcluster.evaluation.workbench import Workbench, readable
+from deepcluster.evaluation.datasets.labelled import Labelled
+from deepcluster.evaluation.features.pooling import Pooled
+from deepcluster.evaluation.features.workbench import Workbench, readable
 
 
 @dataclass(frozen=True)

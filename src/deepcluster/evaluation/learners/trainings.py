@@ -15,11 +15,11 @@ from torch.nn.functional import cross_entropy
 
 from deepcluster.data.loader import Loader
 from deepcluster.data.views import ClusterView, TrainingView
-from deepcluster.evaluation.fine_tuning import Classifier, logits_of, order_of, seed_of, sgd, step
-from deepcluster.evaluation.logistic import right_among
+from deepcluster.evaluation.features.unfinished import Unfinished
+from deepcluster.evaluation.features.workbench import Workbench
+from deepcluster.evaluation.learners.fine_tuning import Classifier, logits_of, order_of, seed_of, sgd, step
+from deepcluster.evaluation.learners.logistic import right_among
 from deepcluster.evaluation.options import SemiSupervisedOptions
-from deepcluster.evaluation.unfinished import Unfinished
-from deepcluster.evaluation.workbench import Workbench
 from deepcluster.inference import LOOK_BATCH
 from deepcluster.progress import Meter
 

@@ -26,8 +26,8 @@ from deepcluster.data.survey import survey
 from deepcluster.data.views import ClusterView
 from deepcluster.device import Machine, free_disk_bytes
 from deepcluster.errors import InputError
-from deepcluster.evaluation.pooling import Pooled
-from deepcluster.evaluation.unfinished import Unfinished, weights_hash
+from deepcluster.evaluation.features.pooling import Pooled
+from deepcluster.evaluation.features.unfinished import Unfinished, weights_hash
 from deepcluster.inference import LOOK_BATCH
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, normalise

@@ -8,8 +8,14 @@ from pathlib import Path
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
-from deepcluster.evaluation.buildings import DAMAGED_IN_PARIS, GroundTruth, find_ground_truths, is_buildings, none_found
-from deepcluster.evaluation.labelled import seen_in
+from deepcluster.evaluation.datasets.buildings import (
+    DAMAGED_IN_PARIS,
+    GroundTruth,
+    find_ground_truths,
+    is_buildings,
+    none_found,
+)
+from deepcluster.evaluation.datasets.labelled import seen_in
 
 IMAGE_FOLDERS = ("jpg", "images")
 OTHER = {"oxford": "paris", "paris": "oxford"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deepcluster.device import Machine
 from deepcluster.errors import InputError, TrainingError
-from deepcluster.evaluation.workbench import Workbench
+from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import Trunk, normalise
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
-from deepcluster.evaluation.labelled import seen_in
+from deepcluster.evaluation.datasets.labelled import seen_in
 from deepcluster.plain_pickle import read_plain_pickle
 
 LISTS = ("good", "ok", "junk")

@@ -17,7 +17,7 @@ from deepcluster.data.sources.files import FileSource
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError, did_you_mean
-from deepcluster.evaluation.labelled import seen_in
+from deepcluster.evaluation.datasets.labelled import seen_in
 
 CLASSES = (
     "aeroplane",
