@@ -1,5 +1,6 @@
 """What a protocol gives, and how it is printed and written: as text, Markdown or LaTeX, and as JSON."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,21 +86,29 @@ class Table:
     def _text(self) -> str:
         lines = [self.header, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        is_left = self._holds_words()
         return "\n".join(
             "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+                cell.ljust(width) if left else cell.rjust(width)
+                for cell, width, left in zip(line, widths, is_left, strict=True)
             ).rstrip()
             for line in lines
         )
 
+    def _holds_words(self) -> list[bool]:
+        """Of each column, whether it is the first, or has a cell that is no number."""
+        return [
+            column == 0 or any(re.fullmatch(r"[-+]?[\d.,]+|–", line[column]) is None for line in self.rows)
+            for column in range(len(self.header))
+        ]
+
     def _markdown(self) -> str:
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        lines = [self.header, ["---" if left else "---:" for left in self._holds_words()], *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
     def _latex(self) -> str:
         body = [" & ".join(_escaped(cell) for cell in line) + r" \\" for line in [self.header, *self.rows]]
-        columns = "l" + "r" * (len(self.header) - 1)
+        columns = "".join("l" if left else "r" for left in self._holds_words())
         top = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body[0], r"\midrule"]
         return "\n".join([*top, *body[1:], r"\bottomrule", r"\end{tabular}"])
 

@@ -96,7 +96,6 @@ def make_trunk(arch: str, *, image_size: int = 224, sobel: bool = True, dropout:
         InputError: an unknown name, or an image size that the trunk can't take.
     """
     from deepcluster.models.convnets import TABLES, ConvNet
-    from deepcluster.models.resnets import ResNet
 
     if arch not in ARCHITECTURES:
         raise InputError(
@@ -107,6 +106,8 @@ def make_trunk(arch: str, *, image_size: int = 224, sobel: bool = True, dropout:
         torch.default_generator.manual_seed(seed)
         if arch in TABLES:
             return ConvNet(arch, image_size=image_size, sobel=sobel, dropout=dropout)
+        from deepcluster.models.resnets import ResNet  # torchvision takes three seconds
+
         return ResNet(arch, image_size=image_size, sobel=sobel)
 
 
