@@ -190,13 +190,18 @@ def test_stages_have_their_cases_and_five_classes_no_top_5(tmp_path: Path) -> No
 
 def test_k_over_the_number_of_images_is_told(images: Path, cache: Path) -> None:
     with pytest.raises(InputError, match=r"k=200 neighbours are more than the 48 images of .*; use --k 1,5,10,20$"):
-        evaluate(make_bench(cache), images, KnnOptions())
+        evaluate(make_bench(cache), images, KnnOptions(k=(1, 5, 10, 20, 200)))
     with pytest.raises(InputError, match=r"k=49 .* use --k 48$"):
         evaluate(make_bench(cache), images, KnnOptions(k=(49,)))
-    with pytest.raises(InputError, match="no number of neighbours"):
-        evaluate(make_bench(cache), images, KnnOptions(k=()))
     with pytest.raises(InputError, match="alexnet-small has no stage 'conv9'"):
         evaluate(make_bench(cache), images, KnnOptions(stages="conv9", k=(1,)))
+
+
+def test_the_usual_numbers_of_neighbours_go_as_far_as_there_are_images(images: Path, cache: Path) -> None:
+    found = evaluate(make_bench(cache), images, KnnOptions())
+    assert list(found.results["top-1"]) == ["k=1", "k=5", "k=10", "k=20"]
+    assert found.settings["k"] == [1, 5, 10, 20]
+    assert found.headline == ("top-1", "k=20")
 
 
 def test_unreadable_images_are_left_out_and_named(images: Path, tmp_path: Path) -> None:
@@ -220,7 +225,7 @@ def test_no_readable_image_is_told(tmp_path: Path) -> None:
         write_classes(tmp_path / part, 2, classes=2)
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(InputError, match="0 readable images"):
+    with pytest.raises(InputError, match="none of the images can be read: 4 images"):
         evaluate(make_bench(tmp_path / "cache"), tmp_path, KnnOptions(k=(1,)))
 
 

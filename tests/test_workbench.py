@@ -127,6 +127,15 @@ def test_images_that_cannot_be_read_have_no_row(folder: Path, tmp_path: Path) ->
     assert torch.isfinite(rows_ND[readable(rows_ND)]).all()
 
 
+@pytest.mark.parametrize("images", [{}, {"one.png": b"no image"}], ids=["one", "one unreadable"])
+def test_a_single_image_has_features_too(images: dict[str, bytes], tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "images", 1, classes=1)
+    if images:
+        (folder / "class0" / "000.png").write_bytes(images["one.png"])
+    rows_ND = make_bench(tmp_path / "cache").features(open_source(folder), ALL[:1])[ALL[0]]
+    assert readable(rows_ND).tolist() == [not images]
+
+
 def test_a_stop_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     bench = make_bench(tmp_path / "cache")
     bench.interruption.requested = "SIGINT"

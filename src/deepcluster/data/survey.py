@@ -45,19 +45,22 @@ class Survey:
 
     def decoded_bytes(self, reduce_to: int = 0) -> int:
         """What all images take decoded, going by the sample; larger ones made smaller to `reduce_to`, if not 0."""
+        if not len(self.sides_S2):
+            return 0
         shorter_S = self.sides_S2.min(axis=1)
         scale_S = np.minimum(1, reduce_to / shorter_S) if reduce_to else np.ones(len(shorter_S))
         return int(self.n_images * np.mean(self.sides_S2.prod(axis=1) * scale_S**2) * 3)
 
 
-def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None]) -> Survey:
+def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None], at_least: int = 2) -> Survey:
     """Look at an even sample of up to 512 images.
 
     Args:
         on_images: called with the number of images done; may raise to stop.
+        at_least: so many must be readable; two can be clustered.
 
     Raises:
-        InputError: fewer than two can be read.
+        InputError: fewer can be read.
     """
     sample = even_sample(range(len(source)), SAMPLE)
     sides, n_grey, unreadable = [], 0, {}
@@ -74,11 +77,14 @@ def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    if len(sides) < 2:
+    if len(sides) < at_least:
         reasons = "".join(f"; {source.name(index)}: {reason}" for index, reason in list(unreadable.items())[:3])
-        raise InputError(f"{len(sides)} readable images are too few to cluster; at least 2 are needed{reasons}")
+        raise InputError(f"{len(sides)} readable images are too few to cluster; at least {at_least} are needed{reasons}")
+    n_images = len(source) - len(unreadable)
+    if not sides:
+        return Survey(n_images, 0, 0.0, unreadable=unreadable, looked_at=len(sample))
     sides_S2 = np.array(sides)
-    shorter_side, n_images = int(np.median(sides_S2.min(axis=1))), len(source) - len(unreadable)
+    shorter_side = int(np.median(sides_S2.min(axis=1)))
     return Survey(n_images, shorter_side, n_grey / len(sides), sides_S2, unreadable, len(sample))
 
 

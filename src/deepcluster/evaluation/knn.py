@@ -23,6 +23,7 @@ BLOCK_ROWS = 1024
 PARTS = 2.0**40
 # The number of votes that a summary shows: that of --eval-every.
 USUAL_K = 20
+USUAL_KS = (1, 5, 10, 20, 200)
 # top-5 of five classes is always right.
 TOP = 5
 
@@ -34,9 +35,10 @@ def evaluate(bench: Workbench, data: Path, options: KnnOptions) -> Results:
         InputError: `data` has no two parts with the same classes, or k is over the number of training images.
     """
     parts = open_train_val(data)
-    stages, ks = bench.stages(options.stages, usual=bench.trunk.embed_stage), tuple(dict.fromkeys(options.k))
-    _check_k(ks, len(parts.train.source), f"images of {data}'s training part")
+    stages = bench.stages(options.stages, usual=bench.trunk.embed_stage)
+    _check_k(options.k, len(parts.train.source), f"images of {data}'s training part")
     known, asked = (readable_rows(bench, part, stages) for part in (parts.train, parts.val))
+    ks = tuple(dict.fromkeys(options.k or _usual_ks(len(known.labels_S))))
     _check_k(ks, len(known.labels_S), f"images of {data}'s training part that can be read")
     n_classes, device = len(parts.train.class_names), bench.machine.clustering_device
     tops = (1, TOP) if n_classes > TOP else (1,)
@@ -63,10 +65,12 @@ def _case(stage: str, k: int, stages: Sequence[str]) -> str:
     return f"k={k}" if len(stages) == 1 else f"{stage} k={k}"
 
 
+def _usual_ks(n_known: int) -> Sequence[int]:
+    return [k for k in USUAL_KS if k <= n_known] or [1]
+
+
 def _check_k(ks: Sequence[int], n_known: int, what: str) -> None:
-    if not ks:
-        raise InputError("no number of neighbours is named; name some, as in --k 1,5,20")
-    if max(ks) > n_known:
+    if max(ks, default=0) > n_known:
         smaller = [str(k) for k in ks if k <= n_known] or [str(n_known)]
         raise InputError(f"k={max(ks)} neighbours are more than the {n_known:,} {what}; use --k {','.join(smaller)}")
 

@@ -33,7 +33,9 @@ class KnnOptions(Checked):
     """Votes of the nearest training images, weighted by exp(cosine / temperature) (Wu et al., CVPR 2018)."""
 
     stages: str | None = option(None, "stages, with commas between, or all (default: the one that embed gives)")
-    k: tuple[int, ...] = option((1, 5, 10, 20, 200), "numbers of neighbours, with commas between", at_least=1)
+    k: tuple[int, ...] = option(
+        (), "numbers of neighbours, with commas between (default: 1,5,10,20,200, as far as there are images)", at_least=1
+    )
     temperature: float = option(0.07, "of the votes", at_least=1e-3)
 
 

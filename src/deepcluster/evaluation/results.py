@@ -10,6 +10,8 @@ PLAIN = ("nmi", "adjusted_rand", "clusters")
 
 # More cases than this are rows of a table, not columns.
 FEW = 8
+# Of more cases than this some are shown.
+MANY = 36
 
 Measured = float | Mapping[str, float]
 
@@ -134,7 +136,10 @@ def shown(measure: str, value: float | None) -> str:
 def tables_of(results: Mapping[str, Measured], *, most_rows: int = 16) -> list[Table]:
     """Results as tables: one for the measures that have the same cases, and one for those that are a single number.
 
-    A few cases (stages) are columns and the measures rows; many are rows, of which `most_rows` are shown, spread evenly.
+    A few cases (stages) are columns and the measures rows; many are rows, and of very many (epochs) some, spread evenly.
+
+    Args:
+        most_rows: how many of very many are shown.
     """
     groups: dict[tuple[str, ...], dict[str, Mapping[str, float]]] = {}
     for measure, value in results.items():
@@ -151,6 +156,6 @@ def _table(cases: Sequence[str], measures: Mapping[str, Mapping[str, float]], mo
             for name, (measure, by_case) in zip(names, measures.items(), strict=True)
         ]
         return Table(["", *(case or "value" for case in cases)], rows)
-    last, most = len(cases) - 1, min(most_rows, len(cases))
+    last, most = len(cases) - 1, most_rows if len(cases) > MANY else len(cases)
     some = [cases[round(row * last / (most - 1))] for row in range(most)]
     return Table(["", *names], [[case, *(shown(measure, by[case]) for measure, by in measures.items())] for case in some])

@@ -146,9 +146,10 @@ def evaluate(bench: Workbench, data: Path, options: VocSvmOptions) -> Results:
         "mAP": {stage: scores[stage].mean for stage in stages},
         "mAP 11 points": {stage: scores[stage].mean_11_points for stage in stages},
     }
+    results[f"AP on {best}"] = dict(scores[best].by_class)
     if options.low_shot:
         results |= _low_shot(svms, best, options)
-    notes = [*_notes_on_data(devkit, options, split, train, test), *_notes(svms, best, scores[best], options)]
+    notes = [*_notes_on_data(devkit, options, split, train, test), *_notes(svms, scores[best], options)]
     kept.done()
     counts = {"train_images": len(train.source), "test_images": len(test.source), "classes": len(scores[best].by_class)}
     settings = options.as_dict() | _settings(bench, split, stages)
@@ -210,9 +211,9 @@ def _notes_on_data(devkit: Devkit, options: VocSvmOptions, split: str, train: Vo
     return notes
 
 
-def _notes(svms: _Svms, stage: str, scores: AveragePrecisions, options: VocSvmOptions) -> list[str]:
+def _notes(svms: _Svms, scores: AveragePrecisions, options: VocSvmOptions) -> list[str]:
     """What a reader must know of the mean, and what it is the mean of."""
-    notes = [f"AP on {stage}: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.by_class.items())]
+    notes = []
     if svms.left_out:
         notes.append(f"left out of the mean, no positive or no negative image to train on: {', '.join(svms.left_out)}")
     if scores.left_out:

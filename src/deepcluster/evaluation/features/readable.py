@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.data.wording import count_of
+from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.labelled import Labelled
 from deepcluster.evaluation.features.pooling import Pooled
 from deepcluster.evaluation.features.workbench import Workbench, readable
@@ -48,9 +49,11 @@ def readable_rows(bench: Workbench, images: Labelled, stages: Sequence[str]) -> 
     """Averages of the stages over their maps, of all images in one pass.
 
     Raises:
-        InputError: fewer than two images can be read.
+        InputError: no image can be read.
     """
     wanted = [Pooled(stage) for stage in stages]
     features = bench.features(images.source, wanted)
     seen_N = readable(features[wanted[0]])
+    if not bool(seen_N.any()):
+        raise InputError(f"none of the images can be read: {images.source.describe()}")
     return ReadableRows({one.stage: features[one] for one in wanted}, seen_N, images.labels_N[seen_N])

@@ -103,7 +103,7 @@ class Workbench:
         """
         reduce_to = self.reduce_to if reduce_to is None else reduce_to
         with self.reporter.track("looking at a sample", None) as progress:
-            seen = survey(source, workers=self.workers, on_images=progress)
+            seen = survey(source, workers=self.workers, on_images=progress, at_least=0)
         plan = plan_cache("auto", None, seen.decoded_bytes(reduce_to), "")
         images = decoded_images(source, plan, reduce_to=reduce_to, data=_place(source), device=self.machine.device)
         with closing(Loader(images, workers=self.workers, device=self.machine.device)) as loader:
