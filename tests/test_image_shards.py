@@ -683,6 +683,8 @@ def a_cache(folder: Path) -> Path:
     write(folder / "unpacked" / f"{name}-{name}")
     write(folder / "blocks" / "01" / name)
     write(folder / "blocks" / "ff" / name)
+    write(folder / "features" / f"{name}.npy")
+    write(folder / "unfinished" / f"{name}.pt")
     fill(shards_of(folder / "images" / "0123456789abcdef"))
     return folder
 
@@ -690,16 +692,16 @@ def a_cache(folder: Path) -> Path:
 def test_what_is_kept_is_told(tmp_path: Path) -> None:
     things = kept(a_cache(tmp_path / "cache"))
     assert [thing.kind for thing in things] == list(KINDS)
-    assert [thing.files for thing in things] == [1, 1, 1, 2, 5]
-    assert [thing.bytes for thing in things[:4]] == [5, 5, 5, 10]
-    images = things[4]
+    assert [thing.files for thing in things] == [1, 1, 1, 2, 1, 1, 5]
+    assert [thing.bytes for thing in things[:6]] == [5, 5, 5, 10, 5, 5]
+    images = things[6]
     assert images.path == tmp_path / "cache" / "images" / "0123456789abcdef"
     assert images.bytes == sum(path.stat().st_size for path in images.path.iterdir())
     assert images.about == "decoded images of /data/photos, at most 256 pixels on the shorter side"
     assert abs(images.last_used - time.time()) < 100
-    assert images.describe().startswith(f"images    {images.bytes / 1000:.0f} kB in 5 files, used 20")
+    assert images.describe().startswith(f"images      {images.bytes / 1000:.0f} kB in 5 files, used 20")
     (images.path / "layout.json").unlink()
-    assert kept(tmp_path / "cache")[4].about == "decoded images of unknown data"
+    assert kept(tmp_path / "cache")[6].about == "decoded images of unknown data"
     assert kept(tmp_path / "nothing") == []
 
 

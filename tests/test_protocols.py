@@ -57,6 +57,7 @@ def test_a_protocol_prints_a_table_and_writes_its_file(run: Path, classes: Path)
 
 
 def test_python_has_the_function_of_the_same_name(run: Path, classes: Path, tmp_path: Path) -> None:
+    deepcluster.evaluate("knn", run, classes, k=(1,), out=tmp_path / "here" / "my.json")
     evaluation = deepcluster.evaluate("knn", run, classes, k=(1, 3), out=tmp_path / "here" / "my.json")
     assert evaluation.path == tmp_path / "here" / "my.json"
     assert content(evaluation.path)["results"] == evaluation.results.as_dict()["results"]

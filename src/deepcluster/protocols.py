@@ -203,7 +203,7 @@ def _target(model: str | Path | Model, protocol: str, out: str | Path | None) ->
         run = Path(model.name if isinstance(model, Model) else model)
         return run / "evaluation" / f"{protocol}.json" if RunFolder(run).is_run() else None
     path = Path(out) if Path(out).suffix == ".json" else Path(out) / f"{protocol}.json"
-    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
         what = f"{parent} is no folder that can be written to"
         raise InputError(f"--out {out}: {what}; name a folder, or a file ending in .json")

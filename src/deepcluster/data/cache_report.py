@@ -51,9 +51,9 @@ class KeptThing:
     about: str
 
     def describe(self) -> str:
-        """The line that people read: `images  1.2 GB in 20 files, used 2024-11-22: decoded images of /data/photos`."""
+        """The line that people read: `images      1.2 GB in 20 files, used 2024-11-22: decoded images of /data/photos`."""
         day = time.strftime("%Y-%m-%d", time.localtime(self.last_used))
-        return f"{self.kind:<8}  {size(self.bytes)} in {count_of(self.files, 'file')}, used {day}: {self.about}"
+        return f"{self.kind:<10}  {size(self.bytes)} in {count_of(self.files, 'file')}, used {day}: {self.about}"
 
 
 def kept(folder: Path) -> list[KeptThing]:
