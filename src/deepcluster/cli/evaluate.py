@@ -118,8 +118,7 @@ def _assigned(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _show(evaluation: Any, form: str) -> None:
     """A protocol's table, what must be known of it, and published numbers."""
-    from deepcluster.evaluation.published import published_table
-    from deepcluster.evaluation.results import Table, tables_of
+    from deepcluster.evaluation.results import tables_of
 
     results = evaluation.results
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in results.data.items())
@@ -127,12 +126,22 @@ def _show(evaluation: Any, form: str) -> None:
     click.echo("\n\n".join(table.render(form) for table in tables_of(results.results)))
     for note in results.notes:
         click.echo(f"note: {note}")
-    data_name = Path(evaluation.data).resolve().name
-    published = published_table(results.protocol, data_name, str(results.settings.get("arch", "")))
-    if published is not None:
-        more = len(published.rows) - MOST_PUBLISHED
-        few = Table(published.header, published.rows[:MOST_PUBLISHED])
-        click.echo(f"\nPublished, same protocol:\n{few.render(form)}")
-        click.echo(f"and {more} more in docs/evaluation.md\n" if more > 0 else "")
+    click.echo(_published(evaluation, form))
     where = f"{evaluation.path}, " if evaluation.path else "not written (--out names a file or folder), "
     click.echo(f"{where}{duration(evaluation.seconds)}")
+
+
+def _published(evaluation: Any, form: str) -> str:
+    """What others published of the same protocol: rows of a table, or lines that fit a terminal."""
+    from deepcluster.evaluation.published import published_table
+    from deepcluster.evaluation.results import Table
+
+    data_name, arch = Path(evaluation.data).resolve().name, str(evaluation.results.settings["arch"])
+    table = published_table(evaluation.results.protocol, data_name, arch)
+    if table is None:
+        return ""
+    few = Table(table.header, table.rows[:MOST_PUBLISHED])
+    lines = [f"- {system}; {network}, {data}: {numbers} ({source})" for system, data, network, numbers, source in few.rows]
+    more = len(table.rows) - len(few.rows)
+    rest = f"\nand {more} more in docs/evaluation.md" if more else ""
+    return f"\nPublished, same protocol, in percent:\n{chr(10).join(lines) if form == 'text' else few.render(form)}{rest}\n"
