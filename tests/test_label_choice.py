@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.errors import InputError
-from deepcluster.evaluation.datasets.label_choice import ChosenImages, choose_labelled, hold_out, listed
+from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
 
 
 def mixed(sizes: list[int], seed: int = 0) -> Tensor:
@@ -171,7 +172,7 @@ def test_a_list_that_is_no_file_is_told(source: ImageSource, tmp_path: Path) -> 
 
 
 def test_chosen_images_are_those_of_the_source(source: ImageSource) -> None:
-    part = ChosenImages(source, torch.tensor([1, 4, 11]))
+    part = ChosenImages(source, np.array([1, 4, 11]), about="with a label")
     assert len(part) == 3
     assert part.labels_N is not None
     assert source.labels_N is not None

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from deepcluster.data.loader import Loader
+from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.data.survey import check_unreadable
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError, TrainingError
-from deepcluster.evaluation.datasets.label_choice import ChosenImages, choose_labelled, hold_out, listed
+from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
 from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
 from deepcluster.evaluation.features.unfinished import digest_of
 from deepcluster.evaluation.features.workbench import Workbench, data_key
@@ -66,7 +67,8 @@ def evaluate(bench: Workbench, data: Path, options: SemiSupervisedOptions) -> Re
     parts = open_train_val(data)
     chosen = _choose(parts.train, options)
     looked_at_M = torch.cat(list(chosen.values())).unique()
-    source, labels_M = ChosenImages(parts.train.source, looked_at_M), parts.train.labels_N[looked_at_M]
+    source = ChosenImages(parts.train.source, looked_at_M.numpy(), about="with a label")
+    labels_M = parts.train.labels_N[looked_at_M]
     with bench.loader(source) as loader, bench.loader(parts.val.source) as val_loader:
         _read(bench, {"labelled": loader, "val": val_loader})
         cases = [

@@ -67,18 +67,15 @@ class JoinedSource(ImageSource):
         return f"from {len(self._parts)} sources: " + "; ".join(f"{name}: {part.describe()}" for name, part in parts)
 
 
-class LimitedSource(ImageSource):
-    """`limit` images spread evenly over another source, so that every class folder keeps its share."""
+class ChosenImages(ImageSource):
+    """Some images of another source, at the indices (M,): what is looked at and kept in memory is these alone."""
 
-    def __init__(self, source: ImageSource, limit: int) -> None:
-        """Keep the images floor(i * N / limit); raises InputError where limit < 1."""
-        if limit < 1:
-            raise InputError(f"limit={limit} leaves no images; use --limit 1 or more, or leave it out for all")
+    def __init__(self, source: ImageSource, indices_M: NDArray[np.int64], *, about: str = "") -> None:
+        """Take the indices in the order that the images shall have, and what `details` says of them."""
         super().__init__()
-        self._source = source
-        self._indices = np.arange(limit, dtype=np.int64) * len(source) // limit
+        self._source, self._indices, self._about = source, indices_M, about
         self.class_names = source.class_names
-        self.labels_N = None if source.labels_N is None else source.labels_N[self._indices]
+        self.labels_N = None if source.labels_N is None else source.labels_N[indices_M]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -97,6 +94,19 @@ class LimitedSource(ImageSource):
 
     def changed(self) -> str | None:
         return self._source.changed()
+
+    def details(self) -> str:
+        return f"{self._about}, of {self._source.describe()}" if self._about else f"of {self._source.describe()}"
+
+
+class LimitedSource(ChosenImages):
+    """`limit` images spread evenly over another source, so that every class folder keeps its share."""
+
+    def __init__(self, source: ImageSource, limit: int) -> None:
+        """Keep the images floor(i * N / limit); raises InputError where limit < 1."""
+        if limit < 1:
+            raise InputError(f"limit={limit} leaves no images; use --limit 1 or more, or leave it out for all")
+        super().__init__(source, np.arange(limit, dtype=np.int64) * len(source) // limit)
 
     def details(self) -> str:
         return self._source.details()

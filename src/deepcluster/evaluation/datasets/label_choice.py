@@ -96,35 +96,6 @@ def _of(missing: int, total: int) -> str:
     return f"{missing:,} of {count_of(total, 'name')} {'is' if missing == 1 else 'are'}"
 
 
-class ChosenImages(ImageSource):
-    """Some images of another source, at the indices (M,): what is looked at and kept in memory is these alone."""
-
-    def __init__(self, source: ImageSource, indices_M: Tensor) -> None:
-        super().__init__()
-        self._source = source
-        self._indices: NDArray[np.int64] = indices_M.numpy()
-        self.class_names = source.class_names
-        self.labels_N = None if source.labels_N is None else source.labels_N[self._indices]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def name(self, index: int) -> str:
-        return self._source.name(int(self._indices[index]))
-
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        return self._source.read(int(self._indices[index]))
-
-    def path(self, index: int) -> Path | None:
-        return self._source.path(int(self._indices[index]))
-
-    def stamp(self, index: int) -> str:
-        return self._source.stamp(int(self._indices[index]))
-
-    def details(self) -> str:
-        return f"with a label, of {self._source.describe()}"
-
-
 def _members(labels_N: Tensor) -> list[NDArray[np.int64]]:
     """The indices of the images of each class, up to the last one that has any."""
     labels = labels_N.numpy()
