@@ -34,8 +34,8 @@ from torch.nn.functional import normalize
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation import linear
-from deepcluster.evaluation.features.pooling import Pooled
-from deepcluster.evaluation.features.workbench import Workbench
+from deepcluster.workbench.pooling import Pooled
+from deepcluster.workbench.bench import Workbench
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.inference import LOOK_BATCH
 from deepcluster.models.trunk import normalise

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.device import Machine
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, make_trunk
 from deepcluster.progress import Reporter
+from deepcluster.workbench.bench import Workbench
 
 
 def make_bench(

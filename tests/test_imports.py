@@ -17,8 +17,9 @@ LAYERS = (
     ({"errors", "distributed", "device", "progress", "saving", "interruption", "options", "plain_pickle", "config"}, "open"),
     ({"data", "models", "clustering"}, "closed"),
     ({"inference", "recipes"}, "closed"),
+    ({"workbench"}, "closed"),
     ({"training", "evaluation", "visualization", "interop"}, "closed"),
-    ({"model", "protocols", "api", "info", "demo"}, "open"),
+    ({"model", "protocols", "visualize", "report", "api", "info", "demo"}, "open"),
     ({"cli"}, "closed"),
     ({"__init__", "__main__"}, "open"),
 )

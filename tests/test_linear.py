@@ -21,8 +21,6 @@ from torchvision.transforms.v2 import functional as torchvision
 from deepcluster.errors import InputError, Interrupted
 from deepcluster.evaluation import linear
 from deepcluster.evaluation.datasets.labelled import open_train_val
-from deepcluster.evaluation.features.pooling import Pooled
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.learners import logistic
 from deepcluster.evaluation.learners.linear_heads import LinearHeads, learning_rate
 from deepcluster.evaluation.learners.logistic import fit_logistic, probe_accuracy, right_among
@@ -31,6 +29,8 @@ from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.models.trunk import normalise
 from deepcluster.progress import Meter, Reporter
+from deepcluster.workbench.bench import Workbench
+from deepcluster.workbench.pooling import Pooled
 
 QUICK = LinearOptions(epochs=3, batch_size=8, lr=0.05)
 CPU = torch.device("cpu")

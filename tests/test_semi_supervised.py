@@ -17,7 +17,6 @@ from deepcluster.data.sources import open_source
 from deepcluster.data.views import TrainingView
 from deepcluster.errors import InputError, Interrupted, TrainingError
 from deepcluster.evaluation.datasets.label_choice import choose_labelled
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.learners.fine_tuning import order_of
 from deepcluster.evaluation.learners.trainings import Exam, Rates, Score, Trainings, batches_of, epochs_of, fall_of_rates
 from deepcluster.evaluation.options import SemiSupervisedOptions
@@ -25,6 +24,7 @@ from deepcluster.evaluation.semi_supervised import Comparison, evaluate, grid_of
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.progress import Meter, Reporter
+from deepcluster.workbench.bench import Workbench
 
 SMALL: dict[str, Any] = {
     "labels": (0.2, 0.5),

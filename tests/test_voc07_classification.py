@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from deepcluster.data.views import TenCrops, TrainingView, draws
 from deepcluster.errors import InputError, Interrupted, TrainingError
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
-from deepcluster.evaluation.features.unfinished import weights_hash
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.learners.fine_tuning import Classifier, logits_of
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.voc07_classification import (
@@ -32,6 +30,8 @@ from deepcluster.evaluation.voc07_classification import (
 )
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import make_trunk
+from deepcluster.workbench.bench import Workbench
+from deepcluster.workbench.unfinished import weights_hash
 
 FROM_COCO = Path(__file__).parents[2] / "shared" / "data" / "voc-from-coco"
 COLOURS = {"bird": (200, 40, 40), "cat": (40, 200, 40), "train": (40, 40, 200)}

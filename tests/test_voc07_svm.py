@@ -15,7 +15,6 @@ from vocs import write_voc
 
 from deepcluster.errors import InputError, Interrupted
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
-from deepcluster.evaluation.features.pooling import Pooled
 from deepcluster.evaluation.learners import svm as numbers
 from deepcluster.evaluation.learners.svm import (
     COSTS,
@@ -33,6 +32,7 @@ from deepcluster.evaluation.options import VocSvmOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.voc07_svm import _Case, evaluate
 from deepcluster.interruption import Interruption
+from deepcluster.workbench.pooling import Pooled
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SHOWN: tuple[list[str], ...] = (["cat"], ["dog"], ["bird"], ["cat", "dog"], ["dog", "bird"], [])

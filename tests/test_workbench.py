@@ -14,9 +14,9 @@ from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView
 from deepcluster.device import Machine
 from deepcluster.errors import InputError, Interrupted
-from deepcluster.evaluation.features.pooling import Pooled, pool
-from deepcluster.evaluation.features.workbench import Workbench, data_key, readable
 from deepcluster.models.trunk import Trunk, normalise
+from deepcluster.workbench.bench import Workbench, data_key, readable
+from deepcluster.workbench.pooling import Pooled, pool
 
 ALL = [Pooled(stage, kind) for stage in ("conv1", "conv4", "features") for kind in ("average", "pooled")]
 

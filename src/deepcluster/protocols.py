@@ -20,8 +20,6 @@ from deepcluster.errors import InputError, did_you_mean
 from deepcluster.evaluation.datasets.buildings import is_buildings
 from deepcluster.evaluation.datasets.labelled import has_train_val, seen_in
 from deepcluster.evaluation.datasets.voc import open_voc
-from deepcluster.evaluation.features.unfinished import digest_of
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.options import PROTOCOLS, QUICK
 from deepcluster.evaluation.results import Results, Table, shown
 from deepcluster.interruption import Interruption
@@ -32,6 +30,8 @@ from deepcluster.progress import Reporter
 from deepcluster.saving import write_whole
 from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import RunFolder
+from deepcluster.workbench.bench import Workbench
+from deepcluster.workbench.unfinished import digest_of
 
 
 # Which folder a protocol can be run on.

@@ -28,10 +28,10 @@ from deepcluster.evaluation.datasets.labelled import (
     open_train_val,
 )
 from deepcluster.evaluation.features.readable import ReadableRows, readable_rows
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.measures.agreement import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
 from deepcluster.evaluation.results import Results
+from deepcluster.workbench.bench import Workbench
 
 # A run's images are these where so many of their names are known.
 KNOWN_SHARE = 0.9

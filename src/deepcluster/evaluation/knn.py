@@ -13,9 +13,9 @@ from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.labelled import open_train_val
 from deepcluster.evaluation.features.readable import readable_rows
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.evaluation.results import Results
+from deepcluster.workbench.bench import Workbench
 
 TEMPERATURE = 0.07
 BLOCK_ROWS = 1024

@@ -26,14 +26,14 @@ from deepcluster.data.views import ClusterView, ShiftedView, TenCrops
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
-from deepcluster.evaluation.features.pooling import Pooled
-from deepcluster.evaluation.features.unfinished import Unfinished
-from deepcluster.evaluation.features.workbench import Workbench, data_key, readable
 from deepcluster.evaluation.learners.linear_heads import LinearHeads, learning_rate
 from deepcluster.evaluation.learners.logistic import fit_logistic, right_among
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.progress import duration
+from deepcluster.workbench.bench import Workbench, data_key, readable
+from deepcluster.workbench.pooling import Pooled
+from deepcluster.workbench.unfinished import Unfinished
 
 KINDS = {"pooled": "pooled", "avgpool": "average"}
 CROPS = 10

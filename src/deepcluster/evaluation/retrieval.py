@@ -21,10 +21,10 @@ from deepcluster.evaluation.datasets.building_sets import Buildings, image_folde
 from deepcluster.evaluation.datasets.buildings import REVISITED, GroundTruth, average_precision, precisions_at
 from deepcluster.evaluation.features.regions import Part, RegionReader, View
 from deepcluster.evaluation.features.rmac import aggregate
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.options import RetrievalOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.models.trunk import FEATURES
+from deepcluster.workbench.bench import Workbench
 
 SCALES = (1.0, 2**-0.5, 0.5)
 KS = (1, 5, 10)

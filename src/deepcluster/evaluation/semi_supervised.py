@@ -25,11 +25,11 @@ from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError, TrainingError
 from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
 from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
-from deepcluster.evaluation.features.unfinished import digest_of
-from deepcluster.evaluation.features.workbench import Workbench, data_key
 from deepcluster.evaluation.learners.trainings import Exam, Rates, Score, Trainings, batches_of, epochs_of, top_of
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.results import Results
+from deepcluster.workbench.bench import Workbench, data_key
+from deepcluster.workbench.unfinished import digest_of
 
 NAME = "semi-supervised"
 # A state of an older program is not gone on with.

@@ -44,7 +44,6 @@ from deepcluster.evaluation.datasets.voc import (
     splits_for,
     without_positives,
 )
-from deepcluster.evaluation.features.workbench import Workbench, data_key
 from deepcluster.evaluation.learners.fine_tuning import (
     Classifier,
     RunningLoss,
@@ -62,6 +61,7 @@ from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Meter
+from deepcluster.workbench.bench import Workbench, data_key
 
 NAME = "voc07-classification"
 SCALE, RATIO = (0.1, 0.5), (1.0, 1.0)

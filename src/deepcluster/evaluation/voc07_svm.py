@@ -20,9 +20,6 @@ from torch import Tensor
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, Devkit, VocSplit, open_voc, splits_for
-from deepcluster.evaluation.features.pooling import Pooled
-from deepcluster.evaluation.features.unfinished import Unfinished
-from deepcluster.evaluation.features.workbench import Workbench, data_key, readable
 from deepcluster.evaluation.learners.svm import (
     COSTS,
     FIXED_COST,
@@ -39,6 +36,9 @@ from deepcluster.evaluation.learners.svm import (
 from deepcluster.evaluation.measures.average_precision import AveragePrecisions, mean_average_precision
 from deepcluster.evaluation.options import VocSvmOptions
 from deepcluster.evaluation.results import Measured, Results
+from deepcluster.workbench.bench import Workbench, data_key, readable
+from deepcluster.workbench.pooling import Pooled
+from deepcluster.workbench.unfinished import Unfinished
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
 # k positives of a class come with k negatives for each of the other classes.

@@ -12,8 +12,8 @@ from torch import Tensor
 from deepcluster.data.wording import count_of
 from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.labelled import Labelled
-from deepcluster.evaluation.features.pooling import Pooled
-from deepcluster.evaluation.features.workbench import Workbench, readable
+from deepcluster.workbench.bench import Workbench, readable
+from deepcluster.workbench.pooling import Pooled
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from deepcluster.data.storage.cache_folder import write_whole
 from deepcluster.device import free_disk_bytes
 from deepcluster.errors import InputError, UnreadableImage
 from deepcluster.evaluation.features.rmac import region_vectors
-from deepcluster.evaluation.features.unfinished import digest_of
-from deepcluster.evaluation.features.workbench import DISK_RESERVE, FEATURES_FOLDER, Workbench
 from deepcluster.models.trunk import normalise
+from deepcluster.workbench.bench import DISK_RESERVE, FEATURES_FOLDER, Workbench
+from deepcluster.workbench.unfinished import digest_of
 
 # Images of a part: what a stop loses at most. Their places must be whole numbers in float16, which ends at 2,048.
 TOGETHER = 128

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from deepcluster.device import Machine
 from deepcluster.errors import InputError, TrainingError
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import Trunk, normalise
+from deepcluster.workbench.bench import Workbench
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 # A loss is looked at this often: at every step a GPU would be waited for.

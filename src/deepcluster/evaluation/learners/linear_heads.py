@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from deepcluster.evaluation.features.pooling import Pooled
 from deepcluster.evaluation.options import LinearOptions
+from deepcluster.workbench.pooling import Pooled
 
 
 def learning_rate(lr: float, weight_decay: float, step: int) -> float:

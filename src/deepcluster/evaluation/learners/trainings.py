@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy
 
 from deepcluster.data.loader import Loader
 from deepcluster.data.views import ClusterView, TrainingView
-from deepcluster.evaluation.features.unfinished import Unfinished
-from deepcluster.evaluation.features.workbench import Workbench
 from deepcluster.evaluation.learners.fine_tuning import Classifier, logits_of, order_of, seed_of, sgd, step
 from deepcluster.evaluation.learners.logistic import right_among
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.inference import LOOK_BATCH
 from deepcluster.progress import Meter
+from deepcluster.workbench.bench import Workbench
+from deepcluster.workbench.unfinished import Unfinished
 
 # The views and the schedule of SwAV's published script for 1 % and 10 % of ImageNet's labels (facebookresearch/swav,
 # eval_semisup.py): of 20 epochs, rates are multiplied by 0.2 before the 13th and the 17th.

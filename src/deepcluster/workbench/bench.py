@@ -1,4 +1,4 @@
-"""What every protocol works with: a frozen trunk, a machine, the images of a source, and one extraction of features.
+"""What evaluation and visualization work with: a frozen trunk, a machine, the images of a source, and one extraction of features.
 
 N images, B batch, D features, C channels, H and W pixels.
 """
@@ -26,12 +26,12 @@ from deepcluster.data.survey import survey
 from deepcluster.data.views import ClusterView
 from deepcluster.device import Machine, free_disk_bytes
 from deepcluster.errors import InputError
-from deepcluster.evaluation.features.pooling import Pooled
-from deepcluster.evaluation.features.unfinished import Unfinished, weights_hash
 from deepcluster.inference import LOOK_BATCH
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.progress import Reporter, size
+from deepcluster.workbench.pooling import Pooled
+from deepcluster.workbench.unfinished import Unfinished, weights_hash
 
 FEATURES_FOLDER = "features"
 # Left free on the disk of the cache.
@@ -45,12 +45,12 @@ class Workbench:
 
     Attributes:
         model: as the person named it.
-        trunk: in eval mode, on the device, channels last; no protocol changes it.
+        trunk: in eval mode, on the device, channels last; nobody changes it.
         new_trunk: the same network with random weights that are a function of a seed; on the CPU.
         image_size: side of the images that it was made for, in pixels.
         reduce_to: shorter side to which larger photos are made smaller as they are decoded (0: never).
         workers: threads that prepare images.
-        cache: folder of features and of unfinished evaluations.
+        cache: folder of features and of unfinished work.
     """
 
     model: str
@@ -91,7 +91,7 @@ class Workbench:
         return deepcopy(self.trunk)
 
     def unfinished(self, *facts: object) -> Unfinished:
-        """The state of an evaluation of this model that depends on these facts too."""
+        """The state of long work on this model that depends on these facts too."""
         return Unfinished(self.cache, self.interruption, self.weights, *facts)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""State of an evaluation that trains for long: kept in the cache folder until it is done, so that a stop loses nothing."""
+"""State of long work, such as an evaluation that trains: kept in the cache folder until it is done, so that a stop loses nothing."""
 
 import hashlib
 import time
@@ -18,12 +18,12 @@ SAVE_SECONDS = 300.0
 
 
 class Unfinished:
-    """The state of one evaluation, under a name that changes with all that it depends on.
+    """The state of one piece of work, under a name that changes with all that it depends on.
 
     Args:
         cache: the cache folder.
         interruption: asked at every `check`.
-        facts: protocol, weights, options, data, …: what tells this evaluation from all others.
+        facts: protocol, weights, options, data, …: what tells this work from all other.
     """
 
     def __init__(self, cache: Path, interruption: Interruption, *facts: object) -> None:
@@ -42,7 +42,7 @@ class Unfinished:
         """Keep the state where some minutes have passed; asked to stop, keep it and raise `Interrupted`.
 
         Args:
-            state: tensors and plain values, from which the evaluation goes on to the very result it would have had.
+            state: tensors and plain values, from which the work goes on to the very result it would have had.
         """
         if time.monotonic() - self._saved_at > SAVE_SECONDS:
             self._save(state)

@@ -1,0 +1,1 @@
+"""A frozen trunk at work: what evaluation and visualization share."""
