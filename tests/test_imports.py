@@ -19,12 +19,12 @@ LAYERS = (
     ({"inference", "recipes"}, "closed"),
     ({"workbench"}, "closed"),
     ({"training", "evaluation", "visualization", "interop"}, "closed"),
-    ({"model", "protocols", "visualize", "report", "api", "info", "demo"}, "open"),
+    ({"model", "protocols", "visualize", "record", "reports", "api", "info", "demo"}, "open"),
     ({"cli"}, "closed"),
     ({"__init__", "__main__"}, "open"),
 )
 LEVEL = {name: level for level, (names, _) in enumerate(LAYERS) for name in names}
-MAY_IMPORT_CONFIG = {"training", "recipes", "model", "api", "info", "cli", "__init__"}
+MAY_IMPORT_CONFIG = {"training", "recipes", "model", "record", "api", "info", "cli", "__init__"}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deepcluster.model import Model as Model
     from deepcluster.model import load as load
     from deepcluster.protocols import evaluate as evaluate
+    from deepcluster.reports import report as report
 
 _HOMES = {
     "train": "api",
@@ -30,6 +31,7 @@ _HOMES = {
     "Embeddings": "api",
     "Clusters": "api",
     "evaluate": "protocols",
+    "report": "reports",
     "load": "model",
     "Model": "model",
     "KMeans": "clustering.kmeans",

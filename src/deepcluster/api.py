@@ -22,6 +22,7 @@ from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.model import Model, load
 from deepcluster.progress import Reporter
 from deepcluster.training import launch
+from deepcluster.visualization import tensorboard
 
 if TYPE_CHECKING:
     import pyarrow
@@ -52,10 +53,12 @@ def train(
         the run folder.
 
     Raises:
-        InputError: data, settings or folder can't be used; nothing was written.
+        InputError: data, settings or folder can't be used, or `tensorboard` is not installed; nothing was written.
         TrainingError: the loss is not finite, or the disk is full; the last good state is kept.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
+    if options.get("tensorboard"):
+        tensorboard.needs_tensorboard_extra()
     return launch.train(
         data,
         out=Path(out) if out is not None else default_run(data),
@@ -64,6 +67,7 @@ def train(
         overwrite=overwrite,
         reporter=reporter or Reporter(),
         evaluate={"knn": _knn_of_few_or_many, "linear": _linear_probe},
+        follow=tensorboard.TensorBoard,
     )
 
 

@@ -150,6 +150,12 @@ class Settings(Checked):
     checkpoint_every: int = option(
         20, "keep the checkpoint of every so many epochs (0: the last alone)", group="run", at_least=0, resumable=True
     )
+    tensorboard: bool = option(
+        False,
+        "also write scalars, clusters and a projector for TensorBoard into RUN/tensorboard (needs the extra tensorboard)",
+        group="run",
+        resumable=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,6 +240,7 @@ class Options(TypedDict, total=False):
     eval_with: str
     checkpoint_minutes: float
     checkpoint_every: int
+    tensorboard: bool
 
 
 def size_in_bytes(name: str, text: str) -> int | None:

@@ -16,6 +16,8 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import InputError
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.progress import Reporter
+from deepcluster.reports import report
+from deepcluster.visualization.report.page import needs_report_extra
 
 CLASSES = 10
 SEEDS = 5
@@ -29,6 +31,7 @@ def demo(out: Path, reporter: Reporter) -> str:
     Raises:
         InputError: `out` holds something else.
     """
+    needs_report_extra()
     images, run = out / "digits", out / "run"
     labels_N = write_digits(images)
     reporter.say(f"wrote {len(labels_N):,} digits of 8 × 8 pixels into {images}; their labels are kept out of training")
@@ -49,6 +52,7 @@ def demo(out: Path, reporter: Reporter) -> str:
         f"2 of the method (PCA to {COMPONENTS}, whitened, unit rows). k-NN: 20 neighbours, leave one out."
     )
     lines.append(f"Clusters of each image: {max((run / 'assignments').iterdir())}")
+    lines.append(f"See them: {report(run, reporter=Reporter(quiet=True))}")
     return "\n".join(lines)
 
 

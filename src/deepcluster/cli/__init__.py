@@ -14,6 +14,7 @@ import click
 from deepcluster import config
 from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.options import GroupedCommand, explicit, looking_at_images, talk, with_settings
+from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.errors import DeepClusterError, InputError
 from deepcluster.progress import Reporter
 
@@ -91,7 +92,8 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     reporter.say(f"{len(result.names):,} images in {used:,} clusters: {options['out'] or options['folders']}")
 
 
-cli.add_command(evaluate_group)
+for command in (evaluate_group, visualize_group, report):
+    cli.add_command(command)
 
 
 @cli.command()

@@ -251,7 +251,7 @@ def _greedy_matching(
 
 
 def draw_uniform(labels_N: Tensor, *, n_draws: int, seed: Sequence[int]) -> Tensor:
-    """Draw images so that every non-empty cluster is drawn equally often (the paper's section 3.4); a shuffled list.
+    """Draw images so that every non-empty cluster is drawn equally often (section 3: trivial solutions); a shuffled list.
 
     Counts of clusters differ by at most one, and so do counts of images within a cluster. Unassigned images are never
     drawn.

@@ -18,7 +18,7 @@ def split_largest(centroids_KP: Tensor, sizes_K: Tensor, squares_K: Tensor, *, s
     """Put each empty cluster beside a large one, in place, to take half of it; return how many there were.
 
     The largest clusters are each split in two once, clusters of one place never; where there are more empty clusters
-    than that, the rest wait for the next iteration. As in the paper (section 3.3) the large cluster keeps its centroid,
+    than that, the rest wait for the next iteration. As in the paper (section 3) the large cluster keeps its centroid,
     so that inertia never rises; the new one lies a sixteenth of the cluster's spread away, in a direction that depends on
     `seed`.
 

@@ -1,4 +1,4 @@
-"""Step 2: shorten and whiten the features, then scale each row to unit length (the paper's section 3.3).
+"""Step 2: shorten and whiten the features, then scale each row to unit length (section 3, implementation details).
 
 The rows may come in a stream, and be spread over ranks. N images, B rows of a batch, D features, P components after PCA.
 """

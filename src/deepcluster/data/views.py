@@ -42,7 +42,7 @@ def draws(seed: int, epoch: int, start: int, count: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class ClusterView:
-    """The view that is clustered: shorter side to 256/224 of `size`, then the centre crop of `size` (section 3.3)."""
+    """The view that is clustered: shorter side to 256/224 of `size`, then the centre crop of `size` (section 3)."""
 
     size: int
 
@@ -77,7 +77,7 @@ class ClusterView:
 
 @dataclass(frozen=True)
 class TrainingView:
-    """The random view that is learned: a resized crop and a flip (section 3.3); colours change in `Colours`.
+    """The random view that is learned: a resized crop and a flip (section 3); colours change in `Colours`.
 
     Crops follow torchvision's RandomResizedCrop: ten attempts at a share of the area within `scale` and a ratio of the
     sides within `ratio`, else the largest centre crop of an allowed ratio.

@@ -8,7 +8,7 @@ class ClusterHead(nn.Module):
     """Features → scores of the clusters: ReLU, then a linear layer; made anew after each clustering.
 
     The ReLU is the last one of the paper's networks, whose features are taken before it. Weights are normal with
-    deviation 0.01, biases zero (the paper's section 3.3 and the 2018 release).
+    deviation 0.01, biases zero (section 3, implementation details, and the 2018 release).
 
     Args:
         dim: D, the width of the features.

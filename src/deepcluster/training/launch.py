@@ -9,18 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.features import MemoryPlan, least_bytes, plan_memory
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import Settings, size_in_bytes
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import fingerprint
+from deepcluster.data.storage.addresses import whole_address
 from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.device import free_memory_bytes
 from deepcluster.errors import InputError, TrainingError
-from deepcluster.inference import image_features, stage_width
+from deepcluster.inference import image_features, look, stage_width
 from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter, duration, size
 from deepcluster.training.deepcluster import DeepCluster
+from deepcluster.training.follower import Follow, Follower, Nobody
 from deepcluster.training.metrics import epoch_line, health
 from deepcluster.training.plan import Data, Plan, Planner, say_unreadable
 from deepcluster.training.run import RunFolder
@@ -42,6 +46,7 @@ def train(
     overwrite: bool,
     reporter: Reporter,
     evaluate: Evaluators,
+    follow: Follow | None = None,
 ) -> Path:
     """Train on `data` and return the run folder; `deepcluster.train` says what the arguments are."""
     folder = RunFolder(out)
@@ -51,7 +56,8 @@ def train(
     planner = Planner(folder, reporter, interruption)
     with interruption.listening(), closing(reporter), planner.plan(data, explicit, resume=resume) as plan:
         try:
-            _run(plan, reporter, interruption, evaluate, overwrite=overwrite)
+            with closing(follow(reporter) if follow and plan.settings.tensorboard else Nobody()) as follower:
+                _run(plan, reporter, interruption, evaluate, follower, overwrite=overwrite)
         except OSError as fault:
             raise TrainingError(
                 f"could not write into {out}: {fault}. The last good state is kept: mend this, then use --resume"
@@ -59,7 +65,15 @@ def train(
     return out
 
 
-def _run(plan: Plan, reporter: Reporter, interruption: Interruption, evaluate: Evaluators, *, overwrite: bool) -> None:
+def _run(
+    plan: Plan,
+    reporter: Reporter,
+    interruption: Interruption,
+    evaluate: Evaluators,
+    follower: Follower,
+    *,
+    overwrite: bool,
+) -> None:
     """Write the folder, then epoch after epoch, then the groups of the finished trunk."""
     folder, settings = plan.folder, plan.settings
     memory = _memory_plan(plan)
@@ -87,12 +101,13 @@ def _run(plan: Plan, reporter: Reporter, interruption: Interruption, evaluate: E
     if plan.state is not None:
         reporter.say(f"going on with epoch {method.epoch}, batch {method.batch}")
     folder.drop_metrics_from(method.epoch)
+    follower.begin(folder.path, method.epoch, folder.read_metrics())
     first = method.epoch
     while method.epoch <= settings.epochs:
-        _epoch(plan, method, interruption, evaluate, reporter)
+        _epoch(plan, method, interruption, evaluate, follower, reporter)
         if method.epoch == first + 1:
             _say_time_left(folder, settings, reporter)
-    _finish(plan, method, reporter)
+    _finish(plan, method, follower, reporter)
 
 
 def _take_up(method: DeepCluster, state: dict[str, Any], folder: RunFolder) -> None:
@@ -103,7 +118,14 @@ def _take_up(method: DeepCluster, state: dict[str, Any], folder: RunFolder) -> N
         raise InputError(f"{folder.last} does not hold the state of this run: {reason}") from None
 
 
-def _epoch(plan: Plan, method: DeepCluster, interruption: Interruption, evaluate: Evaluators, reporter: Reporter) -> None:
+def _epoch(
+    plan: Plan,
+    method: DeepCluster,
+    interruption: Interruption,
+    evaluate: Evaluators,
+    follower: Follower,
+    reporter: Reporter,
+) -> None:
     folder, settings, epoch = plan.folder, plan.settings, method.epoch
     plan.check_unchanged()
     n_unreadable = len(plan.loader.unreadable)
@@ -129,11 +151,12 @@ def _epoch(plan: Plan, method: DeepCluster, interruption: Interruption, evaluate
     complaint = health(folder.read_metrics())
     if complaint:
         reporter.warn(complaint)
+    follower.after_epoch(metrics, method.current, plan.loader.images)
     keep = settings.checkpoint_every and epoch % settings.checkpoint_every == 0
     folder.save_checkpoint(_checkpoint(method), keep_as_epoch=epoch if keep or epoch == 1 else None)
 
 
-def _finish(plan: Plan, method: DeepCluster, reporter: Reporter) -> None:
+def _finish(plan: Plan, method: DeepCluster, follower: Follower, reporter: Reporter) -> None:
     """Group the images once more with the finished trunk: these are the clusters that people use."""
     folder, epochs = plan.folder, plan.settings.epochs
     assignment, whitening = method.cluster_finished_trunk()
@@ -141,7 +164,24 @@ def _finish(plan: Plan, method: DeepCluster, reporter: Reporter) -> None:
     assignment.save(table, [plan.source.name(i) for i in range(len(plan.source))])
     final = {"assignment": assignment.state_dict(), "whitening": whitening.state_dict()}
     folder.save_checkpoint({**_checkpoint(method), "final": final})
+    follower.finish(
+        epochs + 1, assignment, plan.loader.images, lambda count: _points_of_sample(plan, assignment, whitening, count)
+    )
     reporter.say(f"done: {folder.path}. Clusters of the finished trunk: {table}")
+
+
+def _points_of_sample(plan: Plan, assignment: Assignment, whitening: Whitening, count: int) -> tuple[Tensor, Tensor]:
+    """Indices (M,) of at most `count` clustered images, and their points (M, P) in the space that was clustered."""
+    sample = torch.tensor(even_sample(assignment.labels_N.ge(0).nonzero().flatten().tolist(), count))
+    stage, image_size = plan.settings.cluster_stage, plan.settings.image_size
+    batches = [
+        (indices_B, whitening.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
+        for rows_BD, indices_B in look(
+            plan.trunk, plan.loader, plan.machine, stage=stage, image_size=image_size, indices=sample
+        )
+    ]
+    indices, points = zip(*batches, strict=True) if batches else ((), ())
+    return torch.cat([*indices, sample[:0]]), torch.cat([*points, torch.empty(0, whitening.n_components)])
 
 
 def _checkpoint(method: DeepCluster) -> dict[str, Any]:
@@ -182,6 +222,7 @@ def _data_facts(plan: Plan) -> dict[str, Any]:
         "images": len(source),
         "classes": source.class_names,
         "fingerprint": fingerprint(source),
+        "address": [whole_address(one) for one in ([plan.data] if isinstance(plan.data, str | Path) else plan.data)],
     }
 
 

@@ -32,6 +32,7 @@ class Plan:
     """A run that is checked and ready to begin, or to go on."""
 
     folder: RunFolder
+    data: Data
     settings: Settings
     changes: list[Change]
     loader: Loader
@@ -87,9 +88,9 @@ class Planner:
             if saved is not None:
                 _take_unreadable(self.folder, loader)
                 state = _saved_state(self.folder, saved) if self.folder.last.is_file() else None
-                yield Plan(self.folder, saved, [], loader, cache, machine, trunk_of(saved), resumed=True, state=state)
+                yield Plan(self.folder, data, saved, [], loader, cache, machine, trunk_of(saved), resumed=True, state=state)
             else:
-                yield self._new_plan(explicit, loader, cache, machine, seen)
+                yield self._new_plan(data, explicit, loader, cache, machine, seen)
 
     def _open_source(self, data: Data, settings: Settings) -> ImageSource:
         with self._counted("finding images", None) as on_images:
@@ -112,7 +113,7 @@ class Planner:
         return source
 
     def _new_plan(
-        self, explicit: Mapping[str, Any], loader: Loader, cache: CachePlan, machine: Machine, seen: Survey
+        self, data: Data, explicit: Mapping[str, Any], loader: Loader, cache: CachePlan, machine: Machine, seen: Survey
     ) -> Plan:
         with self._counted("reading images", len(loader.images)) as on_images:
             seen = check_images(loader, seen, on_images)
@@ -122,7 +123,7 @@ class Planner:
         width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
         settings, more = fit_to_trunk(settings, explicit, width=width, n_images=seen.n_images)
         settings = replace(settings, precision=machine.precision)
-        return Plan(self.folder, settings, [*changes, *more], loader, cache, machine, trunk, resumed=False)
+        return Plan(self.folder, data, settings, [*changes, *more], loader, cache, machine, trunk, resumed=False)
 
     @contextmanager
     def _counted(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:

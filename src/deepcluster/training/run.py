@@ -22,6 +22,7 @@ WRITTEN = (
     "train.log",
     "unreadable.csv",
     "evaluation",
+    "tensorboard",
     "report.html",
     "config.json",
 )

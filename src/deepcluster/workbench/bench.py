@@ -1,4 +1,4 @@
-"""What evaluation and visualization work with: a frozen trunk, a machine, the images of a source, and one extraction of features.
+"""What evaluation and visualization work with: a trunk, a machine, images, one extraction of features.
 
 N images, B batch, D features, C channels, H and W pixels.
 """

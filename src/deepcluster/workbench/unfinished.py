@@ -1,4 +1,4 @@
-"""State of long work, such as an evaluation that trains: kept in the cache folder until it is done, so that a stop loses nothing."""
+"""State of long work, such as an evaluation that trains: kept in the cache folder until it is done; a stop loses nothing."""
 
 import hashlib
 import time

@@ -36,6 +36,11 @@ def shown(text: str) -> str:
     return _SECRETS.sub(lambda match: f"{match[1]}..." if match[1] else "...@", text)
 
 
+def whole_address(data: str | Path) -> str:
+    """What finds the data from any folder: an absolute path, or an address without what a log must not have (`shown`)."""
+    return shown(str(data)) if "://" in str(data) else os.path.abspath(os.path.expanduser(data))  # noqa: PTH100, PTH111
+
+
 def scheme_of(address: str) -> str:
     """Return `s3` of `s3://bucket/a.tar`, in lower case; of a chain that of its first link."""
     return address.partition("://")[0].rpartition("::")[2].lower()

@@ -1,0 +1,158 @@
+"""What many filters in one batch save: 64 ascents at once against one at a time, same settings, same pictures.
+
+    python benchmarks/visualization.py MODEL [--stages conv1,conv5] [--sizes 48,128,224] [--channels 64] [--steps 3]
+        [--repeats 3] [--objective fourier] [--device auto] [--precision auto] [--profile] [--quick]
+
+MODEL is a run folder, a checkpoint or `untrained:ARCH`. "features" of a trunk with fully connected layers takes its own size
+alone; it is left out at others.
+
+- batch: the filters in batches of the usual size (`visualize filters` without --batch-size), which is shown;
+- alone: the same filters one after the other, as the published code takes them;
+- a picture-step: a forward and a backward pass, the parametrisation and the update, of one picture;
+- of the limit: the time that the products and sums of the convolutions and fully connected layers of both passes would
+  take at the speed of one large matrix product of the same precision, over the batch's time;
+- --profile: where the batch's time goes, by operation.
+
+Seconds are medians of --repeats, in which the ways take turns; ratios are of medians.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from deepcluster.device import Machine
+from deepcluster.errors import InputError
+from deepcluster.protocols import workbench
+from deepcluster.visualization.filters.ascent import Ascent, new_ascent
+from deepcluster.visualization.filters.responses import Responses
+from deepcluster.visualization.filters.settings import Settings, settings_of
+from deepcluster.visualization.filters.show import usual_batch_size
+from deepcluster.visualization.options import FilterOptions
+from deepcluster.workbench.bench import Workbench
+
+
+def medians(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of each way; in every repeat each has its turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def machine_speed(machine: Machine) -> float:
+    """Products and sums a second of one large matrix product, in the precision of the network."""
+    kind = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+    side = 8_192 if machine.device.type == "cuda" else 1_536
+    one, other = (torch.ones(side, side, dtype=kind, device=machine.device) for _ in range(2))
+
+    def multiply() -> None:
+        torch.mm(one, other)
+        synchronise(machine)
+
+    multiply()
+    return 2 * side**3 / medians({"product": multiply}, 5)["product"]
+
+
+def synchronise(machine: Machine) -> None:
+    """Wait for the device."""
+    if machine.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def climb(filters: Responses, settings: Settings, channels: Sequence[int], size: int) -> list[Ascent]:
+    """Ascents of these filters, `size` at once, done."""
+    done = []
+    for first in range(0, len(channels), size):
+        ascent = new_ascent(filters, settings, channels[first : first + size])
+        while ascent.done < settings.steps:
+            ascent.advance()
+        done.append(ascent)
+    synchronise(filters.machine)
+    return done
+
+
+def step_flops(filters: Responses, settings: Settings) -> int:
+    """Products and sums of the network in a step of one picture, forward and backward."""
+    ascent = new_ascent(filters, settings, [0])
+    with FlopCounterMode(display=False) as counter:
+        ascent.advance()
+    return int(counter.get_total_flops())
+
+
+def compare(filters: Responses, settings: Settings, count: int, repeats: int, speed: float, *, profile: bool) -> None:
+    """One line of the table."""
+    channels, size = list(range(min(count, filters.n_channels))), usual_batch_size(filters)
+    climb(filters, settings, channels[:2], 2)  # warms up
+    ways: dict[str, Callable[[], Any]] = {
+        "batch": lambda: climb(filters, settings, channels, size),
+        "alone": lambda: climb(filters, settings, channels, 1),
+    }
+    seconds = medians(ways, repeats)
+    steps = len(channels) * settings.steps
+    limit = step_flops(filters, settings) * steps / speed
+    print(
+        f"  {settings.image_size:>4} px {filters.stage:<9} batch of {min(size, len(channels)):<4}"
+        f"{seconds['batch']:>9.3f} s, alone {seconds['alone']:>9.3f} s: {seconds['alone'] / seconds['batch']:>6.2f}×"
+        f"{1000 * seconds['batch'] / steps:>9.2f} ms a picture-step, {limit / seconds['batch']:.2f} of the limit",
+        flush=True,
+    )
+    if profile:
+        with torch.profiler.profile() as profiler:
+            ways["batch"]()
+        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=48))
+
+
+def measure(bench: Workbench, options: argparse.Namespace) -> None:
+    """All sizes and stages."""
+    speed = machine_speed(bench.machine)
+    print(f"one large matrix product: {speed / 1e9:,.0f} GFLOP/s")
+    trunk = bench.copy_of_trunk()
+    for size in map(int, options.sizes.split(",")) if options.sizes else [bench.image_size]:
+        for stage in bench.stages(options.stages):
+            chosen = FilterOptions(objective=options.objective, steps=options.steps, image_size=size)
+            settings = settings_of(chosen, bench.image_size)
+            try:
+                filters = Responses(trunk, stage, bench.machine, size=size, made_for=bench.image_size)
+            except InputError as fault:
+                print(f"  {size:>4} px {stage:<9} left out: {fault}")
+                continue
+            compare(filters, settings, options.channels, options.repeats, speed, profile=options.profile)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--stages", default="all")
+    parser.add_argument("--sizes", help="of the pictures; by default the model's")
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--objective", default="fourier", choices=("fourier", "published"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--profile", action="store_true", help="show where the time of the batch goes")
+    parser.add_argument("--quick", action="store_true", help="small and once: a look whether it runs")
+    options = parser.parse_args()
+    if options.quick:
+        options.channels, options.steps, options.repeats = 4, 1, 1
+    bench = workbench(options.model, device=options.device)
+    bench = replace(bench, machine=Machine.choose(options.device, options.precision))
+    print(
+        f"{bench.trunk.arch} of {options.model}, {options.objective}, {bench.machine.describe()}, torch {torch.__version__}"
+    )
+    print(f"{options.channels} filters, {options.steps} steps, {options.repeats} repeats")
+    measure(bench, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""`deepcluster visualize` and `deepcluster report`: pictures of what was learned, and a page of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deepcluster.cli.options import explicit, on_machine, talk, with_settings
+from deepcluster.progress import Reporter
+from deepcluster.visualization.options import FilterOptions, ReportOptions, TopImagesOptions
+
+
+@click.group("visualize")
+def visualize_group() -> None:
+    """See what the filters of a trunk have learned (docs/visualization.md).
+
+    MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights).
+    """
+
+
+def _into(text: str) -> Callable[..., Any]:
+    return click.option("--out", type=Path, help=f"folder of the pictures  [{text}]")
+
+
+@visualize_group.command("filters")
+@click.argument("model")
+@_into("RUN/visualization/filters")
+@on_machine
+@talk
+@with_settings(FilterOptions)
+def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Pictures that excite each filter of a stage most, found by gradient ascent."""
+    from deepcluster import visualize
+
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    for path in visualize.filters(model, reporter=reporter, **explicit(options)):
+        reporter.say(str(path))
+
+
+@visualize_group.command("top-images")
+@click.argument("model")
+@click.option("--data", multiple=True, required=True, help="images to look through: a folder, list, shards, …")
+@_into("RUN/visualization/top-images")
+@click.option("--copies", type=Path, help="also copy the images into a folder of each filter here")
+@on_machine
+@talk
+@with_settings(TopImagesOptions)
+def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
+    """The images that excite each filter of a stage most, and the patches that do."""
+    from deepcluster import visualize
+
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    for path in visualize.top_images(model, data, reporter=reporter, **explicit(options)):
+        reporter.say(str(path))
+
+
+@click.command()
+@click.argument("path", metavar="RUN")
+@click.option("--data", multiple=True, help="where the images are  [where they were when the run was begun]")
+@click.option("--out", type=Path, help="the page to write  [RUN/report.html, or beside a table]")
+@click.option("--open", "show", is_flag=True, help="open the page in the browser")
+@click.option("--watch", is_flag=True, help="make it anew after each epoch until the run ends; the page refreshes itself")
+@on_machine
+@talk
+@with_settings(ReportOptions)
+def report(path: str, quiet: bool, verbose: bool, **options: Any) -> None:
+    """One self-contained page of a run: its clusters, a map, how it works. RUN may be a table of embeddings, too."""
+    from deepcluster import reports
+
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    data = options.pop("data")
+    reports.report(path, data=data or None, reporter=reporter, **explicit(options))

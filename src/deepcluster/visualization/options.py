@@ -1,0 +1,53 @@
+"""What the pictures and the report can be told. The command line is drawn from here: nothing of this imports torch."""
+
+from dataclasses import dataclass
+
+from deepcluster.options import Checked, option
+
+STAGES = "stages whose filters are shown, with commas between, or all; by default the last that has maps"
+
+
+@dataclass(frozen=True)
+class FilterOptions(Checked):
+    """Images that excite a filter, by gradient ascent."""
+
+    stage: str | None = option(None, STAGES)
+    channels: str = option("0-63", "filters, as 0-63 or 1,5,9; all")
+    objective: str = option(
+        "fourier", "how images are sought: fourier, or published (pixels, as in the paper)", choices=("fourier", "published")
+    )
+    steps: int | None = option(None, "steps of the ascent; by default 200, or 1,000 for published", at_least=1)
+    image_size: int | None = option(None, "side of the pictures in pixels; by default the model's", at_least=8, below=4097)
+    lr: float | None = option(None, "rate of the ascent; by default 0.05, or 3 for published", at_least=0)
+    weight_decay: float | None = option(None, "published: weight decay of the picture; by default 1e-5", at_least=0)
+    sigma: float | None = option(None, "published: deviation of the blur in pixels; by default 0.3", at_least=0, below=64)
+    blur_every: int | None = option(None, "published: steps from blur to blur; by default 5", at_least=1)
+    batch_size: int | None = option(None, "filters at once; by default as many as a little memory holds", at_least=1)
+    seed: int = option(31, "seed of the start", at_least=0, below=2**63)
+
+
+@dataclass(frozen=True)
+class TopImagesOptions(Checked):
+    """Images that excite a filter most, of a data set."""
+
+    stage: str | None = option(None, STAGES)
+    channels: str = option("all", "filters, as 0-63 or 1,5,9; all")
+    count: int = option(9, "images of each filter", at_least=1)
+    rank: str = option(
+        "peak", "what an image is ranked by: the highest activation of its map (peak), or the mean", choices=("peak", "mean")
+    )
+
+
+@dataclass(frozen=True)
+class ReportOptions(Checked):
+    """What the page holds."""
+
+    max_mb: float = option(15.0, "most megabytes of the page, which says what does not fit", at_least=4)
+    map_images: int = option(5_000, "images of the map: those of a larger set are drawn from", at_least=0)
+    thumbnail: int = option(64, "side of the thumbnails in pixels", at_least=16, below=513)
+    clusters: int | None = option(None, "of a table: group the embeddings into so many", at_least=1)
+    embedding_column: str | None = option(None, "of a table: the column of the embeddings")
+    name_column: str | None = option(None, "of a table: the column of the names")
+    cluster_column: str | None = option(None, "of a table: the column of the clusters")
+    label_column: str | None = option(None, "of a table: the column of the labels")
+    seed: int = option(31, "seed of what is drawn", at_least=0, below=2**63)

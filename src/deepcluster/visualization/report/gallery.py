@@ -1,0 +1,88 @@
+"""The section of the clusters: what its script (`assets/gallery.js`) shows, and what was left out, in words.
+
+K clusters, S exemplars of a kind, T labels, J neighbours, E earlier epochs.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster.data.wording import count_of
+from deepcluster.visualization.report.clusters import ClusterFacts
+from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.page import Blob, Section, json_blob, render
+from deepcluster.visualization.report.rows import Listing, shown
+from deepcluster.visualization.report.thumbnails import Thumbnails
+
+NAME = "clusters"
+
+
+def gallery_section(collection: Collection, facts: ClusterFacts, listing: Listing, thumbnails: Thumbnails) -> Section:
+    """The gallery of a collection. `thumbnails` may be empty (`Thumbnails(side)`): names are shown then."""
+    blobs: dict[str, Blob] = {"clusters": clusters_blob(collection, facts, listing), **listing.blobs(thumbnails)}
+    blobs |= {f"sheet-{number}": sheet for number, sheet in enumerate(thumbnails.sheets)}
+    html = render(
+        "gallery.html.jinja",
+        about=_about(collection, facts),
+        left_out=_left_out(collection, listing, thumbnails),
+        without_pictures=collection.images is None,
+        has_labels=collection.label_N is not None,
+        has_distances=bool(np.isfinite(facts.tightness_K).any()),
+    )
+    return Section(NAME, "The clusters", html, blobs)
+
+
+def clusters_blob(collection: Collection, facts: ClusterFacts, listing: Listing) -> Blob:
+    """Columns of K values each, as `gallery.js` reads them."""
+    cluster_R = listing.cluster_R
+    assigned_R = cluster_R[cluster_R >= 0]
+    listed_K = np.bincount(assigned_R, minlength=collection.n_clusters)
+    columns: dict[str, Any] = {
+        "size": facts.sizes_K.tolist(),
+        "tightness": [None if np.isnan(value) else float(f"{value:.4g}") for value in facts.tightness_K.tolist()],
+        "first_row": (np.cumsum(listed_K) - listed_K).tolist(),
+        "listed": listed_K.tolist(),
+        "nearest": _filled(listing.row_of(facts.nearest_KS)),
+        "random": _filled(listing.row_of(facts.random_KS)),
+        "farthest": _filled(listing.row_of(facts.farthest_KS)),
+        "neighbours": _filled(facts.neighbours_KJ),
+        "past": {
+            "epochs": list(facts.past_epochs),
+            "cluster": facts.past_cluster_KE.tolist(),
+            "share": facts.past_share_KE.round(3).tolist(),
+        },
+    }
+    if collection.label_N is not None:
+        columns["purity"] = [None if np.isnan(value) else round(value, 4) for value in facts.purity_K.tolist()]
+        columns["labels"] = [
+            [[label, count] for label, count in zip(labels, counts, strict=True) if label >= 0]
+            for labels, counts in zip(facts.label_KT.tolist(), facts.label_count_KT.tolist(), strict=True)
+        ]
+    return json_blob(columns)
+
+
+def _filled(values_KS: NDArray[np.int64]) -> list[list[int]]:
+    """Lists without what is not there."""
+    return [[value for value in values if value >= 0] for values in values_KS.tolist()]
+
+
+def _about(collection: Collection, facts: ClusterFacts) -> str:
+    n_empty = int((facts.sizes_K == 0).sum())
+    n_unassigned = int((collection.cluster_N < 0).sum())
+    sentence = f"{count_of(len(collection), 'image')} in {count_of(collection.n_clusters, 'cluster')}"
+    sentence += f", {n_empty:,} of them empty" if n_empty else ""
+    return sentence + (f"; {count_of(n_unassigned, 'image')} in none." if n_unassigned else ".")
+
+
+def _left_out(collection: Collection, listing: Listing, thumbnails: Thumbnails) -> list[str]:
+    """What a person would miss, and where it is."""
+    sentences, total = [], len(collection)
+    if not listing.is_complete:
+        where = f"all rows are in {shown(collection.table)}" if collection.table else "--max-mb makes room for more"
+        sentences.append(f"{len(listing):,} of {total:,} images are listed here, the nearest to each centre first; {where}.")
+    if collection.images is not None and thumbnails.count < total:
+        sentences.append(f"Thumbnails of {thumbnails.count:,} of {total:,} images; --max-mb makes room for more.")
+    if thumbnails.unreadable:
+        sentences.append(f"{count_of(len(thumbnails.unreadable), 'image')} could not be read.")
+    return sentences

@@ -1,0 +1,134 @@
+"""Filters and top images, where `deepcluster visualize` made them, small enough for the page."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deepcluster.visualization.report.page import Section, render
+from deepcluster.visualization.report.rows import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+NAME: Final = "filters"
+# What the folder holds, by the names of its folders: the JSON file of each stage, a title, and the pictures to show.
+KINDS: Final = {
+    "filters": ("filters.json", "Filters of", ("grid",)),
+    "top-images": ("top-images.json", "Images that excite", ("blocks",)),
+}
+# Width in pixels and quality, tried in this order until a picture fits.
+SIZES: Final = ((1_200, 82), (1_200, 70), (1_000, 70), (1_000, 55), (800, 55), (600, 50), (400, 45))
+# What a caption names of the JSON files, where it is there.
+NAMED: Final = ("objective", "model", "data", "count")
+# Pixels of an opened picture, at most: a larger one is not one of ours.
+MOST_PIXELS: Final = 400_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A grid of pictures that was found.
+
+    Attributes:
+        path: of the PNG file.
+        title: what it shows.
+        caption: how it was made.
+    """
+
+    path: Path
+    title: str
+    caption: str
+
+
+def pictures_section(folder: Path | None, *, max_bytes: int = 4_000_000, run: str = "RUN") -> Section:
+    """The section; where nothing was made, the commands that make it.
+
+    Args:
+        folder: with `filters/STAGE/grid.png` and `top-images/STAGE/blocks-1.png` and so on; None: there is none.
+        max_bytes: most bytes of all pictures together, as they are in the page. What does not fit is named.
+        run: the run folder, as a person would type it.
+    """
+    found = find_pictures(folder) if folder is not None else []
+    shown_, left = [], max_bytes
+    for number, picture in enumerate(found):
+        packed = _pack(picture.path, left // (len(found) - number))
+        if packed is not None:
+            left -= len(packed["uri"])
+        shown_.append(
+            {"title": picture.title, "caption": picture.caption, "path": shown(str(picture.path)), "image": packed}
+        )
+    html = render("pictures.html.jinja", pictures=shown_, run=shown(run))
+    return Section(NAME, "Filters and top images", html)
+
+
+def find_pictures(folder: Path) -> list[Picture]:
+    """The first page of each kind: filters first, stages in their order (conv2 before conv10)."""
+    found = []
+    for kind, (file, title, names) in KINDS.items():
+        for place in sorted((folder / kind).glob("*/"), key=lambda path: _in_order(path.name)):
+            about = _read_json(place / file)
+            for name in names:
+                pages = sorted(place.glob(f"{name}*.png"), key=lambda path: _in_order(path.stem))
+                if pages:
+                    part = f" (page 1 of {len(pages)})" if len(pages) > 1 else ""
+                    heading = f"{title} {about.get('stage') or place.name}{part}"
+                    found.append(Picture(pages[0], shown(heading), shown(_caption(kind, about))))
+    return found
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts the numbers in names by their value."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What the file says; nothing where it is missing or spoiled: the pictures are shown all the same."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _caption(kind: str, about: dict[str, Any]) -> str:
+    words = {
+        "filters": "Each picture was sought by gradient ascent: it excites one filter, and the others of its stage little.",
+        "top-images": "For each filter the images of the data set that excite it most, and the place that does.",
+    }[kind]
+    facts = [f"{name}: {about[name]}" for name in NAMED if isinstance(about.get(name), str | int | float)]
+    return f"{words} {'; '.join(facts)}." if facts else words
+
+
+def _pack(path: Path, max_bytes: int) -> dict[str, Any] | None:
+    """The picture as WebP in a data address of at most `max_bytes`, as large and good as fits; None where none does."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                return None
+            original = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    for width, quality in SIZES:
+        smaller = _scaled(original, width)
+        file = io.BytesIO()
+        smaller.save(file, "WEBP", quality=quality, method=4)
+        uri = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+        if len(uri) <= max_bytes:
+            return {"uri": uri, "width": smaller.width, "height": smaller.height}
+    return None
+
+
+def _scaled(image: "Image.Image", width: int) -> "Image.Image":
+    """No wider than `width`, and no longer than what WebP can hold (16,383 pixels)."""
+    from PIL import Image
+
+    scale = min(1.0, width / image.width, 16_000 / image.height)
+    if scale == 1.0:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -1,0 +1,86 @@
+"""Pictures for the rows of a table, found by name among images.
+
+N rows of the table.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster.data.sources import ImageSource
+from deepcluster.errors import InputError, UnreadableImage
+
+
+class NamedPictures(ImageSource):
+    """Row `i` of a table as image `i`: that of another source, or none.
+
+    Attributes:
+        n_found: rows that have a picture.
+    """
+
+    def __init__(self, names: Sequence[str], source: ImageSource, index_N: NDArray[np.int64]) -> None:
+        """Take the index of each row's image in the source, -1 where it has none."""
+        super().__init__()
+        self._names, self._source, self._index_N = names, source, index_N
+        self.n_found = int((index_N >= 0).sum())
+        self.class_names = source.class_names
+        if source.labels_N is not None:
+            self.labels_N = np.where(index_N >= 0, source.labels_N[index_N], -1)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        found = int(self._index_N[index])
+        if found < 0:
+            raise UnreadableImage("no image has its name")
+        return self._source.read(found)
+
+    def path(self, index: int) -> Path | None:
+        found = int(self._index_N[index])
+        return self._source.path(found) if found >= 0 else None
+
+    def stamp(self, index: int) -> str:
+        found = int(self._index_N[index])
+        return self._source.stamp(found) if found >= 0 else ""
+
+    def details(self) -> str:
+        return f"of a table, {self.n_found:,} of them found {self._source.details()}"
+
+
+def pictures_by_name(names: Sequence[str], source: ImageSource) -> NamedPictures:
+    """The images of a source that have the names of a table's rows.
+
+    Where no name is an image's as it stands, folders before all of them are left out, such as those of an absolute path.
+
+    Raises:
+        InputError: there is none.
+    """
+    index = {source.name(number): number for number in range(len(source))}
+    index_N = np.fromiter((index.get(name, -1) for name in names), np.int64, len(names))
+    if not (index_N >= 0).any():
+        start = _common_start(names, index)
+        index_N = np.fromiter(
+            (index.get(name[len(start) :], -1) if name.startswith(start) else -1 for name in names), np.int64, len(names)
+        )
+    if not (index_N >= 0).any():
+        raise InputError(
+            f"none of the table's {len(names):,} names, such as {names[0]}, is that of an image of --data, such as "
+            f"{source.name(0)}; give the folder that the names are relative to"
+        )
+    return NamedPictures(names, source, index_N)
+
+
+def _common_start(names: Sequence[str], index: dict[str, int]) -> str:
+    """The folders that stand before the first name that is an image's without them; "" where there is none."""
+    for name in names:
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            if "/".join(parts[depth:]) in index:
+                return "/".join(parts[:depth]) + "/"
+    return ""

@@ -1,0 +1,1 @@
+"""The images that excite a filter most: `search` finds them, `pages` draws them, `saving` writes the files."""

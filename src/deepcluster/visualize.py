@@ -1,0 +1,103 @@
+"""`visualize filters` and `visualize top-images`: what the filters of a trunk have learned to see."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deepcluster.data.sources import open_source
+from deepcluster.errors import InputError
+from deepcluster.model import Model
+from deepcluster.progress import Reporter
+from deepcluster.protocols import new_interruption, workbench
+from deepcluster.training.run import RunFolder
+from deepcluster.visualization.filters.show import show_filters
+from deepcluster.visualization.options import FilterOptions, TopImagesOptions
+from deepcluster.visualization.top_images.saving import check_copies_folder, save_top_images
+from deepcluster.visualization.top_images.search import find_top_images
+
+# Where the pictures of a run are, in its folder.
+PICTURES = "visualization"
+
+
+def filters(
+    model: str | Path | Model,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Pictures that excite each filter most, as `deepcluster visualize filters` finds them.
+
+    Args:
+        model: a run folder, a checkpoint, `untrained:ARCH`, `untrained:RUN`, or what `load` gave.
+        out: folder of the pictures, with a folder a stage; RUN/visualization/filters by default.
+        device, workers: how the work is done.
+        reporter: told how far the work is.
+        options: `deepcluster.visualization.options.FilterOptions`.
+
+    Returns:
+        the grid (PNG) of each stage.
+
+    Raises:
+        InputError: model, options or folder can't be used; nothing was written.
+        Interrupted: Ctrl-C or SIGTERM; the same call goes on where this one stopped.
+    """
+    checked, folder = FilterOptions.from_dict(options), _folder(model, "filters", out)
+    interruption = new_interruption()
+    with interruption.listening():
+        bench = workbench(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
+        return [found.grid for found in show_filters(bench, checked, folder)]
+
+
+def top_images(
+    model: str | Path | Model,
+    data: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    copies: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> list[Path]:
+    """The images that excite each filter most, as `deepcluster visualize top-images` finds them.
+
+    Args:
+        model: a run folder, a checkpoint, `untrained:ARCH`, `untrained:RUN`, or what `load` gave.
+        data: the images that are looked through.
+        out: folder of the pictures, with a folder a stage; RUN/visualization/top-images by default.
+        copies: a new or empty folder for copies of the images, a folder a filter.
+        device, workers: how the work is done.
+        reporter: told how far the work is.
+        options: `deepcluster.visualization.options.TopImagesOptions`.
+
+    Returns:
+        the `top-images.json` of each stage, which names its pictures.
+
+    Raises:
+        InputError: model, data, options or folder can't be used.
+        Interrupted: Ctrl-C or SIGTERM; the same call goes on where this one stopped.
+    """
+    checked, folder = TopImagesOptions.from_dict(options), _folder(model, "top-images", out)
+    reporter = reporter or Reporter(quiet=True)
+    if copies is not None:
+        check_copies_folder(Path(copies))
+    interruption = new_interruption()
+    with interruption.listening():
+        source = open_source(data, on_trouble=reporter.warn)
+        bench = workbench(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
+        found = find_top_images(bench, source, checked)
+        named = ", ".join(map(str, [data] if isinstance(data, str | Path) else data))
+        return save_top_images(found, source, folder, bench, data=named, copies=Path(copies) if copies else None)
+
+
+def _folder(model: str | Path | Model, kind: str, out: str | Path | None) -> Path:
+    """Where the pictures go; nothing is made yet."""
+    if out is not None:
+        return Path(out)
+    run = Path(model.name if isinstance(model, Model) else model)
+    if not RunFolder(run).is_run():
+        raise InputError(f"{run} is no run folder to write the pictures into: name a folder with --out")
+    return run / PICTURES / kind

@@ -1,0 +1,411 @@
+"""What the report's page holds of clusters, rows and thumbnails, against naive loops; budgets; names that are no text."""
+
+import base64
+import gzip
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benches import write_classes
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.spatial.distance import cdist
+
+from deepcluster.data.sources import open_source
+from deepcluster.errors import Interrupted
+from deepcluster.visualization.report.clusters import describe_clusters, epochs_shown, exemplars_of
+from deepcluster.visualization.report.collection import Collection, Past
+from deepcluster.visualization.report.gallery import gallery_section
+from deepcluster.visualization.report.page import Blob
+from deepcluster.visualization.report.rows import BLOCK, Listing, by_importance, list_rows, rounded, sorted_rows
+from deepcluster.visualization.report.thumbnails import NUMBER_BYTES, Thumbnails, fitting_side, make_thumbnails
+
+pytest.importorskip("jinja2", reason="the report needs the extra: pip install 'deepcluster[report]'")
+SIDE = 16
+HOSTILE = [
+    "a\nb.jpg",
+    'say "no".jpg',
+    "<img onerror=alert(1)>.jpg",
+    "caf\udce9.jpg",
+    "\ud800.jpg",
+    "nul\0.jpg",
+    "größe/ß.jpg",
+    "",
+]
+
+
+def collection_of(n_images: int, n_clusters: int, seed: int = 0, **changes: Any) -> Collection:
+    """Random clusters, the last one empty where there are several; some unassigned, some of unknown distance, some equal."""
+    rng = np.random.default_rng(seed)
+    cluster_N = rng.integers(-1, max(1, n_clusters - 1), n_images)
+    distance_N = rng.integers(1, 30, n_images).astype(np.float32) / 8  # Ties.
+    distance_N[rng.random(n_images) < 0.1] = np.nan
+    distance_N[cluster_N < 0] = np.nan
+    parts: dict[str, Any] = {
+        "title": "made up",
+        "names": [f"n{rng.integers(1000):08}/ILSVRC_{image:06}.JPEG" for image in range(n_images)],
+        "cluster_N": cluster_N,
+        "distance_N": distance_N,
+        "n_clusters": n_clusters,
+        "label_N": rng.integers(-1, 6, n_images),
+        "label_names": [f"label {label}" for label in range(6)],
+        "centroids_KP": torch.from_numpy(rng.normal(size=(n_clusters, 5)).astype(np.float32)),
+        "table": "assignments/epoch-0045.parquet",
+    }
+    return Collection(**{**parts, **changes})
+
+
+def members(collection: Collection, cluster: int, *, known: bool = False) -> list[int]:
+    """Images of a cluster by (distance, index), those of unknown distance last or left out."""
+    distances = collection.distance_N.tolist()
+    images = [image for image, of in enumerate(collection.cluster_N.tolist()) if of == cluster]
+    images = [image for image in images if not known or distances[image] == distances[image]]
+    return sorted(images, key=lambda image: (distances[image] != distances[image], distances[image], image))
+
+
+def there(values: NDArray[np.int64]) -> list[int]:
+    return [value for value in values.tolist() if value >= 0]
+
+
+def unpacked(blob: Blob) -> bytes:
+    """As the browser unpacks it."""
+    content = base64.b64decode(blob.packed())
+    return content if blob.media_type else gzip.decompress(content)
+
+
+def columns(blobs: dict[str, Blob]) -> dict[str, Any]:
+    """Rows as the scripts read them."""
+    about = json.loads(unpacked(blobs["rows"]))
+    names: list[str] = []
+    for block in range(about["blocks"]):
+        names += unpacked(blobs[f"names-{block}"]).decode().split("\0")
+    integers = {name: np.frombuffer(unpacked(blobs[f"row-{name}"]), "<i4") for name in ("cluster", "thumbnail")}
+    return {"about": about, "name": names, "distance": np.frombuffer(unpacked(blobs["row-distance"]), "<f4"), **integers}
+
+
+def packed_bytes(listing: Listing, thumbnails: Thumbnails | None = None) -> int:
+    return sum(len(blob.packed()) for blob in listing.blobs(thumbnails or Thumbnails(SIDE)).values())
+
+
+def test_exemplars_are_those_of_sorted_lists() -> None:
+    collection = collection_of(700, 9)
+    facts = describe_clusters(collection, seed=1)
+    count = exemplars_of(9)
+    assert facts.sizes_K.tolist() == [len(members(collection, cluster)) for cluster in range(9)]
+    assert facts.sizes_K[8] == 0
+    for cluster in range(9):
+        known, all_ = members(collection, cluster, known=True), members(collection, cluster)
+        assert there(facts.nearest_KS[cluster]) == known[:count]
+        assert there(facts.farthest_KS[cluster]) == known[::-1][:count]
+        drawn = there(facts.random_KS[cluster])
+        assert len(set(drawn)) == len(drawn) == min(count, len(all_))
+        assert set(drawn) <= set(all_[count:])
+        mean = np.mean(collection.distance_N[known].astype(np.float64)) if known else np.nan
+        np.testing.assert_allclose(facts.tightness_K[cluster], mean, rtol=1e-12)
+
+
+def test_random_images_are_a_function_of_the_seed_and_take_every_place() -> None:
+    collection = collection_of(40, 2, cluster_N=np.zeros(40, dtype=np.int64))
+    one, same, other = (describe_clusters(collection, seed=seed).random_KS[0].tolist() for seed in (5, 5, 6))
+    assert one == same != other
+    seen = {image for seed in range(200) for image in describe_clusters(collection, seed=seed).random_KS[0].tolist()}
+    assert seen == set(members(collection, 0)[exemplars_of(2) :])
+
+
+def test_small_clusters_draw_their_nearest_images_last() -> None:
+    collection = collection_of(10, 1, cluster_N=np.zeros(10, dtype=np.int64), distance_N=np.arange(10, dtype=np.float32))
+    drawn = describe_clusters(collection, seed=3).random_KS[0].tolist()
+    assert set(drawn[:2]) == {8, 9}
+    assert set(drawn[2:]) < set(range(8))
+
+
+def test_label_mix_is_a_counter() -> None:
+    collection = collection_of(400, 7)
+    facts = describe_clusters(collection, seed=1)
+    assert collection.label_N is not None
+    for cluster in range(7):
+        labels = collection.label_N[members(collection, cluster)].tolist()
+        counts = Counter(label for label in labels if label >= 0)
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:4]
+        assert list(zip(there(facts.label_KT[cluster]), there(facts.label_count_KT[cluster]), strict=True)) == ranked
+        purity = ranked[0][1] / counts.total() if ranked else np.nan
+        np.testing.assert_allclose(facts.purity_K[cluster], purity)
+
+
+def test_neighbours_are_those_of_all_distances_without_empty_clusters() -> None:
+    collection = collection_of(2_000, 40)
+    facts = describe_clusters(collection, seed=1)
+    assert collection.centroids_KP is not None
+    centroids_KP = collection.centroids_KP.double().numpy()
+    distances_KK = cdist(centroids_KP, centroids_KP)
+    distances_KK[:, facts.sizes_K == 0] = np.inf
+    np.fill_diagonal(distances_KK, np.inf)
+    expected = np.argsort(distances_KK, axis=1)[:, :8]
+    expected[facts.sizes_K == 0] = -1
+    assert facts.neighbours_KJ.tolist() == expected.tolist()
+
+
+def test_neighbours_pass_over_centroids_that_are_no_numbers() -> None:
+    collection = collection_of(200, 4)
+    assert collection.centroids_KP is not None
+    collection.centroids_KP[1] = torch.nan
+    facts = describe_clusters(collection, seed=1)
+    assert [sorted(there(near)) for near in facts.neighbours_KJ] == [[2], [], [0], []]
+
+
+def test_past_is_counted_by_a_dictionary() -> None:
+    rng = np.random.default_rng(4)
+    collection = collection_of(900, 12, past=[])
+    before = [rng.integers(-1, n_groups, 900) for n_groups in rng.integers(3, 30, 23).tolist()]
+    before[0][:] = -1  # No image was in a cluster then.
+    past = [Past(epoch + 1, lambda groups=groups: groups) for epoch, groups in enumerate(before)]
+    facts = describe_clusters(collection_of(900, 12, past=past), seed=1)
+    assert len(facts.past_epochs) == 10
+    assert (facts.past_epochs[0], facts.past_epochs[-1]) == (1, 23)
+    for cluster in range(12):
+        images = members(collection, cluster)
+        for column, epoch in enumerate(facts.past_epochs):
+            groups = Counter(group for group in before[epoch - 1][images].tolist() if group >= 0)
+            group, count = min(groups.items(), key=lambda item: (-item[1], item[0])) if groups else (-1, 0)
+            assert facts.past_cluster_KE[cluster, column] == group
+            assert facts.past_share_KE[cluster, column] == pytest.approx(count / len(images) if images else 0)
+
+
+@pytest.mark.parametrize(("count", "places"), [(0, []), (1, [0]), (2, [0, 1]), (10, list(range(10)))])
+def test_few_epochs_are_all_shown(count: int, places: list[int]) -> None:
+    assert epochs_shown(count) == places
+
+
+def test_rows_are_sorted_and_come_back() -> None:
+    collection = collection_of(500, 8)
+    listing = list_rows(collection, [], 10**9)
+    expected = [image for cluster in [*range(8), -1] for image in members(collection, cluster)]
+    assert listing.is_complete
+    assert listing.indices_R.tolist() == expected
+    assert listing.row_of(listing.indices_R).tolist() == list(range(500))
+    read = columns(listing.blobs(Thumbnails(SIDE)))
+    assert read["name"] == [collection.names[image] for image in expected]
+    assert read["cluster"].tolist() == collection.cluster_N[expected].tolist()
+    np.testing.assert_allclose(read["distance"], collection.distance_N[expected], rtol=1 / 4000)
+    assert set(read["thumbnail"].tolist()) == {-1}
+    assert {key: read["about"][key] for key in ("rows", "images", "clusters", "blocks")} == {
+        "rows": 500, "images": 500, "clusters": 8, "blocks": 1
+    }  # fmt: skip
+
+
+def test_names_of_many_blocks_come_back() -> None:
+    collection = collection_of(BLOCK + 7, 3)
+    listing = list_rows(collection, [], 10**9)
+    blobs = listing.blobs(Thumbnails(SIDE))
+    assert len(unpacked(blobs["names-0"]).split(b"\0")) == BLOCK
+    assert columns(blobs)["name"] == [collection.names[image] for image in listing.indices_R.tolist()]
+
+
+def test_names_that_are_no_text_do_no_harm() -> None:
+    n_images = len(HOSTILE)
+    zeros = np.zeros(n_images, np.int64)
+    collection = collection_of(n_images, 1, names=HOSTILE, cluster_N=zeros, distance_N=np.arange(n_images, dtype=np.float32))
+    names = columns(list_rows(collection, [], 10**9).blobs(Thumbnails(SIDE)))["name"]
+    assert names[:3] == HOSTILE[:3]
+    assert names[3:6] == [r"caf\xe9.jpg", r"\ud800.jpg", r"nul\x00.jpg"]
+    assert names[6:] == HOSTILE[6:]
+
+
+def test_short_distances_keep_their_order() -> None:
+    distance_R = np.sort(np.random.default_rng(0).lognormal(0, 8, 5_000).astype(np.float32))
+    assert (np.diff(rounded(distance_R)) >= 0).all()
+    np.testing.assert_allclose(rounded(distance_R), distance_R, rtol=1 / 4000)
+    odd = np.array([0, np.nan, np.inf], np.float32)
+    np.testing.assert_array_equal(rounded(odd), odd)
+
+
+@pytest.mark.parametrize("max_bytes", [-5, 0, 300, 2_000, 6_000, 20_000])
+def test_budget_of_rows_is_kept_and_used(max_bytes: int) -> None:
+    collection = collection_of(3_000, 20)
+    listing = list_rows(collection, describe_clusters(collection, seed=1).wanted(), max_bytes)
+    assert not listing.is_complete
+    if len(listing):
+        assert 0.8 * max_bytes <= packed_bytes(listing) <= max_bytes
+    else:
+        assert max_bytes <= 300
+    assert listing.indices_R.tolist() == sorted_rows(collection, listing.indices_R).tolist()
+
+
+def test_wanted_rows_come_first_then_the_nearest_of_each_cluster() -> None:
+    collection = collection_of(3_000, 20)
+    wanted = np.random.default_rng(2).permutation(3_000)[:50]
+    listing = list_rows(collection, [wanted, wanted, np.array([-1])], 6_000)
+    listed = set(listing.indices_R.tolist())
+    assert set(wanted.tolist()) <= listed
+    assert (listing.row_of(wanted) >= 0).all()
+    assert listing.indices_R[listing.row_of(wanted)].tolist() == wanted.tolist()
+    others = [image for image in range(3_000) if image not in listed]
+    assert (listing.row_of(np.array(others)) == -1).all()
+    # Besides the wanted ones, clusters list their first images, as many in each but for one.
+    rows = [[image in listed for image in members(collection, cluster)] for cluster in range(19)]
+    depth = [next(place for place, here in enumerate(cluster) if not here) for cluster in rows]
+    strays = [sum(cluster[first:]) for cluster, first in zip(rows, depth, strict=True)]
+    assert sum(strays) <= 50
+    order_N = sorted_rows(collection, np.arange(3_000))
+    ranks = {image: rank for cluster in range(19) for rank, image in enumerate(members(collection, cluster))}
+    evenly = [ranks[image] for image in by_importance(collection, [], order_N).tolist() if image in ranks]
+    assert evenly == sorted(evenly)
+    assert collection.cluster_N[by_importance(collection, [], order_N)[len(ranks) :]].tolist() == [-1] * (3_000 - len(ranks))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 images: three classes of one colour each; some are not readable."""
+    folder = write_classes(tmp_path_factory.mktemp("photos"), 100, side=24)
+    for number in (3, 50):
+        (folder / "class1" / f"{number:03}.png").write_bytes(b"no image")
+    return folder
+
+
+def tile_of(thumbnails: Thumbnails, number: int) -> NDArray[np.uint8]:
+    """As the script cuts it out."""
+    sheet, place = divmod(number, 256)
+    line, column = divmod(place, 16)
+    with Image.open(io.BytesIO(unpacked(thumbnails.sheets[sheet]))) as image:
+        assert image.width == 16 * thumbnails.side
+        left, top = column * thumbnails.side, line * thumbnails.side
+        return np.asarray(image.convert("RGB").crop((left, top, left + thumbnails.side, top + thumbnails.side)))
+
+
+@pytest.mark.parametrize("side", [16, 40])
+def test_every_image_has_the_tile_of_its_own_colour(photos: Path, side: int) -> None:
+    source = open_source(photos)
+    order = np.random.default_rng(0).permutation(300)
+    seen: list[int] = []
+    thumbnails = make_thumbnails(source, order, side=side, max_bytes=10**8, workers=2, on_images=seen.append)
+    bad = {i for i in range(300) if source.name(i) in ("class1/003.png", "class1/050.png")}
+    assert set(thumbnails.unreadable) == bad
+    assert all("not an image" in reason for reason in thumbnails.unreadable.values())
+    assert thumbnails.indices_T.tolist() == [index for index in order.tolist() if index not in bad]
+    assert (sum(seen), len(thumbnails.sheets), thumbnails.side) == (300, 2, side)
+    assert thumbnails.number_of(int(order[0])) == 0
+    assert {thumbnails.number_of(index) for index in bad} == {-1}
+    colours = {"class0": [200, 40, 40], "class1": [40, 200, 40], "class2": [40, 40, 200]}
+    for index in order[::7].tolist():
+        if index not in bad:
+            tile = tile_of(thumbnails, thumbnails.number_of(index))
+            np.testing.assert_allclose(tile.mean(axis=(0, 1)), colours[source.name(index)[:6]], atol=20)
+
+
+def test_the_centre_is_cut_out_and_tiny_pixels_stay_squares(tmp_path: Path) -> None:
+    wide = np.zeros((100, 300, 3), np.uint8)
+    wide[:, 100:200, 0] = 255
+    tiny = np.zeros((4, 4, 3), np.uint8)
+    tiny[::2, ::2] = 255
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    Image.fromarray(tiny).save(tmp_path / "b.png")
+    thumbnails = make_thumbnails(open_source(tmp_path), np.arange(2), side=32, max_bytes=10**6, workers=1)
+    assert tile_of(thumbnails, 0)[4:28, 4:28].mean(axis=(0, 1)) == pytest.approx([255, 0, 0], abs=12)
+    checks = np.kron(tiny, np.ones((8, 8, 1)))
+    assert np.abs(tile_of(thumbnails, 1) - checks).mean() < 12
+
+
+@pytest.mark.parametrize("max_bytes", [0, 100, 3_000, 16_000])
+def test_budget_of_thumbnails_is_kept(photos: Path, max_bytes: int) -> None:
+    source = open_source(photos)
+    order = np.random.default_rng(0).permutation(300)
+    thumbnails = make_thumbnails(source, order, side=SIDE, max_bytes=max_bytes, workers=2)
+    whole = make_thumbnails(source, order, side=SIDE, max_bytes=10**8, workers=1)
+    assert sum(len(sheet.packed()) for sheet in thumbnails.sheets) + NUMBER_BYTES * thumbnails.count <= max_bytes
+    assert thumbnails.packed_bytes <= max_bytes < whole.packed_bytes
+    assert thumbnails.indices_T.tolist() == whole.indices_T[: thumbnails.count].tolist()
+    if max_bytes > 1_000:
+        assert thumbnails.packed_bytes > 0.7 * max_bytes
+
+
+@pytest.mark.parametrize(("images", "thumbnails"), [(5_000, 5_000), (200_000, 6_000), (200_000, 60_000)])
+def test_thumbnail_numbers_take_no_more_than_planned(images: int, thumbnails: int) -> None:
+    collection = collection_of(images, 50, names=[""] * images)
+    listing = list_rows(collection, [], 10**9)
+    some = np.random.default_rng(0).permutation(images)[:thumbnails]
+    none, blobs = listing.blobs(Thumbnails(SIDE)), listing.blobs(Thumbnails(SIDE, some))
+    assert len(blobs["row-thumbnail"].packed()) <= len(none["row-thumbnail"].packed()) + NUMBER_BYTES * thumbnails
+    number_R = columns(blobs)["thumbnail"]
+    assert number_R[listing.row_of(some)].tolist() == list(range(thumbnails))
+    assert (number_R >= 0).sum() == thumbnails
+
+
+def test_nothing_readable_gives_names_alone(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(b"<html>")
+    source = open_source(tmp_path)
+    thumbnails = make_thumbnails(source, np.arange(5), side=SIDE, max_bytes=10**6, workers=1)
+    assert (thumbnails.count, len(thumbnails.sheets), len(thumbnails.unreadable)) == (0, 0, 5)
+    names = [source.name(index) for index in range(5)]
+    nowhere, unknown = np.full(5, -1), np.full(5, np.nan, np.float32)
+    collection = collection_of(5, 3, names=names, cluster_N=nowhere, distance_N=unknown, images=source)
+    facts = describe_clusters(collection, seed=1)
+    assert all(len(part) == 0 for part in facts.wanted())
+    section = gallery_section(collection, facts, list_rows(collection, facts.wanted(), 10**6), thumbnails)
+    assert "5 images could not be read" in section.html
+    clusters = json.loads(unpacked(section.blobs["clusters"]))
+    assert clusters["size"] == [0, 0, 0]
+    assert clusters["tightness"] == clusters["purity"] == [None] * 3
+
+
+def test_a_stop_is_heard(photos: Path) -> None:
+    def stop() -> None:
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        make_thumbnails(open_source(photos), np.arange(20), side=SIDE, max_bytes=10**6, workers=2, check=stop)
+
+
+def test_fitting_side_halves_until_all_fit() -> None:
+    assert fitting_side(64, 1_000, 10**7) == 64
+    assert fitting_side(64, 10_000, 5 * 10**6) == 32
+    assert fitting_side(64, 10**7, 1) == 16
+    assert fitting_side(20, 10**7, 1) == 20
+
+
+def test_the_section_says_what_each_cluster_holds(photos: Path) -> None:
+    source = open_source(photos)
+    past = [Past(1, lambda: np.zeros(300, dtype=np.int64))]
+    names = [source.name(index) for index in range(300)]
+    collection = collection_of(300, 6, names=names, images=source, past=past)
+    facts = describe_clusters(collection, seed=1)
+    listing = list_rows(collection, facts.wanted(), 1_500)
+    important = np.concatenate(facts.wanted())
+    thumbnails = make_thumbnails(source, np.unique(important), side=SIDE, max_bytes=20_000, workers=2)
+    section = gallery_section(collection, facts, listing, thumbnails)
+    again = gallery_section(collection, describe_clusters(collection, seed=1), listing, thumbnails)
+    assert {name: blob.packed() for name, blob in section.blobs.items()} == {n: b.packed() for n, b in again.blobs.items()}
+    clusters, rows = json.loads(unpacked(section.blobs["clusters"])), columns(dict(section.blobs))
+    for cluster in range(6):
+        first, listed = clusters["first_row"][cluster], clusters["listed"][cluster]
+        assert rows["cluster"][first : first + listed].tolist() == [cluster] * listed
+        shown = [collection.names[image] for image in there(facts.nearest_KS[cluster]) if listing.row_of(image) >= 0]
+        assert [rows["name"][row] for row in clusters["nearest"][cluster]] == shown
+    assert sum(clusters["listed"]) == (rows["cluster"] >= 0).sum()
+    assert clusters["past"] == {"epochs": [1], "cluster": [[0]] * 5 + [[-1]], "share": [[1.0]] * 5 + [[0.0]]}
+    assert f"{len(listing)} of 300 images are listed" in section.html
+    assert "all rows are in assignments/epoch-0045.parquet" in section.html
+    assert f"Thumbnails of {thumbnails.count} of 300 images" in section.html
+    assert [name for name in section.blobs if name.startswith("sheet-")] == [
+        f"sheet-{i}" for i in range(len(thumbnails.sheets))
+    ]
+
+
+@pytest.mark.parametrize(("n_images", "n_clusters"), [(1, 1), (2, 1), (2, 2), (30, 1)])
+def test_the_smallest_collections_without_pictures_and_labels(n_images: int, n_clusters: int) -> None:
+    collection = collection_of(n_images, n_clusters, label_N=None, label_names=(), centroids_KP=None, table="<b>.parquet")
+    facts = describe_clusters(collection, seed=1)
+    listing = list_rows(collection, facts.wanted(), 10**6)
+    section = gallery_section(collection, facts, listing, Thumbnails(SIDE))
+    clusters = json.loads(unpacked(section.blobs["clusters"]))
+    assert clusters["neighbours"] == [[]] * n_clusters
+    assert "labels" not in clusters
+    assert "row-label" not in section.blobs
+    assert "--data FOLDER" in section.html
+    assert "purity" not in section.html
+    assert "<b>" not in section.html
