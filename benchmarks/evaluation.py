@@ -34,12 +34,12 @@ from torch.nn.functional import normalize
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation import linear
-from deepcluster.workbench.pooling import Pooled
-from deepcluster.workbench.bench import Workbench
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.inference import LOOK_BATCH
 from deepcluster.models.trunk import normalise
 from deepcluster.protocols import workbench
+from deepcluster.workbench.bench import Workbench
+from deepcluster.workbench.pooling import Pooled
 
 NEIGHBOURS = 20
 # Rows in groups: so many groups, and the width of what is not noise.

@@ -33,11 +33,18 @@ from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import make_trunk, normalise
 from deepcluster.training.plan import trunk_of
 from deepcluster.visualization.report.collection import Collection, Past
-from deepcluster.visualization.report.follow import VIEWS, Followed, companions, follow_image, last_lesson, measure_spectrum
-from deepcluster.visualization.report.how_it_works import FILES, method_section
-from deepcluster.visualization.report.method_steps import liveliest
+from deepcluster.visualization.report.method.follow import (
+    VIEWS,
+    Followed,
+    companions,
+    follow_image,
+    last_lesson,
+    measure_spectrum,
+)
+from deepcluster.visualization.report.method.how_it_works import FILES, method_section
+from deepcluster.visualization.report.method.pipeline import Pipeline, view_frame
+from deepcluster.visualization.report.method.steps import liveliest
 from deepcluster.visualization.report.page import Section
-from deepcluster.visualization.report.pipeline import Pipeline, view_frame
 from tests.benches import write_classes
 from tests.small_runs import checkpoint, train_small
 

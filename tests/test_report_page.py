@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcluster.data.sources import ImageSource
-from deepcluster.visualization.report.clusters import ClusterFacts, describe_clusters
 from deepcluster.visualization.report.collection import Collection, Past
-from deepcluster.visualization.report.gallery import gallery_section
+from deepcluster.visualization.report.gallery.clusters import ClusterFacts, describe_clusters
+from deepcluster.visualization.report.gallery.rows import Listing, list_rows
+from deepcluster.visualization.report.gallery.section import gallery_section
+from deepcluster.visualization.report.gallery.thumbnails import make_thumbnails
 from deepcluster.visualization.report.page import Blob, Section, json_blob, render, write_page
-from deepcluster.visualization.report.rows import Listing, list_rows
-from deepcluster.visualization.report.thumbnails import make_thumbnails
 
 pytest.importorskip("plotly", reason="the report needs the extra: pip install 'deepcluster[report]'")
 markupsafe = pytest.importorskip("markupsafe")

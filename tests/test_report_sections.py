@@ -17,13 +17,13 @@ from deepcluster.errors import Interrupted
 from deepcluster.progress import Reporter
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.curves import curves_of
+from deepcluster.visualization.report.gallery.rows import Listing, list_rows
+from deepcluster.visualization.report.gallery.thumbnails import Thumbnails
 from deepcluster.visualization.report.glance import RunFacts, glance_section
 from deepcluster.visualization.report.map import Spots, map_points, map_section
 from deepcluster.visualization.report.odd import NEIGHBOURS, find_odd, odd_section, typical_distance
 from deepcluster.visualization.report.page import Section, write_page
 from deepcluster.visualization.report.pictures import find_pictures, pictures_section
-from deepcluster.visualization.report.rows import Listing, list_rows
-from deepcluster.visualization.report.thumbnails import Thumbnails
 
 EVIL = '<img src=x onerror="document.title=`harmed`">'
 QUIET = Reporter(quiet=True)

@@ -17,11 +17,11 @@ import deepcluster
 from deepcluster.data.sources import open_source
 from deepcluster.errors import InputError, Interrupted, UnreadableImage
 from deepcluster.progress import Reporter
-from deepcluster.visualization.report import table_files
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.table_columns import MOST_NUMBER
-from deepcluster.visualization.report.table_reader import Budget
-from deepcluster.visualization.report.tables import MISSING, NOT_FINITE, read_table
+from deepcluster.visualization.report.table import files as table_files
+from deepcluster.visualization.report.table.columns import MOST_NUMBER
+from deepcluster.visualization.report.table.read import MISSING, NOT_FINITE, read_table
+from deepcluster.visualization.report.table.reader import Budget
 
 QUIET = Reporter(quiet=True)
 
@@ -191,7 +191,7 @@ def test_arrays_and_text(tmp_path: Path) -> None:
 
 def test_a_large_table_is_read_in_batches_to_the_same_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_files, "BATCH_ROWS", 700)
-    monkeypatch.setattr("deepcluster.visualization.report.table_clusters.LEARNED_ROWS", 1500)
+    monkeypatch.setattr("deepcluster.visualization.report.table.clusters.LEARNED_ROWS", 1500)
     rows, kind_N = groups(5000)
     fixed = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 12, mask=pa.array(np.arange(5000) < 1500))
     frame = pa.table({"embedding": fixed, "cluster": pa.array(kind_N)})

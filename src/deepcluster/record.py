@@ -33,8 +33,8 @@ from deepcluster.progress import Reporter
 from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import RunFolder, load_checkpoint
 from deepcluster.visualization.report.collection import Collection, Past
-from deepcluster.visualization.report.pipeline import Pipeline
-from deepcluster.visualization.report.table_pictures import pictures_by_name
+from deepcluster.visualization.report.method.pipeline import Pipeline
+from deepcluster.visualization.report.table.pictures import pictures_by_name
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import build_report
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.glance import RunFacts
+from deepcluster.visualization.report.method.pipeline import Pipeline
 from deepcluster.visualization.report.page import needs_report_extra
-from deepcluster.visualization.report.pipeline import Pipeline
-from deepcluster.visualization.report.tables import read_table
+from deepcluster.visualization.report.table.read import read_table
 from deepcluster.visualize import PICTURES
 
 Data = str | Path | Sequence[str | Path]

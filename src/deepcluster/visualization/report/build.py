@@ -11,18 +11,18 @@ from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter
 from deepcluster.saving import write_whole
 from deepcluster.visualization.options import ReportOptions
-from deepcluster.visualization.report.clusters import describe_clusters
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.gallery import gallery_section
+from deepcluster.visualization.report.gallery.clusters import describe_clusters
+from deepcluster.visualization.report.gallery.rows import Listing, by_importance, list_rows, sorted_rows
+from deepcluster.visualization.report.gallery.section import gallery_section
+from deepcluster.visualization.report.gallery.thumbnails import Thumbnails, fitting_side, make_thumbnails
 from deepcluster.visualization.report.glance import RunFacts, glance_section
-from deepcluster.visualization.report.how_it_works import method_section
 from deepcluster.visualization.report.map import map_points, map_section
+from deepcluster.visualization.report.method.how_it_works import method_section
+from deepcluster.visualization.report.method.pipeline import Pipeline
 from deepcluster.visualization.report.odd import find_odd, odd_section
 from deepcluster.visualization.report.page import page_text
 from deepcluster.visualization.report.pictures import pictures_section
-from deepcluster.visualization.report.pipeline import Pipeline
-from deepcluster.visualization.report.rows import Listing, by_importance, list_rows, sorted_rows
-from deepcluster.visualization.report.thumbnails import Thumbnails, fitting_side, make_thumbnails
 
 # Of the bytes that other sections leave: for names and numbers of images. Thumbnails get what is left then.
 ROWS_SHARE = 0.5

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from deepcluster.data.wording import count_of
 from deepcluster.progress import duration
 from deepcluster.visualization.report.curves import clusterings, curves_of
+from deepcluster.visualization.report.gallery.rows import shown
 from deepcluster.visualization.report.page import Section, render
-from deepcluster.visualization.report.rows import shown
 
 NAME: Final = "run"
 # Measures that are plain numbers; all others are shares, shown in percent.

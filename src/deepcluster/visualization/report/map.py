@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from deepcluster.progress import Reporter
 from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.gallery.rows import Listing
 from deepcluster.visualization.report.page import Blob, Section, render
-from deepcluster.visualization.report.rows import Listing
 
 NAME: Final = "map"
 # t-SNE is given so many principal components of wider points, as scikit-learn advises.

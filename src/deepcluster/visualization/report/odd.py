@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from deepcluster.data.wording import count_of
 from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.gallery.rows import Listing, shown
 from deepcluster.visualization.report.page import Section, render
-from deepcluster.visualization.report.rows import Listing, shown
 
 NAME: Final = "odd"
 # Points that are compared, all with all: 20,000 of 256 components took 2.8 s on a core.

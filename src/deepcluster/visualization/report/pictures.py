@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from deepcluster.visualization.report.gallery.rows import shown
 from deepcluster.visualization.report.page import Section, render
-from deepcluster.visualization.report.rows import shown
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.models.trunk import FEATURES
-from deepcluster.visualization.report import method_figures as charts
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.data_uri import Picture, picture, ranged_grey, signed_grey, view_pixels
-from deepcluster.visualization.report.follow import Companionship, Followed, Lesson, nearest_of, neighbourhood
-from deepcluster.visualization.report.pipeline import Pipeline, view_frame
-from deepcluster.visualization.report.rows import shown
-from deepcluster.visualization.report.thumbnails import thumbnail
+from deepcluster.visualization.report.gallery.rows import shown
+from deepcluster.visualization.report.gallery.thumbnails import thumbnail
+from deepcluster.visualization.report.method import figures as charts
+from deepcluster.visualization.report.method.data_uri import Picture, picture, ranged_grey, signed_grey, view_pixels
+from deepcluster.visualization.report.method.follow import Companionship, Followed, Lesson, nearest_of, neighbourhood
+from deepcluster.visualization.report.method.pipeline import Pipeline, view_frame
 
 RIVALS, SHOWN_OF_A_CLUSTER, SAME_LABEL, SCATTERED, LIKELIEST, LIVELIEST = 8, 3, 6, 4, 5, 8
 THUMBNAIL = 64

@@ -18,12 +18,12 @@ from scipy.spatial.distance import cdist
 
 from deepcluster.data.sources import open_source
 from deepcluster.errors import Interrupted
-from deepcluster.visualization.report.clusters import describe_clusters, epochs_shown, exemplars_of
 from deepcluster.visualization.report.collection import Collection, Past
-from deepcluster.visualization.report.gallery import gallery_section
+from deepcluster.visualization.report.gallery.clusters import describe_clusters, epochs_shown, exemplars_of
+from deepcluster.visualization.report.gallery.rows import BLOCK, Listing, by_importance, list_rows, rounded, sorted_rows
+from deepcluster.visualization.report.gallery.section import gallery_section
+from deepcluster.visualization.report.gallery.thumbnails import NUMBER_BYTES, Thumbnails, fitting_side, make_thumbnails
 from deepcluster.visualization.report.page import Blob
-from deepcluster.visualization.report.rows import BLOCK, Listing, by_importance, list_rows, rounded, sorted_rows
-from deepcluster.visualization.report.thumbnails import NUMBER_BYTES, Thumbnails, fitting_side, make_thumbnails
 
 pytest.importorskip("jinja2", reason="the report needs the extra: pip install 'deepcluster[report]'")
 SIDE = 16

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.data.wording import printable
 from deepcluster.errors import InputError, did_you_mean
-from deepcluster.visualization.report.table_files import TableFile, is_embedding
+from deepcluster.visualization.report.table.files import TableFile, is_embedding
 
 EMBEDDING_NAMES = ("embedding", "embeddings", "vector", "vectors", "feature", "features")
 NAME_NAMES = (

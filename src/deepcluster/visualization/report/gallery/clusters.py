@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.rows import sorted_rows
+from deepcluster.visualization.report.gallery.rows import sorted_rows
 
 MOST_LABELS: Final = 4
 MOST_NEIGHBOURS: Final = 8

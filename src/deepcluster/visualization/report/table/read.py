@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from deepcluster.data.sources import ImageSource
 from deepcluster.errors import InputError
 from deepcluster.progress import Reporter
-from deepcluster.visualization.report import table_clusters
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.table_columns import find_columns
-from deepcluster.visualization.report.table_files import open_table
-from deepcluster.visualization.report.table_pictures import pictures_by_name
-from deepcluster.visualization.report.table_reader import Budget, Facts, TableReader
+from deepcluster.visualization.report.table import clusters as table_clusters
+from deepcluster.visualization.report.table.columns import find_columns
+from deepcluster.visualization.report.table.files import open_table
+from deepcluster.visualization.report.table.pictures import pictures_by_name
+from deepcluster.visualization.report.table.reader import Budget, Facts, TableReader
 
 MISSING = "its embedding is missing"
 NOT_FINITE = "its embedding holds values that are not finite numbers"

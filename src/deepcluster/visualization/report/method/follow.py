@@ -14,7 +14,7 @@ from torch import Tensor
 from deepcluster.data.cache import DecodedImages
 from deepcluster.errors import InputError, UnreadableImage
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.pipeline import Floats, Integers, Pipeline, RandomViews
+from deepcluster.visualization.report.method.pipeline import Floats, Integers, Pipeline, RandomViews
 
 # Clusters of middling size, from each of which this many images near its centre may be chosen.
 CANDIDATE_CLUSTERS, CANDIDATES_A_CLUSTER = 16, 2

@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.errors import InputError
 from deepcluster.progress import Reporter
-from deepcluster.visualization.report.table_columns import Columns, Numbered, cluster_numbers, names_of
-from deepcluster.visualization.report.table_files import TableFile, read_batches
+from deepcluster.visualization.report.table.columns import Columns, Numbered, cluster_numbers, names_of
+from deepcluster.visualization.report.table.files import TableFile, read_batches
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from deepcluster.data.wording import printable
 from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.gallery.thumbnails import A_SHEET, ACROSS, Thumbnails
 from deepcluster.visualization.report.page import Blob, json_blob
-from deepcluster.visualization.report.thumbnails import A_SHEET, ACROSS, Thumbnails
 
 # Names that are unpacked at once.
 BLOCK: Final = 65_536

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.data.wording import count_of
-from deepcluster.visualization.report.clusters import ClusterFacts
 from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.gallery.clusters import ClusterFacts
+from deepcluster.visualization.report.gallery.rows import Listing, shown
+from deepcluster.visualization.report.gallery.thumbnails import Thumbnails
 from deepcluster.visualization.report.page import Blob, Section, json_blob, render
-from deepcluster.visualization.report.rows import Listing, shown
-from deepcluster.visualization.report.thumbnails import Thumbnails
 
 NAME = "clusters"
 

@@ -9,13 +9,19 @@ from collections.abc import Mapping, Sequence
 from deepcluster.data.cache import DecodedImages
 from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter
-from deepcluster.visualization.report import method_figures as charts
-from deepcluster.visualization.report import method_steps as steps
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.follow import choose_image, companions, follow_image, last_lesson, measure_spectrum
+from deepcluster.visualization.report.gallery.rows import shown
+from deepcluster.visualization.report.method import figures as charts
+from deepcluster.visualization.report.method import steps
+from deepcluster.visualization.report.method.follow import (
+    choose_image,
+    companions,
+    follow_image,
+    last_lesson,
+    measure_spectrum,
+)
+from deepcluster.visualization.report.method.pipeline import Pipeline
 from deepcluster.visualization.report.page import Section, render
-from deepcluster.visualization.report.pipeline import Pipeline
-from deepcluster.visualization.report.rows import shown
 
 NAME, TITLE = "method", "How it works"
 # The file that does each step, below the package, and what it does there.

@@ -1,0 +1,1 @@
+"""What the page holds of the clusters and of the images: facts, rows, thumbnails, within a budget of bytes."""

@@ -1,0 +1,1 @@
+"""How the method works, shown with the images and the networks of a run."""

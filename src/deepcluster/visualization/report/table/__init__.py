@@ -1,0 +1,1 @@
+"""Tables of embeddings or of clusters, of any program, as a report takes them."""
