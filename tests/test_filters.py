@@ -447,3 +447,8 @@ def test_batches_are_bounded_by_memory(tmp_path: Path) -> None:
     assert small.n_channels == 96
     # A convolution, BatchNorm and ReLU of 96 maps of 8 × 8 float32.
     assert small.bytes_an_image == 3 * 96 * 8 * 8 * 4
+    assert show.usual_batch_size(small) == 256
+    small.bytes_an_image = 6_000_000
+    assert show.usual_batch_size(small) == (128 << 20) // 12_000_000
+    small.bytes_an_image = 10**10
+    assert show.usual_batch_size(small) == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsers import chromium
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -411,15 +412,9 @@ def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A page of these sections in a real browser, with what its console said."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     folder = tmp_path_factory.mktemp("page")
     write_page(folder / "report.html", "a run", evil_sections(folder / "pictures"))
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
-        except sync_api.Error as fault:
-            pytest.skip(f"no Chromium can be started: {fault}")
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         page.set_default_timeout(10_000)
         page.said = []
@@ -431,7 +426,6 @@ def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield page
         assert page.said == []
         assert page.title() == "a run"
-        browser.close()
 
 
 def drawn(page: Any, what: str) -> None:

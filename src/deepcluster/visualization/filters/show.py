@@ -26,10 +26,11 @@ from deepcluster.workbench.bench import Workbench
 from deepcluster.workbench.unfinished import Unfinished, digest_of
 
 FORMAT = "filters-1"
-# A batch's maps and their gradients, in all: little for any machine, and not measured, so that a batch is the same again.
-MEMORY = {"cpu": 1 << 30}
+# Bytes of a batch's maps and their gradients: fixed, not measured, so that a batch is the same again. On a processor larger
+# batches are no quicker, and at 224 px conv1 half as quick (benchmarks/visualization.py).
+MEMORY = {"cpu": 128 << 20}
 DEVICE_MEMORY = 4 << 30
-LARGEST_BATCH = 256
+SMALLEST_BATCH, LARGEST_BATCH = 2, 256
 RANDOM_IMAGES = 32
 
 
@@ -83,7 +84,7 @@ def filter_pictures(
 def usual_batch_size(responses: Responses) -> int:
     """As many filters as a little memory holds the maps and gradients of."""
     memory = MEMORY.get(responses.machine.device.type, DEVICE_MEMORY)
-    return int(min(max(memory // (2 * responses.bytes_an_image), 1), LARGEST_BATCH))
+    return int(min(max(memory // (2 * responses.bytes_an_image), SMALLEST_BATCH), LARGEST_BATCH))
 
 
 @dataclass

@@ -75,7 +75,7 @@ def render(template: str, **values: Any) -> "Markup":
 
 
 def json_blob(value: Any) -> Blob:
-    """A value for `deepcluster.json(name)`; not-a-number becomes null."""
+    """A value for `deepcluster.json(name)`. Raises ValueError where a number is not finite."""
     return Blob(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
 
 

@@ -95,7 +95,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _caption(kind: str, about: dict[str, Any]) -> str:
     words = {
-        "filters": "Each picture was sought by gradient ascent: it excites one filter, and the others of its stage little.",
+        "filters": "Each picture was sought by gradient ascent: it excites one filter, whose number is below it.",
         "top-images": "For each filter the images of the data set that excite it most, and the place that does.",
     }[kind]
     facts = [f"{name}: {about[name]}" for name in NAMED if isinstance(about.get(name), str | int | float)]

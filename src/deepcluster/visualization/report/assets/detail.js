@@ -124,6 +124,16 @@
     ];
   }
 
+  // To the map, where the cluster's dots stand out.
+  function mapButton(cluster) {
+    if (!deepcluster.has("map-rows")) return null;
+    const go = () => {
+      dispatchEvent(new CustomEvent("deepcluster:cluster", { detail: cluster }));
+      location.hash = "#map";
+    };
+    return make("p", {}, make("button", { type: "button", click: go }, "show on the map"));
+  }
+
   function clusterView(gallery, cluster) {
     const { clusters } = gallery;
     const last = clusters.size.length - 1;
@@ -135,7 +145,7 @@
     return [
       bar("cluster", cluster > 0 ? cluster - 1 : null, cluster < last ? cluster + 1 : null),
       heading(`Cluster ${cluster}`),
-      make("p", { class: "truth" }, truth(gallery, cluster)), facts, mixList(gallery, cluster),
+      make("p", { class: "truth" }, truth(gallery, cluster)), facts, mixList(gallery, cluster), mapButton(cluster),
       ...(clusters.listed[cluster] ? [make("h3", {}, "Images"), images(gallery, cluster)] : []),
       ...past(gallery, cluster),
       ...nearestClusters(gallery, cluster),
@@ -171,7 +181,7 @@
     const [first, count] = family(gallery, row);
     const facts = make("dl", { class: "image-facts" });
     const fact = (name, ...value) => facts.append(make("div", {}, make("dt", {}, name), make("dd", {}, ...value)));
-    if (cluster < 0) fact("cluster", "none: it could not be read");
+    if (cluster < 0) fact("cluster", "none");
     else {
       fact("cluster", make("a", { "data-cluster": cluster, href: `#cluster=${cluster}` }, `cluster ${cluster}`));
       fact("distance", deepcluster.distance(rows.distance[row]), make("span", { class: "soft" }, " to its centre"));

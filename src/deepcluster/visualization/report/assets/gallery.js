@@ -68,7 +68,8 @@
 
   function exemplars(cluster, show) {
     return kinds(show).map((kind) => {
-      const group = deepcluster.thumbnails(clusters[kind][cluster], `${KINDS[kind]} images of cluster ${cluster}`);
+      const some = clusters[kind][cluster].length ? clusters[kind][cluster] : clusters.random[cluster];
+      const group = deepcluster.thumbnails(some, `${KINDS[kind]} images of cluster ${cluster}`);
       return show === "all" ? make("div", { class: "kind" }, make("span", { class: "soft" }, KINDS[kind]), group) : group;
     });
   }

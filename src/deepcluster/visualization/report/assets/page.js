@@ -235,6 +235,10 @@ const deepcluster = (() => {
   document.getElementById("live").hidden = false;
   document.getElementById("live-time").textContent = `live: refreshed at ${new Date().toLocaleTimeString()}`;
   history.scrollRestoration = "manual";
-  addEventListener("load", () => scrollTo({ top: before.scroll ?? 0, behavior: "instant" }));
-  setTimeout(refresh, 1000 * seconds);
+  // Once the cards are there, which the place depends on; until then it must not be kept again.
+  const settle = () => {
+    scrollTo({ top: before.scroll ?? 0, behavior: "instant" });
+    setTimeout(refresh, 1000 * seconds);
+  };
+  addEventListener("load", () => Promise.resolve(deepcluster.gallery).then(() => requestAnimationFrame(settle), settle));
 })();
