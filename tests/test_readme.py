@@ -49,14 +49,20 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands_run_in_their_order(photos: Path) -> None:
-    assert [command[0] for command in commands()] == ["train", "assign", "embed", *["evaluate"] * 3]
+    seen = ["report", "report", "visualize", "visualize"]
+    assert [command[0] for command in commands()] == ["train", "assign", "embed", *seen, *["evaluate"] * 3]
+    quick = {"train": QUICK, "filters": ["--channels", "0-3", "--steps", "2"], "top-images": ["--channels", "0-3"]}
     for command in commands():
-        extra = [] if command[1] == "compare" else ["--device", "cpu", *(QUICK if command[0] == "train" else [])]
+        extra = (
+            [] if command[1] == "compare" else ["--device", "cpu", *quick.get(command[0], []), *quick.get(command[1], [])]
+        )
         result = CliRunner().invoke(cli, [*command, *extra])
         assert result.exit_code == 0, result.output
     assert (photos / "clusters.parquet").is_file()
     assert (photos / "features.parquet").is_file()
     assert (photos / "run" / "evaluation" / "linear.json").is_file()
+    assert (photos / "run" / "report.html").is_file()
+    assert len(list((photos / "run" / "visualization").glob("*/*/*.json"))) == 2
     assert (photos / "baseline" / "linear.json").is_file()
     links = [path for path in (photos / "by-cluster").rglob("*") if path.is_symlink()]
     assert len(links) == 60

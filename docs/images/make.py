@@ -13,8 +13,9 @@ from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
 REPORT = HERE.parents[1] / "runs" / "demo" / "run" / "report.html"
-# What is shown, by file: the element, and how much of its height.
-PICTURES = {"gallery": ("#gallery", 620), "map": ("#map-plot", 620)}
+# What is shown, by file; the pixels of the page's header, and of a picture.
+PICTURES = {"gallery": "#gallery", "map": "#map-plot"}
+HEADER, HEIGHT = 120, 600
 
 
 def main() -> None:
@@ -22,14 +23,15 @@ def main() -> None:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": 1000}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1240, "height": 1000}, color_scheme="light")
         page.goto(REPORT.as_uri())
-        for name, (selector, most) in PICTURES.items():
-            element = page.locator(selector)
-            element.scroll_into_view_if_needed()
+        for name, selector in PICTURES.items():
+            top = f"element => scrollTo(0, element.getBoundingClientRect().top + scrollY - {HEADER})"
+            page.locator(selector).evaluate(top)
             page.wait_for_timeout(3_000)  # Thumbnails and dots come when they are seen.
-            shot = Image.open(io.BytesIO(element.screenshot())).convert("RGB")
-            shot.crop((0, 0, shot.width, min(shot.height, most))).save(HERE / f"{name}.webp", quality=80, method=6)
+            box = page.locator(selector).bounding_box()
+            shot = page.screenshot(clip={**box, "height": min(box["height"], HEIGHT)})
+            Image.open(io.BytesIO(shot)).convert("RGB").save(HERE / f"{name}.webp", quality=80, method=6)
         browser.close()
 
 
