@@ -8,8 +8,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(VENV)/bin/deepcluster demo
 
+# Three processes keep two cores busy: many tests wait, for processes, a browser or a server.
 test: lint
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow

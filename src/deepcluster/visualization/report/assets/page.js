@@ -222,6 +222,8 @@ const deepcluster = (() => {
     }
     const place = Object.fromEntries([...keepers].map(([name, keep]) => [name, keep()]));
     deepcluster.kept.write("sessionStorage", key, JSON.stringify(place));
+    // A browser that is asked for a section scrolls there late, past the place that was kept.
+    if (!location.hash.includes("=")) history.replaceState(null, "", location.href.split("#")[0]);
     location.reload();
   }
 
