@@ -14,14 +14,14 @@ class Interruption:
 
     Args:
         on_request: called by the signal itself, to end what the loop may be waiting for.
-        advice: how to go on, for the message.
+        advice: what was kept and how to go on, for the message.
     """
 
     def __init__(
         self,
         *,
         on_request: Callable[[], None] = lambda: None,
-        advice: str = "the same command with --resume goes on",
+        advice: str = "the state is saved: the same command with --resume goes on",
     ) -> None:
         self.on_request, self.advice = on_request, advice
         self.requested: str | None = None
@@ -52,4 +52,4 @@ class Interruption:
         if self.requested is not None:
             if save is not None:
                 save()
-            raise Interrupted(f"stopped by {self.requested}; the state is saved: {self.advice}")
+            raise Interrupted(f"stopped by {self.requested}; {self.advice}")

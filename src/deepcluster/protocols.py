@@ -112,7 +112,7 @@ def workbench(
 
 def new_interruption() -> Interruption:
     """Ctrl-C and SIGTERM for an evaluation."""
-    return Interruption(on_request=end_waits, advice="the same command goes on from here")
+    return Interruption(on_request=end_waits, advice="the state is saved: the same command goes on from here")
 
 
 def evaluate(

@@ -70,7 +70,7 @@ def report(
     workers = usual_workers() if workers is None else workers
     is_run = RunFolder(path).is_run()
     page = _page(path, out, is_run=is_run)
-    interruption = Interruption(on_request=end_waits, advice="a page that was there is as it was")
+    interruption = Interruption(on_request=end_waits, advice="the last page that was made is whole")
     with interruption.listening():
         maker = _Maker(page, checked, workers, reporter, interruption, show)
         if is_run:

@@ -46,8 +46,8 @@ TAGS = {
 # The gallery: rows of clusters, in each the images nearest to its centre, then others of it. 64 images in all.
 GALLERY_CLUSTERS, NEAREST, OTHERS = 8, 4, 4
 GALLERY_SIDE, GAP = 64, 2
-# The projector draws no more points well in a browser. Its sprite is one texture of at most 8,192 pixels a side:
-# TensorBoard's own limit ("Embedding projector" in its guide).
+# The projector draws no more points well in a browser. Its sprite is one square texture of WebGL (tensorboard#670), which
+# its users keep to 8,192 pixels a side.
 MOST_POINTS = 5_000
 SPRITE_SIDE, LARGEST_TILE = 8_192, 32
 MISSING = 128
