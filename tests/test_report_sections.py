@@ -432,6 +432,15 @@ def drawn(page: Any, what: str) -> None:
     page.wait_for_selector(f'#map-plot[data-drawn="{what}"]')
 
 
+def test_charts_offer_no_upload(browser_page: Any) -> None:
+    drawn(browser_page, "tsne cluster -1")
+    browser_page.locator(".figure").first.scroll_into_view_if_needed()
+    browser_page.wait_for_selector(".figure .modebar-btn", state="attached")
+    titles = {button.get_attribute("data-title") for button in browser_page.locator(".modebar-btn").all()}
+    assert titles == {"Download plot as a PNG", "Reset axes"}
+    browser_page.locator("#map-plot").evaluate("plot => plot.scrollIntoView({behavior: 'instant', block: 'center'})")
+
+
 def test_the_map_switches_places_and_colours(browser_page: Any) -> None:
     drawn(browser_page, "tsne cluster -1")
     browser_page.check("input[value=pca]")

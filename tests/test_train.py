@@ -383,7 +383,7 @@ def line_of(loss: float = 1.0, largest: float = 0.1, nonempty: int = 10, cluster
         ([line_of(largest=0.51), line_of()], None),
         ([line_of(largest=0.6, clusters=3, nonempty=3)], None),
         ([line_of(loss=2.31)] * 2, None),
-        ([line_of(loss=2.31)] * 3, "the loss has stayed at ln K = 2.30 for 3 epochs"),
+        ([line_of(loss=2.31)] * 3, "the loss has not come below ln K = 2.30 for 3 epochs"),
         ([line_of(loss=2.31), line_of(loss=2.2), line_of(loss=2.31)], None),
         ([line_of(loss=0.7, nonempty=2)] * 3, "ln K = 0.69"),
     ],
@@ -398,7 +398,7 @@ def test_collapse_is_told_from_health(history: Sequence[dict[str, Any]], words: 
 
 def test_a_run_that_learns_nothing_says_so(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train_small(images, tmp_path / "run", lr=0.0, epochs=3)
-    warning = "warning: the loss has stayed at ln K = 1.61 for 3 epochs"
+    warning = "warning: the loss has not come below ln K = 1.61 for 3 epochs"
     assert warning in capsys.readouterr().err
     assert warning in (run / "train.log").read_text()
 

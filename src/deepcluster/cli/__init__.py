@@ -89,7 +89,8 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     result = api.assign(model, _data(data), reporter=reporter, **options)
     _say_unreadable(result.unreadable, reporter)
     used = len(set(result.cluster_N[result.cluster_N >= 0].tolist()))
-    reporter.say(f"{len(result.names):,} images in {used:,} clusters: {options['out'] or options['folders']}")
+    assigned = int((result.cluster_N >= 0).sum())
+    reporter.say(f"{assigned:,} images in {used:,} clusters: {options['out'] or options['folders']}")
 
 
 for command in (evaluate_group, visualize_group, report):

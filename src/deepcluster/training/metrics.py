@@ -70,7 +70,7 @@ def health(history: Sequence[Mapping[str, Any]]) -> str | None:
         line["loss"] > STUCK_SHARE * log(max(2, line["clusters_nonempty"])) for line in recent
     ):
         return (
-            f"the loss has stayed at ln K = {log(max(2, clusters)):.2f} for {STUCK_EPOCHS} epochs: the network learns "
+            f"the loss has not come below ln K = {log(max(2, clusters)):.2f} for {STUCK_EPOCHS} epochs: the network learns "
             "nothing of its labels. Try a higher --lr, a smaller --batch-size (more steps), or fewer --clusters"
         )
     return None

@@ -18,7 +18,7 @@ from deepcluster.visualization.report.gallery.section import gallery_section
 from deepcluster.visualization.report.gallery.thumbnails import Thumbnails, fitting_side, make_thumbnails
 from deepcluster.visualization.report.glance import RunFacts, glance_section
 from deepcluster.visualization.report.map import map_points, map_section
-from deepcluster.visualization.report.method.how_it_works import method_section
+from deepcluster.visualization.report.method.how_it_works import method_section, without_image
 from deepcluster.visualization.report.method.pipeline import Pipeline
 from deepcluster.visualization.report.odd import find_odd, odd_section
 from deepcluster.visualization.report.page import page_text
@@ -58,6 +58,10 @@ def build_report(
     method = filters = None
     if pipeline is not None:
         method = method_section(collection, pipeline, reporter=reporter, interruption=interruption)
+    elif about.config:
+        method = without_image(
+            "The run's images, or its checkpoint, are not at hand, so none can be followed (--data names them)."
+        )
     if pictures is not None:
         filters = pictures_section(pictures, max_bytes=int(PICTURES_SHARE * most), run=about.folder)
 

@@ -85,7 +85,9 @@ def glance_section(about: RunFacts) -> Section:
         settings=_settings(about.config),
         facts=_facts(about),
     )
-    return Section(NAME, "The run", html, figures={curve.name: curve.figure for curve in curves})
+    return Section(
+        NAME, "The run" if about.config else "The table", html, figures={curve.name: curve.figure for curve in curves}
+    )
 
 
 def _when(about: RunFacts) -> str:

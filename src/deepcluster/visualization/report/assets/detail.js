@@ -130,6 +130,7 @@
     const go = () => {
       dispatchEvent(new CustomEvent("deepcluster:cluster", { detail: cluster }));
       location.hash = "#map";
+      setTimeout(() => document.getElementById("map-plot").scrollIntoView({ behavior: "instant", block: "center" }), 100);
     };
     return make("p", {}, make("button", { type: "button", click: go }, "show on the map"));
   }
@@ -212,7 +213,7 @@
       make("div", { class: "image-view" }, large, make("div", {},
         make("label", { for: "image-name" }, "file"),
         make("div", { class: "copy" }, field, copyButton(name, field)), imageFacts(gallery, row))),
-      make("h3", {}, "Beside it, by distance to the centre"), beside,
+      make("h3", {}, rows.cluster[row] < 0 ? "Others in no cluster" : "Beside it, by distance to the centre"), beside,
     ];
   }
 

@@ -38,7 +38,8 @@
     delete layout.width;
     const config = {
       displaylogo: false, responsive: true, displayModeBar: innerWidth < 600 ? false : "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d"],
+      // These alone: the library's own bar offers to upload the chart.
+      modeBarButtons: [["toImage", "resetScale2d"]], showSendToCloud: false, plotlyServerURL: "",
     };
     return window.Plotly.react(element, figure.data, layout, config);
   }

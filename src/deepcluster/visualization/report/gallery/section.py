@@ -70,7 +70,7 @@ def _filled(values_KS: NDArray[np.int64]) -> list[list[int]]:
 def _about(collection: Collection, facts: ClusterFacts) -> str:
     n_empty = int((facts.sizes_K == 0).sum())
     n_unassigned = int((collection.cluster_N < 0).sum())
-    sentence = f"{count_of(len(collection), 'image')} in {count_of(collection.n_clusters, 'cluster')}"
+    sentence = f"{count_of(len(collection) - n_unassigned, 'image')} in {count_of(collection.n_clusters, 'cluster')}"
     sentence += f", {n_empty:,} of them empty" if n_empty else ""
     return sentence + (f"; {count_of(n_unassigned, 'image')} in none." if n_unassigned else ".")
 
@@ -81,7 +81,7 @@ def _left_out(collection: Collection, listing: Listing, thumbnails: Thumbnails) 
     if not listing.is_complete:
         where = f"all rows are in {shown(collection.table)}" if collection.table else "--max-mb makes room for more"
         sentences.append(f"{len(listing):,} of {total:,} images are listed here, the nearest to each centre first; {where}.")
-    if collection.images is not None and thumbnails.count < total:
+    if collection.images is not None and thumbnails.count + len(thumbnails.unreadable) < total:
         sentences.append(f"Thumbnails of {thumbnails.count:,} of {total:,} images; --max-mb makes room for more.")
     if thumbnails.unreadable:
         sentences.append(f"{count_of(len(thumbnails.unreadable), 'image')} could not be read.")

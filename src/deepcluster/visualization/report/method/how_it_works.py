@@ -70,7 +70,7 @@ def method_section(
         InputError: the image that is asked for can't be read, or is in no cluster.
     """
     if collection.images is None:
-        return _without_image("The images of this run are not at hand, so that none can be followed through its steps.")
+        return without_image("The images of this run are not at hand, so that none can be followed through its steps.")
     images = DecodedImages(collection.images, shorter_side=pipeline.reduce_to or None)
     with (reporter or Reporter(quiet=True)).track("how it works", None) as progress:
 
@@ -82,7 +82,7 @@ def method_section(
         if index is None:
             followed = choose_image(collection, pipeline, images, tick)
             if followed is None:
-                return _without_image("No image could be read, so that none can be followed through the steps.")
+                return without_image("No image could be read, so that none can be followed through the steps.")
         else:
             followed = follow_image(collection, pipeline, images, index, tick)
         spectrum = measure_spectrum(collection, pipeline, images, tick)
@@ -107,7 +107,7 @@ def method_section(
         run=pipeline,
         arch=pipeline.trunk.arch,
         name=shown(collection.names[followed.index]),
-        n_images=len(collection),
+        n_images=int((collection.cluster_N >= 0).sum()),
         n_clusters=collection.n_clusters,
         own=own,
         files=FILES,
@@ -118,5 +118,5 @@ def method_section(
     return Section(NAME, TITLE, html, figures=figures)
 
 
-def _without_image(why: str) -> Section:
+def without_image(why: str) -> Section:
     return Section(NAME, TITLE, render("method.html.jinja", missing=why))

@@ -25,6 +25,7 @@ from deepcluster.visualization.report.table.pictures import pictures_by_name
 from deepcluster.visualization.report.table.reader import Budget, Facts, TableReader
 
 MISSING = "its embedding is missing"
+NO_CLUSTER = "the table has it in no cluster"
 NOT_FINITE = "its embedding holds values that are not finite numbers"
 
 
@@ -88,7 +89,10 @@ def _without_embeddings(found: Facts, path: Path) -> Collection:
         raise RuntimeError("a table needs embeddings or clusters")
     distance_N = np.full(len(found.names), np.nan, np.float32) if found.distance_N is None else found.distance_N
     distance_N = np.where(found.cluster_N >= 0, distance_N, np.nan).astype(np.float32)
-    return _collection(found, path, found.cluster_N, distance_N, int(found.cluster_N.max(initial=-1)) + 1, table=path.name)
+    n_clusters = int(found.cluster_N.max(initial=-1)) + 1
+    outside = {found.names[row]: NO_CLUSTER for row in np.flatnonzero(found.cluster_N < 0).tolist()}
+    collection = _collection(found, path, found.cluster_N, distance_N, n_clusters, table=path.name)
+    return replace(collection, unreadable=outside)
 
 
 def _with_embeddings(reader: TableReader, found: Facts, path: Path, clusters: int | None, seed: int) -> Collection:
