@@ -132,7 +132,7 @@
       location.hash = "#map";
       setTimeout(() => document.getElementById("map-plot").scrollIntoView({ behavior: "instant", block: "center" }), 100);
     };
-    return make("p", {}, make("button", { type: "button", click: go }, "show on the map"));
+    return make("p", { class: "actions" }, make("button", { type: "button", click: go }, "show on the map"));
   }
 
   function clusterView(gallery, cluster) {
