@@ -22,7 +22,7 @@ from http_server import NaughtyServer
 
 from deepcluster.data.storage import LocalFile, transfers
 from deepcluster.data.storage import blocks as blocks_module
-from deepcluster.data.storage.addresses import expand_braces, host_of, names_below, path_of, shown
+from deepcluster.data.storage.addresses import expand_braces, host_of, names_below, path_of, shown, whole_address
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.faults import Kind, judge
 from deepcluster.data.storage.remote import (
@@ -627,6 +627,15 @@ def test_addresses_are_shown_without_what_lets_their_readers_in() -> None:
     assert shown(signed) == want
     assert shown(f"(url='{signed}')") == f"(url='{want}')"
     assert shown("s3://bucket/token=1/a@b:c.tar") == "s3://bucket/token=1/a@b:c.tar"
+
+
+def test_a_run_keeps_an_address_that_finds_its_data_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert whole_address("photos/../other") == whole_address(Path("other")) == str(tmp_path / "other")
+    assert whole_address("~/photos") == str(tmp_path / "home" / "photos")
+    assert whole_address("https://me:secret@host/a.tar?sig=abc") == "https://...@host/a.tar?sig=..."
+    assert whole_address("file:///photos/a.tar") == "file:///photos/a.tar"
 
 
 def test_parts_of_addresses() -> None:
