@@ -17,13 +17,12 @@ Seconds are medians of --repeats, in which the ways take turns; ratios are of me
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from evaluation import medians
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster.device import Machine
@@ -35,17 +34,6 @@ from deepcluster.visualization.filters.settings import Settings, settings_of
 from deepcluster.visualization.filters.show import usual_batch_size
 from deepcluster.visualization.options import FilterOptions
 from deepcluster.workbench.bench import Workbench
-
-
-def medians(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds of each way; in every repeat each has its turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def machine_speed(machine: Machine) -> float:

@@ -22,7 +22,8 @@ from deepcluster.visualization.report.gallery.rows import Listing, list_rows
 from deepcluster.visualization.report.gallery.thumbnails import Thumbnails
 from deepcluster.visualization.report.glance import RunFacts, glance_section
 from deepcluster.visualization.report.map import Spots, map_points, map_section
-from deepcluster.visualization.report.odd import NEIGHBOURS, find_odd, odd_section, typical_distance
+from deepcluster.visualization.report.odd import NEIGHBOURS, find_odd, typical_distance
+from deepcluster.visualization.report.odd_section import odd_section
 from deepcluster.visualization.report.page import Section, write_page
 from deepcluster.visualization.report.pictures import find_pictures, pictures_section
 

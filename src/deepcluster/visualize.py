@@ -6,7 +6,7 @@ from typing import Any
 
 from deepcluster.data.sources import open_source
 from deepcluster.errors import InputError
-from deepcluster.model import Model
+from deepcluster.model import Model, load
 from deepcluster.progress import Reporter
 from deepcluster.protocols import new_interruption, workbench
 from deepcluster.training.run import RunFolder
@@ -44,7 +44,8 @@ def filters(
         InputError: model, options or folder can't be used; nothing was written.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on where this one stopped.
     """
-    checked, folder = FilterOptions.from_dict(options), _folder(model, "filters", out)
+    checked, model = FilterOptions.from_dict(options), model if isinstance(model, Model) else load(model)
+    folder = _folder(model, "filters", out)
     interruption = new_interruption()
     with interruption.listening():
         bench = workbench(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
@@ -80,7 +81,8 @@ def top_images(
         InputError: model, data, options or folder can't be used.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on where this one stopped.
     """
-    checked, folder = TopImagesOptions.from_dict(options), _folder(model, "top-images", out)
+    checked, model = TopImagesOptions.from_dict(options), model if isinstance(model, Model) else load(model)
+    folder = _folder(model, "top-images", out)
     reporter = reporter or Reporter(quiet=True)
     if copies is not None:
         check_copies_folder(Path(copies))
@@ -93,11 +95,11 @@ def top_images(
         return save_top_images(found, source, folder, bench, data=named, copies=Path(copies) if copies else None)
 
 
-def _folder(model: str | Path | Model, kind: str, out: str | Path | None) -> Path:
+def _folder(model: Model, kind: str, out: str | Path | None) -> Path:
     """Where the pictures go; nothing is made yet."""
     if out is not None:
         return Path(out)
-    run = Path(model.name if isinstance(model, Model) else model)
+    run = Path(model.name)
     if not RunFolder(run).is_run():
         raise InputError(f"{run} is no run folder to write the pictures into: name a folder with --out")
     return run / PICTURES / kind

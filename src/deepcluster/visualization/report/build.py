@@ -20,8 +20,9 @@ from deepcluster.visualization.report.glance import RunFacts, glance_section
 from deepcluster.visualization.report.map import map_points, map_section
 from deepcluster.visualization.report.method.how_it_works import method_section, without_image
 from deepcluster.visualization.report.method.pipeline import Pipeline
-from deepcluster.visualization.report.odd import find_odd, odd_section
-from deepcluster.visualization.report.page import page_text
+from deepcluster.visualization.report.odd import find_odd
+from deepcluster.visualization.report.odd_section import odd_section
+from deepcluster.visualization.report.page import Section, page_text
 from deepcluster.visualization.report.pictures import pictures_section
 
 # Of the bytes that other sections leave: for names and numbers of images. Thumbnails get what is left then.
@@ -55,13 +56,8 @@ def build_report(
     facts = describe_clusters(collection, seed=options.seed, check=check)
     odd = find_odd(collection, check=check)
     spots = map_points(collection, images=options.map_images, seed=options.seed, reporter=reporter, check=check)
-    method = filters = None
-    if pipeline is not None:
-        method = method_section(collection, pipeline, reporter=reporter, interruption=interruption)
-    elif about.config:
-        method = without_image(
-            "The run's images, or its checkpoint, are not at hand, so none can be followed (--data names them)."
-        )
+    method = _method(collection, about, pipeline, reporter, interruption)
+    filters = None
     if pictures is not None:
         filters = pictures_section(pictures, max_bytes=int(PICTURES_SHARE * most), run=about.folder)
 
@@ -90,6 +86,17 @@ def build_report(
     text = page(listing, thumbnails)
     write_whole(path, text)
     return len(text.encode())
+
+
+def _method(
+    collection: Collection, about: RunFacts, pipeline: Pipeline | None, reporter: Reporter, interruption: Interruption
+) -> Section | None:
+    """How the run works; None of a table."""
+    if pipeline is not None:
+        return method_section(collection, pipeline, reporter=reporter, interruption=interruption)
+    if not about.config:
+        return None
+    return without_image("The run's images or its checkpoint are not at hand, so none can be followed (--data names them).")
 
 
 def _thumbnails(

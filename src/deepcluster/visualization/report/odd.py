@@ -5,34 +5,27 @@ N images, K clusters, M images whose points are known, P components, J neighbour
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.data.wording import count_of
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.gallery.rows import Listing, shown
-from deepcluster.visualization.report.page import Section, render
 
-NAME: Final = "odd"
 # Points that are compared, all with all: 20,000 of 256 components took 2.8 s on a core.
 MOST_POINTS: Final = 20_000
 NEIGHBOURS: Final = 10
-# Two images are near-duplicates below this share of the typical distance of two images. Measured on a trained run of
-# 4,500 photos of 48 px (64 whitened components, typical distance 1.41): the same bytes or a PNG of them lie at 0; saved
-# again as JPEG (quality 75 or 95) or at half the size at 0.021 at most; with 1 % cut off each side at 0.056; the two
+# Two images are near-duplicates below this share of the typical distance of two images. Measured on 80 photos of a trained
+# run (4,500 of 48 px, 64 whitened components, typical distance 1.41): the same bytes or a PNG of them lie at 0; saved again as
+# JPEG (quality 75 or 95) at 0.015 at most, at half the size at 0.021; with 1 % cut off each side at 0.059 (median); the two
 # nearest of different photos at 0.159. Here 0.028.
 NEAR_SHARE: Final = 0.02
 # A cluster needs so many images before one of them can be far from the others.
 LEAST_SIZE: Final = 5
 GIANT_SHARE: Final = 0.5
-MOST_UNREADABLE: Final = 100
-# Thumbnails of a group of duplicates, groups of them, and clusters named in a sentence.
+# Thumbnails of a group of duplicates, and groups of them.
 MOST_OF_GROUP: Final = 8
 MOST_GROUPS: Final = 30
-MOST_CLUSTERS: Final = 40
 
 
 @dataclass(frozen=True)
@@ -218,110 +211,3 @@ def _clusters_of_copies(collection: Collection, indices_M: NDArray[np.int64], gr
         whole = (cluster >= 0) & (counts > 1) & (counts == sizes_K[cluster])
         found.update(cluster[whole].tolist())
     return sorted(found)
-
-
-def odd_section(collection: Collection, odd: Odd, listing: Listing, complaint: str | None = None) -> Section:
-    """The section, in words and thumbnails."""
-    html = render(
-        "odd.html.jinja",
-        complaint=complaint,
-        scope=_scope(collection, odd),
-        clusters=_cluster_sentences(collection, odd),
-        unreadable=[(shown(name), shown(why)) for name, why in islice(collection.unreadable.items(), MOST_UNREADABLE)],
-        n_unreadable=len(collection.unreadable),
-        groups=[_group_words(collection, listing, group) for group in odd.duplicates[:MOST_GROUPS]],
-        n_groups=len(odd.duplicates),
-        n_copies=sum(len(group.indices) - 1 for group in odd.duplicates),
-        near=f"{odd.near:.2g}",
-        share=f"{NEAR_SHARE:.0%}",
-        compared=odd.n_compared > 1,
-        neighbours=min(NEIGHBOURS, max(1, odd.n_compared - 1)),
-        lonely=_outliers(collection, listing, odd.lonely_U, odd.loneliness_U),
-        strays=_outliers(collection, listing, odd.strays_U, odd.straying_U),
-    )
-    return Section(NAME, "Odd ones", html)
-
-
-def _scope(collection: Collection, odd: Odd) -> str:
-    if odd.n_compared < 2:
-        return "Near-duplicates and outliers need the features of the images, which are not at hand."
-    if odd.n_compared == len(collection):
-        return f"All {len(collection):,} images were compared with each other, by their features."
-    return (
-        f"{odd.n_compared:,} of {len(collection):,} images were compared with each other, by their features; duplicates and "
-        "outliers among the others are not seen here."
-    )
-
-
-def _cluster_sentences(collection: Collection, odd: Odd) -> list[dict[str, Any]]:
-    """Kinds of odd clusters: which, what it means, what to do."""
-    kinds = [
-        (
-            odd.giants,
-            f"holds more than half of all {int(collection.sizes_K().sum()):,} images",
-            "hold more than half",
-            "Look whether its images are alike at all. If not, training has collapsed: try --balance, a lower --lr, or "
-            "another --cluster-stage. If they are, the data holds many copies or blank images.",
-        ),
-        (
-            odd.copies,
-            "holds copies of one image alone",
-            "hold copies of one image alone",
-            "Leave the copies out of the data: the network learns to know this picture by heart.",
-        ),
-        (
-            odd.single,
-            "holds a single image",
-            "hold a single image",
-            "Each of these images is like no other, or there are more clusters than the data needs: try fewer --clusters.",
-        ),
-        (
-            odd.empty,
-            "is empty",
-            "are empty",
-            "There are more clusters than different images near them: try fewer --clusters.",
-        ),
-    ]
-    return [
-        {
-            "words": f"{count_of(len(found), 'cluster')} {one if len(found) == 1 else many}.",
-            "advice": advice,
-            "clusters": list(found[:MOST_CLUSTERS]),
-            "more": max(0, len(found) - MOST_CLUSTERS),
-        }
-        for found, one, many, advice in kinds
-        if found
-    ]
-
-
-def _image(collection: Collection, listing: Listing, index: int) -> dict[str, Any]:
-    row = int(listing.row_of(np.array([index]))[0])
-    return {"name": shown(collection.names[index]), "row": row, "cluster": int(collection.cluster_N[index])}
-
-
-def _group_words(collection: Collection, listing: Listing, group: Duplicates) -> dict[str, Any]:
-    indices = group.indices
-    words = "the same to the network" if group.distance == 0 else f"up to {group.distance:.2g} apart"
-    clusters = len(np.unique(collection.cluster_N[indices]))
-    words += f", in {count_of(clusters, 'cluster')}" if clusters > 1 else ", all in one cluster"
-    if collection.label_N is not None:
-        labels = len(np.unique(collection.label_N[indices]))
-        words += f", under {labels:,} different labels" if labels > 1 else ", under one label"
-    return {
-        "count": count_of(len(indices), "image"),
-        "words": words,
-        "images": [_image(collection, listing, int(index)) for index in indices[:MOST_OF_GROUP]],
-        "more": max(0, len(indices) - MOST_OF_GROUP),
-    }
-
-
-def _outliers(
-    collection: Collection, listing: Listing, indices_U: NDArray[np.int64], multiples_U: NDArray[np.float64]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            **_image(collection, listing, int(index)),
-            "times": f"{times:.2f} ×" if np.isfinite(times) else "the others are copies",
-        }
-        for index, times in zip(indices_U, multiples_U, strict=True)
-    ]

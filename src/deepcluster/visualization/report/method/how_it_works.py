@@ -14,6 +14,10 @@ from deepcluster.visualization.report.gallery.rows import shown
 from deepcluster.visualization.report.method import figures as charts
 from deepcluster.visualization.report.method import steps
 from deepcluster.visualization.report.method.follow import (
+    Companionship,
+    Followed,
+    Lesson,
+    Spectrum,
     choose_image,
     companions,
     follow_image,
@@ -88,6 +92,18 @@ def method_section(
         spectrum = measure_spectrum(collection, pipeline, images, tick)
         lesson = last_lesson(pipeline, followed)
         story = companions(collection, pipeline, followed.index, tick)
+    return _told(collection, pipeline, followed, spectrum, lesson, story)
+
+
+def _told(
+    collection: Collection,
+    pipeline: Pipeline,
+    followed: Followed,
+    spectrum: Spectrum,
+    lesson: Lesson | None,
+    story: list[Companionship],
+) -> Section:
+    """The section of what was computed."""
     own = int(collection.cluster_N[followed.index])
     figures = {
         "method-features": charts.strip(followed.features_D.double().numpy()),
@@ -119,4 +135,5 @@ def method_section(
 
 
 def without_image(why: str) -> Section:
+    """The section where no image can be followed: why."""
     return Section(NAME, TITLE, render("method.html.jinja", missing=why))
