@@ -16,9 +16,9 @@ from deepcluster.visualization.report.collection import Collection
 MOST_POINTS: Final = 20_000
 NEIGHBOURS: Final = 10
 # Two images are near-duplicates below this share of the typical distance of two images. Measured on 80 photos of a trained
-# run (4,500 of 48 px, 64 whitened components, typical distance 1.41): the same bytes or a PNG of them lie at 0; saved again as
-# JPEG (quality 75 or 95) at 0.015 at most, at half the size at 0.021; with 1 % cut off each side at 0.059 (median); the two
-# nearest of different photos at 0.159. Here 0.028.
+# run (4,500 of 48 px, 64 whitened components, typical distance 1.41): the same bytes or a PNG of them lie at 0; saved again
+# as JPEG (quality 75 or 95) at 0.015 at most, at half the size at 0.021; with 1 % cut off each side at 0.059 (median); the
+# two nearest of different photos at 0.159. Here 0.028.
 NEAR_SHARE: Final = 0.02
 # A cluster needs so many images before one of them can be far from the others.
 LEAST_SIZE: Final = 5
