@@ -236,8 +236,9 @@ def test_ranks_find_what_one_process_finds(bounds: list[int]) -> None:
     points[[3, 700]] = torch.nan
 
     def fit(rank: int, reduce: Callable[[Tensor], Tensor]) -> Assignment:
-        clusterer = BalancedKMeans(20, iterations=5, all_reduce=reduce, first_row=bounds[rank])
-        return clusterer.fit(points[bounds[rank] : bounds[rank + 1]])
+        numbers_N = torch.arange(bounds[rank], bounds[rank + 1])
+        clusterer = BalancedKMeans(20, iterations=5, all_reduce=reduce)
+        return clusterer.fit(points[numbers_N], numbers_N=numbers_N)
 
     assert_as_one_process(on_ranks(bounds, fit), BalancedKMeans(20, iterations=5).fit(points), 1498)
 
@@ -246,8 +247,8 @@ def work(rank: int, folder: Path) -> None:
     """The fit of one of two processes, kept in a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    first_row, end = ((0, 400), (400, 1500))[rank]
-    found = BalancedKMeans(20, iterations=5, all_reduce=all_reduce, first_row=first_row).fit(skewed()[first_row:end])
+    numbers_N = torch.arange(*((0, 400), (400, 1500))[rank])
+    found = BalancedKMeans(20, iterations=5, all_reduce=all_reduce).fit(skewed()[numbers_N], numbers_N=numbers_N)
     torch.save(found.state_dict(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -1,9 +1,19 @@
-"""The cluster head: weights that the seed alone decides, ReLU first."""
+"""Heads: weights that the seed alone decides, ReLU first; losses and gradients against sums written out in float64.
+
+B images, D features, K clusters, S super-classes.
+"""
+
+from math import log
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import make_blobs
+from torch import Tensor
 
-from deepcluster.models.heads import ClusterHead
+from deepcluster.errors import InputError
+from deepcluster.models.heads import ClusterHead, HierarchicalHead
 
 
 def test_weights_are_normal_with_deviation_a_hundredth_and_biases_zero() -> None:
@@ -45,3 +55,149 @@ def test_features_are_not_changed_and_all_weights_learn() -> None:
         "linear.weight",
         "linear.bias",
     ]
+
+
+def test_the_loss_is_the_cross_entropy_of_each_image() -> None:
+    head = ClusterHead(16, 8, seed=0)
+    features_BD, labels_B = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 7, 3, 3, 1])
+    scores_BK = head(features_BD).double()
+    expected_B = scores_BK.exp().sum(dim=1).log() - scores_BK[torch.arange(5), labels_B]
+    torch.testing.assert_close(head.loss(features_BD, labels_B).double(), expected_B, rtol=1e-6, atol=1e-6)
+
+
+# From means
+
+
+def separable(n: int = 600, dim: int = 12, n_clusters: int = 7) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Features after a ReLU, their labels, means and mean squared distance to these."""
+    features, labels = make_blobs(n, dim, centers=n_clusters, cluster_std=0.5, center_box=(0, 9), random_state=0)
+    features_BD, labels_B = torch.from_numpy(features).clamp(min=0), torch.from_numpy(labels)
+    means_KD = torch.stack([features_BD[labels_B == cluster].mean(dim=0) for cluster in range(n_clusters)])
+    return features_BD, labels_B, means_KD, float((features_BD - means_KD[labels_B]).square().sum(dim=1).mean())
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_a_head_from_means_is_the_softmax_of_the_nearest_mean(offset: float) -> None:
+    features_BD, _, means_KD, spread = separable()
+    features_BD, means_KD = features_BD + offset, means_KD + offset
+    expected_BK = (-torch.cdist(features_BD, means_KD).square() / (2 * spread)).log_softmax(dim=1)
+    # The weights are rounded to float32, and an offset multiplies what that loses.
+    head = ClusterHead.from_means(means_KD, spread)
+    found_BK = head.double()(features_BD).log_softmax(dim=1)
+    torch.testing.assert_close(found_BK, expected_BK, rtol=1e-5, atol=1e-5 if not offset else 1e-2)
+
+
+@pytest.mark.parametrize("sharpness", [1, 12])
+def test_a_head_from_means_begins_below_the_loss_of_chance(sharpness: int) -> None:
+    features_BD, labels_B, means_KD, spread = separable()
+    loss = ClusterHead.from_means(means_KD, spread / sharpness).loss(features_BD.float(), labels_B).mean().detach()
+    assert float(loss) < 0.1 * log(7)
+    assert float(ClusterHead(12, 7, seed=0).loss(features_BD.float(), labels_B).mean().detach()) > 0.9 * log(7)
+
+
+def test_clusters_without_images_or_without_spread() -> None:
+    features_BD, labels_B, means_KD, spread = separable()
+    with_empty_KD = torch.cat([means_KD, torch.full((1, 12), torch.nan)])
+    head = ClusterHead.from_means(with_empty_KD, spread)
+    assert not bool((head(features_BD.float()).argmax(dim=1) == 7).any())
+    narrow = ClusterHead.from_means(means_KD, 0.0)
+    assert bool(narrow.loss(features_BD.float(), labels_B).isfinite().all())
+    assert torch.equal(narrow(features_BD.float()).argmax(dim=1), labels_B)
+    equal = ClusterHead.from_means(means_KD[:1].repeat(3, 1), 0.0)
+    torch.testing.assert_close(equal.loss(features_BD.float(), labels_B % 3), torch.full((600,), log(3)))
+
+
+@pytest.mark.parametrize("spread", [-1.0, float("nan"), float("inf")])
+def test_a_spread_that_makes_no_sense_is_told(spread: float) -> None:
+    with pytest.raises(InputError, match="spread="):
+        ClusterHead.from_means(torch.eye(3), spread)
+    with pytest.raises(InputError, match="at least one of the means"):
+        ClusterHead.from_means(torch.full((3, 2), torch.nan), 1.0)
+
+
+# The hierarchical head
+
+
+def naive_loss(head: HierarchicalHead, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+    """Image by image, of the definition: -log p(super-class) - log p(cluster among those of the super-class)."""
+    losses = []
+    for features_D, label in zip(features_BD, labels_B.tolist(), strict=True):
+        positive_D, number = features_D.clamp(min=0), int(head.super_of_cluster_K[label])
+        scores_S = head.supers.weight @ positive_D + head.supers.bias
+        scores_K = head.clusters.weight @ positive_D + head.clusters.bias
+        others_G = scores_K[head.super_of_cluster_K == number]
+        losses.append(scores_S.exp().sum().log() - scores_S[number] + others_G.exp().sum().log() - scores_K[label])
+    return torch.stack(losses)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    dim=st.integers(1, 9),
+    sizes=st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(any),
+    seed=st.integers(0, 10_000),
+)
+def test_loss_and_gradients_are_those_of_the_formula(n: int, dim: int, sizes: list[int], seed: int) -> None:
+    """Any sizes of super-classes, also none and one; batches in which some of them do not occur."""
+    generator = torch.Generator().manual_seed(seed)
+    super_of_cluster_K = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    head = HierarchicalHead(dim, super_of_cluster_K, len(sizes), seed=seed).double()
+    with torch.no_grad():
+        for weights in head.parameters():
+            weights.copy_(torch.randn(weights.shape, generator=generator))
+    features_BD = torch.randn(n, dim, dtype=torch.float64, generator=generator, requires_grad=True)
+    labels_B = torch.randint(sum(sizes), (n,), generator=generator)
+    factors_B = torch.rand(n, dtype=torch.float64, generator=generator)
+    wanted = [features_BD, *head.parameters()]
+    found_B, expected_B = head.loss(features_BD, labels_B), naive_loss(head, features_BD, labels_B)
+    torch.testing.assert_close(found_B, expected_B)
+    found = torch.autograd.grad(found_B @ factors_B, wanted)
+    for one, two in zip(found, torch.autograd.grad(expected_B @ factors_B, wanted), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_scores_of_super_classes_and_of_all_clusters() -> None:
+    head = HierarchicalHead(16, torch.tensor([0, 0, 2, 2, 2]), 4, seed=1)
+    features_BD = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    super_BS, scores_BK = head(features_BD)
+    assert (super_BS.shape, scores_BK.shape) == ((6, 4), (6, 5))
+    labels_B = torch.tensor([0, 1, 2, 3, 4, 4])
+    expected_B = -super_BS.log_softmax(dim=1)[torch.arange(6), head.super_of_cluster_K[labels_B]]
+    expected_B[:2] -= scores_BK[:2, :2].log_softmax(dim=1)[torch.arange(2), labels_B[:2]]
+    expected_B[2:] -= scores_BK[2:, 2:].log_softmax(dim=1)[torch.arange(4), labels_B[2:] - 2]
+    torch.testing.assert_close(head.loss(features_BD, labels_B), expected_B)
+
+
+def test_one_super_class_is_the_plain_head() -> None:
+    plain, head = ClusterHead(16, 8, seed=0), HierarchicalHead(16, torch.zeros(8, dtype=torch.int64), seed=1)
+    head.clusters.load_state_dict(plain.linear.state_dict())
+    features_BD, labels_B = torch.randn(9, 16, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 8
+    torch.testing.assert_close(head.loss(features_BD, labels_B), plain.loss(features_BD, labels_B))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ClusterHead(64, 12, seed=0), lambda: HierarchicalHead(64, torch.arange(12) // 3, seed=0)]
+)
+def test_losses_are_float32_in_bf16_arithmetic(make: type[ClusterHead]) -> None:
+    head, features_BD = make(), 9 * torch.randn(30, 64, generator=torch.Generator().manual_seed(0))
+    labels_B = torch.arange(30) % 12
+    expected_B = head.loss(features_BD, labels_B)
+    with torch.autocast("cpu", torch.bfloat16):
+        found_B = head.loss(features_BD.bfloat16(), labels_B)
+    assert found_B.dtype == torch.float32
+    torch.testing.assert_close(found_B, expected_B, rtol=0, atol=0.1)
+    assert not torch.equal(found_B, expected_B)
+
+
+def test_the_seed_decides_the_weights_of_a_hierarchical_head() -> None:
+    one, two, other = (HierarchicalHead(16, torch.arange(300) // 9, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one.clusters.weight, two.clusters.weight) and torch.equal(one.supers.weight, two.supers.weight)
+    assert not torch.equal(one.clusters.weight, other.clusters.weight)
+    assert float(one.clusters.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+    assert not bool(one.clusters.bias.any()) and not bool(one.supers.bias.any())
+
+
+@pytest.mark.parametrize("supers", [[0, 1, 0], [-1, 0, 0], [0, 1, 5]])
+def test_super_classes_out_of_order_are_told(supers: list[int]) -> None:
+    with pytest.raises(InputError, match="must ascend from 0 to at most 2"):
+        HierarchicalHead(4, torch.tensor(supers), 3, seed=0)

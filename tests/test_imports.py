@@ -14,7 +14,22 @@ ROOT = Path(deepcluster.__file__).parent
 # Low to high. A name stands for a module or a package; a part of one layer does not import another part of it, unless
 # the layer is marked as open.
 LAYERS = (
-    ({"errors", "distributed", "device", "progress", "saving", "interruption", "options", "plain_pickle", "config"}, "open"),
+    (
+        {
+            "errors",
+            "archs",
+            "distributed",
+            "device",
+            "progress",
+            "saving",
+            "interruption",
+            "options",
+            "plain_pickle",
+            "config",
+            "crops",
+        },
+        "open",
+    ),
     ({"data", "models", "clustering"}, "closed"),
     ({"inference", "recipes"}, "closed"),
     ({"workbench"}, "closed"),

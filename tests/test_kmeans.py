@@ -678,7 +678,8 @@ def test_a_fit_spread_over_ranks_is_the_same(start: str) -> None:
     shares = [points_NP[first:end] for first, end in pairwise(bounds)]
 
     def work(rank: int, rows: Tensor, all_reduce: AllReduce) -> Assignment:
-        return KMeans(30, start=start, seed=4, all_reduce=all_reduce, first_row=bounds[rank]).fit(rows)
+        numbers_N = torch.arange(bounds[rank], bounds[rank + 1])
+        return KMeans(30, start=start, seed=4, all_reduce=all_reduce).fit(rows, numbers_N=numbers_N)
 
     results = on_ranks(shares, work)
     expected = KMeans(30, start=start, seed=4).fit(points_NP)

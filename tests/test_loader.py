@@ -107,7 +107,7 @@ def expected(source: ImageSource, order: list[int], batch_size: int, seed: int, 
                 continue
             indices.append(index)
             rows.append(row)
-        yield Batch(torch.stack(views), torch.tensor(indices), np.array(rows))
+        yield Batch((torch.stack(views),), torch.tensor(indices), np.array(rows))
 
 
 ORDER = [(7 * position) % 26 for position in range(50)]

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from deepcluster.clustering import starts as module
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.starts import STARTS, plus_plus, random_rows
+from deepcluster.clustering.reduction import alone
+from deepcluster.clustering.starts import STARTS, numbers_among_all, plus_plus, random_rows
+from deepcluster.errors import InputError
 
 both = pytest.mark.parametrize("start", STARTS)
 
@@ -187,3 +189,42 @@ def test_arguments_are_not_changed() -> None:
         start(points_NP, numbers_N, 100, 10, seed=0, all_reduce=lambda value: value).fill_(7)
         assert torch.equal(points_NP, before_NP)
         assert torch.equal(numbers_N, torch.arange(100))
+
+
+# Numbers
+
+
+@settings(max_examples=60, deadline=None)
+@given(n_ranks=st.integers(1, 4), n=st.integers(0, 90), block=st.integers(1, 40), seed=st.integers(0, 10_000))
+def test_points_are_numbered_by_their_images(n_ranks: int, n: int, block: int, seed: int) -> None:
+    """Any image on any rank or none, some of the rows no points: as a loop over the images counts."""
+    generator = np.random.default_rng(seed)
+    images = np.sort(generator.choice(7 * n + 1, n, replace=False))
+    rank_N, seen_N = generator.integers(n_ranks, size=n), generator.random(n) < 0.8
+    expected = {image: number for number, image in enumerate(images[seen_N])}
+    shares = [torch.from_numpy(images[rank_N == rank]) for rank in range(n_ranks)]
+
+    def work(rank: int, mine: Tensor, all_reduce: AllReduce) -> tuple[list[int], int]:
+        numbers_N, n_all = numbers_among_all(mine, torch.from_numpy(seen_N[rank_N == rank]), all_reduce)
+        return numbers_N.tolist(), n_all
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK_NUMBERS", block)
+        found = on_ranks(shares, work)
+    for rank, (numbers, n_all) in enumerate(found):
+        assert numbers == [expected[image] for image in images[(rank_N == rank) & seen_N]]
+        assert n_all == seen_N.sum()
+
+
+@pytest.mark.parametrize("values", [[0, 0], [5, 2047], [2048, 2047], [3, 96_000_000, 95_999_999], [2**44 - 1, 0]])
+def test_the_largest_by_sums_alone(values: list[int]) -> None:
+    def work(rank: int, value: Tensor, all_reduce: AllReduce) -> int:
+        return module._largest(int(value), all_reduce, value.device)
+
+    assert on_ranks(list(torch.tensor(values)), work) == [max(values)] * len(values)
+
+
+@pytest.mark.parametrize("images", [[0, 1], [-1, 0, 1], [0, 2, 1], [0, 1, 1]])
+def test_numbers_that_do_not_fit_are_told(images: list[int]) -> None:
+    with pytest.raises(InputError, match="one a row, from 0 on, each larger"):
+        numbers_among_all(torch.tensor(images), torch.ones(3, dtype=torch.bool), alone)

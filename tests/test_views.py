@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.stats import ks_2samp, kstest
 from spoiled_images import picture
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as torchvision
 
+from deepcluster.data.blur import REACH, blur
 from deepcluster.data.views import (
     CROP_ATTEMPTS,
     DRAWS,
@@ -23,6 +25,7 @@ from deepcluster.data.views import (
     TenCrops,
     TrainingView,
     draws,
+    rotate_quarters,
 )
 
 FLIP = 2 * CROP_ATTEMPTS + 2
@@ -304,6 +307,97 @@ def test_the_colours_of_an_image_do_not_depend_on_its_batch() -> None:
     kept = images.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(colours(kept, rows), whole, rtol=0, atol=1e-6)
     assert colours(images[:0], rows[:0]).shape == (0, 3, 24, 20)
+
+
+def test_the_share_of_images_that_is_jittered_is_the_one_asked_for() -> None:
+    images, rows = batch(1)[:, :, :4, :4].expand(1000, 3, 4, 4), draws(0, 3, 0, 1000)
+    some, every = Colours(0.5, grey=0.2, share=0.8)(images, rows), Colours(0.5, grey=0.2)(images, rows)
+    chosen = torch.from_numpy(rows[:, COLOURS + 5] < 0.8)
+    assert 760 < int(chosen.sum()) < 840
+    torch.testing.assert_close(some[chosen], every[chosen], rtol=0, atol=1e-6)
+    # The others may lose their colour, and change in nothing else.
+    torch.testing.assert_close(some[~chosen], Colours(grey=0.2)(images, rows)[~chosen], rtol=0, atol=2e-6)
+
+
+# Blur
+
+
+def gaussian(pixels_CHW: Tensor, sigma: float) -> Tensor:
+    """SciPy's, ending after 8 pixels, with the edge's pixels beyond it."""
+    planes = [gaussian_filter(plane.double().numpy(), sigma, mode="nearest", radius=REACH) for plane in pixels_CHW]
+    return torch.from_numpy(np.array(planes))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (32, 32), (40, 71), (8, 8), (33, 1), (1, 9), (224, 30)])
+def test_blur_is_scipys(height: int, width: int, layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, height, width, generator=generator).contiguous(memory_format=layout)
+    sigmas = torch.tensor([0.1, 0.5, 1.3, 2.0], dtype=torch.float64)
+    before = images.clone()
+    got = blur(images, sigmas)
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
+    for number, sigma in enumerate(sigmas.tolist()):
+        assert farthest(got[number], gaussian(images[number], sigma)) < 1e-6
+        assert farthest(blur(images[number : number + 1], sigmas[number : number + 1])[0], got[number]) < 1e-6
+    exact = blur(images.double(), sigmas)
+    assert exact.dtype == torch.float64
+    assert farthest(exact[3], gaussian(images[3], 2.0)) < 1e-13
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_blur_is_torchvisions_away_from_the_edges(sigma: float) -> None:
+    images = torch.rand(2, 3, 50, 40, generator=torch.Generator().manual_seed(1))
+    want = torchvision.gaussian_blur(images, [2 * REACH + 1, 2 * REACH + 1], [sigma, sigma])
+    got = blur(images, torch.full((2,), sigma))
+    assert farthest(got[..., REACH:-REACH, REACH:-REACH], want[..., REACH:-REACH, REACH:-REACH]) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_the_share_of_images_that_is_blurred_and_their_widths_are_as_asked_for(kind: torch.dtype) -> None:
+    images = (batch(1)[:, :, :10, :10] * (255 if kind == torch.uint8 else 1)).to(kind).expand(1000, 3, 10, 10)
+    rows = draws(1, 3, 0, 1000)
+    before = images.clone()
+    got, scaled = Colours(blur=0.5)(images, rows), images.float() / (255 if kind == torch.uint8 else 1)
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
+    changed = (got != scaled).flatten(1).any(1)
+    numbers = rows[:, COLOURS + 6]
+    assert 450 < (numbers < 0.5).sum() < 550
+    assert not bool(changed[numbers >= 0.5].any())
+    for number in range(30):
+        want = gaussian(scaled[number], 0.1 + 1.9 * 2 * numbers[number]) if numbers[number] < 0.5 else scaled[number]
+        assert farthest(got[number], want) < 1e-6
+    every = Colours(blur=1.0)(images[:20], rows[:20])
+    for number in range(20):
+        assert farthest(every[number], gaussian(scaled[number], 0.1 + 1.9 * numbers[number])) < 1e-6
+
+
+def test_blur_comes_after_the_colours() -> None:
+    images, rows = batch(6), draws(0, 4, 0, 6)
+    coloured = Colours(0.5, 0.2, share=0.8)(images, rows)
+    got, only = Colours(0.5, 0.2, share=0.8, blur=0.5)(images, rows), Colours(blur=0.5)(coloured, rows)
+    torch.testing.assert_close(got, only, rtol=0, atol=1e-6)
+    assert farthest(got, coloured) > 0.01
+    assert got.min() >= 0
+    assert got.max() <= 1 + 1e-6
+    assert Colours(0.5, blur=0.5)(images[:0], rows[:0]).shape == (0, 3, 24, 20)
+
+
+# Turns
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_quarter_turns_are_numpys(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (9, 3, 5, 5), generator=generator, dtype=torch.uint8).contiguous(memory_format=layout)
+    quarters = torch.tensor([0, 1, 2, 3, 3, 2, 1, 1, 0])
+    before = images.clone()
+    got = rotate_quarters(images, quarters)
+    for image_CHW, turned_CHW, number in zip(images.numpy(), got.numpy(), quarters.tolist(), strict=True):
+        np.testing.assert_array_equal(turned_CHW, np.rot90(image_CHW, number, axes=(1, 2)))
+    assert got.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
+    assert rotate_quarters(images[:0], quarters[:0]).shape == (0, 3, 5, 5)
 
 
 # The views of the linear probe

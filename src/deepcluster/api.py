@@ -187,7 +187,7 @@ def assign(
     """
     target = _writable(out, (".parquet",)) if out is not None else None
     model = model if isinstance(model, Model) else load(model)
-    if model.whitening is None or model.centroids_KP is None:
+    if model.space is None or model.centroids_KP is None:
         raise InputError(f"{model.name} has no clusters yet: train it for an epoch first")
     source = open_source(data, limit)
     if folders is not None:
@@ -203,7 +203,7 @@ def assign(
     seen_N = torch.isfinite(features_ND).all(dim=1)
     cluster_N = torch.full((len(source),), UNASSIGNED)
     distance_N = torch.full((len(source),), torch.nan)
-    labels, squared = nearest_centroids(model.whitening.transform(features_ND[seen_N]), model.centroids_KP)
+    labels, squared = nearest_centroids(model.space.transform(features_ND[seen_N]), model.centroids_KP)
     cluster_N[seen_N], distance_N[seen_N] = labels, squared.sqrt()
     reasons = {source.name(i): why for i, why in unreadable.items()}
     result = Clusters(_names(source), cluster_N.numpy(), distance_N.numpy(), reasons)

@@ -9,12 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from deepcluster.archs import ARCHITECTURES, check_arch
+from deepcluster.crops import parse_crops
 from deepcluster.errors import InputError, did_you_mean
 from deepcluster.options import Checked, option
 
-ARCHITECTURES = ("alexnet", "vgg16", "resnet18", "resnet50", "alexnet-small", "resnet18-small")
 CACHES = ("auto", "memory", "none")
-RECIPES = ("auto", "paper-alexnet", "paper-vgg16", "small-images", "small-set")
+RECIPES = (
+    "auto",
+    "paper-alexnet",
+    "paper-vgg16",
+    "small-images",
+    "small-set",
+    "v2-resnet50",
+    "v2-small-images",
+    "v2-small-set",
+)
+METHODS = ("deepcluster", "deepcluster-v2")
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,13 @@ class Settings(Checked):
         InputError: a value is out of range, naming the option, the value and what may be used.
     """
 
-    method: str = option("deepcluster", "training method", group="method", choices=("deepcluster",))
+    method: str = option(
+        "deepcluster",
+        "training method: that of the paper of 2018, or deepcluster-v2 of 2020, which looks at several crops of each image "
+        "and needs no pass of its own over the images to group them",
+        group="method",
+        choices=METHODS,
+    )
     recipe: str = option(
         "auto",
         "settings to start from; auto fits the paper's to the data, and says how",
@@ -33,7 +50,17 @@ class Settings(Checked):
         choices=RECIPES,
     )
 
-    arch: str = option("alexnet", "the trunk, the network that is trained", group="trunk", choices=ARCHITECTURES)
+    arch: str = option(
+        "alexnet",
+        f"the trunk, the network that is trained: {', '.join(ARCHITECTURES)}; or any of a library, as torchvision:NAME or "
+        "timm:NAME",
+        group="trunk",
+    )
+    init: str | None = option(
+        None,
+        "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights (default: random ones)",
+        group="trunk",
+    )
     image_size: int = option(224, "side of the images that the network sees, in pixels", group="trunk", at_least=8)
     reduce_to: int = option(
         0,
@@ -54,8 +81,13 @@ class Settings(Checked):
     balance: bool = option(
         False, "clusters of nearly equal size (k-means with Sinkhorn-Knopp), where k-means gives giants", group="clustering"
     )
-    clusters: int = option(
-        10_000, "number of clusters", group="clustering", aliases=("--k", "--nmb-cluster", "--nmb_cluster"), at_least=2
+    clusters: int | tuple[int, ...] = option(
+        10_000,
+        "number of clusters; for deepcluster-v2 several numbers, such as 3000,3000,3000: groupings that are learned side by "
+        "side, of which people see the first",
+        group="clustering",
+        aliases=("--k", "--nmb-cluster", "--nmb_cluster"),
+        at_least=2,
     )
     pca: int = option(256, "features after PCA and whitening", group="clustering", at_least=1)
     kmeans_iterations: int = option(20, "Lloyd iterations", group="clustering", at_least=1)
@@ -68,6 +100,31 @@ class Settings(Checked):
         1, "epochs from one clustering to the next", group="clustering", aliases=("--reassign",), at_least=1
     )
 
+    look_again: bool = option(
+        True,
+        "look at all images before each clustering (the paper); --no-look-again groups the features that the crops had in "
+        "the epoch before (deepcluster-v2 always does)",
+        group="clustering",
+    )
+    stop_reassigning: int = option(
+        0,
+        "the last epoch that begins with a clustering; its labels are learned to the end (0: none)",
+        group="clustering",
+        at_least=0,
+    )
+    super_clusters: int = option(
+        0,
+        "group in two steps: so many super-clusters first, then clusters in each (DeeperCluster, arXiv 1905.01278); 0: in "
+        "one",
+        group="clustering",
+        at_least=0,
+    )
+    rotations: bool = option(
+        False,
+        "turn the images by quarters, and learn the turn as well (DeeperCluster, with --super-clusters)",
+        group="clustering",
+    )
+
     epochs: int = option(200, "epochs to train", group="training", at_least=1, resumable=True)
     batch_size: int = option(256, "images a step", group="training", aliases=("--batch",), at_least=2)
     lr: float = option(0.05, "learning rate of trunk and head", group="training", at_least=0)
@@ -77,9 +134,18 @@ class Settings(Checked):
         group="training",
         choices=("constant", "cosine"),
     )
+    warmup_epochs: float = option(0.0, "epochs in which the learning rate rises from zero", group="training", at_least=0)
+    optimizer: str = option("sgd", "sgd, or lars, for batches of thousands", group="training", choices=("sgd", "lars"))
+    clip_gradient: float = option(0.0, "longest gradient, over all weights (0: any)", group="training", at_least=0)
     momentum: float = option(0.9, "momentum of the trunk's SGD", group="training", at_least=0, below=1)
     head_lr: float | None = option(
         None, "learning rate of the head (default: the same); short epochs need a quick head", group="training", at_least=0
+    )
+    head_start: str = option(
+        "random",
+        "weights that a new head starts from: random, or centroids, the means of the clusters",
+        group="training",
+        choices=("random", "centroids"),
     )
     head_momentum: float = option(
         0.0, "momentum of the head's SGD; short epochs need some", group="training", at_least=0, below=1
@@ -94,17 +160,41 @@ class Settings(Checked):
     crop_scale: tuple[float, float] = option(
         (0.08, 1.0), "share of the image's area that a training crop shows, least and most", group="training"
     )
+    crops: str = option(
+        "",
+        "crops that deepcluster-v2 learns of an image, how many and of which side, large ones first, such as 2x224,6x96 "
+        "(empty: two of --image-size)",
+        group="training",
+    )
+    small_crop_scale: tuple[float, float] = option(
+        (0.05, 0.14), "as --crop-scale, for the crops after the large ones", group="training"
+    )
     flip: bool = option(True, "flip half of the training crops left to right", group="training")
     jitter: float = option(0.0, "strength of random colours, 0 to 1", group="training", at_least=0)
+    jitter_share: float = option(1.0, "share of the training crops whose colours change", group="training", at_least=0)
     grey: float = option(0.0, "share of the training crops that lose their colour", group="training", at_least=0)
+    blur: float = option(0.0, "share of the training crops that are blurred", group="training", at_least=0)
+    projection: tuple[int, int] = option(
+        (2048, 128),
+        "widths of deepcluster-v2's projection: its hidden layer, and what is grouped",
+        group="training",
+        at_least=1,
+    )
+    temperature: float = option(0.1, "of deepcluster-v2's softmax", group="training")
 
     seed: int = option(31, "seed of everything random", group="run", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group="run", resumable=True)
     precision: str = option(
         "auto",
-        "bf16 where the machine is quick at it, else fp32",
+        "auto is bf16 where the machine is quick at it, else fp32; fp64 is slow, for comparisons",
         group="run",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "bf16", "fp64"),
+    )
+    compile: bool = option(
+        False,
+        "compile the network for this machine first (torch.compile): minutes at the start",
+        group="run",
+        resumable=True,
     )
     workers: int | None = option(
         None, "threads that prepare images (default: one a core, at most 16)", group="run", at_least=0, resumable=True
@@ -159,6 +249,7 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_arch(self.arch)
         if self.balance and self.clustering != "kmeans":
             raise InputError(f"balance goes with clustering=kmeans, not with {self.clustering}: leave out one of the two")
         size_in_bytes("memory", self.memory)
@@ -169,11 +260,69 @@ class Settings(Checked):
                 f"reduce_to={self.reduce_to} is less than image_size={self.image_size}, what the network sees; "
                 f"use 0 (never), or {self.image_size} or more"
             )
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise InputError(f"crop_scale={low:g},{high:g} must be two shares with 0 < least <= most <= 1")
-        if self.grey > 1 or self.jitter > 1:
-            raise InputError(f"grey={self.grey:g} and jitter={self.jitter:g} must lie between 0 and 1")
+        for name in ("crop_scale", "small_crop_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise InputError(f"{name}={low:g},{high:g} must be two shares with 0 < least <= most <= 1")
+        self._check_method()
+        for name in ("grey", "jitter", "jitter_share", "blur"):
+            if getattr(self, name) > 1:
+                raise InputError(f"{name}={getattr(self, name):g} must lie between 0 and 1")
+
+    def _check_method(self) -> None:
+        """Raise `InputError` where a setting does not go with the method."""
+        if self.temperature <= 0:
+            raise InputError(f"temperature={self.temperature:g} must be more than 0; 0.1 is usual")
+        crops = parse_crops(self.crops) if self.crops else ()
+        if self.method == "deepcluster-v2":
+            if crops and crops[0][1] != self.image_size:
+                raise InputError(
+                    f"crops={self.crops} begins with crops of {crops[0][1]} px, and image_size={self.image_size}: they are "
+                    f"the same; use --image-size {crops[0][1]}"
+                )
+            unfit = {
+                "clustering": "kmeans",
+                "balance": False,
+                "super_clusters": 0,
+                "rotations": False,
+                "head_start": "random",
+                "sampling": "uniform",
+            }
+            for name, fit in unfit.items():
+                if getattr(self, name) != fit:
+                    raise InputError(f"{name}={getattr(self, name)} does not go with method=deepcluster-v2; leave it out")
+            return
+        if len(self.heads) > 1:
+            raise InputError(
+                f"clusters={','.join(map(str, self.heads))}: several groupings go with --method deepcluster-v2 alone"
+            )
+        if crops:
+            raise InputError(f"crops={self.crops}: several crops of an image go with --method deepcluster-v2 alone")
+        if self.super_clusters and (self.clustering != "kmeans" or self.balance or self.head_start != "random"):
+            raise InputError("super_clusters goes with --clustering kmeans, without --balance and with --head-start random")
+        if self.super_clusters > self.n_clusters:
+            raise InputError(f"super_clusters={self.super_clusters} is more than clusters={self.n_clusters}")
+        if self.rotations and not self.super_clusters:
+            raise InputError("rotations are learned with super-clusters: give --super-clusters, such as 4")
+        if self.head_start == "centroids" and self.clustering != "kmeans":
+            raise InputError("head_start=centroids goes with --clustering kmeans")
+        if self.rotations and not self.look_again:
+            raise InputError("rotations go with --look-again")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Clusters of each grouping that is learned; one, but for deepcluster-v2."""
+        return self.clusters if isinstance(self.clusters, tuple) else (self.clusters,)
+
+    @property
+    def n_clusters(self) -> int:
+        """Clusters of the grouping that people see."""
+        return self.heads[0]
+
+    @property
+    def crop_groups(self) -> tuple[tuple[int, int], ...]:
+        """How many crops of an image, and of which side; large ones first (deepcluster-v2)."""
+        return parse_crops(self.crops) if self.crops else ((2, self.image_size),)
 
     def cache_folder(self) -> Path | None:
         """The folder that `cache` names, if it names one.
@@ -195,7 +344,9 @@ class Settings(Checked):
         """For the lines that people read."""
         if self.clustering == "pic":
             return "clusters by power iteration"
-        return f"{self.clusters:,} {'balanced ' if self.balance else ''}clusters"
+        numbers = " + ".join(f"{count:,}" for count in self.heads)
+        within = f" in {self.super_clusters:,} super-clusters" if self.super_clusters else ""
+        return f"{numbers} {'balanced ' if self.balance else ''}clusters{within}"
 
 
 class Options(TypedDict, total=False):
@@ -204,33 +355,49 @@ class Options(TypedDict, total=False):
     method: str
     recipe: str
     arch: str
+    init: str | None
     image_size: int
     reduce_to: int
     sobel: bool
     dropout: float
     clustering: str
     balance: bool
-    clusters: int
+    clusters: int | tuple[int, ...]
     pca: int
     kmeans_iterations: int
     cluster_stage: str
     reassign_every: int
+    look_again: bool
+    stop_reassigning: int
+    super_clusters: int
+    rotations: bool
     epochs: int
     batch_size: int
     lr: float
     lr_schedule: str
+    warmup_epochs: float
+    optimizer: str
+    clip_gradient: float
     momentum: float
     head_lr: float | None
+    head_start: str
     head_momentum: float
     weight_decay: float
     sampling: str
     crop_scale: tuple[float, float]
+    crops: str
+    small_crop_scale: tuple[float, float]
     flip: bool
     jitter: float
+    jitter_share: float
     grey: float
+    blur: float
+    projection: tuple[int, int]
+    temperature: float
     seed: int
     device: str
     precision: str
+    compile: bool
     workers: int | None
     cache: str
     cache_size: str

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deepcluster.distributed import local_rank, ranks_here
 from deepcluster.errors import InputError
 
 
@@ -26,7 +27,7 @@ class Machine:
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto") -> "Machine":
-        """The machine that `device` (auto, cpu, cuda, cuda:N, mps) and `precision` (auto, fp32, bf16) ask for.
+        """The machine that `device` (auto, cpu, cuda, cuda:N, mps) and `precision` (auto, fp32, bf16, fp64) ask for.
 
         Raises:
             InputError: the device is not there.
@@ -40,6 +41,11 @@ class Machine:
     def autocast(self) -> torch.autocast:
         """The context in which the network runs."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and of what the network is given."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
 
     @property
     def clustering_device(self) -> torch.device:
@@ -67,7 +73,7 @@ class Machine:
 def _device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _own_gpu(torch.device("cuda"))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -78,11 +84,28 @@ def _device(name: str) -> torch.device:
         raise InputError(
             f"--device {name}: this machine has no such device; use --device cpu (deepcluster doctor says what is here)"
         )
-    return device
+    return _own_gpu(device)
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """The GPU of this process, where several processes run on the machine."""
+    if device.type != "cuda" or ranks_here() == 1:
+        return device
+    if local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"{ranks_here()} processes are more than the {torch.cuda.device_count()} GPUs of this machine; use "
+            "torchrun --nproc-per-node gpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def free_memory_bytes() -> int:
-    """Memory of this machine that is free to use; a container's limit counts."""
+    """This process's share of the memory of the machine that is free to use; a container's limit counts."""
+    return _free_memory_bytes() // ranks_here()
+
+
+def _free_memory_bytes() -> int:
     free = 4 << 30
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:

@@ -1,7 +1,58 @@
-"""Ranks and sums over them; the identity on one process. The only place that knows torch.distributed."""
+"""Ranks: the processes that `torchrun` starts, and what they exchange; the identity on one process.
+
+The only place that knows torch.distributed. M rows of this rank, T rows of all ranks.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+# A rank may wait this long for another, which evaluates or writes.
+PATIENCE = timedelta(hours=2)
+
+
+def started_ranks() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_restart() -> bool:
+    """Whether `torchrun --max-restarts` has started this process after another one died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def local_rank() -> int:
+    """Number of this process among those of its machine, which is also that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def ranks_here() -> int:
+    """How many of the processes run on this machine, and share its memory and its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that `torchrun` started, and part from them at the end; nothing on one process.
+
+    Tensors on a processor go by gloo, those on a GPU by NCCL.
+    """
+    if started_ranks() == 1 or _many():
+        yield
+        return
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        _group.cache_clear()
+        torch.distributed.destroy_process_group()
 
 
 def _many() -> bool:
@@ -13,13 +64,116 @@ def rank() -> int:
     return torch.distributed.get_rank() if _many() else 0
 
 
+def world_size() -> int:
+    """How many processes there are."""
+    return torch.distributed.get_world_size() if _many() else 1
+
+
 def on_main() -> bool:
     """Whether this process prints and writes the shared files."""
     return rank() == 0
 
 
+def my_part(count: int) -> slice:
+    """Which of `count` rows in a row are this rank's: parts that differ by one row at most, in the order of the ranks."""
+    return part_of(count, rank(), world_size())
+
+
+def part_of(count: int, number: int, parts: int) -> slice:
+    """The part `number` of `count` things in `parts` parts."""
+    return slice(count * number // parts, count * (number + 1) // parts)
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    if _many():
+        all_reduce(torch.zeros(1))
+
+
 def all_reduce(value: Tensor) -> Tensor:
-    """The sum of `value` over the ranks."""
+    """The sum of `value` over the ranks, in its place."""
     if _many():
         torch.distributed.all_reduce(value)
     return value
+
+
+def gather_rows(rows_M: Tensor) -> Tensor:
+    """The rows (T, …) of all ranks, in the order of the ranks, on every rank; ranks may have different numbers of them."""
+    if not _many():
+        return rows_M
+    counts_W = torch.zeros(world_size(), dtype=torch.int64)
+    counts_W[rank()] = len(rows_M)
+    all_reduce(counts_W)
+    most = int(counts_W.max())
+    padded = rows_M.new_zeros(most, *rows_M.shape[1:])
+    padded[: len(rows_M)] = rows_M
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts_W.tolist(), strict=True)])
+
+
+def gather_at(values_M: Tensor, indices_M: Tensor, count: int, fill: float) -> Tensor:
+    """Values (count, …) of all ranks at their indices, on every rank; `fill` where no rank has one."""
+    whole = values_M.new_full((count, *values_M.shape[1:]), fill)
+    whole[gather_rows(indices_M)] = gather_rows(values_M)
+    return whole
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Small plain values of all ranks, in the order of the ranks, on every rank."""
+    if not _many():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network, whose gradients are averaged over the ranks as they are made; itself on one process."""
+    if not _many():
+        return network
+    from torch.nn.parallel import DistributedDataParallel
+
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        # BatchNorm is the same on all ranks: nothing is to be sent. The argument has another name since torch 2.13.
+        return DistributedDataParallel(
+            network, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+
+
+def new_groups(groups: Sequence[Sequence[int]]) -> list[Any]:
+    """A group of ranks for each list of their numbers, which every rank must ask for alike; None on one process."""
+    return [_group(tuple(ranks)) if _many() else None for ranks in groups]
+
+
+@functools.cache
+def _group(ranks: tuple[int, ...]) -> Any:
+    return torch.distributed.new_group(list(ranks))
+
+
+def all_reduce_in(group: Any, value: Tensor) -> Tensor:
+    """The sum of `value` over the ranks of a group of `new_groups`, in its place."""
+    if group is not None:
+        torch.distributed.all_reduce(value, group=group)
+    return value
+
+
+def exchange_rows(rows_MP: Tensor, to_M: Tensor) -> Tensor:
+    """The rows that the ranks send to this one, in the order of the ranks and, of each, of its rows.
+
+    Args:
+        rows_MP: this rank's rows, of any type and number of columns.
+        to_M: number of the rank that each is sent to, int64.
+    """
+    if not _many():
+        return rows_MP
+    order_M = torch.argsort(to_M, stable=True)
+    sent_W = torch.bincount(to_M, minlength=world_size()).cpu()
+    table_WW = torch.zeros(world_size(), world_size(), dtype=torch.int64)
+    table_WW[rank()] = sent_W
+    received_W = all_reduce(table_WW)[:, rank()]
+    received = rows_MP.new_empty(int(received_W.sum()), *rows_MP.shape[1:])
+    torch.distributed.all_to_all_single(
+        received, rows_MP[order_M].contiguous(), output_split_sizes=received_W.tolist(), input_split_sizes=sent_W.tolist()
+    )
+    return received

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepcluster.clustering.features import extract_features
 from deepcluster.data.loader import Loader
-from deepcluster.data.views import ClusterView
+from deepcluster.data.views import ClusterView, rotate_quarters
 from deepcluster.device import Machine
 from deepcluster.models.trunk import Trunk, normalise
 
@@ -21,7 +21,7 @@ LOOK_BATCH = 256
 def describe(trunk: Trunk, machine: Machine, images_BCHW: Tensor, stage: str) -> Tensor:
     """Rows (B, D) of `stage` for uint8 images, in the machine's precision."""
     with machine.autocast():
-        return trunk.vectors(normalise(machine.put(images_BCHW)), stage)
+        return trunk.vectors(normalise(machine.put(images_BCHW)).to(machine.dtype), stage)
 
 
 def stage_width(trunk: Trunk, machine: Machine, stage: str, image_size: int) -> int:
@@ -30,7 +30,7 @@ def stage_width(trunk: Trunk, machine: Machine, stage: str, image_size: int) -> 
     trunk.eval()
     with torch.no_grad():
         blank = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
-        return describe(trunk.to(machine.device), machine, blank, stage).shape[1]
+        return describe(trunk.to(machine.device, machine.dtype), machine, blank, stage).shape[1]
 
 
 def look(
@@ -42,19 +42,23 @@ def look(
     image_size: int,
     batch_size: int = LOOK_BATCH,
     indices: Tensor | None = None,
+    quarters_N: Tensor | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Rows_BD of `stage` for the centre view of each image, in eval mode, and indices_B; batch by batch, on the device.
 
     Images that can't be read are left out of their batch, and a batch without any is left out. Arguments as in
-    `image_features`.
+    `image_features`, and `quarters_N`: by how many quarters each image of the source is turned.
     """
     trunk.eval()
     indices = torch.arange(len(loader.images)) if indices is None else indices
     for batch in loader.cluster_views(ClusterView(image_size), indices, batch_size):
         if len(batch.indices_B):
+            images_BCHW = batch.images_BCHW
+            if quarters_N is not None:
+                images_BCHW = rotate_quarters(images_BCHW, quarters_N[batch.indices_B])
             with torch.no_grad():
-                rows_BD = describe(trunk, machine, batch.images_BCHW, stage)
+                rows_BD = describe(trunk, machine, images_BCHW, stage)
             yield rows_BD, batch.indices_B
         if on_batch is not None:
             on_batch(len(batch.indices_B))

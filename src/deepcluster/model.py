@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.whitening import Whitening
-from deepcluster.config import ARCHITECTURES, Settings
+from deepcluster.archs import ARCHITECTURES, LIBRARIES
+from deepcluster.config import Settings
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
@@ -23,6 +23,7 @@ from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Reporter
 from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import RunFolder, load_checkpoint
+from deepcluster.training.space import Space, space_of
 
 UNTRAINED = "untrained:"
 # Sides of the images that untrained trunks are made for.
@@ -37,13 +38,13 @@ class Model:
         name: what it was loaded from.
         trunk: in eval mode.
         settings: of its run.
-        whitening, centroids_KP: of its clusters; None where it has none.
+        space, centroids_KP: of its clusters, and what takes features there; None where it has none.
     """
 
     name: str
     trunk: Trunk
     settings: Settings
-    whitening: Whitening | None = None
+    space: Space | None = None
     centroids_KP: Tensor | None = None
 
     def features(
@@ -111,8 +112,8 @@ def load(model: str | Path) -> Model:
     groups = state.get("final", state)
     if "assignment" not in groups:
         return Model(str(model), trunk.eval(), settings)
-    whitening = Whitening.from_state_dict(groups["whitening"])
-    return Model(str(model), trunk.eval(), settings, whitening, groups["assignment"]["centroids_KP"])
+    space = space_of(groups, settings, dim=trunk.dim, machine=Machine.choose("cpu", settings.precision))
+    return Model(str(model), trunk.eval(), settings, space, groups["assignment"]["centroids_KP"])
 
 
 def _settings_of(state: dict[str, Any], path: Path) -> Settings:
@@ -123,7 +124,7 @@ def _settings_of(state: dict[str, Any], path: Path) -> Settings:
 
 
 def _untrained(name: str) -> Model:
-    if name in ARCHITECTURES:
+    if name in ARCHITECTURES or name.startswith(LIBRARIES):
         size = USUAL_IMAGE_SIZE.get(name, 224)
         settings = Settings(arch=name, image_size=size, sobel=name in ("alexnet", "vgg16"))
     elif Path(name).is_dir():

@@ -89,7 +89,8 @@ def plain_type(owner: type, name: str) -> tuple[type, bool]:
     """The Python type of an option, and whether it may be None."""
     hint = types_of(owner)[name]
     if isinstance(hint, types.UnionType):
-        return next(part for part in typing.get_args(hint) if part is not type(None)), True
+        parts = typing.get_args(hint)
+        return next(part for part in parts if part is not type(None)), type(None) in parts
     return typing.get_origin(hint) or hint, False
 
 
@@ -97,6 +98,12 @@ def parts_of(owner: type, name: str) -> tuple[type, int | None]:
     """The type of each part of an option that is a tuple, and how many there are; None: any number."""
     parts = typing.get_args(types_of(owner)[name])
     return parts[0], None if parts[-1] is Ellipsis else len(parts)
+
+
+def takes_several(owner: type, name: str) -> bool:
+    """Whether an option is one number or several of them, such as `int | tuple[int, ...]`."""
+    hint = types_of(owner)[name]
+    return isinstance(hint, types.UnionType) and any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
 
 
 def coerce(owner: type, name: str, value: Any) -> Any:
@@ -107,6 +114,9 @@ def coerce(owner: type, name: str, value: Any) -> Any:
     wanted, optional = plain_type(owner, name)
     if value is None and optional:
         return None
+    if isinstance(value, list | tuple) and value and takes_several(owner, name):
+        several = tuple(coerce(owner, name, one) for one in value)
+        return several if len(several) > 1 else several[0]
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted is tuple and isinstance(value, list | tuple):

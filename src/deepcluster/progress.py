@@ -17,11 +17,15 @@ class Reporter:
     Args:
         quiet: print nothing but warnings.
         verbose: print what `detail` is given, too.
+        silent: print nothing at all, as a process that is not the first of several.
         stream: where lines go; the standard output by default.
     """
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False, stream: TextIO | None = None) -> None:
-        self.quiet = quiet
+    def __init__(
+        self, *, quiet: bool = False, verbose: bool = False, silent: bool = False, stream: TextIO | None = None
+    ) -> None:
+        self.quiet = quiet or silent
+        self.silent = silent
         self.verbose = verbose
         self.stream = stream or sys.stdout
         self._log: TextIO | None = None
@@ -61,7 +65,7 @@ class Reporter:
         else:
             self._log.write(stamped + "\n")
             self._log.flush()
-        if not show:
+        if not show or self.silent:
             return
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

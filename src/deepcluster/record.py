@@ -91,7 +91,7 @@ class RunReader:
         images = self._images(config, settings, names)
         collection = self._collection(config, metrics, names, clusters, tables, images)
         pipeline = None
-        if images is not None and clusters.whitening is not None:
+        if images is not None and clusters.centroids_KP is not None:
             pipeline = self._pipeline(settings, state, clusters)
             collection, pipeline = self._with_points(collection, pipeline)
         finished = clusters.epoch > settings.epochs

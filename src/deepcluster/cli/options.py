@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from deepcluster.options import flag, parts_of, plain_type
+from deepcluster.options import flag, parts_of, plain_type, takes_several
 
 GROUP_TITLES = {
     "method": "Method",
@@ -18,10 +18,10 @@ GROUP_TITLES = {
 
 
 class Numbers(click.ParamType[tuple[Any, ...]]):
-    """Numbers with commas between them: `count` of them, or any number."""
+    """Numbers with commas between them: `count` of them, or any number; `or_one`: a single one is that number itself."""
 
-    def __init__(self, part: type, count: int | None) -> None:
-        self.part, self.count = part, count
+    def __init__(self, part: type, count: int | None, *, or_one: bool = False) -> None:
+        self.part, self.count, self.or_one = part, count, or_one
         self.name = "LOW,HIGH" if count == 2 else "NUMBERS"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -33,7 +33,7 @@ class Numbers(click.ParamType[tuple[Any, ...]]):
         if not numbers or len(numbers) != (self.count or len(numbers)):
             what = "two numbers with a comma between them, such as 0.2,1" if self.count else "numbers with commas between"
             self.fail(f"{value!r} should be {what}")
-        return numbers
+        return numbers[0] if self.or_one and len(numbers) == 1 else numbers
 
 
 class GroupedCommand(click.Command):
@@ -63,7 +63,11 @@ class SettingOption(click.Option):
             text += f"  [{_shown(setting.default)}]"
         is_flag = wanted is bool
         spelled = f"{name}/--no-{name[2:]}" if is_flag else name
-        kind: Any = Numbers(*parts_of(owner, setting.name)) if wanted is tuple else None if is_flag else wanted
+        kind: Any = None if is_flag else wanted
+        if wanted is tuple:
+            kind = Numbers(*parts_of(owner, setting.name))
+        elif takes_several(owner, setting.name):
+            kind = Numbers(wanted, None, or_one=True)
         super().__init__([setting.name, spelled, *setting.metadata["aliases"]], type=kind, default=None, help=text)
         self.group = GROUP_TITLES.get(setting.metadata["group"], "Protocol")
         self.shown_name = spelled

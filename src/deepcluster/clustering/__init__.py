@@ -2,8 +2,19 @@
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.balance import BalancedKMeans
+from deepcluster.clustering.groups import Ranks
+from deepcluster.clustering.hierarchical import Hierarchy, HierarchicalKMeans
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.pic import PowerIterationClustering
 from deepcluster.clustering.whitening import Whitening
 
-__all__ = ["Assignment", "BalancedKMeans", "KMeans", "PowerIterationClustering", "Whitening"]
+__all__ = [
+    "Assignment",
+    "BalancedKMeans",
+    "HierarchicalKMeans",
+    "Hierarchy",
+    "KMeans",
+    "PowerIterationClustering",
+    "Ranks",
+    "Whitening",
+]

@@ -34,6 +34,7 @@ class Assignment:
         centroids_KP: centroid of each cluster.
         inertia_history: sum of squared distances at each iteration.
         n_repaired: empty clusters that were repaired on the way.
+        super_of_cluster_K: super-class of each cluster, ascending, where they were made within such.
         remark: what a person should know where the result is of little use, in plain words; empty otherwise.
     """
 
@@ -43,6 +44,7 @@ class Assignment:
     inertia_history: tuple[float, ...] = ()
     n_repaired: int = 0
     remark: str = ""
+    super_of_cluster_K: Tensor | None = None
 
     @classmethod
     def over_rows(
@@ -143,8 +145,11 @@ class Assignment:
         """The same groups, numbered so that as many images as possible keep the number they had in `previous`.
 
         The numbers of clusters may differ; numbers stay 0 … K-1. Exact (Hungarian) up to 2,000 clusters
-        each, or as many pairs of them; greedy by overlap above.
+        each, or as many pairs of them; greedy by overlap above. Clusters of super-classes keep their numbers, which say of
+        which super-class they are.
         """
+        if self.super_of_cluster_K is not None:
+            return self
         new_number_K = torch.from_numpy(_matching(self, previous))
         labels_N = torch.where(self.labels_N >= 0, new_number_K[self.labels_N], UNASSIGNED)
         centroids_KP = torch.empty_like(self.centroids_KP)

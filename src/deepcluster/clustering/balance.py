@@ -5,7 +5,7 @@ Knopp's scaling solves it where the plan may be soft (Asano, Rupprecht and Vedal
 Here the cost is the squared distance: clusters that draw too many points get a lower price, in turns with averaging. The
 soft plan becomes labels by letting every cluster keep the points that would lose most elsewhere.
 
-N points on this rank of T rows on all, P components, K clusters, W points that wait for a cluster, B of a block.
+N points on this rank of T on all, P components, K clusters, W points that wait for a cluster, B of a block.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment, cluster_means, member_distances
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.reduction import AllReduce, alone
+from deepcluster.clustering.starts import numbers_among_all
 from deepcluster.errors import InputError
 
 # Scores of a block of points stay in the processor's cache: never an N × K matrix; a GPU wants larger blocks.
@@ -48,7 +49,6 @@ class BalancedKMeans:
         spread: how far sizes may differ from N/K, as a share of it; 0 = not at all (but for rounding).
         seed: of the start.
         all_reduce: sums a tensor over the ranks; the identity on one process.
-        first_row: where the points are spread over ranks, number of this rank's first point among all.
 
     Raises:
         InputError: a setting that makes no sense.
@@ -62,7 +62,6 @@ class BalancedKMeans:
         spread: float = 0.1,
         seed: int = 0,
         all_reduce: AllReduce = alone,
-        first_row: int = 0,
     ) -> None:
         if iterations < 1 or not 0 <= spread < 1:
             raise InputError(f"iterations={iterations} must be 1 or more, and spread={spread:g} from 0 to below 1")
@@ -71,7 +70,6 @@ class BalancedKMeans:
         self.spread = spread
         self.seed = seed
         self.all_reduce = all_reduce
-        self.first_row = first_row
 
     @property
     def most_steps(self) -> int:
@@ -87,6 +85,7 @@ class BalancedKMeans:
         self,
         points_NP: Tensor,
         *,
+        numbers_N: Tensor | None = None,
         start_KP: Tensor | None = None,
         on_iteration: Callable[[int, float], None] | None = None,
     ) -> Assignment:
@@ -96,7 +95,8 @@ class BalancedKMeans:
         `predict` of the result, which is for new points, does not balance.
 
         Args:
-            points_NP: any floating type.
+            points_NP: any floating type; may be this rank's share of the rows. The result is that of these rows.
+            numbers_N: number of each row's image among all, as `KMeans.fit` takes them.
             start_KP: centroids to start from, instead of drawn ones.
             on_iteration: called with the number of the step and the inertia after it; may raise to stop.
 
@@ -110,17 +110,11 @@ class BalancedKMeans:
             if on_iteration is not None:
                 on_iteration(len(steps) - 1, inertia)
 
-        start = KMeans(
-            self.n_clusters,
-            iterations=START_ITERATIONS,
-            seed=self.seed,
-            all_reduce=self.all_reduce,
-            first_row=self.first_row,
-        ).fit(points_NP, start_KP=start_KP, on_iteration=lambda state: tell(state.inertia))
+        kmeans = KMeans(self.n_clusters, iterations=START_ITERATIONS, seed=self.seed, all_reduce=self.all_reduce)
+        start = kmeans.fit(points_NP, numbers_N=numbers_N, start_KP=start_KP, on_iteration=lambda state: tell(state.inertia))
         seen_N = (start.labels_N >= 0).to(points_NP.device)
         seen_NP = (points_NP if bool(seen_N.all()) else points_NP[seen_N]).float()
-        n_rows = int(self.all_reduce(torch.tensor(len(seen_N), device=seen_N.device)))
-        balance = _Balance(seen_NP, self.first_row + seen_N.nonzero().flatten(), n_rows, self.all_reduce)
+        balance = _Balance(seen_NP, *numbers_among_all(numbers_N, seen_N, self.all_reduce), self.all_reduce)
         best, history = self._alternate(balance, start.centroids_KP.to(seen_NP.device), tell)
         return Assignment.over_rows(
             seen_N, best.labels_N, best.distances_N, best.centroids_KP, inertia_history=tuple(history)
@@ -189,12 +183,11 @@ class _Groups:
 class _Balance:
     """Prices of the clusters, and labels by them, of the points of all ranks."""
 
-    def __init__(self, points_NP: Tensor, numbers_N: Tensor, n_rows: int, all_reduce: AllReduce) -> None:
-        self.points_NP, self.numbers_N, self.n_rows, self.all_reduce = points_NP, numbers_N, n_rows, all_reduce
+    def __init__(self, points_NP: Tensor, numbers_N: Tensor, n_points: int, all_reduce: AllReduce) -> None:
+        self.points_NP, self.numbers_N, self.n_points, self.all_reduce = points_NP, numbers_N, n_points, all_reduce
         total_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=points_NP.device)
         for block in points_NP.split(BLOCK_ROWS):
             total_P += block.sum(dim=0, dtype=torch.float64)
-        self.n_points = int(all_reduce(torch.tensor(len(points_NP), device=points_NP.device)))
         self.mean_P = (all_reduce(total_P) / self.n_points).float()
         self.prices_K: Tensor | None = None
 
@@ -233,7 +226,7 @@ class _Balance:
     def _round(self, centroids_KP: Tensor, prices_K: Tensor, least: int, most: int) -> Tensor:
         """Every cluster gets its least first, then up to its most; each keeps those who would lose most elsewhere."""
         favourites_N, scores_N, margins_N = self._favourites(centroids_KP, prices_K)
-        labels_T = torch.full((self.n_rows,), UNASSIGNED, device=centroids_KP.device)
+        labels_T = torch.full((self.n_points,), UNASSIGNED, device=centroids_KP.device)
         for limit in (least, most):
             for number in range(MOST_ROUNDS + 1):
                 rooms_K = limit - torch.bincount(labels_T[labels_T >= 0], minlength=len(prices_K))
@@ -275,8 +268,8 @@ class _Balance:
     def _gather(self, waiting: Tensor, offers_W: Tensor, losses_W: Tensor) -> tuple[Tensor, Tensor]:
         """Offers_T and losses_T of all ranks' points; an offer of -1 is none."""
         numbers_W = self.numbers_N[waiting]
-        offers_T = offers_W.new_zeros(self.n_rows).index_copy_(0, numbers_W, offers_W + 1)
-        losses_T = losses_W.new_zeros(self.n_rows).index_copy_(0, numbers_W, losses_W)
+        offers_T = offers_W.new_zeros(self.n_points).index_copy_(0, numbers_W, offers_W + 1)
+        losses_T = losses_W.new_zeros(self.n_points).index_copy_(0, numbers_W, losses_W)
         return self.all_reduce(offers_T) - 1, self.all_reduce(losses_T)
 
 

@@ -15,7 +15,7 @@ from deepcluster.clustering.nearest import BLOCK_ROWS, NearestSearch, nearest_ce
 from deepcluster.clustering.parallel import blocks_of, map_blocks
 from deepcluster.clustering.reduction import AllReduce, alone
 from deepcluster.clustering.repair import fill_empty, split_largest
-from deepcluster.clustering.starts import STARTS
+from deepcluster.clustering.starts import STARTS, numbers_among_all
 from deepcluster.clustering.sums import ExactSums
 from deepcluster.errors import InputError, did_you_mean
 
@@ -209,7 +209,6 @@ class KMeans:
         tolerance: ends where an iteration lowers the inertia by less than this share; 0 goes on to the end.
         spherical: points and centroids are scaled to unit length: the nearest is that of the largest cosine.
         all_reduce: sums a tensor over the ranks; the identity on one process.
-        first_row: where the points are spread over ranks, number of this rank's first point among all.
 
     Raises:
         InputError: an unknown start, or a negative number.
@@ -225,7 +224,6 @@ class KMeans:
         tolerance: float = 0.0,
         spherical: bool = False,
         all_reduce: AllReduce = alone,
-        first_row: int = 0,
     ) -> None:
         if start not in STARTS:
             raise InputError(f"unknown start {start!r}{did_you_mean(start, STARTS)}: use one of {', '.join(STARTS)}")
@@ -238,12 +236,12 @@ class KMeans:
         self.tolerance = tolerance
         self.spherical = spherical
         self.all_reduce = all_reduce
-        self.first_row = first_row
 
     def fit(
         self,
         points_NP: Tensor,
         *,
+        numbers_N: Tensor | None = None,
         start_KP: Tensor | None = None,
         resume: LloydState | None = None,
         on_iteration: Callable[[LloydState], None] | None = None,
@@ -251,13 +249,16 @@ class KMeans:
         """Group the points; rows that are not finite stay unassigned (label -1, distance NaN).
 
         Args:
-            points_NP: any floating type.
+            points_NP: any floating type; may be this rank's share of the rows. The result is that of these rows.
+            numbers_N: number of each row's image among all, ascending, where rows are spread over ranks: start and ties go
+                by these, not by the rank. Images may have no row. On one process rows are numbered from 0 by default.
             start_KP: centroids to start from, instead of drawn ones.
             resume: a state that `on_iteration` was given, to go on from.
             on_iteration: called after each assignment; may raise to stop.
 
         Raises:
-            InputError: fewer clusters than 1 or more than points; a start that is not (K, P).
+            InputError: fewer clusters than 1 or more than points; a start that is not (K, P); numbers that do not ascend,
+                or that two rows have.
         """
         # Checked as float32: a float64 beyond its range is not finite here.
         seen_N = torch.empty(len(points_NP), dtype=torch.bool, device=points_NP.device)
@@ -269,7 +270,7 @@ class KMeans:
         seen_NP = (points_NP if bool(seen_N.all()) else points_NP[seen_N]).float().contiguous()
         if self.spherical:
             seen_NP = normalize(seen_NP)
-        numbers_N, n_all = self._numbers(seen_N)
+        numbers_N, n_all = numbers_among_all(numbers_N, seen_N, self.all_reduce)
         if not 1 <= self.n_clusters <= n_all:
             raise InputError(f"clusters={self.n_clusters} must be between 1 and the {n_all} points")
         result = lloyd(
@@ -299,12 +300,3 @@ class KMeans:
             raise InputError(f"start has shape {(*start_KP.shape,)}, not {wanted}")
         start_KP = start_KP.to(seen_NP.device, torch.float32)
         return normalize(start_KP) if self.spherical else start_KP
-
-    def _numbers(self, seen_N: Tensor) -> tuple[Tensor, int]:
-        """Numbers of this rank's finite rows among those of all ranks, and how many these are."""
-        n_rows = int(self.all_reduce(torch.tensor(len(seen_N), device=seen_N.device)))
-        seen_T = torch.zeros(n_rows, dtype=torch.int64, device=seen_N.device)
-        mine = slice(self.first_row, self.first_row + len(seen_N))
-        seen_T[mine] = seen_N.long()
-        numbers_T = self.all_reduce(seen_T).cumsum(0) - 1
-        return numbers_T[mine][seen_N], int(numbers_T[-1]) + 1 if n_rows else 0

@@ -1,7 +1,7 @@
 """Where Lloyd's iterations start: random rows, or rows far from one another (k-means++).
 
 N points on this rank of T on all ranks, P components, K clusters. Points are numbered over all ranks, and draws depend on
-these numbers alone: however the points are spread over ranks, the start is the same.
+these numbers alone: however the points are spread over ranks, the start is the same. I images, some of which are no points.
 """
 
 import torch
@@ -10,9 +10,63 @@ from torch import Tensor
 from deepcluster.clustering.nearest import BLOCK_ROWS, squared_distances
 from deepcluster.clustering.parallel import blocks_of, map_blocks
 from deepcluster.clustering.reduction import AllReduce
+from deepcluster.errors import InputError
 
 # k-means++ adds up the weights of the points in so many bins first, then looks into one of them.
 BINS = 1024
+# Numbers that are counted at once, and the base in which the largest is found, digit by digit.
+BLOCK_NUMBERS = 1 << 20
+DIGIT = 1 << 11
+
+
+def numbers_among_all(images_N: Tensor | None, seen_N: Tensor, all_reduce: AllReduce) -> tuple[Tensor, int]:
+    """Numbers of this rank's points among the T points of all ranks, by the order of their images; and T.
+
+    A byte an image is kept and travels (I + 8 N bytes on a rank).
+
+    Args:
+        images_N: number of each row's image, ascending: no two rows of any ranks have the same, and images may have no row.
+            By default rows are numbered from 0, which does for one process.
+        seen_N: which rows are points; the others are not numbered.
+        all_reduce: sums a tensor over the ranks.
+
+    Raises:
+        InputError: numbers that are negative, do not ascend, or are those of two rows; on all ranks.
+    """
+    device = seen_N.device
+    images_N = torch.arange(len(seen_N), device=device) if images_N is None else images_N.to(device, torch.int64)
+    fits = len(images_N) == len(seen_N)
+    fits = fits and not (len(images_N) and int(images_N[0]) < 0) and bool((images_N[1:] > images_N[:-1]).all())
+    images_N = images_N[seen_N] if fits else images_N[:0]
+    n_points, n_unfit = all_reduce(torch.tensor([len(images_N), not fits], dtype=torch.int64, device=device)).tolist()
+    if n_unfit:
+        raise InputError("numbers must be one a row, from 0 on, each larger than the one before")
+    n_images = _largest(int(images_N[-1]) + 1 if len(images_N) else 0, all_reduce, device)
+    present_I = torch.zeros(n_images, dtype=torch.uint8, device=device)
+    present_I[images_N] = 1
+    present_I = all_reduce(present_I)
+    numbers_N, before = torch.empty_like(images_N), 0
+    for first in range(0, len(present_I), BLOCK_NUMBERS):
+        block = present_I[first : first + BLOCK_NUMBERS]
+        start, end = torch.searchsorted(images_N, torch.tensor([first, first + len(block)], device=device)).tolist()
+        counts = block.ne(0).cumsum(0)
+        numbers_N[start:end] = counts[images_N[start:end] - first] + (before - 1)
+        before += int(counts[-1])
+    if before != n_points:
+        raise InputError(f"{n_points} rows have only {before} numbers: rows of two ranks have the same; give each its own")
+    return numbers_N, n_points
+
+
+def _largest(value: int, all_reduce: AllReduce, device: torch.device) -> int:
+    """The largest of the ranks' values in 0 … 2^44 - 1, of sums alone."""
+    found = 0
+    for place in (DIGIT**3, DIGIT**2, DIGIT, 1):
+        digits = torch.zeros(DIGIT, device=device)
+        # Ranks whose digits before this one are less than the largest have no say.
+        if value // place // DIGIT == found:
+            digits[value // place % DIGIT] = 1
+        found = found * DIGIT + int(all_reduce(digits).nonzero()[-1])
+    return found
 
 
 def random_rows(

@@ -8,7 +8,7 @@ B batch, R random numbers of a position.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.data.cache import DecodedImages, KeptViews
+from deepcluster.data.multi_crop import crop_draws
 from deepcluster.data.storage.retries import end_waits
 from deepcluster.data.views import ClusterView, Images, draws
+from deepcluster.distributed import ranks_here
 from deepcluster.errors import UnreadableImage
 
 T = TypeVar("T")
-View = Callable[[Images, NDArray[np.float64]], Tensor]
+View = Callable[[Images, NDArray[np.float64]], Tensor | tuple[Tensor, ...]]
 MOST_WORKERS = 16
 
 
@@ -36,19 +38,25 @@ class Batch:
     """Images as the network sees them, before colours.
 
     Attributes:
-        images_BCHW: uint8, channels last in memory; on the loader's device.
+        crops: one tensor (B, 3, S, S) of uint8, channels last in memory, on the loader's device; of several crops an image
+            one tensor for each size, (V · B, 3, S, S), crop after crop.
         indices_B: index of each image in its source.
-        draws_BR: random numbers of each position; empty for the cluster view.
+        draws_BR: random numbers of each position; empty for the cluster view; (B, V, R) of several crops.
     """
 
-    images_BCHW: Tensor
+    crops: tuple[Tensor, ...]
     indices_B: Tensor
     draws_BR: NDArray[np.float64]
 
+    @property
+    def images_BCHW(self) -> Tensor:
+        """The images, where there is one crop of each."""
+        return self.crops[0]
+
 
 def usual_workers() -> int:
-    """Threads that prepare images where nothing else is asked for: one a core, at most 16."""
-    return min(MOST_WORKERS, os.cpu_count() or 1)
+    """Threads that prepare images where nothing else is asked for: one a core, at most 16; of several processes a share."""
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // ranks_here()))
 
 
 class Loader:
@@ -88,7 +96,7 @@ class Loader:
             indices_B = self._readable(parts[number])
             views = kept.take(indices_B) if kept is not None else None
             if views is not None:
-                return Batch(views, indices_B, np.empty((len(indices_B), 0)))
+                return Batch((views,), indices_B, np.empty((len(indices_B), 0)))
             batch = self._batch(indices_B, view, np.empty((len(indices_B), 0)))
             if kept is not None:
                 kept.put(batch.indices_B, batch.images_BCHW)
@@ -97,14 +105,28 @@ class Loader:
         return self._delivered(make, 0, len(parts))
 
     def training_views(
-        self, view: View, order_N: Tensor, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0
+        self,
+        view: View,
+        order_N: Tensor,
+        batches: int | Sequence[slice],
+        *,
+        seed: int,
+        epoch: int,
+        first_batch: int = 0,
     ) -> Generator[Batch, None, None]:
-        """Random views of the images `order_N` (an image may come twice), from batch number `first_batch` on."""
-        parts = _split(order_N, batch_size)
+        """Random views of the images `order_N` (an image may come twice), from batch number `first_batch` on.
+
+        Args:
+            batches: images of a batch; or the positions in `order_N` of those of each batch.
+        """
+        if isinstance(batches, int):
+            batches = [slice(start, start + batches) for start in range(0, len(order_N), batches)]
+        parts, n_views = batches, getattr(view, "n_views", 1)
 
         def make(number: int) -> Batch:
-            part = parts[number]
-            return self._batch(part, view, draws(seed, epoch, number * batch_size, len(part)))
+            part = order_N[parts[number]]
+            where = seed, epoch, parts[number].start, len(part)
+            return self._batch(part, view, crop_draws(*where, n_views) if n_views > 1 else draws(*where))
 
         return self._delivered(make, first_batch, len(parts))
 
@@ -137,11 +159,11 @@ class Loader:
     def _batch(self, indices_B: Tensor, view: View, draws_BR: NDArray[np.float64]) -> Batch:
         together = self.images.together(indices_B)
         if together is not None:
-            return Batch(view(together, draws_BR), indices_B, draws_BR)
+            return Batch(_crops(view(together, draws_BR)), indices_B, draws_BR)
         found = [(row, self._image(index)) for row, index in enumerate(indices_B.tolist())]
         images = [image_HWC for _, image_HWC in found if image_HWC is not None]
         kept = [row for row, image_HWC in found if image_HWC is not None]
-        return Batch(view(images, draws_BR[kept]), indices_B[kept], draws_BR[kept])
+        return Batch(_crops(view(images, draws_BR[kept])), indices_B[kept], draws_BR[kept])
 
     def _kept_views(self, view: ClusterView) -> KeptViews | None:
         """Room for the views of all images, where these are in memory and the views are more than parts of them."""
@@ -168,8 +190,8 @@ class Loader:
         with closing(self._ahead(lambda number: _pinned(make(number)), first, end)) as batches:
             for batch in batches:
                 with torch.cuda.stream(stream):
-                    images_BCHW = batch.images_BCHW.to(self.device, non_blocking=True)
-                    upcoming.append((replace(batch, images_BCHW=images_BCHW), stream.record_event()))
+                    crops = tuple(crop.to(self.device, non_blocking=True) for crop in batch.crops)
+                    upcoming.append((replace(batch, crops=crops), stream.record_event()))
                 if len(upcoming) > 1:
                     yield _handed_over(*upcoming.popleft())
             while upcoming:
@@ -221,15 +243,19 @@ def image_threads(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "loader", initializer=partial(torch.set_num_threads, 1))
 
 
+def _crops(views: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return views if isinstance(views, tuple) else (views,)
+
+
 def _pinned(batch: Batch) -> Batch:
     """The batch in memory that a GPU can copy from on its own."""
-    images_BCHW = batch.images_BCHW
-    return batch if images_BCHW.is_cuda else replace(batch, images_BCHW=images_BCHW.pin_memory())
+    return replace(batch, crops=tuple(crop if crop.is_cuda else crop.pin_memory() for crop in batch.crops))
 
 
 def _handed_over(batch: Batch, copied: torch.cuda.Event) -> Batch:
     """The batch, safe to use on the caller's stream."""
-    stream = torch.cuda.current_stream(batch.images_BCHW.device)
+    stream = torch.cuda.current_stream(batch.crops[0].device)
     stream.wait_event(copied)
-    batch.images_BCHW.record_stream(stream)
+    for crop in batch.crops:
+        crop.record_stream(stream)
     return batch

@@ -1,4 +1,4 @@
-"""What the network sees of an image: the cluster view, the training view, and colours in batches.
+"""What the network sees of an image: the cluster view, the training view, and colours, blur and quarter turns in batches.
 
 Every random draw is a row of `draws_BR`, a function of (seed, epoch, position) alone: the number of workers, a stop
 and a resume change nothing. B batch, H and W pixels, R random numbers of a position.
@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.data.blur import SIGMAS, blur
 from deepcluster.data.resample import resample
 from deepcluster.data.resize import resize
 
 CROP_ATTEMPTS = 10
-# Ten attempts at a crop (area, ratio), its place (x, y), flip, five of colour, and two to spare.
+# Ten attempts at a crop (area, ratio), its place (x, y), flip, five of colour, whether these are used, and blur.
 DRAWS = 2 * CROP_ATTEMPTS + 2 + 1 + 5 + 2
 # Philox gives four numbers a step: positions must start on a whole step.
 DRAWS_ALIGNED = -(-DRAWS // 4) * 4
@@ -26,6 +27,9 @@ DRAWS_ALIGNED = -(-DRAWS // 4) * 4
 # 20 GB on the way to the 224 x 224 of its centre.
 LONGEST = 16
 
+# The first draw of colours.
+_COLOUR_DRAWS = 2 * CROP_ATTEMPTS + 3
+
 LUMA = (0.299, 0.587, 0.114)
 LAST = torch.channels_last
 
@@ -33,10 +37,11 @@ LAST = torch.channels_last
 Images = Sequence[Tensor] | Tensor
 
 
-def draws(seed: int, epoch: int, start: int, count: int) -> NDArray[np.float64]:
-    """Uniform numbers (count, R) of the positions start … start + count - 1 of an epoch."""
+def draws(seed: int, epoch: int, start: int, count: int, *, crop: int = 0) -> NDArray[np.float64]:
+    """Uniform numbers (count, R) of the positions start … start + count - 1 of an epoch, for the crop of that number."""
     stream = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
-    stream.advance(start * DRAWS_ALIGNED // 4)
+    # Positions are the low half of Philox's counter of 256 bits, crops the high half: no two can meet.
+    stream.advance(crop * 2**128 + start * DRAWS_ALIGNED // 4)
     return np.random.Generator(stream).random((count, DRAWS_ALIGNED))
 
 
@@ -235,35 +240,58 @@ def _middle(image_HWC: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Colours:
-    """Random colours of a batch: brightness, contrast, saturation and hue as one matrix an image, and grey at times.
+    """Random colours of a batch: brightness, contrast, saturation and hue as one matrix an image; grey and blur at times.
 
     Args:
         jitter: strength s, as in the contrastive literature (SimCLR, appendix A): brightness, contrast and saturation
             are scaled by 1 ± 0.8 s, hue is turned by ± 0.2 s of the circle. 0: no change.
         grey: share of the images that lose their colour.
+        share: share of the images that are jittered; 0.8 in SimCLR and SwAV.
+        blur: share of the images that are blurred, by a Gaussian of 0.1 to 2 pixels whatever the images' size, as SwAV
+            does; 0.5 there. After the colours.
     """
 
     jitter: float = 0.0
     grey: float = 0.0
+    share: float = 1.0
+    blur: float = 0.0
 
     def __call__(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
         """Images in [0, 1], or of uint8, with other colours, in [0, 1]; the images themselves where none are asked for."""
-        if self.jitter == 0 and self.grey == 0:
+        if self.jitter == 0 and self.grey == 0 and self.blur == 0:
             return images_BCHW
+        given_BCHW = images_BCHW
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = images_BCHW.float().div_(255)
-        first = 2 * CROP_ATTEMPTS + 3
+        if self.jitter or self.grey:
+            images_BCHW = self._jittered(images_BCHW, draws_BR)
+        if self.blur == 0:
+            return images_BCHW
+        return self._blurred(images_BCHW.clone() if images_BCHW is given_BCHW else images_BCHW, draws_BR)
+
+    def _jittered(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
         # In float64 and on the CPU, where the draws are: not every device has it.
-        draws_B5 = torch.from_numpy(draws_BR[:, first : first + 5])
-        brightness_B, contrast_B, saturation_B = (1 + 0.8 * self.jitter * (2 * draws_B5[:, :3] - 1)).clamp(min=0).T
-        turn_B = 0.2 * self.jitter * (2 * draws_B5[:, 3] - 1) * 2 * pi
-        saturation_B = torch.where(draws_B5[:, 4] < self.grey, 0, saturation_B)
+        draws_B6 = torch.from_numpy(draws_BR[:, _COLOUR_DRAWS : _COLOUR_DRAWS + 6])
+        spread_B1 = self.jitter * (draws_B6[:, 5:] < self.share).double()
+        brightness_B, contrast_B, saturation_B = (1 + 0.8 * spread_B1 * (2 * draws_B6[:, :3] - 1)).clamp(min=0).T
+        turn_B = 0.2 * spread_B1[:, 0] * (2 * draws_B6[:, 3] - 1) * 2 * pi
+        saturation_B = torch.where(draws_B6[:, 4] < self.grey, 0, saturation_B)
         matrix_B33 = _hue_and_saturation(turn_B, saturation_B) * (brightness_B * contrast_B)[:, None, None]
         luma_3 = torch.tensor(LUMA).to(images_BCHW)
         mean_B = torch.einsum("bchw,c->b", images_BCHW, luma_3) / images_BCHW.shape[2:].numel()
         offset_B = ((1 - contrast_B) * brightness_B).to(images_BCHW) * mean_B
         pixels_BCP = torch.baddbmm(offset_B[:, None, None], matrix_B33.to(images_BCHW), images_BCHW.flatten(2))
         return pixels_BCP.clamp_(0, 1).view_as(images_BCHW)
+
+    def _blurred(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
+        """The images, some of them blurred, in place."""
+        draws_B = torch.from_numpy(draws_BR[:, _COLOUR_DRAWS + 6])
+        rows_N = (draws_B < self.blur).nonzero()[:, 0]
+        # Of the draws below `blur`, uniform up to there, the widths are made.
+        sigmas_N = SIGMAS[0] + (SIGMAS[1] - SIGMAS[0]) * draws_B[rows_N] / self.blur
+        rows_N = rows_N.to(images_BCHW.device)
+        images_BCHW[rows_N] = blur(images_BCHW[rows_N], sigmas_N)
+        return images_BCHW
 
 
 def _hue_and_saturation(turn_B: Tensor, saturation_B: Tensor) -> Tensor:
@@ -275,3 +303,17 @@ def _hue_and_saturation(turn_B: Tensor, saturation_B: Tensor) -> Tensor:
     turned[:, 1, 1], turned[:, 1, 2] = cos_B, -sin_B
     turned[:, 2, 1], turned[:, 2, 2] = sin_B, cos_B
     return to_yiq.inverse() @ turned @ to_yiq
+
+
+def rotate_quarters(images_BCHW: Tensor, quarters_B: Tensor) -> Tensor:
+    """Square images, each turned counter-clockwise by its number of quarters, 0 to 3 (Gidaris et al., arXiv 1803.07728).
+
+    Args:
+        images_BCHW: of any type, on any device; the result is laid out as they are.
+        quarters_B: best on the CPU, where they are drawn: a GPU would be waited for.
+    """
+    turned_BCHW = torch.empty_like(images_BCHW)
+    for quarters in range(4):
+        rows_N = (quarters_B == quarters).nonzero()[:, 0].to(images_BCHW.device)
+        turned_BCHW[rows_N] = images_BCHW[rows_N].rot90(quarters, (2, 3))
+    return turned_BCHW

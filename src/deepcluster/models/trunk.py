@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from deepcluster.archs import ARCHITECTURES as ARCHITECTURES
+from deepcluster.archs import TIMM, TORCHVISION, check_arch
 from deepcluster.errors import InputError, did_you_mean
 
 FEATURES = "features"
@@ -16,7 +18,6 @@ FEATURES = "features"
 _NORMALISED_PIXELS = 400_000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-ARCHITECTURES = ("alexnet", "vgg16", "resnet18", "resnet50", "alexnet-small", "resnet18-small")
 
 
 class Trunk(nn.Module, ABC):
@@ -86,7 +87,7 @@ def make_trunk(arch: str, *, image_size: int = 224, sobel: bool = True, dropout:
     """Make the trunk named `arch` with random weights that are a function of `seed` alone.
 
     Args:
-        arch: one of `ARCHITECTURES`.
+        arch: one of `ARCHITECTURES`, or `torchvision:NAME` or `timm:NAME` for any classifier of these libraries.
         image_size: side of the square images in pixels.
         sobel: put the fixed Sobel layer in front.
         dropout: rate in the fully connected layers, where the trunk has any.
@@ -97,15 +98,20 @@ def make_trunk(arch: str, *, image_size: int = 224, sobel: bool = True, dropout:
     """
     from deepcluster.models.convnets import TABLES, ConvNet
 
-    if arch not in ARCHITECTURES:
-        raise InputError(
-            f"unknown architecture {arch!r}{did_you_mean(arch, ARCHITECTURES)}: use one of {', '.join(ARCHITECTURES)}"
-        )
+    check_arch(arch)
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reset the generators of all GPUs too, which fork_rng does not put back.
         torch.default_generator.manual_seed(seed)
         if arch in TABLES:
             return ConvNet(arch, image_size=image_size, sobel=sobel, dropout=dropout)
+        if arch.startswith(TORCHVISION):
+            from deepcluster.models.torchvision_trunks import torchvision_trunk
+
+            return torchvision_trunk(arch, image_size=image_size, sobel=sobel, dropout=dropout)
+        if arch.startswith(TIMM):
+            from deepcluster.models.timm_trunks import timm_trunk
+
+            return timm_trunk(arch, image_size=image_size, sobel=sobel)
         from deepcluster.models.resnets import ResNet  # torchvision takes three seconds
 
         return ResNet(arch, image_size=image_size, sobel=sobel)

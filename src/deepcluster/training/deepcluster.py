@@ -1,57 +1,63 @@
-"""DeepCluster: the paper's loop, which reads as its five steps (section 3, figure 1).
+"""DeepCluster, the method of 2018: what it does at each of the five steps (section 3, figure 1).
 
 N images, B batch, D features, P components, K clusters.
 """
 
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.clustering.assignment import Assignment, draw_as_published, draw_uniform
 from deepcluster.clustering.features import FeatureRows, MemoryPlan, plan_memory
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import Settings
-from deepcluster.data.loader import Batch, Loader
-from deepcluster.data.views import Colours, TrainingView
+from deepcluster.crops import Crops
+from deepcluster.data.loader import Batch, Loader, View
+from deepcluster.data.views import TrainingView, rotate_quarters
 from deepcluster.device import Machine
-from deepcluster.distributed import all_reduce
+from deepcluster.distributed import all_reduce, my_part
 from deepcluster.inference import LOOK_BATCH, look, stage_width
 from deepcluster.interruption import Interruption
-from deepcluster.models.heads import ClusterHead
-from deepcluster.models.trunk import Trunk, normalise
+from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Meter, Reporter
 from deepcluster.training.grouping import Grouping, group_points, most_iterations
-from deepcluster.training.metrics import epoch_metrics
-from deepcluster.training.optim import Learner, LossMeter, head_optimizer, learning_rates, not_finite, trunk_optimizer
+from deepcluster.training.loop import Loop, part_of_slice, seed_of
+from deepcluster.training.optim import Learner, TrunkRows, head_optimizer, not_finite, prepared, trunk_optimizer
+from deepcluster.training.past_features import PastFeatures
+from deepcluster.training.pseudo_labels import labels_of, make_head, means_of_clusters
 
-STEPS = ("features", "whitening", "clustering", "training")
+# Of a seed's parts, after (run seed, epoch): what it is for.
+_QUARTERS = 4
+
+Batches = Generator[tuple[Tensor, Tensor], None, None]
 
 
-class DeepCluster:
-    """Trains a trunk on pseudo-labels of its own making, epoch by epoch; its state can be saved at any batch.
+@dataclass(frozen=True)
+class Looked:
+    """What step 1 gives: the rows of this rank's images, and the whitening that was fed with those of all ranks."""
 
-    Args:
-        trunk: random weights, or those to go on from.
-        loader: gives the views of the images; images in its `unreadable` are left out of clustering and sampling.
-        settings, machine: what the run is and where.
-        reporter: told how far the work is.
-        interruption: asked at every batch whether to stop.
-        save: writes the state; called inside long epochs, too.
-        known_labels_N: labels for diagnostics alone, -1 = unknown; training never reads them.
+    rows: FeatureRows
+    whitening: Whitening
+
+
+class DeepCluster(Loop[Looked, Grouping]):
+    """The method of 2018: looks at every image, whitens, groups, and learns the groups with a new head.
+
+    Args are those of `Loop`, and:
         memory: where features are kept; in memory by default.
 
     Attributes:
-        epoch, batch: the epoch under way, from 1, and the batch of it that comes next.
-        labelled: whether steps 1 to 4 of the epoch under way are done.
-        assignment, whitening: what the labels come from.
+        whitening: of the space in which `assignment` was made.
         grouping: the clustering under way, if one is.
+        quarters_N: by how many quarters each image is turned until the next clustering; None: none is.
+        past: features that were seen in training, where they are grouped in the place of those of a look.
     """
 
     def __init__(
@@ -67,77 +73,61 @@ class DeepCluster:
         known_labels_N: NDArray[np.int64] | None = None,
         memory: MemoryPlan | None = None,
     ) -> None:
-        self.settings, self.machine, self.loader = settings, machine, loader
-        self.reporter, self.interruption, self.save = reporter, interruption, save
-        self.known_labels_N = known_labels_N
-        self.trunk = trunk.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trunk_optimizer = trunk_optimizer(trunk, settings, machine)
-        self.training_view = TrainingView(settings.image_size, scale=settings.crop_scale, flip=settings.flip)
-        self.colours = Colours(settings.jitter, settings.grey)
+        super().__init__(
+            trunk,
+            loader,
+            settings,
+            machine,
+            reporter=reporter,
+            interruption=interruption,
+            save=save,
+            known_labels_N=known_labels_N,
+        )
+        self.mine = my_part(len(loader.images))
+        self.trunk_optimizer = trunk_optimizer(self.trunk, settings, machine)
+        self.network = prepared(TrunkRows(self.trunk, settings.cluster_stage), machine, compiled=settings.compile)
         width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
         self.memory = memory or plan_memory(
-            len(loader.images), width, settings.pca, budget_bytes=sys.maxsize, computed=machine.feature_dtype
+            self.mine.stop - self.mine.start,
+            width,
+            settings.pca,
+            budget_bytes=sys.maxsize,
+            computed=machine.feature_dtype,
         )
-        self.epoch, self.batch, self.labelled = 1, 0, False
-        self.assignment: Assignment | None = None
         self.whitening: Whitening | None = None
         self.grouping: Grouping | None = None
         self.learner: Learner | None = None
-        self.nmi_previous: float | None = None
-        self.losses = LossMeter()
-        self.seconds = dict.fromkeys(STEPS, 0.0)
-        self.running: tuple[str, float, float] | None = None
-        self.saved_at = time.monotonic()
+        self.quarters_N: Tensor | None = None
+        self.past = None if settings.look_again else PastFeatures(len(loader.images))
 
-    def run_epoch(self) -> dict[str, Any]:
-        """One epoch of the method from where the state stands; returns its metrics."""
-        if not self.labelled:
-            self.seconds, self.loader.wait_seconds = dict.fromkeys(STEPS, 0.0), 0.0
-            if (self.epoch - 1) % self.settings.reassign_every == 0:
-                grouping = self.grouping or self.shorten_and_whiten(*self.look_at_images())
-                assignment = self.group(grouping)
-                self.make_labels(assignment, grouping.whitening)
-            self.grouping = None
-            self.labelled = True
-            self._save_if_due()
-        self.learn_labels()
-        metrics = epoch_metrics(self)
-        self.epoch, self.batch, self.labelled = self.epoch + 1, 0, False
-        self.losses = LossMeter()
-        return metrics
-
-    def cluster_finished_trunk(self) -> tuple[Assignment, Whitening]:
-        """Steps 1 to 3 with the trunk as it stands, for the groups that people use; the state does not change."""
-        grouping = self.grouping or self.shorten_and_whiten(*self.look_at_images())
-        assignment = self.group(grouping)
-        if self.assignment is not None:
-            assignment = assignment.matched_to(self.assignment)
-        self.seconds = dict.fromkeys(STEPS, 0.0)
-        return assignment, grouping.whitening
-
-    def look_at_images(self) -> tuple[FeatureRows, Whitening]:
-        """Step 1: the features of the centre view of every image, in eval mode, and the whitening that was fed with them."""
+    def look_at_images(self) -> Looked:
+        """Step 1: the features of the centre view of every image, in eval mode; or those of the epoch before."""
+        if self.settings.rotations:
+            generator = torch.Generator().manual_seed(seed_of(self.settings.seed, self.epoch, _QUARTERS))
+            self.quarters_N = torch.randint(4, (len(self.loader.images),), generator=generator, dtype=torch.uint8)
         whitening = Whitening(self.settings.pca, all_reduce=all_reduce)
-        rows = FeatureRows(self._look, self.memory, batch_rows=LOOK_BATCH)
+        rows = FeatureRows(self._rows, self.memory, batch_rows=LOOK_BATCH)
 
         def feed(rows_BD: Tensor) -> None:
-            with self._timed("whitening"):
+            with self.timed("whitening"):
                 whitening.update(rows_BD.to(self.machine.clustering_device))
 
-        with self._timed("features"):
+        with self.timed("features"):
             rows.fill(feed)
         if rows.n_not_finite:
-            raise not_finite(f"the features of {rows.n_not_finite:,} images are over 1e15 or not finite", self._where())
+            raise not_finite(f"the features of {rows.n_not_finite:,} images are over 1e15 or not finite", self.where())
         if rows.n_clamped:
             self.reporter.warn(f"features of {rows.n_clamped:,} images are beyond 65,504, which is kept in their place")
-        return rows, whitening
+        return Looked(rows, whitening)
 
-    def shorten_and_whiten(self, rows: FeatureRows, whitening: Whitening) -> Grouping:
-        """Step 2: points_NP after PCA, whitening and scaling to unit length, ready to be grouped; NaN where no row is."""
+    def shorten_and_whiten(self, looked: Looked) -> Grouping:
+        """Step 2: points_MP after PCA, whitening and scaling to unit length, ready to be grouped; NaN where no row is."""
+        rows, whitening = looked.rows, looked.whitening
         # A second look at the images shows its own progress.
         looks = self.memory.kind == "twice"
-        track = nullcontext(Meter()) if looks else self.reporter.track("whitening", len(self.loader.images))
-        with rows, self._timed("whitening"), track as progress:
+        track = nullcontext(Meter()) if looks else self.reporter.track("whitening", self.memory.n_images)
+        kept = rows if self.settings.head_start == "random" else nullcontext()
+        with kept, self.timed("whitening"), track as progress:
 
             def on_batch(images: int) -> None:
                 progress(images)
@@ -146,186 +136,169 @@ class DeepCluster:
             whitening.finish()
             self.interruption.check()
             device, width = self.machine.clustering_device, self.settings.pca
-            return Grouping(rows.each(whitening.transform, width=width, device=device, on_batch=on_batch), whitening)
+            points_MP = rows.each(whitening.transform, width=width, device=device, on_batch=on_batch)
+        indices_M = torch.arange(self.mine.start, self.mine.stop)
+        quarters_M = None if self.quarters_N is None else self.quarters_N[self.mine]
+        return Grouping(points_MP, indices_M, whitening, features=None if kept is rows else rows, quarters_M=quarters_M)
 
-    def _look(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Rows_BD and indices_B of all images, batch by batch; the time that they take is that of step 1, also in step 2."""
-        with self.reporter.track("features", len(self.loader.images)) as progress:
+    def _rows(self) -> Batches:
+        """Rows_BD of this rank's images, and their numbers among these, batch by batch."""
+        fills = self.past is not None and self.past.is_empty
+        batches = self._look() if self.past is None or fills else self.past.batches(LOOK_BATCH)
+        for rows_BD, indices_B in batches:
+            if fills and self.past is not None:
+                self.past.put(indices_B, rows_BD)
+            yield rows_BD, indices_B - self.mine.start
+
+    def _look(self) -> Batches:
+        """Rows_BD and indices_B of this rank's images; the time that they take is that of step 1, also in step 2."""
+        with self.reporter.track("features", self.memory.n_images) as progress:
 
             def on_batch(images: int) -> None:
                 progress(images)
                 self.interruption.check()
 
+            indices = torch.arange(self.mine.start, self.mine.stop)
             stage, size = self.settings.cluster_stage, self.settings.image_size
-            batches = look(self.trunk, self.loader, self.machine, stage=stage, image_size=size, on_batch=on_batch)
+            batches = look(
+                self.trunk,
+                self.loader,
+                self.machine,
+                stage=stage,
+                image_size=size,
+                indices=indices,
+                quarters_N=self.quarters_N,
+                on_batch=on_batch,
+            )
             while True:
-                with self._timed("features"):
+                with self.timed("features"):
                     batch = next(batches, None)
                 if batch is None:
                     return
                 yield batch
 
-    def group(self, grouping: Grouping) -> Assignment:
+    def points_under_way(self) -> Grouping | None:
+        return self.grouping
+
+    def group(self, points: Grouping) -> Sequence[Assignment]:
         """Step 3: k-means (or what the settings name) from a start that depends on (seed, epoch)."""
         with (
-            self._timed("clustering"),
+            self.timed("clustering"),
             self.reporter.track("clustering", most_iterations(self.settings), "iterations") as progress,
         ):
 
             def on_step(iterations: int) -> None:
                 progress(iterations)
-                self._save_if_due()
-                self.interruption.check(self.save_now)
+                self._pause()
 
-            self.grouping = grouping
-            progress(grouping.lloyd.iteration if grouping.lloyd else 0)
-            seed = _seed(self.settings.seed, self.epoch)
-            assignment = group_points(grouping, self.settings, seed=seed, on_step=on_step)
+            self.grouping = points
+            progress(points.lloyd.iteration if points.lloyd else 0)
+            assignment = group_points(
+                points,
+                self.settings,
+                n_images=len(self.loader.images),
+                seed=seed_of(self.settings.seed, self.epoch),
+                on_step=on_step,
+            )
         self.grouping = None
         if assignment.remark:
             self.reporter.warn(assignment.remark)
-        return assignment
+        return [assignment]
 
-    def make_labels(self, assignment: Assignment, whitening: Whitening) -> None:
+    def make_labels(self, assignments: Sequence[Assignment], points: Grouping) -> None:
         """Step 4: the groups become labels, numbered as they were before where they overlap; a new head for them."""
-        if self.assignment is not None:
-            self.nmi_previous = assignment.nmi(self.assignment.labels_N)
-            assignment = assignment.matched_to(self.assignment)
-        self.assignment, self.whitening = assignment, whitening
-        self.learner = self._new_learner()
+        assignment = self.take_assignment(assignments[0])
+        self.whitening = points.whitening
+        means = None
+        if self.settings.head_start == "centroids":
+            # A clustering that was taken up has no features any more.
+            with points.features or self.look_at_images().rows as rows, self.timed("clustering"):
+                means = means_of_clusters(rows, assignment, mine=self.mine)
+        self.learner = self._new_learner(means)
 
-    def learn_labels(self) -> None:
-        """Step 5: one epoch over images drawn evenly over the clusters, from the batch where the state stands."""
-        settings, order_N = self.settings, self._draw_images()
-        n_batches = -(-len(order_N) // settings.batch_size)
-        first = self.batch
-        batches = self.loader.training_views(
-            self.training_view, order_N, settings.batch_size, seed=settings.seed, epoch=self.epoch, first_batch=first
-        )
-        self.trunk.train()
-        with self._timed("training"), self.reporter.track(f"epoch {self.epoch}", len(order_N)) as progress:
-            progress(first * settings.batch_size)
-            for number, batch in enumerate(batches, first):
-                self._step(batch, rates=learning_rates(settings, (self.epoch - 1 + number / n_batches) / settings.epochs))
-                self.batch = number + 1
-                progress(len(batch.indices_B))
-                self._save_if_due()
-                self.interruption.check(self.save_now)
-            self.losses.settle(self._where)
+    @property
+    def crops(self) -> Crops:
+        return ((1, self.settings.image_size),)
 
-    def _draw_images(self) -> Tensor:
+    @property
+    def view(self) -> View:
+        return TrainingView(self.settings.image_size, scale=self.settings.crop_scale, flip=self.settings.flip)
+
+    def draw_images(self) -> Tensor:
+        """As many images as there are, drawn evenly over the clusters."""
         draw = draw_uniform if self.settings.sampling == "uniform" else draw_as_published
         labels_N = self.current.labels_N
         return draw(labels_N, n_draws=int((labels_N >= 0).sum()), seed=(self.settings.seed, self.epoch))
 
-    def _step(self, batch: Batch, *, rates: tuple[float, float]) -> None:
-        # A last batch of one image is left out: BatchNorm needs two.
-        if self.learner is None or len(batch.indices_B) < 2:
-            return
-        images_BCHW = normalise(self.colours(self.machine.put(batch.images_BCHW), batch.draws_BR))
-        labels_B = self.current.labels_N[batch.indices_B].to(self.machine.device)
-        loss = self.learner.step(
-            images_BCHW,
-            labels_B,
-            rates=rates,
-            seed=_seed(self.settings.seed, self.epoch, self.batch),
-        )
-        self.losses.add(loss, len(labels_B), self._where)
+    def step(self, batch: Batch, positions: slice, factor: float, seed: int, total: int) -> Tensor:
+        images_BCHW = self.seen(batch.images_BCHW, batch.draws_BR)
+        if self.quarters_N is not None:
+            images_BCHW = rotate_quarters(images_BCHW, self.quarters_N[batch.indices_B])
+        labels_B = labels_of(self.current, batch.indices_B).to(self.machine.device)
+        if self.learner is None:
+            raise RuntimeError("there is no head before the first clustering")
+        settings = self.settings
+        # The head's rate stays: it is made anew after each clustering, and at a rate near zero it would learn nothing.
+        rates = settings.lr * factor, settings.lr if settings.head_lr is None else settings.head_lr
+        loss, rows_BC = self.learner.step(images_BCHW, labels_B, rates=rates, seed=seed, total=total)
+        if self.past is not None:
+            self.past.learned(batch.indices_B, part_of_slice(positions).start, rows_BC)
+        return loss
 
-    def _save_if_due(self) -> None:
-        if time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes:
-            self.save_now()
+    def epoch_learned(self) -> None:
+        if self.past is not None:
+            self.past.take_over()
 
-    def save_now(self) -> None:
-        """Save the state as it stands, which must be between two batches."""
-        self.losses.settle(self._where)
-        self.check_finite()
-        self.save()
-        self.saved_at = time.monotonic()
+    def finished_groups(self) -> tuple[Assignment, Whitening]:
+        past, self.past = self.past, None
+        quarters_N, self.quarters_N = self.quarters_N, None
+        try:
+            points = self.grouping or self.shorten_and_whiten(self.look_at_images())
+            return self.group(points)[0], points.whitening
+        finally:
+            self.past, self.quarters_N = past, quarters_N
 
-    def check_finite(self) -> None:
-        """Raise `TrainingError` unless every weight is a finite number: only such a state is saved."""
-        for network in (self.trunk, *([self.learner.head] if self.learner else [])):
-            for name, value in network.state_dict().items():
-                if not torch.isfinite(value).all():
-                    raise not_finite(f"{name} is not finite", self._where())
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return (self.trunk, *([self.learner.head] if self.learner else []))
 
-    def _where(self) -> str:
+    def where(self) -> str:
         rate = self.trunk_optimizer.param_groups[0]["lr"]
         return f"epoch {self.epoch}, batch {self.batch}, learning rate {rate:g}"
 
-    @property
-    def current(self) -> Assignment:
-        """The assignment that is being learned."""
-        if self.assignment is None:
-            raise RuntimeError("there is no assignment before the first clustering")
-        return self.assignment
-
-    def _new_learner(self) -> Learner:
-        head = ClusterHead(self.trunk.dim, self.current.n_clusters, seed=_seed(self.settings.seed, self.epoch))
-        head.to(self.machine.device)
+    def _new_learner(self, means: tuple[Tensor, float] | None = None) -> Learner:
+        seed = seed_of(self.settings.seed, self.epoch)
+        head = make_head(self.trunk.dim, self.current, seed=seed, means=means).to(self.machine.device)
         optimizers = (self.trunk_optimizer, head_optimizer(head, self.settings, self.machine))
-        return Learner(self.trunk, head, optimizers, self.machine)
-
-    @contextmanager
-    def _timed(self, step: str) -> Iterator[None]:
-        """Count the time to a step, but for what is counted to steps inside it."""
-        around, self.running = self.running, (step, time.perf_counter(), sum(self.seconds.values()))
-        try:
-            yield
-        finally:
-            self.seconds = self._seconds_so_far()
-            self.running = around
-
-    def _seconds_so_far(self) -> dict[str, float]:
-        """`seconds`, with those of the step that is running."""
-        seconds = dict(self.seconds)
-        if self.running is not None:
-            step, started, counted = self.running
-            seconds[step] += time.perf_counter() - started - (sum(self.seconds.values()) - counted)
-        return seconds
+        return Learner(self.network, head, optimizers, self.machine, self.settings.clip_gradient)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state as tensors and plain values."""
-        state: dict[str, Any] = {
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "labelled": self.labelled,
-            "trunk": self.trunk.state_dict(),
-            "trunk_optimizer": self.trunk_optimizer.state_dict(),
-            "nmi_previous": self.nmi_previous,
-            "loss": {"total": self.losses.total, "count": self.losses.count},
-            "seconds": self._seconds_so_far(),
-            "wait_seconds": self.loader.wait_seconds,
-        }
-        if self.assignment is not None and self.whitening is not None and self.learner is not None:
-            state["assignment"] = self.assignment.state_dict()
+        state = super().state_dict()
+        state["trunk_optimizer"] = self.trunk_optimizer.state_dict()
+        if self.whitening is not None and self.learner is not None:
             state["whitening"] = self.whitening.state_dict()
             state["head"] = self.learner.head.state_dict()
             state["head_optimizer"] = self.learner.optimizers[1].state_dict()
         if self.grouping is not None:
             state["grouping"] = self.grouping.state_dict()
+            state["rows"]["points"] = self.grouping.rows()
+        if self.past is not None:
+            state["rows"].update(self.past.rows())
+        if self.quarters_N is not None:
+            state["quarters"] = self.quarters_N
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.epoch, self.batch, self.labelled = state["epoch"], state["batch"], state["labelled"]
-        self.trunk.load_state_dict(state["trunk"])
+        super().load_state_dict(state)
         self.trunk_optimizer.load_state_dict(state["trunk_optimizer"])
-        self.nmi_previous = state["nmi_previous"]
-        self.losses = LossMeter(**state["loss"])
-        self.seconds, self.loader.wait_seconds = dict(state["seconds"]), state["wait_seconds"]
-        if "assignment" in state:
-            self.assignment = Assignment.from_state_dict(state["assignment"])
+        if self.assignment is not None:
             self.whitening = Whitening.from_state_dict(state["whitening"])
             self.learner = self._new_learner()
             self.learner.head.load_state_dict(state["head"])
             self.learner.optimizers[1].load_state_dict(state["head_optimizer"])
         if "grouping" in state:
-            self.grouping = Grouping.from_state_dict(state["grouping"])
-            self.grouping.points_NP = self.grouping.points_NP.to(self.machine.clustering_device)
-
-
-def _seed(*parts: int) -> int:
-    """One 63-bit seed of several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            device = self.machine.clustering_device
+            self.grouping = Grouping.from_state_dict(state["grouping"], state["rows"]["points"], device)
+        if self.past is not None:
+            self.past.load_rows(state["rows"])
+        self.quarters_N = state.get("quarters")

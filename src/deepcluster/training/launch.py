@@ -11,7 +11,6 @@ from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.features import MemoryPlan, least_bytes, plan_memory
-from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import Settings, size_in_bytes
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import fingerprint
@@ -19,19 +18,24 @@ from deepcluster.data.storage.addresses import whole_address
 from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.device import free_memory_bytes
+from deepcluster.distributed import barrier, is_restart, joined, my_part, on_main, world_size
 from deepcluster.errors import InputError, TrainingError
 from deepcluster.inference import image_features, look, stage_width
 from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter, duration, size
 from deepcluster.training.deepcluster import DeepCluster
+from deepcluster.training.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.follower import Follow, Follower, Nobody
+from deepcluster.training.loop import Loop
 from deepcluster.training.metrics import epoch_line, health
 from deepcluster.training.plan import Data, Plan, Planner, say_unreadable
 from deepcluster.training.run import RunFolder
+from deepcluster.training.space import Space, space_state
 
 # (features_MD, labels_M) → score
 Evaluate = Callable[[Tensor, Tensor], float]
 Evaluators = Mapping[str, Evaluate]
+AnyLoop = Loop[Any, Any]
 
 MEMORY_SHARE = 0.6
 EVALUATED_IMAGES = 10_000
@@ -49,20 +53,30 @@ def train(
     follow: Follow | None = None,
 ) -> Path:
     """Train on `data` and return the run folder; `deepcluster.train` says what the arguments are."""
-    folder = RunFolder(out)
-    folder.check_free(resume=resume, overwrite=overwrite)
     # A server may be waited for: the thread that asks for batches would wait as long.
     interruption = Interruption(on_request=end_waits)
-    planner = Planner(folder, reporter, interruption)
-    with interruption.listening(), closing(reporter), planner.plan(data, explicit, resume=resume) as plan:
-        try:
-            with closing(follow(reporter) if follow and plan.settings.tensorboard else Nobody()) as follower:
-                _run(plan, reporter, interruption, evaluate, follower, overwrite=overwrite)
-        except OSError as fault:
-            raise TrainingError(
-                f"could not write into {out}: {fault}. The last good state is kept: mend this, then use --resume"
-            ) from fault
+    if is_restart():
+        resume, overwrite = True, False
+    with interruption.listening(), joined(), closing(reporter if on_main() else Reporter(silent=True)) as reporter:
+        folder = RunFolder(out)
+        folder.check_free(resume=resume, overwrite=overwrite)
+        with Planner(folder, reporter, interruption).plan(data, explicit, resume=resume) as plan:
+            try:
+                with closing(_follower(plan, follow, reporter)) as follower:
+                    _run(plan, reporter, interruption, evaluate, follower, overwrite=overwrite)
+            except OSError as fault:
+                raise TrainingError(
+                    f"could not write into {out}: {fault}. The last good state is kept: mend this, then use --resume"
+                ) from fault
+            except RuntimeError:
+                # A rank that was told to stop first leaves the others without it.
+                interruption.check()
+                raise
     return out
+
+
+def _follower(plan: Plan, follow: Follow | None, reporter: Reporter) -> Follower:
+    return follow(reporter) if follow and plan.settings.tensorboard and on_main() else Nobody()
 
 
 def _run(
@@ -76,41 +90,51 @@ def _run(
 ) -> None:
     """Write the folder, then epoch after epoch, then the groups of the finished trunk."""
     folder, settings = plan.folder, plan.settings
-    memory = _memory_plan(plan)
-    method = DeepCluster(
-        plan.trunk,
-        plan.loader,
-        settings,
-        plan.machine,
-        reporter=reporter,
-        interruption=interruption,
-        save=lambda: folder.save_checkpoint(_checkpoint(method)),
-        known_labels_N=plan.source.labels_N,
-        memory=memory,
-    )
+    method, memory = _method(plan, reporter, interruption)
     if plan.state is not None:
         _take_up(method, plan.state, folder)
         if "final" in plan.state and method.epoch > settings.epochs:
             reporter.say(f"{folder.path} is finished; a larger --epochs would go on from here")
             return
-    folder.create(overwrite=overwrite)
-    folder.write_config(settings, _changes(plan), _data_facts(plan))
-    folder.write_unreadable(_reasons(plan.loader))
-    reporter.log_to(folder.log)
-    _say_plan(plan, memory, reporter)
-    if plan.state is not None:
-        reporter.say(f"going on with epoch {method.epoch}, batch {method.batch}")
-    folder.drop_metrics_from(method.epoch)
-    follower.begin(folder.path, method.epoch, folder.read_metrics())
+    barrier()  # All have read what was there.
+    if on_main():
+        folder.create(overwrite=overwrite)
+        folder.write_config(settings, _changes(plan), _data_facts(plan))
+        folder.write_unreadable(_reasons(plan.loader))
+        reporter.log_to(folder.log)
+        _say_plan(plan, memory, reporter)
+        if plan.state is not None:
+            reporter.say(f"going on with epoch {method.epoch}, batch {method.batch}")
+        folder.drop_metrics_from(method.epoch)
+        follower.begin(folder.path, method.epoch, folder.read_metrics())
+    barrier()
     first = method.epoch
     while method.epoch <= settings.epochs:
         _epoch(plan, method, interruption, evaluate, follower, reporter)
-        if method.epoch == first + 1:
+        if method.epoch == first + 1 and on_main():
             _say_time_left(folder, settings, reporter)
     _finish(plan, method, follower, reporter)
 
 
-def _take_up(method: DeepCluster, state: dict[str, Any], folder: RunFolder) -> None:
+def _method(plan: Plan, reporter: Reporter, interruption: Interruption) -> tuple[AnyLoop, str]:
+    """What the settings name, and in words where its features are kept."""
+    parts = (plan.trunk, plan.loader, plan.settings, plan.machine)
+
+    def save() -> None:
+        plan.folder.save_checkpoint(_checkpoint(method))
+
+    method: AnyLoop
+    told: dict[str, Any] = {"reporter": reporter, "interruption": interruption, "save": save}
+    told["known_labels_N"] = plan.source.labels_N
+    if plan.settings.method == "deepcluster-v2":
+        method = DeepClusterV2(*parts, **told)
+        return method, method.describe_memory()
+    memory = _memory_plan(plan)
+    method = DeepCluster(*parts, **told, memory=memory)
+    return method, memory.describe()
+
+
+def _take_up(method: AnyLoop, state: dict[str, Any], folder: RunFolder) -> None:
     try:
         method.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError, TypeError) as fault:
@@ -120,7 +144,7 @@ def _take_up(method: DeepCluster, state: dict[str, Any], folder: RunFolder) -> N
 
 def _epoch(
     plan: Plan,
-    method: DeepCluster,
+    method: AnyLoop,
     interruption: Interruption,
     evaluate: Evaluators,
     follower: Follower,
@@ -137,6 +161,23 @@ def _epoch(
         interruption.check()
         raise
     method.check_finite()
+    if on_main():
+        _tell_of_epoch(plan, method, metrics, n_unreadable, evaluate, follower, reporter)
+    keep = settings.checkpoint_every and epoch % settings.checkpoint_every == 0
+    folder.save_checkpoint(_checkpoint(method), keep_as_epoch=epoch if keep or epoch == 1 else None)
+
+
+def _tell_of_epoch(
+    plan: Plan,
+    method: AnyLoop,
+    metrics: dict[str, Any],
+    n_unreadable: int,
+    evaluate: Evaluators,
+    follower: Follower,
+    reporter: Reporter,
+) -> None:
+    """Write what an epoch gave, and say it."""
+    folder, settings, epoch = plan.folder, plan.settings, metrics["epoch"]
     if settings.eval_every and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
         metrics[settings.eval_with] = _score(plan, evaluate[settings.eval_with])
     for trouble in plan.loader.images.troubles():
@@ -152,39 +193,39 @@ def _epoch(
     if complaint:
         reporter.warn(complaint)
     follower.after_epoch(metrics, method.current, plan.loader.images)
-    keep = settings.checkpoint_every and epoch % settings.checkpoint_every == 0
-    folder.save_checkpoint(_checkpoint(method), keep_as_epoch=epoch if keep or epoch == 1 else None)
 
 
-def _finish(plan: Plan, method: DeepCluster, follower: Follower, reporter: Reporter) -> None:
+def _finish(plan: Plan, method: AnyLoop, follower: Follower, reporter: Reporter) -> None:
     """Group the images once more with the finished trunk: these are the clusters that people use."""
     folder, epochs = plan.folder, plan.settings.epochs
-    assignment, whitening = method.cluster_finished_trunk()
+    assignment, space = method.cluster_finished_trunk()
     table = folder.assignment(epochs + 1)
-    assignment.save(table, [plan.source.name(i) for i in range(len(plan.source))])
-    final = {"assignment": assignment.state_dict(), "whitening": whitening.state_dict()}
+    if on_main():
+        assignment.save(table, [plan.source.name(i) for i in range(len(plan.source))])
+    final = {"assignment": assignment.state_dict(), **space_state(space)}
     folder.save_checkpoint({**_checkpoint(method), "final": final})
-    follower.finish(
-        epochs + 1, assignment, plan.loader.images, lambda count: _points_of_sample(plan, assignment, whitening, count)
-    )
+    if on_main():
+        follower.finish(
+            epochs + 1, assignment, plan.loader.images, lambda count: _points_of_sample(plan, assignment, space, count)
+        )
     reporter.say(f"done: {folder.path}. Clusters of the finished trunk: {table}")
 
 
-def _points_of_sample(plan: Plan, assignment: Assignment, whitening: Whitening, count: int) -> tuple[Tensor, Tensor]:
+def _points_of_sample(plan: Plan, assignment: Assignment, space: Space, count: int) -> tuple[Tensor, Tensor]:
     """Indices (M,) of at most `count` clustered images, and their points (M, P) in the space that was clustered."""
     sample = torch.tensor(even_sample(assignment.labels_N.ge(0).nonzero().flatten().tolist(), count))
     stage, image_size = plan.settings.cluster_stage, plan.settings.image_size
     batches = [
-        (indices_B, whitening.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
+        (indices_B, space.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
         for rows_BD, indices_B in look(
             plan.trunk, plan.loader, plan.machine, stage=stage, image_size=image_size, indices=sample
         )
     ]
     indices, points = zip(*batches, strict=True) if batches else ((), ())
-    return torch.cat([*indices, sample[:0]]), torch.cat([*points, torch.empty(0, whitening.n_components)])
+    return torch.cat([*indices, sample[:0]]), torch.cat([*points, torch.empty(0, space.n_components)])
 
 
-def _checkpoint(method: DeepCluster) -> dict[str, Any]:
+def _checkpoint(method: AnyLoop) -> dict[str, Any]:
     return {"settings": method.settings.as_dict(), **method.state_dict()}
 
 
@@ -230,12 +271,14 @@ def _memory_plan(plan: Plan) -> MemoryPlan:
     """Where features are kept, within --memory or, of the memory that is free and not set aside for images, a share."""
     settings, images = plan.settings, plan.loader.images
     width = stage_width(plan.trunk, plan.machine, settings.cluster_stage, settings.image_size)
+    mine = my_part(len(images))
+    n_mine = mine.stop - mine.start
     budget = size_in_bytes("memory", settings.memory)
     if budget is None:
         share = int(MEMORY_SHARE * (free_memory_bytes() - images.free_bytes))
-        budget = max(share, least_bytes(len(images), width, settings.pca))
+        budget = max(share, least_bytes(n_mine, width, settings.pca))
     return plan_memory(
-        len(images),
+        n_mine,
         width,
         settings.pca,
         budget_bytes=budget,
@@ -244,22 +287,26 @@ def _memory_plan(plan: Plan) -> MemoryPlan:
     )
 
 
-def _say_plan(plan: Plan, memory: MemoryPlan, reporter: Reporter) -> None:
+def _say_plan(plan: Plan, memory: str, reporter: Reporter) -> None:
     """The opening lines: what will be done, with what, and how much memory it takes."""
     settings = plan.settings
     reporter.say(
         f"{settings.arch}{' with Sobel' if settings.sobel else ''} at {settings.image_size} px, "
-        f"{settings.describe_clusters()}, {settings.epochs} epochs; {plan.machine.describe()}; into {plan.folder.path}"
+        f"{settings.describe_clusters()}, {settings.epochs} epochs; {_processes()}{plan.machine.describe()}; "
+        f"into {plan.folder.path}"
     )
     if plan.changes:
         reporter.say(f"recipe {settings.recipe}: fitted to these images (the paper's settings are for 1.28 million photos)")
         for change in plan.changes:
             reporter.say(f"  {change}")
-    weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.clusters
+    weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.n_clusters
     reporter.say(
-        f"memory: {memory.describe()}, weights, gradients and momentum {size(3 * weights)}; "
-        f"decoded images: {plan.cache.describe()}"
+        f"memory: {memory}, weights, gradients and momentum {size(3 * weights)}; decoded images: {plan.cache.describe()}"
     )
+
+
+def _processes() -> str:
+    return f"{world_size()} processes, each on " if world_size() > 1 else ""
 
 
 def _say_time_left(folder: RunFolder, settings: Settings, reporter: Reporter) -> None:

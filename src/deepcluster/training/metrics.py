@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from deepcluster.training.deepcluster import DeepCluster
+    from deepcluster.training.loop import Loop
 
 EVALUATED = (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"), ("linear", "linear"))
 
@@ -18,14 +18,15 @@ GIANT_SHARE = 0.5
 STUCK_SHARE, STUCK_EPOCHS = 0.995, 3
 
 
-def epoch_metrics(run: "DeepCluster") -> dict[str, Any]:
+def epoch_metrics(run: "Loop[Any, Any]") -> dict[str, Any]:
     """The epoch's line of metrics.jsonl."""
+    total, count = run.losses.over_ranks()
     assignment, seconds = run.current, run.seconds
     sizes_K = assignment.sizes_K()
     busy = seconds["features"] + seconds["training"]
     return {
         "epoch": run.epoch,
-        "loss": run.losses.total / max(1, run.losses.count),
+        "loss": total / max(1, count),
         "inertia": assignment.inertia,
         "nmi_previous": run.nmi_previous,
         "nmi_labels": assignment.nmi(run.known_labels_N) if run.known_labels_N is not None else None,
@@ -33,7 +34,7 @@ def epoch_metrics(run: "DeepCluster") -> dict[str, Any]:
         "clusters_nonempty": int((sizes_K > 0).sum()),
         "clusters_repaired": assignment.n_repaired,
         "largest_cluster_share": float(sizes_K.max() / sizes_K.sum()),
-        "images_per_second": run.losses.count / max(1e-9, sum(seconds.values())),
+        "images_per_second": count / max(1e-9, sum(seconds.values())),
         "data_wait_share": run.loader.wait_seconds / max(1e-9, busy),
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),

@@ -1,40 +1,36 @@
 """Step 5 in small: optimizers, the rate over the run, and one training step.
 
-B batch, K clusters.
+B batch, D features, K clusters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from deepcluster.config import Settings
 from deepcluster.device import Machine
+from deepcluster.distributed import all_reduce, data_parallel, world_size
 from deepcluster.errors import TrainingError
-from deepcluster.models.heads import ClusterHead
-from deepcluster.models.trunk import Trunk
+from deepcluster.models.trunk import FEATURES, Trunk
+from deepcluster.training.lars import LARS
 
 # The loss is looked at this often: at every step a GPU would be waited for.
 CHECK_STEPS = 50
 
 
-def trunk_optimizer(trunk: Trunk, settings: Settings, machine: Machine) -> torch.optim.SGD:
-    """SGD with momentum over the trunk's trainable weights (the fixed Sobel layer has none)."""
-    weights = [weight for weight in trunk.parameters() if weight.requires_grad]
-    return _sgd(weights, settings, machine, momentum=settings.momentum)
-
-
-def head_optimizer(head: ClusterHead, settings: Settings, machine: Machine) -> torch.optim.SGD:
-    """SGD of its own for a new head; without momentum in the 2018 release."""
-    return _sgd(list(head.parameters()), settings, machine, momentum=settings.head_momentum)
-
-
-def _sgd(weights: list[nn.Parameter], settings: Settings, machine: Machine, *, momentum: float) -> torch.optim.SGD:
+def make_optimizer(groups: Iterable[Any], settings: Settings, machine: Machine, *, momentum: float) -> torch.optim.Optimizer:
+    """SGD with momentum, or LARS, over weights or groups of them; the rate is set at each step."""
+    if settings.optimizer == "lars":
+        return LARS(groups, lr=settings.lr, momentum=momentum, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
-        weights,
+        [
+            {name: value for name, value in group.items() if name != "adapt"} if isinstance(group, dict) else group
+            for group in groups
+        ],
         lr=settings.lr,
         momentum=momentum,
         weight_decay=settings.weight_decay,
@@ -42,45 +38,121 @@ def _sgd(weights: list[nn.Parameter], settings: Settings, machine: Machine, *, m
     )
 
 
-def learning_rates(settings: Settings, progress: float) -> tuple[float, float]:
-    """The rates of trunk and head after the share `progress` (0 … 1) of the run.
+def trunk_optimizer(trunk: Trunk, settings: Settings, machine: Machine) -> torch.optim.Optimizer:
+    """That of the trunk's trainable weights (the fixed Sobel layer has none)."""
+    weights = [weight for weight in trunk.parameters() if weight.requires_grad]
+    return make_optimizer(weights, settings, machine, momentum=settings.momentum)
 
-    The head's stays: it is made anew after each clustering, and at a rate near zero it would learn nothing of its labels.
+
+def head_optimizer(head: nn.Module, settings: Settings, machine: Machine) -> torch.optim.Optimizer:
+    """That of a new head; without momentum in the 2018 release."""
+    return make_optimizer(list(head.parameters()), settings, machine, momentum=settings.head_momentum)
+
+
+def learning_factor(settings: Settings, share: float) -> float:
+    """What the learning rate is multiplied by after a share (0 … 1) of the run: a linear rise, then the schedule."""
+    warmup = settings.warmup_epochs / settings.epochs
+    if share < warmup:
+        return share / warmup
+    if settings.lr_schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + cos(pi * (share - warmup) / max(1e-9, 1 - warmup)))
+
+
+class TrunkRows(nn.Module):
+    """A trunk that gives features, and rows of another stage of the same pass, if one is named."""
+
+    def __init__(self, trunk: Trunk, stage: str = FEATURES) -> None:
+        super().__init__()
+        self.trunk, self.stage = trunk, stage
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D), and the rows (B, C) of the stage, averaged over its map."""
+        if self.stage == FEATURES:
+            features_BD = self.trunk(images_BCHW)
+            return features_BD, features_BD
+        maps = self.trunk.maps(images_BCHW, (self.stage, FEATURES))
+        return maps[FEATURES].flatten(1), maps[self.stage].mean(dim=(2, 3))
+
+
+class HeadLoss(nn.Module):
+    """A head that gives the loss of each image, as gradients over ranks need it: by its `forward`."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Losses (B,), float32."""
+        return self.head.loss(features_BD, labels_B)  # type: ignore[no-any-return, operator]
+
+
+def prepared(network: nn.Module, machine: Machine, *, compiled: bool) -> nn.Module:
+    """The network as it is trained: compiled where it is asked for, its gradients averaged over the ranks."""
+    return data_parallel(torch.compile(network) if compiled else network, machine.device)  # type: ignore[arg-type]
+
+
+def descend(
+    loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float], *, longest_gradient: float = 0.0
+) -> None:
+    """Go down the gradient of a rank's part of the mean loss: with the gradients of all ranks, at these rates.
+
+    Args:
+        longest_gradient: the gradient over all weights is scaled down to this length; 0: never.
     """
-    factor = 0.5 * (1 + cos(pi * progress)) if settings.lr_schedule == "cosine" else 1.0
-    return settings.lr * factor, settings.lr if settings.head_lr is None else settings.head_lr
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    # Gradients are averaged over the ranks, and should be added up.
+    (loss * world_size()).backward()
+    if longest_gradient:
+        weights = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
+        nn.utils.clip_grad_norm_(weights, longest_gradient)
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 @dataclass
 class Learner:
-    """The trunk, a head, and their optimizers: takes batches and pseudo-labels."""
+    """The trunk, a head, and their optimizers: takes batches and pseudo-labels (the method of 2018).
 
-    trunk: Trunk
-    head: ClusterHead
-    optimizers: tuple[torch.optim.SGD, torch.optim.SGD]
+    Attributes:
+        network: the trunk as `TrunkRows`, prepared for training.
+        longest_gradient: 0: any.
+    """
+
+    network: nn.Module
+    head: nn.Module
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
     machine: Machine
+    longest_gradient: float = 0.0
 
-    def step(self, images_BCHW: Tensor, labels_B: Tensor, *, rates: tuple[float, float], seed: int) -> Tensor:
-        """One step of cross-entropy; returns the loss, a scalar on the device.
+    def __post_init__(self) -> None:
+        self._losses = data_parallel(HeadLoss(self.head), self.machine.device)
+
+    def step(
+        self, images_BCHW: Tensor, labels_B: Tensor, *, rates: tuple[float, float], seed: int, total: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One step of cross-entropy.
 
         Args:
             images_BCHW: normalised, on the device.
-            labels_B: pseudo-labels, on the device.
+            labels_B: pseudo-labels, on the device; -1: the image counts for nothing.
             rates: learning rates of trunk and head at this step.
             seed: of the dropout masks: a function of (run seed, epoch, step), so that a resume draws the same.
+            total: images of all ranks; those that are here by default.
+
+        Returns:
+            this rank's part of the mean loss, a scalar on the device; and the rows of the network's stage.
         """
         torch.manual_seed(seed)
         with self.machine.autocast():
-            scores_BK = self.head(self.trunk(images_BCHW))
-        loss = cross_entropy(scores_BK.float(), labels_B)
-        for optimizer, rate in zip(self.optimizers, rates, strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        return loss.detach()
+            features_BD, rows_BC = self.network(images_BCHW)
+            losses_B = self._losses(features_BD, labels_B.clamp(min=0))
+        loss = (losses_B * (labels_B >= 0)).sum() / (total or len(labels_B))
+        descend(loss, self.optimizers, rates, longest_gradient=self.longest_gradient)
+        return loss.detach(), rows_BC.detach()
 
 
 def not_finite(what: str, where: str) -> TrainingError:
@@ -94,7 +166,7 @@ class LossMeter:
     """Mean loss of an epoch, weighted by images; looks now and then whether it is still finite.
 
     Attributes:
-        total, count: sum of the losses and number of images, float64 on the CPU as of the last `settle`.
+        total, count: sum of this rank's parts of the losses, and number of images of all ranks, as of the last `settle`.
     """
 
     def __init__(self, total: float = 0.0, count: int = 0) -> None:
@@ -102,7 +174,7 @@ class LossMeter:
         self._recent: list[tuple[Tensor, int]] = []
 
     def add(self, loss: Tensor, images: int, where: Callable[[], str]) -> None:
-        """Add a step's loss of so many images; `where` says which step it was, for the message."""
+        """Add a rank's part of the mean loss of so many images; `where` says which step it was, for the message."""
         self._recent.append((loss, images))
         if len(self._recent) >= CHECK_STEPS or loss.device.type == "cpu":
             self.settle(where)
@@ -121,3 +193,7 @@ class LossMeter:
             self.count += images
         self._recent.clear()
         return self.total / max(1, self.count)
+
+    def over_ranks(self) -> tuple[float, int]:
+        """Total of all ranks, and the number of images; after `settle`."""
+        return float(all_reduce(torch.tensor(self.total, dtype=torch.float64))), self.count

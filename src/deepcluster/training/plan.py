@@ -16,6 +16,7 @@ from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
 from deepcluster.data.survey import SAMPLE, Survey, check_images, survey
 from deepcluster.device import Machine
+from deepcluster.distributed import barrier, my_part
 from deepcluster.errors import InputError
 from deepcluster.inference import stage_width
 from deepcluster.interruption import Interruption
@@ -87,8 +88,11 @@ class Planner:
         with closing(Loader(images, workers=workers, device=machine.device)) as loader:
             if saved is not None:
                 _take_unreadable(self.folder, loader)
-                state = _saved_state(self.folder, saved) if self.folder.last.is_file() else None
-                yield Plan(self.folder, data, saved, [], loader, cache, machine, trunk_of(saved), resumed=True, state=state)
+                state = _saved_state(self.folder, saved, len(source)) if self.folder.last.is_file() else None
+                trunk = trunk_of(saved)
+                if state is None:
+                    self._initialise(trunk, saved)
+                yield Plan(self.folder, data, saved, [], loader, cache, machine, trunk, resumed=True, state=state)
             else:
                 yield self._new_plan(data, explicit, loader, cache, machine, seen)
 
@@ -117,13 +121,22 @@ class Planner:
     ) -> Plan:
         with self._counted("reading images", len(loader.images)) as on_images:
             seen = check_images(loader, seen, on_images)
+        barrier()
         say_unreadable(loader, seen.looked_at, self.reporter)
         settings, changes = choose_settings(explicit, seen)
         trunk = trunk_of(settings)
         width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
         settings, more = fit_to_trunk(settings, explicit, width=width, n_images=seen.n_images)
         settings = replace(settings, precision=machine.precision)
+        self._initialise(trunk, settings)
         return Plan(self.folder, data, settings, [*changes, *more], loader, cache, machine, trunk, resumed=False)
+
+    def _initialise(self, trunk: Trunk, settings: Settings) -> None:
+        """Put the weights into the trunk that the run starts from."""
+        if settings.init is not None:
+            from deepcluster.models.weights import read_weights, take_weights
+
+            self.reporter.say(take_weights(trunk, read_weights(settings.init), name=settings.init))
 
     @contextmanager
     def _counted(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -196,9 +209,10 @@ def _take_unreadable(folder: RunFolder, loader: Loader) -> None:
             loader.unreadable.update({index[row["name"]]: row["reason"] for row in csv.DictReader(file)})
 
 
-def _saved_state(folder: RunFolder, settings: Settings) -> dict[str, Any]:
-    """The run's last checkpoint, which must be of this run and not beyond its epochs."""
+def _saved_state(folder: RunFolder, settings: Settings, n_images: int) -> dict[str, Any]:
+    """The run's last checkpoint, which must be of this run and not beyond its epochs; of its rows those of this rank."""
     state = load_checkpoint(folder.last)
+    state["rows"] = folder.read_rows(state, my_part(n_images))
     others = differing_settings(state["settings"], settings)
     if others:
         raise InputError(f"{folder.last} is the checkpoint of another run: {'; '.join(others)}")

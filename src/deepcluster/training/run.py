@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from deepcluster.config import Settings
+from deepcluster.distributed import barrier, gather_objects, on_main, rank, world_size
 from deepcluster.errors import InputError, TrainingError
 from deepcluster.options import flag, types_of
 from deepcluster.saving import load_tensors, save_tensors, write_whole
@@ -149,9 +153,58 @@ class RunFolder:
     def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:
         """Write checkpoints/last.pt: beside, flushed, renamed; and keep a copy as epoch-NNNN.pt where asked.
 
+        All ranks call it. The rows of each stay apart: each writes its own into a file, before the first one writes last.pt,
+        which names them. A copy is for use, not for going on: of several processes it has no rows.
+
         Raises:
             TrainingError: it can't be written (a full disk); the one before stays.
         """
+        state = {**state, "rows": self._write_rows(state)}
+        if on_main():
+            self._write_last(state, keep_as_epoch)
+            self._forget_rows(state["rows"])
+        barrier()
+
+    def _write_rows(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The rows as last.pt has them: themselves on one process, else the names of the files of all ranks."""
+        rows = dict(state.get("rows", {}))
+        if world_size() == 1 or not rows:
+            return rows
+        name = f"rows-{state['epoch']}-{state['batch']}-{int(state['labelled'])}-{rank()}-of-{world_size()}.pt"
+        try:
+            save_tensors(self.checkpoints / name, rows)
+        except (OSError, RuntimeError) as fault:
+            raise TrainingError(
+                f"{self.checkpoints / name} could not be written ({fault}); the state before it is whole"
+            ) from None
+        return {"files": gather_objects(name)}
+
+    def _forget_rows(self, rows: Mapping[str, Any]) -> None:
+        kept = set(rows.get("files", ()))
+        for path in self.checkpoints.glob("rows-*.pt"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+    def read_rows(self, state: Mapping[str, Any], mine: slice) -> dict[str, dict[str, Tensor]]:
+        """Rows of a checkpoint of this run that this rank is to have: those of the images `mine`.
+
+        They may have been saved by another number of processes.
+        """
+        saved = state.get("rows", {})
+        parts = [load_tensors(self.checkpoints / name) for name in saved["files"]] if "files" in saved else [saved]
+        rows = {}
+        for name in parts[0]:
+            whole = {
+                key: torch.cat([part[name][key] for part in parts if len(part[name][key])] or [parts[0][name][key]])
+                for key in parts[0][name]
+            }
+            order_N = torch.argsort(whole["indices"], stable=True)
+            indices_N = whole["indices"][order_N]
+            order_N = order_N[(indices_N >= mine.start) & (indices_N < mine.stop)]
+            rows[name] = {key: values[order_N] for key, values in whole.items()}
+        return rows
+
+    def _write_last(self, state: Mapping[str, Any], keep_as_epoch: int | None) -> None:
         try:
             kept = self.checkpoints / f"epoch-{keep_as_epoch:04d}.pt" if keep_as_epoch is not None else None
             save_tensors(self.last, {"format": CHECKPOINT_FORMAT, **state}, copy=kept)

@@ -1,0 +1,77 @@
+"""Several crops of each image, of several sizes: multi-crop (SwAV, arXiv 2006.09882, section 3.3).
+
+B batch, V crops of an image in all, R random numbers of a crop, S side of a crop.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deepcluster.crops import Crops
+from deepcluster.data.views import Images, TrainingView, draws
+from deepcluster.errors import InputError
+
+
+def crop_draws(seed: int, epoch: int, start: int, count: int, n_crops: int) -> NDArray[np.float64]:
+    """Uniform numbers (count, n_crops, R) of the crops of the positions start … start + count - 1 of an epoch.
+
+    A row is a function of (seed, epoch, position, number of the crop) alone: more crops leave the first ones as they are,
+    and crop 0 has the numbers of `draws`.
+    """
+    return np.stack([draws(seed, epoch, start, count, crop=crop) for crop in range(n_crops)], axis=1)
+
+
+@dataclass(frozen=True)
+class MultiCropView:
+    """The random views that are learned together: groups of crops, each of one size and one range of areas.
+
+    Args:
+        crops: number and side of each group's crops, as `deepcluster.crops.parse_crops` gives them.
+        scales: least and most share of the image's area, for each group.
+        flip: flip half of the crops left to right.
+
+    Raises:
+        InputError: there are not as many scales as groups.
+    """
+
+    crops: Crops
+    scales: tuple[tuple[float, float], ...]
+    flip: bool = True
+    views: tuple[TrainingView, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.crops) != len(self.scales):
+            raise InputError(
+                f"{len(self.scales)} ranges of areas for {len(self.crops)} groups of crops: give one for each group, "
+                "such as 0.14,1 for the large and 0.05,0.14 for the small ones"
+            )
+        views = (
+            TrainingView(size, scale=scale, flip=self.flip) for (_, size), scale in zip(self.crops, self.scales, strict=True)
+        )
+        object.__setattr__(self, "views", tuple(views))
+
+    @property
+    def n_views(self) -> int:
+        """V, the crops of an image in all."""
+        return sum(count for count, _ in self.crops)
+
+    def __call__(self, images: Images, draws_BVR: NDArray[np.float64]) -> tuple[Tensor, ...]:
+        """The crops of each group: (count * B, 3, S, S), uint8, channels last in memory, on the images' device.
+
+        Crop by crop: rows v * B … (v + 1) * B - 1 are the group's crop v of each image. Numbers of crops run through all
+        groups: the first of the second group has the draws [:, count of the first].
+        """
+        groups, first = [], 0
+        for (count, _), view in zip(self.crops, self.views, strict=True):
+            rows_R = draws_BVR[:, first : first + count].swapaxes(0, 1).reshape(-1, draws_BVR.shape[2])
+            groups.append(view(_repeated(images, count), rows_R))
+            first += count
+        return tuple(groups)
+
+
+def _repeated(images: Images, count: int) -> Images:
+    if isinstance(images, Tensor):
+        return images.repeat(count, 1, 1, 1)
+    return list(images) * count
