@@ -2,8 +2,9 @@
 
     python benchmarks/limit.py RUN [--repeats 7]
 
-Prints images per second of the run's epochs after the first, for features and for training, next to the network alone; and
-the run's peak memory. Both on an idle machine, please.
+Prints images per second of the run's epochs after the first, for features and for training (DeepCluster-v2 makes features
+before its first epoch alone; an image is all its crops), next to the network alone; and the run's peak memory. Both on an
+idle machine, please.
 """
 
 import argparse
@@ -13,14 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from alone import NetworkAlone
 
 from deepcluster.config import Settings
 from deepcluster.device import Machine
 from deepcluster.inference import describe
-from deepcluster.models.heads import ClusterHead
 from deepcluster.progress import size
-from deepcluster.training.optim import Learner, head_optimizer, trunk_optimizer
-from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import RunFolder
 
 
@@ -38,27 +37,12 @@ def rate(work: Callable[[], object], images: int, machine: Machine, repeats: int
 
 def network_alone(settings: Settings, machine: Machine, repeats: int) -> dict[str, float]:
     """Images per second of the trunk and head on random tensors that are on the device already."""
-    trunk = trunk_of(settings).to(device=machine.device, memory_format=torch.channels_last)
-    head = ClusterHead(trunk.dim, settings.clusters, seed=0).to(machine.device)
-    optimizers = (trunk_optimizer(trunk, settings, machine), head_optimizer(head, settings, machine))
-    learner = Learner(trunk, head, optimizers, machine)
-    shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
-    raw_BCHW = torch.randint(256, shape, dtype=torch.uint8)
-    images_BCHW = torch.randn(shape, device=machine.device).contiguous(memory_format=torch.channels_last)
-    labels_B = torch.randint(settings.clusters, (settings.batch_size,), device=machine.device)
-    trunk.eval()
+    alone, batch = NetworkAlone(settings, machine), settings.batch_size
+    raw_BCHW = torch.randint(256, (batch, 3, settings.image_size, settings.image_size), dtype=torch.uint8)
+    alone.trunk.eval()
     with torch.no_grad():
-        features = rate(
-            lambda: describe(trunk, machine, raw_BCHW, settings.cluster_stage), settings.batch_size, machine, repeats
-        )
-    trunk.train()
-    training = rate(
-        lambda: learner.step(images_BCHW, labels_B, rates=(settings.lr, settings.lr), seed=0),
-        settings.batch_size,
-        machine,
-        repeats,
-    )
-    return {"features": features, "training": training}
+        features = rate(lambda: describe(alone.trunk, machine, raw_BCHW, settings.cluster_stage), batch, machine, repeats)
+    return {"features": features, "training": rate(lambda: alone.learn(batch), batch, machine, repeats)}
 
 
 def main() -> None:
@@ -75,7 +59,11 @@ def main() -> None:
     print(f"{settings.arch} at {settings.image_size} px, batch {settings.batch_size}, {machine.describe()}")
     print(f"{'images per second':<20}{'run':>10}{'limit':>10}{'share':>8}")
     for step in ("features", "training"):
-        rates = [config["data"]["images"] / line["seconds"][step] for line in metrics[1:] or metrics]
+        rates = [
+            config["data"]["images"] / line["seconds"][step] for line in metrics[1:] or metrics if line["seconds"][step]
+        ]
+        if not rates:  # DeepCluster-v2 looks at the images before its first epoch alone.
+            continue
         print(
             f"{step:<20}{statistics.median(rates):>10.1f}{limit[step]:>10.1f}{statistics.median(rates) / limit[step]:>8.0%}"
         )

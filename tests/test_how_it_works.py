@@ -41,8 +41,9 @@ from deepcluster.visualization.report.method.follow import (
     last_lesson,
     measure_spectrum,
 )
+from deepcluster.visualization.report.method.head_pipeline import HeadPipeline
 from deepcluster.visualization.report.method.how_it_works import FILES, method_section
-from deepcluster.visualization.report.method.pipeline import Pipeline, view_frame
+from deepcluster.visualization.report.method.pipeline import view_frame
 from deepcluster.visualization.report.method.steps import liveliest
 from deepcluster.visualization.report.page import Section
 from tests.benches import write_classes
@@ -57,7 +58,7 @@ class SmallRun:
     """A trained run, what the section is told of it, and the order in which its epochs drew images."""
 
     collection: Collection
-    pipeline: Pipeline
+    pipeline: HeadPipeline
     drawn: dict[int, NDArray[np.int64]]
 
     @property
@@ -87,7 +88,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallRun]:
     yield SmallRun(collection, pipeline, drawn)
 
 
-def read_run(run: Path, data: Path) -> tuple[Collection, Pipeline]:
+def read_run(run: Path, data: Path) -> tuple[Collection, HeadPipeline]:
     state = checkpoint(run)
     settings = Settings.from_dict(state["settings"])
     trunk = trunk_of(settings)
@@ -97,7 +98,7 @@ def read_run(run: Path, data: Path) -> tuple[Collection, Pipeline]:
     final = Assignment.from_state_dict(state["final"]["assignment"])
     source = open_source(data)
     tables = sorted((run / "assignments").glob("*.parquet"))
-    pipeline = Pipeline(
+    pipeline = HeadPipeline(
         trunk=trunk.eval(),
         machine=Machine.choose("cpu", "fp32"),
         image_size=settings.image_size,
@@ -122,7 +123,7 @@ def past_of(table: Path) -> Past:
     return Past(int(table.stem.rpartition("-")[2]), lambda: pq.read_table(table).column("cluster").to_numpy())
 
 
-def collect(source: Any, assignment: Assignment, pipeline: Pipeline, **rest: Any) -> Collection:
+def collect(source: Any, assignment: Assignment, pipeline: HeadPipeline, **rest: Any) -> Collection:
     return Collection(
         title="run",
         names=[source.name(index) for index in range(len(source))],
@@ -137,30 +138,29 @@ def collect(source: Any, assignment: Assignment, pipeline: Pipeline, **rest: Any
     )
 
 
-def features_of(source: Any, pipeline: Pipeline) -> torch.Tensor:
+def features_of(source: Any, pipeline: HeadPipeline) -> torch.Tensor:
     loader = Loader(DecodedImages(source), workers=0)
     stage, size = pipeline.cluster_stage, pipeline.image_size
     return image_features(pipeline.trunk, loader, pipeline.machine, stage=stage, image_size=size)
 
 
-def untrained(source: Any, arch: str, image_size: int, *, sobel: bool, clusters: int = 3) -> tuple[Collection, Pipeline]:
+def untrained(source: Any, arch: str, image_size: int, *, sobel: bool, clusters: int = 3) -> tuple[Collection, HeadPipeline]:
     """Clusters of a trunk of random weights, without a head: a run that has only just begun."""
     trunk = make_trunk(arch, image_size=image_size, sobel=sobel).eval()
     machine, nothing = Machine.choose("cpu", "fp32"), torch.zeros(clusters, 4)
-    pipeline = Pipeline(
-        trunk,
-        machine,
-        image_size,
-        TrainingView(image_size),
-        Colours(),
-        "features",
-        Whitening(4),
-        nothing,
-        1,
-        0,
-        None,
-        None,
-        1,
+    pipeline = HeadPipeline(
+        trunk=trunk,
+        machine=machine,
+        image_size=image_size,
+        training_view=TrainingView(image_size),
+        colours=Colours(),
+        whitening=Whitening(4),
+        centroids_KP=nothing,
+        clusters_epoch=1,
+        trained_epoch=0,
+        head=None,
+        head_labels_N=None,
+        seed=1,
     )
     points_NP = pipeline.whitening.fit_transform(features_of(source, pipeline))
     assignment = KMeans(clusters, seed=1).fit(points_NP)
@@ -247,10 +247,10 @@ def test_what_the_head_says_is_a_softmax_in_float64(small_run: SmallRun) -> None
     pipeline, index = small_run.pipeline, 5
     section = method_section(small_run.collection, pipeline, index)
     view_1CHW = ClusterView(16)([small_run.images.get(index)])
-    assert pipeline.head is not None
     assert pipeline.head_labels_N is not None
     with torch.no_grad():
         features_D = pipeline.trunk(normalise(view_1CHW))[0].double().numpy()
+    assert isinstance(pipeline.head, ClusterHead)
     layer = pipeline.head.linear
     scores_K = np.maximum(features_D, 0) @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
     weights_K = np.exp(scores_K - scores_K.max())

@@ -186,3 +186,22 @@ def test_names_make_no_columns_and_unreadable_images_are_grey(tmp_path: Path) ->
 def test_a_sprite_is_no_larger_than_it_may_be(count: int) -> None:
     side = follower.tile_side(count)
     assert 1 <= side <= 32 and side * math.ceil(math.sqrt(count)) <= 8192
+
+
+def test_the_projector_of_the_second_version_is_on_the_sphere(photos: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "recipe": "v2-small-set",
+        "method": "deepcluster-v2",
+        "cluster_stage": "features",
+        "projection": (16, 8),
+    }
+    run = train_small(photos, tmp_path / "run", tensorboard=True, epochs=1, clusters=(5, 4), **options)
+    assert_scalars_are_the_metrics(run)
+    points_MP = np.loadtxt(run / "tensorboard" / "projector" / "points.tsv", delimiter="\t")
+    assert points_MP.shape == (60, 8)
+    np.testing.assert_allclose(np.linalg.norm(points_MP, axis=1), 1, rtol=1e-5)
+    model = deepcluster.load(run)
+    assert model.centroids_KP is not None
+    nearest_M = np.linalg.norm(points_MP[:, None] - model.centroids_KP.numpy(), axis=2).argmin(axis=1)
+    with (run / "tensorboard" / "projector" / "names.tsv").open(newline="") as file:
+        assert [int(row["cluster"]) for row in csv.DictReader(file, delimiter="\t")] == nearest_M.tolist()

@@ -111,7 +111,8 @@ class Clusters:
     Attributes:
         names: path of each image relative to the data.
         cluster_N: int64; -1 for images that can't be read.
-        distance_N: Euclidean distance to the centroid after whitening; NaN for images that can't be read.
+        distance_N: Euclidean distance to the centroid after whitening, or on deepcluster-v2's sphere; NaN for images that
+            can't be read.
         unreadable: their reasons by name.
     """
 
@@ -203,7 +204,7 @@ def assign(
     seen_N = torch.isfinite(features_ND).all(dim=1)
     cluster_N = torch.full((len(source),), UNASSIGNED)
     distance_N = torch.full((len(source),), torch.nan)
-    labels, squared = nearest_centroids(model.space.transform(features_ND[seen_N]), model.centroids_KP)
+    labels, squared = nearest_centroids(model.points(features_ND[seen_N], device=device), model.centroids_KP)
     cluster_N[seen_N], distance_N[seen_N] = labels, squared.sqrt()
     reasons = {source.name(i): why for i, why in unreadable.items()}
     result = Clusters(_names(source), cluster_N.numpy(), distance_N.numpy(), reasons)

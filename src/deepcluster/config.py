@@ -100,10 +100,10 @@ class Settings(Checked):
         1, "epochs from one clustering to the next", group="clustering", aliases=("--reassign",), at_least=1
     )
 
-    look_again: bool = option(
-        True,
-        "look at all images before each clustering (the paper); --no-look-again groups the features that the crops had in "
-        "the epoch before (deepcluster-v2 always does)",
+    look_again: bool | None = option(
+        None,
+        "look at all images before each clustering (default: the first version does, deepcluster-v2 does not), or group the "
+        "features that their crops had in the epoch before",
         group="clustering",
     )
     stop_reassigning: int = option(
@@ -179,6 +179,11 @@ class Settings(Checked):
         "widths of deepcluster-v2's projection: its hidden layer, and what is grouped",
         group="training",
         at_least=1,
+    )
+    whiten: bool = option(
+        False,
+        "whiten what deepcluster-v2 groups, so that no few directions decide; the first version always does",
+        group="clustering",
     )
     temperature: float = option(0.1, "of deepcluster-v2's softmax", group="training")
 
@@ -283,6 +288,7 @@ class Settings(Checked):
             unfit = {
                 "clustering": "kmeans",
                 "balance": False,
+                "cluster_stage": "features",
                 "super_clusters": 0,
                 "rotations": False,
                 "head_start": "random",
@@ -306,7 +312,11 @@ class Settings(Checked):
             raise InputError("rotations are learned with super-clusters: give --super-clusters, such as 4")
         if self.head_start == "centroids" and self.clustering != "kmeans":
             raise InputError("head_start=centroids goes with --clustering kmeans")
-        if self.rotations and not self.look_again:
+        if self.head_start == "centroids" and self.cluster_stage != "features":
+            raise InputError(
+                f"head_start=centroids goes with --cluster-stage features, which the head sees, not {self.cluster_stage}"
+            )
+        if self.rotations and not self.looks_again:
             raise InputError("rotations go with --look-again")
 
     @property
@@ -318,6 +328,11 @@ class Settings(Checked):
     def n_clusters(self) -> int:
         """Clusters of the grouping that people see."""
         return self.heads[0]
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether all images are looked at before each clustering."""
+        return self.method == "deepcluster" if self.look_again is None else self.look_again
 
     @property
     def crop_groups(self) -> tuple[tuple[int, int], ...]:
@@ -367,7 +382,7 @@ class Options(TypedDict, total=False):
     kmeans_iterations: int
     cluster_stage: str
     reassign_every: int
-    look_again: bool
+    look_again: bool | None
     stop_reassigning: int
     super_clusters: int
     rotations: bool
@@ -393,6 +408,7 @@ class Options(TypedDict, total=False):
     grey: float
     blur: float
     projection: tuple[int, int]
+    whiten: bool
     temperature: float
     seed: int
     device: str

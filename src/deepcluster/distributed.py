@@ -5,17 +5,23 @@ The only place that knows torch.distributed. M rows of this rank, T rows of all 
 
 import functools
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
+from deepcluster.errors import LostProcess
+
 # A rank may wait this long for another, which evaluates or writes.
 PATIENCE = timedelta(hours=2)
+# And this long at the start.
+JOINING = timedelta(minutes=15)
 
 
 def started_ranks() -> int:
@@ -43,16 +49,60 @@ def joined() -> Iterator[None]:
     """Join the processes that `torchrun` started, and part from them at the end; nothing on one process.
 
     Tensors on a processor go by gloo, those on a GPU by NCCL.
+
+    Raises:
+        LostProcess: another one has ended, or can't be reached.
     """
     if started_ranks() == 1 or _many():
         yield
         return
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
+        store, number, count = next(torch.distributed.rendezvous("env://", timeout=JOINING))  # type: ignore[attr-defined]
+        place = _fresh_place(store, number, count)
+        torch.distributed.init_process_group(backend, store=place, rank=number, world_size=count, timeout=PATIENCE)
         yield
+    except RuntimeError as fault:
+        if not _is_of_another(fault):
+            raise
+        raise LostProcess(
+            f"another of the {started_ranks()} processes has ended, or can't be reached; what it printed says why. The last "
+            "good state is kept: the same command with --resume goes on"
+        ) from fault
     finally:
         _group.cache_clear()
-        torch.distributed.destroy_process_group()
+        if _many():  # The others learn by this that they wait for nothing.
+            torch.distributed.destroy_process_group()
+
+
+def _fresh_place(store: Any, number: int, count: int) -> Any:
+    """A part of the store that no earlier attempt has written into, the same for all processes.
+
+    `torchrun` keeps a store over its restarts (torch 2.14): with it the addresses of dead processes, which the first to
+    arrive would take for those of the living. Here each says hello by a new name, and the first process answers to it.
+    """
+    if number > 0:
+        name = uuid4().hex
+        store.set(f"hello/{number}", name)
+        place = store.get(f"answer/{name}").decode()
+        store.set(f"{place}/{number}", "here")
+        return torch.distributed.PrefixStore(place, store)  # type: ignore[attr-defined]
+    place, missing, deadline = uuid4().hex, set(range(1, count)), time.monotonic() + JOINING.total_seconds()
+    while missing:
+        if time.monotonic() > deadline:
+            raise LostProcess(f"of {count} processes {len(missing)} did not come within {JOINING}: is the network open?")
+        for other in sorted(missing):
+            if store.check([f"{place}/{other}"]):
+                missing.discard(other)
+            elif store.check([f"hello/{other}"]):
+                store.set(f"answer/{store.get(f'hello/{other}').decode()}", place)
+        time.sleep(0.02)
+    return torch.distributed.PrefixStore(place, store)  # type: ignore[attr-defined]
+
+
+def _is_of_another(fault: RuntimeError) -> bool:
+    """Whether an error came of an exchange between processes."""
+    return isinstance(fault, torch.distributed.DistError) or any(word in str(fault) for word in ("gloo", "NCCL"))
 
 
 def _many() -> bool:

@@ -30,6 +30,10 @@ class Interrupted(DeepClusterError):
     exit_status = 130
 
 
+class LostProcess(DeepClusterError):
+    """Another of the processes of a run has ended: it knows why, not this one."""
+
+
 class UnreadableImage(Exception):
     """An image that can't be decoded. Never ends a run: it is left out, counted, and listed with this reason."""
 

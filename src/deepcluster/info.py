@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deepcluster.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.config import Settings
 from deepcluster.data.cache_report import clear, kept
 from deepcluster.data.loader import usual_workers
@@ -22,12 +23,13 @@ from deepcluster.model import UNTRAINED, Model, load
 from deepcluster.progress import Reporter, size
 from deepcluster.training.metrics import epoch_line
 from deepcluster.training.run import RunFolder, versions
+from deepcluster.training.space import ProjectedSpace
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".pth.tar")
 
 
 def info(path: str, *, everything: bool = False, reporter: Reporter | None = None) -> str:
-    """Describe a run folder, a checkpoint, `untrained:ARCH`, or images.
+    """Describe a run folder, a checkpoint, `untrained:ARCH`, an architecture, or images.
 
     Args:
         everything: look at all images, not at 10,000 of more.
@@ -38,6 +40,8 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
     """
     if path.startswith(UNTRAINED) or path.endswith(CHECKPOINT_ENDINGS):
         return _about_model(load(path))
+    if (path in ARCHITECTURES or path.startswith(LIBRARIES)) and not Path(path).exists():
+        return _about_model(load(UNTRAINED + path))
     if not is_address(path) and RunFolder(Path(path)).is_run():
         return _about_run(RunFolder(Path(path)))
     return _about_data(path, everything=everything, reporter=reporter or Reporter(quiet=True))
@@ -47,7 +51,7 @@ def _about_run(folder: RunFolder) -> str:
     config, metrics = folder.read_config(), folder.read_metrics()
     settings = Settings.from_dict(config["settings"])
     usual = Settings().as_dict()
-    others = [f"{name}={value}" for name, value in config["settings"].items() if value != usual[name]]
+    others = [f"{name}={_plainly(value)}" for name, value in config["settings"].items() if value != usual[name]]
     lines = [
         f"run {folder.path}: {config['data']['description']}",
         f"{settings.arch} at {settings.image_size} px, {settings.describe_clusters()}, "
@@ -62,11 +66,16 @@ def _about_run(folder: RunFolder) -> str:
     return "\n".join(lines)
 
 
+def _plainly(value: Any) -> str:
+    """A setting as a person would type it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _about_model(model: Model) -> str:
     trunk, settings = model.trunk, model.settings
     weights = sum(weight.numel() for weight in trunk.parameters())
     with torch.no_grad():
-        blank = torch.zeros(1, 3, settings.image_size, settings.image_size)
+        blank = torch.zeros(1, 3, settings.image_size, settings.image_size, dtype=next(trunk.parameters()).dtype)
         shapes = {name: tuple(trunk.stage(blank, name).shape[1:]) for name in trunk.stages}
     lines = [
         f"{model.name}: {settings.arch}{' with Sobel' if settings.sobel else ''}, {weights:,} weights, "
@@ -75,7 +84,10 @@ def _about_model(model: Model) -> str:
         f"embed gives {trunk.embed_stage} by default, {shapes[trunk.embed_stage][0]} numbers an image",
     ]
     if model.centroids_KP is not None:
-        lines.append(f"{len(model.centroids_KP):,} clusters in a space of {model.centroids_KP.shape[1]} whitened features")
+        clusters, components = model.centroids_KP.shape
+        is_sphere = isinstance(model.space, ProjectedSpace)
+        space = f"on a sphere of {components} projected" if is_sphere else f"in a space of {components} whitened"
+        lines.append(f"{clusters:,} clusters {space} features")
     return "\n".join(lines)
 
 

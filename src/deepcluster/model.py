@@ -4,26 +4,26 @@ N images, D features, P components, K clusters.
 """
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepcluster.archs import ARCHITECTURES, LIBRARIES
+from deepcluster.archs import ARCHITECTURES, LIBRARIES, check_arch
 from deepcluster.config import Settings
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
 from deepcluster.device import Machine
 from deepcluster.errors import InputError, did_you_mean
-from deepcluster.inference import image_features
+from deepcluster.inference import LOOK_BATCH, image_features
 from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Reporter
 from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import RunFolder, load_checkpoint
-from deepcluster.training.space import Space, space_of
+from deepcluster.training.space import ProjectedSpace, Space, space_of
 
 UNTRAINED = "untrained:"
 # Sides of the images that untrained trunks are made for.
@@ -61,7 +61,7 @@ class Model:
         stage = stage or self.trunk.embed_stage
         self.trunk.check_stage(stage)
         machine = Machine.choose(device, self.settings.precision)
-        self.trunk.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trunk.to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         workers = usual_workers() if workers is None else workers
         reporter = reporter or Reporter(quiet=True)
         images = DecodedImages(source, shorter_side=self.settings.reduce_to or None)
@@ -79,6 +79,23 @@ class Model:
                 on_batch=progress,
             )
         return features_ND.float(), loader.unreadable
+
+    def points(self, features_ND: Tensor, *, device: str = "auto") -> Tensor:
+        """Points (N, P), float32 on the CPU, of rows of `settings.cluster_stage`, in the space of the clusters.
+
+        Raises:
+            InputError: the model has no clusters.
+        """
+        if self.space is None or self.centroids_KP is None:
+            raise InputError(f"{self.name} has no clusters yet: train it for an epoch first")
+        if not isinstance(self.space, ProjectedSpace):
+            return self.space.transform(features_ND)
+        machine = Machine.choose(device, self.settings.precision)
+        projection = self.space.projection.to(machine.device, machine.dtype).eval()
+        space = replace(self.space, projection=projection, machine=machine)
+        # As many rows at once as the run took: products of other shapes are rounded otherwise.
+        parts = [space.transform(rows_BD) for rows_BD in features_ND.split(LOOK_BATCH) if len(rows_BD)]
+        return torch.cat(parts) if parts else torch.empty(0, self.centroids_KP.shape[1])
 
 
 def load(model: str | Path) -> Model:
@@ -102,7 +119,8 @@ def load(model: str | Path) -> Model:
             raise InputError(f"{folder.path} has no checkpoint yet")
     state = load_checkpoint(path)
     settings = _settings_of(state, path)
-    trunk = trunk_of(settings)
+    machine = Machine.choose("cpu", settings.precision)
+    trunk = trunk_of(settings).to(machine.dtype)
     try:
         trunk.load_state_dict(state["trunk"])
     except RuntimeError as fault:
@@ -112,7 +130,7 @@ def load(model: str | Path) -> Model:
     groups = state.get("final", state)
     if "assignment" not in groups:
         return Model(str(model), trunk.eval(), settings)
-    space = space_of(groups, settings, dim=trunk.dim, machine=Machine.choose("cpu", settings.precision))
+    space = space_of(groups, settings, dim=trunk.dim, machine=machine)
     return Model(str(model), trunk.eval(), settings, space, groups["assignment"]["centroids_KP"])
 
 
@@ -125,6 +143,7 @@ def _settings_of(state: dict[str, Any], path: Path) -> Settings:
 
 def _untrained(name: str) -> Model:
     if name in ARCHITECTURES or name.startswith(LIBRARIES):
+        check_arch(name)
         size = USUAL_IMAGE_SIZE.get(name, 224)
         settings = Settings(arch=name, image_size=size, sobel=name in ("alexnet", "vgg16"))
     elif Path(name).is_dir():

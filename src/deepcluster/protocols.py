@@ -90,8 +90,9 @@ def workbench(
     """What the protocols of `deepcluster.evaluation` work with, of a model."""
     model = model if isinstance(model, Model) else load(model)
     settings = model.settings
-    machine = Machine.choose(device, settings.precision)
-    trunk = model.trunk.to(device=machine.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    # A run of fp64 is for comparisons of training; judged it is in fp32.
+    machine = Machine.choose(device, "fp32" if settings.precision == "fp64" else settings.precision)
+    trunk = model.trunk.to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def new_trunk(seed: int) -> Trunk:
         return trunk_of(replace(settings, seed=seed))

@@ -23,6 +23,8 @@ SMALL_SET_VIEWS, FEWEST_EPOCHS, MOST_EPOCHS = 200_000, 20, 50
 FEWEST_CLUSTERS = 50
 SMALL_BATCH, TINY_SET = 64, 10_000
 PAPER_IMAGES = 1_281_167
+V2_FEWEST_CLUSTERS = 100
+V2_LEAST_STEPS = 50
 SMALL_TRUNKS = ("alexnet-small", "resnet18-small")
 PHOTO_SIZE = 48
 # Larger photos are kept at this shorter side: what the paper scales them to for its 224 px.
@@ -100,6 +102,7 @@ RECIPES = {
             **_V2,
             "arch": "resnet50",
             "clusters": (3000, 3000, 3000),
+            "image_size": 224,
             "crops": "2x224,6x96",
             "crop_scale": (0.14, 1.0),
             "small_crop_scale": (0.05, 0.14),
@@ -160,11 +163,16 @@ def choose_settings(explicit: Mapping[str, Any], seen: Survey) -> tuple[Settings
     changes = []
     if recipe == "auto":
         # Of two changes of an option the later one, which is of a narrower kind of images, counts.
-        fitted = {change.option: change for change in _fit(explicit, seen)}
+        fit = _fit_v2 if explicit.get("method") == "deepcluster-v2" else _fit
+        fitted = {change.option: change for change in fit(explicit, seen)}
         changes = [change for change in fitted.values() if change.option not in explicit]
         start = {change.option: change.value for change in changes}
     else:
         start = dict(RECIPES[recipe].settings)
+        if start.get("method", Settings.method) != explicit.get("method", start.get("method", Settings.method)):
+            raise InputError(
+                f"recipe={recipe} is not one of method={explicit['method']}; use --recipe auto, or leave out --method"
+            )
     settings = Settings.from_dict({**start, **explicit})
     if settings.clustering == "kmeans" and max(settings.heads) > seen.n_images:
         raise InputError(
@@ -225,6 +233,39 @@ def _fit(explicit: Mapping[str, Any], seen: Survey) -> Iterator[Change]:
         yield from _SMALL_STEPS
     if arch in SMALL_TRUNKS:
         yield from _GLYPHS if glyphs else _SMALL_VIEWS
+
+
+def _fit_v2(explicit: Mapping[str, Any], seen: Survey) -> Iterator[Change]:
+    """The settings of the recipe of DeepCluster-v2 that is nearest to these images, and what these images change of it."""
+    side, count = seen.shorter_side, f"{seen.n_images:,} images"
+    small_image = side < SMALL_IMAGE
+    few = small_image or seen.n_images < FEW_PHOTOS
+    base = "v2-resnet50" if not few else "v2-small-images" if small_image else "v2-small-set"
+    settings = {**RECIPES[base].settings}
+    settings.pop("method")
+    for name, value in settings.items():
+        yield Change(name, value, f"as in recipe {base}")
+    if few:
+        yield Change("image_size", _image_size(side), f"the images are {side} px" if small_image else "quick, and enough")
+    if small_image and seen.grey_share > GREY_SHARE:
+        yield from (change for change in _GLYPHS if change.option in ("flip", "crop_scale"))
+    if side > KEPT_SIDE:
+        size = explicit.get("image_size", _image_size(side) if few else settings["image_size"])
+        needed = ClusterView(size).resized
+        yield Change("reduce_to", max(KEPT_SIDE, needed), f"photos of {side} px take long to read, and much room")
+    if seen.n_images < PAPER_IMAGES:
+        heads = len(settings["clusters"])
+        clusters = min(settings["clusters"][0], max(_clusters(seen.n_images), min(seen.n_images // 10, V2_FEWEST_CLUSTERS)))
+        yield Change("clusters", (clusters,) * heads, f"{seen.n_images / clusters:.0f} images a cluster")
+    if seen.n_images < SMALL_SET:
+        epochs = max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(SMALL_SET_VIEWS / seen.n_images)))
+        yield Change("epochs", epochs, f"{epochs * seen.n_images:,} looks at {count}")
+    batch = explicit.get("batch_size", settings["batch_size"])
+    if not few and batch > seen.n_images // V2_LEAST_STEPS:
+        batch = max(64, seen.n_images // V2_LEAST_STEPS)
+        yield Change("batch_size", batch, f"{V2_LEAST_STEPS} steps an epoch of {count}")
+    if not few and batch != settings["batch_size"]:
+        yield Change("lr", settings["lr"] * batch / settings["batch_size"], "in proportion to the batch")
 
 
 def _image_size(side: int) -> int:

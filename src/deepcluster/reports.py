@@ -16,7 +16,7 @@ from deepcluster.data.storage.retries import end_waits
 from deepcluster.errors import InputError
 from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter, duration, size
-from deepcluster.record import Record, RunReader
+from deepcluster.record.reader import Record, RunReader
 from deepcluster.training.metrics import health
 from deepcluster.training.run import RunFolder
 from deepcluster.visualization.options import ReportOptions

@@ -3,7 +3,9 @@
 Options of `train` are drawn from `config.Settings`. Nothing here imports torch before a command needs it.
 """
 
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +17,11 @@ from deepcluster import config
 from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.options import GroupedCommand, explicit, looking_at_images, talk, with_settings
 from deepcluster.cli.visualize import report, visualize_group
-from deepcluster.errors import DeepClusterError, InputError
+from deepcluster.errors import DeepClusterError, InputError, Interrupted, LostProcess
 from deepcluster.progress import Reporter
+
+# Of several processes, those after the first wait this long before they say what is wrong.
+TURN_SECONDS = 5.0
 
 
 def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
@@ -25,8 +30,11 @@ def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="deepcluster")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Learn visual features, and clusters, from a folder of images without labels (DeepCluster, ECCV 2018)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
+        raise InputError(f"{context.invoked_subcommand} runs in one process: leave out torchrun, which is for train alone")
 
 
 @cli.command(cls=GroupedCommand)
@@ -175,21 +183,45 @@ def _status(arguments: Sequence[str]) -> int:
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
         cli.main(list(arguments), prog_name="deepcluster", standalone_mode=False)
-    except DeepClusterError as fault:
-        if verbose:
-            traceback.print_exc()
-        return _complain(str(fault), fault.exit_status)
-    except click.exceptions.NoArgsIsHelpError as fault:
-        print(fault.format_message(), file=sys.stderr)
-        return fault.exit_code
-    except click.UsageError as fault:
-        return _complain(fault.format_message(), 2)
-    except (click.Abort, KeyboardInterrupt):
-        return _complain("interrupted", 130)
-    except Exception as fault:
-        traceback.print_exc()
-        return _complain(f"unexpected {type(fault).__name__}: {fault}. This is a defect of deepcluster: please report it", 1)
+    except (Exception, KeyboardInterrupt) as fault:
+        if _is_follower() and isinstance(fault, Interrupted | KeyboardInterrupt):
+            return 130
+        _let_others_speak(fault)
+        return _tell(fault, verbose)
     return 0
+
+
+def _is_follower() -> bool:
+    """Whether this is a process that `torchrun` started, and not the first."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
+
+
+def _let_others_speak(fault: BaseException) -> None:
+    """Wait for the process that should say what is wrong: once it has ended, `torchrun` ends the others.
+
+    Where all have the same fault that is the first; a process that only misses another one knows the least.
+    """
+    turns = 3 if isinstance(fault, LostProcess) else int(_is_follower())
+    time.sleep(turns * TURN_SECONDS)
+
+
+def _tell(fault: BaseException, verbose: bool) -> int:
+    """Say what is wrong in one plain message; returns the exit status."""
+    match fault:
+        case DeepClusterError():
+            if verbose:
+                traceback.print_exception(fault)
+            return _complain(str(fault), fault.exit_status)
+        case click.exceptions.NoArgsIsHelpError():
+            print(fault.format_message(), file=sys.stderr)
+            return fault.exit_code
+        case click.UsageError():
+            return _complain(fault.format_message(), 2)
+        case click.Abort() | KeyboardInterrupt():
+            return _complain("interrupted", 130)
+    traceback.print_exception(fault)
+    name = type(fault).__name__
+    return _complain(f"unexpected {name}: {fault}. This is a defect of deepcluster: please report it", 1)
 
 
 def _complain(message: str, status: int) -> int:

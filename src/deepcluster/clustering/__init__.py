@@ -3,7 +3,7 @@
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.balance import BalancedKMeans
 from deepcluster.clustering.groups import Ranks
-from deepcluster.clustering.hierarchical import Hierarchy, HierarchicalKMeans
+from deepcluster.clustering.hierarchical import HierarchicalKMeans, Hierarchy
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.pic import PowerIterationClustering
 from deepcluster.clustering.whitening import Whitening

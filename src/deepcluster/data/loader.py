@@ -121,12 +121,12 @@ class Loader:
         """
         if isinstance(batches, int):
             batches = [slice(start, start + batches) for start in range(0, len(order_N), batches)]
-        parts, n_views = batches, getattr(view, "n_views", 1)
+        parts, n_views = batches, getattr(view, "n_views", None)
 
         def make(number: int) -> Batch:
             part = order_N[parts[number]]
             where = seed, epoch, parts[number].start, len(part)
-            return self._batch(part, view, crop_draws(*where, n_views) if n_views > 1 else draws(*where))
+            return self._batch(part, view, draws(*where) if n_views is None else crop_draws(*where, n_views))
 
         return self._delivered(make, first_batch, len(parts))
 

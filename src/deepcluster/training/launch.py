@@ -1,7 +1,7 @@
 """`train`: from a folder of images to a finished run; everything is checked and said before it starts, nothing is lost."""
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.device import free_memory_bytes
 from deepcluster.distributed import barrier, is_restart, joined, my_part, on_main, world_size
-from deepcluster.errors import InputError, TrainingError
+from deepcluster.errors import InputError, LostProcess, TrainingError
 from deepcluster.inference import image_features, look, stage_width
 from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter, duration, size
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.follower import Follow, Follower, Nobody
-from deepcluster.training.loop import Loop
+from deepcluster.training.loop import Loop, even_batches
 from deepcluster.training.metrics import epoch_line, health
 from deepcluster.training.plan import Data, Plan, Planner, say_unreadable
 from deepcluster.training.run import RunFolder
@@ -57,7 +57,7 @@ def train(
     interruption = Interruption(on_request=end_waits)
     if is_restart():
         resume, overwrite = True, False
-    with interruption.listening(), joined(), closing(reporter if on_main() else Reporter(silent=True)) as reporter:
+    with interruption.listening(), _together(interruption), closing(_own(reporter)) as reporter:
         folder = RunFolder(out)
         folder.check_free(resume=resume, overwrite=overwrite)
         with Planner(folder, reporter, interruption).plan(data, explicit, resume=resume) as plan:
@@ -68,11 +68,22 @@ def train(
                 raise TrainingError(
                     f"could not write into {out}: {fault}. The last good state is kept: mend this, then use --resume"
                 ) from fault
-            except RuntimeError:
-                # A rank that was told to stop first leaves the others without it.
-                interruption.check()
-                raise
     return out
+
+
+@contextmanager
+def _together(interruption: Interruption) -> Iterator[None]:
+    """The processes of the run; one that is left alone since all were told to stop says that."""
+    try:
+        with joined():
+            yield
+    except LostProcess:
+        interruption.check()
+        raise
+
+
+def _own(reporter: Reporter) -> Reporter:
+    return reporter if on_main() else Reporter(silent=True)
 
 
 def _follower(plan: Plan, follow: Follow | None, reporter: Reporter) -> Follower:
@@ -96,6 +107,7 @@ def _run(
         if "final" in plan.state and method.epoch > settings.epochs:
             reporter.say(f"{folder.path} is finished; a larger --epochs would go on from here")
             return
+    even_batches(len(plan.loader.images) - len(plan.loader.unreadable), settings.batch_size)
     barrier()  # All have read what was there.
     if on_main():
         folder.create(overwrite=overwrite)
@@ -156,7 +168,8 @@ def _epoch(
     try:
         metrics = method.run_epoch()
     except ConnectionLost:
-        if method.labelled:
+        # Other processes are in the middle of a step, and can't save with this one.
+        if method.labelled and world_size() == 1:
             method.save_now()
         interruption.check()
         raise

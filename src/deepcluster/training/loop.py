@@ -92,6 +92,7 @@ class Loop(ABC, Generic[Looked, Points]):
             self.labelled = True
             self._pause()
         self.learn_labels()
+        self.share_unreadable()
         metrics = epoch_metrics(self)
         self.epoch, self.batch, self.labelled = self.epoch + 1, 0, False
         self.losses = LossMeter()
@@ -208,9 +209,10 @@ class Loop(ABC, Generic[Looked, Points]):
         network = network.to(device=self.machine.device, dtype=self.machine.dtype, memory_format=torch.channels_last)
         return synchronise_batch_norms(network, all_reduce) if world_size() > 1 else network
 
-    def seen(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
-        """Crops as the network sees them: on the device, their colours changed, normalised."""
-        return normalise(self.colours(self.machine.put(images_BCHW), draws_BR)).to(self.machine.dtype)
+    def seen(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64] | None) -> Tensor:
+        """Crops as the network sees them: on the device, their colours changed (None: as they are), normalised."""
+        images_BCHW = self.machine.put(images_BCHW)
+        return normalise(images_BCHW if draws_BR is None else self.colours(images_BCHW, draws_BR)).to(self.machine.dtype)
 
     @property
     @abstractmethod
@@ -344,6 +346,8 @@ def even_batches(count: int, batch_size: int) -> list[slice]:
         InputError: they are too small to give an image to each rank.
     """
     n_batches = max(1, min(-(-count // batch_size), count // 2))
+    if count < world_size():
+        raise InputError(f"{count} images are too few for {world_size()} processes: use {max(1, count // 2)} or fewer")
     if count // n_batches < world_size():
         raise InputError(
             f"a batch of {count // n_batches} images is too small for {world_size()} processes: use --batch-size "

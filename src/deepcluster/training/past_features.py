@@ -31,11 +31,13 @@ class PastFeatures:
         """Whether no row is there, and the images must be looked at."""
         return self.rows_MC is None
 
-    def put(self, indices_B: Tensor, rows_BC: Tensor) -> None:
-        """Take rows of images of this rank's part; an image may come once."""
+    def put(self, indices_B: Tensor, rows_BC: Tensor) -> Tensor:
+        """Take rows of images of this rank's part; an image may come once. Returns the rows, float32, as they are kept."""
         if self.rows_MC is None:
             self.rows_MC = torch.full((self.mine.stop - self.mine.start, rows_BC.shape[1]), torch.nan, dtype=torch.float16)
-        self.rows_MC[indices_B - self.mine.start] = rows_BC.to("cpu", torch.float16)
+        kept_BC = _halves(rows_BC.cpu())
+        self.rows_MC[indices_B - self.mine.start] = kept_BC
+        return kept_BC.float()
 
     def batches(self, batch_rows: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Rows_BC, float32, and indices_B of the images that have one; batch i of those from i * batch_rows on."""
@@ -47,9 +49,15 @@ class PastFeatures:
             yield rows_BC[there].float(), self.mine.start + start + there
 
     def learned(self, indices_B: Tensor, first_position: int, rows_BC: Tensor) -> None:
-        """Take rows of images that this rank has learned, the first of which is at a position of the epoch's order."""
+        """Take rows of images that this rank has learned, the first of which is at a position of the epoch's order.
+
+        An index of -1 is of no image.
+        """
         positions_B = torch.arange(first_position, first_position + len(indices_B))
-        self.recent.write(indices_B, positions_B, rows_BC[:, None])
+        there_B = indices_B >= 0
+        if not bool(there_B.all()):
+            indices_B, positions_B, rows_BC = indices_B[there_B], positions_B[there_B], rows_BC[there_B.to(rows_BC.device)]
+        self.recent.write(indices_B, positions_B, _halves(rows_BC)[:, None])
 
     def take_over(self) -> None:
         """At the end of an epoch: give the rows that were learned to the ranks that keep them."""
@@ -77,3 +85,9 @@ class PastFeatures:
             self.rows_MC = None
             self.put(rows["past"]["indices"], rows["past"]["rows"])
         self.recent.load_state_dict(dict(rows["recent"]), torch.device("cpu"))
+
+
+def _halves(rows_BC: Tensor) -> Tensor:
+    """Rows in half precision, values beyond its range at its end: infinite ones would leave the image out."""
+    most = torch.finfo(torch.float16).max
+    return rows_BC.float().clamp(-most, most).half()

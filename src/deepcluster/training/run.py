@@ -181,7 +181,7 @@ class RunFolder:
 
     def _forget_rows(self, rows: Mapping[str, Any]) -> None:
         kept = set(rows.get("files", ()))
-        for path in self.checkpoints.glob("rows-*.pt"):
+        for path in self.checkpoints.glob("rows-*"):  # a kill leaves halves, too
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 

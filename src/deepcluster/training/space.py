@@ -32,10 +32,11 @@ class Space(Protocol):
 
 @dataclass(frozen=True)
 class ProjectedSpace:
-    """The sphere of DeepCluster-v2, by its projection in eval mode."""
+    """The sphere of DeepCluster-v2, by its projection in eval mode; whitened where a run asks for it."""
 
     projection: Projection
     machine: Machine
+    whitening: Whitening | None = None
 
     @property
     def n_components(self) -> int:
@@ -46,7 +47,8 @@ class ProjectedSpace:
     def transform(self, rows: Tensor) -> Tensor:
         """Points (B, P) of unit length, float32, of features (B, D), on their device."""
         with self.machine.autocast():
-            return self.projection(rows.to(self.machine.device, self.machine.dtype)).float().to(rows.device)  # type: ignore[no-any-return]
+            points_BP = self.projection(rows.to(self.machine.device, self.machine.dtype)).float().to(rows.device)
+        return points_BP if self.whitening is None else self.whitening.transform(points_BP)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -55,7 +57,10 @@ class ProjectedSpace:
 
 def space_state(space: Space) -> dict[str, Any]:
     """The space as a checkpoint names it."""
-    return {"whitening" if isinstance(space, Whitening) else "projection": space.state_dict()}
+    if isinstance(space, ProjectedSpace):
+        whitened = {} if space.whitening is None else {"whitening": space.whitening.state_dict()}
+        return {"projection": space.state_dict(), **whitened}
+    return {"whitening": space.state_dict()}
 
 
 def space_of(state: Mapping[str, Any], settings: Settings, *, dim: int, machine: Machine) -> Space:
@@ -66,8 +71,9 @@ def space_of(state: Mapping[str, Any], settings: Settings, *, dim: int, machine:
         dim: D.
         machine: where a projection runs.
     """
-    if "whitening" in state:
-        return Whitening.from_state_dict(state["whitening"])
+    whitening = Whitening.from_state_dict(state["whitening"]) if "whitening" in state else None
+    if "projection" not in state and whitening is not None:
+        return whitening
     projection = Projection(dim, *settings.projection, seed=0)
     projection.load_state_dict(state["projection"])
-    return ProjectedSpace(projection.to(machine.device, machine.dtype).eval(), machine)
+    return ProjectedSpace(projection.to(machine.device, machine.dtype).eval(), machine, whitening)

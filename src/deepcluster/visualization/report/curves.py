@@ -5,6 +5,7 @@ Colours of background and text are the page's. K clusters.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from typing import Any
 
@@ -38,9 +39,13 @@ class Curve:
     figure: str
 
 
-def curves_of(metrics: Sequence[Metrics], sizes_K: NDArray[np.int64] | None) -> list[Curve]:
-    """The figures that the values at hand allow; a value that is missing or null leaves a gap."""
-    makers = (_loss, _nmi, _probes, _largest, _nonempty, _seconds)
+def curves_of(metrics: Sequence[Metrics], sizes_K: NDArray[np.int64] | None, heads: Sequence[int] = ()) -> list[Curve]:
+    """The figures that the values at hand allow; a value that is missing or null leaves a gap.
+
+    Args:
+        heads: clusters of each grouping, where several are learned side by side.
+    """
+    makers = (partial(_loss, heads=heads), _nmi, _probes, _largest, _nonempty, _seconds)
     found = [maker(metrics) for maker in makers] if metrics else []
     if sizes_K is not None and len(sizes_K):
         found.insert(max(0, len(found) - 1), _sizes(sizes_K))
@@ -97,18 +102,28 @@ def _course(what: str, x: Sequence[float], y: Sequence[float], form: str) -> str
     return f"{what}: {y[0]:{form}} in epoch {x[0]}, {y[-1]:{form}} in epoch {x[-1]}."
 
 
-def _loss(metrics: Sequence[Metrics]) -> Curve | None:
+def guess_of(clusters: int, heads: Sequence[int] = ()) -> tuple[float, str]:
+    """What naming one of K clusters blindly costs, in nats, and its formula; of several groupings the mean."""
+    if len(set(heads)) > 1:
+        return sum(log(max(2, count)) for count in heads) / len(heads), "mean of ln K"
+    return log(max(2, clusters)), f"ln {clusters:,}"
+
+
+def _loss(metrics: Sequence[Metrics], heads: Sequence[int] = ()) -> Curve | None:
     x, y = _values(metrics, "loss")
     if not x:
         return None
     traces = [_line(x, y, "loss")]
     counts = [line[name] for line in metrics[-1:] for name in ("clusters_nonempty", "clusters") if line.get(name)]
     if counts:
-        traces.append(_steady(x[0], x[-1], log(max(2, counts[0])), f"ln {counts[0]:,} (guessing)"))
+        value, formula = guess_of(counts[0], heads)
+        traces.append(_steady(x[0], x[-1], value, f"{formula} (guessing)"))
     words = (
         "How hard the pseudo-labels are to learn. They change with each grouping, and the loss jumps there: it is not a "
         "measure of quality. A loss that stays at ln K, the price of guessing, would mean that nothing is learned."
     )
+    if len(heads) > 1:
+        words = f"The mean over {len(heads)} groupings, and over all crops. {words}"
     return Curve("run-loss", "Loss", words, _course("Loss", x, y, ".3f"), _figure(traces, "cross-entropy"))
 
 

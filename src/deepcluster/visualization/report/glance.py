@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import log
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from deepcluster.data.wording import count_of
 from deepcluster.progress import duration
-from deepcluster.visualization.report.curves import clusterings, curves_of
+from deepcluster.visualization.report.curves import clusterings, curves_of, guess_of
 from deepcluster.visualization.report.gallery.rows import shown
 from deepcluster.visualization.report.page import Section, render
 
@@ -58,6 +57,18 @@ class RunFacts:
         """A setting; None where it is not known."""
         return (self.config.get("settings") or {}).get(name)
 
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Clusters of each grouping that is learned, as the settings have them; empty where they are not known."""
+        clusters = self.setting("clusters")
+        many = clusters if isinstance(clusters, list | tuple) else [clusters]
+        return tuple(count for count in many if isinstance(count, int))
+
+    @property
+    def is_second(self) -> bool:
+        """Whether the run is one of DeepCluster-v2."""
+        return bool(self.setting("method") == "deepcluster-v2")
+
     def last(self, name: str) -> Any:
         """The last value of a metric that is known; None where there is none."""
         return next((line[name] for line in reversed(self.metrics) if line.get(name) is not None), None)
@@ -74,7 +85,7 @@ class Tile:
 
 def glance_section(about: RunFacts) -> Section:
     """The first section of the page."""
-    curves = curves_of(about.metrics, about.sizes_K)
+    curves = curves_of(about.metrics, about.sizes_K, about.heads)
     html = render(
         "glance.html.jinja",
         about=about,
@@ -141,13 +152,17 @@ def _images(about: RunFacts) -> Tile | None:
 
 
 def _clusters(about: RunFacts) -> Tile | None:
-    count = len(about.sizes_K) or about.last("clusters") or about.setting("clusters")
+    count = len(about.sizes_K) or about.last("clusters") or next(iter(about.heads), None)
     if not isinstance(count, int):
         return None
     words = "Groups of images whose features are alike. More of them than kinds of things is usual."
     if len(about.sizes_K):
         n_empty = int((about.sizes_K == 0).sum())
         words += f" {n_empty:,} are empty." if n_empty else f" The middle one holds {np.median(about.sizes_K):,.0f} images."
+    if len(about.heads) > 1:
+        words += f" It learned {len(about.heads)} groupings side by side ({_plainly(about.heads)} clusters)."
+    if about.setting("super_clusters"):
+        words += f" They lie in {about.setting('super_clusters'):,} super-clusters."
     return Tile(f"{count:,}", "clusters", words)
 
 
@@ -159,7 +174,8 @@ def _epochs(about: RunFacts) -> Tile | None:
     value = f"{done:,}" if about.finished or not planned else f"{done:,} of {planned:,}"
     words = "Rounds of learning the pseudo-labels."
     if isinstance(every, int):
-        words += f" The images are grouped anew {'in each' if every == 1 else f'every {every:,} epochs'}."
+        last = f", up to epoch {about.setting('stop_reassigning'):,}" if about.setting("stop_reassigning") else ""
+        words += f" The images are grouped anew {'in each' if every == 1 else f'every {every:,} epochs'}{last}."
     return Tile(value, "epoch" if value == "1" else "epochs", words)
 
 
@@ -168,6 +184,9 @@ def _network(about: RunFacts) -> Tile | None:
     if not arch:
         return None
     words = f"It sees images of {side} pixels." if side else ""
+    projection = about.setting("projection")
+    if about.is_second and projection:
+        return Tile(shown(str(arch)), "network", f"{words} What is grouped is its projection, of {projection[-1]} numbers.")
     return Tile(shown(str(arch)), "network", f"{words} Its stage “{stage}” is what is grouped." if stage else words)
 
 
@@ -187,7 +206,9 @@ def _loss(about: RunFacts) -> Tile | None:
     if loss is None:
         return None
     words = "Not a measure of quality: the labels change with each grouping."
-    return Tile(f"{loss:.2f}", "loss", words + (f" Guessing would cost ln K = {log(max(2, count)):.2f}." if count else ""))
+    value, formula = guess_of(count or 2, about.heads)
+    formula = "ln K" if formula.startswith("ln") else formula
+    return Tile(f"{loss:.2f}", "loss", words + (f" Guessing would cost {formula} = {value:.2f}." if count else ""))
 
 
 def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -222,7 +243,11 @@ def _settings(config: Mapping[str, Any]) -> list[dict[str, str]]:
     """Every setting, with the reason where the recipe chose it."""
     changed = config.get("changed_by_recipe") or {}
     return [
-        {"name": name, "value": _plainly(value), "reason": shown(str((changed.get(name) or {}).get("reason", "")))}
+        {
+            "name": name,
+            "value": _plainly(value, range_of=name.endswith("_scale")),
+            "reason": shown(str((changed.get(name) or {}).get("reason", ""))),
+        }
         for name, value in (config.get("settings") or {}).items()
     ]
 
@@ -244,11 +269,11 @@ def _facts(about: RunFacts) -> list[tuple[str, str]]:
     return [(name, shown(text)) for name, text in pairs if text]
 
 
-def _plainly(value: Any) -> str:
+def _plainly(value: Any, *, range_of: bool = False) -> str:
     if value is None:
         return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return " – ".join(_plainly(one) for one in value)
+        return (" – " if range_of else ", ").join(_plainly(one) for one in value)
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else shown(str(value))

@@ -63,6 +63,34 @@ def spectrum(before_P: Floats, whitened_P: Floats, points_P: Floats) -> str:
     return _json(figure, height=320, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
 
 
+def directions(shares_P: Floats) -> str:
+    """Share of the points' variance along each direction, the largest first, on two logarithmic axes."""
+    import plotly.graph_objects as go
+
+    numbers = list(range(1, len(shares_P) + 1))
+    figure = go.Figure()
+    figure.add_scatter(
+        x=numbers,
+        y=[_short(value) if value > 0 else None for value in shares_P.tolist()],
+        name="points of these images",
+        mode="lines+markers" if len(numbers) < 40 else "lines",
+        hovertemplate="direction %{x}: %{y:.2%}",
+    )
+    even = 1 / len(shares_P)
+    figure.add_scatter(
+        x=[1, len(shares_P)],
+        y=[even, even],
+        name="if all directions were used alike",
+        mode="lines",
+        line={"dash": "dot", "width": 1.5},
+        opacity=0.7,
+        hovertemplate="%{y:.2%}",
+    )
+    figure.update_xaxes(type="log", title="direction, the largest first", dtick=1)
+    figure.update_yaxes(type="log", title="share of the variance", tickformat="~%", dtick=1)
+    return _json(figure, height=300, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+
+
 def signed_bars(point_P: Floats) -> str:
     """The components of a point, one bar each."""
     import plotly.graph_objects as go

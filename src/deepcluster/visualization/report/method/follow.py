@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.data.cache import DecodedImages
+from deepcluster.data.views import rotate_quarters
 from deepcluster.errors import InputError, UnreadableImage
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.method.pipeline import Floats, Integers, Pipeline, RandomViews
+from deepcluster.visualization.report.method.head_pipeline import HeadPipeline, RandomViews
+from deepcluster.visualization.report.method.pipeline import Floats, Integers, Pipeline
 
 # Clusters of middling size, from each of which this many images near its centre may be chosen.
 CANDIDATE_CLUSTERS, CANDIDATES_A_CLUSTER = 16, 2
@@ -32,7 +34,8 @@ class Followed:
 
     Attributes:
         index: of the image in its collection; `image_HWC` and `view_CHW` are uint8.
-        features_D, whitened_P, point_P: before PCA; after whitening; after scaling to unit length.
+        features_D: of the network.
+        unscaled_P, point_P: components before and after scaling to unit length.
         distances_K: Euclidean, of the point to every centroid.
     """
 
@@ -40,7 +43,7 @@ class Followed:
     image_HWC: Tensor
     view_CHW: Tensor
     features_D: Tensor
-    whitened_P: Tensor
+    unscaled_P: Tensor
     point_P: Tensor
     distances_K: Floats
 
@@ -125,11 +128,18 @@ def _follow(index: int, pipeline: Pipeline, images: DecodedImages, tick: Tick) -
     tick(1)
     if image_HWC is None:
         return None
-    view_CHW = pipeline.cluster_view([image_HWC])[0]
+    view_CHW = clustered_view(pipeline, image_HWC, index)
     features_1D = pipeline.features(view_CHW[None])
     point_1P = pipeline.points(features_1D)
-    whitened_P, distances_K = pipeline.whitened(features_1D)[0], pipeline.distances(point_1P)[0]
-    return Followed(index, image_HWC, view_CHW, features_1D[0], whitened_P, point_1P[0], distances_K)
+    unscaled_P, distances_K = pipeline.unscaled(features_1D)[0], pipeline.distances(point_1P)[0]
+    return Followed(index, image_HWC, view_CHW, features_1D[0], unscaled_P, point_1P[0], distances_K)
+
+
+def clustered_view(pipeline: Pipeline, image_HWC: Tensor, index: int) -> Tensor:
+    """The view (3, S, S), uint8, of an image that is clustered, turned where the run turns it."""
+    view_1CHW = pipeline.cluster_view([image_HWC])
+    quarters_N = pipeline.clustered_quarters_N
+    return (view_1CHW if quarters_N is None else rotate_quarters(view_1CHW, quarters_N[[index]]))[0]
 
 
 def read_image(images: DecodedImages, index: int) -> Tensor | None:
@@ -158,17 +168,18 @@ def nearest_of(collection: Collection, cluster: int, count: int, *, but: int = -
     return nearest
 
 
-def measure_spectrum(collection: Collection, pipeline: Pipeline, images: DecodedImages, tick: Tick) -> Spectrum:
+def measure_spectrum(collection: Collection, pipeline: HeadPipeline, images: DecodedImages, tick: Tick) -> Spectrum:
     """The variance of the components over some images, as the trunk sees these now."""
-    features_SD = pipeline.features_MD
-    if features_SD is None or len(features_SD) < 2:
-        features_SD = _look_at_some(collection, pipeline, images, tick)
-    whitened_SP, points_SP = pipeline.whitened(features_SD), pipeline.points(features_SD)
+    features_SD = features_of_some(collection, pipeline, images, tick)
+    whitened_SP, points_SP = pipeline.unscaled(features_SD), pipeline.points(features_SD)
     before_P = pipeline.whitening.variance_P.cpu().double().numpy()
     return Spectrum(before_P, _variance(whitened_SP), _variance(points_SP), len(features_SD))
 
 
-def _look_at_some(collection: Collection, pipeline: Pipeline, images: DecodedImages, tick: Tick) -> Tensor:
+def features_of_some(collection: Collection, pipeline: Pipeline, images: DecodedImages, tick: Tick) -> Tensor:
+    """Features (S, D) of the collection's sample, or where they are not at hand of at most `MEASURED` of its images."""
+    if pipeline.features_MD is not None and len(pipeline.features_MD) >= 2:
+        return pipeline.features_MD
     pool = collection.sample_M if len(collection.sample_M) else np.flatnonzero(collection.cluster_N >= 0)
     chosen = pool[np.unique(np.linspace(0, len(pool) - 1, min(MEASURED, len(pool))).round().astype(int))]
     views = []
@@ -176,7 +187,7 @@ def _look_at_some(collection: Collection, pipeline: Pipeline, images: DecodedIma
         image_HWC = read_image(images, index)
         tick(1)
         if image_HWC is not None:
-            views.append(pipeline.cluster_view([image_HWC]))
+            views.append(clustered_view(pipeline, image_HWC, index)[None])
     return pipeline.features(torch.cat(views), lambda _: tick(0))
 
 
@@ -186,15 +197,17 @@ def _variance(rows_SP: Tensor) -> Floats:
     return variance_P
 
 
-def last_lesson(pipeline: Pipeline, followed: Followed) -> Lesson | None:
+def last_lesson(pipeline: HeadPipeline, followed: Followed) -> Lesson | None:
     """What the last trained epoch showed of the image, and what the head says of it now; None where there is no head."""
     if pipeline.head is None or pipeline.head_labels_N is None:
         return None
     seen = pipeline.drawn_positions(followed.index)[:VIEWS]
     others = np.setdiff1d(np.arange(2 * VIEWS), seen)[: VIEWS - len(seen)]
     positions = np.concatenate([seen, others])
-    views = pipeline.random_views(followed.image_HWC, positions)
-    centre_1K = pipeline.probabilities(followed.view_CHW[None])
+    quarters = pipeline.quarters_of(followed.index)
+    views = pipeline.random_views(followed.image_HWC, positions, quarters)
+    centre_1CHW = rotate_quarters(pipeline.cluster_view([followed.image_HWC]), torch.tensor([quarters]))
+    centre_1K = pipeline.probabilities(centre_1CHW)
     probabilities_VK = np.concatenate([centre_1K, pipeline.probabilities(views.coloured_VCHW)])
     label = int(pipeline.head_labels_N[followed.index])
     return Lesson(label, positions, len(seen), views, probabilities_VK)

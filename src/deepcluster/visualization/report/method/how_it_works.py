@@ -5,14 +5,16 @@ N images.
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from deepcluster.data.cache import DecodedImages
 from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.rows import shown
+from deepcluster.visualization.report.method import crop_steps, steps
 from deepcluster.visualization.report.method import figures as charts
-from deepcluster.visualization.report.method import steps
+from deepcluster.visualization.report.method.crop_pipeline import CropPipeline
 from deepcluster.visualization.report.method.follow import (
     Companionship,
     Followed,
@@ -20,11 +22,13 @@ from deepcluster.visualization.report.method.follow import (
     Spectrum,
     choose_image,
     companions,
+    features_of_some,
     follow_image,
     last_lesson,
     measure_spectrum,
 )
-from deepcluster.visualization.report.method.pipeline import Pipeline
+from deepcluster.visualization.report.method.head_pipeline import HeadPipeline
+from deepcluster.visualization.report.method.pipeline import Floats, Pipeline
 from deepcluster.visualization.report.page import Section, render
 
 NAME, TITLE = "method", "How it works"
@@ -43,6 +47,7 @@ FILES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("clustering/repair.py", "fills empty clusters"),
         ("clustering/balance.py", "clusters of nearly equal size, where a run asks for them"),
         ("clustering/pic.py", "power iteration clustering, the paper's other way"),
+        ("clustering/hierarchical.py", "clusters within super-clusters, where a run asks for them"),
     ),
     "label": (
         ("clustering/assignment.py", "the labels, their numbers from epoch to epoch, and the draw"),
@@ -52,6 +57,30 @@ FILES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("data/views.py", "random crops, flips and colours"),
         ("data/loader.py", "makes them ahead of the training"),
         ("training/optim.py", "one step of cross-entropy and SGD"),
+    ),
+}
+CROP_FILES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "loop": (("training/deepcluster_v2.py", "what this method does at each step"), ("training/loop.py", "the loop of both")),
+    "look": (
+        ("training/memory_bank.py", "remembers the points of the epoch before"),
+        ("data/views.py", "cuts the view"),
+        ("models/trunk.py", "makes the network"),
+    ),
+    "whiten": (("models/projection.py", "the projection"), ("training/space.py", "the sphere, for assign and this page")),
+    "group": (
+        ("clustering/kmeans.py", "k-means, on a sphere too"),
+        ("clustering/repair.py", "fills empty clusters"),
+    ),
+    "label": (
+        ("clustering/assignment.py", "the labels, and their numbers from epoch to epoch"),
+        ("training/pseudo_labels.py", "hands them out"),
+    ),
+    "learn": (
+        ("data/multi_crop.py", "random crops of several sizes"),
+        ("data/views.py", "flips, colours and blur"),
+        ("data/loader.py", "makes them ahead of the training"),
+        ("models/projection.py", "the loss"),
+        ("training/lars.py", "LARS, for very large batches"),
     ),
 }
 
@@ -89,15 +118,19 @@ def method_section(
                 return without_image("No image could be read, so that none can be followed through the steps.")
         else:
             followed = follow_image(collection, pipeline, images, index, tick)
-        spectrum = measure_spectrum(collection, pipeline, images, tick)
-        lesson = last_lesson(pipeline, followed)
         story = companions(collection, pipeline, followed.index, tick)
-    return _told(collection, pipeline, followed, spectrum, lesson, story)
+        if isinstance(pipeline, CropPipeline):
+            features_SD = features_of_some(collection, pipeline, images, tick)
+            return _told_of_crops(collection, pipeline, followed, pipeline.points(features_SD).double().numpy(), story)
+        if not isinstance(pipeline, HeadPipeline):
+            raise TypeError(f"{type(pipeline).__name__} has no section")
+        spectrum = measure_spectrum(collection, pipeline, images, tick)
+    return _told(collection, pipeline, followed, spectrum, last_lesson(pipeline, followed), story)
 
 
 def _told(
     collection: Collection,
-    pipeline: Pipeline,
+    pipeline: HeadPipeline,
     followed: Followed,
     spectrum: Spectrum,
     lesson: Lesson | None,
@@ -111,25 +144,70 @@ def _told(
         "method-point": charts.signed_bars(followed.point_P.double().numpy()),
     }
     parts = {
-        "look": steps.look(pipeline, followed),
         "whiten": steps.whiten(pipeline, followed, spectrum.n_measured),
+        "learn": steps.learn(pipeline, followed, lesson, figures),
+        **_shared(collection, pipeline, followed, own, story, figures),
+    }
+    return _section("method.html.jinja", collection, pipeline, followed, figures, files=FILES, **parts)
+
+
+def _told_of_crops(
+    collection: Collection,
+    pipeline: CropPipeline,
+    followed: Followed,
+    points_SP: Floats,
+    story: list[Companionship],
+) -> Section:
+    """The section of a run of DeepCluster-v2."""
+    own = int(collection.cluster_N[followed.index])
+    lesson = pipeline.lesson(followed.image_HWC, followed.index)
+    figures = {"method-features": charts.strip(followed.features_D.double().numpy())}
+    parts = {
+        "remember": crop_steps.remember(pipeline, int((collection.cluster_N >= 0).sum())),
+        "project": crop_steps.project(pipeline, followed, points_SP, figures),
+        "groupings": crop_steps.groupings(lesson),
+        "learn": crop_steps.learn(followed, lesson, figures),
+        **_shared(collection, pipeline, followed, own, story, figures),
+    }
+    return _section("method_crops.html.jinja", collection, pipeline, followed, figures, files=CROP_FILES, **parts)
+
+
+def _shared(
+    collection: Collection,
+    pipeline: Pipeline,
+    followed: Followed,
+    own: int,
+    story: list[Companionship],
+    figures: dict[str, str],
+) -> dict[str, Any]:
+    """What both versions tell alike."""
+    return {
+        "own": own,
+        "look": steps.look(pipeline, followed),
         "group": steps.group(collection, pipeline, followed, own, figures),
         "label": steps.label(collection, pipeline, followed, own),
-        "learn": steps.learn(pipeline, followed, lesson, figures),
         "again": steps.again(collection, story, own, figures),
     }
+
+
+def _section(
+    template: str,
+    collection: Collection,
+    pipeline: Pipeline,
+    followed: Followed,
+    figures: dict[str, str],
+    **values: Any,
+) -> Section:
     html = render(
-        "method.html.jinja",
+        template,
         run=pipeline,
         arch=pipeline.trunk.arch,
         name=shown(collection.names[followed.index]),
         n_images=int((collection.cluster_N >= 0).sum()),
         n_clusters=collection.n_clusters,
-        own=own,
-        files=FILES,
         table=shown(collection.table),
         heights={name: json.loads(figure)["layout"]["height"] for name, figure in figures.items()},
-        **parts,
+        **values,
     )
     return Section(NAME, TITLE, html, figures=figures)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.models.heads import HierarchicalHead
 from deepcluster.models.trunk import FEATURES
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.rows import shown
@@ -18,6 +19,7 @@ from deepcluster.visualization.report.gallery.thumbnails import thumbnail
 from deepcluster.visualization.report.method import figures as charts
 from deepcluster.visualization.report.method.data_uri import Picture, picture, ranged_grey, signed_grey, view_pixels
 from deepcluster.visualization.report.method.follow import Companionship, Followed, Lesson, nearest_of, neighbourhood
+from deepcluster.visualization.report.method.head_pipeline import HeadPipeline
 from deepcluster.visualization.report.method.pipeline import Pipeline, view_frame
 
 RIVALS, SHOWN_OF_A_CLUSTER, SAME_LABEL, SCATTERED, LIKELIEST, LIVELIEST = 8, 3, 6, 4, 5, 8
@@ -56,6 +58,7 @@ def look(pipeline: Pipeline, followed: Followed) -> dict[str, Any]:
         ],
         "stages": [_stage(name, map_CHW) for name, map_CHW in stages.items()],
         "what": _what_features_are(pipeline),
+        "quarters": 0 if pipeline.clustered_quarters_N is None else int(pipeline.clustered_quarters_N[followed.index]),
         "dim": len(features_D),
         "low": float(features_D.min()),
         "high": float(features_D.max()),
@@ -94,7 +97,7 @@ def liveliest(map_CHW: Tensor, count: int = LIVELIEST) -> list[int]:
     return [*chosen, *(channel for channel in order if channel not in chosen)][:count]
 
 
-def whiten(pipeline: Pipeline, followed: Followed, n_measured: int) -> dict[str, Any]:
+def whiten(pipeline: HeadPipeline, followed: Followed, n_measured: int) -> dict[str, Any]:
     """Step 2: what PCA keeps, and the image's point."""
     variance_P = pipeline.whitening.variance_P.cpu().double().numpy()
     positive = variance_P[variance_P > 0]
@@ -102,7 +105,7 @@ def whiten(pipeline: Pipeline, followed: Followed, n_measured: int) -> dict[str,
         "explained": pipeline.whitening.explained,
         "ratio": float(positive.max() / positive.min()) if len(positive) else 1.0,
         "n_measured": n_measured,
-        "length": float(followed.whitened_P.double().norm()),
+        "length": float(followed.unscaled_P.double().norm()),
         "largest": int(followed.point_P.abs().argmax()) + 1,
         "largest_value": float(followed.point_P[followed.point_P.abs().argmax()]),
     }
@@ -136,7 +139,7 @@ def group(
             }
             for cluster, distance in zip(rivals, distances, strict=True)
         ],
-        "spoken": _spoken(names, distances),
+        "spoken": spoken(names, distances),
         "nearest": followed.nearest,
         "distance": float(followed.distances_K[own]),
         "second": float(np.delete(followed.distances_K, own).min()) if len(order) > 1 else None,
@@ -145,7 +148,7 @@ def group(
     }
 
 
-def _spoken(names: Sequence[str], values: Sequence[float]) -> str:
+def spoken(names: Sequence[str], values: Sequence[float]) -> str:
     """Bars in words."""
     return ", ".join(f"{name} {value:.3f}" for name, value in zip(names, values, strict=True)) + "."
 
@@ -184,7 +187,9 @@ def label(collection: Collection, pipeline: Pipeline, followed: Followed, own: i
     }
 
 
-def learn(pipeline: Pipeline, followed: Followed, lesson: Lesson | None, figures: dict[str, str]) -> dict[str, Any] | None:
+def learn(
+    pipeline: HeadPipeline, followed: Followed, lesson: Lesson | None, figures: dict[str, str]
+) -> dict[str, Any] | None:
     """Step 5: the random views, what the head says of them, and what that costs."""
     if lesson is None:
         return None
@@ -201,7 +206,7 @@ def learn(pipeline: Pipeline, followed: Followed, lesson: Lesson | None, figures
         axis="probability",
         parts=("its label", "other clusters"),
     )
-    verdicts = [_verdict(row_K, lesson.label) for row_K in lesson.probabilities_VK]
+    verdicts = [verdict(row_K, lesson.label) for row_K in lesson.probabilities_VK]
     boxes = lesson.views.boxes_V4.tolist()
     area = followed.image_HWC.shape[0] * followed.image_HWC.shape[1]
     views = [
@@ -225,15 +230,17 @@ def learn(pipeline: Pipeline, followed: Followed, lesson: Lesson | None, figures
         "views": views,
         "centre": verdicts[0],
         "likeliest": likeliest,
-        "spoken": _spoken(names, values),
+        "spoken": spoken(names, values),
         "n_clusters": n_clusters,
-        "guess": log(n_clusters),
+        "guess": pipeline.guess(lesson.label),
+        "n_supers": len(pipeline.head.sizes) if isinstance(pipeline.head, HierarchicalHead) else 0,
+        "quarters": pipeline.quarters_of(followed.index),
         "mean_loss": float(np.mean(losses)) if losses else None,
         "n_right": sum(verdict["right"] for verdict in verdicts[1:]),
     }
 
 
-def _verdict(probabilities_K: NDArray[np.float64], label: int) -> dict[str, Any]:
+def verdict(probabilities_K: NDArray[np.float64], label: int) -> dict[str, Any]:
     """What the head says of one view, and the cross-entropy against the label (None where there is none)."""
     best = int(probabilities_K.argmax())
     of_label = float(probabilities_K[label]) if 0 <= label < len(probabilities_K) else None

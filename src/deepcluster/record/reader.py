@@ -17,20 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import Settings
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import even_sample
-from deepcluster.data.views import Colours, TrainingView
 from deepcluster.device import Machine
 from deepcluster.errors import InputError
 from deepcluster.inference import look
 from deepcluster.interruption import Interruption
-from deepcluster.models.heads import ClusterHead
 from deepcluster.progress import Reporter
-from deepcluster.training.plan import trunk_of
+from deepcluster.record.pipelines import pipeline_of
 from deepcluster.training.run import RunFolder, load_checkpoint
 from deepcluster.visualization.report.collection import Collection, Past
 from deepcluster.visualization.report.method.pipeline import Pipeline
@@ -92,7 +89,10 @@ class RunReader:
         collection = self._collection(config, metrics, names, clusters, tables, images)
         pipeline = None
         if images is not None and clusters.centroids_KP is not None:
-            pipeline = self._pipeline(settings, state, clusters)
+            machine = Machine.choose(self.device, settings.precision)
+            pipeline = pipeline_of(
+                settings, state, machine, clusters_epoch=clusters.epoch, trained_epoch=_trained_epoch(state)
+            )
             collection, pipeline = self._with_points(collection, pipeline)
         finished = clusters.epoch > settings.epochs
         return Record(config, metrics, collection, pipeline, finished)
@@ -143,41 +143,6 @@ class RunReader:
             table=f"assignments/{tables.get(clusters.epoch, tables[max(tables)]).name}",
         )
 
-    def _pipeline(self, settings: Settings, state: dict[str, Any], clusters: "_Clusters") -> Pipeline:
-        machine = Machine.choose(self.device, settings.precision)
-        trunk = trunk_of(settings)
-        trunk.load_state_dict(state["trunk"])
-        trunk.to(device=machine.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        head = None
-        if "head" in state:
-            head = ClusterHead(trunk.dim, len(state["head"]["linear.bias"]), seed=0)
-            head.load_state_dict(state["head"])
-            head.to(machine.device).eval()
-        if clusters.whitening is None or clusters.centroids_KP is None:
-            raise RuntimeError("clusters of a checkpoint have a whitening and centroids")
-        return Pipeline(
-            trunk=trunk,
-            machine=machine,
-            image_size=settings.image_size,
-            training_view=TrainingView(settings.image_size, scale=settings.crop_scale, flip=settings.flip),
-            colours=Colours(settings.jitter, settings.grey),
-            cluster_stage=settings.cluster_stage,
-            whitening=clusters.whitening,
-            centroids_KP=clusters.centroids_KP,
-            clusters_epoch=clusters.epoch,
-            trained_epoch=_trained_epoch(state),
-            head=head,
-            head_labels_N=state["assignment"]["labels_N"] if "assignment" in state else None,
-            seed=settings.seed,
-            reduce_to=settings.reduce_to,
-            clusterer="balanced" if settings.balance else settings.clustering,
-            sampling=settings.sampling,
-            kmeans_iterations=settings.kmeans_iterations,
-            reassign_every=settings.reassign_every,
-            lr=settings.lr,
-            batch_size=settings.batch_size,
-        )
-
     def _with_points(self, collection: Collection, pipeline: Pipeline) -> tuple[Collection, Pipeline]:
         """With features and points of the sample, made by the trunk as it is now."""
         seen = np.flatnonzero(collection.cluster_N >= 0)
@@ -197,6 +162,7 @@ class RunReader:
                 stage=pipeline.cluster_stage,
                 image_size=pipeline.image_size,
                 indices=chosen,
+                quarters_N=pipeline.clustered_quarters_N,
                 on_batch=progress,
             ):
                 parts.append((indices_B, rows_BD.to(machine.feature_dtype).cpu()))
@@ -204,23 +170,21 @@ class RunReader:
         if not parts:
             return collection, pipeline
         indices_M, features_MD = (torch.cat(part) for part in zip(*parts, strict=True))
-        points_MP = pipeline.whitening.transform(features_MD.float())
         return (
-            replace(collection, sample_M=indices_M.numpy(), points_MP=points_MP.numpy()),
+            replace(collection, sample_M=indices_M.numpy(), points_MP=pipeline.points(features_MD).numpy()),
             replace(pipeline, features_MD=features_MD),
         )
 
 
 @dataclass(frozen=True)
 class _Clusters:
-    """The clusters that are shown, and what they were made with where a checkpoint has it."""
+    """The clusters that are shown; centroids are known where a checkpoint has them."""
 
     epoch: int
     cluster_N: NDArray[np.int64]
     distance_N: NDArray[np.float32]
     n_clusters: int
     centroids_KP: Tensor | None = None
-    whitening: Whitening | None = None
 
 
 def _current(state: dict[str, Any], tables: dict[int, Path], settings: Settings) -> _Clusters:
@@ -237,12 +201,11 @@ def _current(state: dict[str, Any], tables: dict[int, Path], settings: Settings)
         distance_N=assignment.distances_N.float().numpy(),
         n_clusters=assignment.n_clusters,
         centroids_KP=assignment.centroids_KP,
-        whitening=Whitening.from_state_dict(groups["whitening"]),
     )
 
 
 def _trained_epoch(state: dict[str, Any]) -> int:
-    """The epoch whose labels the head has learned last; a state between two epochs counts the next one."""
+    """The epoch whose labels were learned last; a state between two epochs counts the next one."""
     return int(state["epoch"]) - (not state["labelled"])
 
 

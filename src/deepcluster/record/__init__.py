@@ -1,0 +1,1 @@
+"""What a run folder knows, as its report takes it."""

@@ -1,0 +1,206 @@
+"""One step of learning: rates over the run, clipping, which optimizer, and the step of 2018 against its formula."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepcluster.config import Settings
+from deepcluster.device import Machine
+from deepcluster.errors import TrainingError
+from deepcluster.models.heads import ClusterHead
+from deepcluster.models.trunk import make_trunk
+from deepcluster.training.lars import LARS, parameter_groups
+from deepcluster.training.optim import (
+    Learner,
+    LossMeter,
+    TrunkRows,
+    descend,
+    head_optimizer,
+    learning_factor,
+    make_optimizer,
+    trunk_optimizer,
+)
+
+CPU = Machine.choose("cpu", "fp64")
+
+
+# The rate over the run
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_rate_rises_then_falls_as_the_formula_says(schedule: str, warmup: float) -> None:
+    """Of 8 epochs: r/w until the warm-up's end, then 1, or half of 1 + cos(pi (e - w) / (8 - w)), at epoch e."""
+    settings = Settings(epochs=8, warmup_epochs=warmup, lr_schedule=schedule)
+    for epoch in np.arange(0, 8, 0.25):
+        after = 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (8 - warmup))) if schedule == "cosine" else 1.0
+        expected = epoch / warmup if epoch < warmup else after
+        assert learning_factor(settings, epoch / 8) == pytest.approx(expected, abs=1e-12)
+
+
+def test_some_rates_by_hand() -> None:
+    settings = Settings(epochs=10, warmup_epochs=2.0, lr_schedule="cosine")
+    found = [learning_factor(settings, epoch / 10) for epoch in (0, 1, 2, 6, 10)]
+    np.testing.assert_allclose(found, [0, 0.5, 1, 0.5, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [4.0, 9.0])
+def test_a_warm_up_of_the_whole_run_never_falls(warmup: float) -> None:
+    settings = Settings(epochs=4, warmup_epochs=warmup, lr_schedule="cosine")
+    found = [learning_factor(settings, epoch / 4) for epoch in (0, 1, 2, 3)]
+    np.testing.assert_allclose(found, np.arange(4) / warmup)
+
+
+# Going down
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+
+
+def sloped(network: nn.Module) -> Tensor:
+    """A loss whose gradient is 1, 2, 3, … times 0.1 over the numbers of all weights."""
+    weights = torch.cat([weight.flatten() for weight in network.parameters()])
+    return (weights * 0.1 * torch.arange(1, len(weights) + 1)).sum()
+
+
+@pytest.mark.parametrize(("longest", "scale"), [(0.0, 1.0), (1e6, 1.0), (0.5, None)], ids=["off", "longer", "shorter"])
+def test_the_gradient_over_all_weights_is_scaled_down_to_its_longest(longest: float, scale: float | None) -> None:
+    """Of two optimizers at their own rates: w - rate g min(1, longest / |g|)."""
+    network = two_layers()
+    parts = [list(network[0].parameters()), [*network[1].parameters(), *network[2].parameters()]]
+    before = [weight.detach().clone() for weight in network.parameters()]
+    n_numbers = sum(weight.numel() for weight in before)
+    gradient = 0.1 * np.arange(1, n_numbers + 1)
+    optimizers = [torch.optim.SGD(part, lr=9.0) for part in parts]
+    descend(sloped(network), optimizers, [0.3, 0.7], longest_gradient=longest)
+    if scale is None:
+        scale = longest / np.sqrt((gradient**2).sum())
+    first = 0
+    for number, (weight, old) in enumerate(zip(network.parameters(), before, strict=True)):
+        slopes = scale * gradient[first : first + old.numel()].reshape(old.shape)
+        rate = 0.3 if number < 2 else 0.7
+        # torch divides by |g| + 1e-6.
+        np.testing.assert_allclose(weight.detach().numpy(), old.numpy() - rate * slopes, rtol=1e-6, atol=1e-9)
+        first += old.numel()
+
+
+def test_gradients_of_the_step_before_are_forgotten() -> None:
+    network = two_layers()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    before = network[0].weight.detach().clone()  # type: ignore[union-attr]
+    for _ in range(3):
+        descend(sloped(network), [optimizer], [1.0])
+    expected = before - 3 * 0.1 * torch.arange(1, 13).view(4, 3)
+    torch.testing.assert_close(network[0].weight.detach(), expected)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_weight_decay_is_kept_off_norms_and_biases(name: str) -> None:
+    """Without a gradient a step changes what decays alone."""
+    network = two_layers()
+    settings = Settings(optimizer=name, weight_decay=0.1, lr=1.0)
+    optimizer = make_optimizer(parameter_groups(network, 0.1), settings, CPU, momentum=0.0)
+    assert type(optimizer) is (LARS if name == "lars" else torch.optim.SGD)
+    before = {key: value.detach().clone() for key, value in network.named_parameters()}
+    descend(0 * sloped(network), [optimizer], [1.0])
+    for key, value in network.named_parameters():
+        decays = key in ("0.weight", "2.weight")
+        torch.testing.assert_close(value.detach(), before[key] * (0.9 if decays else 1.0))
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    assert groups == [2, 4] and [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_momentum_and_decay_of_sgd_are_those_of_the_formula() -> None:
+    """v = m v + g + d w, w = w - r v, over three steps of other rates."""
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
+    optimizer = make_optimizer([weight], Settings(weight_decay=0.2), CPU, momentum=0.9)
+    w, v = np.array([[1.0, -2.0]]), np.zeros((1, 2))
+    for rate in (0.1, 0.3, 0.05):
+        descend((weight**2).sum(), [optimizer], [rate])
+        v = 0.9 * v + 2 * w + 0.2 * w
+        w = w - rate * v
+        np.testing.assert_allclose(weight.detach().numpy(), w, rtol=1e-12)
+
+
+# The step of 2018
+
+
+def learner(**options: Any) -> Learner:
+    settings = Settings(image_size=16, **options)
+    trunk = make_trunk("alexnet-small", image_size=16, sobel=True, seed=0).double()
+    head = ClusterHead(trunk.dim, 4, seed=1).double()
+    with torch.no_grad():
+        head.linear.weight.mul_(30)
+    optimizers = trunk_optimizer(trunk, settings, CPU), head_optimizer(head, settings, CPU)
+    return Learner(TrunkRows(trunk, "conv3").train(), head, optimizers, CPU)
+
+
+def test_a_step_is_that_of_cross_entropy_over_the_images_with_a_label() -> None:
+    """Loss and the head's new weights against NumPy, from the features that the trunk gives; another label -1."""
+    images_BCHW = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels_B, rate = torch.tensor([0, 3, -1, 1, 1, 2]), 0.5
+    one = learner(weight_decay=0.0)
+    features_BD, maps_BC = (rows.detach().numpy() for rows in one.network(images_BCHW))
+    weight_KD, bias_K = (weight.detach().numpy().copy() for weight in one.head.linear.parameters())
+    seen_BD = np.maximum(features_BD, 0)
+    scores_BK = seen_BD @ weight_KD.T + bias_K
+    shares_BK = np.exp(scores_BK) / np.exp(scores_BK).sum(axis=1, keepdims=True)
+    there_B = labels_B.numpy() >= 0
+    wanted_BK = np.eye(4)[labels_B.clamp(min=0).numpy()]
+    loss = -(np.log(shares_BK) * wanted_BK).sum(axis=1)[there_B].sum() / 8
+    slopes_BK = (shares_BK - wanted_BK) * there_B[:, None] / 8
+
+    found, rows_BC = one.step(images_BCHW, labels_B, rates=(0.0, rate), seed=0, total=8)
+    assert float(found) == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(rows_BC.numpy(), maps_BC, rtol=1e-12)
+    weight, bias = (value.detach().numpy() for value in one.head.linear.parameters())
+    np.testing.assert_allclose(weight, weight_KD - rate * slopes_BK.T @ seen_BD, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(bias, bias_K - rate * slopes_BK.sum(axis=0), rtol=1e-9, atol=1e-12)
+
+
+def test_images_without_a_label_alone_change_no_weight() -> None:
+    one = learner(weight_decay=0.0)
+    before = {name: value.clone() for name, value in one.network.named_parameters()}
+    loss, _ = one.step(torch.rand(4, 3, 16, 16).double(), torch.full((4,), -1), rates=(1.0, 1.0), seed=0)
+    assert loss == 0
+    for name, value in one.network.named_parameters():
+        assert torch.equal(value, before[name])
+
+
+def test_rows_of_a_stage_are_those_of_the_trunk_and_the_features_do_not_change() -> None:
+    trunk = make_trunk("alexnet-small", image_size=16, seed=0).eval()
+    images_BCHW = torch.rand(3, 3, 16, 16)
+    features_BD, rows_BC = TrunkRows(trunk, "conv3")(images_BCHW)
+    torch.testing.assert_close(rows_BC, trunk.vectors(images_BCHW, "conv3"))
+    torch.testing.assert_close(features_BD, trunk(images_BCHW))
+    plain_BD, same_BD = TrunkRows(trunk)(images_BCHW)
+    assert same_BD is plain_BD
+
+
+# The mean loss
+
+
+def test_the_mean_loss_is_weighted_by_images() -> None:
+    meter = LossMeter()
+    for loss, images in ((2.0, 30), (4.0, 10)):
+        meter.add(torch.tensor(loss), images, str)
+    assert meter.settle(str) == pytest.approx(2.5)
+    assert meter.over_ranks() == (100.0, 40)
+    meter = LossMeter(*meter.over_ranks())
+    meter.add(torch.tensor(0.0), 10, str)
+    assert meter.settle(str) == pytest.approx(2.0)
+    assert LossMeter().settle(str) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_told_with_what_to_try(value: float) -> None:
+    words = f"the loss became {value} at epoch 3, batch 7. Try a lower --lr (a third of it), or --precision fp32"
+    with pytest.raises(TrainingError, match=re.escape(words)):
+        LossMeter().add(torch.tensor(value), 4, lambda: "epoch 3, batch 7")

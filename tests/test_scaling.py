@@ -1,0 +1,140 @@
+"""The model of docs/scaling.md: its formulas against cases worked out by hand, and against the code that they count."""
+
+import sys
+from dataclasses import replace
+from math import isclose
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from scaling_measure import fitted_link, job_of, network_facts
+from scaling_model import (
+    METHODS,
+    Constants,
+    Fabric,
+    Job,
+    Link,
+    Network,
+    clustering_seconds,
+    memory,
+    norm_bytes,
+    ring_seconds,
+    seconds,
+    simulated_ring_seconds,
+    traffic,
+)
+
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.config import Settings
+from deepcluster.models.convnets import ConvNet
+from deepcluster.models.projection import Projection
+from deepcluster.models.synchronised import synchronise_batch_norms
+from deepcluster.models.trunk import make_trunk
+
+NETWORK = Network(weights=1_000_000, dim=512, norms=5, channels=1000, flops={32: 1e8})
+JOB = Job("deepcluster-v2", 1e5, 4, NETWORK, (100, 50), ((2, 32),), 256, 128, iterations=10)
+ONES = Constants(**dict.fromkeys(Constants.__dataclass_fields__, 1e-9) | {"cores": 0.0, "kept": 1.0, "disk_bytes": 1e9})
+FABRIC = Fabric(Link(1e-5, 1e9), Link(1e-4, 1e8), ranks_per_machine=4)
+
+
+def test_a_ring_of_four_by_hand() -> None:
+    # 2 · 3 messages of a quarter of 4 MB: each 1 ms of latency and 1 ms at 1 GB/s.
+    assert isclose(ring_seconds(4e6, 4, Link(1e-3, 1e9)), 6 * 2e-3)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8, 17])
+def test_the_simulation_of_equal_links_is_the_formula(ranks: int) -> None:
+    link = Link(3e-5, 2e8)
+    for n_bytes in (10.0, 1e6):
+        assert isclose(simulated_ring_seconds(n_bytes, [link] * ranks), ring_seconds(n_bytes, ranks, link), rel_tol=1e-9)
+
+
+def test_the_simulation_waits_for_the_slowest_link() -> None:
+    quick, slow = Link(0.0, 1e9), Link(0.0, 1e8)
+    found = simulated_ring_seconds(8e6, [quick] * 7 + [slow])
+    # The slow link hands on 14 parts of 1 MB one after the other; before and after it at most a part on each other link.
+    assert 14 * 1e-2 - 1e-9 <= found <= 14 * 1e-2 + 14 * 1e-3
+    assert found < ring_seconds(8e6, 8, slow) + 14 * 1e-3
+
+
+def test_the_link_of_exact_times_is_found() -> None:
+    link, sizes = Link(2e-4, 5e8), (1_000, 100_000, 10_000_000)
+    found, worst = fitted_link(sizes, [ring_seconds(size, 4, link) for size in sizes], 4)
+    assert isclose(found.latency, link.latency, rel_tol=1e-6) and isclose(found.bytes_per_second, 5e8, rel_tol=1e-6)
+    assert worst < 1e-6
+
+
+def test_one_rank_sends_nothing_and_waits_for_nobody() -> None:
+    alone = replace(JOB, ranks=1)
+    assert traffic(alone) == {}
+    assert seconds(alone, ONES, FABRIC) == seconds(alone, ONES, Fabric(Link(9.0, 1.0), Link(9.0, 1.0)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_ranks_take_less_memory_and_compute_and_as_much_for_labels(method: str) -> None:
+    job = replace(JOB, method=method, images=1e8, super_clusters=4, clusters=(100,))
+    more, still = replace(job, ranks=16), Fabric(Link(0.0, 1e30), Link(0.0, 1e30))
+    few, many = seconds(job, ONES, still), seconds(more, ONES, still)
+    assert many["training"] < few["training"] and many["clustering"] < few["clustering"]
+    assert isclose(many["labels"], few["labels"], rel_tol=1e-6)
+    assert sum(memory(more).values()) < sum(memory(job).values())
+    assert memory(more)["host: labels and distances"] == memory(job)["host: labels and distances"]
+
+
+def test_what_k_means_sends_is_what_it_sums() -> None:
+    sent = []
+
+    def counted(value: torch.Tensor) -> torch.Tensor:
+        sent.append(value.nbytes)
+        return value
+
+    points = torch.nn.functional.normalize(torch.randn(3000, 128, generator=torch.Generator().manual_seed(0)))
+    found = KMeans(100, iterations=10, spherical=True, all_reduce=counted).fit(points)
+    rounds = len(found.inertia_history)
+    job = replace(JOB, images=3000, ranks=2, clusters=(100,), iterations=rounds - 1)
+    counts = traffic(job)
+    # Of two ranks each sends what is summed once; a start takes some bytes more, whatever the points.
+    expected = counts["sums of clusters"] + counts["numbers of images"]
+    assert expected <= sum(sent) <= expected + 60_000
+
+
+def test_what_norms_send_is_what_they_sum() -> None:
+    sent = []
+
+    def counted(value: torch.Tensor) -> torch.Tensor:
+        sent.append(value.nbytes)
+        return value
+
+    trunk = make_trunk("alexnet-small", image_size=32, sobel=False)
+    facts = network_facts("alexnet-small", [32], sobel=False)
+    projection = Projection(trunk.dim, 64, 16, seed=0)
+    network = synchronise_batch_norms(torch.nn.Sequential(trunk, projection), counted)
+    network(torch.randn(4, 3, 32, 32)).sum().backward()
+    job = replace(JOB, network=facts, hidden=64, components=16)
+    assert sum(sent) == norm_bytes(job)
+    assert job.head_weights == sum(weight.numel() for weight in projection.parameters())
+
+
+def test_facts_of_a_trunk() -> None:
+    facts = network_facts("alexnet-small", [32, 64], sobel=True)
+    trunk = make_trunk("alexnet-small", image_size=32, sobel=True)
+    assert isinstance(trunk, ConvNet) and facts.dim == trunk.dim
+    assert facts.weights == sum(weight.numel() for weight in trunk.parameters() if weight.requires_grad)
+    assert facts.flops[64] > 2 * facts.flops[32] > 0
+
+
+def test_clustering_by_hand() -> None:
+    job = replace(JOB, ranks=1, iterations=1, clusters=(100,))
+    constants = replace(ONES, pair_seconds=1e-12, compared=0.5)
+    # 1e5 rows, 100 clusters, 128 components: all pairs, then half of them.
+    assert isclose(clustering_seconds(job, constants, FABRIC), 1e5 * 100 * 128 * 1e-12 * 1.5)
+
+
+def test_settings_become_a_job() -> None:
+    settings = Settings(method="deepcluster-v2", arch="alexnet-small", image_size=32, clusters=(9, 5), sobel=False)
+    job = job_of(settings, 1000, 2)
+    assert (job.method, job.clusters, job.crops, job.components) == ("deepcluster-v2", (9, 5), ((2, 32),), 128)
+    assert job_of(Settings(look_again=False, image_size=64, arch="alexnet-small"), 9, 1).method == "no second look"
