@@ -8,11 +8,12 @@
 of an image that is decoded, cut, coloured, whitened, grouped, drawn and written, and sums and exchanges between 2 and 4
 processes by gloo, to which a ring's latency and bytes a second are fitted; it tells how far the formula is off.
 
-`table` puts them into the model (scaling_model.py) for runs of six sizes on machines of 8 GPUs. What a GPU and a network do
-was not measured here: these are assumptions, each with its source in `ASSUMED`, and flags change them. The simulation of a
-ring, message by message, stands beside the formula.
+`table` puts them into the model (scaling_model.py, scaling_links.py) for runs of six sizes on machines of 8 GPUs. What a GPU
+and a network do was not measured here: these are assumptions, each with its source in `ASSUMED`, and flags change them. The
+simulation of a ring, message by message, stands beside the formula.
 
-`check` trains on this machine, on 1 and 2 processes, and prints what the model had predicted beside what it took.
+`check` trains on this machine, on 1 and 2 processes, and prints what the model had predicted beside what it took; on a busy
+machine also beside what it would have taken with a core of its own for each process.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scaling_links import Fabric, Link, ring_seconds, simulated_ring_seconds
 from scaling_measure import (
     SIZES,
     WORLDS,
@@ -39,16 +41,12 @@ from scaling_measure import (
 )
 from scaling_model import (
     Constants,
-    Fabric,
     Job,
-    Link,
     Network,
     files,
     main_memory,
     memory,
-    ring_seconds,
     seconds,
-    simulated_ring_seconds,
     traffic,
 )
 
@@ -260,7 +258,7 @@ def check(options: argparse.Namespace) -> None:
     settings = recipe_settings(options)
     heads = tuple(int(count) for count in options.clusters.split(","))
     settings = replace(settings, clusters=heads if len(heads) > 1 else heads[0])
-    print(f"{'ranks':<7}{'step':<22}{'predicted':>12}{'measured':>12}{'ratio':>8}")
+    print(f"{'ranks':<7}{'step':<22}{'predicted':>12}{'measured':>12}{'ratio':>8}{'own core':>10}")
     for ranks in map(int, options.ranks.split(",")):
         job = job_of(settings, options.images, ranks)
         link = links.get(ranks, next(iter(links.values())))
@@ -277,7 +275,8 @@ def check(options: argparse.Namespace) -> None:
         print(f"{ranks:<7}each process had {took['share']:.2f} of a core")
         for step, (before, after) in pairs.items():
             if after:
-                print(f"{ranks:<7}{step:<22}{before:>10.2f} s{after:>10.2f} s{before / after:>8.2f}")
+                ratio = before / after
+                print(f"{ranks:<7}{step:<22}{before:>10.2f} s{after:>10.2f} s{ratio:>8.2f}{ratio / took['share']:>10.2f}")
 
 
 def trained(options: argparse.Namespace, ranks: int) -> dict[str, float]:

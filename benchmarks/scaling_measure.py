@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from alone import NetworkAlone
-from scaling_model import Constants, Job, Link, Network, ring_seconds
+from scaling_links import Link, ring_seconds
+from scaling_model import Constants, Job, Network
 from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,7 +71,7 @@ def job_of(settings: Settings, images: int, ranks: int) -> Job:
     method = settings.method
     if method == "deepcluster" and settings.super_clusters:
         method = "deepercluster"
-    elif not settings.looks_again:
+    elif method == "deepcluster" and not settings.look_again:
         method = "no second look"
     v2 = method == "deepcluster-v2"
     crops = settings.crop_groups if v2 else ((1, settings.image_size),)

@@ -110,7 +110,7 @@ def torchrun(world: int, *words: str, restarts: int = 0, moment: str = "") -> "s
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     command += ["--max-restarts", str(restarts), *([__file__, moment] if moment else ["-m", "deepcluster"]), *words]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, timeout=300)
 
 
 def complaints(stderr: str) -> list[str]:

@@ -323,6 +323,7 @@ def test_the_death_of_one_of_two_processes_changes_nothing(
     assert not [line for line in complaints(result.stderr) if "cluster" not in line], result.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_state_of_two_processes(classes: Path, watched: Path, tmp_path: Path) -> None:
     result = torchrun(2, *words(classes, tmp_path / "run", **{**WATCHED, "checkpoint_minutes": 60}), moment="ctrl-c")
     assert result.returncode != 0

@@ -10,20 +10,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+from scaling_links import Fabric, Link, ring_seconds, simulated_ring_seconds
 from scaling_measure import fitted_link, job_of, network_facts
 from scaling_model import (
     METHODS,
     Constants,
-    Fabric,
     Job,
-    Link,
     Network,
     clustering_seconds,
     memory,
     norm_bytes,
-    ring_seconds,
     seconds,
-    simulated_ring_seconds,
     traffic,
 )
 

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
-from deepcluster.clustering.kmeans import nearest_centroids
 from deepcluster.config import Options
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.errors import InputError
@@ -188,7 +187,7 @@ def assign(
     """
     target = _writable(out, (".parquet",)) if out is not None else None
     model = model if isinstance(model, Model) else load(model)
-    if model.space is None or model.centroids_KP is None:
+    if model.space is None or model.assignment is None:
         raise InputError(f"{model.name} has no clusters yet: train it for an epoch first")
     source = open_source(data, limit)
     if folders is not None:
@@ -204,14 +203,14 @@ def assign(
     seen_N = torch.isfinite(features_ND).all(dim=1)
     cluster_N = torch.full((len(source),), UNASSIGNED)
     distance_N = torch.full((len(source),), torch.nan)
-    labels, squared = nearest_centroids(model.points(features_ND[seen_N], device=device), model.centroids_KP)
+    labels, squared = model.assignment.nearest(model.points(features_ND[seen_N], device=device))
     cluster_N[seen_N], distance_N[seen_N] = labels, squared.sqrt()
     reasons = {source.name(i): why for i, why in unreadable.items()}
     result = Clusters(_names(source), cluster_N.numpy(), distance_N.numpy(), reasons)
     if target is not None:
         _write_table({"name": result.names, "cluster": result.cluster_N, "distance": result.distance_N}, target)
     if folders is not None:
-        _link(Path(folders), source, result, n_clusters=len(model.centroids_KP))
+        _link(Path(folders), source, result, n_clusters=model.assignment.n_clusters)
     return result
 
 

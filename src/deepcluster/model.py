@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.archs import ARCHITECTURES, LIBRARIES, check_arch
+from deepcluster.clustering.assignment import Assignment
 from deepcluster.config import Settings
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader, usual_workers
@@ -38,14 +39,19 @@ class Model:
         name: what it was loaded from.
         trunk: in eval mode.
         settings: of its run.
-        space, centroids_KP: of its clusters, and what takes features there; None where it has none.
+        assignment, space: its clusters, and what takes features to where they are; None where it has none.
     """
 
     name: str
     trunk: Trunk
     settings: Settings
     space: Space | None = None
-    centroids_KP: Tensor | None = None
+    assignment: Assignment | None = None
+
+    @property
+    def centroids_KP(self) -> Tensor | None:
+        """Of its clusters; None where it has none."""
+        return None if self.assignment is None else self.assignment.centroids_KP
 
     def features(
         self,
@@ -131,7 +137,7 @@ def load(model: str | Path) -> Model:
     if "assignment" not in groups:
         return Model(str(model), trunk.eval(), settings)
     space = space_of(groups, settings, dim=trunk.dim, machine=machine)
-    return Model(str(model), trunk.eval(), settings, space, groups["assignment"]["centroids_KP"])
+    return Model(str(model), trunk.eval(), settings, space, Assignment.from_state_dict(groups["assignment"]))
 
 
 def _settings_of(state: dict[str, Any], path: Path) -> Settings:

@@ -91,6 +91,10 @@ _V2_SMALL = {
     "projection": (512, 128),
     "crop_scale": (0.2, 1.0),
     "warmup_epochs": 1.0,
+    # In a few long epochs the network moves too fast for what it remembers of the epoch before (docs/results.md).
+    "look_again": True,
+    "whiten": True,
+    "pca": 64,
 }
 
 RECIPES = {
@@ -119,7 +123,7 @@ RECIPES = {
     ),
     "v2-small-images": Recipe(
         "DeepCluster-v2 for photos of 32 px, CIFAR-like.",
-        {**_V2_SMALL, "image_size": 32, "clusters": (200, 200, 200), "epochs": 20},
+        {**_V2_SMALL, "image_size": 32, "clusters": (150, 150, 150), "epochs": 20},
     ),
     "v2-small-set": Recipe(
         "DeepCluster-v2 for a few thousand photos.",
@@ -180,6 +184,16 @@ def choose_settings(explicit: Mapping[str, Any], seen: Survey) -> tuple[Settings
             f"use --clusters {seen.n_images} or fewer (--recipe auto would choose {_clusters(seen.n_images)})"
         )
     return settings, changes
+
+
+def settings_before_data(explicit: Mapping[str, Any]) -> Settings:
+    """What is known of the settings before the images are; `auto` may change what the person did not set.
+
+    Raises:
+        InputError: a value is out of range for its option.
+    """
+    recipe = RECIPES.get(explicit.get("recipe", "auto"))
+    return Settings.from_dict({**(recipe.settings if recipe else {}), **explicit})
 
 
 def fit_to_trunk(

@@ -35,6 +35,7 @@ class Assignment:
         inertia_history: sum of squared distances at each iteration.
         n_repaired: empty clusters that were repaired on the way.
         super_of_cluster_K: super-class of each cluster, ascending, where they were made within such.
+        super_centroids_SP: centroid of each super-class; those of the turns of a super-cluster are equal.
         remark: what a person should know where the result is of little use, in plain words; empty otherwise.
     """
 
@@ -45,6 +46,7 @@ class Assignment:
     n_repaired: int = 0
     remark: str = ""
     super_of_cluster_K: Tensor | None = None
+    super_centroids_SP: Tensor | None = None
 
     @classmethod
     def over_rows(
@@ -121,13 +123,31 @@ class Assignment:
         Of images that were clustered these are not always `labels_N`: balanced clusters, and those of a graph, are not
         made of the points nearest to their centroids.
         """
-        from deepcluster.clustering.kmeans import nearest_centroids
-
         points_MP = self._fitting(points_MP)
         seen_M = torch.isfinite(points_MP).all(dim=1)
         labels_M = torch.full((len(points_MP),), UNASSIGNED, device=points_MP.device)
-        labels_M[seen_M] = nearest_centroids(points_MP[seen_M], self.centroids_KP.to(points_MP.device))[0]
+        labels_M[seen_M] = self.nearest(points_MP[seen_M])[0]
         return labels_M
+
+    def nearest(self, points_MP: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (M) and squared distances (M) of the nearest centroids of finite points; where clusters are of
+        super-classes, of those of the nearest super-class that has any (of turned images, that of the upright ones).
+        """
+        from deepcluster.clustering.kmeans import nearest_centroids
+
+        centroids_KP = self.centroids_KP.to(points_MP.device)
+        if self.super_of_cluster_K is None or self.super_centroids_SP is None:
+            return nearest_centroids(points_MP, centroids_KP)
+        supers_K = self.super_of_cluster_K.to(points_MP.device)
+        used = supers_K.unique()
+        supers_M = used[nearest_centroids(points_MP, self.super_centroids_SP.to(points_MP.device)[used])[0]]
+        labels_M = torch.empty(len(points_MP), dtype=torch.int64, device=points_MP.device)
+        squared_M = torch.empty(len(points_MP), device=points_MP.device)
+        for number in supers_M.unique():
+            rows, clusters = (supers_M == number).nonzero()[:, 0], (supers_K == number).nonzero()[:, 0]
+            found, squared_M[rows] = nearest_centroids(points_MP[rows], centroids_KP[clusters])
+            labels_M[rows] = clusters[found]
+        return labels_M, squared_M
 
     def transform(self, points_MP: Tensor) -> Tensor:
         """Euclidean distances (M, K) of points to every centroid, as scikit-learn's `KMeans.transform`."""

@@ -132,6 +132,7 @@ class HierarchicalKMeans:
             inertia_history=found.history,
             n_repaired=found.n_repaired + with_supers.n_repaired,
             super_of_cluster_K=hierarchy.super_of_cluster_K,
+            super_centroids_SP=with_supers.centroids_KP.repeat_interleave(n_supers // self.super_clusters, dim=0),
         )
         return assignment, hierarchy
 

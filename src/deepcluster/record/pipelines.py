@@ -18,8 +18,7 @@ from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.views import Colours, TrainingView
 from deepcluster.device import Machine
 from deepcluster.models.projection import Projection
-from deepcluster.training.deepcluster_v2 import _ORDER
-from deepcluster.training.loop import seed_of
+from deepcluster.training.deepcluster_v2 import image_order
 from deepcluster.training.plan import trunk_of
 from deepcluster.training.pseudo_labels import make_head
 from deepcluster.visualization.report.method.crop_pipeline import CropPipeline
@@ -105,6 +104,5 @@ def _of_crops(settings: Settings, state: State, groups: State, trained_epoch: in
 
 def _crop_order(settings: Settings, labels_N: Tensor, epoch: int) -> NDArray[np.int64]:
     """The order of an epoch of DeepCluster-v2: every image once."""
-    generator = torch.Generator().manual_seed(seed_of(settings.seed, epoch, _ORDER))
-    order_N: NDArray[np.int64] = torch.randperm(len(labels_N), generator=generator).numpy()
+    order_N: NDArray[np.int64] = image_order(settings.seed, epoch, len(labels_N)).numpy()
     return order_N

@@ -211,8 +211,7 @@ class DeepClusterV2(Loop[MemoryBank, BankPoints]):
 
     def draw_images(self) -> Tensor:
         """Every image once; those that can't be read are left out of their batches."""
-        generator = torch.Generator().manual_seed(seed_of(self.settings.seed, self.epoch, _ORDER))
-        return torch.randperm(len(self.loader.images), generator=generator)
+        return image_order(self.settings.seed, self.epoch, len(self.loader.images))
 
     def step(self, batch: Batch, positions: slice, factor: float, seed: int, total: int) -> Tensor:
         torch.manual_seed(seed)
@@ -325,3 +324,8 @@ class DeepClusterV2(Loop[MemoryBank, BankPoints]):
                 self.whitening = Whitening.from_state_dict(state["whitening"])
         self.bank_epoch = state["bank_epoch"]
         self.bank.load_state_dict(state["rows"]["bank"], self.machine.device)
+
+
+def image_order(seed: int, epoch: int, n_images: int) -> Tensor:
+    """Indices of all images in the order in which an epoch learns them."""
+    return torch.randperm(n_images, generator=torch.Generator().manual_seed(seed_of(seed, epoch, _ORDER)))

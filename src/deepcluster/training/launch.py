@@ -202,7 +202,7 @@ def _tell_of_epoch(
     folder.append_metrics(metrics)
     method.current.save(folder.assignment(epoch), [plan.source.name(i) for i in range(len(plan.source))])
     reporter.say(epoch_line(metrics, settings.epochs))
-    complaint = health(folder.read_metrics())
+    complaint = health(folder.read_metrics(), settings.heads if len(settings.heads) > 1 else None)
     if complaint:
         reporter.warn(complaint)
     follower.after_epoch(metrics, method.current, plan.loader.images)

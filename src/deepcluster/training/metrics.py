@@ -57,8 +57,12 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     return "  ".join(parts)
 
 
-def health(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """A plain sentence if the last epoch looks like a collapse, with what to change; None if it looks well."""
+def health(history: Sequence[Mapping[str, Any]], heads: Sequence[int] | None = None) -> str | None:
+    """A plain sentence if the last epoch looks like a collapse, with what to change; None if it looks well.
+
+    Args:
+        heads: clusters of each grouping that is learned, where there are several.
+    """
     last = history[-1]
     share, clusters = last["largest_cluster_share"], last["clusters_nonempty"]
     if share > GIANT_SHARE and last["clusters"] >= 5:
@@ -67,11 +71,10 @@ def health(history: Sequence[Mapping[str, Any]]) -> str | None:
             "Try a lower --lr, fewer --clusters, or another --cluster-stage"
         )
     recent = history[-STUCK_EPOCHS:]
-    if len(recent) == STUCK_EPOCHS and all(
-        line["loss"] > STUCK_SHARE * log(max(2, line["clusters_nonempty"])) for line in recent
-    ):
+    guess = log(max(2, clusters)) if heads is None else sum(log(max(2, count)) for count in heads) / len(heads)
+    if len(recent) == STUCK_EPOCHS and all(line["loss"] > STUCK_SHARE * guess for line in recent):
         return (
-            f"the loss has not come below ln K = {log(max(2, clusters)):.2f} for {STUCK_EPOCHS} epochs: the network learns "
+            f"the loss has not come below ln K = {guess:.2f} for {STUCK_EPOCHS} epochs: the network learns "
             "nothing of its labels. Try a higher --lr, a smaller --batch-size (more steps), or fewer --clusters"
         )
     return None

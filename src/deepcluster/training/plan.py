@@ -22,7 +22,7 @@ from deepcluster.inference import stage_width
 from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, make_trunk
 from deepcluster.progress import Reporter
-from deepcluster.recipes import Change, choose_settings, fit_to_trunk
+from deepcluster.recipes import Change, choose_settings, fit_to_trunk, settings_before_data
 from deepcluster.training.run import RunFolder, check_same_settings, differing_settings, load_checkpoint
 
 Data = str | Path | Sequence[str | Path]
@@ -72,7 +72,7 @@ class Planner:
             InputError: data or settings can't be used, or are not those of the run.
         """
         saved = _saved_settings(self.folder, explicit) if resume and self.folder.is_run() else None
-        early = saved or Settings.from_dict(explicit)
+        early = saved or settings_before_data(explicit)
         machine = Machine.choose(early.device, early.precision)
         source = self._open_source(data, early)
         if saved is not None:
