@@ -32,8 +32,8 @@ class NetworkAlone:
         self.settings, self.machine = settings, machine
         trunk = trunk_of(settings).to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)
         self.trunk, self.is_v2 = trunk, settings.method == "deepcluster-v2"
-        most = settings.batch_size if self.is_v2 else max(LOOK_BATCH, settings.batch_size)
-        self.images_BCHW = self._random(most, settings.image_size)
+        self.look_batch = settings.batch_size if self.is_v2 else LOOK_BATCH
+        self.images_BCHW = self._random(max(self.look_batch, settings.batch_size), settings.image_size)
         shape = (len(settings.heads), settings.batch_size)
         self.labels_HB = torch.stack([torch.randint(count, shape[1:], device=machine.device) for count in settings.heads])
         if self.is_v2:
@@ -47,7 +47,7 @@ class NetworkAlone:
     def _make_v2(self) -> None:
         settings, machine = self.settings, self.machine
         projection = Projection(self.trunk.dim, *settings.projection, seed=0).to(machine.device, machine.dtype)
-        points = CropPoints(self.trunk, projection)
+        self.points = points = CropPoints(self.trunk, projection)
         self.network = prepared(points, machine, compiled=settings.compile)
         groups = parameter_groups(points, settings.weight_decay)
         self.optimizer = make_optimizer(groups, settings, machine, momentum=settings.momentum)
@@ -60,10 +60,16 @@ class NetworkAlone:
         return images_BCHW.contiguous(memory_format=torch.channels_last)
 
     def look(self, count: int) -> None:
-        """The features of so many images, in eval mode; no more than `LOOK_BATCH`."""
-        self.trunk.eval()
+        """The rows of so many images that are grouped; no more than `look_batch`.
+
+        In eval mode; by DeepCluster-v2 in train mode, with its projection.
+        """
+        self.network.train(self.is_v2)
         with torch.no_grad(), self.machine.autocast():
-            self.trunk(self.images_BCHW[:count])
+            if self.is_v2:
+                self.points([self.images_BCHW[:count]])
+            else:
+                self.trunk(self.images_BCHW[:count])
 
     def learn(self, count: int) -> None:
         """One step over so many images, each of which has all its crops; no more than a batch."""

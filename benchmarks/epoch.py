@@ -55,15 +55,17 @@ from deepcluster.progress import Reporter, size
 from deepcluster.recipes import RECIPES
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
-from deepcluster.training.loop import STEPS
+from deepcluster.training.loop import STEPS, even_batches
 from deepcluster.training.plan import trunk_of
 
 _PHOTOS = {"image_size": 96, "crops": "2x96,4x48", "blur": 0.5, "reduce_to": 160}
+# As published, and as the plain loop does it: no second look, no whitening.
+_PUBLISHED = {"look_again": False, "whiten": False}
 PRESETS: dict[str, dict[str, Any]] = {
     "alexnet": {"arch": "alexnet", "image_size": 224, "clusters": 500, "pca": 256, "batch_size": 64, "images": 600},
     "cifar": {"arch": "alexnet-small", "image_size": 32, "clusters": 150, "pca": 64, "batch_size": 64, "images": 6000},
-    "cifar-v2": {**RECIPES["v2-small-images"].settings, "image_size": 32, "images": 6000},
-    "photos-v2": {**RECIPES["v2-small-set"].settings, **_PHOTOS, "images": 600},
+    "cifar-v2": {**RECIPES["v2-small-images"].settings, "image_size": 32, **_PUBLISHED, "images": 6000},
+    "photos-v2": {**RECIPES["v2-small-set"].settings, **_PHOTOS, **_PUBLISHED, "images": 600},
 }
 # Of the network alone: AlexNet with Sobel filters is mostly convolutions; a small trunk leaves less to hide the rest behind.
 TARGETS = {"plain": 2.0, "alexnet": 0.9, "cifar": 0.8, "cifar-v2": 0.9, "photos-v2": 0.9}
@@ -148,26 +150,30 @@ def our_epochs(data: Path, settings: Settings) -> Epochs:
 
 
 def network_alone(data: Path, settings: Settings) -> Epochs:
-    """Features (of the method of 2018) and steps of an epoch without any images."""
+    """Features, where images are looked at again, and steps of an epoch without any images."""
     machine, n_images = Machine.choose(settings.device, settings.precision), len(open_source(data))
     alone = NetworkAlone(settings, machine)
-    alone.learn(settings.batch_size)
-    alone.look(settings.batch_size)
+    looks = batch_sizes(n_images, alone.look_batch) if settings.looks_again else []
+    steps = [part.stop - part.start for part in even_batches(n_images, settings.batch_size)]
+    # Kernels are made for each size of batch, which a run does once.
+    for count in sorted(set(looks)):
+        alone.look(count)
+    for count in sorted(set(steps)):
+        alone.learn(count)
     alone.finish()
     clock = Clock()
-    for count in [] if alone.is_v2 else batch_sizes(n_images, LOOK_BATCH):
+    for count in looks:
         alone.look(count)
     clock.count("features")
-    for count in batch_sizes(n_images, settings.batch_size):
+    for count in steps:
         alone.learn(count)
     clock.count("training")
     return {f"network {machine.precision}": clock.seconds}
 
 
 def batch_sizes(n_images: int, batch: int) -> list[int]:
-    """Of all batches; a last one of a single image is left out of training, and matters to neither."""
-    sizes = [min(batch, n_images - first) for first in range(0, n_images, batch)]
-    return [count for count in sizes if count > 1]
+    """Of all batches of a look."""
+    return [min(batch, n_images - first) for first in range(0, n_images, batch)]
 
 
 VARIANTS: dict[str, Callable[[Path, Settings], Epochs]] = {

@@ -2,9 +2,9 @@
 
     python benchmarks/limit.py RUN [--repeats 7]
 
-Prints images per second of the run's epochs after the first, for features and for training (DeepCluster-v2 makes features
-before its first epoch alone; an image is all its crops), next to the network alone; and the run's peak memory. Both on an
-idle machine, please.
+Prints images per second of the run's epochs after the first, for features (where images are looked at again) and for
+training (of DeepCluster-v2 an image is all its crops), next to the network alone; and the run's peak memory. Both on an idle
+machine, please.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
         rates = [
             config["data"]["images"] / line["seconds"][step] for line in metrics[1:] or metrics if line["seconds"][step]
         ]
-        if not rates:  # DeepCluster-v2 looks at the images before its first epoch alone.
+        if not rates:  # No image was looked at again.
             continue
         print(
             f"{step:<20}{statistics.median(rates):>10.1f}{limit[step]:>10.1f}{statistics.median(rates) / limit[step]:>8.0%}"

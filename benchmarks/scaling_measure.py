@@ -71,7 +71,7 @@ def job_of(settings: Settings, images: int, ranks: int) -> Job:
     method = settings.method
     if method == "deepcluster" and settings.super_clusters:
         method = "deepercluster"
-    elif method == "deepcluster" and not settings.look_again:
+    elif method == "deepcluster" and not settings.looks_again:
         method = "no second look"
     v2 = method == "deepcluster-v2"
     crops = settings.crop_groups if v2 else ((1, settings.image_size),)
@@ -87,6 +87,7 @@ def job_of(settings: Settings, images: int, ranks: int) -> Job:
         iterations=settings.kmeans_iterations,
         super_clusters=settings.super_clusters,
         hidden=settings.projection[0],
+        look_again=v2 and settings.looks_again,
     )
 
 

@@ -94,6 +94,7 @@ class Job:
         iterations: of Lloyd.
         super_clusters: S, of DeeperCluster.
         hidden: width of the projection's hidden layer, of DeepCluster-v2.
+        look_again: whether DeepCluster-v2 looks at the images before each clustering (its bank is then of one view).
     """
 
     method: str
@@ -107,6 +108,7 @@ class Job:
     iterations: int = 20
     super_clusters: int = 0
     hidden: int = 2048
+    look_again: bool = False
     name_bytes: int = 24
 
     @property
@@ -127,7 +129,12 @@ class Job:
     @property
     def large(self) -> int:
         """V, crops whose points are kept."""
-        return self.crops[0][0]
+        return 1 if self.look_again else self.crops[0][0]
+
+    @property
+    def looks(self) -> bool:
+        """Whether all images are looked at before each clustering."""
+        return self.look_again if self.is_v2 else self.method != "no second look"
 
     @property
     def head_weights(self) -> float:
@@ -250,11 +257,11 @@ def norm_calls(job: Job) -> int:
 def seconds(job: Job, constants: Constants, fabric: Fabric) -> dict[str, float]:
     """Of an epoch after the first, by step."""
     found = {"look": 0.0, "whitening": 0.0}
-    if not job.is_v2:
+    if job.looks:
         side = job.crops[0][1]
-        if job.method != "no second look":
-            network = job.mine * job.network.flops[side] / constants.look_flops
-            found["look"] = side_by_side(network, job.mine * input_seconds(((1, side),), constants), constants)
+        network = job.mine * job.network.flops[side] / constants.look_flops
+        found["look"] = side_by_side(network, job.mine * input_seconds(((1, side),), constants), constants)
+    if not job.is_v2:
         found["whitening"] = whitening_seconds(job, constants, fabric)
     found["clustering"] = clustering_seconds(job, constants, fabric)
     found["labels"] = label_seconds(job, constants, fabric)

@@ -49,7 +49,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands_run_in_their_order(photos: Path) -> None:
-    seen = ["report", "report", "visualize", "visualize"]
+    seen = ["report", "train", "report", "visualize", "visualize"]
     assert [command[0] for command in commands()] == ["train", "assign", "embed", *seen, *["evaluate"] * 3]
     quick = {"train": QUICK, "filters": ["--channels", "0-3", "--steps", "2"], "top-images": ["--channels", "0-3"]}
     for command in commands():

@@ -135,3 +135,12 @@ def test_settings_become_a_job() -> None:
     job = job_of(settings, 1000, 2)
     assert (job.method, job.clusters, job.crops, job.components) == ("deepcluster-v2", (9, 5), ((2, 32),), 128)
     assert job_of(Settings(look_again=False, image_size=64, arch="alexnet-small"), 9, 1).method == "no second look"
+    assert job.looks is False and job_of(Settings(image_size=64, arch="alexnet-small"), 9, 1).looks
+
+
+def test_a_look_takes_a_view_of_each_image() -> None:
+    looking = replace(JOB, look_again=True, ranks=1)
+    found = seconds(looking, replace(ONES, look_flops=1e9), FABRIC)["look"]
+    # 1e5 images of 1e8 operations each, then a crop of 32 x 32 cut by the same core.
+    assert isclose(found, 1e5 * (1e8 / 1e9 + 1e-9 * (1 + 32 * 32)))
+    assert seconds(replace(looking, look_again=False), ONES, FABRIC)["look"] == 0

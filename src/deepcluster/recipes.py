@@ -204,10 +204,15 @@ def fit_to_trunk(
     Raises:
         InputError: the person asked for a wider one.
     """
+    is_v2 = settings.method == "deepcluster-v2"
+    if is_v2 and not settings.whiten:
+        return settings, []
+    what = "the projection is" if is_v2 else f"{settings.arch}'s {settings.cluster_stage} are"
+    width = settings.projection[1] if is_v2 else width
     most = min(width, n_images - 1)
     if settings.pca <= most:
         return settings, []
-    why = f"{settings.arch}'s {settings.cluster_stage} are {width} wide, and there are {n_images:,} images"
+    why = f"{what} {width} wide, and there are {n_images:,} images"
     if "pca" in explicit:
         raise InputError(f"pca={settings.pca} is too wide: {why}; use --pca {most} or less")
     return replace(settings, pca=most), [Change("pca", most, why)]

@@ -59,7 +59,7 @@ class SettingOption(click.Option):
         name, text = flag(setting.name), setting.metadata["help"]
         if setting.metadata["choices"]:
             text += f": {', '.join(setting.metadata['choices'])}"
-        if setting.default not in (None, ()):
+        if setting.default not in (None, (), ""):
             text += f"  [{_shown(setting.default)}]"
         is_flag = wanted is bool
         spelled = f"{name}/--no-{name[2:]}" if is_flag else name

@@ -4,14 +4,12 @@ N images, B batch, D features, P components, K clusters.
 """
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepcluster.clustering.assignment import Assignment, draw_as_published, draw_uniform
@@ -24,11 +22,10 @@ from deepcluster.data.views import TrainingView, rotate_quarters
 from deepcluster.device import Machine
 from deepcluster.distributed import all_reduce, my_part
 from deepcluster.inference import LOOK_BATCH, look, stage_width
-from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk
-from deepcluster.progress import Meter, Reporter
+from deepcluster.progress import Meter
 from deepcluster.training.grouping import Grouping, group_points, most_iterations
-from deepcluster.training.loop import Loop, part_of_slice, seed_of
+from deepcluster.training.loop import Around, Loop, part_of_slice, seed_of
 from deepcluster.training.optim import Learner, TrunkRows, head_optimizer, not_finite, prepared, trunk_optimizer
 from deepcluster.training.past_features import PastFeatures
 from deepcluster.training.pseudo_labels import labels_of, make_head, means_of_clusters
@@ -67,23 +64,10 @@ class DeepCluster(Loop[Looked, Grouping]):
         loader: Loader,
         settings: Settings,
         machine: Machine,
-        *,
-        reporter: Reporter,
-        interruption: Interruption,
-        save: Callable[[], None],
-        known_labels_N: NDArray[np.int64] | None = None,
         memory: MemoryPlan | None = None,
+        **around: Unpack[Around],
     ) -> None:
-        super().__init__(
-            trunk,
-            loader,
-            settings,
-            machine,
-            reporter=reporter,
-            interruption=interruption,
-            save=save,
-            known_labels_N=known_labels_N,
-        )
+        super().__init__(trunk, loader, settings, machine, **around)
         self.mine = my_part(len(loader.images))
         self.trunk_optimizer = trunk_optimizer(self.trunk, settings, machine)
         self.network = prepared(TrunkRows(self.trunk, settings.cluster_stage), machine, compiled=settings.compile)

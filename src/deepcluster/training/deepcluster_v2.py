@@ -5,11 +5,9 @@ N images, M of this rank, B batch, V large crops of an image, P components, H he
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -25,13 +23,12 @@ from deepcluster.data.views import ClusterView
 from deepcluster.device import Machine
 from deepcluster.distributed import all_reduce, my_part
 from deepcluster.inference import look
-from deepcluster.interruption import Interruption
 from deepcluster.models.projection import CropPoints, Projection, prototype_losses
 from deepcluster.models.trunk import FEATURES, Trunk
-from deepcluster.progress import Reporter, size
+from deepcluster.progress import size
 from deepcluster.training.grouping import over_all_images
 from deepcluster.training.lars import parameter_groups
-from deepcluster.training.loop import Loop, even_batches, part_of_slice, seed_of
+from deepcluster.training.loop import Around, Loop, even_batches, part_of_slice, seed_of
 from deepcluster.training.memory_bank import MemoryBank
 from deepcluster.training.optim import descend, make_optimizer, prepared
 from deepcluster.training.pseudo_labels import labels_of
@@ -68,28 +65,8 @@ class DeepClusterV2(Loop[MemoryBank, BankPoints]):
         whitening: of the first head's rows, where they are whitened.
     """
 
-    def __init__(
-        self,
-        trunk: Trunk,
-        loader: Loader,
-        settings: Settings,
-        machine: Machine,
-        *,
-        reporter: Reporter,
-        interruption: Interruption,
-        save: Callable[[], None],
-        known_labels_N: NDArray[np.int64] | None = None,
-    ) -> None:
-        super().__init__(
-            trunk,
-            loader,
-            settings,
-            machine,
-            reporter=reporter,
-            interruption=interruption,
-            save=save,
-            known_labels_N=known_labels_N,
-        )
+    def __init__(self, trunk: Trunk, loader: Loader, settings: Settings, machine: Machine, **around: Unpack[Around]) -> None:
+        super().__init__(trunk, loader, settings, machine, **around)
         hidden, components = settings.projection
         seed = seed_of(settings.seed, 0, _PROJECTION)
         self.projection: Projection = self.on_device(Projection(trunk.dim, hidden, components, seed=seed))
@@ -142,6 +119,9 @@ class DeepClusterV2(Loop[MemoryBank, BankPoints]):
     def shorten_and_whiten(self, looked: MemoryBank) -> BankPoints:
         """Step 2: the projection has made points of unit length; they are whitened where it is asked for."""
         indices_M, _, rows_MVP = looked.all()
+        if not len(indices_M):  # a rank that could read none of its images
+            n_views = 1 if self.settings.looks_again else self.n_grouped
+            rows_MVP = torch.empty(0, n_views, self.settings.projection[1])
         if not self.settings.whiten:
             return BankPoints(indices_M, rows_MVP)
         with self.timed("whitening"):
@@ -289,8 +269,10 @@ class DeepClusterV2(Loop[MemoryBank, BankPoints]):
     def describe_memory(self) -> str:
         """How much memory the bank takes, for the opening lines."""
         mine = my_part(len(self.loader.images))
-        n_bytes = (mine.stop - mine.start) * self.n_grouped * self.settings.projection[1] * 2
-        return f"points of {self.n_grouped} crops of each image {size(n_bytes)}"
+        n_views = 1 if self.settings.looks_again else self.n_grouped
+        views = "the centre view" if self.settings.looks_again else f"{n_views} crops"
+        n_bytes = (mine.stop - mine.start) * n_views * self.settings.projection[1] * 2
+        return f"points of {views} of each image {size(n_bytes)}"
 
     @property
     def networks(self) -> Sequence[nn.Module]:

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -37,6 +37,22 @@ Looked = TypeVar("Looked")
 Points = TypeVar("Points")
 
 
+class Around(TypedDict):
+    """What is around a loop, by keyword.
+
+    Attributes:
+        reporter: told how far the work is.
+        interruption: asked at every batch whether to stop.
+        save: writes the state; called inside long epochs, too, by all ranks.
+        known_labels_N: labels for diagnostics alone, -1 = unknown; training never reads them.
+    """
+
+    reporter: Reporter
+    interruption: Interruption
+    save: Callable[[], None]
+    known_labels_N: NotRequired[NDArray[np.int64] | None]
+
+
 class Loop(ABC, Generic[Looked, Points]):
     """Trains a trunk on pseudo-labels of its own making, epoch by epoch; its state can be saved at any batch.
 
@@ -44,10 +60,7 @@ class Loop(ABC, Generic[Looked, Points]):
         trunk: random weights, or those to go on from.
         loader: gives the views of the images; images in its `unreadable` are left out of clustering and sampling.
         settings, machine: what the run is and where.
-        reporter: told how far the work is.
-        interruption: asked at every batch whether to stop.
-        save: writes the state; called inside long epochs, too, by all ranks.
-        known_labels_N: labels for diagnostics alone, -1 = unknown; training never reads them.
+        around: see `Around`.
 
     Attributes:
         epoch, batch: the epoch under way, from 1, and the batch of it that comes next.
@@ -61,15 +74,11 @@ class Loop(ABC, Generic[Looked, Points]):
         loader: Loader,
         settings: Settings,
         machine: Machine,
-        *,
-        reporter: Reporter,
-        interruption: Interruption,
-        save: Callable[[], None],
-        known_labels_N: NDArray[np.int64] | None = None,
+        **around: Unpack[Around],
     ) -> None:
         self.settings, self.machine, self.loader = settings, machine, loader
-        self.reporter, self.interruption, self.save = reporter, interruption, save
-        self.known_labels_N = known_labels_N
+        self.reporter, self.interruption, self.save = around["reporter"], around["interruption"], around["save"]
+        self.known_labels_N = around.get("known_labels_N")
         self.trunk: Trunk = self.on_device(trunk)
         self.colours = Colours(settings.jitter, settings.grey, share=settings.jitter_share, blur=settings.blur)
         self.epoch, self.batch, self.labelled = 1, 0, False
