@@ -26,6 +26,8 @@ from deepcluster.progress import Meter, Reporter
 V2: dict[str, Any] = {
     "method": "deepcluster-v2",
     "recipe": "v2-small-set",
+    "look_again": False,
+    "whiten": False,
     "cluster_stage": "features",
     "crops": "2x16,2x12",
     "clusters": (5, 4),

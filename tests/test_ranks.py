@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "balance": {"balance": True, "clusters": 4},
     "centroids": {"head_start": "centroids", "cluster_stage": "features", "reassign_every": 2},
     "v2": {**V2, "epochs": 3},
+    "v2 that looks": {**V2, "epochs": 2, "look_again": True, "whiten": True, "pca": 6},
 }
 
 

@@ -42,6 +42,8 @@ EPOCHS, INDEX = 2, 7
 CROPS: dict[str, Any] = {
     "method": "deepcluster-v2",
     "recipe": "v2-small-set",
+    "look_again": False,
+    "whiten": False,
     "clusters": (5, 4),
     "crops": "2x16,2x12",
     "projection": (24, 8),

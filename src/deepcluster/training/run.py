@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,18 +191,10 @@ class RunFolder:
         They may have been saved by another number of processes.
         """
         saved = state.get("rows", {})
-        parts = [load_tensors(self.checkpoints / name) for name in saved["files"]] if "files" in saved else [saved]
-        rows = {}
-        for name in parts[0]:
-            whole = {
-                key: torch.cat([part[name][key] for part in parts if len(part[name][key])] or [parts[0][name][key]])
-                for key in parts[0][name]
-            }
-            order_N = torch.argsort(whole["indices"], stable=True)
-            indices_N = whole["indices"][order_N]
-            order_N = order_N[(indices_N >= mine.start) & (indices_N < mine.stop)]
-            rows[name] = {key: values[order_N] for key, values in whole.items()}
-        return rows
+        parts = (load_tensors(self.checkpoints / name) for name in saved["files"]) if "files" in saved else [saved]
+        # Of one file after the other: those of all ranks together may be more than the memory holds.
+        kept = [{name: _of_images(rows, mine) for name, rows in part.items()} for part in parts]
+        return {name: _together([part[name] for part in kept]) for name in kept[0]}
 
     def _write_last(self, state: Mapping[str, Any], keep_as_epoch: int | None) -> None:
         try:
@@ -212,6 +204,19 @@ class RunFolder:
             raise TrainingError(
                 f"{self.last} could not be written ({fault}); the one before it is whole: make room, then use --resume"
             ) from None
+
+
+def _of_images(rows: Mapping[str, Tensor], mine: slice) -> dict[str, Tensor]:
+    """Of rows of a checkpoint those of the images `mine`."""
+    wanted_N = (rows["indices"] >= mine.start) & (rows["indices"] < mine.stop)
+    return {key: values[wanted_N] for key, values in rows.items()}
+
+
+def _together(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The rows of several files, by image; a file without rows does not know how wide they are."""
+    filled = [part for part in parts if len(part["indices"])] or parts[:1]
+    order_N = torch.argsort(torch.cat([part["indices"] for part in filled]), stable=True)
+    return {key: torch.cat([part[key] for part in filled])[order_N] for key in filled[0]}
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
