@@ -266,6 +266,7 @@ V2: dict[str, Any] = {
     "method": "deepcluster-v2",
     "recipe": "v2-small-set",
     "look_again": False,
+    "whiten": False,
     "clusters": (5, 4),
     "crops": "2x16,1x8",
     "projection": (16, 8),

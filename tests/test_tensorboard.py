@@ -191,6 +191,8 @@ def test_a_sprite_is_no_larger_than_it_may_be(count: int) -> None:
 def test_the_projector_of_the_second_version_is_on_the_sphere(photos: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "recipe": "v2-small-set",
+        "look_again": False,
+        "whiten": False,
         "method": "deepcluster-v2",
         "cluster_stage": "features",
         "projection": (16, 8),
