@@ -516,6 +516,22 @@ def test_a_live_page_reads_itself_again_and_stays_where_it_was(visit: Any, made:
     page.wait_for_function("() => Math.abs(scrollY - 300) < 2")
 
 
+def test_a_live_page_holds_its_place_while_pictures_above_it_come(visit: Any, made: Made) -> None:
+    page = visit("", made.address.replace("page.html", "live.html"))
+    cards(page)
+    page.add_init_script(
+        """addEventListener("load", () => setTimeout(() => {
+            const late = document.createElement("div");
+            late.id = "late";
+            late.style.height = "500px";
+            document.querySelector("main").prepend(late);
+        }, 400))"""
+    )
+    page.evaluate("scrollTo({ top: 300, behavior: 'instant' })")
+    page.wait_for_selector("#late", state="attached")
+    page.wait_for_function("() => Math.abs(scrollY - 300) < 2")
+
+
 def test_an_old_browser_is_told_so(browser: Any, made: Made) -> None:
     context = browser.new_context()
     context.add_init_script("delete window.DecompressionStream")

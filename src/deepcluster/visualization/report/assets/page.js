@@ -211,6 +211,16 @@ const deepcluster = (() => {
   deepcluster.keep("paused", () => paused);
   if (!(seconds > 0)) return;
 
+  // Pictures that are drawn late push down what is below them: the place is held until they are there, or a hand moves it.
+  function hold(top) {
+    const drawn = new ResizeObserver(() => scrollTo({ top, behavior: "instant" }));
+    drawn.observe(document.body);
+    for (const kind of ["wheel", "touchmove", "keydown", "pointerdown"]) {
+      addEventListener(kind, () => drawn.disconnect(), { once: true, passive: true });
+    }
+    setTimeout(() => drawn.disconnect(), 2000);
+  }
+
   const busy = () =>
     paused || document.hidden || document.querySelector("dialog[open]") !== null ||
     document.activeElement?.matches("input, select, textarea") === true;
@@ -239,7 +249,7 @@ const deepcluster = (() => {
   history.scrollRestoration = "manual";
   // Once the cards are there, which the place depends on; until then it must not be kept again.
   const settle = () => {
-    scrollTo({ top: before.scroll ?? 0, behavior: "instant" });
+    if (before.scroll !== undefined) hold(before.scroll);
     setTimeout(refresh, 1000 * seconds);
   };
   addEventListener("load", () => Promise.resolve(deepcluster.gallery).then(() => requestAnimationFrame(settle), settle));
