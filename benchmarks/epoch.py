@@ -53,9 +53,10 @@ from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Reporter, size
 from deepcluster.recipes import RECIPES
+from deepcluster.training.batches import even_batches
+from deepcluster.training.clock import STEPS
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
-from deepcluster.training.loop import STEPS, even_batches
 from deepcluster.training.plan import trunk_of
 
 _PHOTOS = {"image_size": 96, "crops": "2x96,4x48", "blur": 0.5, "reduce_to": 160}

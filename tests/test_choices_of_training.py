@@ -224,8 +224,12 @@ def test_clusters_lie_within_super_clusters(photos: Path, tmp_path: Path) -> Non
     run = train_small(photos, tmp_path / "run", super_clusters=3, clusters=9)
     state = checkpoint(run)
     assert state["assignment"]["super_of_cluster_K"].tolist() == sorted(state["assignment"]["super_of_cluster_K"].tolist())
-    assert set(state["head"]) == {f"{part}.{name}" for part in ("supers", "clusters") for name in ("weight", "bias")}
-    assert state["head"]["supers.weight"].shape == (3, 256) and state["head"]["clusters.weight"].shape == (9, 256)
+    assert {name: value.shape for name, value in state["head"].items()} == {
+        "supers.linear.weight": (3, 256),
+        "supers.linear.bias": (3,),
+    }
+    layers = [state["parts"]["head"][f"layers.{number}.weight"] for number in range(3)]
+    assert torch.cat(layers).shape == (9, 256) and len(state["parts"]["head"]) == 6
     for table in tables(run).values():
         assert set(table["cluster"]) == {-1, *range(9)}
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import make_blobs
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.errors import InputError
-from deepcluster.models.heads import ClusterHead, HierarchicalHead
+from deepcluster.models.heads import ClusterHead, HierarchicalHead, owners_of
 
 
 def test_weights_are_normal_with_deviation_a_hundredth_and_biases_zero() -> None:
@@ -118,13 +118,19 @@ def test_a_spread_that_makes_no_sense_is_told(spread: float) -> None:
 # The hierarchical head
 
 
+def layers_of(head: HierarchicalHead) -> list[nn.Linear]:
+    """The layers of the super-classes that have clusters, in their order."""
+    return [head.layers[str(number)] for number, size in enumerate(head.sizes) if size]  # type: ignore[misc]
+
+
 def naive_loss(head: HierarchicalHead, features_BD: Tensor, labels_B: Tensor) -> Tensor:
     """Image by image, of the definition: -log p(super-class) - log p(cluster among those of the super-class)."""
     losses = []
     for features_D, label in zip(features_BD, labels_B.tolist(), strict=True):
         positive_D, number = features_D.clamp(min=0), int(head.super_of_cluster_K[label])
-        scores_S = head.supers.weight @ positive_D + head.supers.bias
-        scores_K = head.clusters.weight @ positive_D + head.clusters.bias
+        scores_S = head.supers.linear.weight @ positive_D + head.supers.linear.bias
+        scores_K = torch.cat([layer.weight for layer in layers_of(head)]) @ positive_D
+        scores_K = scores_K + torch.cat([layer.bias for layer in layers_of(head)])
         others_G = scores_K[head.super_of_cluster_K == number]
         losses.append(scores_S.exp().sum().log() - scores_S[number] + others_G.exp().sum().log() - scores_K[label])
     return torch.stack(losses)
@@ -170,7 +176,7 @@ def test_scores_of_super_classes_and_of_all_clusters() -> None:
 
 def test_one_super_class_is_the_plain_head() -> None:
     plain, head = ClusterHead(16, 8, seed=0), HierarchicalHead(16, torch.zeros(8, dtype=torch.int64), seed=1)
-    head.clusters.load_state_dict(plain.linear.state_dict())
+    layers_of(head)[0].load_state_dict(plain.linear.state_dict())
     features_BD, labels_B = torch.randn(9, 16, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 8
     torch.testing.assert_close(head.loss(features_BD, labels_B), plain.loss(features_BD, labels_B))
 
@@ -191,10 +197,29 @@ def test_losses_are_float32_in_bf16_arithmetic(make: type[ClusterHead]) -> None:
 
 def test_the_seed_decides_the_weights_of_a_hierarchical_head() -> None:
     one, two, other = (HierarchicalHead(16, torch.arange(300) // 9, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(one.clusters.weight, two.clusters.weight) and torch.equal(one.supers.weight, two.supers.weight)
-    assert not torch.equal(one.clusters.weight, other.clusters.weight)
-    assert float(one.clusters.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
-    assert not bool(one.clusters.bias.any()) and not bool(one.supers.bias.any())
+    states = [head.state_dict() for head in (one, two, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    weights = [torch.cat([layer.weight.detach() for layer in layers_of(head)]) for head in (one, other)]
+    assert not torch.equal(*weights)
+    assert float(weights[0].std()) == pytest.approx(0.01, rel=0.05)
+    assert len({float(layer.weight[0, 0]) for layer in layers_of(one)}) == len(layers_of(one)) == 34  # No two are alike.
+    assert not any(bool(value.any()) for name, value in states[0].items() if name.endswith("bias"))
+
+
+def test_layers_of_which_a_batch_has_no_image_get_no_gradient_but_zero() -> None:
+    head = HierarchicalHead(4, torch.tensor([0, 0, 1, 1]), seed=0)
+    head.loss(torch.randn(3, 4), torch.tensor([2, 3, 2])).sum().backward()
+    assert torch.equal(layers_of(head)[0].weight.grad, torch.zeros(2, 4))
+    assert bool(layers_of(head)[1].bias.grad.any())
+
+
+@given(sizes=st.lists(st.integers(0, 50), max_size=20), ranks=st.integers(1, 9))
+def test_layers_are_dealt_so_that_ranks_have_about_as_many_clusters_each(sizes: list[int], ranks: int) -> None:
+    owners = owners_of(sizes, ranks)
+    loads = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == number) for number in range(ranks)]
+    assert sum(loads) == sum(sizes) and all(0 <= owner < ranks for owner in owners)
+    # The last that was given to the fullest rank was given when it had least.
+    assert max(loads) - min(loads) <= max(sizes, default=0)
 
 
 @pytest.mark.parametrize("supers", [[0, 1, 0], [-1, 0, 0], [0, 1, 5]])

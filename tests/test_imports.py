@@ -26,6 +26,8 @@ LAYERS = (
             "options",
             "plain_pickle",
             "config",
+            "config_checks",
+            "keywords",
             "crops",
         },
         "open",
@@ -39,7 +41,7 @@ LAYERS = (
     ({"__init__", "__main__"}, "open"),
 )
 LEVEL = {name: level for level, (names, _) in enumerate(LAYERS) for name in names}
-MAY_IMPORT_CONFIG = {"training", "recipes", "model", "record", "api", "info", "cli", "__init__"}
+MAY_IMPORT_CONFIG = {"config_checks", "training", "recipes", "model", "record", "api", "info", "cli", "__init__"}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 

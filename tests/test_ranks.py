@@ -22,7 +22,7 @@ from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.sources import open_source
 from deepcluster.distributed import part_of
 from deepcluster.errors import InputError
-from deepcluster.training import loop
+from deepcluster.training import batches as splitting
 from deepcluster.training.run import RunFolder
 
 # In fp64 what several processes do differs from one by the order of sums alone.
@@ -212,12 +212,12 @@ def test_ranks_learn_the_views_of_one_global_order(
     epoch = data.draw(st.integers(0, 5))
     view = MultiCropView(((2, 8), (1, 8)), ((0.5, 1), (0.1, 0.5)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "world_size", lambda: world)
-        batches = loop.even_batches(count, batch_size)
+        patch.setattr(splitting, "world_size", lambda: world)
+        batches = splitting.even_batches(count, batch_size)
         parts = []
         for rank in range(world):
-            patch.setattr(loop, "rank", lambda rank=rank: rank)
-            parts.append([loop.part_of_slice(positions) for positions in batches])
+            patch.setattr(splitting, "rank", lambda rank=rank: rank)
+            parts.append([splitting.part_of_slice(positions) for positions in batches])
     first = data.draw(st.integers(0, len(batches) - 1))
     whole, *by_rank = (
         list(loader.training_views(view, order_N, some, seed=seed, epoch=epoch, first_batch=first))
@@ -244,9 +244,9 @@ def test_ranks_learn_the_views_of_one_global_order(
 def test_a_batch_has_an_image_for_each_rank(
     count: int, batch_size: int, world: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "world_size", lambda: world)
+    monkeypatch.setattr(splitting, "world_size", lambda: world)
     with pytest.raises(InputError, match=message):
-        loop.even_batches(count, batch_size)
+        splitting.even_batches(count, batch_size)
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from deepcluster.config import Settings
+from deepcluster.config import METHODS, Settings
 from deepcluster.data.survey import Survey
 from deepcluster.errors import InputError
-from deepcluster.recipes import RECIPES, Change, choose_settings, fit_to_trunk
+from deepcluster.recipes import RECIPES, Change, choose_settings, fit_to_trunk, settings_before_data
 
 IMAGENET = Survey(n_images=1_281_167, shorter_side=375, grey_share=0.02)
 PHOTOS = Survey(n_images=4_500, shorter_side=224, grey_share=0.02)
@@ -72,6 +72,30 @@ def test_a_named_recipe_is_valid_and_changes_nothing_else(name: str) -> None:
     expected = {**Settings().as_dict(), "recipe": name, **RECIPES[name].settings}
     assert settings.as_dict() == {key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()}
     assert RECIPES[name].about
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_goes_with_its_own_method_alone(name: str) -> None:
+    own = "deepcluster-v2" if name.startswith("v2-") else "deepcluster"
+    for method in METHODS:
+        explicit = {"recipe": name, "method": method}
+        if method == own:
+            assert settings_before_data(explicit) == choose_settings(explicit, IMAGENET)[0]
+            continue
+        for choose in (settings_before_data, lambda values: choose_settings(values, PHOTOS)):
+            with pytest.raises(InputError) as told:
+                choose(explicit)
+            assert (
+                str(told.value) == f"recipe={name} is not one of method={method}; use --recipe auto, or leave out --method"
+            )
+    assert settings_before_data({"recipe": name}).method == own
+
+
+@pytest.mark.parametrize("seen", [IMAGENET, PHOTOS, CIFAR, DIGITS])
+@pytest.mark.parametrize("method", METHODS)
+def test_auto_chooses_nothing_that_the_method_has_no_use_for(method: str, seen: Survey) -> None:
+    settings, _ = choose_settings({"method": method}, seen)
+    assert settings.method == method and settings_before_data({"method": method}) == Settings(method=method)
 
 
 def test_pca_follows_the_trunk_unless_it_was_set() -> None:

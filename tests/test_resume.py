@@ -16,9 +16,9 @@ import torch
 from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, train_small
 from spoiled_images import write_spoiled_images
 
-from deepcluster.config import Options
 from deepcluster.errors import InputError, Interrupted
 from deepcluster.interruption import Interruption
+from deepcluster.keywords import Options
 from deepcluster.progress import Meter, Reporter
 from deepcluster.training.run import RunFolder
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
-from deepcluster.config import Options
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.errors import InputError
 from deepcluster.evaluation.knn import leave_one_out_accuracy
+from deepcluster.keywords import Options
 from deepcluster.model import Model, load
 from deepcluster.progress import Reporter
 from deepcluster.training import launch

@@ -1,15 +1,15 @@
 """What a run is: frozen, typed, validated settings. The defaults are the paper's; recipes.py fits them to other data.
 
 Every field carries its help, its old names in the 2018 code, and its choices: the command line is drawn from here.
+Rules that a field's own bounds can't say, and those between settings, are in config_checks.py.
 """
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
-from deepcluster.archs import ARCHITECTURES, check_arch
+from deepcluster.archs import ARCHITECTURES
+from deepcluster.config_checks import check_settings
 from deepcluster.crops import parse_crops
 from deepcluster.errors import InputError, did_you_mean
 from deepcluster.options import Checked, option
@@ -89,7 +89,9 @@ class Settings(Checked):
         aliases=("--k", "--nmb-cluster", "--nmb_cluster"),
         at_least=2,
     )
-    pca: int = option(256, "features after PCA and whitening", group="clustering", at_least=1)
+    pca: int = option(
+        256, "features after PCA and whitening (of deepcluster-v2: with --whiten)", group="clustering", at_least=1
+    )
     kmeans_iterations: int = option(20, "Lloyd iterations", group="clustering", at_least=1)
     cluster_stage: str = option(
         "features",
@@ -167,7 +169,7 @@ class Settings(Checked):
         group="training",
     )
     small_crop_scale: tuple[float, float] = option(
-        (0.05, 0.14), "as --crop-scale, for the crops after the large ones", group="training"
+        (0.05, 0.14), "as --crop-scale, for deepcluster-v2's crops after the large ones", group="training"
     )
     flip: bool = option(True, "flip half of the training crops left to right", group="training")
     jitter: float = option(0.0, "strength of random colours, 0 to 1", group="training", at_least=0)
@@ -254,70 +256,7 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arch(self.arch)
-        if self.balance and self.clustering != "kmeans":
-            raise InputError(f"balance goes with clustering=kmeans, not with {self.clustering}: leave out one of the two")
-        size_in_bytes("memory", self.memory)
-        size_in_bytes("cache_size", self.cache_size)
-        self.cache_folder()
-        if 0 < self.reduce_to < self.image_size:
-            raise InputError(
-                f"reduce_to={self.reduce_to} is less than image_size={self.image_size}, what the network sees; "
-                f"use 0 (never), or {self.image_size} or more"
-            )
-        for name in ("crop_scale", "small_crop_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise InputError(f"{name}={low:g},{high:g} must be two shares with 0 < least <= most <= 1")
-        self._check_method()
-        for name in ("grey", "jitter", "jitter_share", "blur"):
-            if getattr(self, name) > 1:
-                raise InputError(f"{name}={getattr(self, name):g} must lie between 0 and 1")
-
-    def _check_method(self) -> None:
-        """Raise `InputError` where a setting does not go with the method."""
-        if self.temperature <= 0:
-            raise InputError(f"temperature={self.temperature:g} must be more than 0; 0.1 is usual")
-        crops = parse_crops(self.crops) if self.crops else ()
-        if self.method == "deepcluster-v2":
-            if crops and crops[0][1] != self.image_size:
-                raise InputError(
-                    f"crops={self.crops} begins with crops of {crops[0][1]} px, and image_size={self.image_size}: they are "
-                    f"the same; use --image-size {crops[0][1]}"
-                )
-            unfit = {
-                "clustering": "kmeans",
-                "balance": False,
-                "cluster_stage": "features",
-                "super_clusters": 0,
-                "rotations": False,
-                "head_start": "random",
-                "sampling": "uniform",
-            }
-            for name, fit in unfit.items():
-                if getattr(self, name) != fit:
-                    raise InputError(f"{name}={getattr(self, name)} does not go with method=deepcluster-v2; leave it out")
-            return
-        if len(self.heads) > 1:
-            raise InputError(
-                f"clusters={','.join(map(str, self.heads))}: several groupings go with --method deepcluster-v2 alone"
-            )
-        if crops:
-            raise InputError(f"crops={self.crops}: several crops of an image go with --method deepcluster-v2 alone")
-        if self.super_clusters and (self.clustering != "kmeans" or self.balance or self.head_start != "random"):
-            raise InputError("super_clusters goes with --clustering kmeans, without --balance and with --head-start random")
-        if self.super_clusters > self.n_clusters:
-            raise InputError(f"super_clusters={self.super_clusters} is more than clusters={self.n_clusters}")
-        if self.rotations and not self.super_clusters:
-            raise InputError("rotations are learned with super-clusters: give --super-clusters, such as 4")
-        if self.head_start == "centroids" and self.clustering != "kmeans":
-            raise InputError("head_start=centroids goes with --clustering kmeans")
-        if self.head_start == "centroids" and self.cluster_stage != "features":
-            raise InputError(
-                f"head_start=centroids goes with --cluster-stage features, which the head sees, not {self.cluster_stage}"
-            )
-        if self.rotations and not self.looks_again:
-            raise InputError("rotations go with --look-again")
+        check_settings(self)
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -362,80 +301,3 @@ class Settings(Checked):
         numbers = " + ".join(f"{count:,}" for count in self.heads)
         within = f" in {self.super_clusters:,} super-clusters" if self.super_clusters else ""
         return f"{numbers} {'balanced ' if self.balance else ''}clusters{within}"
-
-
-class Options(TypedDict, total=False):
-    """The settings as keyword arguments of `deepcluster.train`; those left out are the recipe's."""
-
-    method: str
-    recipe: str
-    arch: str
-    init: str | None
-    image_size: int
-    reduce_to: int
-    sobel: bool
-    dropout: float
-    clustering: str
-    balance: bool
-    clusters: int | tuple[int, ...]
-    pca: int
-    kmeans_iterations: int
-    cluster_stage: str
-    reassign_every: int
-    look_again: bool | None
-    stop_reassigning: int
-    super_clusters: int
-    rotations: bool
-    epochs: int
-    batch_size: int
-    lr: float
-    lr_schedule: str
-    warmup_epochs: float
-    optimizer: str
-    clip_gradient: float
-    momentum: float
-    head_lr: float | None
-    head_start: str
-    head_momentum: float
-    weight_decay: float
-    sampling: str
-    crop_scale: tuple[float, float]
-    crops: str
-    small_crop_scale: tuple[float, float]
-    flip: bool
-    jitter: float
-    jitter_share: float
-    grey: float
-    blur: float
-    projection: tuple[int, int]
-    whiten: bool
-    temperature: float
-    seed: int
-    device: str
-    precision: str
-    compile: bool
-    workers: int | None
-    cache: str
-    cache_size: str
-    memory: str
-    limit: int | None
-    eval_every: int
-    eval_with: str
-    checkpoint_minutes: float
-    checkpoint_every: int
-    tensorboard: bool
-
-
-def size_in_bytes(name: str, text: str) -> int | None:
-    """Bytes of a size such as 8G, 500 MB or 1.5GiB (of 1,024³); None of auto.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    if text == "auto":
-        return None
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", text.strip().upper())
-    if match is None or float(match[1]) == 0:
-        raise InputError(f"{name}={text!r} is not a size: use auto, or a number with K, M, G or T, such as 8G or 500M")
-    number, letter, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(letter or " "))

@@ -208,22 +208,56 @@ def all_reduce_in(group: Any, value: Tensor) -> Tensor:
     return value
 
 
-def exchange_rows(rows_MP: Tensor, to_M: Tensor) -> Tensor:
-    """The rows that the ranks send to this one, in the order of the ranks and, of each, of its rows.
+class Route:
+    """A way of this rank's rows to other ranks and back, which their gradients take, too; one process keeps its rows.
 
     Args:
-        rows_MP: this rank's rows, of any type and number of columns.
-        to_M: number of the rank that each is sent to, int64.
+        to_M: number of the rank that each row is sent to, int64. All ranks make a route at once, and take it alike often.
     """
-    if not _many():
-        return rows_MP
-    order_M = torch.argsort(to_M, stable=True)
-    sent_W = torch.bincount(to_M, minlength=world_size()).cpu()
-    table_WW = torch.zeros(world_size(), world_size(), dtype=torch.int64)
-    table_WW[rank()] = sent_W
-    received_W = all_reduce(table_WW)[:, rank()]
-    received = rows_MP.new_empty(int(received_W.sum()), *rows_MP.shape[1:])
-    torch.distributed.all_to_all_single(
-        received, rows_MP[order_M].contiguous(), output_split_sizes=received_W.tolist(), input_split_sizes=sent_W.tolist()
-    )
-    return received
+
+    def __init__(self, to_M: Tensor) -> None:
+        if not _many():
+            return
+        self.order_M = torch.argsort(to_M, stable=True)
+        sent_W = torch.bincount(to_M, minlength=world_size()).cpu()
+        table_WW = torch.zeros(world_size(), world_size(), dtype=torch.int64)
+        table_WW[rank()] = sent_W
+        self.sent, self.received = sent_W.tolist(), all_reduce(table_WW)[:, rank()].tolist()
+
+    def there(self, rows_MP: Tensor) -> Tensor:
+        """Rows (R, …) that are sent to this rank, in the order of the ranks and, of each, of its rows."""
+        return _Travel.apply(rows_MP, self, True) if _many() else rows_MP
+
+    def back(self, rows_RP: Tensor) -> Tensor:
+        """Rows (M, …) of what came `there`, as they are now, where they set out from and in their order."""
+        return _Travel.apply(rows_RP, self, False) if _many() else rows_RP
+
+    def send(self, rows: Tensor, *, forth: bool) -> Tensor:
+        """The rows at the other end of the way, without their history."""
+        send, receive = (self.sent, self.received) if forth else (self.received, self.sent)
+        given = (rows[self.order_M] if forth else rows).contiguous()
+        arrived = given.new_empty(sum(receive), *given.shape[1:])
+        torch.distributed.all_to_all_single(arrived, given, output_split_sizes=receive, input_split_sizes=send)
+        if forth:
+            return arrived
+        ordered = torch.empty_like(arrived)
+        ordered[self.order_M] = arrived
+        return ordered
+
+
+class _Travel(torch.autograd.Function):
+    """Rows go one way, their gradients the other."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, route: Route, forth: bool) -> Tensor:
+        ctx.route, ctx.forth = route, forth
+        return route.send(rows, forth=forth)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.route.send(gradients[0], forth=not ctx.forth), None, None
+
+
+def exchange_rows(rows_MP: Tensor, to_M: Tensor) -> Tensor:
+    """The rows that the ranks send to this one: those of `Route.there`, once."""
+    return Route(to_M).there(rows_MP)

@@ -165,20 +165,13 @@ def choose_settings(explicit: Mapping[str, Any], seen: Survey) -> tuple[Settings
     Raises:
         InputError: a value is out of range for its option, or for these images.
     """
-    recipe = explicit.get("recipe", "auto")
-    changes = []
-    if recipe == "auto":
+    start, changes = _named_recipe(explicit), []
+    if explicit.get("recipe", "auto") == "auto":
         # Of two changes of an option the later one, which is of a narrower kind of images, counts.
         fit = _fit_v2 if explicit.get("method") == "deepcluster-v2" else _fit
         fitted = {change.option: change for change in fit(explicit, seen)}
         changes = [change for change in fitted.values() if change.option not in explicit]
         start = {change.option: change.value for change in changes}
-    else:
-        start = dict(RECIPES[recipe].settings)
-        if start.get("method", Settings.method) != explicit.get("method", start.get("method", Settings.method)):
-            raise InputError(
-                f"recipe={recipe} is not one of method={explicit['method']}; use --recipe auto, or leave out --method"
-            )
     settings = Settings.from_dict({**start, **explicit})
     if settings.clustering == "kmeans" and max(settings.heads) > seen.n_images:
         raise InputError(
@@ -192,10 +185,26 @@ def settings_before_data(explicit: Mapping[str, Any]) -> Settings:
     """What is known of the settings before the images are; `auto` may change what the person did not set.
 
     Raises:
-        InputError: a value is out of range for its option.
+        InputError: a value is out of range for its option, or the recipe is one of the other method.
     """
-    recipe = RECIPES.get(explicit.get("recipe", "auto"))
-    return Settings.from_dict({**(recipe.settings if recipe else {}), **explicit})
+    return Settings.from_dict({**_named_recipe(explicit), **explicit})
+
+
+def _named_recipe(explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe that the person named; none of `auto`.
+
+    Raises:
+        InputError: there is no such recipe or method, or the recipe is one of the other method.
+    """
+    named = {name: explicit[name] for name in ("recipe", "method") if name in explicit}
+    recipe = Settings.from_dict(named).recipe
+    if recipe == "auto":
+        return {}
+    settings = dict(RECIPES[recipe].settings)
+    method = settings.get("method", Settings.method)
+    if named.get("method", method) != method:
+        raise InputError(f"recipe={recipe} is not one of method={named['method']}; use --recipe auto, or leave out --method")
+    return settings
 
 
 def fit_to_trunk(

@@ -48,8 +48,11 @@ def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = No
         raise
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
+def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """The tensors and plain values of a file; no code in it is ever run.
+
+    Args:
+        mapped: tensors stay in the file, and only what is read of them comes into memory.
 
     Raises:
         InputError: it is missing, damaged, or holds code.
@@ -58,7 +61,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except pickle.UnpicklingError:

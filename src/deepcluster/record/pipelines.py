@@ -68,8 +68,12 @@ def _of_head(settings: Settings, state: State, groups: State, dim: int) -> dict[
     head, labels_N = None, None
     if "head" in state:
         assignment = Assignment.from_state_dict(state["assignment"])
-        labels_N, head = assignment.labels_N, make_head(dim, assignment, seed=0)
-        head.load_state_dict(state["head"])
+        weights = {**state["head"], **state.get("parts", {}).get("head", {})}
+        whole = make_head(dim, assignment, seed=0)
+        # While a run goes on, its parts may be gone when they are read.
+        if set(whole.state_dict()) <= set(weights):
+            labels_N, head = assignment.labels_N, whole
+            head.load_state_dict(weights)
     return {
         "training_view": TrainingView(settings.image_size, scale=settings.crop_scale, flip=settings.flip),
         "whitening": Whitening.from_state_dict(groups["whitening"]),

@@ -4,7 +4,7 @@ N images, M of them in the sample, D features, P components.
 """
 
 import csv
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ class RunReader:
         if not tables:
             raise InputError(f"{self.folder.path} has no clusters yet: they come at the end of its first epoch")
         names = pq.read_table(tables[max(tables)], columns=["name"]).column("name").to_pylist()
-        state = load_checkpoint(self.folder.last) if self.folder.last.is_file() else {}
+        state = self._state() if self.folder.last.is_file() else {}
         clusters = _current(state, tables, settings)
         images = self._images(config, settings, names)
         collection = self._collection(config, metrics, names, clusters, tables, images)
@@ -96,6 +96,13 @@ class RunReader:
             collection, pipeline = self._with_points(collection, pipeline)
         finished = clusters.epoch > settings.epochs
         return Record(config, metrics, collection, pipeline, finished)
+
+    def _state(self) -> dict[str, Any]:
+        """The last state, with the parts of networks that ranks have for themselves."""
+        state = load_checkpoint(self.folder.last)
+        with suppress(InputError):  # A run that goes on has written the next ones meanwhile.
+            return {**state, "parts": self.folder.read_parts(state)}
+        return {**state, "parts": {}}
 
     def _images(self, config: dict[str, Any], settings: Settings, names: list[str]) -> ImageSource | None:
         """Where the pictures are; None, with a warning, where they are not to be found."""

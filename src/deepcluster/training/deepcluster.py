@@ -22,13 +22,25 @@ from deepcluster.data.views import TrainingView, rotate_quarters
 from deepcluster.device import Machine
 from deepcluster.distributed import all_reduce, my_part
 from deepcluster.inference import LOOK_BATCH, look, stage_width
+from deepcluster.models.heads import HierarchicalHead, apart, is_apart
 from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Meter
+from deepcluster.training.batches import part_of_slice
 from deepcluster.training.grouping import Grouping, group_points, most_iterations
-from deepcluster.training.loop import Around, Loop, part_of_slice, seed_of
-from deepcluster.training.optim import Learner, TrunkRows, head_optimizer, not_finite, prepared, trunk_optimizer
+from deepcluster.training.loop import Around, Loop
+from deepcluster.training.optim import (
+    Learner,
+    TrunkRows,
+    head_optimizer,
+    load_optimizer_state,
+    not_finite,
+    optimizer_state,
+    prepared,
+    trunk_optimizer,
+)
 from deepcluster.training.past_features import PastFeatures
 from deepcluster.training.pseudo_labels import labels_of, make_head, means_of_clusters
+from deepcluster.training.seeds import seed_of
 
 # Of a seed's parts, after (run seed, epoch): what it is for.
 _QUARTERS = 4
@@ -278,8 +290,7 @@ class DeepCluster(Loop[Looked, Grouping]):
         state["trunk_optimizer"] = self.trunk_optimizer.state_dict()
         if self.whitening is not None and self.learner is not None:
             state["whitening"] = self.whitening.state_dict()
-            state["head"] = self.learner.head.state_dict()
-            state["head_optimizer"] = self.learner.optimizers[1].state_dict()
+            state.update(self._head_state(self.learner))
         if self.grouping is not None:
             state["grouping"] = self.grouping.state_dict()
             state["rows"]["points"] = self.grouping.rows()
@@ -295,11 +306,29 @@ class DeepCluster(Loop[Looked, Grouping]):
         if self.assignment is not None:
             self.whitening = Whitening.from_state_dict(state["whitening"])
             self.learner = self._new_learner()
-            self.learner.head.load_state_dict(state["head"])
-            self.learner.optimizers[1].load_state_dict(state["head_optimizer"])
+            self._load_head_state(self.learner, state)
         if "grouping" in state:
             device = self.machine.clustering_device
             self.grouping = Grouping.from_state_dict(state["grouping"], state["rows"]["points"], device)
         if self.past is not None:
             self.past.load_rows(state["rows"])
         self.quarters_N = state.get("quarters")
+
+    @staticmethod
+    def _head_state(learner: Learner) -> dict[str, Any]:
+        """Head and optimizer as all ranks have them, and as `parts` what is on this one alone."""
+        weights, own = apart(learner.head.state_dict())
+        optimizer, momenta = optimizer_state(learner.optimizers[1], learner.head)
+        parts = {"parts": {"head": own, "head_optimizer": momenta}} if isinstance(learner.head, HierarchicalHead) else {}
+        return {"head": weights, "head_optimizer": optimizer, **parts}
+
+    @staticmethod
+    def _load_head_state(learner: Learner, state: dict[str, Any]) -> None:
+        """The same, of whichever parts are to be on this rank."""
+        parts = state.get("parts", {})
+        weights = {**state["head"], **parts.get("head", {})}
+        here = learner.head.state_dict()
+        learner.head.load_state_dict(
+            {name: values for name, values in weights.items() if name in here or not is_apart(name)}
+        )
+        load_optimizer_state(learner.optimizers[1], learner.head, state["head_optimizer"], parts.get("head_optimizer", {}))

@@ -26,12 +26,14 @@ from deepcluster.inference import look
 from deepcluster.models.projection import CropPoints, Projection, prototype_losses
 from deepcluster.models.trunk import FEATURES, Trunk
 from deepcluster.progress import size
+from deepcluster.training.batches import even_batches, part_of_slice
 from deepcluster.training.grouping import over_all_images
 from deepcluster.training.lars import parameter_groups
-from deepcluster.training.loop import Around, Loop, even_batches, part_of_slice, seed_of
+from deepcluster.training.loop import Around, Loop
 from deepcluster.training.memory_bank import MemoryBank
 from deepcluster.training.optim import descend, make_optimizer, prepared
 from deepcluster.training.pseudo_labels import labels_of
+from deepcluster.training.seeds import seed_of
 from deepcluster.training.space import ProjectedSpace
 
 # Of a seed's parts, after (run seed, epoch): what it is for.

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.features import MemoryPlan, least_bytes, plan_memory
-from deepcluster.config import Settings, size_in_bytes
+from deepcluster.config import Settings
+from deepcluster.config_checks import size_in_bytes
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import fingerprint
 from deepcluster.data.storage.addresses import whole_address
@@ -23,10 +24,11 @@ from deepcluster.errors import InputError, LostProcess, TrainingError
 from deepcluster.inference import image_features, look, stage_width
 from deepcluster.interruption import Interruption
 from deepcluster.progress import Reporter, duration, size
+from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.follower import Follow, Follower, Nobody
-from deepcluster.training.loop import Loop, even_batches
+from deepcluster.training.loop import Loop
 from deepcluster.training.metrics import epoch_line, health
 from deepcluster.training.plan import Data, Plan, Planner, say_unreadable
 from deepcluster.training.run import RunFolder

@@ -7,7 +7,7 @@ of the steps, batches over ranks, clocks, stops and saved states. N images, B ba
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -21,17 +21,17 @@ from deepcluster.crops import Crops
 from deepcluster.data.loader import Batch, Loader, View
 from deepcluster.data.views import DRAWS_ALIGNED, Colours
 from deepcluster.device import Machine
-from deepcluster.distributed import all_reduce, gather_objects, on_main, part_of, rank, world_size
-from deepcluster.errors import InputError
+from deepcluster.distributed import all_reduce, gather_objects, on_main, world_size
 from deepcluster.interruption import Interruption
 from deepcluster.models.synchronised import synchronise_batch_norms
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.progress import Reporter
+from deepcluster.training.batches import even_batches, part_of_slice
+from deepcluster.training.clock import Clock
 from deepcluster.training.metrics import epoch_metrics
 from deepcluster.training.optim import LossMeter, learning_factor, not_finite
+from deepcluster.training.seeds import seed_of_rank
 from deepcluster.training.space import Space
-
-STEPS = ("features", "whitening", "clustering", "training")
 
 Looked = TypeVar("Looked")
 Points = TypeVar("Points")
@@ -85,15 +85,14 @@ class Loop(ABC, Generic[Looked, Points]):
         self.assignment: Assignment | None = None
         self.nmi_previous: float | None = None
         self.losses = LossMeter()
-        self.seconds = dict.fromkeys(STEPS, 0.0)
-        self.running: tuple[str, float, float] | None = None
+        self.clock = Clock()
         self.saved_at = time.monotonic()
 
     def run_epoch(self) -> dict[str, Any]:
         """One epoch of the method from where the state stands; returns its metrics."""
         self.share_unreadable()
         if not self.labelled:
-            self.seconds, self.loader.wait_seconds = dict.fromkeys(STEPS, 0.0), 0.0
+            self.clock, self.loader.wait_seconds = Clock(), 0.0
             if self.is_due():
                 points = self.points_under_way() or self.shorten_and_whiten(self.look_at_images())
                 assignments = self.group(points)
@@ -150,7 +149,7 @@ class Loop(ABC, Generic[Looked, Points]):
                 # BatchNorm needs two images.
                 if total >= 2:
                     share = (self.epoch - 1 + number / len(batches)) / settings.epochs
-                    seed = self.seed(settings.seed, self.epoch, number)
+                    seed = seed_of_rank(settings.seed, self.epoch, number)
                     batch = batch if len(batch.indices_B) else self.blank_batch()
                     loss = self.step(batch, positions, learning_factor(settings, share), seed, total)
                     self.losses.add(loss, total, self.where)
@@ -248,16 +247,12 @@ class Loop(ABC, Generic[Looked, Points]):
         assignment, space = self.finished_groups()
         if self.assignment is not None:
             assignment = assignment.matched_to(self.assignment)
-        self.seconds = dict.fromkeys(STEPS, 0.0)
+        self.clock = Clock()
         return assignment, space
 
     @abstractmethod
     def finished_groups(self) -> tuple[Assignment, Space]:
         """The groups of all images by the trunk as it stands, and the space in which they were made."""
-
-    def seed(self, *parts: int) -> int:
-        """One seed of several numbers, another one on each rank."""
-        return seed_of(*parts, *([rank()] if world_size() > 1 else []))
 
     def _pause(self, count: int = 0) -> int:
         """A moment at which all ranks are at the same place: save if it is time, stop if it was asked for.
@@ -296,23 +291,14 @@ class Loop(ABC, Generic[Looked, Points]):
     def where(self) -> str:
         """Epoch, batch and learning rate, for messages."""
 
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        """Count the time to a step, but for what is counted to steps inside it."""
-        around, self.running = self.running, (step, time.perf_counter(), sum(self.seconds.values()))
-        try:
-            yield
-        finally:
-            self.seconds = self._seconds_so_far()
-            self.running = around
+    def timed(self, step: str) -> AbstractContextManager[None]:
+        """Count the time inside to a step."""
+        return self.clock.timed(step)
 
-    def _seconds_so_far(self) -> dict[str, float]:
-        """`seconds`, with those of the step that is running."""
-        seconds = dict(self.seconds)
-        if self.running is not None:
-            step, started, counted = self.running
-            seconds[step] += time.perf_counter() - started - (sum(self.seconds.values()) - counted)
-        return seconds
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each step of the epoch has taken."""
+        return self.clock.seconds
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as tensors and plain values; `rows` are those of this rank, by name, the rest of all."""
@@ -324,7 +310,7 @@ class Loop(ABC, Generic[Looked, Points]):
             "trunk": self.trunk.state_dict(),
             "nmi_previous": self.nmi_previous,
             "loss": {"total": total, "count": count},
-            "seconds": self._seconds_so_far(),
+            "seconds": self.seconds,
             "wait_seconds": self.loader.wait_seconds,
             "rows": {},
         }
@@ -338,34 +324,6 @@ class Loop(ABC, Generic[Looked, Points]):
         self.trunk.load_state_dict(state["trunk"])
         self.nmi_previous = state["nmi_previous"]
         self.losses = LossMeter(**state["loss"]) if on_main() else LossMeter(0.0, state["loss"]["count"])
-        self.seconds, self.loader.wait_seconds = dict(state["seconds"]), state["wait_seconds"]
+        self.clock, self.loader.wait_seconds = Clock(state["seconds"]), state["wait_seconds"]
         if "assignment" in state:
             self.assignment = Assignment.from_state_dict(state["assignment"])
-
-
-def seed_of(*parts: int) -> int:
-    """One 63-bit seed of several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def even_batches(count: int, batch_size: int) -> list[slice]:
-    """Positions of the batches of an epoch, which differ by one image at most: none is too small for BatchNorm.
-
-    Raises:
-        InputError: they are too small to give an image to each rank.
-    """
-    n_batches = max(1, min(-(-count // batch_size), count // 2))
-    if count < world_size():
-        raise InputError(f"{count} images are too few for {world_size()} processes: use {max(1, count // 2)} or fewer")
-    if count // n_batches < world_size():
-        raise InputError(
-            f"a batch of {count // n_batches} images is too small for {world_size()} processes: use --batch-size "
-            f"{2 * world_size()} or more (it counts the images of all processes), or fewer processes"
-        )
-    return [part_of(count, number, n_batches) for number in range(n_batches)]
-
-
-def part_of_slice(positions: slice) -> slice:
-    """This rank's part of the positions of a batch."""
-    mine = part_of(positions.stop - positions.start, rank(), world_size())
-    return slice(positions.start + mine.start, positions.start + mine.stop)

@@ -15,6 +15,7 @@ from deepcluster.config import Settings
 from deepcluster.device import Machine
 from deepcluster.distributed import all_reduce, data_parallel, world_size
 from deepcluster.errors import TrainingError
+from deepcluster.models.heads import ClusterHead, Head, HierarchicalHead, is_apart
 from deepcluster.models.trunk import FEATURES, Trunk
 from deepcluster.training.lars import LARS
 
@@ -49,6 +50,24 @@ def head_optimizer(head: nn.Module, settings: Settings, machine: Machine) -> tor
     return make_optimizer(list(head.parameters()), settings, machine, momentum=settings.head_momentum)
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer, head: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state of a head's optimizer: of weights that all ranks have, as torch saves it, and of the rest, by name."""
+    whole, names = optimizer.state_dict(), [name for name, _ in head.named_parameters()]
+    own = {names[number]: state for number, state in whole["state"].items() if is_apart(names[number])}
+    shared = {number: state for number, state in whole["state"].items() if not is_apart(names[number])}
+    return {**whole, "state": shared}, own
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, head: nn.Module, shared: dict[str, Any], apart: dict[str, Any]
+) -> None:
+    """Take up what `optimizer_state` gave: what is of weights that are on this rank now. Those of all ranks come first."""
+    names = [name for name, _ in head.named_parameters()]
+    own = {number: apart[name] for number, name in enumerate(names) if name in apart}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {**shared["state"], **own}, "param_groups": groups})
+
+
 def learning_factor(settings: Settings, share: float) -> float:
     """What the learning rate is multiplied by after a share (0 … 1) of the run: a linear rise, then the schedule."""
     warmup = settings.warmup_epochs / settings.epochs
@@ -78,13 +97,13 @@ class TrunkRows(nn.Module):
 class HeadLoss(nn.Module):
     """A head that gives the loss of each image, as gradients over ranks need it: by its `forward`."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: ClusterHead) -> None:
         super().__init__()
         self.head = head
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Losses (B,), float32."""
-        return self.head.loss(features_BD, labels_B)  # type: ignore[no-any-return, operator]
+        return self.head.loss(features_BD, labels_B)
 
 
 def prepared(network: nn.Module, machine: Machine, *, compiled: bool) -> nn.Module:
@@ -93,12 +112,18 @@ def prepared(network: nn.Module, machine: Machine, *, compiled: bool) -> nn.Modu
 
 
 def descend(
-    loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float], *, longest_gradient: float = 0.0
+    loss: Tensor,
+    optimizers: Sequence[torch.optim.Optimizer],
+    rates: Sequence[float],
+    *,
+    longest_gradient: float = 0.0,
+    apart: Sequence[Tensor] | None = None,
 ) -> None:
     """Go down the gradient of a rank's part of the mean loss: with the gradients of all ranks, at these rates.
 
     Args:
         longest_gradient: the gradient over all weights is scaled down to this length; 0: never.
+        apart: weights of the optimizers that are on this rank alone, where some rank has such.
     """
     for optimizer, rate in zip(optimizers, rates, strict=True):
         optimizer.zero_grad(set_to_none=True)
@@ -106,11 +131,25 @@ def descend(
             group["lr"] = rate
     # Gradients are averaged over the ranks, and should be added up.
     (loss * world_size()).backward()
+    for weight in apart or ():
+        if weight.grad is not None:  # No average was made of it.
+            weight.grad /= world_size()
     if longest_gradient:
         weights = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
-        nn.utils.clip_grad_norm_(weights, longest_gradient)
+        nn.utils.clip_grads_with_norm_(weights, longest_gradient, gradient_length(weights, apart))
     for optimizer in optimizers:
         optimizer.step()
+
+
+def gradient_length(weights: Sequence[Tensor], apart: Sequence[Tensor] | None = None) -> Tensor:
+    """The length of the gradient over all weights: those that all ranks have, and those `apart`, of which each has some."""
+    own = {id(weight) for weight in apart or ()}
+    gradients = [weight.grad for weight in weights if weight.grad is not None and id(weight) not in own]
+    length = nn.utils.get_total_norm(gradients)
+    if apart is None:
+        return length
+    of_apart = nn.utils.get_total_norm([weight.grad for weight in apart if weight.grad is not None])
+    return (length.square() + all_reduce(of_apart.to(length).square())).sqrt()
 
 
 @dataclass
@@ -123,13 +162,14 @@ class Learner:
     """
 
     network: nn.Module
-    head: nn.Module
+    head: Head
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
     machine: Machine
     longest_gradient: float = 0.0
 
     def __post_init__(self) -> None:
-        self._losses = data_parallel(HeadLoss(self.head), self.machine.device)
+        shared = self.head.supers if isinstance(self.head, HierarchicalHead) else self.head
+        self._losses_of_shared = data_parallel(HeadLoss(shared), self.machine.device)
 
     def step(
         self, images_BCHW: Tensor, labels_B: Tensor, *, rates: tuple[float, float], seed: int, total: int | None = None
@@ -151,8 +191,19 @@ class Learner:
             features_BD, rows_BC = self.network(images_BCHW)
             losses_B = self._losses(features_BD, labels_B.clamp(min=0))
         loss = (losses_B * (labels_B >= 0)).sum() / (total or len(labels_B))
-        descend(loss, self.optimizers, rates, longest_gradient=self.longest_gradient)
+        descend(loss, self.optimizers, rates, longest_gradient=self.longest_gradient, apart=self._apart())
         return loss.detach(), rows_BC.detach()
+
+    def _losses(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Of the head that all ranks have, and of its layers that are on one rank each."""
+        if not isinstance(self.head, HierarchicalHead):
+            return self._losses_of_shared(features_BD, labels_B)  # type: ignore[no-any-return]
+        # In this order on all ranks: what they send each other backward is then in one order, too.
+        losses_B = self._losses_of_shared(features_BD, self.head.super_of_cluster_K[labels_B])
+        return losses_B + self.head.loss_within(features_BD, labels_B)  # type: ignore[no-any-return]
+
+    def _apart(self) -> list[Tensor] | None:
+        return list(self.head.layers.parameters()) if isinstance(self.head, HierarchicalHead) else None
 
 
 def not_finite(what: str, where: str) -> TrainingError:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from deepcluster.config import Settings, size_in_bytes
+from deepcluster.config import Settings
+from deepcluster.config_checks import size_in_bytes
 from deepcluster.data.cache_plan import CachePlan, decoded_images, name_of, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
@@ -212,7 +213,7 @@ def _take_unreadable(folder: RunFolder, loader: Loader) -> None:
 def _saved_state(folder: RunFolder, settings: Settings, n_images: int) -> dict[str, Any]:
     """The run's last checkpoint, which must be of this run and not beyond its epochs; of its rows those of this rank."""
     state = load_checkpoint(folder.last)
-    state["rows"] = folder.read_rows(state, my_part(n_images))
+    state["rows"], state["parts"] = folder.read_rows(state, my_part(n_images)), folder.read_parts(state)
     others = differing_settings(state["settings"], settings)
     if others:
         raise InputError(f"{folder.last} is the checkpoint of another run: {'; '.join(others)}")

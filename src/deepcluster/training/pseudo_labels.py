@@ -9,9 +9,7 @@ from torch import Tensor
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.features import FeatureRows
 from deepcluster.distributed import all_reduce
-from deepcluster.models.heads import ClusterHead, HierarchicalHead
-
-Head = ClusterHead | HierarchicalHead
+from deepcluster.models.heads import ClusterHead, Head, HierarchicalHead
 
 
 def labels_of(assignment: Assignment, indices_B: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,31 +153,32 @@ class RunFolder:
     def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:
         """Write checkpoints/last.pt: beside, flushed, renamed; and keep a copy as epoch-NNNN.pt where asked.
 
-        All ranks call it. The rows of each stay apart: each writes its own into a file, before the first one writes last.pt,
-        which names them. A copy is for use, not for going on: of several processes it has no rows.
+        All ranks call it. What each has for itself, `rows` of images and `parts` of networks, stays apart: each writes its
+        own into a file, before the first one writes last.pt, which names them. A copy is for use, not for going on: of
+        several processes it has neither.
 
         Raises:
             TrainingError: it can't be written (a full disk); the one before stays.
         """
-        state = {**state, "rows": self._write_rows(state)}
+        state = {**state, **self._write_own(state)}
         if on_main():
             self._write_last(state, keep_as_epoch)
             self._forget_rows(state["rows"])
         barrier()
 
-    def _write_rows(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The rows as last.pt has them: themselves on one process, else the names of the files of all ranks."""
-        rows = dict(state.get("rows", {}))
-        if world_size() == 1 or not rows:
-            return rows
+    def _write_own(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Rows and parts as last.pt has them: themselves on one process, else the names of the files of all ranks."""
+        own = {name: state.get(name, {}) for name in ("rows", "parts")}
+        if world_size() == 1 or not (own["rows"] or "parts" in state):
+            return own
         name = f"rows-{state['epoch']}-{state['batch']}-{int(state['labelled'])}-{rank()}-of-{world_size()}.pt"
         try:
-            save_tensors(self.checkpoints / name, rows)
+            save_tensors(self.checkpoints / name, own)
         except (OSError, RuntimeError) as fault:
             raise TrainingError(
                 f"{self.checkpoints / name} could not be written ({fault}); the state before it is whole"
             ) from None
-        return {"files": gather_objects(name)}
+        return {"rows": {"files": gather_objects(name)}, "parts": {}}
 
     def _forget_rows(self, rows: Mapping[str, Any]) -> None:
         kept = set(rows.get("files", ()))
@@ -190,11 +191,24 @@ class RunFolder:
 
         They may have been saved by another number of processes.
         """
-        saved = state.get("rows", {})
-        parts = (load_tensors(self.checkpoints / name) for name in saved["files"]) if "files" in saved else [saved]
-        # Of one file after the other: those of all ranks together may be more than the memory holds.
-        kept = [{name: _of_images(rows, mine) for name, rows in part.items()} for part in parts]
+        kept = [{name: _of_images(rows, mine) for name, rows in own["rows"].items()} for own in self._read_own(state)]
         return {name: _together([part[name] for part in kept]) for name in kept[0]}
+
+    def read_parts(self, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Parts of networks that were on one rank each, of all ranks, by kind and name; they stay in their files."""
+        parts: dict[str, dict[str, Any]] = {}
+        for own in self._read_own(state):
+            for kind, named in own["parts"].items():
+                parts.setdefault(kind, {}).update(named)
+        return parts
+
+    def _read_own(self, state: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Rows and parts of a checkpoint of each rank that saved it; more together than the memory of one may hold."""
+        rows = state.get("rows", {})
+        if "files" not in rows:
+            yield {"rows": rows, "parts": state.get("parts", {})}
+        for name in rows.get("files", ()):
+            yield load_tensors(self.checkpoints / name, mapped=True)
 
     def _write_last(self, state: Mapping[str, Any], keep_as_epoch: int | None) -> None:
         try:

@@ -1,0 +1,144 @@
+"""Options that a method has no use for are refused by name; all others are taken by both."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deepcluster
+from deepcluster.cli import main
+from deepcluster.config import METHODS, Settings
+from deepcluster.errors import InputError
+from deepcluster.options import flag
+
+FIRST, V2 = METHODS
+# By hand, of what the code of each method reads.
+OF_ONE = {
+    **dict.fromkeys(("clustering", "balance", "cluster_stage", "super_clusters", "rotations", "head_start"), FIRST),
+    **dict.fromkeys(("sampling", "head_lr", "head_momentum", "memory"), FIRST),
+    **dict.fromkeys(("crops", "small_crop_scale", "projection", "temperature"), V2),
+}
+# Another value than the default, where that is not any other choice, the other of two, or a number that is a little more.
+OTHERS: dict[str, Any] = {
+    "arch": "resnet18",
+    "init": "weights.pth",
+    "reduce_to": 300,
+    "cluster_stage": "conv4",
+    "look_again": True,
+    "dropout": 0.25,
+    "momentum": 0.5,
+    "jitter_share": 0.5,
+    "crop_scale": (0.2, 1.0),
+    "crops": "2x224,2x96",
+    "small_crop_scale": (0.1, 0.3),
+    "projection": (512, 128),
+    "device": "cpu",
+    "workers": 3,
+    "cache": "none",
+    "cache_size": "5G",
+    "memory": "8G",
+    "limit": 100,
+}
+# What an option needs beside it.
+BESIDE: dict[str, dict[str, Any]] = {"rotations": {"super_clusters": 4}}
+NAMES = [one.name for one in fields(Settings) if one.name != "method"]
+
+
+def other_value(name: str) -> Any:
+    option = Settings.__dataclass_fields__[name]
+    if name in OTHERS:
+        return OTHERS[name]
+    if option.metadata["choices"]:
+        return next(choice for choice in option.metadata["choices"] if choice != option.default)
+    if isinstance(option.default, bool):
+        return not option.default
+    return (option.default or 0) + (0.125 if "float" in str(option.type) else 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_is_taken_by_both_methods_or_refused_by_the_other(name: str, method: str) -> None:
+    value = other_value(name)
+    assert value != Settings.__dataclass_fields__[name].default
+    if OF_ONE.get(name, method) == method:
+        settings = Settings.from_dict({"method": method, name: value, **BESIDE.get(name, {})})
+        assert getattr(settings, name) == value
+        return
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    with pytest.raises(InputError) as told:
+        Settings.from_dict({"method": method, name: value})
+    assert str(told.value).startswith(f"{name}={shown}")
+    assert V2 in str(told.value) and "\n" not in str(told.value)
+
+
+def test_the_message_says_why_and_what_to_do() -> None:
+    cases = {
+        "head_lr=0.3 does not go with method=deepcluster-v2, which has no head (--lr is the rate of all that it learns); "
+        "leave it out": {"method": V2, "head_lr": 0.3},
+        "head_momentum=0.9 does not go with method=deepcluster-v2, which has no head (--momentum is that of all that it "
+        "learns); leave it out": {"method": V2, "head_momentum": 0.9},
+        "memory=8G does not go with method=deepcluster-v2, which keeps its points in memory; leave it out": {
+            "method": V2,
+            "memory": "8G",
+        },
+        "sampling=as-published does not go with method=deepcluster-v2; leave it out": {
+            "method": V2,
+            "sampling": "as-published",
+        },
+        "projection=512,128 goes with --method deepcluster-v2 alone; leave it out": {"projection": (512, 128)},
+        "temperature=0.2 goes with --method deepcluster-v2 alone; leave it out": {"temperature": 0.2},
+        "clusters=2000000,30: several groupings go with --method deepcluster-v2 alone": {"clusters": (2_000_000, 30)},
+        "balance goes with clustering=kmeans, not with pic: leave out one of the two": {
+            "balance": True,
+            "clustering": "pic",
+        },
+        "reduce_to=100 is less than image_size=224, what the network sees; use 0 (never), or 224 or more": {
+            "reduce_to": 100
+        },
+    }
+    for message, values in cases.items():
+        with pytest.raises(InputError) as told:
+            Settings.from_dict(values)
+        assert str(told.value) == message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_comes_back_with_all_options_in_its_config(method: str) -> None:
+    settings = Settings(method=method)
+    assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
+
+
+def test_whether_an_option_does_nothing_is_said_in_its_help_where_it_is_not_refused() -> None:
+    helps = {name: Settings.__dataclass_fields__[name].metadata["help"] for name in ("pca", "whiten")}
+    assert "of deepcluster-v2: with --whiten" in helps["pca"]
+    assert "the first version always does" in helps["whiten"]
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"method": V2, "head_lr": 0.3}, "head_lr=0.3 does not go with method=deepcluster-v2"),
+    ({"recipe": "v2-small-set", "head_momentum": 0.9}, "head_momentum=0.9 does not go with method=deepcluster-v2"),
+    ({"method": V2, "memory": "8G"}, "memory=8G does not go with method=deepcluster-v2"),
+    ({"temperature": 0.2}, "temperature=0.2 goes with --method deepcluster-v2 alone"),
+    ({"recipe": "v2-small-set", "method": FIRST}, "recipe=v2-small-set is not one of method=deepcluster; use --recipe auto"),
+    ({"recipe": "small-set", "method": V2}, "recipe=small-set is not one of method=deepcluster-v2; use --recipe auto"),
+    ({"recipe": "paper-vgg16", "method": "deepcluter"}, "unknown method 'deepcluter' (did you mean deepcluster?)"),
+    ({"recipe": "v2-small", "method": FIRST}, "unknown recipe 'v2-small'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message[:30] for _, message in REFUSED])
+def test_the_command_line_and_python_say_the_same_before_they_look_at_an_image(
+    options: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing, out = tmp_path / "missing", tmp_path / "run"
+    with pytest.raises(InputError) as told:
+        deepcluster.train(missing, out=out, **options)
+    assert message in str(told.value)
+    words = [word for name, value in options.items() for word in (flag(name), str(value))]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(missing), "--out", str(out), *words])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"deepcluster: {told.value}\n"
+    assert not out.exists()
