@@ -202,7 +202,9 @@ def test_the_seed_decides_the_weights_of_a_hierarchical_head() -> None:
     weights = [torch.cat([layer.weight.detach() for layer in layers_of(head)]) for head in (one, other)]
     assert not torch.equal(*weights)
     assert float(weights[0].std()) == pytest.approx(0.01, rel=0.05)
-    assert len({float(layer.weight[0, 0]) for layer in layers_of(one)}) == len(layers_of(one)) == 34  # No two are alike.
+    assert (
+        len({float(layer.weight.detach()[0, 0]) for layer in layers_of(one)}) == len(layers_of(one)) == 34
+    )  # No two are alike.
     assert not any(bool(value.any()) for name, value in states[0].items() if name.endswith("bias"))
 
 

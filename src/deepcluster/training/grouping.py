@@ -64,12 +64,17 @@ class Grouping:
         return cls(rows["rows"].to(device), rows["indices"], whitening, lloyd, quarters_M=rows.get("quarters"))
 
 
+def super_classes(settings: Settings) -> int:
+    """How many there are: super-clusters, or pairs of a super-cluster and a turn; 0: the clusters are not in any."""
+    return settings.super_clusters * (ROTATIONS if settings.rotations else 1)
+
+
 def most_iterations(settings: Settings) -> int:
     """How many iterations `group_points` tells of, at most."""
     if settings.clustering == "pic":
         return ITERATIONS
     if settings.super_clusters:
-        return (settings.kmeans_iterations + 1) * (1 + settings.super_clusters * (ROTATIONS if settings.rotations else 1))
+        return (settings.kmeans_iterations + 1) * (1 + super_classes(settings))
     return _balanced(settings, 0).most_steps if settings.balance else settings.kmeans_iterations + 1
 
 

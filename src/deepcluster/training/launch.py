@@ -28,6 +28,7 @@ from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.follower import Follow, Follower, Nobody
+from deepcluster.training.grouping import super_classes
 from deepcluster.training.loop import Loop
 from deepcluster.training.metrics import epoch_line, health
 from deepcluster.training.plan import Data, Plan, Planner, say_unreadable
@@ -314,7 +315,10 @@ def _say_plan(plan: Plan, memory: str, reporter: Reporter) -> None:
         reporter.say(f"recipe {settings.recipe}: fitted to these images (the paper's settings are for 1.28 million photos)")
         for change in plan.changes:
             reporter.say(f"  {change}")
-    weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.n_clusters
+    # With super-clusters each of several processes has a part of the head; that of the fullest is a little more.
+    parts = min(world_size(), super_classes(settings)) or 1
+    weights = sum(weight.nbytes for weight in plan.trunk.parameters())
+    weights += 4 * plan.trunk.dim * -(-settings.n_clusters // parts)
     reporter.say(
         f"memory: {memory}, weights, gradients and momentum {size(3 * weights)}; decoded images: {plan.cache.describe()}"
     )
