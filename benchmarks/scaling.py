@@ -8,9 +8,9 @@
 of an image that is decoded, cut, coloured, whitened, grouped, drawn and written, and sums and exchanges between 2 and 4
 processes by gloo, to which a ring's latency and bytes a second are fitted; it tells how far the formula is off.
 
-`table` puts them into the model (scaling_model.py, scaling_links.py) for runs of six sizes on machines of 8 GPUs. What a GPU
-and a network do was not measured here: these are assumptions, each with its source in `ASSUMED`, and flags change them. The
-simulation of a ring, message by message, stands beside the formula.
+`table` puts them into the model (scaling_model.py, scaling_seconds.py, scaling_links.py) for runs of six sizes on machines
+of 8 GPUs. What a GPU and a network do was not measured here: these are assumptions, each with its source in `ASSUMED`, and
+flags change them. The simulation of a ring, message by message, stands beside the formula.
 
 `check` trains on this machine, on 1 and 2 processes, and prints what the model had predicted beside what it took; on a busy
 machine also beside what it would have taken with a core of its own for each process.
@@ -39,16 +39,8 @@ from scaling_measure import (
     measured_constants,
     network_facts,
 )
-from scaling_model import (
-    Constants,
-    Job,
-    Network,
-    files,
-    main_memory,
-    memory,
-    seconds,
-    traffic,
-)
+from scaling_model import Job, Network, files, main_memory, memory, traffic
+from scaling_seconds import Constants, gathered_seconds, seconds
 
 from deepcluster.config import Settings
 from deepcluster.device import Machine
@@ -149,6 +141,8 @@ def of_gpu(options: argparse.Namespace, here: Constants) -> Constants:
         colour_seconds=3 * 10 * 8 / 2e12,
         whiten_seconds=1.12 / (1e12 * options.exact_tflops),
         eigen_seconds=1e-11,
+        # Rows of float32 are read some ten times in an iteration, of the same memory; an iteration's own time is Python's.
+        row_seconds=10 * 4 / 2e12,
         pair_seconds=2 / (1e12 * options.cluster_tflops),
         disk_bytes=1e6 * options.disk_mbytes,
     )
@@ -262,13 +256,15 @@ def check(options: argparse.Namespace) -> None:
     for ranks in map(int, options.ranks.split(",")):
         job = job_of(settings, options.images, ranks)
         link = links.get(ranks, next(iter(links.values())))
-        said = seconds(job, constants, Fabric(link, link, ranks_per_machine=ranks, tree=False, overlap=False))
+        fabric = Fabric(link, link, ranks_per_machine=ranks, tree=False, overlap=False)
+        said = seconds(job, constants, fabric)
         took = trained(options, ranks)
-        # The clock of a run counts labels that are gathered to the clustering, and matching to none.
+        # The clock of a run counts labels that are gathered to the clustering, matching and the order to none.
+        gathered = gathered_seconds(job, constants, fabric)
         pairs = {
             "features": (said["look"], took["features"]),
             "whitening": (said["whitening"], took["whitening"]),
-            "clustering": (said["clustering"] + said["labels"], took["clustering"]),
+            "clustering": (said["clustering"] + gathered, took["clustering"]),
             "training": (said["training"], took["training"]),
         }
         pairs["epoch"] = tuple(map(sum, zip(*pairs.values(), strict=True)))  # type: ignore[assignment]

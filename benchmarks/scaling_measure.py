@@ -6,7 +6,7 @@ N images, D features, P components, K clusters.
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from alone import NetworkAlone
 from scaling_links import Link, ring_seconds
-from scaling_model import Constants, Job, Network
+from scaling_model import Job, Network
+from scaling_seconds import Constants
 from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster.clustering.assignment import Assignment, draw_uniform
 from deepcluster.clustering.eigen import top_eigenvectors
-from deepcluster.clustering.kmeans import lloyd
+from deepcluster.clustering.kmeans import KMeans, lloyd
+from deepcluster.clustering.reduction import alone
 from deepcluster.clustering.starts import random_rows
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.config import Settings
@@ -88,6 +90,8 @@ def job_of(settings: Settings, images: int, ranks: int) -> Job:
         super_clusters=settings.super_clusters,
         hidden=settings.projection[0],
         look_again=v2 and settings.looks_again,
+        whitened=min(settings.pca, settings.projection[1]) if v2 and settings.whiten else 0,
+        number_bytes=4 if settings.precision == "fp32" else 2,
     )
 
 
@@ -111,7 +115,7 @@ def network_speed(settings: Settings, machine: Machine) -> dict[str, float]:
     step = quickest(lambda: (alone.learn(settings.batch_size), alone.finish()), 5)
     look = quickest(lambda: (alone.look(settings.batch_size), alone.finish()), 5)
     flops = settings.batch_size * job.network.flops[job.crops[0][1]]
-    return {"training_flops": settings.batch_size * 3 * job.image_flops / step, "look_flops": flops / look}
+    return {"training_flops": 3 * job.step_flops / step, "look_flops": flops / look}
 
 
 def input_speed(data: Path, settings: Settings, machine: Machine) -> dict[str, float]:
@@ -151,25 +155,47 @@ def whitening_speed(machine: Machine, dim: int) -> dict[str, float]:
     return {"whiten_seconds": adding / len(rows_ND) / dim**2, "eigen_seconds": finding / dim**3}
 
 
-def kmeans_speed(machine: Machine, n_points: int, n_clusters: int = 200, dim: int = 128) -> dict[str, float]:
-    """Seconds of a pair that is compared, all that an iteration does included; and the share that is compared."""
+def kmeans_speed(machine: Machine, n_points: int) -> dict[str, float]:
+    """Seconds of an iteration of few points, of a row with few centroids, and of a pair with more of them.
+
+    And the share of pairs that is compared.
+    """
+    dim, few, some, more = 128, (500, 50), (n_points, 50), (n_points, 200)
+    found = {size: _kmeans_seconds(machine, *size, dim) for size in (few, some, more)}
+    iteration_seconds = found[few].seconds / found[few].rounds
+    # Two equations: seconds of a row, and of each pair that is compared.
+    rows = [n_points * dim * found[size].rounds for size in (some, more)]
+    pairs = [n_points * dim * size[1] * found[size].compared for size in (some, more)]
+    taken = [max(0.0, found[size].seconds - found[size].rounds * iteration_seconds) for size in (some, more)]
+    (row_seconds, pair_seconds), *_ = np.linalg.lstsq(np.stack([rows, pairs], axis=1), np.array(taken), rcond=None)
+    return {
+        "iteration_seconds": iteration_seconds,
+        "row_seconds": max(0.0, float(row_seconds)),
+        "pair_seconds": max(0.0, float(pair_seconds)),
+        "compared": (found[more].compared - 1) / (found[more].rounds - 1),
+    }
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """Seconds of a clustering, its assignments, and how often all pairs were compared in them."""
+
+    seconds: float
+    rounds: int
+    compared: float
+
+
+def _kmeans_seconds(machine: Machine, n_points: int, n_clusters: int, dim: int) -> _Grouped:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(n_clusters, dim, generator=generator)
     points_NP = centres[torch.randint(n_clusters, (n_points,), generator=generator)]
     points_NP = torch.nn.functional.normalize(points_NP + 2 * torch.randn(n_points, dim, generator=generator))
     points_NP, numbers_N = points_NP.to(machine.clustering_device), torch.arange(n_points)
-    start = random_rows(points_NP, numbers_N, n_points, n_clusters, seed=0, all_reduce=lambda value: value)
-    compared_history: list[float] = []
-
-    def group() -> None:
-        compared_history[:] = lloyd(points_NP, start, iterations=10, spherical=True).compared_history
-
-    taken = quickest(group, 2)
-    compared = sum(compared_history)
-    return {
-        "pair_seconds": taken / (n_points * n_clusters * dim * compared),
-        "compared": (compared - 1) / (len(compared_history) - 1),
-    }
+    start_KP = random_rows(points_NP, numbers_N, n_points, n_clusters, seed=0, all_reduce=alone)
+    kmeans = KMeans(n_clusters, iterations=10, spherical=True)
+    taken = quickest(lambda: kmeans.fit(points_NP, start_KP=start_KP))
+    compared_history = lloyd(points_NP, start_KP, iterations=10, spherical=True).compared_history
+    return _Grouped(taken, len(compared_history), sum(compared_history))
 
 
 def label_speed(n_images: int, n_clusters: int = 1000) -> dict[str, float]:

@@ -1,21 +1,20 @@
-"""What a run of a given size takes: memory of a rank, bytes moved, seconds of each step. Pure functions; see scaling.py.
+"""What a run of a given size takes of memory, files and what travels. Pure functions; see scaling.py, and for seconds
+scaling_seconds.py.
 
-The formulas are counted from the code (docstrings of clustering/ and training/ name the same terms); what hardware does in
-a second comes in as `Constants` and `Fabric`. N images, W ranks, M = N / W of a rank, K clusters of a head, H heads,
-P components, D features, S super-clusters, V large crops.
+The formulas are counted from the code (docstrings of clustering/ and training/ name the same terms). N images, W ranks,
+M = N / W of a rank, K clusters of a head, H heads, P components, D features, S super-clusters, V large crops, B images of
+a step.
 """
 
 from dataclasses import dataclass
 from math import ceil
 
-from scaling_links import Fabric
-
 METHODS = ("deepcluster", "no second look", "deepcluster-v2", "deepercluster")
-# DDP sums gradients in parts of this size.
-BUCKET_BYTES = 25 << 20
-# Of a training step, what the backward pass is: gradients may travel meanwhile.
-BACKWARD_SHARE = 2 / 3
 ROTATIONS = 4
+# Of a row that is sent to the owner of its super-class, beside the features: its label, its loss and the loss's gradient.
+LABEL_BYTES, LOSS_BYTES = 8, 4
+# Of an image and head what every rank gets: its number, label, number once more, and distance.
+GATHERED_BYTES = 8, 8, 8, 4
 
 # How many crops of an image, and of which side.
 Crops = tuple[tuple[int, int], ...]
@@ -40,48 +39,6 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Constants:
-    """What a rank does in a second, or how long a unit of each kind of work takes it.
-
-    Attributes:
-        training_flops, look_flops: of the network, forward and backward, and forward alone.
-        cores: that prepare a rank's images; 0: the network's own core does, between the steps.
-        decode_seconds: of one image on one core.
-        kept: share of the images that are in memory, decoded, when they are wanted.
-        crop_seconds, pixel_seconds: of a crop that is cut and scaled, and of each of its pixels, on one core.
-        colour_seconds: of a pixel whose colours change, where the network runs.
-        whiten_seconds: of a row, times D².
-        eigen_seconds: of D³, once.
-        pair_seconds: of a row and a centroid that are compared, times P.
-        compared: share of all pairs that are compared in an iteration, on average.
-        draw_seconds: of an image that is drawn evenly over clusters; order_seconds: of one that is put into a random order.
-        gather_seconds: of an image whose label is put to its place, for each head.
-        match_seconds: of an image whose cluster is numbered as before and compared with before.
-        table_seconds: of an image, in the table of an epoch.
-        disk_bytes: that a checkpoint is written with a second.
-    """
-
-    training_flops: float
-    look_flops: float
-    cores: float
-    decode_seconds: float
-    kept: float
-    crop_seconds: float
-    pixel_seconds: float
-    colour_seconds: float
-    whiten_seconds: float
-    eigen_seconds: float
-    pair_seconds: float
-    compared: float
-    draw_seconds: float
-    order_seconds: float
-    gather_seconds: float
-    match_seconds: float
-    table_seconds: float
-    disk_bytes: float
-
-
-@dataclass(frozen=True)
 class Job:
     """A run.
 
@@ -90,11 +47,13 @@ class Job:
         clusters: K of each head.
         crops: of an image, number and side, large ones first.
         batch: images of a step, of all ranks.
-        components: P.
+        components: P; of DeepCluster-v2 the projection's.
+        whitened: of DeepCluster-v2, to how many components its points are whitened before they are grouped; 0: they are not.
         iterations: of Lloyd.
         super_clusters: S, of DeeperCluster.
         hidden: width of the projection's hidden layer, of DeepCluster-v2.
         look_again: whether DeepCluster-v2 looks at the images before each clustering (its bank is then of one view).
+        number_bytes: of a number that the network computes; 2 for bf16.
     """
 
     method: str
@@ -109,7 +68,9 @@ class Job:
     super_clusters: int = 0
     hidden: int = 2048
     look_again: bool = False
+    whitened: int = 0
     name_bytes: int = 24
+    number_bytes: int = 2
 
     @property
     def is_v2(self) -> bool:
@@ -132,35 +93,75 @@ class Job:
         return 1 if self.look_again else self.crops[0][0]
 
     @property
+    def grouped_components(self) -> int:
+        """Of the points as they are grouped."""
+        return self.whitened or self.components
+
+    @property
+    def whitens(self) -> bool:
+        """Whether points are whitened before they are grouped."""
+        return not self.is_v2 or self.whitened > 0
+
+    @property
+    def unwhitened(self) -> int:
+        """Width of the rows that are whitened."""
+        return self.components if self.is_v2 else self.network.dim
+
+    @property
+    def whitenings(self) -> int:
+        """How many whitenings are made: of each large crop that is kept its own."""
+        return self.large if self.is_v2 else 1
+
+    @property
     def looks(self) -> bool:
         """Whether all images are looked at before each clustering."""
         return self.look_again if self.is_v2 else self.method != "no second look"
 
     @property
+    def supers(self) -> int:
+        """Super-classes, each with a layer of its own on one rank; 0: the head is a whole, on every rank."""
+        return self.super_clusters * ROTATIONS if self.method == "deepercluster" else 0
+
+    @property
+    def owned_share(self) -> float:
+        """Share of the super-classes that the busiest rank owns; they are taken to be of one size."""
+        return ceil(self.supers / self.ranks) / self.supers if self.supers else 0.0
+
+    @property
     def head_weights(self) -> float:
-        """Of what lies on the trunk and is learned: a head, or a projection."""
+        """Of what is learned on top of the trunk, on every rank: a head, that of the super-classes, or a projection."""
         dim = self.network.dim
         if self.is_v2:
             return dim * self.hidden + self.hidden * (3 + self.components) + self.components
-        supers = self.super_clusters * ROTATIONS if self.method == "deepercluster" else 0
-        return (dim + 1.0) * (self.clusters[0] + supers)
+        return (dim + 1.0) * (self.supers or self.clusters[0])
+
+    @property
+    def layer_weights(self) -> float:
+        """Of the clusters' layers of all super-classes, each of which is on one rank."""
+        return (self.network.dim + 1.0) * self.clusters[0] if self.supers else 0.0
 
     @property
     def weights(self) -> float:
-        """All that are learned."""
+        """All that are learned and are on every rank: their gradients are summed."""
         return self.network.weights + self.head_weights
 
     @property
     def image_flops(self) -> float:
-        """Forward, of all crops of an image, the head's or the prototypes' too."""
+        """Forward, of all crops of an image, the head's or the prototypes' too; not of its super-class's layer."""
         crops = sum(number for number, _ in self.crops)
-        if self.is_v2:
-            on_top = self.head_weights + sum(self.clusters) * self.components
-        elif self.method == "deepercluster":
-            on_top = self.head_weights / (self.super_clusters * ROTATIONS)
-        else:
-            on_top = self.head_weights
+        on_top = self.head_weights + (sum(self.clusters) * self.components if self.is_v2 else 0)
         return sum(number * self.network.flops[side] for number, side in self.crops) + 2 * crops * on_top
+
+    @property
+    def owned_rows(self) -> float:
+        """Images of a step, of all ranks, whose losses the busiest owner computes."""
+        return self.batch * self.owned_share
+
+    @property
+    def step_flops(self) -> float:
+        """Forward, of a step on the busiest rank: its own images, and those of the super-classes that it owns."""
+        layer = 2 * self.layer_weights / self.supers if self.supers else 0.0
+        return self.batch / self.ranks * self.image_flops + self.owned_rows * layer
 
     @property
     def pixels(self) -> float:
@@ -175,6 +176,9 @@ def memory(job: Job) -> dict[str, float]:
     heads = len(job.clusters)
     # Weights, gradients, momentum, and DDP's copy of the gradients.
     found = {"weights": 4 * job.weights * (4 if job.ranks > 1 else 3)}
+    if job.supers:
+        # Their gradients stay where they are.
+        found["layers of its super-classes"] = 4 * job.layer_weights * job.owned_share * 3
     if job.is_v2:
         # Kept as they come, put in order as a copy, and one head's as float32, scaled, and as bf16.
         found["bank"] = 4 * m * job.large * p + 10 * m * p
@@ -184,10 +188,11 @@ def memory(job: Job) -> dict[str, float]:
         found["host: features"] = m * d * (2 if d > 1024 else 4) * (2 if job.method == "no second look" else 1)
     # Float64 sums of this rank and of all, means, and float32 centroids of now and before.
     groups = k if job.method != "deepercluster" else k / max(1, job.super_clusters * ROTATIONS)
-    found["centroids and sums"] = groups * p * (3 * 8 + 3 * 4) + (8 * k * p if groups != k else 0)
+    q = job.grouped_components
+    found["centroids and sums"] = groups * q * (3 * 8 + 3 * 4) + (8 * k * q if groups != k else 0)
     found["numbers of images"] = n + 8 * m
-    # Where a cluster is empty at the end: distances and labels of all images, and their orders (repair.py).
-    found["repair of empty clusters"] = 48 * n
+    # Where a cluster is empty at the end: an order of this rank's points (repair.py).
+    found["repair of empty clusters"] = 16 * m
     found["host: labels and distances"] = 12 * n * heads * 2  # Of now and of before, while they are matched.
     found["host: labels as they are gathered"] = 32 * n if job.ranks > 1 else 16 * n
     found["host: order of an epoch"] = 8 * n if job.is_v2 else 80 * n
@@ -201,31 +206,33 @@ def main_memory(job: Job) -> dict[str, float]:
 
 
 def files(job: Job) -> dict[str, float]:
-    """Bytes in the run folder: of the last state, of all ranks' rows, of one epoch's table."""
+    """Bytes in the run folder: of the last state, of all ranks' rows and layers, of one epoch's table."""
     state = 8 * job.weights + 12 * job.images * len(job.clusters) + 4 * job.components * sum(job.clusters)
     # Points are saved where a clustering was stopped; every rank reads the rows of all to go on.
     row = 16 + 2 * job.components * job.large if job.is_v2 else 4 * job.components + 8
     if job.method == "no second look":
         row = 2 * (2 * job.network.dim + 16)
-    return {"state": state, "rows": row * job.images, "table": (12 + job.name_bytes) * job.images}
+    layers = {"layers": 8 * job.layer_weights} if job.supers else {}
+    return {"state": state, **layers, "rows": row * job.images, "table": (12 + job.name_bytes) * job.images}
 
 
 def traffic(job: Job) -> dict[str, float]:
-    """Bytes that a rank sends in an epoch, by what for."""
+    """Bytes that a rank sends in an epoch, by what for; of the head the rank that owns most."""
     if job.ranks == 1:
         return {}
     once = (job.ranks - 1) / job.ranks  # What a rank sends of n bytes that are gathered; of a sum twice that.
-    sums, p, n = 2 * once, job.components, job.images
+    sums, p, n = 2 * once, job.grouped_components, job.images
     found = {
         "gradients": sums * 4 * job.weights * job.steps,
         "BatchNorm": sums * (norm_bytes(job) + 24) * job.steps,
         "sums of clusters": sums * sum(8 * (p + 1) * k * (job.iterations + 1) + 4 * p * k for k in grouped(job)),
         "numbers of images": sums * n * len(job.clusters),
-        "labels": once * 28 * n * len(job.clusters),
+        "labels": once * sum(GATHERED_BYTES) * n * len(job.clusters),
     }
-    if not job.is_v2:
-        found["whitening"] = sums * 8 * job.network.dim**2
-    if job.method == "deepercluster":
+    if job.whitens:
+        found["whitening"] = sums * 8 * job.unwhitened**2 * job.whitenings
+    if job.supers:
+        found["features to the head and back"] = head_bytes(job) * job.steps
         found["points to their group and back"] = once * (4 * p + 44) * job.mine
         found["numbers of images"] *= 2
         found["sums of clusters"] += sums * 4 * p * job.clusters[0]
@@ -236,11 +243,22 @@ def traffic(job: Job) -> dict[str, float]:
 
 def grouped(job: Job) -> tuple[float, ...]:
     """Clusters whose sums travel over all ranks; within super-clusters a group of one rank sends nothing."""
-    if job.method != "deepercluster":
+    if not job.supers:
         return job.clusters
-    supers = job.super_clusters * ROTATIONS
-    inside = job.clusters[0] / supers * ceil(supers / job.ranks) if job.ranks > supers else 0.0
+    inside = job.clusters[0] / job.supers if job.ranks > job.supers else 0.0
     return job.super_clusters, inside
+
+
+def head_bytes(job: Job) -> float:
+    """That the busiest owner sends in a step: its images' features there, its owned images' gradients back.
+
+    Features go in the network's own type. Of each image a label goes there, its loss back, and the loss's gradient there.
+    Beside them to each rank the number of rows that come.
+    """
+    once, features = (job.ranks - 1) / job.ranks, job.network.dim * job.number_bytes
+    there = job.batch / job.ranks * (1 - job.owned_share) * (features + LABEL_BYTES + LOSS_BYTES)
+    back = once * job.owned_rows * (features + LOSS_BYTES)
+    return there + back + once * 8 * job.ranks
 
 
 def norm_bytes(job: Job) -> float:
@@ -252,80 +270,3 @@ def norm_bytes(job: Job) -> float:
 def norm_calls(job: Job) -> int:
     """Layers of BatchNorm that are run forward in a step."""
     return job.network.norms * len(job.crops) + int(job.is_v2)
-
-
-def seconds(job: Job, constants: Constants, fabric: Fabric) -> dict[str, float]:
-    """Of an epoch after the first, by step."""
-    found = {"look": 0.0, "whitening": 0.0}
-    if job.looks:
-        side = job.crops[0][1]
-        network = job.mine * job.network.flops[side] / constants.look_flops
-        found["look"] = side_by_side(network, job.mine * input_seconds(((1, side),), constants), constants)
-    if not job.is_v2:
-        found["whitening"] = whitening_seconds(job, constants, fabric)
-    found["clustering"] = clustering_seconds(job, constants, fabric)
-    found["labels"] = label_seconds(job, constants, fabric)
-    found["training"] = training_seconds(job, constants, fabric)
-    found["table and state"] = table_seconds(job, constants)
-    return found
-
-
-def input_seconds(crops: Crops, constants: Constants) -> float:
-    """Of an image on all cores of a rank: decoded where it is not kept, and cut into crops."""
-    work = (1 - constants.kept) * constants.decode_seconds
-    work += sum(number * (constants.crop_seconds + side * side * constants.pixel_seconds) for number, side in crops)
-    return work / (constants.cores or 1)
-
-
-def side_by_side(network: float, images: float, constants: Constants) -> float:
-    """The longer of the two, or both where they share a core."""
-    return max(network, images) if constants.cores else network + images
-
-
-def whitening_seconds(job: Job, constants: Constants, fabric: Fabric) -> float:
-    """Covariance, its eigenvectors (alike on every rank), and the points."""
-    dim = job.network.dim
-    rows = job.mine * constants.whiten_seconds * (dim * dim + 2 * dim * job.components)
-    return rows + constants.eigen_seconds * dim**3 + fabric.all_reduce_seconds(8 * dim * dim, job.ranks)
-
-
-def clustering_seconds(job: Job, constants: Constants, fabric: Fabric) -> float:
-    """Lloyd's iterations, of all heads; of DeeperCluster those of both levels."""
-    p, rounds = job.components, job.iterations + 1
-    if job.method == "deepercluster":
-        compared = job.super_clusters + job.clusters[0] / (job.super_clusters * ROTATIONS)
-        travel = fabric.exchange_seconds((4 * p + 44) * job.mine, job.ranks)
-    else:
-        compared, travel = sum(job.clusters), 0.0
-    pairs = job.mine * compared * p * constants.pair_seconds * (1 + constants.compared * (rounds - 1))
-    sums = sum(fabric.all_reduce_seconds(8 * (p + 1) * k, job.ranks) for k in grouped(job))
-    numbers = fabric.all_reduce_seconds(job.images, job.ranks) * len(job.clusters)
-    return pairs + travel + rounds * sums + numbers
-
-
-def label_seconds(job: Job, constants: Constants, fabric: Fabric) -> float:
-    """Labels of all images to every rank, matched with those of before; the order of the epoch. Alike on every rank."""
-    gathered = fabric.gather_seconds(28 * job.images * len(job.clusters), job.ranks)
-    order = constants.order_seconds if job.is_v2 else constants.draw_seconds
-    # The first head alone is numbered as before; clusters of super-classes are not.
-    matched = constants.match_seconds if job.method != "deepercluster" else constants.match_seconds / 2
-    return gathered + job.images * (constants.gather_seconds * len(job.clusters) + matched + order)
-
-
-def training_seconds(job: Job, constants: Constants, fabric: Fabric) -> float:
-    """All steps of an epoch: the network, or the images where they take longer, and what is summed over the ranks."""
-    each = job.batch / job.ranks
-    network = each * 3 * job.image_flops / constants.training_flops
-    colours = each * job.pixels * constants.colour_seconds
-    gradients = fabric.all_reduce_seconds(4 * job.weights, job.ranks)
-    if fabric.overlap:
-        gradients = max(0.0, gradients - BACKWARD_SHARE * network)
-    calls = 2 * norm_calls(job)
-    norms = calls * fabric.all_reduce_seconds(norm_bytes(job) / max(1, calls), job.ranks)
-    step = network + colours + gradients + norms + fabric.all_reduce_seconds(24, job.ranks)
-    return job.images / job.batch * side_by_side(step, each * input_seconds(job.crops, constants), constants)
-
-
-def table_seconds(job: Job, constants: Constants) -> float:
-    """What rank 0 writes at the end of an epoch while the others wait."""
-    return job.images * constants.table_seconds + files(job)["state"] / constants.disk_bytes

@@ -224,6 +224,10 @@ def test_layers_are_dealt_so_that_ranks_have_about_as_many_clusters_each(sizes: 
     assert max(loads) - min(loads) <= max(sizes, default=0)
 
 
+def test_few_layers_lie_on_ranks_far_apart() -> None:
+    assert owners_of([5, 0, 9, 7, 6], 64) == [48, 48, 0, 16, 32]  # One that has no cluster has no layer.
+
+
 @pytest.mark.parametrize("supers", [[0, 1, 0], [-1, 0, 0], [0, 1, 5]])
 def test_super_classes_out_of_order_are_told(supers: list[int]) -> None:
     with pytest.raises(InputError, match="must ascend from 0 to at most 2"):

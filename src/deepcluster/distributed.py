@@ -220,9 +220,9 @@ class Route:
             return
         self.order_M = torch.argsort(to_M, stable=True)
         sent_W = torch.bincount(to_M, minlength=world_size()).cpu()
-        table_WW = torch.zeros(world_size(), world_size(), dtype=torch.int64)
-        table_WW[rank()] = sent_W
-        self.sent, self.received = sent_W.tolist(), all_reduce(table_WW)[:, rank()].tolist()
+        received_W = torch.empty_like(sent_W)
+        torch.distributed.all_to_all_single(received_W, sent_W)
+        self.sent, self.received = sent_W.tolist(), received_W.tolist()
 
     def there(self, rows_MP: Tensor) -> Tensor:
         """Rows (R, …) that are sent to this rank, in the order of the ranks and, of each, of its rows."""

@@ -184,11 +184,16 @@ def apart(named: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
 
 
 def owners_of(sizes: Sequence[int], ranks: int) -> list[int]:
-    """The rank that each super-class's layer is on: the largest first, each to the rank with fewest clusters so far."""
-    owners, loads = [0] * len(sizes), [0] * ranks
+    """The rank that each super-class's layer is on: the largest first, each to the rank with fewest clusters so far.
+
+    Where layers are fewer than ranks, those that have one lie far apart: on as many machines as can be.
+    """
+    n_owners = max(1, min(ranks, sum(size > 0 for size in sizes)))
+    owners, loads = [0] * len(sizes), [0] * n_owners
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        owners[number] = loads.index(min(loads))
-        loads[owners[number]] += sizes[number]
+        least = loads.index(min(loads))
+        loads[least] += sizes[number]
+        owners[number] = least * ranks // n_owners
     return owners
 
 
