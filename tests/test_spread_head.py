@@ -17,14 +17,12 @@ from torch.multiprocessing import spawn
 from deepcluster.config import Settings
 from deepcluster.device import Machine
 from deepcluster.distributed import Route, data_parallel, my_part, rank
-from deepcluster.models.heads import HierarchicalHead, apart
+from deepcluster.models.heads import HierarchicalHead
 from deepcluster.training.optim import (
     Learner,
     gradient_length,
     head_optimizer,
-    load_optimizer_state,
     make_optimizer,
-    optimizer_state,
 )
 
 BATCH, DIM, STEPS = 24, 6, 3
@@ -81,19 +79,19 @@ def learn(learner: Learner, steps: range) -> list[float]:
 
 
 def state_of(learner: Learner) -> dict[str, Any]:
-    weights, own = apart(learner.head.state_dict())
-    momenta, own_momenta = optimizer_state(learner.optimizers[1], learner.head)
+    """What is saved of the head, and the trunk's weights."""
     trunk = {name.removeprefix("module."): value for name, value in learner.network.state_dict().items()}
-    return {"trunk": trunk, "weights": weights, "own": own, "momenta": momenta, "own momenta": own_momenta}
+    return {"trunk": trunk, **learner.head_state()}
 
 
-def take_up(learner: Learner, states: list[dict[str, Any]]) -> None:
-    """The state that other ranks have left, however many they were."""
-    own = {name: value for state in states for name, value in state["own"].items()}
-    momenta = {name: value for state in states for name, value in state["own momenta"].items()}
-    here = learner.head.state_dict()
-    learner.head.load_state_dict({**states[0]["weights"], **{name: own[name] for name in own if name in here}})
-    load_optimizer_state(learner.optimizers[1], learner.head, states[0]["momenta"], momenta)
+def together(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state that all ranks have left: no part of it is on two of them."""
+    parts: dict[str, dict[str, Any]] = {}
+    for state in states:
+        for kind, named in state["parts"].items():
+            assert not set(named) & set(parts.get(kind, {}))
+            parts.setdefault(kind, {}).update(named)
+    return {**states[0], "parts": parts}
 
 
 def work(number: int, world: int, folder: Path) -> None:
@@ -164,19 +162,17 @@ def test_ranks_learn_what_one_process_learns(case: str, supers: str, ranks: Call
     found = [each[f"{case} {supers}"] for each in ranks(3)]
     torch.testing.assert_close([sum(parts) for parts in zip(*(each["losses"] for each in found), strict=True)], losses)
     for each in found:
-        for kind in ("trunk", "weights"):
+        for kind in ("trunk", "head"):
             torch.testing.assert_close(each[kind], expected[kind])
-        torch.testing.assert_close(each["momenta"]["state"], expected["momenta"]["state"])
-    for kind in ("own", "own momenta"):
-        names = [name for each in found for name in each[kind]]
-        assert len(names) == len(set(names)) and set(names) == set(expected[kind])
-        torch.testing.assert_close({name: value for each in found for name, value in each[kind].items()}, expected[kind])
+        torch.testing.assert_close(each["head_optimizer"]["state"], expected["head_optimizer"]["state"])
+    torch.testing.assert_close(together(found)["parts"], expected["parts"])
     start = learner_of(case, supers, Machine.choose("cpu", "fp64")).head.state_dict()
     # Of a super-class of one cluster there is nothing to be learned.
-    learned = [name for name in expected["own"] if SUPERS[supers][int(name.split(".")[1])] > 1]
-    assert not any(torch.equal(expected["own"][name], start[name]) for name in learned)
+    layers = expected["parts"]["head"]
+    learned = [name for name in layers if SUPERS[supers][int(name.split(".")[1])] > 1]
+    assert not any(torch.equal(layers[name], start[name]) for name in learned)
     if supers == "few":
-        assert [len(each["own"]) for each in found] == [2, 2, 0]
+        assert [len(each["parts"]["head"]) for each in found] == [2, 2, 0]
 
 
 def test_one_process_takes_up_what_three_have_left(ranks: Callable[[int], list[dict[str, Any]]]) -> None:
@@ -185,9 +181,9 @@ def test_one_process_takes_up_what_three_have_left(ranks: Callable[[int], list[d
     learn(whole, range(STEPS))
     taken.network.load_state_dict(whole.network.state_dict())
     taken.optimizers[0].load_state_dict(deepcopy(whole.optimizers[0].state_dict()))
-    take_up(taken, states)
+    taken.load_head_state(together(states))
     torch.testing.assert_close(learn(taken, range(STEPS, 6)), learn(whole, range(STEPS, 6)))
-    torch.testing.assert_close(state_of(taken)["own"], state_of(whole)["own"])
+    torch.testing.assert_close(state_of(taken)["parts"], state_of(whole)["parts"])
 
 
 def test_features_travel_in_bf16(ranks: Callable[[int], list[dict[str, Any]]]) -> None:

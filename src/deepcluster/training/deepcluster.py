@@ -22,7 +22,6 @@ from deepcluster.data.views import TrainingView, rotate_quarters
 from deepcluster.device import Machine
 from deepcluster.distributed import all_reduce, my_part
 from deepcluster.inference import LOOK_BATCH, look, stage_width
-from deepcluster.models.heads import HierarchicalHead, apart, is_apart
 from deepcluster.models.trunk import Trunk
 from deepcluster.progress import Meter
 from deepcluster.training.batches import part_of_slice
@@ -32,9 +31,7 @@ from deepcluster.training.optim import (
     Learner,
     TrunkRows,
     head_optimizer,
-    load_optimizer_state,
     not_finite,
-    optimizer_state,
     prepared,
     trunk_optimizer,
 )
@@ -290,7 +287,7 @@ class DeepCluster(Loop[Looked, Grouping]):
         state["trunk_optimizer"] = self.trunk_optimizer.state_dict()
         if self.whitening is not None and self.learner is not None:
             state["whitening"] = self.whitening.state_dict()
-            state.update(self._head_state(self.learner))
+            state.update(self.learner.head_state())
         if self.grouping is not None:
             state["grouping"] = self.grouping.state_dict()
             state["rows"]["points"] = self.grouping.rows()
@@ -306,29 +303,10 @@ class DeepCluster(Loop[Looked, Grouping]):
         if self.assignment is not None:
             self.whitening = Whitening.from_state_dict(state["whitening"])
             self.learner = self._new_learner()
-            self._load_head_state(self.learner, state)
+            self.learner.load_head_state(state)
         if "grouping" in state:
             device = self.machine.clustering_device
             self.grouping = Grouping.from_state_dict(state["grouping"], state["rows"]["points"], device)
         if self.past is not None:
             self.past.load_rows(state["rows"])
         self.quarters_N = state.get("quarters")
-
-    @staticmethod
-    def _head_state(learner: Learner) -> dict[str, Any]:
-        """Head and optimizer as all ranks have them, and as `parts` what is on this one alone."""
-        weights, own = apart(learner.head.state_dict())
-        optimizer, momenta = optimizer_state(learner.optimizers[1], learner.head)
-        parts = {"parts": {"head": own, "head_optimizer": momenta}} if isinstance(learner.head, HierarchicalHead) else {}
-        return {"head": weights, "head_optimizer": optimizer, **parts}
-
-    @staticmethod
-    def _load_head_state(learner: Learner, state: dict[str, Any]) -> None:
-        """The same, of whichever parts are to be on this rank."""
-        parts = state.get("parts", {})
-        weights = {**state["head"], **parts.get("head", {})}
-        here = learner.head.state_dict()
-        learner.head.load_state_dict(
-            {name: values for name, values in weights.items() if name in here or not is_apart(name)}
-        )
-        load_optimizer_state(learner.optimizers[1], learner.head, state["head_optimizer"], parts.get("head_optimizer", {}))

@@ -3,7 +3,7 @@
 B batch, D features, K clusters.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
@@ -15,7 +15,7 @@ from deepcluster.config import Settings
 from deepcluster.device import Machine
 from deepcluster.distributed import all_reduce, data_parallel, world_size
 from deepcluster.errors import TrainingError
-from deepcluster.models.heads import ClusterHead, Head, HierarchicalHead, is_apart
+from deepcluster.models.heads import ClusterHead, Head, HierarchicalHead, apart, is_apart
 from deepcluster.models.trunk import FEATURES, Trunk
 from deepcluster.training.lars import LARS
 
@@ -59,13 +59,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer, head: nn.Module) -> tuple[
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, head: nn.Module, shared: dict[str, Any], apart: dict[str, Any]
+    optimizer: torch.optim.Optimizer, head: nn.Module, shared: dict[str, Any], own: dict[str, Any]
 ) -> None:
     """Take up what `optimizer_state` gave: what is of weights that are on this rank now. Those of all ranks come first."""
     names = [name for name, _ in head.named_parameters()]
-    own = {number: apart[name] for number, name in enumerate(names) if name in apart}
+    here = {number: own[name] for number, name in enumerate(names) if name in own}
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {**shared["state"], **own}, "param_groups": groups})
+    optimizer.load_state_dict({"state": {**shared["state"], **here}, "param_groups": groups})
 
 
 def learning_factor(settings: Settings, share: float) -> float:
@@ -117,13 +117,13 @@ def descend(
     rates: Sequence[float],
     *,
     longest_gradient: float = 0.0,
-    apart: Sequence[Tensor] | None = None,
+    own: Sequence[Tensor] | None = None,
 ) -> None:
     """Go down the gradient of a rank's part of the mean loss: with the gradients of all ranks, at these rates.
 
     Args:
         longest_gradient: the gradient over all weights is scaled down to this length; 0: never.
-        apart: weights of the optimizers that are on this rank alone, where some rank has such.
+        own: weights of the optimizers that are on this rank alone, where some rank has such.
     """
     for optimizer, rate in zip(optimizers, rates, strict=True):
         optimizer.zero_grad(set_to_none=True)
@@ -131,25 +131,25 @@ def descend(
             group["lr"] = rate
     # Gradients are averaged over the ranks, and should be added up.
     (loss * world_size()).backward()
-    for weight in apart or ():
+    for weight in own or ():
         if weight.grad is not None:  # No average was made of it.
             weight.grad /= world_size()
     if longest_gradient:
         weights = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
-        nn.utils.clip_grads_with_norm_(weights, longest_gradient, gradient_length(weights, apart))
+        nn.utils.clip_grads_with_norm_(weights, longest_gradient, gradient_length(weights, own))
     for optimizer in optimizers:
         optimizer.step()
 
 
-def gradient_length(weights: Sequence[Tensor], apart: Sequence[Tensor] | None = None) -> Tensor:
-    """The length of the gradient over all weights: those that all ranks have, and those `apart`, of which each has some."""
-    own = {id(weight) for weight in apart or ()}
-    gradients = [weight.grad for weight in weights if weight.grad is not None and id(weight) not in own]
+def gradient_length(weights: Sequence[Tensor], own: Sequence[Tensor] | None = None) -> Tensor:
+    """The length of the gradient over all weights: those that all ranks have, and each rank's own."""
+    apart = {id(weight) for weight in own or ()}
+    gradients = [weight.grad for weight in weights if weight.grad is not None and id(weight) not in apart]
     length = nn.utils.get_total_norm(gradients)
-    if apart is None:
+    if own is None:
         return length
-    of_apart = nn.utils.get_total_norm([weight.grad for weight in apart if weight.grad is not None])
-    return (length.square() + all_reduce(of_apart.to(length).square())).sqrt()
+    of_own = nn.utils.get_total_norm([weight.grad for weight in own if weight.grad is not None])
+    return (length.square() + all_reduce(of_own.to(length).square())).sqrt()
 
 
 @dataclass
@@ -191,7 +191,7 @@ class Learner:
             features_BD, rows_BC = self.network(images_BCHW)
             losses_B = self._losses(features_BD, labels_B.clamp(min=0))
         loss = (losses_B * (labels_B >= 0)).sum() / (total or len(labels_B))
-        descend(loss, self.optimizers, rates, longest_gradient=self.longest_gradient, apart=self._apart())
+        descend(loss, self.optimizers, rates, longest_gradient=self.longest_gradient, own=self._own())
         return loss.detach(), rows_BC.detach()
 
     def _losses(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
@@ -202,7 +202,21 @@ class Learner:
         losses_B = self._losses_of_shared(features_BD, self.head.super_of_cluster_K[labels_B])
         return losses_B + self.head.loss_within(features_BD, labels_B)  # type: ignore[no-any-return]
 
-    def _apart(self) -> list[Tensor] | None:
+    def head_state(self) -> dict[str, Any]:
+        """Head and optimizer as all ranks have them, and as `parts` what is on this one alone."""
+        weights, own = apart(self.head.state_dict())
+        optimizer, momenta = optimizer_state(self.optimizers[1], self.head)
+        parts = {"parts": {"head": own, "head_optimizer": momenta}} if isinstance(self.head, HierarchicalHead) else {}
+        return {"head": weights, "head_optimizer": optimizer, **parts}
+
+    def load_head_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `head_state` gave; of the `parts` of all ranks those that are on this one now."""
+        parts, here = state.get("parts", {}), self.head.state_dict()
+        own = {name: values for name, values in parts.get("head", {}).items() if name in here}
+        self.head.load_state_dict({**state["head"], **own})
+        load_optimizer_state(self.optimizers[1], self.head, state["head_optimizer"], parts.get("head_optimizer", {}))
+
+    def _own(self) -> list[Tensor] | None:
         return list(self.head.layers.parameters()) if isinstance(self.head, HierarchicalHead) else None
 
 
