@@ -4,6 +4,7 @@ B images of a batch, D features, K clusters, S super-classes, R images whose sup
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Self, TypeVar
 
 import torch
@@ -101,7 +102,7 @@ class HierarchicalHead(nn.Module):
         seed: of the weights, which are normal with deviation 0.01; biases are zero. The same on any number of ranks.
 
     Attributes:
-        sizes: clusters of each super-class.
+        sizes, starts: clusters of each super-class, and the first of them.
         supers: V, with its ReLU, on every rank.
         layers: W_s of the super-classes that are this rank's, by number; those without clusters have none.
 
@@ -120,6 +121,7 @@ class HierarchicalHead(nn.Module):
         if low < 0 or high >= n_supers or bool((super_of_cluster_K[1:] < super_of_cluster_K[:-1]).any()):
             raise InputError(f"super-classes of the clusters must ascend from 0 to at most {n_supers - 1}")
         self.sizes = torch.bincount(super_of_cluster_K, minlength=n_supers).tolist()
+        self.starts = [0, *accumulate(self.sizes)]
         owners = owners_of(self.sizes, world_size())
         self.register_buffer("super_of_cluster_K", super_of_cluster_K.long(), persistent=False)
         self.register_buffer("owner_S", torch.tensor(owners), persistent=False)
@@ -161,7 +163,7 @@ class HierarchicalHead(nn.Module):
         )
         # Layers of which there is no image, too: their gradient is zero, not none, as if all were one layer.
         losses = [
-            _cross_entropy(self.layers[str(number)](features_GD), labels_G - sum(self.sizes[:number]))
+            _cross_entropy(self.layers[str(number)](features_GD), labels_G - self.starts[number])
             for number, features_GD, labels_G in parts
         ]
         # A rank without layers has no image here, but the gradients of the others pass by it.
