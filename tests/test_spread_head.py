@@ -3,7 +3,7 @@
 B images of a batch, D features, K clusters.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -143,14 +143,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[dict
         return found[world]
 
     return of
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("supers", SUPERS)
