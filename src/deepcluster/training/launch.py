@@ -11,7 +11,6 @@ from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.features import MemoryPlan, least_bytes, plan_memory
-from deepcluster.config import Settings
 from deepcluster.config_checks import size_in_bytes
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import fingerprint
@@ -23,12 +22,12 @@ from deepcluster.distributed import barrier, is_restart, joined, my_part, on_mai
 from deepcluster.errors import InputError, LostProcess, TrainingError
 from deepcluster.inference import image_features, look, stage_width
 from deepcluster.interruption import Interruption
-from deepcluster.progress import Reporter, duration, size
+from deepcluster.progress import Reporter
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.follower import Follow, Follower, Nobody
-from deepcluster.training.grouping import super_classes
+from deepcluster.training.forecast import say_plan, say_time_left
 from deepcluster.training.loop import Loop
 from deepcluster.training.metrics import epoch_line, health
 from deepcluster.training.plan import Data, Plan, Planner, say_unreadable
@@ -117,7 +116,7 @@ def _run(
         folder.write_config(settings, _changes(plan), _data_facts(plan))
         folder.write_unreadable(_reasons(plan.loader))
         reporter.log_to(folder.log)
-        _say_plan(plan, memory, reporter)
+        say_plan(plan, memory, reporter)
         if plan.state is not None:
             reporter.say(f"going on with epoch {method.epoch}, batch {method.batch}")
         folder.drop_metrics_from(method.epoch)
@@ -127,7 +126,7 @@ def _run(
     while method.epoch <= settings.epochs:
         _epoch(plan, method, interruption, evaluate, follower, reporter)
         if method.epoch == first + 1 and on_main():
-            _say_time_left(folder, settings, reporter)
+            say_time_left(folder, settings, reporter)
     _finish(plan, method, follower, reporter)
 
 
@@ -301,36 +300,3 @@ def _memory_plan(plan: Plan) -> MemoryPlan:
         computed=plan.machine.feature_dtype,
         folder=plan.folder.path,
     )
-
-
-def _say_plan(plan: Plan, memory: str, reporter: Reporter) -> None:
-    """The opening lines: what will be done, with what, and how much memory it takes."""
-    settings = plan.settings
-    reporter.say(
-        f"{settings.arch}{' with Sobel' if settings.sobel else ''} at {settings.image_size} px, "
-        f"{settings.describe_clusters()}, {settings.epochs} epochs; {_processes()}{plan.machine.describe()}; "
-        f"into {plan.folder.path}"
-    )
-    if plan.changes:
-        reporter.say(f"recipe {settings.recipe}: fitted to these images (the paper's settings are for 1.28 million photos)")
-        for change in plan.changes:
-            reporter.say(f"  {change}")
-    # With super-clusters each of several processes has a part of the head; that of the fullest is a little more.
-    parts = min(world_size(), super_classes(settings)) or 1
-    weights = sum(weight.nbytes for weight in plan.trunk.parameters())
-    weights += 4 * plan.trunk.dim * -(-settings.n_clusters // parts)
-    reporter.say(
-        f"memory: {memory}, weights, gradients and momentum {size(3 * weights)}; decoded images: {plan.cache.describe()}"
-    )
-
-
-def _processes() -> str:
-    return f"{world_size()} processes, each on " if world_size() > 1 else ""
-
-
-def _say_time_left(folder: RunFolder, settings: Settings, reporter: Reporter) -> None:
-    last = folder.read_metrics()[-1]
-    left = settings.epochs - last["epoch"]
-    if left:
-        seconds = sum(last["seconds"].values())
-        reporter.say(f"an epoch takes {duration(seconds)}: about {duration(seconds * left)} for the {left} that are left")
