@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepcluster.config import Settings
-from deepcluster.device import Machine
-from deepcluster.inference import LOOK_BATCH
+from deepcluster.core.device import Machine
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.projection import CropPoints, Projection, prototype_losses
+from deepcluster.run.features import FEATURE_BATCH, make_run_trunk
+from deepcluster.run.settings import Settings
 from deepcluster.training.lars import parameter_groups
 from deepcluster.training.optim import (
     Learner,
@@ -22,7 +22,6 @@ from deepcluster.training.optim import (
     prepared,
     trunk_optimizer,
 )
-from deepcluster.training.plan import trunk_of
 
 
 class NetworkAlone:
@@ -30,9 +29,9 @@ class NetworkAlone:
 
     def __init__(self, settings: Settings, machine: Machine) -> None:
         self.settings, self.machine = settings, machine
-        trunk = trunk_of(settings).to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)
+        trunk = make_run_trunk(settings).to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)
         self.trunk, self.is_v2 = trunk, settings.method == "deepcluster-v2"
-        self.look_batch = settings.batch_size if self.is_v2 else LOOK_BATCH
+        self.look_batch = settings.batch_size if self.is_v2 else FEATURE_BATCH
         self.images_BCHW = self._random(max(self.look_batch, settings.batch_size), settings.image_size)
         shape = (len(settings.heads), settings.batch_size)
         self.labels_HB = torch.stack([torch.randint(count, shape[1:], device=machine.device) for count in settings.heads])

@@ -43,21 +43,21 @@ from alone import NetworkAlone
 from input import copied
 from plain import epoch_2018, epoch_v2
 
-from deepcluster.config import Settings
+from deepcluster.core.device import Machine
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
+from deepcluster.core.text import size
 from deepcluster.data.cache_plan import CachePlan, decoded_images
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
-from deepcluster.device import Machine
-from deepcluster.inference import LOOK_BATCH
-from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk
-from deepcluster.progress import Reporter, size
-from deepcluster.recipes import RECIPES
+from deepcluster.run.features import FEATURE_BATCH, make_run_trunk
+from deepcluster.run.recipes import RECIPES
+from deepcluster.run.settings import Settings
 from deepcluster.training.batches import even_batches
 from deepcluster.training.clock import STEPS
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
-from deepcluster.training.plan import trunk_of
 
 _PHOTOS = {"image_size": 96, "crops": "2x96,4x48", "blur": 0.5, "reduce_to": 160}
 # As published, and as the plain loop does it: no second look, no whitening.
@@ -118,7 +118,7 @@ def trunk_is_channels_last(trunk: Trunk) -> bool:
 def plain_epoch(data: Path, settings: Settings) -> Epochs:
     """The published loop, step by step; in float32, or with AMP where the settings ask for bf16."""
     machine, amp = Machine.choose(settings.device, "fp32"), settings.precision == "bf16"
-    trunk = trunk_of(settings).to(machine.device)
+    trunk = make_run_trunk(settings).to(machine.device)
     warm_up(trunk, settings, machine)
     clock, run = Clock(), epoch_v2 if settings.method == "deepcluster-v2" else epoch_2018
     run(trunk, data, settings, clock.count, amp=amp)
@@ -133,7 +133,7 @@ def our_epochs(data: Path, settings: Settings) -> Epochs:
     make = DeepClusterV2 if settings.method == "deepcluster-v2" else DeepCluster
     with closing(Loader(images, workers=settings.workers or 0, device=machine.device)) as loader:
         method = make(
-            trunk_of(settings),
+            make_run_trunk(settings),
             loader,
             settings,
             machine,
@@ -327,7 +327,7 @@ def about(settings: Settings) -> str:
     if settings.method == "deepcluster-v2":
         return ", ".join(f"{number} x {side} px" for number, side in settings.crop_groups)
     faiss = "faiss" if importlib.util.find_spec("faiss") else "scikit-learn"
-    return f"{settings.image_size} px, PCA {settings.pca}, {LOOK_BATCH} images at a look, {faiss} in the plain loop"
+    return f"{settings.image_size} px, PCA {settings.pca}, {FEATURE_BATCH} images at a look, {faiss} in the plain loop"
 
 
 def arguments() -> argparse.Namespace:

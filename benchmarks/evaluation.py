@@ -35,11 +35,11 @@ from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation import linear
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.inference import LOOK_BATCH
+from deepcluster.evaluation.protocols import workbench
 from deepcluster.models.trunk import normalise
-from deepcluster.protocols import workbench
-from deepcluster.workbench.bench import Workbench
-from deepcluster.workbench.pooling import Pooled
+from deepcluster.run.features import FEATURE_BATCH
+from deepcluster.run.model import Model
+from deepcluster.run.pooling import Pooled
 
 NEIGHBOURS = 20
 # Rows in groups: so many groups, and the width of what is not noise.
@@ -76,7 +76,7 @@ def subset(data: Path, part: str, count: int, to: Path) -> None:
         link.symlink_to(path.resolve())
 
 
-def compare_linear(bench: Workbench, data: Path, epochs: int, repeats: int) -> None:
+def compare_linear(bench: Model, data: Path, epochs: int, repeats: int) -> None:
     """All stages in one pass against a run for each."""
 
     def probe(stages: str) -> Sequence[str]:
@@ -161,11 +161,11 @@ def compare_knn(known: int, queries: int, dim: int, repeats: int) -> None:
             print(f"    {overlap(found['ours'], found[name]):.5f} of the neighbours are those of {name.split(',')[0]}")
 
 
-def bare_network(bench: Workbench, count: int, stage: str) -> Callable[[], None]:
+def bare_network(bench: Model, count: int, stage: str) -> Callable[[], None]:
     """The network alone on random images that are on the device already, in the batches of the extraction."""
-    sizes = [LOOK_BATCH] * (count // LOOK_BATCH) + ([count % LOOK_BATCH] if count % LOOK_BATCH else [])
+    sizes = [FEATURE_BATCH] * (count // FEATURE_BATCH) + ([count % FEATURE_BATCH] if count % FEATURE_BATCH else [])
     shape = (3, bench.image_size, bench.image_size)
-    batch = torch.randint(256, (min(count, LOOK_BATCH), *shape), dtype=torch.uint8)
+    batch = torch.randint(256, (min(count, FEATURE_BATCH), *shape), dtype=torch.uint8)
     ready_BCHW = normalise(bench.machine.put(batch))
 
     def run() -> None:
@@ -178,13 +178,13 @@ def bare_network(bench: Workbench, count: int, stage: str) -> Callable[[], None]
     return run
 
 
-def compare_features(bench: Workbench, data: Path, folder: Path, repeats: int) -> None:
+def compare_features(bench: Model, data: Path, folder: Path, repeats: int) -> None:
     """The extraction against the bare network, and against features that are kept."""
     source, wanted = open_source(data / "train"), [Pooled(bench.trunk.embed_stage)]
     cached, number = replace(bench, cache=folder / "kept"), iter(range(1 << 20))
     bare = bare_network(bench, len(source), bench.trunk.embed_stage)
 
-    def read_all(one: Workbench) -> float:
+    def read_all(one: Model) -> float:
         return float(one.features(source, wanted)[wanted[0]].float().sum())
 
     ways: dict[str, Callable[[], Any]] = {
@@ -196,7 +196,7 @@ def compare_features(bench: Workbench, data: Path, folder: Path, repeats: int) -
         way()  # warms up, and fills what is kept
     seconds = medians(ways, repeats)
     count = len(source)
-    print(f"\nfeatures, {count:,} images, {bench.image_size} px, {bench.machine.precision}, batches of {LOOK_BATCH}")
+    print(f"\nfeatures, {count:,} images, {bench.image_size} px, {bench.machine.precision}, batches of {FEATURE_BATCH}")
     print(
         f"  extraction {count / seconds['anew']:,.0f} images a second, bare network {count / seconds['bare']:,.0f}: ", end=""
     )

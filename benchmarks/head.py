@@ -20,11 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
-from deepcluster.config import Settings
-from deepcluster.device import Machine
-from deepcluster.distributed import data_parallel, my_part
+from deepcluster.core.device import Machine
+from deepcluster.core.distributed import data_parallel, my_part
+from deepcluster.core.text import size
 from deepcluster.models.heads import ClusterHead, Head, HierarchicalHead
-from deepcluster.progress import size
+from deepcluster.run.settings import Settings
 from deepcluster.training.optim import Learner, head_optimizer, make_optimizer
 
 KINDS = ("one head", "spread head")

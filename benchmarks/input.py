@@ -37,12 +37,12 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from deepcluster.core.device import Machine
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.cache_plan import CachePlan, decoded_images
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView, TrainingView
-from deepcluster.device import Machine
 from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, normalise
 
 BATCH = 256

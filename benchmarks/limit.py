@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from alone import NetworkAlone
 
-from deepcluster.config import Settings
-from deepcluster.device import Machine
-from deepcluster.inference import describe
-from deepcluster.progress import size
-from deepcluster.training.run import RunFolder
+from deepcluster.core.device import Machine
+from deepcluster.core.text import size
+from deepcluster.run.features import describe
+from deepcluster.run.folder import RunFolder
+from deepcluster.run.settings import Settings
 
 
 def rate(work: Callable[[], object], images: int, machine: Machine, repeats: int) -> float:

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from deepcluster.config import Settings
-from deepcluster.inference import LOOK_BATCH
 from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
+from deepcluster.run.features import FEATURE_BATCH
+from deepcluster.run.settings import Settings
 
 # Called with the name of a step when it is done.
 Count = Callable[[str], None]
@@ -83,7 +83,7 @@ def _features(trunk: Trunk, data: Path, settings: Settings, *, amp: bool) -> NDA
     rows, device = [], next(trunk.parameters()).device
     images = ImageFolder(str(data), published_transform("cluster", settings.image_size))
     with torch.no_grad(), torch.autocast(device.type, torch.float16, enabled=amp):
-        for images_BCHW, _ in loaded(images, settings, LOOK_BATCH):
+        for images_BCHW, _ in loaded(images, settings, FEATURE_BATCH):
             rows.append(trunk(images_BCHW.to(device, non_blocking=True)).float().cpu().numpy())
     return np.concatenate(rows)
 

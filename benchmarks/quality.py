@@ -12,8 +12,8 @@ import torch
 
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import knn_accuracy
-from deepcluster.model import Model, load
-from deepcluster.training.run import RunFolder
+from deepcluster.run.folder import RunFolder
+from deepcluster.run.model import Model, load
 
 
 def accuracy(model: Model, stage: str, known: ImageSource, held_out: ImageSource) -> float:

@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import open_source
-from deepcluster.interruption import Interruption
-from deepcluster.progress import Reporter
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report import build
 from deepcluster.visualization.report.collection import Collection, Past

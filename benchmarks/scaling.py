@@ -42,10 +42,10 @@ from scaling_measure import (
 from scaling_model import Job, Network, files, main_memory, memory, traffic
 from scaling_seconds import Constants, gathered_seconds, seconds
 
-from deepcluster.config import Settings
-from deepcluster.device import Machine
-from deepcluster.progress import duration, size
-from deepcluster.recipes import RECIPES
+from deepcluster.core.device import Machine
+from deepcluster.core.text import duration, size
+from deepcluster.run.recipes import RECIPES
+from deepcluster.run.settings import Settings
 
 # What is not measured here: value, and where it comes from. The flags of the same name change them.
 ASSUMED: dict[str, tuple[float, str]] = {

@@ -26,13 +26,13 @@ from deepcluster.clustering.kmeans import KMeans, lloyd
 from deepcluster.clustering.reduction import alone
 from deepcluster.clustering.starts import random_rows
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.config import Settings
+from deepcluster.core.device import Machine
+from deepcluster.core.files import save_tensors
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import Colours, TrainingView, draws
-from deepcluster.device import Machine
 from deepcluster.models.trunk import make_trunk, normalise
-from deepcluster.saving import save_tensors
+from deepcluster.run.settings import Settings
 from deepcluster.training.grouping import over_all_images
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)

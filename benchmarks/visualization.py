@@ -25,15 +25,15 @@ import torch
 from evaluation import medians
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepcluster.device import Machine
-from deepcluster.errors import InputError
-from deepcluster.protocols import workbench
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError
+from deepcluster.evaluation.protocols import workbench
+from deepcluster.run.model import Model
 from deepcluster.visualization.filters.ascent import Ascent, new_ascent
 from deepcluster.visualization.filters.responses import Responses
 from deepcluster.visualization.filters.settings import Settings, settings_of
 from deepcluster.visualization.filters.show import usual_batch_size
 from deepcluster.visualization.options import FilterOptions
-from deepcluster.workbench.bench import Workbench
 
 
 def machine_speed(machine: Machine) -> float:
@@ -99,7 +99,7 @@ def compare(filters: Responses, settings: Settings, count: int, repeats: int, sp
         print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=48))
 
 
-def measure(bench: Workbench, options: argparse.Namespace) -> None:
+def measure(bench: Model, options: argparse.Namespace) -> None:
     """All sizes and stages."""
     speed = machine_speed(bench.machine)
     print(f"one large matrix product: {speed / 1e9:,.0f} GFLOP/s")

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.device import free_memory_bytes
-from deepcluster.progress import size
+from deepcluster.core.device import free_memory_bytes
+from deepcluster.core.text import size
 
 BLOCK = 2000
 BATCH = 256

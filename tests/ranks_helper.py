@@ -19,8 +19,8 @@ from small_runs import train_small
 from spoiled_images import half
 from torch.multiprocessing import spawn
 
-from deepcluster.errors import Interrupted
-from deepcluster.progress import Meter, Reporter
+from deepcluster.core.errors import Interrupted
+from deepcluster.core.progress import Meter, Reporter
 
 # Sides of crops, heads and widths that take a second.
 V2: dict[str, Any] = {
@@ -136,7 +136,7 @@ def _fill_disk() -> None:
 
 
 def _break() -> None:
-    from deepcluster.errors import InputError
+    from deepcluster.core.errors import InputError
 
     raise InputError("the shared folder is not here")
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import torch
 
 import deepcluster
-from deepcluster.progress import Reporter
+from deepcluster.core.progress import Reporter
 
 SMALL: dict[str, Any] = {
     "recipe": "paper-alexnet",

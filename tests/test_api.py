@@ -11,9 +11,9 @@ from small_runs import SMALL, assert_equal, checkpoint, train_small
 from spoiled_images import write_good_images, write_spoiled_images
 
 import deepcluster
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.info import doctor, info
-from deepcluster.training.plan import trunk_of
+from deepcluster.run.features import make_run_trunk
 
 
 def test_a_run_and_its_last_checkpoint_are_the_same_model(trained: Path) -> None:
@@ -33,7 +33,7 @@ def test_an_earlier_checkpoint_is_another_model(trained: Path) -> None:
 
 def test_the_untrained_trunk_of_a_run_is_the_one_it_began_with(images: Path, trained: Path, tmp_path: Path) -> None:
     model = deepcluster.load(f"untrained:{trained}")
-    assert_equal(dict(model.trunk.state_dict()), dict(trunk_of(model.settings).state_dict()))
+    assert_equal(dict(model.trunk.state_dict()), dict(make_run_trunk(model.settings).state_dict()))
     assert model.centroids_KP is None
     # With a rate of zero the weights are still those at the end; what BatchNorm counts is not.
     run = train_small(images, tmp_path / "run", lr=0.0, epochs=1)

@@ -22,7 +22,7 @@ from deepcluster.clustering.assignment import (
     draw_uniform,
     member_distances,
 )
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 
 def assignment_of(labels: list[int] | Tensor, n_clusters: int | None = None) -> Assignment:

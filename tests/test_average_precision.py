@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.evaluation.measures.average_precision import (
     average_precision,
     average_precision_11_points,

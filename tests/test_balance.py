@@ -18,8 +18,8 @@ from deepcluster.clustering import balance as module
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.balance import BalancedKMeans, sinkhorn_pass
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.distributed import all_reduce
-from deepcluster.errors import InputError
+from deepcluster.core.distributed import all_reduce
+from deepcluster.core.errors import InputError
 
 
 def skewed(n: int = 1500, seed: int = 0) -> Tensor:

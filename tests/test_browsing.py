@@ -10,7 +10,7 @@ import pytest
 from spoiled_images import write_good_images, write_spoiled_images
 
 import deepcluster
-from deepcluster.progress import Reporter
+from deepcluster.core.progress import Reporter
 
 TEXT = (Path(__file__).parents[1] / "docs" / "browsing.md").read_text(encoding="utf-8")
 

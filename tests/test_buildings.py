@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.buildings import (
     DAMAGED_IN_PARIS,
     WHOLE,

@@ -14,6 +14,8 @@ from PIL import Image
 from spoiled_images import encode, picture, write_good_images, write_spoiled_images
 from torch import Tensor
 
+from deepcluster.core.device import free_disk_bytes
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data import cache_plan as module
 from deepcluster.data import image_shards
 from deepcluster.data.cache import DecodedImages, KeptViews
@@ -32,8 +34,6 @@ from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.views import ClusterView, TrainingView
-from deepcluster.device import free_disk_bytes
-from deepcluster.errors import UnreadableImage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:PIL"),

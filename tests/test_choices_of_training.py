@@ -13,19 +13,18 @@ from spoiled_images import write_good_images, write_spoiled_images
 from test_resume import Stopper
 from torch import Tensor
 
-from deepcluster.config import Settings
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Meter, Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
-from deepcluster.device import Machine
-from deepcluster.errors import InputError, Interrupted
-from deepcluster.inference import image_features, look
-from deepcluster.interruption import Interruption
 from deepcluster.models.heads import ClusterHead, HierarchicalHead
 from deepcluster.models.trunk import FEATURES, normalise
-from deepcluster.progress import Meter, Reporter
+from deepcluster.run.features import feature_batches, image_features, make_run_trunk
+from deepcluster.run.settings import Settings
 from deepcluster.training.deepcluster import DeepCluster
-from deepcluster.training.plan import trunk_of
 
 START: dict[str, Any] = {"head_start": "centroids", "cluster_stage": "features", "pca": 8}
 TURNED: dict[str, Any] = {"super_clusters": 2, "rotations": True, "clusters": 9}
@@ -71,7 +70,7 @@ def method_of(photos: Path, **options: Any) -> DeepCluster:
     given = {key: value for key, value in SMALL.items() if key not in ("recipe", "device", "precision", "workers")}
     settings = Settings.from_dict({**given, "sobel": False, "epochs": 4, **options})
     return DeepCluster(
-        trunk_of(settings),
+        make_run_trunk(settings),
         Loader(Counted(open_source(photos)), workers=0),
         settings,
         Machine.choose("cpu", "fp32"),
@@ -157,7 +156,7 @@ def test_what_is_grouped_is_what_the_last_crop_of_each_image_was(stage: str, pho
     for index, row_C in expected.items():
         torch.testing.assert_close(found[index], row_C, rtol=2e-3, atol=2e-3)
     # Images that were not drawn keep what they were at the first look.
-    method.trunk.load_state_dict(trunk_of(method.settings).state_dict())
+    method.trunk.load_state_dict(make_run_trunk(method.settings).state_dict())
     first_ND = image_features(method.trunk, method.loader, method.machine, stage=stage, image_size=16)
     for index in set(found) - set(expected):
         torch.testing.assert_close(found[index], first_ND[index].float(), rtol=2e-3, atol=2e-3)
@@ -300,7 +299,7 @@ def test_the_finished_trunk_groups_upright_images(photos: Path) -> None:
     quarters_N = method.quarters_N
     assert quarters_N is not None
     assignment, whitening = method.cluster_finished_trunk()
-    rows = look(method.trunk, method.loader, method.machine, stage="conv5", image_size=16)
+    rows = feature_batches(method.trunk, method.loader, method.machine, stage="conv5", image_size=16)
     rows_MD, indices_M = (torch.cat(parts) for parts in zip(*rows, strict=True))
     points_MP = whitening.transform(rows_MD)
     distances_M = (points_MP - assignment.centroids_KP[assignment.labels_N[indices_M]]).norm(dim=1)
@@ -334,7 +333,7 @@ def test_weights_to_start_from(photos: Path, plain: Path, tmp_path: Path) -> Non
         run = train_small(photos, tmp_path / name, epochs=1, lr=0.0, init=str(init), seed=7)
         for key, value in checkpoint(run)["trunk"].items():
             assert torch.equal(value, weights[key]) or "running" in key or "num_batches" in key
-    other = trunk_of(Settings.from_dict({**checkpoint(plain)["settings"], "seed": 7}))
+    other = make_run_trunk(Settings.from_dict({**checkpoint(plain)["settings"], "seed": 7}))
     assert not torch.equal(other.state_dict()["features.0.weight"], weights["features.0.weight"])
 
 

@@ -15,8 +15,8 @@ from small_runs import SMALL, assert_same_run, flags, train_small
 from spoiled_images import write_good_images, write_spoiled_images
 
 from deepcluster.cli import main
-from deepcluster.config import Settings
-from deepcluster.options import flag
+from deepcluster.core.options import flag
+from deepcluster.run.settings import Settings
 
 
 def run(*arguments: str | Path) -> int:

@@ -12,8 +12,8 @@ from torch.multiprocessing import spawn
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans, LloydState
-from deepcluster.distributed import all_reduce
-from deepcluster.errors import InputError
+from deepcluster.core.distributed import all_reduce
+from deepcluster.core.errors import InputError
 
 N, CLUSTERS = 600, 30
 # Numbers of each rank's points; rows 400 to 402 are not finite.

@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from benches import make_bench, write_classes
+from models_helper import make_model, write_classes
 from sklearn.cluster import KMeans as Oracle
 from small_runs import train_small
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.evaluation.clusters import evaluate
 from deepcluster.evaluation.datasets.labelled import open_labelled
 from deepcluster.evaluation.features.readable import readable_rows
@@ -44,8 +44,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_colours_are_found_again(data: Path, cache: Path) -> None:
     """Twelve images of each colour: k-means by the number of classes finds the classes, seen or held out."""
-    bench = make_bench(cache)
-    found = evaluate(bench, data, ClustersOptions(stages="conv1"))
+    model = make_model(cache)
+    found = evaluate(model, data, ClustersOptions(stages="conv1"))
     assert found.results == {measure: {"train": 1.0, "val": 1.0} for measure in MEASURES}
     assert found.headline == ("nmi", "train") and found.best() == 1.0
     assert found.settings["k"] == [CLASSES] and found.settings["stages"] == ["conv1"]
@@ -54,14 +54,14 @@ def test_colours_are_found_again(data: Path, cache: Path) -> None:
 
 
 def test_one_part_and_one_k_give_plain_numbers(data: Path, cache: Path) -> None:
-    found = evaluate(make_bench(cache), data / "val", ClustersOptions(stages="conv1"))
+    found = evaluate(make_model(cache), data / "val", ClustersOptions(stages="conv1"))
     assert found.results == dict.fromkeys(MEASURES, 1.0)
     assert found.headline == ("nmi",) and found.best() == 1.0
     assert found.data["all_images"] == 15
 
 
 def test_stages_and_numbers_of_clusters_have_their_cases(data: Path, cache: Path) -> None:
-    found = evaluate(make_bench(cache), data / "train", ClustersOptions(stages="conv1,conv2", k=(3, 9, 3)))
+    found = evaluate(make_model(cache), data / "train", ClustersOptions(stages="conv1,conv2", k=(3, 9, 3)))
     cases = ["conv1 k=3", "conv1 k=9", "conv2 k=3", "conv2 k=9"]
     assert all(list(found.results[measure]) == cases for measure in MEASURES)
     # Nine clusters of three classes: pure, and at most a third of the clusters can be right.
@@ -72,40 +72,40 @@ def test_stages_and_numbers_of_clusters_have_their_cases(data: Path, cache: Path
 @pytest.mark.parametrize("pca", [0, 4])
 def test_the_measures_are_those_of_scikit_learns_groups(data: Path, cache: Path, pca: int) -> None:
     """Both reach the same optimum on these images, so all measures are the same."""
-    bench, images = make_bench(cache), open_labelled(data / "train")
-    rows = readable_rows(bench, images, ("conv2",))
-    points = rows.at("conv2", bench.machine.device)
+    model, images = make_model(cache), open_labelled(data / "train")
+    rows = readable_rows(model, images, ("conv2",))
+    points = rows.at("conv2", model.machine.device)
     points = Whitening(pca).fit_transform(points) if pca else points
     groups = Oracle(CLASSES, n_init=10, random_state=0).fit_predict(points.numpy())
-    found = evaluate(bench, data / "train", ClustersOptions(stages="conv2", pca=pca))
+    found = evaluate(model, data / "train", ClustersOptions(stages="conv2", pca=pca))
     assert found.results == pytest.approx(agreement(groups, images.labels_N))
 
 
 def test_more_clusters_than_images_is_told(data: Path, cache: Path) -> None:
     with pytest.raises(InputError, match=r"k=37 clusters are more than the 36 images of .*; use --k 36 or fewer"):
-        evaluate(make_bench(cache), data, ClustersOptions(k=(3, 37)))
+        evaluate(make_model(cache), data, ClustersOptions(k=(3, 37)))
 
 
 def test_unreadable_images_are_left_out_and_named(data: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(data, tmp_path / "data")
     for part in ("train", "val"):
         (folder / part / "class1" / "000.png").write_bytes(b"no image")
-    found = evaluate(make_bench(tmp_path / "cache"), folder, ClustersOptions(stages="conv1"))
+    found = evaluate(make_model(tmp_path / "cache"), folder, ClustersOptions(stages="conv1"))
     assert found.results["accuracy"] == {"train": 1.0, "val": 1.0}
     assert found.notes == [f"{part}: 1 image can't be read, and is left out" for part in ("train", "val")]
     with pytest.raises(InputError, match=r"k=36 clusters are more than the 35 images of .* that can be read"):
-        evaluate(make_bench(tmp_path / "cache"), folder, ClustersOptions(k=(36,)))
+        evaluate(make_model(tmp_path / "cache"), folder, ClustersOptions(k=(36,)))
 
 
 def test_images_without_a_class_are_told(tmp_path: Path, images: Path) -> None:
     with pytest.raises(InputError, match="0 of 60 images have a class"):
-        evaluate(make_bench(tmp_path), images, ClustersOptions())
+        evaluate(make_model(tmp_path), images, ClustersOptions())
 
 
 @pytest.mark.parametrize("where", ["", "train"])
 def test_a_runs_own_clusters_by_epoch(data: Path, cache: Path, run: Path, where: str) -> None:
     """The names of the run start in the training folder, whether this one is given or the one above."""
-    found = evaluate(make_bench(cache, model=str(run)), data / where, ClustersOptions(stages="conv1"))
+    found = evaluate(make_model(cache, model=str(run)), data / where, ClustersOptions(stages="conv1"))
     tables = [pq.read_table(run / "assignments" / f"epoch-000{epoch}.parquet").to_pydict() for epoch in (1, 2)]
     assert -1 in tables[0]["cluster"]
     for epoch, table in enumerate(tables, start=1):
@@ -117,13 +117,13 @@ def test_a_runs_own_clusters_by_epoch(data: Path, cache: Path, run: Path, where:
 
 def test_a_run_on_both_parts_is_known_by_the_folders_names(data: Path, cache: Path, tmp_path: Path) -> None:
     run = train_small(data, tmp_path / "run", epochs=1)
-    found = evaluate(make_bench(cache, model=str(run)), data, ClustersOptions(stages="conv1"))
+    found = evaluate(make_model(cache, model=str(run)), data, ClustersOptions(stages="conv1"))
     assert next(iter(found.results["nmi of the run"])) == "epoch 1"
     assert found.results["purity of the run"]["epoch 1"] > 1 / CLASSES
 
 
 def test_a_run_on_other_images_is_noted(data: Path, cache: Path, trained: Path) -> None:
-    found = evaluate(make_bench(cache, model=str(trained)), data, ClustersOptions(stages="conv1"))
+    found = evaluate(make_model(cache, model=str(trained)), data, ClustersOptions(stages="conv1"))
     assert set(found.results) == set(MEASURES)
     assert len(found.notes) == 1 and "0% are among these; it was trained on others" in found.notes[0]
 
@@ -132,12 +132,12 @@ def test_damaged_tables_are_left_out_and_named(data: Path, cache: Path, run: Pat
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "assignments" / "epoch-0001.parquet").write_bytes(b"PAR1 cut off")
     pq.write_table(pa.table({"other": [1]}), copy / "assignments" / "epoch-0003.parquet")
-    found = evaluate(make_bench(cache, model=str(copy)), data, ClustersOptions(stages="conv1"))
+    found = evaluate(make_model(cache, model=str(copy)), data, ClustersOptions(stages="conv1"))
     assert list(found.results["nmi of the run"]) == ["epoch 2"]
     assert [note.partition(";")[2] for note in found.notes] == [f" the run's epoch {n} is left out" for n in (1, 3)]
 
 
 def test_no_tables_is_no_measure(data: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "assignments").mkdir()
-    found = evaluate(make_bench(cache, model=str(tmp_path)), data, ClustersOptions(stages="conv1"))
+    found = evaluate(make_model(cache, model=str(tmp_path)), data, ClustersOptions(stages="conv1"))
     assert set(found.results) == set(MEASURES) and not found.notes

@@ -6,15 +6,15 @@ from dataclasses import MISSING, FrozenInstanceError, fields
 from typing import Any
 
 import pytest
-
-from deepcluster import config
-from deepcluster.config import Settings
-from deepcluster.config_checks import size_in_bytes
-from deepcluster.errors import InputError
 from deepcluster.keywords import Options
+
+from deepcluster.core.errors import InputError
+from deepcluster.core.options import coerce, flag, parts_of, plain_type
 from deepcluster.models.trunk import ARCHITECTURES
-from deepcluster.options import coerce, flag, parts_of, plain_type
-from deepcluster.recipes import RECIPES
+from deepcluster.run import settings as config
+from deepcluster.run.recipes import RECIPES
+from deepcluster.run.settings import Settings
+from deepcluster.run.settings_checks import size_in_bytes
 
 OPTIONS = {option.name: option for option in fields(Settings)}
 

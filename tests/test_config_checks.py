@@ -9,9 +9,9 @@ import pytest
 
 import deepcluster
 from deepcluster.cli import main
-from deepcluster.config import METHODS, Settings
-from deepcluster.errors import InputError
-from deepcluster.options import flag
+from deepcluster.core.errors import InputError
+from deepcluster.core.options import flag
+from deepcluster.run.settings import METHODS, Settings
 
 FIRST, V2 = METHODS
 # By hand, of what the code of each method reads.

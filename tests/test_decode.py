@@ -18,10 +18,10 @@ from PIL import Image, ImageCms, ImageOps
 from spoiled_images import GOOD, SPOILED, encode, picture, png_header, spoil, write_good_images, write_spoiled_images
 from torch.nn.functional import interpolate
 
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.decode import MAX_PIXELS, decode
 from deepcluster.data.jpeg import decode_jpeg, read_header
 from deepcluster.data.resize import resize
-from deepcluster.errors import UnreadableImage
 
 # Real photos, where they lie beside the checkout.
 PHOTOS = sorted(path for path in (Path(__file__).parents[2] / "shared" / "data").rglob("*.[jJ]*") if path.suffix != ".json")
@@ -272,7 +272,7 @@ def test_pillow_stays_as_it_was_and_says_nothing_of_large_images() -> None:
     code = (
         "import sys; from PIL import Image; before = Image.MAX_IMAGE_PIXELS\n"
         "from deepcluster.data.decode import decode\n"
-        "from deepcluster.errors import UnreadableImage\n"
+        "from deepcluster.core.errors import UnreadableImage\n"
         "try: decode(sys.stdin.buffer.read())\n"
         "except UnreadableImage as error: print(error)\n"
         "assert Image.MAX_IMAGE_PIXELS == before"
@@ -481,7 +481,7 @@ def test_cut_padded_extended_and_damaged_jpegs_say_nothing_on_the_terminal(tmp_p
     code = (
         "import sys; from pathlib import Path\n"
         "from deepcluster.data.decode import decode\n"
-        "from deepcluster.errors import UnreadableImage\n"
+        "from deepcluster.core.errors import UnreadableImage\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try: print(decode(path.read_bytes()).shape)\n"
         "    except UnreadableImage as error: print(str(error).partition(':')[0])"
@@ -569,7 +569,7 @@ def test_too_little_memory_is_given_as_the_reason(tmp_path: Path) -> None:
     code = (
         "import resource, sys, torch, torchvision.io; from pathlib import Path\n"
         "from deepcluster.data.decode import decode\n"
-        "from deepcluster.errors import UnreadableImage\n"
+        "from deepcluster.core.errors import UnreadableImage\n"
         "files = [path.read_bytes() for path in Path(sys.argv[1]).iterdir()]\n"
         "now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (now + 50 * 2**20, resource.RLIM_INFINITY))\n"

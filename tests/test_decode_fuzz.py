@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from spoiled_images import GOOD, encode, picture, spoil
 
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.decode import decode
-from deepcluster.errors import UnreadableImage
 
 # Headers may claim any size: this keeps an image that has been let through to a few MB.
 MAX_PIXELS = 500_000

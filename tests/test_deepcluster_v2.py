@@ -16,21 +16,21 @@ from test_resume import Recorder, Stopper
 from torch import Tensor, nn
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.config import Settings
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError, Interrupted, TrainingError
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.multi_crop import crop_draws
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import DRAWS_ALIGNED
-from deepcluster.device import Machine
-from deepcluster.errors import InputError, Interrupted, TrainingError
-from deepcluster.interruption import Interruption
-from deepcluster.model import load
 from deepcluster.models.trunk import FEATURES, Trunk, normalise
-from deepcluster.progress import Reporter
+from deepcluster.run.features import make_run_trunk
+from deepcluster.run.folder import RunFolder
+from deepcluster.run.model import load
+from deepcluster.run.settings import Settings
 from deepcluster.training.deepcluster_v2 import BankPoints, DeepClusterV2
-from deepcluster.training.plan import trunk_of
-from deepcluster.training.run import RunFolder
 
 N, PLAIN = 9, {"jitter": 0.0, "grey": 0.0, "blur": 0.0}
 
@@ -449,7 +449,7 @@ def counted_method(photos: Path, **options: Any) -> tuple[DeepClusterV2, Counted
     settings = Settings.from_dict({**small, **given, "epochs": 4, **options})
     images = Counted(open_source(photos))
     method = DeepClusterV2(
-        trunk_of(settings),
+        make_run_trunk(settings),
         Loader(images, workers=0),
         settings,
         Machine.choose("cpu", "fp32"),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering import features as module
-from deepcluster.clustering.features import FeatureRows, MemoryPlan, extract_features, kept_dtype, least_bytes, plan_memory
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import InputError, TrainingError
+from deepcluster.core.errors import InputError, TrainingError
+from deepcluster.training.feature_rows import FeatureRows, MemoryPlan, extract_features, kept_dtype, least_bytes, plan_memory
 
 KINDS = ("memory", "file", "twice")
 ROWS = torch.rand(30, 5, generator=torch.Generator().manual_seed(0)) * 2
@@ -72,7 +72,7 @@ def test_a_disk_without_room_means_a_second_look(tmp_path: Path, monkeypatch: py
     usage = namedtuple("usage", "total used free")
     least, all_in_memory = budgets(1000, 4096, 64, 2)
     for free, kind in ((all_in_memory - least + module.DISK_RESERVE, "file"), (module.DISK_RESERVE, "twice")):
-        monkeypatch.setattr("deepcluster.device.shutil.disk_usage", lambda folder, free=free: usage(1 << 40, 0, free))
+        monkeypatch.setattr("deepcluster.core.device.shutil.disk_usage", lambda folder, free=free: usage(1 << 40, 0, free))
         assert plan_memory(1000, 4096, 64, budget_bytes=least, folder=tmp_path).kind == kind
 
 

@@ -18,10 +18,10 @@ from http_server import NaughtyServer
 from small_runs import assert_same_run, checkpoint, flags, metrics, tables, train_small
 from spoiled_images import write_good_images, write_spoiled_images
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.progress import Reporter
 from deepcluster.data import cache_plan
 from deepcluster.data.storage.retries import ConnectionLost, Patience
-from deepcluster.errors import InputError
-from deepcluster.progress import Reporter
 
 OPTIONS: dict[str, Any] = {"reduce_to": 24, "clusters": 4}
 

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benches import make_bench
+from models_helper import make_model
 from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from deepcluster.errors import InputError, Interrupted
-from deepcluster.interruption import Interruption
+from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
 from deepcluster.models.convnets import ConvNet
 from deepcluster.models.trunk import ARCHITECTURES, IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk, make_trunk
-from deepcluster.progress import Reporter
+from deepcluster.run.model import Model
 from deepcluster.visualization.filters import ascent as ascents
 from deepcluster.visualization.filters import show
 from deepcluster.visualization.filters.ascent import Ascent, jittered, new_ascent
@@ -27,7 +28,6 @@ from deepcluster.visualization.filters.responses import Responses, mean_scores, 
 from deepcluster.visualization.filters.settings import Settings, settings_of
 from deepcluster.visualization.filters.show import filter_pictures, show_filters
 from deepcluster.visualization.options import FilterOptions
-from deepcluster.workbench.bench import Workbench
 
 Array = np.ndarray[Any, Any]
 CPU = torch.device("cpu")
@@ -37,16 +37,16 @@ SIZES = {"alexnet": 64, "vgg16": 32, "resnet18": 32, "resnet50": 32}
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Workbench:
-    return make_bench(tmp_path / "cache")
+def bench(tmp_path: Path) -> Model:
+    return make_model(tmp_path / "cache")
 
 
 def settings(size: int = 16, **options: Any) -> Settings:
     return settings_of(FilterOptions(**options), size)
 
 
-def responses(bench: Workbench, stage: str, size: int = 16) -> Responses:
-    return Responses(bench.copy_of_trunk(), stage, bench.machine, size=size, made_for=bench.image_size)
+def responses(model: Model, stage: str, size: int = 16) -> Responses:
+    return Responses(model.copy_of_trunk(), stage, model.machine, size=size, made_for=model.image_size)
 
 
 def pictures_in(folder: Path) -> dict[str, bytes]:
@@ -77,10 +77,8 @@ class StopAfter(Interruption):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("stage", ["conv1", "conv3", "features"])
-def test_filters_answer_far_more_to_their_pictures_than_to_random_images(
-    bench: Workbench, stage: str, objective: str
-) -> None:
-    filters, channels = responses(bench, stage), list(range(12))
+def test_filters_answer_far_more_to_their_pictures_than_to_random_images(model: Model, stage: str, objective: str) -> None:
+    filters, channels = responses(model, stage), list(range(12))
     at_random_BC = filters.means(random_images(64, 16, device=CPU))
     found, activations_B = filter_pictures(filters, settings(objective=objective, steps=60), channels)
     assert found.shape == (12, 16, 16, 3)
@@ -95,8 +93,8 @@ def test_filters_answer_far_more_to_their_pictures_than_to_random_images(
         np.testing.assert_allclose(seen_BC[range(12), channels].numpy(), activations_B, rtol=0.02, atol=0.005)
 
 
-def test_the_published_aim_sets_a_filter_apart_from_the_others(bench: Workbench) -> None:
-    filters = responses(bench, "conv5")
+def test_the_published_aim_sets_a_filter_apart_from_the_others(model: Model) -> None:
+    filters = responses(model, "conv5")
     ascent = new_ascent(filters, settings(objective="published", steps=60), [3, 200])
     before_BC = filters.means(ascent.form.inputs(ascent.parameters)).softmax(dim=1)
     for _ in range(60):
@@ -107,8 +105,8 @@ def test_the_published_aim_sets_a_filter_apart_from_the_others(bench: Workbench)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_picture_does_not_depend_on_the_others_of_its_batch(bench: Workbench, objective: str) -> None:
-    filters, wanted = responses(bench, "conv4"), settings(objective=objective, steps=6)
+def test_a_picture_does_not_depend_on_the_others_of_its_batch(model: Model, objective: str) -> None:
+    filters, wanted = responses(model, "conv4"), settings(objective=objective, steps=6)
     together, activations_B = filter_pictures(filters, wanted, [7, 0, 300, 21])
     for place, channel in enumerate([7, 0, 300, 21]):
         alone, activation_1 = filter_pictures(filters, wanted, [channel])
@@ -117,10 +115,10 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch(bench: Workbench, 
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_starts_depend_on_seed_stage_and_channel(bench: Workbench, objective: str) -> None:
+def test_starts_depend_on_seed_stage_and_channel(model: Model, objective: str) -> None:
     def start(stage: str, channel: int, seed: int) -> torch.Tensor:
         wanted = settings(objective=objective, seed=seed)
-        return new_ascent(responses(bench, stage), wanted, [channel]).parameters.detach()
+        return new_ascent(responses(model, stage), wanted, [channel]).parameters.detach()
 
     first = start("conv1", 0, 31)
     assert torch.equal(first, start("conv1", 0, 31))
@@ -130,7 +128,7 @@ def test_starts_depend_on_seed_stage_and_channel(bench: Workbench, objective: st
 
 def test_trunks_with_sobel_get_pictures_without_colours(tmp_path: Path) -> None:
     trunk = make_trunk("alexnet-small", image_size=16, sobel=True).eval()
-    seeing_edges = make_bench(tmp_path, trunk=trunk)
+    seeing_edges = make_model(tmp_path, trunk=trunk)
     for objective in OBJECTIVES:
         found, _ = filter_pictures(responses(seeing_edges, "conv2"), settings(objective=objective, steps=3), [0, 1])
         assert (found == found[..., :1]).all()
@@ -143,7 +141,7 @@ def test_every_stage_of_every_trunk(arch: str, size: int, sobel: bool, tmp_path:
     stages = trunk.stages
     if sobel and arch not in ("alexnet", "resnet18"):  # slow, and alike
         stages = (stages[0], stages[-1])
-    one = make_bench(tmp_path, trunk=trunk, image_size=size)
+    one = make_model(tmp_path, trunk=trunk, image_size=size)
     for stage in stages:
         filters = Responses(trunk, stage, one.machine, size=size, made_for=size)
         # Only where fully connected layers end the trunk is there no ReLU.
@@ -174,12 +172,12 @@ def softmax_step(trunk: ConvNet, image_CHW: Array, channel: int, lr: float, deca
     return moved
 
 
-def test_a_published_step_is_that_of_plain_arithmetic(bench: Workbench) -> None:
+def test_a_published_step_is_that_of_plain_arithmetic(model: Model) -> None:
     # Weight decay and blur are large, that they are seen.
     wanted = settings(objective="published", weight_decay=0.02, sigma=0.8, blur_every=3, lr=2.0)
-    filters, channels = responses(bench, "conv2"), [4, 90, 11]
+    filters, channels = responses(model, "conv2"), [4, 90, 11]
     ascent = new_ascent(filters, wanted, channels)
-    trunk = bench.copy_of_trunk().double()
+    trunk = model.copy_of_trunk().double()
     assert isinstance(trunk, ConvNet)
     expected = ascent.parameters.detach().double().numpy().copy()
     for step in range(5):
@@ -266,9 +264,9 @@ def shut(trunk: Trunk, channel: int, bias: float, scale: float) -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_shut_filter_is_opened(bench: Workbench, objective: str) -> None:
-    trunk = bench.copy_of_trunk()
-    filters = Responses(trunk, "conv2", bench.machine, size=16, made_for=16)
+def test_a_shut_filter_is_opened(model: Model, objective: str) -> None:
+    trunk = model.copy_of_trunk()
+    filters = Responses(trunk, "conv2", model.machine, size=16, made_for=16)
     maps = filters(random_images(64, 16, device=CPU))
     assert maps.before_BCHW is not None
     # Lower than random images ever bring it: the gradient through its ReLU is zero at the start.
@@ -290,7 +288,7 @@ def test_a_shut_filter_is_opened(bench: Workbench, objective: str) -> None:
 def test_a_dead_filter_is_told_and_the_others_are_not_harmed(
     tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = make_bench(tmp_path, reporter=Reporter(quiet=True))
+    one = make_model(tmp_path, reporter=Reporter(quiet=True))
     shut(one.trunk, 1, -1.0, 0.0)  # gives nothing, ever
     shut(one.trunk, 2, 1.0, 0.0)  # gives one number, whatever it sees
     options = FilterOptions(stage="conv2", channels="0-3", objective=objective, steps=20)
@@ -303,21 +301,21 @@ def test_a_dead_filter_is_told_and_the_others_are_not_harmed(
     assert all(np.isfinite(about["activation"]) for about in channels.values())
 
 
-def test_the_trunk_is_left_as_it_was(bench: Workbench, tmp_path: Path) -> None:
-    before = {name: value.clone() for name, value in bench.trunk.state_dict().items()}
-    show_filters(bench, FilterOptions(stage="conv3", channels="0", steps=2), tmp_path / "out")
-    assert all(torch.equal(value, before[name]) for name, value in bench.trunk.state_dict().items())
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in bench.trunk.parameters())
-    assert all(layer.inplace for layer in bench.trunk.modules() if isinstance(layer, nn.ReLU))
-    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in bench.trunk.modules())
+def test_the_trunk_is_left_as_it_was(model: Model, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in model.trunk.state_dict().items()}
+    show_filters(model, FilterOptions(stage="conv3", channels="0", steps=2), tmp_path / "out")
+    assert all(torch.equal(value, before[name]) for name, value in model.trunk.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.trunk.parameters())
+    assert all(layer.inplace for layer in model.trunk.modules() if isinstance(layer, nn.ReLU))
+    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in model.trunk.modules())
 
 
 # The folder
 
 
-def test_a_folder_for_each_stage(bench: Workbench, tmp_path: Path) -> None:
-    found = show_filters(bench, FilterOptions(stage="all", channels="0-2,95", steps=1), tmp_path / "out")
-    assert [one.stage for one in found] == list(bench.trunk.stages)
+def test_a_folder_for_each_stage(model: Model, tmp_path: Path) -> None:
+    found = show_filters(model, FilterOptions(stage="all", channels="0-2,95", steps=1), tmp_path / "out")
+    assert [one.stage for one in found] == list(model.trunk.stages)
     for one in found:
         assert one.folder == tmp_path / "out" / one.stage
         names = {"0000.png", "0001.png", "0002.png", "0095.png", "filters.json", "grid.png"}
@@ -325,7 +323,7 @@ def test_a_folder_for_each_stage(bench: Workbench, tmp_path: Path) -> None:
         about = facts(one.folder)
         assert about["stage"] == one.stage
         assert (about["objective"], about["steps"], about["lr"], about["image_size"]) == ("fourier", 1, 0.05, 16)
-        assert (about["model"], about["weights"]) == (bench.model, bench.weights)
+        assert (about["model"], about["weights"]) == (model.name, model.weights)
         assert list(about["channels"]) == ["0", "1", "2", "95"]
         # Pictures of 16 px are enlarged to 96 in the grid, two a line.
         with Image.open(one.grid) as grid:
@@ -336,21 +334,21 @@ def test_a_folder_for_each_stage(bench: Workbench, tmp_path: Path) -> None:
 @pytest.mark.parametrize("looks", [0, 3, 6, 9])
 def test_a_stop_changes_nothing(tmp_path: Path, objective: str, looks: int) -> None:
     options = FilterOptions(stage="conv3", channels="0-4", objective=objective, steps=5, batch_size=2)
-    show_filters(make_bench(tmp_path / "cache"), options, tmp_path / "whole")
-    stopped = make_bench(tmp_path / "other", interruption=StopAfter(looks))
+    show_filters(make_model(tmp_path / "cache"), options, tmp_path / "whole")
+    stopped = make_model(tmp_path / "other", interruption=StopAfter(looks))
     with pytest.raises(Interrupted, match="the same command goes on"):
         show_filters(stopped, options, tmp_path / "stopped")
     assert len(list((tmp_path / "stopped").rglob("0*.png"))) == looks // 5 * 2
-    show_filters(make_bench(tmp_path / "other"), options, tmp_path / "stopped")
+    show_filters(make_model(tmp_path / "other"), options, tmp_path / "stopped")
     assert pictures_in(tmp_path / "stopped") == pictures_in(tmp_path / "whole")
     assert not list((tmp_path / "other" / "unfinished").iterdir())
 
 
 def test_what_is_there_is_not_made_again(
-    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = FilterOptions(stage="conv3", channels="0-2", steps=1)
-    talking = replace(bench, reporter=Reporter())
+    talking = replace(model, reporter=Reporter())
     (found,) = show_filters(talking, options, tmp_path)
     first = pictures_in(found.folder)
     made: list[Sequence[int]] = []
@@ -377,19 +375,19 @@ def test_what_is_there_is_not_made_again(
     assert pictures_in(found.folder)["0001.png"] != first["0001.png"]
 
 
-def test_files_of_others_are_not_overwritten(bench: Workbench, tmp_path: Path) -> None:
+def test_files_of_others_are_not_overwritten(model: Model, tmp_path: Path) -> None:
     options = FilterOptions(stage="conv3", channels="0", steps=1)
     for name in ("grid.png", "filters.json", "0000.png"):
         folder = tmp_path / f"with {name}" / "conv3"
         folder.mkdir(parents=True)
         (folder / name).write_text("[]")
         with pytest.raises(InputError, match=f"holds a {name} of something else"):
-            show_filters(bench, options, folder.parent)
+            show_filters(model, options, folder.parent)
         assert pictures_in(folder) == {name: b"[]"}
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(InputError, match="is a file"):
-            show_filters(bench, options, place)
+            show_filters(model, options, place)
 
 
 # What can't be done
@@ -406,14 +404,14 @@ def test_files_of_others_are_not_overwritten(bench: Workbench, tmp_path: Path) -
         ({"objective": "dream"}, "unknown objective"),
     ],
 )
-def test_wrong_options(bench: Workbench, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_wrong_options(model: Model, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        show_filters(bench, FilterOptions(**options), tmp_path / "out")
+        show_filters(model, FilterOptions(**options), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_fully_connected_layers_fix_the_size(tmp_path: Path) -> None:
-    one = make_bench(tmp_path / "cache", arch="alexnet", image_size=64)
+    one = make_model(tmp_path / "cache", arch="alexnet", image_size=64)
     with pytest.raises(InputError, match=r"--image-size 96: .*no features of images of 96 px.*made for 64 px"):
         show_filters(one, FilterOptions(stage="all", image_size=96, steps=1), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -443,7 +441,7 @@ def test_usual_settings() -> None:
 
 
 def test_batches_are_bounded_by_memory(tmp_path: Path) -> None:
-    small = responses(make_bench(tmp_path), "conv1")
+    small = responses(make_model(tmp_path), "conv1")
     assert small.n_channels == 96
     # A convolution, BatchNorm and ReLU of 96 maps of 8 × 8 float32.
     assert small.bytes_an_image == 3 * 96 * 8 * 8 * 4

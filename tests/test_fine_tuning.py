@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from benches import make_bench
+from models_helper import make_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from deepcluster.device import Machine
-from deepcluster.errors import InputError, TrainingError
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.evaluation.learners.fine_tuning import (
     LOOK_STEPS,
     Classifier,
@@ -206,11 +206,11 @@ def test_fully_connected_layers_by_architecture() -> None:
 
 def test_the_size_of_crops(tmp_path: Path) -> None:
     """Trunks without fully connected layers take any size; AlexNet those whose last map is as wide."""
-    bench = make_bench(tmp_path)
-    assert [crop_size(bench, asked) for asked in (None, 16, 40)] == [16, 16, 40]
+    model = make_model(tmp_path)
+    assert [crop_size(model, asked) for asked in (None, 16, 40)] == [16, 16, 40]
     with pytest.raises(InputError, match="image_size=2 does not fit this alexnet-small, which takes images of 16 px"):
-        crop_size(make_bench(tmp_path, arch="alexnet-small"), 2)
-    bench = make_bench(tmp_path, arch="alexnet", image_size=64)
-    assert crop_size(bench, 66) == 66
+        crop_size(make_model(tmp_path, arch="alexnet-small"), 2)
+    model = make_model(tmp_path, arch="alexnet", image_size=64)
+    assert crop_size(model, 66) == 66
     with pytest.raises(InputError, match=r"image_size=128 .* alexnet, which takes images of 64 px \(its fully connected"):
-        crop_size(bench, 128)
+        crop_size(model, 128)

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.sources import scan
 from deepcluster.data.sources.folders import _first_not_below, _missing_from, class_runs, open_folder
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.errors import UnreadableImage
 
 # Below "/" and above it, of two to four bytes, and a byte that is not UTF-8: what could upset an order or a format.
 ODD = "ab-. 0!'\"\n\\\té\ue000😀\udce9"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import make_blobs
 from torch import Tensor, nn
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.models.heads import ClusterHead, HierarchicalHead, owners_of
 
 

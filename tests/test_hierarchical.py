@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.multiprocessing import spawn
 
-from deepcluster import distributed
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.groups import Ranks, _destinations, plan_groups, shares_of
 from deepcluster.clustering.hierarchical import HierarchicalKMeans, Hierarchy
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.errors import InputError
+from deepcluster.core import distributed
+from deepcluster.core.errors import InputError
 
 N = 501
 Found = tuple[Assignment, Hierarchy]

@@ -21,17 +21,16 @@ import deepcluster
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.config import Settings
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView, Colours, TrainingView
-from deepcluster.device import Machine
-from deepcluster.errors import InputError
-from deepcluster.inference import image_features
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import make_trunk, normalise
-from deepcluster.training.plan import trunk_of
+from deepcluster.run.features import image_features, make_run_trunk
+from deepcluster.run.settings import Settings
 from deepcluster.visualization.report.collection import Collection, Past
 from deepcluster.visualization.report.method.follow import (
     VIEWS,
@@ -46,7 +45,7 @@ from deepcluster.visualization.report.method.how_it_works import FILES, method_s
 from deepcluster.visualization.report.method.pipeline import view_frame
 from deepcluster.visualization.report.method.steps import liveliest
 from deepcluster.visualization.report.page import Section
-from tests.benches import write_classes
+from models_helper import write_classes
 from tests.small_runs import checkpoint, train_small
 
 HARMFUL = "<img src=x onerror=alert(1)>.png"
@@ -91,7 +90,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallRun]:
 def read_run(run: Path, data: Path) -> tuple[Collection, HeadPipeline]:
     state = checkpoint(run)
     settings = Settings.from_dict(state["settings"])
-    trunk = trunk_of(settings)
+    trunk = make_run_trunk(settings)
     trunk.load_state_dict(state["trunk"])
     head = ClusterHead(trunk.dim, settings.clusters, seed=0)
     head.load_state_dict(state["head"])

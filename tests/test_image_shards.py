@@ -22,13 +22,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepcluster.core.errors import InputError
 from deepcluster.data import image_shards as module
 from deepcluster.data import pixel_files
 from deepcluster.data.cache_report import KINDS, clear, kept
 from deepcluster.data.image_shards import ImageShards
 from deepcluster.data.pixel_files import Known
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.errors import InputError
 
 ABOUT = {"data": ["/data/photos"], "images": "photos", "reduce_to": 256}
 

@@ -25,7 +25,7 @@ from deepcluster.clustering.kmeans import KMeans, LloydResult, LloydState, lloyd
 from deepcluster.clustering.reduction import alone
 from deepcluster.clustering.repair import fill_empty, split_largest
 from deepcluster.clustering.sums import ExactSums
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 AllReduce = Callable[[Tensor], Tensor]
 

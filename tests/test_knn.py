@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benches import make_bench, write_classes
+from models_helper import make_model, write_classes
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from deepcluster.clustering import neighbours
 from deepcluster.clustering.neighbours import nearest_neighbours
-from deepcluster.errors import InputError, Interrupted
+from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.evaluation import knn as module
 from deepcluster.evaluation.datasets.labelled import open_train_val
 from deepcluster.evaluation.features.readable import readable_rows
@@ -164,9 +164,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_whole_evaluation_equals_scikit_learn(images: Path, cache: Path) -> None:
-    bench, parts, stage = make_bench(cache), open_train_val(images), "conv2"
-    found = evaluate(bench, images, KnnOptions(stages=stage, k=(1, 20, 5)))
-    known, asked = (readable_rows(bench, part, (stage,)) for part in (parts.train, parts.val))
+    model, parts, stage = make_model(cache), open_train_val(images), "conv2"
+    found = evaluate(model, images, KnnOptions(stages=stage, k=(1, 20, 5)))
+    known, asked = (readable_rows(model, part, (stage,)) for part in (parts.train, parts.val))
     for k in (1, 5, 20):
         oracle = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
         oracle.fit(known.rows[stage].double().numpy(), known.labels_S.numpy())
@@ -182,7 +182,7 @@ def test_a_whole_evaluation_equals_scikit_learn(images: Path, cache: Path) -> No
 def test_stages_have_their_cases_and_five_classes_no_top_5(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_classes(tmp_path / part, 3, classes=5)
-    found = evaluate(make_bench(tmp_path / "cache"), tmp_path, KnnOptions(stages="conv1,conv2", k=(1, 2)))
+    found = evaluate(make_model(tmp_path / "cache"), tmp_path, KnnOptions(stages="conv1,conv2", k=(1, 2)))
     cases = ["conv1 k=1", "conv1 k=2", "conv2 k=1", "conv2 k=2"]
     assert found.results == {"top-1": dict.fromkeys(cases, 1.0)}
     assert found.headline == ("top-1", "conv2 k=1")
@@ -190,15 +190,15 @@ def test_stages_have_their_cases_and_five_classes_no_top_5(tmp_path: Path) -> No
 
 def test_k_over_the_number_of_images_is_told(images: Path, cache: Path) -> None:
     with pytest.raises(InputError, match=r"k=200 neighbours are more than the 48 images of .*; use --k 1,5,10,20$"):
-        evaluate(make_bench(cache), images, KnnOptions(k=(1, 5, 10, 20, 200)))
+        evaluate(make_model(cache), images, KnnOptions(k=(1, 5, 10, 20, 200)))
     with pytest.raises(InputError, match=r"k=49 .* use --k 48$"):
-        evaluate(make_bench(cache), images, KnnOptions(k=(49,)))
+        evaluate(make_model(cache), images, KnnOptions(k=(49,)))
     with pytest.raises(InputError, match="alexnet-small has no stage 'conv9'"):
-        evaluate(make_bench(cache), images, KnnOptions(stages="conv9", k=(1,)))
+        evaluate(make_model(cache), images, KnnOptions(stages="conv9", k=(1,)))
 
 
 def test_the_usual_numbers_of_neighbours_go_as_far_as_there_are_images(images: Path, cache: Path) -> None:
-    found = evaluate(make_bench(cache), images, KnnOptions())
+    found = evaluate(make_model(cache), images, KnnOptions())
     assert list(found.results["top-1"]) == ["k=1", "k=5", "k=10", "k=20"]
     assert found.settings["k"] == [1, 5, 10, 20]
     assert found.headline == ("top-1", "k=20")
@@ -211,13 +211,13 @@ def test_unreadable_images_are_left_out_and_named(images: Path, tmp_path: Path) 
     shutil.rmtree(folder / "val" / "class1")
     (folder / "val" / "class1").mkdir()
     (folder / "val" / "class1" / "bad.png").write_bytes(b"no image")
-    bench = make_bench(tmp_path / "cache")
-    found = evaluate(bench, folder, KnnOptions(stages="conv1", k=(1,)))
+    model = make_model(tmp_path / "cache")
+    found = evaluate(model, folder, KnnOptions(stages="conv1", k=(1,)))
     assert found.notes == ["train: 2 images can't be read, and are left out", "val: 1 image can't be read, and is left out"]
     # The classes that look the same: of the 20 images that are left, 8.
     assert found.results["top-1"]["k=1"] >= 12 / 20
     with pytest.raises(InputError, match=r"k=47 neighbours are more than the 46 images of .* that can be read; use --k 46"):
-        evaluate(bench, folder, KnnOptions(stages="conv1", k=(47,)))
+        evaluate(model, folder, KnnOptions(stages="conv1", k=(47,)))
 
 
 def test_no_readable_image_is_told(tmp_path: Path) -> None:
@@ -226,12 +226,12 @@ def test_no_readable_image_is_told(tmp_path: Path) -> None:
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(InputError, match="none of the images can be read: 4 images"):
-        evaluate(make_bench(tmp_path / "cache"), tmp_path, KnnOptions(k=(1,)))
+        evaluate(make_model(tmp_path / "cache"), tmp_path, KnnOptions(k=(1,)))
 
 
 def test_a_stop_between_blocks_is_heard(images: Path, cache: Path) -> None:
-    bench = make_bench(cache)
-    evaluate(bench, images, KnnOptions(stages="conv1", k=(1,)))
-    bench.interruption.requested = "SIGINT"
+    model = make_model(cache)
+    evaluate(model, images, KnnOptions(stages="conv1", k=(1,)))
+    model.work.interruption.requested = "SIGINT"
     with pytest.raises(Interrupted):
-        evaluate(bench, images, KnnOptions(stages="conv1", k=(1,)))
+        evaluate(model, images, KnnOptions(stages="conv1", k=(1,)))

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benches import write_classes
+from models_helper import write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from deepcluster.core.errors import InputError
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.joined import ChosenImages
-from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
 
 

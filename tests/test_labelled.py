@@ -4,9 +4,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from benches import write_classes
+from models_helper import write_classes
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.labelled import has_train_val, open_train_val
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benches import make_bench, write_classes
+from models_helper import make_model, write_classes
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.v2 import functional as torchvision
 
-from deepcluster.errors import InputError, Interrupted
+from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.progress import Meter, Reporter
 from deepcluster.evaluation import linear
 from deepcluster.evaluation.datasets.labelled import open_train_val
 from deepcluster.evaluation.learners import logistic
@@ -28,9 +29,8 @@ from deepcluster.evaluation.linear import evaluate
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.models.trunk import normalise
-from deepcluster.progress import Meter, Reporter
-from deepcluster.workbench.bench import Workbench
-from deepcluster.workbench.pooling import Pooled
+from deepcluster.run.model import Model
+from deepcluster.run.pooling import Pooled
 
 QUICK = LinearOptions(epochs=3, batch_size=8, lr=0.05)
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def test_the_first_weights_are_a_function_of_the_seed_as_wide_as_those_of_pytorc
 
 @pytest.mark.parametrize("head", ["pooled", "avgpool"])
 def test_classes_that_are_separable_are_told_apart(colours: Path, tmp_path: Path, head: str) -> None:
-    results = evaluate(make_bench(tmp_path), colours, replace(QUICK, head=head, epochs=8))
+    results = evaluate(make_model(tmp_path), colours, replace(QUICK, head=head, epochs=8))
     stages = ["conv1", "conv2", "conv3", "conv4", "conv5", "features"]
     assert results.results["top-1"] == dict.fromkeys(stages, 1.0)
     assert results.results["top-3"] == dict.fromkeys(stages, 1.0)
@@ -138,7 +138,7 @@ def test_labels_that_mean_nothing_give_chance(tmp_path: Path, fast: bool) -> Non
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
     options = replace(QUICK, stages="conv1,features", fast=fast)
-    results = evaluate(make_bench(tmp_path / "cache"), tmp_path, options)
+    results = evaluate(make_model(tmp_path / "cache"), tmp_path, options)
     # Of 240 images a third, and three deviations of sqrt(1/3 · 2/3 / 240) = 0.03.
     for share in results.results["top-1"].values():  # type: ignore[union-attr]
         assert abs(share - 1 / 3) < 0.1
@@ -146,39 +146,39 @@ def test_labels_that_mean_nothing_give_chance(tmp_path: Path, fast: bool) -> Non
 
 def test_one_pass_over_all_stages_gives_what_a_pass_for_each_gives(colours: Path, tmp_path: Path) -> None:
     options = replace(QUICK, epochs=1, lr=0.002)
-    together = evaluate(make_bench(tmp_path), colours, options).results["top-1"]
+    together = evaluate(make_model(tmp_path), colours, options).results["top-1"]
     for stage in ("conv1", "conv3", "features"):
-        alone = evaluate(make_bench(tmp_path), colours, replace(options, stages=stage)).results["top-1"]
+        alone = evaluate(make_model(tmp_path), colours, replace(options, stages=stage)).results["top-1"]
         assert alone == {stage: together[stage]}  # type: ignore[index]
 
 
-def weights_after(bench: Workbench, data: Path, options: LinearOptions) -> tuple[linear._Training, Tensor]:
+def weights_after(model: Model, data: Path, options: LinearOptions) -> tuple[linear._Training, Tensor]:
     wanted = [Pooled("conv2", "pooled"), Pooled("features", "pooled")]
-    training = linear._Training(bench, open_train_val(data).train, options, wanted)
+    training = linear._Training(model, open_train_val(data).train, options, wanted)
     training.run()
     return training, torch.cat([head.weight.flatten() for head in training.heads.heads.values()])
 
 
 def test_the_seed_and_nothing_else_decides(colours: Path, tmp_path: Path) -> None:
-    first = weights_after(make_bench(tmp_path), colours, QUICK)[1]
+    first = weights_after(make_model(tmp_path), colours, QUICK)[1]
     torch.rand(5)
-    assert torch.equal(first, weights_after(make_bench(tmp_path, workers=0), colours, QUICK)[1])
-    assert not torch.equal(first, weights_after(make_bench(tmp_path), colours, replace(QUICK, seed=1))[1])
+    assert torch.equal(first, weights_after(make_model(tmp_path, workers=0), colours, QUICK)[1])
+    assert not torch.equal(first, weights_after(make_model(tmp_path), colours, replace(QUICK, seed=1))[1])
 
 
 def test_the_trunk_stays_as_it_is(colours: Path, tmp_path: Path) -> None:
-    bench = make_bench(tmp_path)
-    before = {name: value.clone() for name, value in bench.trunk.state_dict().items()}
-    evaluate(bench, colours, replace(QUICK, epochs=1))
-    for name, value in bench.trunk.state_dict().items():
+    model = make_model(tmp_path)
+    before = {name: value.clone() for name, value in model.trunk.state_dict().items()}
+    evaluate(model, colours, replace(QUICK, epochs=1))
+    for name, value in model.trunk.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("ten_crops", [False, True])
 def test_the_test_is_torchvisions_crops_image_by_image(colours: Path, tmp_path: Path, ten_crops: bool) -> None:
     """Images of 20 px: resized to 18, of which the centre, or ten crops, of 16 are seen."""
-    bench, parts = make_bench(tmp_path), open_train_val(colours)
-    training, _ = weights_after(bench, colours, replace(QUICK, epochs=1, lr=0.001, ten_crops=ten_crops))
+    model, parts = make_model(tmp_path), open_train_val(colours)
+    training, _ = weights_after(model, colours, replace(QUICK, epochs=1, lr=0.001, ten_crops=ten_crops))
     shares, bad = linear._test(training, parts.val, (1, 2))
     assert bad == {}
     for one, head in training.heads.heads.items():
@@ -188,7 +188,7 @@ def test_the_test_is_torchvisions_crops_image_by_image(colours: Path, tmp_path: 
                 whole = torchvision.resize(torchvision.pil_to_tensor(image), [18], antialias=True)
             crops = torchvision.ten_crop(whole, [16, 16]) if ten_crops else [torchvision.center_crop(whole, [16, 16])]
             with torch.no_grad():
-                maps = bench.trunk.stage(normalise(torch.stack(list(crops))), one.stage)
+                maps = model.trunk.stage(normalise(torch.stack(list(crops))), one.stage)
                 probabilities_C = head(maps.flatten(1)).double().softmax(1).mean(0)
             ranks.append(int((probabilities_C > probabilities_C[label]).sum()))
         assert shares[one] == [np.mean([rank < most for rank in ranks]) for most in (1, 2)]
@@ -206,7 +206,7 @@ def test_ten_crops_average_the_probabilities() -> None:
 
 def test_a_line_an_epoch_tells_the_best_stage(colours: Path, tmp_path: Path) -> None:
     stream = StringIO()
-    evaluate(make_bench(tmp_path, reporter=Reporter(stream=stream)), colours, QUICK)
+    evaluate(make_model(tmp_path, reporter=Reporter(stream=stream)), colours, QUICK)
     lines = [line for line in stream.getvalue().splitlines() if line.startswith("epoch")]
     assert len(lines) == 3
     assert lines[2].startswith("epoch   3/3")
@@ -223,7 +223,7 @@ class StoppedAfter(Reporter):
     def __init__(self, count: int) -> None:
         super().__init__(stream=StringIO())
         self.left = count
-        self.bench: Workbench | None = None
+        self.model: Model | None = None
 
     @contextmanager
     def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Meter]:
@@ -236,20 +236,20 @@ class _Stop(Meter):
 
     def __call__(self, done: int) -> None:
         self.reporter.left -= done > 0
-        if self.reporter.left == 0 and self.reporter.bench is not None:
-            self.reporter.bench.interruption.requested = "SIGINT"
+        if self.reporter.left == 0 and self.reporter.model is not None:
+            self.reporter.model.work.interruption.requested = "SIGINT"
             self.reporter.left = -1
 
 
 def stopped(cache: Path, data: Path, options: LinearOptions, count: int) -> tuple[Results, str]:
     """The results of an evaluation that was stopped once and went on, and what it said."""
     reporter = StoppedAfter(count)
-    bench = reporter.bench = make_bench(cache, reporter=reporter)
+    model = reporter.model = make_model(cache, reporter=reporter)
     with pytest.raises(Interrupted):
-        evaluate(bench, data, options)
+        evaluate(model, data, options)
     assert len(list((cache / "unfinished").iterdir())) == 1
-    bench = make_bench(cache, reporter=reporter)
-    results = evaluate(bench, data, options)
+    model = make_model(cache, reporter=reporter)
+    results = evaluate(model, data, options)
     assert list((cache / "unfinished").iterdir()) == []
     return results, reporter.stream.getvalue()  # type: ignore[attr-defined]
 
@@ -270,7 +270,7 @@ UNSURE = replace(QUICK, lr=0.002, stages="conv1,conv5")
 
 @pytest.fixture(scope="module")
 def never_stopped(spoiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return evaluate(make_bench(tmp_path_factory.mktemp("whole")), spoiled, UNSURE)
+    return evaluate(make_model(tmp_path_factory.mktemp("whole")), spoiled, UNSURE)
 
 
 # Batches of 8: 6 an epoch, the last one of two; 3 epochs; then two batches of tests.
@@ -283,22 +283,22 @@ def test_a_stop_at_any_batch_changes_nothing(spoiled: Path, tmp_path: Path, neve
 
 
 def test_a_stop_leaves_the_very_weights(spoiled: Path, tmp_path: Path) -> None:
-    want = weights_after(make_bench(tmp_path / "whole"), spoiled, QUICK)[1]
+    want = weights_after(make_model(tmp_path / "whole"), spoiled, QUICK)[1]
     reporter = StoppedAfter(9)
-    bench = reporter.bench = make_bench(tmp_path / "stopped", reporter=reporter)
+    model = reporter.model = make_model(tmp_path / "stopped", reporter=reporter)
     with pytest.raises(Interrupted):
-        weights_after(bench, spoiled, QUICK)
-    assert torch.equal(weights_after(make_bench(tmp_path / "stopped"), spoiled, QUICK)[1], want)
+        weights_after(model, spoiled, QUICK)
+    assert torch.equal(weights_after(make_model(tmp_path / "stopped"), spoiled, QUICK)[1], want)
 
 
 def test_other_options_do_not_go_on_from_this_state(spoiled: Path, tmp_path: Path) -> None:
     reporter = StoppedAfter(3)
-    bench = reporter.bench = make_bench(tmp_path, reporter=reporter)
+    model = reporter.model = make_model(tmp_path, reporter=reporter)
     with pytest.raises(Interrupted):
-        evaluate(bench, spoiled, QUICK)
+        evaluate(model, spoiled, QUICK)
     for other in (replace(QUICK, lr=0.1), replace(QUICK, stages="conv1"), replace(QUICK, head="avgpool")):
         stream = StringIO()
-        evaluate(make_bench(tmp_path, reporter=Reporter(stream=stream)), spoiled, replace(other, epochs=1))
+        evaluate(make_model(tmp_path, reporter=Reporter(stream=stream)), spoiled, replace(other, epochs=1))
         assert "going on" not in stream.getvalue()
 
 
@@ -307,7 +307,7 @@ def test_other_options_do_not_go_on_from_this_state(spoiled: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_an_image_that_cannot_be_read_is_left_out_and_named(spoiled: Path, tmp_path: Path, fast: bool) -> None:
-    results = evaluate(make_bench(tmp_path), spoiled, replace(QUICK, stages="conv1", fast=fast, epochs=8))
+    results = evaluate(make_model(tmp_path), spoiled, replace(QUICK, stages="conv1", fast=fast, epochs=8))
     assert len(results.notes) == 2
     assert "1 image of train can't be read and is left out: " in results.notes[0]
     assert "class1/003.png" in results.notes[0]
@@ -323,24 +323,24 @@ def test_too_many_images_that_cannot_be_read_end_it(tmp_path: Path, part: str, f
     for number in range(2):
         (tmp_path / part / "class1" / f"00{number}.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="2 of 18 images can't be read"):
-        evaluate(make_bench(tmp_path / "cache"), tmp_path, replace(QUICK, fast=fast))
+        evaluate(make_model(tmp_path / "cache"), tmp_path, replace(QUICK, fast=fast))
 
 
 def test_what_a_person_can_get_wrong_is_told(colours: Path, tmp_path: Path) -> None:
-    bench = make_bench(tmp_path)
+    model = make_model(tmp_path)
     with pytest.raises(InputError, match=r"no stage 'conv9' \(did you mean conv5\?\)|no stage 'conv9'"):
-        evaluate(bench, colours, replace(QUICK, stages="conv1,conv9"))
+        evaluate(model, colours, replace(QUICK, stages="conv1,conv9"))
     with pytest.raises(InputError, match="has no train folder"):
-        evaluate(bench, colours / "train", QUICK)
+        evaluate(model, colours / "train", QUICK)
     with pytest.raises(InputError, match=r"the loss of conv1 is not finite after epoch 1: use a lower --lr than 1e\+30"):
-        evaluate(bench, colours, replace(QUICK, lr=1e30))
+        evaluate(model, colours, replace(QUICK, lr=1e30))
     with pytest.raises(InputError, match="unknown head 'average'"):
         LinearOptions(head="average")
     assert not (tmp_path / "unfinished").exists()
 
 
 def test_a_stage_that_is_named_twice_is_one(colours: Path, tmp_path: Path) -> None:
-    results = evaluate(make_bench(tmp_path), colours, replace(QUICK, stages="conv2,conv1,conv2", epochs=1))
+    results = evaluate(make_model(tmp_path), colours, replace(QUICK, stages="conv2,conv1,conv2", epochs=1))
     assert results.settings["stages"] == ["conv2", "conv1"]
 
 
@@ -351,18 +351,18 @@ def test_the_second_fast_evaluation_looks_at_no_image(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = replace(QUICK, fast=True)
-    first = evaluate(make_bench(tmp_path), colours, options)
+    first = evaluate(make_model(tmp_path), colours, options)
     assert first.results["top-1"] == dict.fromkeys(first.settings["stages"], 1.0)
-    monkeypatch.setattr(Workbench, "loader", None)
-    assert evaluate(make_bench(tmp_path), colours, options) == first
+    monkeypatch.setattr(Model, "loader", None)
+    assert evaluate(make_model(tmp_path), colours, options) == first
 
 
 def test_a_stop_is_heard_while_fitting(colours: Path, tmp_path: Path) -> None:
-    evaluate(make_bench(tmp_path), colours, replace(QUICK, fast=True))
-    bench = make_bench(tmp_path)
-    bench.interruption.requested = "SIGTERM"
+    evaluate(make_model(tmp_path), colours, replace(QUICK, fast=True))
+    model = make_model(tmp_path)
+    model.work.interruption.requested = "SIGTERM"
     with pytest.raises(Interrupted):
-        evaluate(bench, colours, replace(QUICK, fast=True))
+        evaluate(model, colours, replace(QUICK, fast=True))
 
 
 def overlapping(n: int, dim: int = 12, n_classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from spoiled_images import write_good_images, write_spoiled_images
 from torch import Tensor
 
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.views import ClusterView, TrainingView, draws
-from deepcluster.errors import UnreadableImage
 
 # pytest puts the filters of warnings back after each test, and with them those that `decode` sets once.
 pytestmark = [

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepcluster.core import seeds
 from deepcluster.training import clock as clocks
-from deepcluster.training import seeds
 from deepcluster.training.batches import even_batches, part_of_slice
 from deepcluster.training.clock import STEPS, Clock
 

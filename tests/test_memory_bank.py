@@ -10,9 +10,9 @@ from small_runs import assert_equal
 from torch import Tensor
 from torch.multiprocessing import spawn
 
+from deepcluster.run.folder import RunFolder, load_checkpoint
 from deepcluster.training.memory_bank import MemoryBank
 from deepcluster.training.past_features import PastFeatures
-from deepcluster.training.run import RunFolder, load_checkpoint
 
 N, WIDTH = 23, 3
 CPU = torch.device("cpu")

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepcluster.crops import parse_crops
+from deepcluster.core.errors import InputError
+from deepcluster.data.crops import parse_crops
 from deepcluster.data.multi_crop import MultiCropView, crop_draws
 from deepcluster.data.views import TrainingView, draws
-from deepcluster.errors import InputError
 
 CROPS, SCALES = ((2, 32), (3, 12)), ((0.14, 1.0), (0.05, 0.14))
 SIZES = [(40, 90), (33, 31), (1, 1), (60, 45)]

@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 from trunk_contract import TrunkContract, images, trunk_of
 
-from deepcluster.archs import ARCHITECTURES, check_arch
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.models.archs import ARCHITECTURES, check_arch
 from deepcluster.models.named import NamedTrunk, misfit
 from deepcluster.models.trunk import FEATURES, Trunk, make_trunk
 from deepcluster.visualization.receptive_field import stage_shapes

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepcluster.clustering import nearest_triton as module
 from deepcluster.clustering.nearest_triton import TILES, available, best_two
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 SIZES = [(n, k, p) for k in (1, 2, 37, 130) for n, p in ((1, 33), (3, 5), (65, 1), (65, 256), (65, 300))]

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from deepcluster.clustering import neighbours as module
 from deepcluster.clustering.neighbours import Metric, nearest_neighbours
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 KINDS = (torch.int8, torch.bfloat16, torch.float32)
 

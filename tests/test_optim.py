@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcluster.config import Settings
-from deepcluster.device import Machine
-from deepcluster.errors import TrainingError
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import TrainingError
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import make_trunk
+from deepcluster.run.settings import Settings
 from deepcluster.training.lars import LARS, parameter_groups
 from deepcluster.training.optim import (
     Learner,

@@ -20,13 +20,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.sources import parquet
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage import blocks as blocks_module
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.errors import InputError, UnreadableImage
 
 FILES = st.binary(max_size=40)
 

@@ -17,7 +17,7 @@ from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.clustering.pic import PUBLISHED_SIGMA, PowerIterationClustering, auto_sigma
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 
 def cloud(n: int, dim: int = 4, seed: int = 0) -> Tensor:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deepcluster import progress
-from deepcluster.progress import Reporter, duration, size
+from deepcluster.core import progress
+from deepcluster.core.progress import Reporter
+from deepcluster.core.text import duration, size
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 

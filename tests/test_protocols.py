@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from benches import write_classes
+from models_helper import write_classes
 from click.testing import CliRunner, Result
 from small_runs import train_small
 
 import deepcluster
-from deepcluster import protocols
 from deepcluster.cli import _status, cli
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.evaluation import protocols
 from deepcluster.evaluation.comparison import compare
 from deepcluster.evaluation.options import PROTOCOLS
 

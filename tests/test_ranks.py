@@ -15,15 +15,15 @@ from ranks_helper import V2, Job, complaints, run_job, run_jobs, torchrun
 from small_runs import MEASURED, checkpoint, flags, metrics, tables, train_small
 from spoiled_images import write_good_images
 
-from deepcluster import device as devices
+from deepcluster.core import device as devices
+from deepcluster.core.distributed import part_of
+from deepcluster.core.errors import InputError
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.sources import open_source
-from deepcluster.distributed import part_of
-from deepcluster.errors import InputError
+from deepcluster.run.folder import RunFolder
 from deepcluster.training import batches as splitting
-from deepcluster.training.run import RunFolder
 
 # In fp64 what several processes do differs from one by the order of sums alone.
 EXACT: dict[str, Any] = {"precision": "fp64", "workers": 0}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from benches import write_classes
+from models_helper import write_classes
 from click.testing import CliRunner
 from spoiled_images import write_good_images
 

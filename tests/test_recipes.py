@@ -2,10 +2,10 @@
 
 import pytest
 
-from deepcluster.config import METHODS, Settings
+from deepcluster.core.errors import InputError
 from deepcluster.data.survey import Survey
-from deepcluster.errors import InputError
-from deepcluster.recipes import RECIPES, Change, choose_settings, fit_to_trunk, settings_before_data
+from deepcluster.run.recipes import RECIPES, Change, choose_settings, fit_to_trunk, settings_before_data
+from deepcluster.run.settings import METHODS, Settings
 
 IMAGENET = Survey(n_images=1_281_167, shorter_side=375, grey_share=0.02)
 PHOTOS = Survey(n_images=4_500, shorter_side=224, grey_share=0.02)

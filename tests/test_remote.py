@@ -20,6 +20,7 @@ import fsspec
 import pytest
 from http_server import NaughtyServer
 
+from deepcluster.core.errors import DeepClusterError, InputError
 from deepcluster.data.storage import LocalFile, transfers
 from deepcluster.data.storage import blocks as blocks_module
 from deepcluster.data.storage.addresses import expand_braces, host_of, names_below, path_of, shown, whole_address
@@ -35,7 +36,6 @@ from deepcluster.data.storage.remote import (
     find_files,
     is_address,
 )
-from deepcluster.errors import DeepClusterError, InputError
 
 SIZE = 2 * BLOCK_BYTES + 1_234_567
 BIG = random.Random(1).randbytes(SIZE)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from http_server import NaughtyServer
 
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.remote_files import open_folder_at, open_list_at, open_remote_list
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import ConnectionLost, Patience
-from deepcluster.errors import InputError, UnreadableImage
 
 HASTY = Patience(attempts=5, first_wait=0.01, longest_wait=0.05, on_trouble=lambda line: None)
 IMAGES = ["p/cat/1.jpg", "p/cat/2.JPG", "p/dog/a b.png", "p/dog/é#1.png"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.repair import fill_empty
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # Distances with many ties, some of which differ in the last of the digits that the cut is searched by.
 NEAR = torch.tensor(1.0)

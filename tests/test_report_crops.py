@@ -12,29 +12,29 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from benches import write_classes
+from models_helper import write_classes
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from small_runs import checkpoint, train_small
 from test_how_it_works import bars, figures_drawn, text_of, values_of
 
 import deepcluster
+from deepcluster.core.errors import InputError
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.resize import resize
-from deepcluster.errors import InputError
 from deepcluster.info import info
-from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import normalise
-from deepcluster.progress import Reporter
-from deepcluster.record.reader import Record, RunReader
-from deepcluster.reports import report
-from deepcluster.training.run import RunFolder
+from deepcluster.run.folder import RunFolder
+from deepcluster.visualization.report.command import report
 from deepcluster.visualization.report.curves import guess_of
 from deepcluster.visualization.report.method.crop_pipeline import CropPipeline
 from deepcluster.visualization.report.method.crop_steps import shares_of_variance
 from deepcluster.visualization.report.method.head_pipeline import HeadPipeline
 from deepcluster.visualization.report.method.how_it_works import CROP_FILES, method_section
+from deepcluster.visualization.report.run_reader import Record, RunReader
 
 pytest.importorskip("plotly", reason="the report needs the extra: pip install 'deepcluster[report]'")
 

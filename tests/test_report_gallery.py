@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benches import write_classes
+from models_helper import write_classes
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.distance import cdist
 
+from deepcluster.core.errors import Interrupted
 from deepcluster.data.sources import open_source
-from deepcluster.errors import Interrupted
 from deepcluster.visualization.report.collection import Collection, Past
 from deepcluster.visualization.report.gallery.clusters import describe_clusters, epochs_shown, exemplars_of
 from deepcluster.visualization.report.gallery.rows import BLOCK, Listing, by_importance, list_rows, rounded, sorted_rows

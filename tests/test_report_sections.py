@@ -14,8 +14,8 @@ from browsers import chromium
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from deepcluster.errors import Interrupted
-from deepcluster.progress import Reporter
+from deepcluster.core.errors import Interrupted
+from deepcluster.core.progress import Reporter
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.curves import curves_of
 from deepcluster.visualization.report.gallery.rows import Listing, list_rows

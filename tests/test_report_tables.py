@@ -14,9 +14,9 @@ from sklearn.metrics import adjusted_rand_score
 from spoiled_images import write_good_images, write_spoiled_images
 
 import deepcluster
+from deepcluster.core.errors import InputError, Interrupted, UnreadableImage
+from deepcluster.core.progress import Reporter
 from deepcluster.data.sources import open_source
-from deepcluster.errors import InputError, Interrupted, UnreadableImage
-from deepcluster.progress import Reporter
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.table import files as table_files
 from deepcluster.visualization.report.table.columns import MOST_NUMBER

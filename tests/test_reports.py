@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from benches import write_classes
+from models_helper import write_classes
 from small_runs import train_small
 
 import deepcluster
 from deepcluster.cli import _status
-from deepcluster.errors import InputError
-from deepcluster.progress import Reporter
-from deepcluster.reports import report
-from deepcluster.saving import save_tensors
-from deepcluster.training.run import load_checkpoint
+from deepcluster.core.errors import InputError
+from deepcluster.core.files import save_tensors
+from deepcluster.core.progress import Reporter
+from deepcluster.run.folder import load_checkpoint
+from deepcluster.visualization.report.command import report
 
 pytest.importorskip("plotly", reason="the report needs the extra: pip install 'deepcluster[report]'")
 HOSTILE = "<img src=x onerror=window.hacked=1>.png"
@@ -138,7 +138,7 @@ def test_a_run_without_labels_on_the_go(place: Path, tmp_path: Path) -> None:
 def test_a_watched_run_gets_a_new_page_after_each_epoch(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deepcluster.reports.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("deepcluster.visualization.report.command.LOOK_SECONDS", 0.1)
     images, run = place / "images", tmp_path / "run"
     training = threading.Thread(target=train_small, args=(images, run), kwargs={"epochs": 15})
     training.start()

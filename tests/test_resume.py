@@ -16,11 +16,11 @@ import torch
 from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, train_small
 from spoiled_images import write_spoiled_images
 
-from deepcluster.errors import InputError, Interrupted
-from deepcluster.interruption import Interruption
+from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Meter, Reporter
 from deepcluster.keywords import Options
-from deepcluster.progress import Meter, Reporter
-from deepcluster.training.run import RunFolder
+from deepcluster.run.folder import RunFolder
 
 OPTIONS = {"epochs": 3}
 
@@ -307,7 +307,8 @@ def test_kill_9_at_random_moments(mixed: Path, whole: Path, tmp_path: Path) -> N
 
 FULL_DISK = """
 import resource, signal, sys
-from deepcluster import cli, progress
+from deepcluster import cli
+    from deepcluster.core import progress
 
 class Reporter(progress.Reporter):
     def track(self, what, *others):

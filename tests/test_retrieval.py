@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benches import make_bench
+from models_helper import make_model
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.data.sources import open_source
-from deepcluster.errors import InputError, Interrupted
 from deepcluster.evaluation.features import regions
 from deepcluster.evaluation.features.regions import RegionReader, View, scaled
 from deepcluster.evaluation.options import RetrievalOptions
@@ -94,7 +94,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(root: Path) -> Results:
-    return evaluate(make_bench(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "others")))
+    return evaluate(make_model(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "others")))
 
 
 def test_near_duplicates_are_found(found: Results) -> None:
@@ -113,7 +113,7 @@ def test_answers_to_other_questions_are_not(root: Path, tmp_path: Path) -> None:
         texts = [(folder / "lab" / f"{place}_1_{kind}.txt").read_text() for place in PLACES]
         for place, text in zip(PLACES, texts[1:] + texts[:1], strict=True):
             (folder / "lab" / f"{place}_1_{kind}.txt").write_text(text)
-    found = evaluate(make_bench(root / "cache"), folder, options(whiten_on=str(root / "others")))
+    found = evaluate(make_model(root / "cache"), folder, options(whiten_on=str(root / "others")))
     assert found.best() < 0.5
 
 
@@ -122,18 +122,18 @@ def test_a_second_setting_takes_the_regions_from_disk(root: Path, found: Results
         raise AssertionError("the network was run")
 
     monkeypatch.setattr(regions, "region_vectors", never)
-    bench = make_bench(root / "cache")
-    again = evaluate(bench, root / "oxford5k", options(whiten_on=str(root / "others")))
+    model = make_model(root / "cache")
+    again = evaluate(model, root / "oxford5k", options(whiten_on=str(root / "others")))
     assert again == found
-    expanded = evaluate(bench, root / "oxford5k", options(whiten_on=str(root / "others"), query_expansion=2, pca=5))
+    expanded = evaluate(model, root / "oxford5k", options(whiten_on=str(root / "others"), query_expansion=2, pca=5))
     assert expanded.best() == pytest.approx(1.0)
     with pytest.raises(AssertionError, match="network"):
-        evaluate(make_bench(root / "cache", seed=4), root / "oxford5k", options(whiten_on=str(root / "others")))
+        evaluate(make_model(root / "cache", seed=4), root / "oxford5k", options(whiten_on=str(root / "others")))
     assert all(path.suffix == ".npy" for path in (root / "cache" / "features").iterdir())
 
 
 def test_several_sizes(root: Path) -> None:
-    found = evaluate(make_bench(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "others"), multiscale=True))
+    found = evaluate(make_model(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "others"), multiscale=True))
     assert found.settings["sizes"] == [64, 45, 32]
     assert found.best() == pytest.approx(1.0)
 
@@ -144,14 +144,14 @@ def test_other_trunks_and_stages(root: Path) -> None:
         ("alexnet-small", "conv3", "conv3"),
         ("alexnet", None, "conv5"),
     ):
-        bench = make_bench(root / "cache2", arch=arch, image_size=64)
+        model = make_model(root / "cache2", arch=arch, image_size=64)
         asked = options(stage=stage, whiten_on=str(root / "others"))
-        assert evaluate(bench, root / "oxford5k", asked).settings["stage"] == last
+        assert evaluate(model, root / "oxford5k", asked).settings["stage"] == last
 
 
 def test_the_revisited_sets(root: Path, tmp_path: Path) -> None:
     folder = write_revisited(tmp_path / "roxford")
-    found = evaluate(make_bench(tmp_path), folder, options(whiten_on=str(root / "others")))
+    found = evaluate(make_model(tmp_path), folder, options(whiten_on=str(root / "others")))
     assert found.results["mAP"] == pytest.approx({"easy": 1.0, "medium": 1.0, "hard": 1.0})
     assert found.results["mP@1"] == pytest.approx({"easy": 1.0, "medium": 1.0, "hard": 1.0})
     assert found.headline == ("mAP", "medium")
@@ -164,7 +164,7 @@ def test_a_query_without_positives_is_left_out_and_named(root: Path, tmp_path: P
     content = pickle.loads(path.read_bytes())
     content["gnd"][1]["hard"] = np.array([], dtype=np.int64)
     path.write_bytes(pickle.dumps(content))
-    found = evaluate(make_bench(tmp_path), folder, options(whiten_on=str(root / "others")))
+    found = evaluate(make_model(tmp_path), folder, options(whiten_on=str(root / "others")))
     assert found.results["mAP"]["hard"] == pytest.approx(1.0)  # type: ignore[index]
     assert [note for note in found.notes if "tower_02" in note] == [
         "roxford5k hard: 1 query without a positive image, left out of the mean: tower_02"
@@ -184,30 +184,30 @@ def test_each_of_two_cities_is_whitened_on_the_other(tmp_path: Path) -> None:
             path.write_text(path.read_text().replace("oxc1_", "paris_"))
         else:
             path.write_text("".join(f"paris_{line}\n" for line in path.read_text().split()))
-    both = evaluate(make_bench(tmp_path), tmp_path / "data", options())
+    both = evaluate(make_model(tmp_path), tmp_path / "data", options())
     assert both.results == {"mAP": {"oxford5k": pytest.approx(1.0), "paris6k": pytest.approx(1.0)}}
     learned_on = {name: Path(place).parent.name for name, place in both.settings["whitened_on"].items()}
     assert learned_on == {"oxford5k": "paris6k", "paris6k": "oxford5k"}
     assert not both.notes
-    beside = evaluate(make_bench(tmp_path), tmp_path / "data" / "oxford5k", options())
+    beside = evaluate(make_model(tmp_path), tmp_path / "data" / "oxford5k", options())
     assert beside.best() == both.results["mAP"]["oxford5k"]  # type: ignore[index]
 
 
 def test_without_another_set_whitening_is_asked_for(root: Path) -> None:
     with pytest.raises(InputError, match=r"oxford5k: PCA-whitening .*Paris.*--whiten-on"):
-        evaluate(make_bench(root / "cache"), root / "oxford5k", options())
+        evaluate(make_model(root / "cache"), root / "oxford5k", options())
     with pytest.raises(InputError, match=r"--whiten-on .*nowhere: it does not exist"):
-        evaluate(make_bench(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "nowhere")))
+        evaluate(make_model(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "nowhere")))
 
 
 def test_whitening_on_the_same_images_is_noted(root: Path) -> None:
-    found = evaluate(make_bench(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "oxford5k")))
+    found = evaluate(make_model(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "oxford5k")))
     assert any("learned on the images that are searched" in note for note in found.notes)
 
 
 def test_more_components_than_there_are(root: Path, tmp_path: Path) -> None:
     few = write_others(tmp_path / "few", 2)
-    found = evaluate(make_bench(root / "cache"), root / "oxford5k", options(whiten_on=str(few), pca=512))
+    found = evaluate(make_model(root / "cache"), root / "oxford5k", options(whiten_on=str(few), pca=512))
     assert any("--pca 512 is more than the 256 channels of conv5; 256 are used" in note for note in found.notes)
     assert any("directions alone" in note for note in found.notes)
     assert found.settings["pca"] == {"oxford5k": 256}
@@ -219,16 +219,16 @@ def test_damaged_images_are_named_and_left_out(root: Path, tmp_path: Path) -> No
     whole = (folder / "jpg" / "hall_00.png").read_bytes()
     (folder / "jpg" / "hall_00.png").write_bytes(whole[:300])
     for _ in range(2):  # the second time from disk
-        found = evaluate(make_bench(tmp_path / "cache"), folder, options(whiten_on=str(root / "others")))
+        found = evaluate(make_model(tmp_path / "cache"), folder, options(whiten_on=str(root / "others")))
         assert any("oxford5k: 1 image can't be read and is left out: hall_00 (truncated" in note for note in found.notes)
         # Two of three found, and the third counted as not found, as the Oxford program does.
         assert found.best() == pytest.approx((1 + 1 + 2 / 3) / 3)
     (folder / "jpg" / "hall_00.png").write_bytes(whole)
-    mended = evaluate(make_bench(tmp_path / "cache"), folder, options(whiten_on=str(root / "others")))
+    mended = evaluate(make_model(tmp_path / "cache"), folder, options(whiten_on=str(root / "others")))
     assert mended.best() == pytest.approx(1.0)
     (folder / "jpg" / "hall_02.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"images of queries can't be read: hall_02 \(empty file\)"):
-        evaluate(make_bench(tmp_path / "cache"), folder, options(whiten_on=str(root / "others")))
+        evaluate(make_model(tmp_path / "cache"), folder, options(whiten_on=str(root / "others")))
 
 
 def test_images_that_are_listed_and_not_there(root: Path, tmp_path: Path) -> None:
@@ -237,11 +237,11 @@ def test_images_that_are_listed_and_not_there(root: Path, tmp_path: Path) -> Non
     for name in ("hall_00", "bridge_01"):
         (folder / "jpg" / f"{name}.png").unlink()
     with pytest.raises(InputError, match=r"2 of the 9 images that the ground truth oxford5k .*bridge_01, hall_00$"):
-        evaluate(make_bench(tmp_path), folder, options(whiten_on=str(root / "others")))
+        evaluate(make_model(tmp_path), folder, options(whiten_on=str(root / "others")))
     (folder / "jpg" / "sub").mkdir()
     shutil.copy(folder / "jpg" / "hall_01.png", folder / "jpg" / "sub" / "hall_01.png")
     with pytest.raises(InputError, match="two images are called hall_01"):
-        evaluate(make_bench(tmp_path), folder, options(whiten_on=str(root / "others")))
+        evaluate(make_model(tmp_path), folder, options(whiten_on=str(root / "others")))
 
 
 @pytest.mark.parametrize(
@@ -254,17 +254,17 @@ def test_images_that_are_listed_and_not_there(root: Path, tmp_path: Path) -> Non
 )
 def test_options_that_do_not_fit(root: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(make_bench(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "others"), **changes))
+        evaluate(make_model(root / "cache"), root / "oxford5k", options(whiten_on=str(root / "others"), **changes))
 
 
 def test_a_folder_that_is_no_such_data_set(root: Path) -> None:
     with pytest.raises(InputError, match=r"others holds no buildings data set: looked for .*other_00\.png"):
-        evaluate(make_bench(root / "cache"), root / "others", options())
+        evaluate(make_model(root / "cache"), root / "others", options())
 
 
 def test_images_too_small_for_the_trunk(root: Path) -> None:
-    bench = make_bench(root / "cache", arch="alexnet", image_size=64)
-    reader = RegionReader(bench, "conv5", 3)
+    model = make_model(root / "cache", arch="alexnet", image_size=64)
+    reader = RegionReader(model, "conv5", 3)
     assert reader.smallest == 31
     source = open_source(root / "others")
     with pytest.raises(InputError, match="images of 30 px are too small for conv5 of alexnet; use 31 or more"):
@@ -279,7 +279,7 @@ def test_a_region_outside_its_image(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "oxford5k", folder)
     (folder / "lab" / "hall_1_query.txt").write_text("hall_02 200 10 300 50")
     with pytest.raises(InputError, match=r"hall_02\.png: its region 200 10 300 50 .* 96 x 76 pixels"):
-        evaluate(make_bench(tmp_path), folder, options(whiten_on=str(root / "others")))
+        evaluate(make_model(tmp_path), folder, options(whiten_on=str(root / "others")))
 
 
 def test_scaled_regions_of_interest() -> None:
@@ -306,31 +306,31 @@ def test_rank_and_expansion_by_hand() -> None:
 
 def test_a_stop_keeps_the_parts_that_are_done(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regions, "TOGETHER", 4)
-    bench, original = make_bench(tmp_path), regions.region_vectors
+    model, original = make_model(tmp_path), regions.region_vectors
     looked: list[int] = []
 
     def counted(*arguments: Any) -> Any:
         looked.append(1)
         if len(looked) == 10:
-            bench.interruption.requested = "SIGTERM"
+            model.work.interruption.requested = "SIGTERM"
         return original(*arguments)
 
     monkeypatch.setattr(regions, "region_vectors", counted)
     asked = options(whiten_on=str(root / "others"))
     with pytest.raises(Interrupted):
-        evaluate(bench, root / "oxford5k", asked)
+        evaluate(model, root / "oxford5k", asked)
     assert len(list((tmp_path / "features").iterdir())) == 2
     looked.clear()
-    bench.interruption.requested = None
+    model.work.interruption.requested = None
     monkeypatch.setattr(regions, "region_vectors", lambda *arguments: looked.append(1) or original(*arguments))
-    gone_on = evaluate(bench, root / "oxford5k", asked)
+    gone_on = evaluate(model, root / "oxford5k", asked)
     assert len(looked) == 16 + 17 + 3 - 8
     assert gone_on.best() == pytest.approx(1.0)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no data of real buildings here")
 def test_real_buildings(tmp_path: Path, root: Path) -> None:
-    found = evaluate(make_bench(tmp_path), REAL, options(whiten_on=str(root / "others")))
+    found = evaluate(make_model(tmp_path), REAL, options(whiten_on=str(root / "others")))
     assert found.data == {"datasets": {"oxford5k": {"images": 66, "queries": 10}}}
     # The query itself is first in its list, or nearly so: one of five positives.
     assert 0.15 < found.best() <= 1

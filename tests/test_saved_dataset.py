@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
-from deepcluster.errors import InputError, UnreadableImage
 
 FEATURES = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog", "eel"], "_type": "ClassLabel"}}
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -28,12 +28,12 @@ from scaling_seconds import (
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.config import Settings
 from deepcluster.models.convnets import ConvNet
 from deepcluster.models.heads import HierarchicalHead
 from deepcluster.models.projection import Projection
 from deepcluster.models.synchronised import synchronise_batch_norms
 from deepcluster.models.trunk import make_trunk
+from deepcluster.run.settings import Settings
 from deepcluster.training.grouping import over_all_images
 
 NETWORK = Network(weights=1_000_000, dim=512, norms=5, channels=1000, flops={32: 1e8})

@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from benches import make_bench, write_classes
+from models_helper import make_model, write_classes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from deepcluster.core.errors import InputError, Interrupted, TrainingError
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Meter, Reporter
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import TrainingView
-from deepcluster.errors import InputError, Interrupted, TrainingError
 from deepcluster.evaluation.datasets.label_choice import choose_labelled
 from deepcluster.evaluation.learners.fine_tuning import order_of
 from deepcluster.evaluation.learners.trainings import Exam, Rates, Score, Trainings, batches_of, epochs_of, fall_of_rates
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.semi_supervised import Comparison, evaluate, grid_of, middle_of, rank
-from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import Trunk, normalise
-from deepcluster.progress import Meter, Reporter
-from deepcluster.workbench.bench import Workbench
+from deepcluster.run.model import Model
 
 SMALL: dict[str, Any] = {
     "labels": (0.2, 0.5),
@@ -73,10 +73,15 @@ class TinyTrunk(Trunk):
         return self
 
 
-def tiny_bench(cache: Path, *, seed: int = 3, dropout: float = 0.3, **changes: Any) -> Workbench:
-    return make_bench(
-        cache, trunk=TinyTrunk(seed, dropout).eval(), new_trunk=lambda seed: TinyTrunk(seed, dropout), **changes
-    )
+class TinyModel(Model):
+    """A model whose new trunks are tiny, too."""
+
+    def new_trunk(self, seed: int) -> Trunk:
+        return TinyTrunk(seed, self.settings.dropout)
+
+
+def tiny_model(cache: Path, *, seed: int = 3, dropout: float = 0.3, **changes: Any) -> Model:
+    return TinyModel(**vars(make_model(cache, trunk=TinyTrunk(seed, dropout), dropout=dropout, **changes)))
 
 
 @pytest.fixture(autouse=True)
@@ -142,12 +147,12 @@ def test_what_diverged_is_last_then_top_1_then_the_loss_decide() -> None:
 
 def test_each_rate_reaches_its_weights(tmp_path: Path, data: Path) -> None:
     """A rate of 0 leaves its weights as they were, the other's move; BatchNorm's statistics move with both."""
-    bench = make_bench(tmp_path)
+    model = make_model(tmp_path)
     source = open_source(data / "train")
     labels_N, chosen = torch.from_numpy(source.labels_N), torch.arange(0, 60, 3)
-    before = weights(bench.trunk)
-    with bench.loader(source) as loader:
-        trainings = Trainings(bench, options(), loader, labels_N, 3, bench.unfinished("rates"))
+    before = weights(model.trunk)
+    with model.loader(source) as loader:
+        trainings = Trainings(model, options(), loader, labels_N, 3, model.resumable("rates"))
         head_before = deepcopy(trainings._begun("x", Rates(0, 0), False).classifier.head.state_dict())
         for rates in (Rates(0.0, 0.1), Rates(0.01, 0.0), Rates(0.01, 0.1)):
             running = trainings._begun("x", rates, False)
@@ -160,18 +165,18 @@ def test_each_rate_reaches_its_weights(tmp_path: Path, data: Path) -> None:
             statistics = [name for name in trunk if name.endswith("running_mean")]
             assert statistics
             assert not any(torch.equal(trunk[name], before[name]) for name in statistics)
-    after = weights(bench.trunk)
+    after = weights(model.trunk)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_steps_are_those_of_sgd(tmp_path: Path, data: Path) -> None:
     """Ten epochs of one step each, with momentum, weight decay and falling rates, against the formula in a loop."""
-    bench = tiny_bench(tmp_path, dropout=0.0)
+    model = tiny_model(tmp_path, dropout=0.0)
     source, rates, chosen = open_source(data / "train"), Rates(0.03, 0.2), torch.tensor([0, 5, 21, 25, 41, 45])
     labels_N = torch.from_numpy(source.labels_N)
     settings = options(momentum=0.5, weight_decay=0.01, epochs=10)
-    with bench.loader(source) as loader:
-        trainings = Trainings(bench, settings, loader, labels_N, 3, bench.unfinished("sgd"))
+    with model.loader(source) as loader:
+        trainings = Trainings(model, settings, loader, labels_N, 3, model.resumable("sgd"))
         running, oracle = (trainings._begun("x", rates, False) for _ in range(2))
         trainings._learn(running, rates, chosen)
         speeds = {name: torch.zeros_like(weight) for name, weight in oracle.classifier.named_parameters()}
@@ -198,10 +203,10 @@ def test_the_steps_are_those_of_sgd(tmp_path: Path, data: Path) -> None:
 
 
 def test_colours_are_learned_and_no_learning_is_never_chosen(tmp_path: Path, data: Path) -> None:
-    bench = make_bench(tmp_path)
-    before = weights(bench.trunk)
+    model = make_model(tmp_path)
+    before = weights(model.trunk)
     results = evaluate(
-        bench, data, options(min_steps=24, scratch=False, labels=(0.5,), trunk_lr=(0.0, 0.02), head_lr_factor=(5.0,))
+        model, data, options(min_steps=24, scratch=False, labels=(0.5,), trunk_lr=(0.0, 0.02), head_lr_factor=(5.0,))
     )
     assert results.headline == ("top-1", "50%")
     assert results.best() > 0.9
@@ -209,12 +214,12 @@ def test_colours_are_learned_and_no_learning_is_never_chosen(tmp_path: Path, dat
     chosen = results.settings["trained"]["50%"]
     assert chosen["trunk_lr"] == 0.02
     assert (chosen["labelled_images"], chosen["held_images"]) == (30, 9)
-    after = weights(bench.trunk)
+    after = weights(model.trunk)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_columns_settings_and_notes(tmp_path: Path, data: Path) -> None:
-    results = evaluate(tiny_bench(tmp_path), data, options(trunk_lr=(0.01,), head_lr_factor=(2.0,), epochs=1))
+    results = evaluate(tiny_model(tmp_path), data, options(trunk_lr=(0.01,), head_lr_factor=(2.0,), epochs=1))
     columns = ["20%", "20% from scratch", "50%", "50% from scratch"]
     assert list(results.results["top-1"]) == list(results.results["top-3"]) == columns
     assert all(0 <= value <= 1 for measure in results.results.values() for value in measure.values())
@@ -236,15 +241,15 @@ def test_columns_settings_and_notes(tmp_path: Path, data: Path) -> None:
 def test_from_scratch_is_another_network(tmp_path: Path, data: Path) -> None:
     """Of an untrained model whose seed is that of the protocol, the two are the same network, and give the same."""
     short = options(labels=(0.5,), trunk_lr=(0.01,), head_lr_factor=(2.0,), seed=3)
-    same = evaluate(tiny_bench(tmp_path, seed=3), data, short).results["top-1"]
+    same = evaluate(tiny_model(tmp_path, seed=3), data, short).results["top-1"]
     assert same["50%"] == same["50% from scratch"]
     losses = []
     for seed in (3, 4):
-        bench = tiny_bench(tmp_path, seed=seed)
+        model = tiny_model(tmp_path, seed=seed)
         source = open_source(data / "train")
-        with bench.loader(source) as loader:
+        with model.loader(source) as loader:
             labels_N = torch.from_numpy(source.labels_N)
-            trainings = Trainings(bench, short, loader, labels_N, 3, bench.unfinished("x"))
+            trainings = Trainings(model, short, loader, labels_N, 3, model.resumable("x"))
             exam = Exam(loader, torch.arange(60), labels_N)
             for scratch in (False, True):
                 score = trainings.score(
@@ -264,7 +269,7 @@ def test_the_rates_are_chosen_on_held_images_alone(tmp_path: Path, data: Path, m
         return score(self, name, rates, indices_M, exam, scratch=scratch)
 
     monkeypatch.setattr(Trainings, "score", watched)
-    evaluate(tiny_bench(tmp_path), data, options(labels=(0.5,), epochs=1))
+    evaluate(tiny_model(tmp_path), data, options(labels=(0.5,), epochs=1))
     choices = [call for call in calls if ", choice," in call[0]]
     finals = [call for call in calls if ", final," in call[0]]
     assert (len(choices), len(finals)) == (2 * 3, 2)  # of (0 and 0.02) × (1 and 5) two are (0, 0)
@@ -282,8 +287,8 @@ def test_a_list_takes_the_place_of_the_shares(tmp_path: Path, data: Path) -> Non
     file = tmp_path / "names.txt"
     file.write_text("\n".join(source.name(index) for index in chosen.tolist()))
     short = {"trunk_lr": (0.01,), "head_lr_factor": (2.0,), "scratch": False}
-    by_list = evaluate(tiny_bench(tmp_path), data, options(label_list=str(file), **short))
-    by_share = evaluate(tiny_bench(tmp_path), data, options(labels=(0.5,), **short))
+    by_list = evaluate(tiny_model(tmp_path), data, options(label_list=str(file), **short))
+    by_share = evaluate(tiny_model(tmp_path), data, options(labels=(0.5,), **short))
     assert by_list.results == by_share.results
     assert by_list.headline == ("top-1", "50%")
 
@@ -291,14 +296,14 @@ def test_a_list_takes_the_place_of_the_shares(tmp_path: Path, data: Path) -> Non
 def test_a_class_without_labels_is_named(tmp_path: Path, data: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("class0/000.png\nclass2/003.png\nclass0/001.png\n")
-    results = evaluate(tiny_bench(tmp_path), data, options(label_list=str(file), scratch=False, epochs=1))
+    results = evaluate(tiny_model(tmp_path), data, options(label_list=str(file), scratch=False, epochs=1))
     assert "5%: 1 class without any labelled image: class1." in results.notes
     assert "5%: 3 labelled images, 0 to 2 of each class." in results.notes
 
 
 def test_one_image_a_class_takes_the_middle_of_the_grid(tmp_path: Path, data: Path) -> None:
     results = evaluate(
-        tiny_bench(tmp_path),
+        tiny_model(tmp_path),
         data,
         options(labels=(0.05,), trunk_lr=(0.1, 0.01, 0.001), head_lr_factor=(1.0, 10.0), scratch=False),
     )
@@ -310,11 +315,11 @@ def test_one_image_a_class_takes_the_middle_of_the_grid(tmp_path: Path, data: Pa
 
 def test_rates_that_diverge_lose(tmp_path: Path, data: Path) -> None:
     results = evaluate(
-        tiny_bench(tmp_path), data, options(labels=(0.5,), trunk_lr=(1e30, 0.01), head_lr_factor=(1.0,), scratch=False)
+        tiny_model(tmp_path), data, options(labels=(0.5,), trunk_lr=(1e30, 0.01), head_lr_factor=(1.0,), scratch=False)
     )
     assert results.settings["trained"]["50%"]["trunk_lr"] == 0.01
     with pytest.raises(TrainingError, match=r"did not stay finite with any of the rates 1e\+30 \(trunk\)"):
-        evaluate(tiny_bench(tmp_path), data, options(labels=(0.5,), trunk_lr=(1e30,), head_lr_factor=(1.0,)))
+        evaluate(tiny_model(tmp_path), data, options(labels=(0.5,), trunk_lr=(1e30,), head_lr_factor=(1.0,)))
 
 
 def test_after_a_divergence_on_all_labels_the_next_best_rates_are_taken(
@@ -328,7 +333,7 @@ def test_after_a_divergence_on_all_labels_the_next_best_rates_are_taken(
 
     monkeypatch.setattr(Trainings, "score", score)
     results = evaluate(
-        tiny_bench(tmp_path), data, options(trunk_lr=(0.1, 0.01, 0.001), head_lr_factor=(1.0,), labels=(0.5,))
+        tiny_model(tmp_path), data, options(trunk_lr=(0.1, 0.01, 0.001), head_lr_factor=(1.0,), labels=(0.5,))
     )
     assert results.results["top-1"] == {"50%": 0.75, "50% from scratch": 0.75}
     assert any("50%: with the rates 0.1 (trunk) and 0.1 (head) training on all" in note for note in results.notes)
@@ -369,7 +374,7 @@ def test_a_stop_at_any_batch_changes_nothing(tmp_path: Path, data: Path, found: 
     """Order, crops, dropout and momentum go on as they were, and what was done is not lost."""
     short = options(trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), batch_size=9, epochs=3)
     counted = StopAt(-1)
-    whole = evaluate(tiny_bench(tmp_path / "whole", interruption=counted), data, short)
+    whole = evaluate(tiny_model(tmp_path / "whole", interruption=counted), data, short)
     total = -1 - counted.left
     assert total > 80
     assert len(found[0]) == 2 * 2 * 3
@@ -377,8 +382,8 @@ def test_a_stop_at_any_batch_changes_nothing(tmp_path: Path, data: Path, found: 
     for call in (1, 3, 5, 20, total // 2, total // 2 + 1, total - 1, total):
         cache = tmp_path / f"stop{call}"
         with pytest.raises(Interrupted, match="the same command goes on"):
-            evaluate(tiny_bench(cache, interruption=StopAt(call)), data, short)
-        assert evaluate(tiny_bench(cache), data, short) == whole
+            evaluate(tiny_model(cache, interruption=StopAt(call)), data, short)
+        assert evaluate(tiny_model(cache), data, short) == whole
         assert found[-1] == found[0]
         assert not list(cache.rglob("*.pt"))
 
@@ -387,11 +392,11 @@ def test_many_stops_get_to_the_end(tmp_path: Path, data: Path, found: list[dict[
     """Six questions after the images are read, each time: what was done is not done again."""
     short = options(labels=(0.5,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), batch_size=9, scratch=False)
     counted, reading = StopAt(-1), 2  # reading asks once a part
-    whole = evaluate(tiny_bench(tmp_path / "whole", interruption=counted), data, short)
+    whole = evaluate(tiny_model(tmp_path / "whole", interruption=counted), data, short)
     total, stops, results = -1 - counted.left, 0, None
     while results is None:
         try:
-            results = evaluate(tiny_bench(tmp_path / "parts", interruption=StopAt(reading + 6)), data, short)
+            results = evaluate(tiny_model(tmp_path / "parts", interruption=StopAt(reading + 6)), data, short)
         except Interrupted:
             stops += 1
             assert stops <= total // 5
@@ -403,31 +408,31 @@ def test_many_stops_get_to_the_end(tmp_path: Path, data: Path, found: list[dict[
 def test_a_stop_while_images_are_read_again_keeps_the_state(tmp_path: Path, data: Path) -> None:
     short = options(labels=(0.5,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), batch_size=9, scratch=False)
     with pytest.raises(Interrupted):
-        evaluate(tiny_bench(tmp_path, interruption=StopAt(12)), data, short)
+        evaluate(tiny_model(tmp_path, interruption=StopAt(12)), data, short)
     (state,) = tmp_path.rglob("*.pt")
     kept = state.read_bytes()
     with pytest.raises(Interrupted):
-        evaluate(tiny_bench(tmp_path, interruption=StopAt(1)), data, short)
+        evaluate(tiny_model(tmp_path, interruption=StopAt(1)), data, short)
     assert state.read_bytes() == kept
 
 
 def test_a_stop_of_a_real_network_changes_nothing(tmp_path: Path, data: Path, found: list[dict[str, Score]]) -> None:
     short = options(labels=(0.2,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), scratch=False)
-    whole = evaluate(make_bench(tmp_path / "whole"), data, short)
+    whole = evaluate(make_model(tmp_path / "whole"), data, short)
     with pytest.raises(Interrupted):
-        evaluate(make_bench(tmp_path, interruption=StopAt(7)), data, short)
+        evaluate(make_model(tmp_path, interruption=StopAt(7)), data, short)
     assert list(tmp_path.rglob("*.pt"))
-    assert evaluate(make_bench(tmp_path), data, short) == whole
+    assert evaluate(make_model(tmp_path), data, short) == whole
     assert found[-1] == found[0]
 
 
 def test_other_options_do_not_go_on_from_there(tmp_path: Path, data: Path) -> None:
     short = options(labels=(0.5,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), batch_size=9, scratch=False)
     other = options(**{**short.as_dict(), "labels": (0.5,), "trunk_lr": (0.02,), "head_lr_factor": (1.0, 5.0), "seed": 5})
-    expected = evaluate(tiny_bench(tmp_path / "other"), data, other)
+    expected = evaluate(tiny_model(tmp_path / "other"), data, other)
     with pytest.raises(Interrupted):
-        evaluate(tiny_bench(tmp_path, interruption=StopAt(15)), data, short)
-    assert evaluate(tiny_bench(tmp_path), data, other) == expected
+        evaluate(tiny_model(tmp_path, interruption=StopAt(15)), data, short)
+    assert evaluate(tiny_model(tmp_path), data, other) == expected
 
 
 # Wrong input
@@ -444,7 +449,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
     spoil(tmp_path / "train" / "class1", 1)
     spoil(tmp_path / "val" / "class0", 3)
     short = options(labels=(1.0,), trunk_lr=(0.01,), head_lr_factor=(1.0,), scratch=False, epochs=1)
-    results = evaluate(tiny_bench(tmp_path / "cache"), tmp_path, short)
+    results = evaluate(tiny_model(tmp_path / "cache"), tmp_path, short)
     assert results.settings["trained"]["100%"]["labelled_images"] == 59
     assert results.notes[0] == "100%: 59 labelled images, 19 to 20 of each class."
     assert results.notes[1].startswith("1 labelled image can't be read and left out: class1/000.png (")
@@ -458,7 +463,7 @@ def test_many_unreadable_images_end_it_before_the_training(tmp_path: Path, part:
     write_classes(tmp_path / "val", 5)
     spoil(tmp_path / part, 4)
     with pytest.raises(InputError, match="4 of 15 images can't be read"):
-        evaluate(tiny_bench(tmp_path / "cache"), tmp_path, options(labels=(1.0,)))
+        evaluate(tiny_model(tmp_path / "cache"), tmp_path, options(labels=(1.0,)))
 
 
 @pytest.mark.parametrize(
@@ -473,7 +478,7 @@ def test_many_unreadable_images_end_it_before_the_training(tmp_path: Path, part:
 )
 def test_wrong_options_are_told(tmp_path: Path, data: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(tiny_bench(tmp_path), data, options(**changes))
+        evaluate(tiny_model(tmp_path), data, options(**changes))
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -481,7 +486,7 @@ def test_a_single_class_is_told(tmp_path: Path, data: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("class0/000.png\nclass0/001.png\n")
     with pytest.raises(InputError, match=r"3.3% of the labels: 2 images of a single class can't be learned from"):
-        evaluate(tiny_bench(tmp_path), data, options(label_list=str(file)))
+        evaluate(tiny_model(tmp_path), data, options(label_list=str(file)))
 
 
 class Counted(Reporter):
@@ -511,12 +516,12 @@ def test_progress_counts_what_is_left(tmp_path: Path, data: Path, stop: int) -> 
     """The total is what is done in the end: of a run in one go, and of the rest of one that was stopped."""
     short = options(labels=(0.5,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), batch_size=9)
     whole = Counted()
-    evaluate(tiny_bench(tmp_path / "whole", reporter=whole), data, short)
+    evaluate(tiny_model(tmp_path / "whole", reporter=whole), data, short)
     assert whole.done == whole.total == 2 * 2 * (2 * 21 + 30)
     first, rest = Counted(), Counted()
     with pytest.raises(Interrupted):
-        evaluate(tiny_bench(tmp_path / "parts", reporter=first, interruption=StopAt(stop)), data, short)
-    evaluate(tiny_bench(tmp_path / "parts", reporter=rest), data, short)
+        evaluate(tiny_model(tmp_path / "parts", reporter=first, interruption=StopAt(stop)), data, short)
+    evaluate(tiny_model(tmp_path / "parts", reporter=rest), data, short)
     assert first.total == whole.total
     assert rest.total == rest.done == whole.total - first.done
 
@@ -524,5 +529,5 @@ def test_progress_counts_what_is_left(tmp_path: Path, data: Path, stop: int) -> 
 def test_progress_of_what_diverges(tmp_path: Path, data: Path) -> None:
     short = options(labels=(0.5,), trunk_lr=(1e30, 0.01), head_lr_factor=(1.0,), epochs=5)
     counted = Counted()
-    evaluate(tiny_bench(tmp_path, reporter=counted), data, short)
+    evaluate(tiny_model(tmp_path, reporter=counted), data, short)
     assert counted.done == counted.total

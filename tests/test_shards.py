@@ -24,6 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepcluster.core.errors import InputError, Interrupted, UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.image_source import ImageSource
@@ -31,7 +32,6 @@ from deepcluster.data.sources.shards import ShardSource, open_shards
 from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import ConnectionLost, RemoteFile
-from deepcluster.errors import InputError, Interrupted, UnreadableImage
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
@@ -661,7 +661,7 @@ import resource, signal, sys
 from pathlib import Path
 from deepcluster.data.sources.shards import open_shards
 from deepcluster.data.storage import LocalFile
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 cache = Path(sys.argv[1])

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from spoiled_images import write_good_images
 
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.files import parse_list, parse_table
-from deepcluster.errors import InputError, UnreadableImage
 
 DIGITS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
 

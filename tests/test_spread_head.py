@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
-from deepcluster.config import Settings
-from deepcluster.device import Machine
-from deepcluster.distributed import Route, data_parallel, my_part, rank
+from deepcluster.core.device import Machine
+from deepcluster.core.distributed import Route, data_parallel, my_part, rank
 from deepcluster.models.heads import HierarchicalHead
+from deepcluster.run.settings import Settings
 from deepcluster.training.optim import (
     Learner,
     gradient_length,

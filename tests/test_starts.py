@@ -19,7 +19,7 @@ from deepcluster.clustering import starts as module
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.reduction import alone
 from deepcluster.clustering.starts import STARTS, numbers_among_all, plus_plus, random_rows
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 both = pytest.mark.parametrize("start", STARTS)
 

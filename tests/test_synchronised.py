@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from deepcluster.distributed import all_reduce
-from deepcluster.errors import InputError
+from deepcluster.core.distributed import all_reduce
+from deepcluster.core.errors import InputError
 from deepcluster.models.synchronised import SynchronisedBatchNorm, synchronise_batch_norms
 
 N = 8

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benches import write_classes
+from models_helper import write_classes
 from PIL import Image
 from small_runs import assert_same_run, metrics, train_small
 from test_resume import Stopper
 
 import deepcluster
 from deepcluster.clustering.assignment import Assignment
+from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.progress import Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.sources import open_source
-from deepcluster.errors import InputError, Interrupted
-from deepcluster.progress import Reporter
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs the extra")
 

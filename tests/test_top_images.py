@@ -7,31 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benches import make_bench, write_classes
+from models_helper import make_model, write_classes
 from PIL import Image
 from torch import Tensor, nn
 
+from deepcluster.core.errors import InputError, Interrupted, TrainingError
+from deepcluster.core.interruption import Interruption
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.views import ClusterView
-from deepcluster.errors import InputError, Interrupted, TrainingError
-from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import normalise
+from deepcluster.run.model import Model
 from deepcluster.visualization.channels import parse_channels
 from deepcluster.visualization.options import TopImagesOptions
 from deepcluster.visualization.top_images.pages import TILE, pairs_page, show
 from deepcluster.visualization.top_images.photos import photo_box
 from deepcluster.visualization.top_images.saving import check_copies_folder, file_name, save_top_images
 from deepcluster.visualization.top_images.search import Best, TopImages, find_top_images
-from deepcluster.workbench.bench import Workbench
 
 STAGES = "conv1,conv3,features"
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Workbench:
+def bench(tmp_path: Path) -> Model:
     """With biases that let every image excite every channel of the first stages, and most of the others."""
-    made = make_bench(tmp_path / "cache")
+    made = make_model(tmp_path / "cache")
     for layer in made.trunk.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.constant_(layer.bias, 5)
@@ -48,24 +48,24 @@ def photos(tmp_path: Path) -> ImageSource:
     return open_source(folder)
 
 
-def all_maps(bench: Workbench, source: ImageSource, stage: str) -> dict[int, Tensor]:
+def all_maps(model: Model, source: ImageSource, stage: str) -> dict[int, Tensor]:
     """The map (C, H, W) of every image that can be read, each on its own."""
     maps = {}
     for index in range(len(source)):
         if source.name(index) != "class1/002.png":
-            view_1CHW = ClusterView(bench.image_size)([torch.from_numpy(decode(source.read(index)).copy())])
+            view_1CHW = ClusterView(model.image_size)([torch.from_numpy(decode(source.read(index)).copy())])
             with torch.no_grad():
-                maps[index] = bench.trunk.stage(normalise(view_1CHW), stage)[0]
+                maps[index] = model.trunk.stage(normalise(view_1CHW), stage)[0]
     return maps
 
 
 @pytest.mark.parametrize("rank", ["peak", "mean"])
 def test_a_full_sort_of_all_scores_gives_the_same(tmp_path: Path, photos: ImageSource, rank: str) -> None:
-    bench = make_bench(tmp_path / "cache")
-    top = find_top_images(bench, photos, TopImagesOptions(stage=STAGES, count=4, rank=rank))
+    model = make_model(tmp_path / "cache")
+    top = find_top_images(model, photos, TopImagesOptions(stage=STAGES, count=4, rank=rank))
     assert [one.stage for one in top.stages] == STAGES.split(",")
     for one in top.stages:
-        maps = all_maps(bench, photos, one.stage)
+        maps = all_maps(model, photos, one.stage)
         for row, channel in enumerate(one.channels):
             of_image = {i: (m[channel].max() if rank == "peak" else m[channel].mean()).item() for i, m in maps.items()}
             best = [index for index in sorted(of_image, key=lambda index: (-of_image[index], index)) if of_image[index]][:4]
@@ -89,10 +89,10 @@ def assert_same(one: TopImages, other: TopImages) -> None:
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
 
 
-def test_equal_images_are_in_the_order_of_the_data_whatever_the_batches(bench: Workbench, photos: ImageSource) -> None:
+def test_equal_images_are_in_the_order_of_the_data_whatever_the_batches(model: Model, photos: ImageSource) -> None:
     options = TopImagesOptions(stage=STAGES, count=20)
-    whole = find_top_images(bench, photos, options)
-    assert_same(whole, find_top_images(bench, photos, options, batch_size=3))
+    whole = find_top_images(model, photos, options)
+    assert_same(whole, find_top_images(model, photos, options, batch_size=3))
     names = [photos.name(index) for index in range(len(photos))]
     twins = [names.index(name) for name in ("class0/001.png", "class0/001a.png", "class2/004a.png")]
     for one in whole.stages:
@@ -143,39 +143,39 @@ class StopAfter(Interruption):
 def test_stopped_and_taken_up_again_gives_the_same(tmp_path: Path, photos: ImageSource) -> None:
     options = TopImagesOptions(stage=STAGES, count=3)
     cache = tmp_path / "cache"
-    expected = find_top_images(make_bench(cache), photos, options, batch_size=2)
+    expected = find_top_images(make_model(cache), photos, options, batch_size=2)
     for _ in range(2):  # class1/002.png is met before the first stop, and after it
         with pytest.raises(Interrupted):
-            find_top_images(make_bench(cache, interruption=StopAfter(4)), photos, options, batch_size=2)
+            find_top_images(make_model(cache, interruption=StopAfter(4)), photos, options, batch_size=2)
     assert len(list((cache / "unfinished").iterdir())) == 1
     # One of nine batches is left: a stop at a second one does not come.
-    assert_same(find_top_images(make_bench(cache, interruption=StopAfter(2)), photos, options, batch_size=2), expected)
+    assert_same(find_top_images(make_model(cache, interruption=StopAfter(2)), photos, options, batch_size=2), expected)
     assert not list((cache / "unfinished").iterdir())
 
 
 def test_dead_channels_are_told(tmp_path: Path, photos: ImageSource) -> None:
-    bench = make_bench(tmp_path / "cache")
-    norm = bench.trunk.features[1]  # type: ignore[index]
+    model = make_model(tmp_path / "cache")
+    norm = model.trunk.features[1]  # type: ignore[index]
     with torch.no_grad():
         norm.weight[[5, 9]] = 0
         norm.bias[5], norm.bias[9] = -1, 1  # nothing passes the ReLU; the same for every image
-    top = find_top_images(bench, photos, TopImagesOptions(stage="conv1", channels="4-10"))
+    top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels="4-10"))
     (stage,) = top.stages
     assert [stage.channels[row] for row in np.flatnonzero(stage.dead_S)] == [5, 9]
-    (file,) = save_top_images(top, photos, tmp_path / "out", bench, data="photos")
+    (file,) = save_top_images(top, photos, tmp_path / "out", model, data="photos")
     facts = json.loads(file.read_text())
     assert facts["dead"] == [5, 9]
     assert list(facts["channels"]) == ["4", "6", "7", "8", "10"]
     assert facts["pages"][0]["channels"] == [4, 6, 7, 8, 10]
 
 
-def test_images_that_do_not_excite_a_channel_are_left_out(bench: Workbench, photos: ImageSource) -> None:
+def test_images_that_do_not_excite_a_channel_are_left_out(model: Model, photos: ImageSource) -> None:
     options = TopImagesOptions(stage="conv1", channels="5", count=16)
-    before = find_top_images(bench, photos, options).stages[0]
+    before = find_top_images(model, photos, options).stages[0]
     with torch.no_grad():
         # Now the seventh image's peak is just below zero, before the ReLU.
-        bench.trunk.features[1].bias[5] -= before.scores_SK[0, 6] + 1e-4  # type: ignore[index]
-    after = find_top_images(replace(bench), photos, options).stages[0]
+        model.trunk.features[1].bias[5] -= before.scores_SK[0, 6] + 1e-4  # type: ignore[index]
+    after = find_top_images(replace(model), photos, options).stages[0]
     assert after.images(0) == range(6)
     np.testing.assert_array_equal(after.indices_SK[0], [*before.indices_SK[0, :6].tolist(), *[-1] * 10])
     assert not after.dead_S.any()
@@ -198,12 +198,12 @@ def test_a_box_in_the_view_is_found_in_the_photo(height: int, width: int, reduce
         assert right - left == pytest.approx(bottom - top, rel=0.1)
 
 
-def test_what_is_written(tmp_path: Path, bench: Workbench, photos: ImageSource) -> None:
-    top = find_top_images(bench, photos, TopImagesOptions(stage="conv2", channels="0-39", count=9))
-    (file,) = save_top_images(top, photos, tmp_path / "out", bench, data="photos", copies=tmp_path / "copies")
+def test_what_is_written(tmp_path: Path, model: Model, photos: ImageSource) -> None:
+    top = find_top_images(model, photos, TopImagesOptions(stage="conv2", channels="0-39", count=9))
+    (file,) = save_top_images(top, photos, tmp_path / "out", model, data="photos", copies=tmp_path / "copies")
     assert file == tmp_path / "out" / "conv2" / "top-images.json"
     facts, stage = json.loads(file.read_text()), top.stages[0]
-    known = {"stage": "conv2", "model": "untrained:alexnet-small", "weights": bench.weights, "data": "photos", "count": 9}
+    known = {"stage": "conv2", "model": "untrained:alexnet-small", "weights": model.weights, "data": "photos", "count": 9}
     assert known.items() <= facts.items()
     assert facts | {"rank": "peak", "images": 16, "unreadable": 1, "image_size": 16, "dead": []} == facts
     assert facts["receptive_field"] == {"size": 15, "stride": 4, "offset": -6}
@@ -237,19 +237,19 @@ def _check_copies(folder: Path, facts: dict, photos: ImageSource) -> None:  # ty
         assert [path.read_bytes() for path in there] == [photos.read(names[one["name"]]) for one in images]
 
 
-def test_fewer_pages_leave_none_of_before(tmp_path: Path, bench: Workbench, photos: ImageSource) -> None:
+def test_fewer_pages_leave_none_of_before(tmp_path: Path, model: Model, photos: ImageSource) -> None:
     for channels, pages in (("0-39", 2), ("1,7", 1)):
-        top = find_top_images(bench, photos, TopImagesOptions(stage="conv1", channels=channels, count=2))
-        save_top_images(top, photos, tmp_path / "out", bench, data="photos")
+        top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels=channels, count=2))
+        save_top_images(top, photos, tmp_path / "out", model, data="photos")
         assert len(list((tmp_path / "out" / "conv1").glob("*.png"))) == 2 * pages
 
 
-def test_images_of_an_array_are_copied_as_png(tmp_path: Path, bench: Workbench) -> None:
+def test_images_of_an_array_are_copied_as_png(tmp_path: Path, model: Model) -> None:
     pixels_NHWC = np.random.default_rng(0).integers(0, 256, (6, 20, 20, 3), dtype=np.uint8)
     np.save(tmp_path / "photos.npy", pixels_NHWC)
     source = open_source(tmp_path / "photos.npy")
-    top = find_top_images(bench, source, TopImagesOptions(stage="conv1", channels="3", count=10))
-    save_top_images(top, source, tmp_path / "out", bench, data="photos.npy", copies=tmp_path / "copies")
+    top = find_top_images(model, source, TopImagesOptions(stage="conv1", channels="3", count=10))
+    save_top_images(top, source, tmp_path / "out", model, data="photos.npy", copies=tmp_path / "copies")
     (folder,) = (tmp_path / "copies" / "conv1").iterdir()
     copies = sorted(folder.iterdir())
     assert len(copies) == 6
@@ -258,10 +258,10 @@ def test_images_of_an_array_are_copied_as_png(tmp_path: Path, bench: Workbench) 
             np.testing.assert_array_equal(np.asarray(copy), pixels_NHWC[index])
 
 
-def test_a_photo_that_went_away_after_the_search(tmp_path: Path, bench: Workbench, photos: ImageSource) -> None:
-    top = find_top_images(bench, photos, TopImagesOptions(stage="conv1", channels="0", count=16))
+def test_a_photo_that_went_away_after_the_search(tmp_path: Path, model: Model, photos: ImageSource) -> None:
+    top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels="0", count=16))
     Path(str(photos.path(0))).unlink()
-    (file,) = save_top_images(top, photos, tmp_path / "out", bench, data="photos", copies=tmp_path / "copies")
+    (file,) = save_top_images(top, photos, tmp_path / "out", model, data="photos", copies=tmp_path / "copies")
     (gone,) = (one for one in json.loads(file.read_text())["channels"]["0"] if one["name"] == photos.name(0))
     assert gone["box"] is None
     assert len(list((tmp_path / "copies").rglob("*.png"))) == 15
@@ -325,29 +325,29 @@ def test_no_channel_is_left_of_a_range() -> None:
         parse_channels("9-20", 8, stage="conv1", clip=True)
 
 
-def test_several_stages_take_the_channels_that_they_have(bench: Workbench, photos: ImageSource) -> None:
-    top = find_top_images(bench, photos, TopImagesOptions(stage="conv1,conv2", channels="90-120", count=1))
+def test_several_stages_take_the_channels_that_they_have(model: Model, photos: ImageSource) -> None:
+    top = find_top_images(model, photos, TopImagesOptions(stage="conv1,conv2", channels="90-120", count=1))
     assert [one.channels for one in top.stages] == [tuple(range(90, 96)), tuple(range(90, 121))]
     with pytest.raises(InputError, match="there is no channel 96; conv1 has 96 channels"):
-        find_top_images(bench, photos, TopImagesOptions(stage="conv1", channels="90-120"))
+        find_top_images(model, photos, TopImagesOptions(stage="conv1", channels="90-120"))
 
 
-def test_wrong_input(tmp_path: Path, bench: Workbench, photos: ImageSource) -> None:
+def test_wrong_input(tmp_path: Path, model: Model, photos: ImageSource) -> None:
     with pytest.raises(InputError, match="no stage 'conv7'"):
-        find_top_images(bench, photos, TopImagesOptions(stage="conv7"))
+        find_top_images(model, photos, TopImagesOptions(stage="conv7"))
     with pytest.raises(InputError, match="unknown rank 'peek'"):
         TopImagesOptions(rank="peek")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"none of the 1 images can be read; a\.png: not an image"):
-        find_top_images(bench, open_source(tmp_path / "bad"), TopImagesOptions(stage="conv1"))
+        find_top_images(model, open_source(tmp_path / "bad"), TopImagesOptions(stage="conv1"))
     with pytest.raises(InputError, match="is not an empty folder"):
         check_copies_folder(tmp_path / "bad")
     with pytest.raises(InputError, match="is a file or can't be written to"):
         check_copies_folder(tmp_path / "bad" / "a.png" / "copies")
-    top = find_top_images(bench, photos, TopImagesOptions(stage="conv1", channels="0", count=1))
+    top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels="0", count=1))
     with pytest.raises(InputError, match="is a file; name a folder"):
-        save_top_images(top, photos, tmp_path / "bad" / "a.png", bench, data="photos")
+        save_top_images(top, photos, tmp_path / "bad" / "a.png", model, data="photos")
 
 
 def test_names_that_file_systems_refuse() -> None:
@@ -359,8 +359,8 @@ def test_names_that_file_systems_refuse() -> None:
 
 
 def test_activations_that_are_no_numbers(tmp_path: Path, photos: ImageSource) -> None:
-    bench = make_bench(tmp_path / "cache")
+    model = make_model(tmp_path / "cache")
     with torch.no_grad():
-        bench.trunk.features[1].bias[3] = torch.nan  # type: ignore[index]
+        model.trunk.features[1].bias[3] = torch.nan  # type: ignore[index]
     with pytest.raises(TrainingError, match="conv1 of untrained:alexnet-small gives activations that are not finite"):
-        find_top_images(bench, photos, TopImagesOptions(stage="conv1"))
+        find_top_images(model, photos, TopImagesOptions(stage="conv1"))

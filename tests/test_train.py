@@ -20,17 +20,17 @@ from spoiled_images import picture, write_good_images, write_spoiled_images
 
 import deepcluster
 from deepcluster.clustering import features
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError, Interrupted, TrainingError
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Meter, Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
-from deepcluster.device import Machine
-from deepcluster.errors import InputError, Interrupted, TrainingError
-from deepcluster.interruption import Interruption
-from deepcluster.model import load
-from deepcluster.progress import Meter, Reporter
+from deepcluster.run.features import make_run_trunk
+from deepcluster.run.metrics import health
+from deepcluster.run.model import load
 from deepcluster.training.deepcluster import DeepCluster
-from deepcluster.training.metrics import health
-from deepcluster.training.plan import trunk_of
 
 CONTRACTED = {
     "epoch", "loss", "inertia", "nmi_previous", "nmi_labels", "clusters_nonempty", "largest_cluster_share",
@@ -431,7 +431,7 @@ def test_every_trunk_takes_a_step(arch: str, image_size: int, sobel: bool, image
         epochs=1,
         kmeans_iterations=2,
     )
-    trunk = trunk_of(settings)
+    trunk = make_run_trunk(settings)
     # Whitening of 4,096 features takes half a minute here; that of a pooled map does not.
     settings = replace(settings, cluster_stage=trunk.embed_stage)
     loader = Loader(DecodedImages(open_source(images, 8), 1 << 24), workers=2)

@@ -9,8 +9,8 @@ import torchvision
 from torch import Tensor, nn
 from trunk_contract import TrunkContract, images, size_of, trunk_of
 
-from deepcluster.archs import ARCHITECTURES
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.models.convnets import sobel_layer
 from deepcluster.models.trunk import FEATURES, make_trunk, normalise
 

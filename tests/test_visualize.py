@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from benches import write_classes
+from models_helper import write_classes
 from PIL import Image
 from small_runs import train_small
 
 from deepcluster.cli import _status
-from deepcluster.progress import Reporter
-from deepcluster.reports import report
+from deepcluster.core.progress import Reporter
+from deepcluster.visualization.report.command import report
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from vocs import write_voc
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc, splits_for, without_positives
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benches import make_bench
+from models_helper import make_model
 from PIL import Image
 from torch import Tensor, nn
 
+from deepcluster.core.errors import InputError, Interrupted, TrainingError
+from deepcluster.core.interruption import Interruption
 from deepcluster.data.views import TenCrops, TrainingView, draws
-from deepcluster.errors import InputError, Interrupted, TrainingError
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
 from deepcluster.evaluation.learners.fine_tuning import Classifier, logits_of
 from deepcluster.evaluation.options import VocClassificationOptions
@@ -28,10 +29,9 @@ from deepcluster.evaluation.voc07_classification import (
     reduced,
     score,
 )
-from deepcluster.interruption import Interruption
 from deepcluster.models.trunk import make_trunk
-from deepcluster.workbench.bench import Workbench
-from deepcluster.workbench.unfinished import weights_hash
+from deepcluster.run.model import Model
+from deepcluster.run.resumable import weights_hash
 
 FROM_COCO = Path(__file__).parents[2] / "shared" / "data" / "voc-from-coco"
 COLOURS = {"bird": (200, 40, 40), "cat": (40, 200, 40), "train": (40, 40, 200)}
@@ -68,11 +68,11 @@ def quick(**changes: Any) -> VocClassificationOptions:
     return VocClassificationOptions(**{"iterations": 4, "batch_size": 4, "lr": 0.05, **changes})
 
 
-def trained(bench: Workbench, data: Path, options: VocClassificationOptions) -> tuple[dict[str, Tensor], Classifier]:
+def trained(model: Model, data: Path, options: VocClassificationOptions) -> tuple[dict[str, Tensor], Classifier]:
     """The weights before the training, and the classifier after it."""
-    classifier = make_classifier(bench.copy_of_trunk(), options)
+    classifier = make_classifier(model.copy_of_trunk(), options)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    Training(bench, classifier, open_voc(data).split("trainval"), bench.image_size, options).run()
+    Training(model, classifier, open_voc(data).split("trainval"), model.image_size, options).run()
     return before, classifier
 
 
@@ -93,9 +93,9 @@ def test_the_published_rate(iteration: int, expected: float) -> None:
 
 
 def test_the_rate_reaches_the_optimizer(tmp_path: Path, devkit: Path) -> None:
-    bench, options = make_bench(tmp_path), quick(iterations=5, halve_every=2, lr=0.04)
-    classifier = make_classifier(bench.copy_of_trunk(), options)
-    training = Training(bench, classifier, open_voc(devkit).split("trainval"), 16, options)
+    model, options = make_model(tmp_path), quick(iterations=5, halve_every=2, lr=0.04)
+    classifier = make_classifier(model.copy_of_trunk(), options)
+    training = Training(model, classifier, open_voc(devkit).split("trainval"), 16, options)
     training.run()
     assert [group["lr"] for group in training.optimizer.param_groups] == [0.01]
     assert training.optimizer.defaults["momentum"] == 0.9
@@ -128,9 +128,9 @@ def test_the_loss_equals_a_naive_loop_and_skips_difficult_ones() -> None:
 @pytest.mark.parametrize("finetune", ["all", "fc6-8"])
 def test_all_linear_layers_are_made_anew_and_no_convolution(tmp_path: Path, finetune: str) -> None:
     """As the release's script: in both modes; deviation 0.01, biases 0.1."""
-    bench = make_bench(tmp_path, arch="alexnet", image_size=64)
-    classifier = make_classifier(bench.copy_of_trunk(), quick(finetune=finetune))
-    old = bench.trunk.state_dict()
+    model = make_model(tmp_path, arch="alexnet", image_size=64)
+    classifier = make_classifier(model.copy_of_trunk(), quick(finetune=finetune))
+    old = model.trunk.state_dict()
     linear = {name: module for name, module in classifier.named_modules() if isinstance(module, nn.Linear)}
     assert set(linear) == {"trunk.classifier.1", "trunk.classifier.4", "head.linear"}
     for name, module in linear.items():
@@ -156,8 +156,8 @@ def test_every_tensor_trains_or_stays_as_the_option_says(
     """AlexNet with the Sobel layer: statistics of BatchNorm and the Sobel filters stay in all cases."""
 
     trunk = make_trunk("alexnet", image_size=64, sobel=True, seed=3).eval()
-    bench = make_bench(tmp_path, arch="alexnet", image_size=64, trunk=trunk)
-    before, classifier = trained(bench, devkit, quick(iterations=2, **options))
+    model = make_model(tmp_path, arch="alexnet", image_size=64, trunk=trunk)
+    before, classifier = trained(model, devkit, quick(iterations=2, **options))
     kind_of = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear"}
     expected = {
         f"{name}.{parameter}"
@@ -171,26 +171,26 @@ def test_every_tensor_trains_or_stays_as_the_option_says(
 
 @pytest.mark.parametrize(("finetune", "trains"), [("all", True), ("fc6-8", False)])
 def test_a_network_without_fully_connected_layers(tmp_path: Path, devkit: Path, finetune: str, trains: bool) -> None:
-    bench = make_bench(tmp_path, arch="resnet18-small")
+    model = make_model(tmp_path, arch="resnet18-small")
     options = quick(iterations=2, finetune=finetune)
-    before, classifier = trained(bench, devkit, options)
+    before, classifier = trained(model, devkit, options)
     new = changed(before, classifier)
     assert {"head.linear.weight", "head.linear.bias"} <= new
     assert ("trunk.backbone.conv1.weight" in new) == trains
     assert trains or new == {"head.linear.weight", "head.linear.bias"}
     assert not any("running" in name or "num_batches" in name for name in new)
-    notes = " ".join(evaluate(bench, devkit, options).notes)
+    notes = " ".join(evaluate(model, devkit, options).notes)
     assert ("resnet18-small has no fully connected layers: the linear classifier alone is trained" in notes) != trains
 
 
 def test_a_step_is_clipped_at_norm_ten(tmp_path: Path, devkit: Path) -> None:
     """One step of plain SGD at rate 1 can't go further than 10, however steep the loss is."""
-    bench = make_bench(tmp_path)
+    model = make_model(tmp_path)
     with torch.no_grad():
-        for weight in bench.trunk.parameters():
+        for weight in model.trunk.parameters():
             weight.mul_(4)
     options = quick(iterations=1, lr=1.0, momentum=0.0, weight_decay=0.0)
-    before, classifier = trained(bench, devkit, options)
+    before, classifier = trained(model, devkit, options)
     squares = [(value.detach() - before[name]).double().square().sum() for name, value in classifier.named_parameters()]
     assert float(torch.stack(squares).sum().sqrt()) == pytest.approx(10, rel=1e-3)
 
@@ -198,12 +198,12 @@ def test_a_step_is_clipped_at_norm_ten(tmp_path: Path, devkit: Path) -> None:
 @pytest.mark.parametrize("test_crops", ["random", "fixed"])
 def test_scores_equal_a_naive_loop_over_crops(tmp_path: Path, devkit: Path, test_crops: str) -> None:
     """The mean of the logits, not of probabilities, of ten crops."""
-    bench = make_bench(tmp_path)
-    classifier = make_classifier(bench.copy_of_trunk(), quick())
+    model = make_model(tmp_path)
+    classifier = make_classifier(model.copy_of_trunk(), quick())
     source = open_voc(devkit).split("test").source
-    scores_NC, unreadable = score(bench, classifier, source, 16, test_crops=test_crops, seed=5)
+    scores_NC, unreadable = score(model, classifier, source, 16, test_crops=test_crops, seed=5)
     assert not unreadable
-    with bench.loader(source, reduce_to=reduced(16)) as loader:
+    with model.loader(source, reduce_to=reduced(16)) as loader:
         for index in range(len(source)):
             image_HWC = loader.images.get(index)
             if test_crops == "fixed":
@@ -213,15 +213,15 @@ def test_scores_equal_a_naive_loop_over_crops(tmp_path: Path, devkit: Path, test
                 rows = [draws(5, TEST_EPOCH, index * 10 + crop, 1) for crop in range(10)]
                 crops_VCHW = torch.cat([view([image_HWC], row) for row in rows])
             assert crops_VCHW.shape == (10, 3, 16, 16)
-            logits_VC = torch.cat([logits_of(classifier, crop[None], bench.machine) for crop in crops_VCHW])
+            logits_VC = torch.cat([logits_of(classifier, crop[None], model.machine) for crop in crops_VCHW])
             assert torch.allclose(scores_NC[index], logits_VC.double().mean(0), atol=1e-6)
 
 
 def test_crops_of_the_test_differ_from_each_other_and_by_seed(tmp_path: Path, devkit: Path) -> None:
-    bench = make_bench(tmp_path)
-    classifier = make_classifier(bench.copy_of_trunk(), quick())
+    model = make_model(tmp_path)
+    classifier = make_classifier(model.copy_of_trunk(), quick())
     source = open_voc(devkit).split("test").source
-    one, again, other = (score(bench, classifier, source, 16, seed=seed)[0] for seed in (1, 1, 2))
+    one, again, other = (score(model, classifier, source, 16, seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
@@ -234,9 +234,9 @@ def test_photos_are_kept_as_large_as_the_smallest_crop_needs() -> None:
 
 @pytest.mark.parametrize("test_crops", ["random", "fixed"])
 def test_learns_classes_of_a_colour(tmp_path: Path, devkit: Path, test_crops: str) -> None:
-    bench = make_bench(tmp_path)
-    weights = weights_hash(bench.trunk)
-    results = evaluate(bench, devkit, quick(iterations=30, batch_size=9, lr=0.02, test_crops=test_crops))
+    model = make_model(tmp_path)
+    weights = weights_hash(model.trunk)
+    results = evaluate(model, devkit, quick(iterations=30, batch_size=9, lr=0.02, test_crops=test_crops))
     assert results.protocol == NAME
     assert results.best() > 0.97
     of_11_points = results.results["mAP 11 points"]
@@ -248,7 +248,7 @@ def test_learns_classes_of_a_colour(tmp_path: Path, devkit: Path, test_crops: st
     assert results.settings["image_size"] == 16
     assert results.settings["finetune"] == "all"
     json.dumps([dict(results.results), dict(results.settings), dict(results.data)])
-    assert weights_hash(bench.trunk) == weights and not bench.trunk.training
+    assert weights_hash(model.trunk) == weights and not model.trunk.training
 
 
 def test_difficult_objects_count_nowhere(tmp_path: Path, devkit: Path) -> None:
@@ -258,21 +258,21 @@ def test_difficult_objects_count_nowhere(tmp_path: Path, devkit: Path) -> None:
     for file in (data / "VOCdevkit" / "VOC2007" / "Annotations").iterdir():
         file.write_text(file.read_text().replace("</annotation>", difficult))
     person, options = CLASSES.index("person"), quick(weight_decay=0.0)
-    before, classifier = trained(make_bench(tmp_path / "a"), data, options)
+    before, classifier = trained(make_model(tmp_path / "a"), data, options)
     head = classifier.head.linear
     moved_C = (head.weight != before["head.linear.weight"]).any(dim=1) | (head.bias != before["head.linear.bias"])
     assert [not moves for moves in moved_C.tolist()] == [number == person for number in range(20)]
-    results = evaluate(make_bench(tmp_path / "b"), data, options)
+    results = evaluate(make_model(tmp_path / "b"), data, options)
     assert any("person" in note and "left out of the mean" in note for note in results.notes)
-    _, classifier = trained(make_bench(tmp_path / "c"), devkit, options)
+    _, classifier = trained(make_model(tmp_path / "c"), devkit, options)
     assert (classifier.head.linear.weight != before["head.linear.weight"])[person].any()
 
 
 def test_the_same_whatever_the_number_of_workers(tmp_path: Path, devkit: Path) -> None:
-    (_, one), (_, same) = (trained(make_bench(tmp_path / str(n), workers=n), devkit, quick()) for n in (0, 3))
+    (_, one), (_, same) = (trained(make_model(tmp_path / str(n), workers=n), devkit, quick()) for n in (0, 3))
     assert not changed(one.state_dict(), same)
     # Of the same new head, the order, the crops and the dropout are others.
-    other_bench, options = make_bench(tmp_path / "seed"), quick(seed=32)
+    other_bench, options = make_model(tmp_path / "seed"), quick(seed=32)
     _, other = trained(other_bench, devkit, options)
     assert len(changed(one.state_dict(), other)) > 10
 
@@ -298,34 +298,34 @@ def test_a_stop_at_any_iteration_changes_no_weight(
     """18 images in batches of 7: stops within an epoch, at its end, in the second, and at the last step; with dropout."""
     side, steps = (16, 5) if arch == "alexnet-small" else (64, 3)
     options = quick(iterations=steps, batch_size=7, halve_every=2, finetune=finetune)
-    _, whole = trained(make_bench(tmp_path / "whole", arch=arch, image_size=side), devkit, options)
+    _, whole = trained(make_model(tmp_path / "whole", arch=arch, image_size=side), devkit, options)
     for stop in stops:
         cache = tmp_path / f"stop{stop}"
         with pytest.raises(Interrupted, match="the same command goes on"):
-            trained(make_bench(cache, arch=arch, image_size=side, interruption=StopAt(stop)), devkit, options)
+            trained(make_model(cache, arch=arch, image_size=side, interruption=StopAt(stop)), devkit, options)
         (kept,) = (cache / "unfinished").iterdir()
         assert torch.load(kept, weights_only=True)["iteration"] == stop
-        _, gone_on = trained(make_bench(cache, arch=arch, image_size=side), devkit, options)
+        _, gone_on = trained(make_model(cache, arch=arch, image_size=side), devkit, options)
         assert not changed(whole.state_dict(), gone_on)
 
 
 @pytest.mark.parametrize("stop", [3, 5, 6])
 def test_a_stop_changes_no_result(tmp_path: Path, devkit: Path, stop: int) -> None:
     """Stopped in the training of 4 steps, and in the test, which is done again; the state is gone in the end."""
-    whole = evaluate(make_bench(tmp_path / "whole"), devkit, quick(image_size=8))
+    whole = evaluate(make_model(tmp_path / "whole"), devkit, quick(image_size=8))
     with pytest.raises(Interrupted):
-        evaluate(make_bench(tmp_path, interruption=StopAt(stop)), devkit, quick(image_size=8))
+        evaluate(make_model(tmp_path, interruption=StopAt(stop)), devkit, quick(image_size=8))
     (kept,) = (tmp_path / "unfinished").iterdir()
     assert torch.load(kept, weights_only=True)["iteration"] == min(stop, 4)
-    assert evaluate(make_bench(tmp_path), devkit, quick(image_size=8)) == whole
+    assert evaluate(make_model(tmp_path), devkit, quick(image_size=8)) == whole
     assert not list((tmp_path / "unfinished").iterdir())
 
 
 def test_another_setting_does_not_go_on_with_a_state(tmp_path: Path, devkit: Path) -> None:
     with pytest.raises(Interrupted):
-        trained(make_bench(tmp_path, interruption=StopAt(2)), devkit, quick())
-    _, expected = trained(make_bench(tmp_path / "new"), devkit, quick(lr=0.01))
-    _, found = trained(make_bench(tmp_path), devkit, quick(lr=0.01))
+        trained(make_model(tmp_path, interruption=StopAt(2)), devkit, quick())
+    _, expected = trained(make_model(tmp_path / "new"), devkit, quick(lr=0.01))
+    _, found = trained(make_model(tmp_path), devkit, quick(lr=0.01))
     assert not changed(expected.state_dict(), found)
 
 
@@ -334,7 +334,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
     photos = data / "VOCdevkit" / "VOC2007" / "JPEGImages"
     for name in ("000004", "000502"):
         (photos / f"{name}.jpg").write_bytes(b"no photo")
-    results = evaluate(make_bench(tmp_path / "cache"), data, quick(iterations=10))
+    results = evaluate(make_model(tmp_path / "cache"), data, quick(iterations=10))
     assert results.data["test_images"] == 17
     assert any("1 of 18 images of VOC2007 trainval can't be read" in note and "000004" in note for note in results.notes)
     assert any("1 of 18 images of VOC2007 test can't be read" in note and "000502" in note for note in results.notes)
@@ -345,13 +345,13 @@ def test_images_that_can_all_not_be_read_are_an_error(tmp_path: Path) -> None:
     for photo in (data / "VOCdevkit" / "VOC2007" / "JPEGImages").glob("0000*.jpg"):
         photo.write_bytes(b"no photo")
     with pytest.raises(InputError, match="read"):
-        evaluate(make_bench(tmp_path / "cache"), data, quick(iterations=10))
+        evaluate(make_model(tmp_path / "cache"), data, quick(iterations=10))
 
 
 def test_classes_that_no_image_to_train_on_shows_are_named(tmp_path: Path) -> None:
     data = write_devkit(tmp_path / "data")
     write_image(data / "VOCdevkit" / "VOC2007", "000500", {"cat": False, "horse": False}, np.random.default_rng(0))
-    results = evaluate(make_bench(tmp_path / "cache"), data, quick())
+    results = evaluate(make_model(tmp_path / "cache"), data, quick())
     by_class = results.results["AP"]
     assert isinstance(by_class, dict) and "horse" in by_class
     assert any("horse" in note and note.endswith("no image to train on shows them") for note in results.notes)
@@ -359,37 +359,37 @@ def test_classes_that_no_image_to_train_on_shows_are_named(tmp_path: Path) -> No
 
 def test_the_other_split(tmp_path: Path) -> None:
     data = write_devkit(tmp_path / "data", lists=("train", "val"))
-    results = evaluate(make_bench(tmp_path / "cache"), data, quick(split="train"))
+    results = evaluate(make_model(tmp_path / "cache"), data, quick(split="train"))
     assert (results.data["train"], results.data["test"]) == ("18 images of VOC2007 train", "18 images of VOC2007 val")
     with pytest.raises(InputError, match="--split train"):
-        evaluate(make_bench(tmp_path / "cache"), data, quick())
+        evaluate(make_model(tmp_path / "cache"), data, quick())
 
 
 def test_wrong_input(tmp_path: Path, devkit: Path) -> None:
-    bench = make_bench(tmp_path / "cache")
+    model = make_model(tmp_path / "cache")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is no VOC devkit"):
-        evaluate(bench, tmp_path / "empty", quick())
+        evaluate(model, tmp_path / "empty", quick())
     with pytest.raises(InputError, match="image_size=128 does not fit this alexnet,"):
-        evaluate(make_bench(tmp_path / "a", arch="alexnet", image_size=64), devkit, quick(image_size=128))
+        evaluate(make_model(tmp_path / "a", arch="alexnet", image_size=64), devkit, quick(image_size=128))
     data = write_devkit(tmp_path / "data", a_class=1)
     for annotation in (data / "VOCdevkit" / "VOC2007" / "Annotations").glob("0005*.xml"):
         annotation.write_text(annotation.read_text().replace("<difficult>0", "<difficult>1"))
     with pytest.raises(InputError, match="none of 3 images of VOC2007 test has an object"):
-        evaluate(bench, data, quick())
+        evaluate(model, data, quick())
     assert not (tmp_path / "cache" / "unfinished").exists()
 
 
 def test_a_rate_that_is_too_high_is_told(tmp_path: Path, devkit: Path) -> None:
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at iteration \d+/30; try a lower learning rate"):
-        evaluate(make_bench(tmp_path), devkit, quick(iterations=30, lr=1e20))
+        evaluate(make_model(tmp_path), devkit, quick(iterations=30, lr=1e20))
 
 
 @pytest.mark.skipif(not FROM_COCO.is_dir(), reason="the shared data are not here")
 def test_photos(tmp_path: Path) -> None:
     """Real annotations: cow and sheep are nowhere, horse in the test alone."""
     options = quick(iterations=6, batch_size=16, lr=0.01, image_size=16, test_crops="fixed")
-    results = evaluate(make_bench(tmp_path), FROM_COCO, options)
+    results = evaluate(make_model(tmp_path), FROM_COCO, options)
     assert 0 < results.best() < 1
     assert (results.data["train_images"], results.data["test_images"]) == (74, 49)
     by_class = results.results["AP"]

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benches import make_bench
+from models_helper import make_model
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 from vocs import write_voc
 
-from deepcluster.errors import InputError, Interrupted
+from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.interruption import Interruption
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
 from deepcluster.evaluation.learners import svm as numbers
 from deepcluster.evaluation.learners.svm import (
@@ -31,8 +32,7 @@ from deepcluster.evaluation.learners.svm import (
 from deepcluster.evaluation.options import VocSvmOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.voc07_svm import _Case, evaluate
-from deepcluster.interruption import Interruption
-from deepcluster.workbench.pooling import Pooled
+from deepcluster.run.pooling import Pooled
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SHOWN: tuple[list[str], ...] = (["cat"], ["dog"], ["bird"], ["cat", "dog"], ["dog", "bird"], [])
@@ -48,7 +48,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(cache: Path, data: Path, **options: object) -> Results:
-    return evaluate(make_bench(cache), data, VocSvmOptions.from_dict({"stages": "conv3", **options}))
+    return evaluate(make_model(cache), data, VocSvmOptions.from_dict({"stages": "conv3", **options}))
 
 
 def points(count: int, dim: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -171,10 +171,10 @@ def test_a_whole_evaluation(tmp_path: Path, devkit: Path) -> None:
 def test_map_is_that_of_scikit_learn_by_hand(tmp_path: Path, devkit: Path) -> None:
     """The whole way again for one class: features, unit rows, the images that are not difficult, SVM, AP."""
     results = run(tmp_path, devkit)
-    bench, kit, bird = make_bench(tmp_path), open_voc(devkit), CLASSES.index("bird")
+    model, kit, bird = make_model(tmp_path), open_voc(devkit), CLASSES.index("bird")
     train, test = kit.split("trainval"), kit.split("test")
     wanted = Pooled("conv3", "pooled")
-    train_ND, test_MD = (bench.features(part.source, [wanted])[wanted].double().numpy() for part in (train, test))
+    train_ND, test_MD = (model.rows(part.source, [wanted])[wanted].double().numpy() for part in (train, test))
     train_ND, test_MD = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train_ND, test_MD))
     labels_N = train.labels_NC[:, bird].numpy()
     kept_N = labels_N != 0
@@ -235,7 +235,7 @@ def test_an_unknown_stage_is_told(tmp_path: Path, devkit: Path) -> None:
 def test_a_stop_loses_nothing_that_was_done(tmp_path: Path, devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = VocSvmOptions(stages="conv3")
     interruption = Interruption()
-    bench = make_bench(tmp_path, interruption=interruption)
+    model = make_model(tmp_path, interruption=interruption)
     whole_fit, fitted = numbers.fit_job, []
 
     def fit_and_stop(job: Job, rows: Rows) -> numbers.Fitted:
@@ -246,11 +246,11 @@ def test_a_stop_loses_nothing_that_was_done(tmp_path: Path, devkit: Path, monkey
 
     monkeypatch.setattr(numbers, "fit_job", fit_and_stop)
     with pytest.raises(Interrupted):
-        evaluate(bench, devkit, options)
+        evaluate(model, devkit, options)
     assert len(fitted) == 2
-    results = evaluate(make_bench(tmp_path), devkit, options)
+    results = evaluate(make_model(tmp_path), devkit, options)
     assert len(fitted) == len(set(fitted)) == 4
-    assert results == evaluate(make_bench(tmp_path / "other"), devkit, options)
+    assert results == evaluate(make_model(tmp_path / "other"), devkit, options)
 
 
 @pytest.mark.parametrize(("name", "missing"), [("voc-from-coco", "cow, horse, sheep"), ("voc2012-mini", "car")])

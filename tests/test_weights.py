@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.models.trunk import Trunk, make_trunk
 from deepcluster.models.weights import read_weights, take_weights
 

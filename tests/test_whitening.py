@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepcluster.clustering import whitening as module
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 
 def correlated(n: int, dim: int, *, rank: int | None = None, seed: int = 0, mean: float = 3.0) -> Tensor:

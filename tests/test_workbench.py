@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benches import make_bench, write_classes
+from models_helper import make_model, write_classes
 from PIL import Image
 
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.data.cache_report import clear, kept
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView
-from deepcluster.device import Machine
-from deepcluster.errors import InputError, Interrupted
 from deepcluster.models.trunk import Trunk, normalise
-from deepcluster.workbench.bench import Workbench, data_key, readable
-from deepcluster.workbench.pooling import Pooled, pool
+from deepcluster.run.model import Model, data_key, readable
+from deepcluster.run.pooling import Pooled, pool
 
 ALL = [Pooled(stage, kind) for stage in ("conv1", "conv4", "features") for kind in ("average", "pooled")]
 
@@ -29,11 +29,11 @@ def folder(tmp_path: Path) -> Path:
 class Counted:
     """How many images go through a trunk."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, model: Model) -> None:
         self.images = 0
-        bench.trunk.register_forward_pre_hook(self._count)
-        self._walk = bench.trunk.walk
-        bench.trunk.walk = self._counting  # type: ignore[method-assign, assignment]
+        model.trunk.register_forward_pre_hook(self._count)
+        self._walk = model.trunk.walk
+        model.trunk.walk = self._counting  # type: ignore[method-assign, assignment]
 
     def _count(self, module: Trunk, inputs: object) -> None:
         raise AssertionError("stages are taken from `maps`")
@@ -43,70 +43,70 @@ class Counted:
         return self._walk(x_BCHW)
 
 
-def naive_rows(bench: Workbench, folder: Path, one: Pooled) -> torch.Tensor:
+def naive_rows(model: Model, folder: Path, one: Pooled) -> torch.Tensor:
     rows = []
     source = open_source(folder)
     for index in range(len(source)):
         with Image.open(folder / source.name(index)) as image:
-            view = ClusterView(bench.image_size)([torch.from_numpy(np.array(image.convert("RGB")))])
+            view = ClusterView(model.image_size)([torch.from_numpy(np.array(image.convert("RGB")))])
         with torch.no_grad():
-            map_BCHW = bench.trunk.stage(normalise(view), one.stage)
+            map_BCHW = model.trunk.stage(normalise(view), one.stage)
         rows.append(pool(map_BCHW) if one.kind == "pooled" else map_BCHW.mean(dim=(2, 3)))
     return torch.cat(rows)
 
 
 def test_rows_are_those_of_the_trunk_image_by_image(folder: Path, tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "cache")
-    made = bench.features(open_source(folder), ALL)
+    model = make_model(tmp_path / "cache")
+    made = model.rows(open_source(folder), ALL)
     assert list(made) == ALL
     for one, rows_ND in made.items():
-        torch.testing.assert_close(rows_ND, naive_rows(bench, folder, one), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rows_ND, naive_rows(model, folder, one), rtol=1e-4, atol=1e-5)
 
 
 def test_all_stages_come_from_one_pass_and_the_second_time_from_the_disk(folder: Path, tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "cache")
-    counted, source = Counted(bench), open_source(folder)
-    first = bench.features(source, ALL[:4])
+    model = make_model(tmp_path / "cache")
+    counted, source = Counted(model), open_source(folder)
+    first = model.rows(source, ALL[:4])
     assert counted.images == len(source) + 1, "and one blank image for the widths"
-    again = bench.features(source, ALL[:4])
+    again = model.rows(source, ALL[:4])
     assert counted.images == len(source) + 1
     for one in ALL[:4]:
         assert torch.equal(first[one], again[one])
-    bench.features(source, ALL)
+    model.rows(source, ALL)
     assert counted.images == 2 * (len(source) + 1), "what is new is made in one more pass"
 
 
-def changed_weight(bench: Workbench) -> Workbench:
-    trunk = bench.copy_of_trunk()
+def changed_weight(model: Model) -> Model:
+    trunk = model.copy_of_trunk()
     with torch.no_grad():
         next(trunk.parameters()).flatten()[0] += 1e-3
-    return replace(bench, trunk=trunk)
+    return replace(model, trunk=trunk)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         changed_weight,
-        lambda bench: replace(bench, image_size=24),
-        lambda bench: replace(bench, reduce_to=18),
-        lambda bench: replace(bench, machine=Machine(torch.device("cpu"), "bf16")),
+        lambda model: replace(model, image_size=24),
+        lambda model: replace(model, reduce_to=18),
+        lambda model: replace(model, machine=Machine(torch.device("cpu"), "bf16")),
     ],
     ids=["weight", "image_size", "reduce_to", "precision"],
 )
 def test_another_model_or_view_is_made_anew(folder: Path, tmp_path: Path, change) -> None:  # type: ignore[no-untyped-def]
-    bench, source = make_bench(tmp_path / "cache"), open_source(folder)
-    bench.features(source, ALL[:1])
-    other = change(bench)
+    model, source = make_model(tmp_path / "cache"), open_source(folder)
+    model.rows(source, ALL[:1])
+    other = change(model)
     counted = Counted(other)
     other.features(source, ALL[:1])
     assert counted.images == len(source) + 1
 
 
 def test_another_content_under_the_same_name_is_made_anew(folder: Path, tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "cache")
-    before = bench.features(open_source(folder), ALL[:1])[ALL[0]].clone()
+    model = make_model(tmp_path / "cache")
+    before = model.rows(open_source(folder), ALL[:1])[ALL[0]].clone()
     Image.new("RGB", (21, 22), "white").save(folder / "class0" / "000.png")
-    after = bench.features(open_source(folder), ALL[:1])[ALL[0]]
+    after = model.rows(open_source(folder), ALL[:1])[ALL[0]]
     assert not torch.equal(before[0], after[0])
     assert torch.equal(before[1:], after[1:])
 
@@ -122,7 +122,7 @@ def test_names_and_order_are_part_of_the_key(folder: Path) -> None:
 
 def test_images_that_cannot_be_read_have_no_row(folder: Path, tmp_path: Path) -> None:
     (folder / "class1" / "002.png").write_bytes(b"\x89PNG and no more")
-    rows_ND = make_bench(tmp_path / "cache").features(open_source(folder), ALL[:1])[ALL[0]]
+    rows_ND = make_model(tmp_path / "cache").features(open_source(folder), ALL[:1])[ALL[0]]
     assert (~readable(rows_ND)).nonzero().flatten().tolist() == [8]
     assert torch.isfinite(rows_ND[readable(rows_ND)]).all()
 
@@ -132,64 +132,64 @@ def test_a_single_image_has_features_too(images: dict[str, bytes], tmp_path: Pat
     folder = write_classes(tmp_path / "images", 1, classes=1)
     if images:
         (folder / "class0" / "000.png").write_bytes(images["one.png"])
-    rows_ND = make_bench(tmp_path / "cache").features(open_source(folder), ALL[:1])[ALL[0]]
+    rows_ND = make_model(tmp_path / "cache").features(open_source(folder), ALL[:1])[ALL[0]]
     assert readable(rows_ND).tolist() == [not images]
 
 
 def test_a_stop_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "cache")
-    bench.interruption.requested = "SIGINT"
+    model = make_model(tmp_path / "cache")
+    model.work.interruption.requested = "SIGINT"
     with pytest.raises(Interrupted, match="the same command goes on"):
-        bench.features(open_source(folder), ALL)
+        model.rows(open_source(folder), ALL)
     assert list((tmp_path / "cache" / "features").iterdir()) == []
 
 
 def test_half_precision_features_are_bounded(folder: Path, tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "cache", machine=Machine(torch.device("cpu"), "bf16"))
+    model = make_model(tmp_path / "cache", machine=Machine(torch.device("cpu"), "bf16"))
     with torch.no_grad():
-        bench.trunk.features[1].weight *= 1e6  # type: ignore[index, operator, union-attr]
-    rows_ND = bench.features(open_source(folder), ALL[:1])[ALL[0]]
+        model.trunk.features[1].weight *= 1e6  # type: ignore[index, operator, union-attr]
+    rows_ND = model.rows(open_source(folder), ALL[:1])[ALL[0]]
     assert rows_ND.dtype == torch.float16
     assert rows_ND.max() == 65_504
     assert torch.isfinite(rows_ND).all()
 
 
 def test_cache_info_and_clear_know_them(folder: Path, tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "cache")
-    bench.features(open_source(folder), ALL[:2])
-    bench.interruption.requested = "SIGINT"
+    model = make_model(tmp_path / "cache")
+    model.rows(open_source(folder), ALL[:2])
+    model.work.interruption.requested = "SIGINT"
     with pytest.raises(Interrupted):
-        bench.unfinished("linear", 1).check(lambda: {"epoch": 3})
+        model.resumable("linear", 1).check(lambda: {"epoch": 3})
     assert {thing.kind: thing.files for thing in kept(tmp_path / "cache")} == {"features": 2, "unfinished": 1}
     assert clear(tmp_path / "cache") > 0
     assert kept(tmp_path / "cache") == []
 
 
 def test_stages_by_name(tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "cache")
-    assert bench.stages("all") == bench.trunk.stages
-    assert bench.stages(" conv1,features") == ("conv1", "features")
-    assert bench.stages(None, usual="conv2") == ("conv2",)
+    model = make_model(tmp_path / "cache")
+    assert model.stages("all") == model.trunk.stages
+    assert model.stages(" conv1,features") == ("conv1", "features")
+    assert model.stages(None, usual="conv2") == ("conv2",)
     with pytest.raises(InputError, match=r"no stage 'conv9' \(did you mean conv.\?\); it has conv1, "):
-        bench.stages("conv1,conv9")
+        model.stages("conv1,conv9")
     with pytest.raises(InputError, match="no stage is named"):
-        bench.stages(",")
+        model.stages(",")
 
 
 def test_an_unfinished_evaluation_goes_on(tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "cache")
-    unfinished = bench.unfinished("linear", {"lr": 0.1})
+    model = make_model(tmp_path / "cache")
+    unfinished = model.resumable("linear", {"lr": 0.1})
     assert unfinished.load() is None
     unfinished.check(lambda: {"never": 0})
     assert not unfinished.path.exists(), "nothing is due yet"
-    bench.interruption.requested = "SIGTERM"
+    model.work.interruption.requested = "SIGTERM"
     with pytest.raises(Interrupted, match="SIGTERM"):
         unfinished.check(lambda: {"epoch": 2, "weights": torch.arange(3.0)})
-    state = bench.unfinished("linear", {"lr": 0.1}).load()
+    state = model.resumable("linear", {"lr": 0.1}).load()
     assert state is not None
     assert (state["epoch"], state["weights"].tolist()) == (2, [0.0, 1.0, 2.0])
-    assert bench.unfinished("linear", {"lr": 0.2}).load() is None, "other settings are another evaluation"
-    assert changed_weight(bench).unfinished("linear", {"lr": 0.1}).load() is None, "and so are other weights"
+    assert model.resumable("linear", {"lr": 0.2}).load() is None, "other settings are another evaluation"
+    assert changed_weight(model).unfinished("linear", {"lr": 0.1}).load() is None, "and so are other weights"
     unfinished.path.write_bytes(unfinished.path.read_bytes()[:100])
     assert unfinished.load() is None, "damaged: begun anew"
     unfinished.done()

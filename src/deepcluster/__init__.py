@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from deepcluster.clustering.kmeans import KMeans as KMeans
     from deepcluster.clustering.pic import PowerIterationClustering as PowerIterationClustering
     from deepcluster.clustering.whitening import Whitening as Whitening
-    from deepcluster.config import Settings as Settings
-    from deepcluster.errors import DeepClusterError as DeepClusterError
-    from deepcluster.errors import InputError as InputError
-    from deepcluster.model import Model as Model
-    from deepcluster.model import load as load
-    from deepcluster.protocols import evaluate as evaluate
-    from deepcluster.reports import report as report
+    from deepcluster.core.errors import DeepClusterError as DeepClusterError
+    from deepcluster.core.errors import InputError as InputError
+    from deepcluster.evaluation.protocols import evaluate as evaluate
+    from deepcluster.run.model import Model as Model
+    from deepcluster.run.model import load as load
+    from deepcluster.run.settings import Settings as Settings
+    from deepcluster.visualization.report.command import report as report
 
 _HOMES = {
     "train": "api",
@@ -30,18 +30,18 @@ _HOMES = {
     "assign": "api",
     "Embeddings": "api",
     "Clusters": "api",
-    "evaluate": "protocols",
-    "report": "reports",
-    "load": "model",
-    "Model": "model",
+    "evaluate": "evaluation.protocols",
+    "report": "visualization.report.command",
+    "load": "run.model",
+    "Model": "run.model",
     "KMeans": "clustering.kmeans",
     "BalancedKMeans": "clustering.balance",
     "PowerIterationClustering": "clustering.pic",
     "Whitening": "clustering.whitening",
     "Assignment": "clustering.assignment",
-    "Settings": "config",
-    "DeepClusterError": "errors",
-    "InputError": "errors",
+    "Settings": "run.settings",
+    "DeepClusterError": "core.errors",
+    "InputError": "core.errors",
 }
 __all__ = list(_HOMES)
 

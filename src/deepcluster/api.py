@@ -7,21 +7,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
+from deepcluster.core.errors import InputError
+from deepcluster.core.progress import Reporter
+from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.errors import InputError
 from deepcluster.evaluation.knn import leave_one_out_accuracy
-from deepcluster.keywords import Options
-from deepcluster.model import Model, load
-from deepcluster.progress import Reporter
-from deepcluster.training import launch
-from deepcluster.visualization import tensorboard
+from deepcluster.run.model import Model, load
+from deepcluster.training import launch, tensorboard
 
 if TYPE_CHECKING:
     import pyarrow
@@ -36,7 +35,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
-    **options: Unpack[Options],
+    **options: Any,
 ) -> Path:
     """Learn features and clusters of the images of `data`, as `deepcluster train` does.
 
@@ -46,7 +45,7 @@ def train(
         resume: go on with the run in `out`; begins it where there is none.
         overwrite: delete the run in `out` first.
         reporter: told what goes on; prints lines and progress to the standard output by default.
-        options: the settings of `deepcluster.config.Settings`; those left out are chosen by the recipe.
+        options: the settings of `deepcluster.run.settings.Settings`; those left out are chosen by the recipe.
 
     Returns:
         the run folder.
@@ -150,9 +149,8 @@ def embed(
     target = _writable(out, (".parquet", ".npy")) if out is not None else None
     model = model if isinstance(model, Model) else load(model)
     source = open_source(data, limit)
-    features_ND, unreadable = model.features(
-        source, stage=stage, device=device, batch_size=batch_size, workers=workers, reporter=reporter
-    )
+    model = model.on(device, workers=workers, work=Work(reporter))
+    features_ND, unreadable = model.features(source, stage=stage, batch_size=batch_size)
     result = Embeddings(_names(source), features_ND.numpy(), {source.name(i): why for i, why in unreadable.items()})
     if target is not None:
         _write_embeddings(result, target)
@@ -187,30 +185,18 @@ def assign(
     """
     target = _writable(out, (".parquet",)) if out is not None else None
     model = model if isinstance(model, Model) else load(model)
-    if model.space is None or model.assignment is None:
-        raise InputError(f"{model.name} has no clusters yet: train it for an epoch first")
+    _, assignment = model.clusters()
     source = open_source(data, limit)
     if folders is not None:
         _check_folders(Path(folders), source)
-    features_ND, unreadable = model.features(
-        source,
-        stage=model.settings.cluster_stage,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
-        reporter=reporter,
-    )
-    seen_N = torch.isfinite(features_ND).all(dim=1)
-    cluster_N = torch.full((len(source),), UNASSIGNED)
-    distance_N = torch.full((len(source),), torch.nan)
-    labels, squared = model.assignment.nearest(model.points(features_ND[seen_N], device=device))
-    cluster_N[seen_N], distance_N[seen_N] = labels, squared.sqrt()
+    model = model.on(device, workers=workers, work=Work(reporter))
+    cluster_N, distance_N, unreadable = model.assign(source, batch_size=batch_size)
     reasons = {source.name(i): why for i, why in unreadable.items()}
-    result = Clusters(_names(source), cluster_N.numpy(), distance_N.numpy(), reasons)
+    result = Clusters(_names(source), cluster_N, distance_N, reasons)
     if target is not None:
         _write_table({"name": result.names, "cluster": result.cluster_N, "distance": result.distance_N}, target)
     if folders is not None:
-        _link(Path(folders), source, result, n_clusters=model.assignment.n_clusters)
+        _link(Path(folders), source, result, n_clusters=assignment.n_clusters)
     return result
 
 

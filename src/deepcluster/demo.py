@@ -13,10 +13,10 @@ from torch import Tensor
 from deepcluster.api import embed, train
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.core.progress import Reporter
 from deepcluster.evaluation.knn import leave_one_out_accuracy
-from deepcluster.progress import Reporter
-from deepcluster.reports import report
+from deepcluster.visualization.report.command import report
 from deepcluster.visualization.report.page import needs_report_extra
 
 CLASSES = 10

@@ -10,20 +10,21 @@ from typing import Any
 
 import torch
 
-from deepcluster.archs import ARCHITECTURES, LIBRARIES
-from deepcluster.config import Settings
+from deepcluster.core.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
+from deepcluster.core.progress import Reporter
+from deepcluster.core.text import size
 from deepcluster.data.cache_report import clear, kept
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.overview import MOST, describe, overview
 from deepcluster.data.sources import open_source
 from deepcluster.data.storage.addresses import is_address
 from deepcluster.data.storage.cache_folder import usual_cache_folder
-from deepcluster.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
-from deepcluster.model import UNTRAINED, Model, load
-from deepcluster.progress import Reporter, size
-from deepcluster.training.metrics import epoch_line
-from deepcluster.training.run import RunFolder, versions
-from deepcluster.training.space import ProjectedSpace
+from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
+from deepcluster.run.folder import RunFolder, versions
+from deepcluster.run.metrics import epoch_line
+from deepcluster.run.model import UNTRAINED, Model, load
+from deepcluster.run.settings import Settings
+from deepcluster.run.space import ProjectedSpace
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".pth.tar")
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
-from deepcluster import config
 from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.options import GroupedCommand, explicit, looking_at_images, talk, with_settings
 from deepcluster.cli.visualize import report, visualize_group
-from deepcluster.errors import DeepClusterError, InputError, Interrupted, LostProcess
-from deepcluster.progress import Reporter
+from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
+from deepcluster.core.progress import Reporter
+from deepcluster.run.settings import Settings
 
 # Of several processes, those after the first wait this long before they say what is wrong.
 TURN_SECONDS = 5.0
@@ -43,7 +43,7 @@ def cli(context: click.Context) -> None:
 @click.option("--resume", is_flag=True, help="go on with the run in --out; begin it where there is none")
 @click.option("--overwrite", is_flag=True, help="delete the run in --out first")
 @talk
-@with_settings(config.Settings)
+@with_settings(Settings)
 def train(
     data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, quiet: bool, verbose: bool, **options: Any
 ) -> None:

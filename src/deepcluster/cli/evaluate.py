@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from deepcluster.cli.options import GroupedCommand, explicit, on_machine, talk, with_settings
-from deepcluster.errors import InputError, did_you_mean
+from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.options import parse
+from deepcluster.core.progress import Reporter
+from deepcluster.core.text import duration
 from deepcluster.evaluation.options import FORMATS, PROTOCOLS
-from deepcluster.options import parse
-from deepcluster.progress import Reporter, duration
 
 # Of the numbers that others published: those of the same data set and network come first.
 MOST_PUBLISHED = 6
@@ -38,7 +39,7 @@ def _protocol_command(protocol: str) -> click.Command:
     @talk
     @with_settings(PROTOCOLS[protocol])
     def command(model: str, data: Path, form: str, quiet: bool, verbose: bool, **options: Any) -> None:
-        from deepcluster import protocols
+        from deepcluster.evaluation import protocols
 
         reporter = Reporter(quiet=quiet, verbose=verbose)
         _show(protocols.evaluate(protocol, model, data, reporter=reporter, **explicit(options)), form)
@@ -73,7 +74,7 @@ def evaluate_all(
     **options: Any,
 ) -> None:
     """Every protocol that finds its data in a folder, and one table of all."""
-    from deepcluster import protocols
+    from deepcluster.evaluation import protocols
 
     options["only"] = [name.strip() for name in only.split(",")] if only else []
     options["options"] = _assigned(assigned)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from deepcluster.options import flag, parts_of, plain_type, takes_several
+from deepcluster.core.options import flag, parts_of, plain_type, takes_several
 
 GROUP_TITLES = {
     "method": "Method",

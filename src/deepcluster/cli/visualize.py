@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from deepcluster.cli.options import explicit, on_machine, talk, with_settings
-from deepcluster.progress import Reporter
+from deepcluster.core.progress import Reporter
 from deepcluster.visualization.options import FilterOptions, ReportOptions, TopImagesOptions
 
 
@@ -31,7 +31,7 @@ def _into(text: str) -> Callable[..., Any]:
 @with_settings(FilterOptions)
 def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """Pictures that excite each filter of a stage most, found by gradient ascent."""
-    from deepcluster import visualize
+    from deepcluster.visualization import commands as visualize
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     for path in visualize.filters(model, reporter=reporter, **explicit(options)):
@@ -48,7 +48,7 @@ def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
 @with_settings(TopImagesOptions)
 def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """The images that excite each filter of a stage most, and the patches that do."""
-    from deepcluster import visualize
+    from deepcluster.visualization import commands as visualize
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     for path in visualize.top_images(model, data, reporter=reporter, **explicit(options)):
@@ -66,7 +66,7 @@ def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **
 @with_settings(ReportOptions)
 def report(path: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """One self-contained page of a run: its clusters, a map, how it works. RUN may be a table of embeddings, too."""
-    from deepcluster import reports
+    from deepcluster.visualization.report import command as reports
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     data = options.pop("data")

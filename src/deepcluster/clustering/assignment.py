@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.reduction import AllReduce, alone
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 UNASSIGNED = -1
 # Rows that are averaged at once.

@@ -19,7 +19,7 @@ from deepcluster.clustering.assignment import UNASSIGNED, Assignment, cluster_me
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.reduction import AllReduce, alone
 from deepcluster.clustering.starts import numbers_among_all
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # Scores of a block of points stay in the processor's cache: never an N × K matrix; a GPU wants larger blocks.
 BLOCK_SCORES = 1 << 19

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.reduction import AllReduce, alone
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # The busiest rank may hold so many times the points that ranks hold on average.
 MOST_OVER_MEAN = 1.25
@@ -36,7 +36,7 @@ def _alone_in(group: Any, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What a clusterer needs of the other ranks; by default there are none. As in `deepcluster.distributed`.
+    """What a clusterer needs of the other ranks; by default there are none. As in `deepcluster.core.distributed`.
 
     Attributes:
         rank: number of this one.

@@ -23,7 +23,7 @@ from torch import Tensor
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
 from deepcluster.clustering.groups import GroupWork, Ranks, plan_groups, shares_of
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # Rotations by a quarter turn: the second pretext.
 ROTATIONS = 4

@@ -17,7 +17,7 @@ from deepcluster.clustering.reduction import AllReduce, alone
 from deepcluster.clustering.repair import fill_empty, split_largest
 from deepcluster.clustering.starts import STARTS, numbers_among_all
 from deepcluster.clustering.sums import ExactSums
-from deepcluster.errors import InputError, did_you_mean
+from deepcluster.core.errors import InputError, did_you_mean
 
 __all__ = ["KMeans", "LloydResult", "LloydState", "lloyd", "nearest_centroids"]
 

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize, pad
 
 from deepcluster.clustering.coarse import BF16_ROUNDING, FLOAT32_ROUNDING, INT8_REACH, coarse_kind, round_rows
 from deepcluster.clustering.parallel import blocks_of, map_blocks
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 Metric = Literal["euclidean", "sqeuclidean", "cosine"]
 

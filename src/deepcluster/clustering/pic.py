@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment, cluster_means, member_distances
 from deepcluster.clustering.neighbours import nearest_neighbours
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # The bandwidth of the published code. On whitened rows of unit length neighbours are at squared distances near 1, so that
 # their weights, e^-25 and less, no longer move the density: every image is a cluster of its own.

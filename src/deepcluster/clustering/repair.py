@@ -10,7 +10,7 @@ from torch import Tensor
 from deepcluster.clustering.nearest import first_of_equals
 from deepcluster.clustering.reduction import AllReduce
 from deepcluster.clustering.starts import DIGIT, rows_of
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # The centroid of an empty cluster lies this share of its spread from the one that it splits.
 SPLIT = 1 / 16

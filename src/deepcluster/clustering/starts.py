@@ -10,7 +10,7 @@ from torch import Tensor
 from deepcluster.clustering.nearest import BLOCK_ROWS, squared_distances
 from deepcluster.clustering.parallel import blocks_of, map_blocks
 from deepcluster.clustering.reduction import AllReduce
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # k-means++ adds up the weights of the points in so many bins first, then looks into one of them.
 BINS = 1024

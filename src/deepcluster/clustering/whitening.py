@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, pad
 
 from deepcluster.clustering.eigen import top_eigenvectors
 from deepcluster.clustering.reduction import AllReduce, alone
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # Rows that are added up, or transformed, at once.
 BLOCK_ROWS = 2048

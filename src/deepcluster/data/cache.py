@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.image_shards import ImageShards
 from deepcluster.data.sources import ImageSource
-from deepcluster.errors import UnreadableImage
 
 # Images of one size up to this many pixels a side are kept as one tensor and scaled together (`resample`); above, a
 # processor is quicker with one image after the other. A GPU takes any.

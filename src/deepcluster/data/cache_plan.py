@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from deepcluster.core.device import free_disk_bytes, free_memory_bytes
+from deepcluster.core.text import size
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.image_shards import DISK_RESERVE, FORMAT, ImageShards
 from deepcluster.data.sources import fingerprint
@@ -15,8 +17,6 @@ from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.storage import file_stamp
 from deepcluster.data.storage.addresses import is_address
 from deepcluster.data.storage.cache_folder import usual_cache_folder
-from deepcluster.device import free_disk_bytes, free_memory_bytes
-from deepcluster.progress import size
 
 # Of the free memory, what decoded images may take: by themselves, and where the person asks for it.
 AUTO_SHARE, MEMORY_SHARE = 0.25, 0.5

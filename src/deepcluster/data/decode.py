@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.jpeg import decode_jpeg, read_header
-from deepcluster.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.core.distributed import ranks_here
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.cache import DecodedImages, KeptViews
 from deepcluster.data.multi_crop import crop_draws
 from deepcluster.data.storage.retries import end_waits
 from deepcluster.data.views import ClusterView, Images, draws
-from deepcluster.distributed import ranks_here
-from deepcluster.errors import UnreadableImage
 
 T = TypeVar("T")
 View = Callable[[Images, NDArray[np.float64]], Tensor | tuple[Tensor, ...]]

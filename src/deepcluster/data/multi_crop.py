@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.crops import Crops
+from deepcluster.core.errors import InputError
+from deepcluster.data.crops import Crops
 from deepcluster.data.views import Images, TrainingView, draws
-from deepcluster.errors import InputError
 
 
 def crop_draws(seed: int, epoch: int, start: int, count: int, n_crops: int) -> NDArray[np.float64]:
@@ -28,7 +28,7 @@ class MultiCropView:
     """The random views that are learned together: groups of crops, each of one size and one range of areas.
 
     Args:
-        crops: number and side of each group's crops, as `deepcluster.crops.parse_crops` gives them.
+        crops: number and side of each group's crops, as `deepcluster.data.crops.parse_crops` gives them.
         scales: least and most share of the image's area, for each group.
         flip: flip half of the crops left to right.
 

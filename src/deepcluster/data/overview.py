@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from deepcluster.core.errors import UnreadableImage
+from deepcluster.core.text import count_of
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.survey import even_sample
-from deepcluster.data.wording import count_of
-from deepcluster.errors import UnreadableImage
 
 # Looked at in a few seconds; of more images, as many spread evenly.
 MOST = 10_000

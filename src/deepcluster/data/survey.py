@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import Loader, image_threads
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.errors import InputError, UnreadableImage
 
 SAMPLE = 512
 # Of more images than this only the sample is looked at before the start; the first epoch meets the rest.

@@ -16,8 +16,8 @@ from torch import Tensor
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans, LloydState
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets.labelled import (
     HELD_OUT,
     TRAIN,
@@ -31,7 +31,7 @@ from deepcluster.evaluation.features.readable import ReadableRows, readable_rows
 from deepcluster.evaluation.measures.agreement import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
 from deepcluster.evaluation.results import Results
-from deepcluster.workbench.bench import Workbench
+from deepcluster.run.model import Model
 
 # A run's images are these where so many of their names are known.
 KNOWN_SHARE = 0.9
@@ -50,7 +50,7 @@ class _Data:
     names: list[dict[str, int]]
 
 
-def evaluate(bench: Workbench, data: Path, options: ClustersOptions) -> Results:
+def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     """Cluster the training images (or all, where there is one part), give the held-out ones their nearest centroid, compare.
 
     Raises:
@@ -58,14 +58,14 @@ def evaluate(bench: Workbench, data: Path, options: ClustersOptions) -> Results:
     """
     found = _open(data)
     (first, images), n_classes = next(iter(found.parts.items())), _n_classes(found)
-    stages = bench.stages(options.stages, usual=bench.trunk.embed_stage)
+    stages = model.stages(options.stages, usual=model.trunk.embed_stage)
     ks = tuple(dict.fromkeys(options.k)) or (n_classes,)
     _check_k(ks, len(images.source), f"images of {data}")
-    rows = {name: readable_rows(bench, part, stages) for name, part in found.parts.items()}
+    rows = {name: readable_rows(model, part, stages) for name, part in found.parts.items()}
     _check_k(ks, len(rows[first].labels_S), f"images of {data} that can be read")
     cases: dict[str, dict[str, float]] = {}
     for stage in stages:
-        for k, part, measures in _of_stage(bench, rows, stage, ks, options):
+        for k, part, measures in _of_stage(model, rows, stage, ks, options):
             varying = {stage: len(stages) > 1, f"k={k}": len(ks) > 1, part: len(rows) > 1}
             cases[" ".join(word for word, varies in varying.items() if varies)] = measures
     headline = list(cases)[(len(stages) - 1) * len(ks) * len(rows)]
@@ -73,7 +73,7 @@ def evaluate(bench: Workbench, data: Path, options: ClustersOptions) -> Results:
         measure: {case: measures[measure] for case, measures in cases.items()} if headline else cases[""][measure]
         for measure in MEASURES
     }
-    by_epoch, remarks = _of_run(bench, found.names)
+    by_epoch, remarks = _of_run(model, found.names)
     return Results(
         protocol="clusters",
         data={
@@ -81,7 +81,7 @@ def evaluate(bench: Workbench, data: Path, options: ClustersOptions) -> Results:
             "classes": n_classes,
             **{f"{name}_images": len(one.source) for name, one in found.parts.items()},
         },
-        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": bench.image_size},
+        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size},
         results={**results, **by_epoch},
         headline=("nmi", headline) if headline else ("nmi",),
         notes=[note for name, one in rows.items() for note in one.notes(name)] + remarks,
@@ -115,38 +115,38 @@ def _check_k(ks: tuple[int, ...], n_images: int, what: str) -> None:
 
 
 def _of_stage(
-    bench: Workbench, rows: Mapping[str, ReadableRows], stage: str, ks: tuple[int, ...], options: ClustersOptions
+    model: Model, rows: Mapping[str, ReadableRows], stage: str, ks: tuple[int, ...], options: ClustersOptions
 ) -> Iterator[tuple[int, str, dict[str, float]]]:
     """k, the part, and its measures, for all k and parts."""
-    points = {name: one.at(stage, bench.machine.clustering_device) for name, one in rows.items()}
+    points = {name: one.at(stage, model.machine.clustering_device) for name, one in rows.items()}
     first = next(iter(points))
     if options.pca:
         whitening = Whitening(options.pca).fit(points[first])
         points = {name: whitening.transform(rows_SD) for name, rows_SD in points.items()}
     for k in ks:
-        found = _cluster(bench, points[first], k, options, stage)
+        found = _cluster(model, points[first], k, options, stage)
         for name, points_SP in points.items():
             groups_S = found.labels_N if name == first else found.predict(points_SP)
             yield k, name, agreement(groups_S.cpu(), rows[name].labels_S)
 
 
-def _cluster(bench: Workbench, points_SP: Tensor, k: int, options: ClustersOptions, stage: str) -> Assignment:
+def _cluster(model: Model, points_SP: Tensor, k: int, options: ClustersOptions, stage: str) -> Assignment:
     kmeans = KMeans(k, iterations=options.iterations, start=options.start, seed=options.seed)
-    with bench.reporter.track(f"k-means on {stage}, k={k:,}", options.iterations, "iterations") as progress:
+    with model.work.reporter.track(f"k-means on {stage}, k={k:,}", options.iterations, "iterations") as progress:
 
         def on_iteration(state: LloydState) -> None:
             progress(1)
-            bench.interruption.check()
+            model.work.interruption.check()
 
         return kmeans.fit(points_SP, on_iteration=on_iteration)
 
 
-def _of_run(bench: Workbench, names: list[dict[str, int]]) -> tuple[dict[str, dict[str, float]], list[str]]:
+def _of_run(model: Model, names: list[dict[str, int]]) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Measures of the run's own clusters by epoch, where the model is a run; and what is to be said of them."""
-    run = Path(bench.model)
+    run = Path(model.name)
     if not (run / "assignments").is_dir():
         return {}, []
-    found, remarks = agreement_by_epoch(run, names, bench)
+    found, remarks = agreement_by_epoch(run, names, model)
     by_epoch = {
         f"{measure} {OF_THE_RUN}": {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
         for measure in MEASURES
@@ -156,22 +156,22 @@ def _of_run(bench: Workbench, names: list[dict[str, int]]) -> tuple[dict[str, di
 
 
 def agreement_by_epoch(
-    run: Path, names: list[dict[str, int]], bench: Workbench
+    run: Path, names: list[dict[str, int]], model: Model
 ) -> tuple[dict[int, dict[str, float]], list[str]]:
     """Measures of `agreement` by epoch, of the clusters that a run learned from, and remarks on what could not be compared.
 
     Args:
         run: its folder; tables `assignments/epoch-NNNN.parquet` of name and cluster, -1 = unreadable.
         names: classes by image name, in one or several ways of naming the images; the one that knows most is used.
-        bench: who is told, and asked whether to stop.
+        model: who is told, and asked whether to stop.
     """
     tables = sorted((int(found[1]), path) for path in (run / "assignments").iterdir() if (found := _EPOCH.search(path.name)))
     measures: dict[int, dict[str, float]] = {}
     remarks: list[str] = []
     labels = _LabelsOfRun(names)
-    with bench.reporter.track("clusters of the run", len(tables), "epochs") as progress:
+    with model.work.reporter.track("clusters of the run", len(tables), "epochs") as progress:
         for epoch, path in tables:
-            bench.interruption.check()
+            model.work.interruption.check()
             progress(1)
             table = _read(path)
             if table is None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.labelled import seen_in
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.results import Table, shown

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.neighbours import nearest_neighbours
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.labelled import open_train_val
 from deepcluster.evaluation.features.readable import readable_rows
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.evaluation.results import Results
-from deepcluster.workbench.bench import Workbench
+from deepcluster.run.model import Model
 
 TEMPERATURE = 0.07
 BLOCK_ROWS = 1024
@@ -28,24 +28,24 @@ USUAL_KS = (1, 5, 10, 20, 200)
 TOP = 5
 
 
-def evaluate(bench: Workbench, data: Path, options: KnnOptions) -> Results:
+def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
     """Accuracy of the votes of the nearest training images, on the held-out ones; one search for all numbers of votes.
 
     Raises:
         InputError: `data` has no two parts with the same classes, or k is over the number of training images.
     """
     parts = open_train_val(data)
-    stages = bench.stages(options.stages, usual=bench.trunk.embed_stage)
+    stages = model.stages(options.stages, usual=model.trunk.embed_stage)
     _check_k(options.k, len(parts.train.source), f"images of {data}'s training part")
-    known, asked = (readable_rows(bench, part, stages) for part in (parts.train, parts.val))
+    known, asked = (readable_rows(model, part, stages) for part in (parts.train, parts.val))
     ks = tuple(dict.fromkeys(options.k or _usual_ks(len(known.labels_S))))
     _check_k(ks, len(known.labels_S), f"images of {data}'s training part that can be read")
-    n_classes, device = len(parts.train.class_names), bench.machine.clustering_device
+    n_classes, device = len(parts.train.class_names), model.machine.clustering_device
     tops = (1, TOP) if n_classes > TOP else (1,)
     results: dict[str, dict[str, float]] = {f"top-{top}": {} for top in tops}
     labels = known.labels_S.to(device), asked.labels_S.to(device)
     for stage in stages:
-        nearest = _search(bench, asked.at(stage, device), known.at(stage, device), max(ks), stage)
+        nearest = _search(model, asked.at(stage, device), known.at(stage, device), max(ks), stage)
         ranks = ranks_of_truth(nearest, *labels, ks=ks, n_classes=n_classes, temperature=options.temperature)
         for k, ranks_M in ranks.items():
             for top in tops:
@@ -54,7 +54,7 @@ def evaluate(bench: Workbench, data: Path, options: KnnOptions) -> Results:
     return Results(
         protocol="knn",
         data={"path": str(data), **parts.describe()},
-        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": bench.image_size},
+        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size},
         results=results,
         headline=("top-1", _case(stages[-1], shown, stages)),
         notes=[*known.notes("train"), *asked.notes("val")],
@@ -75,16 +75,16 @@ def _check_k(ks: Sequence[int], n_known: int, what: str) -> None:
         raise InputError(f"k={max(ks)} neighbours are more than the {n_known:,} {what}; use --k {','.join(smaller)}")
 
 
-def _search(bench: Workbench, rows_MD: Tensor, known_ND: Tensor, k: int, stage: str) -> tuple[Tensor, Tensor]:
+def _search(model: Model, rows_MD: Tensor, known_ND: Tensor, k: int, stage: str) -> tuple[Tensor, Tensor]:
     """Cosines and numbers (M, K) of the nearest known images, told and stoppable on the way."""
-    with bench.reporter.track(f"neighbours by {stage}", len(rows_MD)) as progress:
+    with model.work.reporter.track(f"neighbours by {stage}", len(rows_MD)) as progress:
         done = 0
 
         def on_rows(so_far: int) -> None:
             nonlocal done
             progress(so_far - done)
             done = so_far
-            bench.interruption.check()
+            model.work.interruption.check()
 
         return nearest_neighbours(rows_MD, known_ND, k=k, metric="cosine", on_rows=on_rows)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from deepcluster.options import Checked, option
+from deepcluster.core.options import Checked, option
 
 CROPS = ("random", "fixed")
 FORMATS = ("text", "markdown", "latex")

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.building_sets import Buildings, image_folder, open_sets, overlap, some, whitening_folder
 from deepcluster.evaluation.datasets.buildings import REVISITED, GroundTruth, average_precision, precisions_at
 from deepcluster.evaluation.features.regions import Part, RegionReader, View
@@ -24,7 +24,7 @@ from deepcluster.evaluation.features.rmac import aggregate
 from deepcluster.evaluation.options import RetrievalOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.models.trunk import FEATURES
-from deepcluster.workbench.bench import Workbench
+from deepcluster.run.model import Model
 
 SCALES = (1.0, 2**-0.5, 0.5)
 KS = (1, 5, 10)
@@ -51,11 +51,11 @@ class Describer:
         return normalize(total_NP, dim=1), faults
 
     def _of_part(self, part: Part) -> Tensor | float:
-        device = self.reader.bench.machine.clustering_device
+        device = self.reader.model.machine.clustering_device
         return aggregate(part.rows_RC.to(device), part.counts_N, self.whitening).cpu() if len(part.rows_RC) else 0.0
 
 
-def evaluate(bench: Workbench, data: Path, options: RetrievalOptions) -> Results:
+def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
     """Mean average precision on each data set in a folder, of which each is asked by its own queries.
 
     Args:
@@ -65,8 +65,8 @@ def evaluate(bench: Workbench, data: Path, options: RetrievalOptions) -> Results
         InputError: it is no such data set, images are missing, a query can't be read, there is nothing to learn the
             whitening on, or the trunk has no such stage.
     """
-    stage = last_stage(bench, options.stage)
-    reader = RegionReader(bench, stage, options.levels)
+    stage = last_stage(model, options.stage)
+    reader = RegionReader(model, stage, options.levels)
     sizes = tuple(max(1, round(options.size * scale)) for scale in (SCALES if options.multiscale else SCALES[:1]))
     sets, notes = open_sets(data), list[str]()
     learned_on = {one.folder: whitening_folder(one, sets, options.whiten_on) for one in sets}
@@ -101,17 +101,17 @@ def evaluate(bench: Workbench, data: Path, options: RetrievalOptions) -> Results
     )
 
 
-def last_stage(bench: Workbench, stage: str | None) -> str:
+def last_stage(model: Model, stage: str | None) -> str:
     """The stage that is asked for, or the last convolutional one.
 
     Raises:
         InputError: there is no such stage, or it is no map.
     """
-    chosen = bench.trunk.stages[-2] if stage is None else stage
-    bench.trunk.check_stage(chosen)
+    chosen = model.trunk.stages[-2] if stage is None else stage
+    model.trunk.check_stage(chosen)
     if chosen == FEATURES:
         raise InputError(
-            f"--stage {FEATURES} has no map to take regions of; use one of {', '.join(bench.trunk.stages[:-1])}"
+            f"--stage {FEATURES} has no map to take regions of; use one of {', '.join(model.trunk.stages[:-1])}"
         )
     return chosen
 
@@ -136,7 +136,7 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
                 notes.append(
                     f"--pca {options.pca} is more than the {channels} channels of {reader.stage}; {channels} are used"
                 )
-        whitening.update(part.rows_RC.float().to(reader.bench.machine.clustering_device))
+        whitening.update(part.rows_RC.float().to(reader.model.machine.clustering_device))
     if whitening is None:
         raise InputError(f"{place}: none of its {count_of(len(source), 'image')} can be read; whitening needs some")
     whitening.finish()

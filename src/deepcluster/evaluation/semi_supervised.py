@@ -18,18 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcluster.core.errors import InputError, TrainingError
+from deepcluster.core.text import count_of
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.data.survey import check_unreadable
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError, TrainingError
 from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
 from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
 from deepcluster.evaluation.learners.trainings import Exam, Rates, Score, Trainings, batches_of, epochs_of, top_of
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.results import Results
-from deepcluster.workbench.bench import Workbench, data_key
-from deepcluster.workbench.unfinished import digest_of
+from deepcluster.run.model import Model, data_key
+from deepcluster.run.resumable import digest_of
 
 NAME = "semi-supervised"
 # A state of an older program is not gone on with.
@@ -54,7 +54,7 @@ class Case:
     held_M: Tensor
 
 
-def evaluate(bench: Workbench, data: Path, options: SemiSupervisedOptions) -> Results:
+def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Results:
     """Top-1 and top-5 on `val` of networks fine-tuned on a part of the labels of `train`, for each share of them.
 
     Raises:
@@ -69,21 +69,21 @@ def evaluate(bench: Workbench, data: Path, options: SemiSupervisedOptions) -> Re
     looked_at_M = torch.cat(list(chosen.values())).unique()
     source = ChosenImages(parts.train.source, looked_at_M.numpy(), about="with a label")
     labels_M = parts.train.labels_N[looked_at_M]
-    with bench.loader(source) as loader, bench.loader(parts.val.source) as val_loader:
-        _read(bench, {"labelled": loader, "val": val_loader})
+    with model.loader(source) as loader, model.loader(parts.val.source) as val_loader:
+        _read(model, {"labelled": loader, "val": val_loader})
         cases = [
             _case(name, _readable(torch.searchsorted(looked_at_M, indices_M), loader), labels_M, options)
             for name, indices_M in chosen.items()
         ]
-        facts = (NAME, STATE_FORMAT, options.as_dict(), data_key(source), data_key(parts.val.source), _facts(bench, cases))
-        unfinished = bench.unfinished(*facts)
-        trainings = Trainings(bench, options, loader, labels_M, len(parts.train.class_names), unfinished)
+        facts = (NAME, STATE_FORMAT, options.as_dict(), data_key(source), data_key(parts.val.source), _facts(model, cases))
+        unfinished = model.resumable(*facts)
+        trainings = Trainings(model, options, loader, labels_M, len(parts.train.class_names), unfinished)
         exam = Exam(val_loader, _readable(torch.arange(len(parts.val.source)), val_loader), parts.val.labels_N)
-        comparison = Comparison(bench, options, trainings, cases, exam)
+        comparison = Comparison(model, options, trainings, cases, exam)
         comparison.run()
         unfinished.done()
         notes = [*_notes(parts, cases, labels_M, options), *_unreadable({"labelled": loader, "val": val_loader})]
-    return _results(bench, parts, options, comparison, [*notes, *comparison.notes])
+    return _results(model, parts, options, comparison, [*notes, *comparison.notes])
 
 
 class Comparison:
@@ -96,13 +96,13 @@ class Comparison:
 
     def __init__(
         self,
-        bench: Workbench,
+        model: Model,
         options: SemiSupervisedOptions,
         trainings: Trainings,
         cases: list[Case],
         exam: Exam,
     ) -> None:
-        self.bench, self.options, self.trainings, self.cases, self.exam = bench, options, trainings, cases, exam
+        self.model, self.options, self.trainings, self.cases, self.exam = model, options, trainings, cases, exam
         self.grid = grid_of(options)
         self.scores: dict[str, Score] = {}
         self.rates: dict[str, Rates] = {}
@@ -111,7 +111,7 @@ class Comparison:
     def run(self) -> None:
         """Train them all."""
         total = sum(self.trainings.images_left(name, count) for name, count in self._planned())
-        with self.bench.reporter.track("fine-tuning", total) as progress:
+        with self.model.work.reporter.track("fine-tuning", total) as progress:
             self.trainings.progress = progress
             for case, column, scratch in self._columns():
                 self.scores[column], self.rates[column] = self._final(case, column, scratch)
@@ -143,7 +143,7 @@ class Comparison:
         ranked = sorted(self.grid, key=lambda rates: rank(scores[rates]), reverse=True)
         best = scores[ranked[0]]
         right = f"{best.top_1:.1%} of {count_of(len(case.held_M), 'held image')}"
-        self.bench.reporter.say(f"{column}: chose the rates {_said(ranked[0])}, which get {right} right")
+        self.model.work.reporter.say(f"{column}: chose the rates {_said(ranked[0])}, which get {right} right")
         return ranked
 
     def _final(self, case: Case, column: str, scratch: bool) -> tuple[Score, Rates]:
@@ -163,7 +163,7 @@ class Comparison:
     def _say(self, column: str) -> None:
         score = self.scores[column]
         top = top_of(self.trainings.n_classes)
-        self.bench.reporter.say(f"{column}: top-1 {score.top_1:.1%}, top-{top[-1]} {score.top_k:.1%}")
+        self.model.work.reporter.say(f"{column}: top-1 {score.top_1:.1%}, top-{top[-1]} {score.top_k:.1%}")
 
 
 def grid_of(options: SemiSupervisedOptions) -> list[Rates]:
@@ -204,13 +204,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:g}%"
 
 
-def _read(bench: Workbench, loaders: dict[str, Loader]) -> None:
+def _read(model: Model, loaders: dict[str, Loader]) -> None:
     """Decode all images once: unreadable ones are known before hours are spent, and the others are kept ready."""
-    with bench.reporter.track("reading", sum(len(loader.images) for loader in loaders.values())) as progress:
+    with model.work.reporter.track("reading", sum(len(loader.images) for loader in loaders.values())) as progress:
         for loader in loaders.values():
             for done in loader.read_all(torch.arange(len(loader.images))):
                 progress(done)
-                bench.interruption.check()
+                model.work.interruption.check()
             check_unreadable(loader, len(loader.images))
 
 
@@ -230,9 +230,9 @@ def _case(name: str, indices_M: Tensor, labels_N: Tensor, options: SemiSupervise
     return Case(name, indices_M, indices_M[learned_M], indices_M[held_M])
 
 
-def _facts(bench: Workbench, cases: list[Case]) -> tuple[object, ...]:
+def _facts(model: Model, cases: list[Case]) -> tuple[object, ...]:
     images = [digest_of(case.name, case.everything_M.tolist()) for case in cases]
-    return bench.image_size, bench.reduce_to, images
+    return model.image_size, model.settings.reduce_to, images
 
 
 def _name(column: str, purpose: str, rates: Rates) -> str:
@@ -270,9 +270,7 @@ def _unreadable(loaders: dict[str, Loader]) -> Iterator[str]:
             yield f"{count_of(len(bad), f'{part} image')} can't be read and left out: {some}{more}."
 
 
-def _results(
-    bench: Workbench, parts: TrainVal, options: SemiSupervisedOptions, found: Comparison, notes: list[str]
-) -> Results:
+def _results(model: Model, parts: TrainVal, options: SemiSupervisedOptions, found: Comparison, notes: list[str]) -> Results:
     trained: dict[str, Any] = {}
     for case, column, _ in found._columns():
         count = len(case.everything_M)
@@ -288,7 +286,7 @@ def _results(
     return Results(
         protocol=NAME,
         data=parts.describe() | {"labelled_images": {case.name: len(case.everything_M) for case in found.cases}},
-        settings=options.as_dict() | {"image_size": bench.image_size, "trained": trained},
+        settings=options.as_dict() | {"image_size": model.image_size, "trained": trained},
         results={
             "top-1": {column: score.top_1 for column, score in found.scores.items()},
             f"top-{top[-1]}": {column: score.top_k for column, score in found.scores.items()},

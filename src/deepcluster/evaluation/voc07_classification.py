@@ -30,11 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.progress import Meter
+from deepcluster.core.text import count_of
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import TenCrops, TrainingView
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.voc import (
     CLASSES,
     DIFFICULT,
@@ -60,8 +61,7 @@ from deepcluster.evaluation.measures.average_precision import mean_average_preci
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.models.trunk import Trunk
-from deepcluster.progress import Meter
-from deepcluster.workbench.bench import Workbench, data_key
+from deepcluster.run.model import Model, data_key
 
 NAME = "voc07-classification"
 SCALE, RATIO = (0.1, 0.5), (1.0, 1.0)
@@ -76,7 +76,7 @@ SAY_STEPS = 1_000
 STATE_FORMAT = 1
 
 
-def evaluate(bench: Workbench, data: Path, options: VocClassificationOptions) -> Results:
+def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Results:
     """Fine-tune a copy of the model on one split of a VOC devkit; mAP on the other.
 
     Raises:
@@ -84,18 +84,18 @@ def evaluate(bench: Workbench, data: Path, options: VocClassificationOptions) ->
         TrainingError: the loss is no finite number any more.
         Interrupted: the state is kept; the same call goes on to the very result it would have had.
     """
-    size = crop_size(bench, options.image_size)
+    size = crop_size(model, options.image_size)
     devkit = open_voc(data)
     train, test = splits_for(devkit, options.split)
     if len(without_positives(test.labels_NC)) == len(CLASSES):
         raise InputError(f"{devkit.root}: none of {test.source.describe()} has an object of VOC's classes that counts")
-    classifier = make_classifier(bench.copy_of_trunk(), options)
-    training = Training(bench, classifier, train, size, options)
+    classifier = make_classifier(model.copy_of_trunk(), options)
+    training = Training(model, classifier, train, size, options)
     images = f"{count_of(len(train.names), 'image')}, testing on {len(test.names):,}"
-    bench.reporter.say(f"training {'all' if options.finetune == 'all' else 'after the convolutions'} on {images}")
+    model.work.reporter.say(f"training {'all' if options.finetune == 'all' else 'after the convolutions'} on {images}")
     training.run()
     scores_NC, unreadable = score(
-        bench,
+        model,
         classifier,
         test.source,
         size,
@@ -176,7 +176,7 @@ class Training:
         unreadable: why images could not be read, by index.
     """
 
-    bench: Workbench
+    model: Model
     classifier: Classifier
     split: VocSplit
     size: int
@@ -188,21 +188,21 @@ class Training:
     def __post_init__(self) -> None:
         self.optimizer = sgd(
             [weight for weight in self.classifier.parameters() if weight.requires_grad],
-            self.bench.machine,
+            self.model.machine,
             lr=self.options.lr,
             momentum=self.options.momentum,
             weight_decay=self.options.weight_decay,
         )
         labels = sha256(self.split.labels_NC.numpy().tobytes()).hexdigest()
         facts = (sorted(self.options.as_dict().items()), self.size, data_key(self.split.source), labels)
-        self.unfinished = self.bench.unfinished(NAME, STATE_FORMAT, *facts)
+        self.unfinished = self.model.resumable(NAME, STATE_FORMAT, *facts)
         kept = self.unfinished.load()
         if kept is not None:
             self.classifier.load_state_dict(kept["classifier"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.iteration, self.losses = kept["iteration"], RunningLoss(*kept["loss"])
             self.unreadable = kept["unreadable"]
-            self.bench.reporter.say(f"going on after {self._where()}")
+            self.model.work.reporter.say(f"going on after {self._where()}")
 
     def state(self) -> dict[str, Any]:
         """From which the training goes on."""
@@ -221,8 +221,8 @@ class Training:
         if not left:
             return
         with (
-            self.bench.loader(source, reduce_to=reduced(self.size)) as loader,
-            self.bench.reporter.track("training", left, "iterations") as progress,
+            self.model.loader(source, reduce_to=reduced(self.size)) as loader,
+            self.model.work.reporter.track("training", left, "iterations") as progress,
         ):
             while self.iteration < self.options.iterations:
                 self._epoch(loader, progress)
@@ -248,7 +248,7 @@ class Training:
                     return
 
     def _step(self, batch: Batch) -> None:
-        options, machine = self.options, self.bench.machine
+        options, machine = self.options, self.model.machine
         for group in self.optimizer.param_groups:
             group["lr"] = rate(options, self.iteration)
         if len(batch.indices_B):
@@ -260,7 +260,7 @@ class Training:
         self.iteration += 1
         if self.iteration % min(SAY_STEPS, ceil(options.iterations / 10)) == 0:
             mean, now = self.losses.settle(self._where()), self.optimizer.param_groups[0]["lr"]
-            self.bench.reporter.say(f"{self._where()}  loss {mean:.3f}  rate {now:.3g}")
+            self.model.work.reporter.say(f"{self._where()}  loss {mean:.3f}  rate {now:.3g}")
             self.losses = RunningLoss()
 
     def _where(self) -> str:
@@ -268,7 +268,7 @@ class Training:
 
 
 def score(
-    bench: Workbench,
+    model: Model,
     classifier: Classifier,
     source: ImageSource,
     size: int,
@@ -288,15 +288,15 @@ def score(
     n_images = len(source)
     sums_NC = torch.zeros(n_images, len(CLASSES), dtype=torch.float64)
     counts_N1 = torch.zeros(n_images, 1, dtype=torch.float64)
-    with bench.loader(source, reduce_to=reduced(size)) as loader:
+    with model.loader(source, reduce_to=reduced(size)) as loader:
         batches = _test_batches(loader, n_images, size, test_crops, seed)
-        with bench.reporter.track("testing", n_images * CROPS, "crops") as progress, closing(batches):
+        with model.work.reporter.track("testing", n_images * CROPS, "crops") as progress, closing(batches):
             for batch in batches:
                 if len(batch.indices_B):
                     # Of (B, 3, H, W) nothing is joined, of (B, V, 3, H, W) the first two.
                     crops_XCHW = batch.images_BCHW.flatten(0, -4)
                     indices_X = batch.indices_B.repeat_interleave(len(crops_XCHW) // len(batch.indices_B))
-                    sums_NC.index_add_(0, indices_X, logits_of(classifier, crops_XCHW, bench.machine).cpu().double())
+                    sums_NC.index_add_(0, indices_X, logits_of(classifier, crops_XCHW, model.machine).cpu().double())
                     counts_N1.index_add_(0, indices_X, torch.ones(len(indices_X), 1, dtype=torch.float64))
                     progress(len(crops_XCHW))
                 on_batch()

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, Devkit, VocSplit, open_voc, splits_for
 from deepcluster.evaluation.learners.svm import (
     COSTS,
@@ -36,9 +36,9 @@ from deepcluster.evaluation.learners.svm import (
 from deepcluster.evaluation.measures.average_precision import AveragePrecisions, mean_average_precision
 from deepcluster.evaluation.options import VocSvmOptions
 from deepcluster.evaluation.results import Measured, Results
-from deepcluster.workbench.bench import Workbench, data_key, readable
-from deepcluster.workbench.pooling import Pooled
-from deepcluster.workbench.unfinished import Unfinished
+from deepcluster.run.model import Model, data_key, readable
+from deepcluster.run.pooling import Pooled
+from deepcluster.run.resumable import ResumableState
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
 # k positives of a class come with k negatives for each of the other classes.
@@ -89,8 +89,8 @@ class _Case:
 class _Svms:
     """Trains the SVMs of one evaluation. What is done is kept, so that a stop loses no more than those under way."""
 
-    def __init__(self, bench: Workbench, train: _Part, test: _Part, kept: Unfinished) -> None:
-        self.bench, self.train, self.test, self.kept = bench, train, test, kept
+    def __init__(self, model: Model, train: _Part, test: _Part, kept: ResumableState) -> None:
+        self.model, self.train, self.test, self.kept = model, train, test, kept
         self.done: dict[str, Any] = kept.load() or {}
         all_cases = [_Case(number, train.labels_NC[:, number].numpy()) for number in range(len(CLASSES))]
         self.cases = [case for case in all_cases if case.positives.size and case.negatives.size]
@@ -115,32 +115,34 @@ class _Svms:
             return Rows(unit_rows(self.train.features[stage]), unit_rows(self.test.features[stage]))
 
         missing = [job for job in jobs if job.key not in self.done]
-        with self.bench.reporter.track(what, len(jobs), unit="SVMs") as progress:
+        with self.model.work.reporter.track(what, len(jobs), unit="SVMs") as progress:
             progress(len(jobs) - len(missing))
-            for key, fitted in fit_all(missing, rows, self.bench.workers):
+            for key, fitted in fit_all(missing, rows, self.model.workers):
                 self.done[key] = vars(fitted)
                 progress(1)
                 self.kept.check(lambda: self.done)
         return [Fitted(**self.done[job.key]) for job in jobs]
 
 
-def evaluate(bench: Workbench, data: Path, options: VocSvmOptions) -> Results:
+def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
     """mAP of linear SVMs on each stage; with `low_shot` also of SVMs that saw few images, on the best stage.
 
     Raises:
         InputError: no VOC devkit, a list, image or annotation is missing or damaged, no class can be scored, no such stage.
     """
-    stages = bench.stages(options.stages)
+    stages = model.stages(options.stages)
     devkit = open_voc(data)
     split = _usual_split(devkit) if options.split == "auto" else options.split
     train, test = splits_for(devkit, split)
-    kept = bench.unfinished("voc07-svm", _facts(train), _facts(test), bench.image_size, bench.reduce_to, options.as_dict())
-    svms = _Svms(bench, _part(bench, train, stages), _part(bench, test, stages), kept)
+    kept = model.resumable(
+        "voc07-svm", _facts(train), _facts(test), model.image_size, model.settings.reduce_to, options.as_dict()
+    )
+    svms = _Svms(model, _part(model, train, stages), _part(model, test, stages), kept)
     scores: dict[str, AveragePrecisions] = {}
     for stage in stages:
         jobs = [case.job(stage, options.seed) for case in svms.cases]
         [scores[stage]] = svms.score(jobs, stage, f"SVMs on {stage}")
-        bench.reporter.detail(f"{stage}: mAP {scores[stage].mean:.3f}, of 11 points {scores[stage].mean_11_points:.3f}")
+        model.work.reporter.detail(f"{stage}: mAP {scores[stage].mean:.3f}, of 11 points {scores[stage].mean_11_points:.3f}")
     best = max(stages, key=lambda stage: scores[stage].mean)
     results: dict[str, Measured] = {
         "mAP": {stage: scores[stage].mean for stage in stages},
@@ -152,7 +154,7 @@ def evaluate(bench: Workbench, data: Path, options: VocSvmOptions) -> Results:
     notes = [*_notes_on_data(devkit, options, split, train, test), *_notes(svms, scores[best], options)]
     kept.done()
     counts = {"train_images": len(train.source), "test_images": len(test.source), "classes": len(scores[best].by_class)}
-    settings = options.as_dict() | _settings(bench, split, stages)
+    settings = options.as_dict() | _settings(model, split, stages)
     return Results("voc07-svm", {"description": devkit.name} | counts, settings, results, ("mAP", best), notes)
 
 
@@ -165,10 +167,10 @@ def _facts(split: VocSplit) -> str:
     return f"{data_key(split.source)} {hashlib.sha256(split.labels_NC.numpy().tobytes()).hexdigest()}"
 
 
-def _part(bench: Workbench, split: VocSplit, stages: Sequence[str]) -> _Part:
+def _part(model: Model, split: VocSplit, stages: Sequence[str]) -> _Part:
     """Features of all stages in one pass over the images."""
     wanted = {stage: Pooled(stage, "pooled") for stage in stages}
-    made = bench.features(split.source, list(wanted.values()))
+    made = model.rows(split.source, list(wanted.values()))
     features = {stage: made[one] for stage, one in wanted.items()}
     good_N = readable(features[stages[0]])
     unreadable = [split.names[index] for index in (~good_N).nonzero().flatten().tolist()]
@@ -192,11 +194,11 @@ def _shots(svms: _Svms) -> list[int]:
     return [k for k in SHOTS if any(case.positives.size >= k for case in svms.cases)]
 
 
-def _settings(bench: Workbench, split: str, stages: Sequence[str]) -> dict[str, Any]:
+def _settings(model: Model, split: str, stages: Sequence[str]) -> dict[str, Any]:
     return {
         "split": split,
         "stages": list(stages),
-        "image_size": bench.image_size,
+        "image_size": model.image_size,
         "costs": list(COSTS),
         "folds": FOLDS,
         "positive_weight": POSITIVE_WEIGHT,

@@ -10,7 +10,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.models.trunk import FEATURES, Trunk
 
 

@@ -5,19 +5,16 @@ B images of a batch, D features, K clusters, S super-classes, R images whose sup
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
-from deepcluster.distributed import Route, rank, world_size
-from deepcluster.errors import InputError
+from deepcluster.core.distributed import Route, rank, world_size
+from deepcluster.core.errors import InputError
 
 T = TypeVar("T")
-
-# A head from means is at most as sharp as if clusters were this much narrower than they are apart.
-NARROWEST = 1e-4
 
 
 class ClusterHead(nn.Module):
@@ -36,45 +33,6 @@ class ClusterHead(nn.Module):
         super().__init__()
         self.relu = nn.ReLU()
         self.linear = _linear(dim, n_clusters, torch.Generator().manual_seed(seed))
-
-    @classmethod
-    def from_means(cls, means_KD: Tensor, spread: float) -> Self:
-        """A head whose softmax is that of the nearest mean, -|x - c|² / 2 spread, but for a constant of each image.
-
-        So w = (c - m) / spread and b = -(|c|² - |m|²) / 2 spread: the mean m of the means changes scores of all clusters
-        alike, and without it weights stay small. That is the posterior of clusters which are equally likely normal
-        distributions of variance `spread` in each component. (Instead of new random weights after each clustering, with
-        which the paper's section 3 begins anew.)
-
-        Args:
-            means_KD: mean of the features after the ReLU of each cluster's images; rows with NaN: clusters without images,
-                whose score is the least that any cluster has at the mean.
-            spread: mean squared distance of an image to its cluster's mean (more: softer; divided by the number of
-                components in which images spread: as sharp as the distances say). Where it is nearly nothing a
-                10,000th of the means' own is taken.
-
-        Raises:
-            InputError: a spread that is negative or not finite; no finite mean.
-        """
-        known_K = means_KD.isfinite().all(dim=1)
-        if not spread >= 0 or spread == float("inf") or not bool(known_K.any()):
-            raise InputError(f"spread={spread:g} must be a number from 0 on, and at least one of the means finite")
-        known_SD = means_KD[known_K].double()
-        centre_D = known_SD.mean(dim=0)
-        centred_SD = known_SD - centre_D
-        squares_S = centred_SD.square().sum(dim=1)
-        # 1 where all means are equal: then all weights are zero.
-        variance = max(spread, NARROWEST * float(squares_S.mean())) or 1.0
-        # |c|² - |m|² = |c - m|² + 2 m (c - m), which cancels no digits.
-        bias_S = -(squares_S / 2 + centred_SD @ centre_D) / variance
-        head = cls(means_KD.shape[1], len(means_KD), seed=0).to(means_KD.device)
-        with torch.no_grad():
-            head.linear.weight.zero_()
-            head.linear.weight[known_K] = (centred_SD / variance).float()
-            # At the centre m the scores are -|c - m|² / 2 variance.
-            head.linear.bias.fill_(-float(squares_S.max()) / 2 / variance)
-            head.linear.bias[known_K] = bias_S.float()
-        return head
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Scores (B, K) of features (B, D)."""
@@ -172,6 +130,13 @@ class HierarchicalHead(nn.Module):
 
 
 Head = ClusterHead | HierarchicalHead
+
+
+def make_head(dim: int, n_clusters: int, super_of_cluster_K: Tensor | None, *, seed: int) -> Head:
+    """Return a new head of random weights: hierarchical where the clusters lie in super-classes."""
+    if super_of_cluster_K is not None:
+        return HierarchicalHead(dim, super_of_cluster_K, seed=seed)
+    return ClusterHead(dim, n_clusters, seed=seed)
 
 
 def is_apart(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.models.convnets import sobel_layer
 from deepcluster.models.trunk import FEATURES, Trunk
 

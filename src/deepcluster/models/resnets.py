@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torchvision
 from torch import Tensor, nn
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.models.convnets import sobel_layer
 from deepcluster.models.trunk import FEATURES, Trunk
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -28,7 +28,7 @@ def synchronise_batch_norms(network: nn.Module, all_reduce: Reduce) -> nn.Module
     objects under the same names. On a GPU the layers are torch's `SyncBatchNorm` (or timm's of that kind).
 
     Args:
-        all_reduce: `deepcluster.distributed.all_reduce`.
+        all_reduce: `deepcluster.core.distributed.all_reduce`.
 
     Raises:
         InputError: a layer derives from BatchNorm in a way that is not known here.

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deepcluster.errors import InputError, did_you_mean
+from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.models.named import MISFITS, NamedTrunk, check_options, misfit, name_and_options
 from deepcluster.models.trunk import FEATURES
 

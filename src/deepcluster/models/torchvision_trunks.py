@@ -10,7 +10,7 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from deepcluster.errors import InputError, did_you_mean
+from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.models.named import MISFITS, NamedTrunk, check_options, misfit, name_and_options
 from deepcluster.models.trunk import FEATURES
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from deepcluster.archs import ARCHITECTURES as ARCHITECTURES
-from deepcluster.archs import TIMM, TORCHVISION, check_arch
-from deepcluster.errors import InputError, did_you_mean
+from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.models.archs import ARCHITECTURES as ARCHITECTURES
+from deepcluster.models.archs import TIMM, TORCHVISION, check_arch
 
 FEATURES = "features"
 # Of all images that are normalised together.

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.core.files import load_tensors
 from deepcluster.models.trunk import Trunk
-from deepcluster.saving import load_tensors
 
 TORCH_FILES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"

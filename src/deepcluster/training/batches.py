@@ -1,7 +1,7 @@
 """Where in the order of an epoch its batches are, and which part of each is this rank's."""
 
-from deepcluster.distributed import part_of, rank, world_size
-from deepcluster.errors import InputError
+from deepcluster.core.distributed import part_of, rank, world_size
+from deepcluster.core.errors import InputError
 
 
 def even_batches(count: int, batch_size: int) -> list[slice]:

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.clustering.assignment import Assignment, draw_as_published, draw_uniform
-from deepcluster.clustering.features import FeatureRows, MemoryPlan, plan_memory
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.config import Settings
-from deepcluster.crops import Crops
+from deepcluster.core.device import Machine
+from deepcluster.core.distributed import all_reduce, my_part
+from deepcluster.core.progress import Meter
+from deepcluster.core.seeds import seed_of
+from deepcluster.data.crops import Crops
 from deepcluster.data.loader import Batch, Loader, View
 from deepcluster.data.views import TrainingView, rotate_quarters
-from deepcluster.device import Machine
-from deepcluster.distributed import all_reduce, my_part
-from deepcluster.inference import LOOK_BATCH, look, stage_width
+from deepcluster.models.heads import make_head
 from deepcluster.models.trunk import Trunk
-from deepcluster.progress import Meter
+from deepcluster.run.features import FEATURE_BATCH, feature_batches, stage_width
+from deepcluster.run.settings import Settings
 from deepcluster.training.batches import part_of_slice
+from deepcluster.training.feature_rows import FeatureRows, MemoryPlan, plan_memory
 from deepcluster.training.grouping import Grouping, group_points, most_iterations
 from deepcluster.training.loop import Around, Loop
 from deepcluster.training.optim import (
@@ -36,8 +38,7 @@ from deepcluster.training.optim import (
     trunk_optimizer,
 )
 from deepcluster.training.past_features import PastFeatures
-from deepcluster.training.pseudo_labels import labels_of, make_head, means_of_clusters
-from deepcluster.training.seeds import seed_of
+from deepcluster.training.pseudo_labels import labels_of
 
 # Of a seed's parts, after (run seed, epoch): what it is for.
 _QUARTERS = 4
@@ -101,7 +102,7 @@ class DeepCluster(Loop[Looked, Grouping]):
             generator = torch.Generator().manual_seed(seed_of(self.settings.seed, self.epoch, _QUARTERS))
             self.quarters_N = torch.randint(4, (len(self.loader.images),), generator=generator, dtype=torch.uint8)
         whitening = Whitening(self.settings.pca, all_reduce=all_reduce)
-        rows = FeatureRows(self._rows, self.memory, batch_rows=LOOK_BATCH)
+        rows = FeatureRows(self._rows, self.memory, batch_rows=FEATURE_BATCH)
 
         def feed(rows_BD: Tensor) -> None:
             with self.timed("whitening"):
@@ -121,8 +122,7 @@ class DeepCluster(Loop[Looked, Grouping]):
         # A second look at the images shows its own progress.
         looks = self.memory.kind == "twice"
         track = nullcontext(Meter()) if looks else self.reporter.track("whitening", self.memory.n_images)
-        kept = nullcontext() if self.starts_from_means else rows
-        with kept, self.timed("whitening"), track as progress:
+        with rows, self.timed("whitening"), track as progress:
 
             def on_batch(images: int) -> None:
                 progress(images)
@@ -134,13 +134,13 @@ class DeepCluster(Loop[Looked, Grouping]):
             points_MP = rows.each(whitening.transform, width=width, device=device, on_batch=on_batch)
         indices_M = torch.arange(self.mine.start, self.mine.stop)
         quarters_M = None if self.turned_N is None else self.turned_N[self.mine]
-        return Grouping(points_MP, indices_M, whitening, features=None if kept is rows else rows, quarters_M=quarters_M)
+        return Grouping(points_MP, indices_M, whitening, quarters_M=quarters_M)
 
     def _rows(self) -> Batches:
         """Rows_BD of this rank's images, and their numbers among these, batch by batch."""
         past = None if self.finishing else self.past
         fills = past is not None and past.is_empty
-        for rows_BD, indices_B in self._look() if past is None or fills else past.batches(LOOK_BATCH):
+        for rows_BD, indices_B in self._look() if past is None or fills else past.batches(FEATURE_BATCH):
             # As they are kept: a clustering that is taken up may need them once more.
             kept_BD = past.put(indices_B, rows_BD) if past is not None and fills else rows_BD
             yield kept_BD, indices_B - self.mine.start
@@ -160,7 +160,7 @@ class DeepCluster(Loop[Looked, Grouping]):
 
             indices = torch.arange(self.mine.start, self.mine.stop)
             stage, size = self.settings.cluster_stage, self.settings.image_size
-            batches = look(
+            batches = feature_batches(
                 self.trunk,
                 self.loader,
                 self.machine,
@@ -168,7 +168,7 @@ class DeepCluster(Loop[Looked, Grouping]):
                 image_size=size,
                 indices=indices,
                 quarters_N=self.turned_N,
-                on_batch=on_batch,
+                advance=on_batch,
             )
             while True:
                 with self.timed("features"):
@@ -207,24 +207,9 @@ class DeepCluster(Loop[Looked, Grouping]):
 
     def make_labels(self, assignments: Sequence[Assignment], points: Grouping) -> None:
         """Step 4: the groups become labels, numbered as they were before where they overlap; a new head for them."""
-        assignment = self.take_assignment(assignments[0])
+        self.take_assignment(assignments[0])
         self.whitening = points.whitening
-        means = None
-        if self.starts_from_means:
-            # A clustering that was taken up has no features any more.
-            with points.features or self.look_at_images().rows as rows, self.timed("clustering"):
-                means = means_of_clusters(rows, assignment, mine=self.mine)
-        self.learner = self._new_learner(means)
-
-    @property
-    def starts_from_means(self) -> bool:
-        """Whether the next head starts from the means of the clusters.
-
-        Not that of a trunk that has learned nothing: its BatchNorm has statistics of no image yet, and in training features
-        are others than those that were grouped (a first loss of 3.7 for 10 clusters of photos, 2.3 by chance).
-        """
-        trained = self.epoch > 1 or self.settings.init is not None
-        return self.settings.head_start == "centroids" and trained and not self.finishing
+        self.learner = self._new_learner()
 
     @property
     def crops(self) -> Crops:
@@ -275,9 +260,9 @@ class DeepCluster(Loop[Looked, Grouping]):
         rate = self.trunk_optimizer.param_groups[0]["lr"]
         return f"epoch {self.epoch}, batch {self.batch}, learning rate {rate:g}"
 
-    def _new_learner(self, means: tuple[Tensor, float] | None = None) -> Learner:
+    def _new_learner(self) -> Learner:
         seed = seed_of(self.settings.seed, self.epoch)
-        head = make_head(self.trunk.dim, self.current, seed=seed, means=means)
+        head = make_head(self.trunk.dim, self.current.n_clusters, self.current.super_of_cluster_K, seed=seed)
         head = head.to(device=self.machine.device, dtype=self.machine.dtype)
         optimizers = (self.trunk_optimizer, head_optimizer(head, self.settings, self.machine))
         return Learner(self.network, head, optimizers, self.machine, self.settings.clip_gradient)

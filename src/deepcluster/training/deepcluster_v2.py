@@ -12,32 +12,32 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from deepcluster.clustering.assignment import Assignment, cluster_means
-from deepcluster.clustering.features import extract_features
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.config import Settings
-from deepcluster.crops import Crops
+from deepcluster.core.device import Machine
+from deepcluster.core.distributed import all_reduce, my_part
+from deepcluster.core.seeds import image_order, seed_of
+from deepcluster.core.text import size
+from deepcluster.data.crops import Crops
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.views import ClusterView
-from deepcluster.device import Machine
-from deepcluster.distributed import all_reduce, my_part
-from deepcluster.inference import look
 from deepcluster.models.projection import CropPoints, Projection, prototype_losses
 from deepcluster.models.trunk import FEATURES, Trunk
-from deepcluster.progress import size
+from deepcluster.run.features import feature_batches
+from deepcluster.run.settings import Settings
+from deepcluster.run.space import ProjectedSpace
 from deepcluster.training.batches import even_batches, part_of_slice
+from deepcluster.training.feature_rows import extract_features
 from deepcluster.training.grouping import over_all_images
 from deepcluster.training.lars import parameter_groups
 from deepcluster.training.loop import Around, Loop
 from deepcluster.training.memory_bank import MemoryBank
 from deepcluster.training.optim import descend, make_optimizer, prepared
 from deepcluster.training.pseudo_labels import labels_of
-from deepcluster.training.seeds import seed_of
-from deepcluster.training.space import ProjectedSpace
 
 # Of a seed's parts, after (run seed, epoch): what it is for.
-_PROJECTION, _CLUSTERING, _ORDER = 1, 2, 3
+_PROJECTION, _CLUSTERING = 1, 2
 
 
 @dataclass(frozen=True)
@@ -244,14 +244,14 @@ class DeepClusterV2(Loop[MemoryBank, BankPoints]):
                 self.interruption.check()
 
             indices = torch.arange(mine.start, mine.stop)
-            rows = look(
+            rows = feature_batches(
                 self.trunk,
                 self.loader,
                 self.machine,
                 stage=FEATURES,
                 image_size=self.settings.image_size,
                 indices=indices,
-                on_batch=on_batch,
+                advance=on_batch,
             )
             points_MP = extract_features(
                 ((projected.transform(rows_BD), indices_B - mine.start) for rows_BD, indices_B in rows),
@@ -308,8 +308,3 @@ class DeepClusterV2(Loop[MemoryBank, BankPoints]):
                 self.whitening = Whitening.from_state_dict(state["whitening"])
         self.bank_epoch = state["bank_epoch"]
         self.bank.load_state_dict(state["rows"]["bank"], self.machine.device)
-
-
-def image_order(seed: int, epoch: int, n_images: int) -> Tensor:
-    """Indices of all images in the order in which an epoch learns them."""
-    return torch.randperm(n_images, generator=torch.Generator().manual_seed(seed_of(seed, epoch, _ORDER)))

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
+from deepcluster.core.progress import Reporter
 from deepcluster.data.cache import DecodedImages
-from deepcluster.progress import Reporter
 
 # A number of images → indices_M of no more than these, and their points_MP in the space that was clustered.
 Points = Callable[[int], tuple[Tensor, Tensor]]

@@ -1,11 +1,12 @@
 """What a run says of itself before it starts, and once it knows how long an epoch takes."""
 
-from deepcluster.config import Settings
-from deepcluster.distributed import world_size
-from deepcluster.progress import Reporter, duration, size
+from deepcluster.core.distributed import world_size
+from deepcluster.core.progress import Reporter
+from deepcluster.core.text import duration, size
+from deepcluster.run.folder import RunFolder
+from deepcluster.run.settings import Settings
 from deepcluster.training.grouping import super_classes
 from deepcluster.training.plan import Plan
-from deepcluster.training.run import RunFolder
 
 
 def say_plan(plan: Plan, memory: str, reporter: Reporter) -> None:

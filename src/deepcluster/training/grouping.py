@@ -12,14 +12,13 @@ from torch import Tensor
 
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
 from deepcluster.clustering.balance import BalancedKMeans
-from deepcluster.clustering.features import FeatureRows
 from deepcluster.clustering.groups import Ranks
 from deepcluster.clustering.hierarchical import ROTATIONS, HierarchicalKMeans
 from deepcluster.clustering.kmeans import KMeans, LloydState
 from deepcluster.clustering.pic import ITERATIONS, PowerIterationClustering
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.config import Settings
-from deepcluster.distributed import all_reduce, all_reduce_in, exchange_rows, gather_at, new_groups, rank, world_size
+from deepcluster.core.distributed import all_reduce, all_reduce_in, exchange_rows, gather_at, new_groups, rank, world_size
+from deepcluster.run.settings import Settings
 
 
 @dataclass
@@ -31,7 +30,6 @@ class Grouping:
         indices_M: which images these are, ascending.
         whitening: how the points were made of features.
         lloyd: where k-means stands; None before its first iteration, and with other clusterers, which start again.
-        features: rows of which the points were made, where a head is started from them.
         quarters_M: by how many quarters each image was turned; None: none was.
     """
 
@@ -39,7 +37,6 @@ class Grouping:
     indices_M: Tensor
     whitening: Whitening
     lloyd: LloydState | None = None
-    features: FeatureRows | None = None
     quarters_M: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:

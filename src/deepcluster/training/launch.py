@@ -10,29 +10,29 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.features import MemoryPlan, least_bytes, plan_memory
-from deepcluster.config_checks import size_in_bytes
+from deepcluster.core.device import free_memory_bytes
+from deepcluster.core.distributed import barrier, is_restart, joined, my_part, on_main, world_size
+from deepcluster.core.errors import InputError, LostProcess, TrainingError
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import fingerprint
 from deepcluster.data.storage.addresses import whole_address
 from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
-from deepcluster.device import free_memory_bytes
-from deepcluster.distributed import barrier, is_restart, joined, my_part, on_main, world_size
-from deepcluster.errors import InputError, LostProcess, TrainingError
-from deepcluster.inference import image_features, look, stage_width
-from deepcluster.interruption import Interruption
-from deepcluster.progress import Reporter
+from deepcluster.run.features import feature_batches, image_features, stage_width
+from deepcluster.run.folder import RunFolder
+from deepcluster.run.metrics import epoch_line, health
+from deepcluster.run.settings_checks import size_in_bytes
+from deepcluster.run.space import Space, space_state
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
+from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
 from deepcluster.training.follower import Follow, Follower, Nobody
 from deepcluster.training.forecast import say_plan, say_time_left
 from deepcluster.training.loop import Loop
-from deepcluster.training.metrics import epoch_line, health
 from deepcluster.training.plan import Data, Plan, Planner, say_unreadable
-from deepcluster.training.run import RunFolder
-from deepcluster.training.space import Space, space_state
 
 # (features_MD, labels_M) → score
 Evaluate = Callable[[Tensor, Tensor], float]
@@ -232,7 +232,7 @@ def _points_of_sample(plan: Plan, assignment: Assignment, space: Space, count: i
     stage, image_size = plan.settings.cluster_stage, plan.settings.image_size
     batches = [
         (indices_B, space.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
-        for rows_BD, indices_B in look(
+        for rows_BD, indices_B in feature_batches(
             plan.trunk, plan.loader, plan.machine, stage=stage, image_size=image_size, indices=sample
         )
     ]

@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.config import Settings
-from deepcluster.crops import Crops
+from deepcluster.core.device import Machine
+from deepcluster.core.distributed import all_reduce, gather_objects, on_main, world_size
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
+from deepcluster.core.seeds import seed_of_rank
+from deepcluster.data.crops import Crops
 from deepcluster.data.loader import Batch, Loader, View
 from deepcluster.data.views import DRAWS_ALIGNED, Colours
-from deepcluster.device import Machine
-from deepcluster.distributed import all_reduce, gather_objects, on_main, world_size
-from deepcluster.interruption import Interruption
 from deepcluster.models.synchronised import synchronise_batch_norms
 from deepcluster.models.trunk import Trunk, normalise
-from deepcluster.progress import Reporter
+from deepcluster.run.settings import Settings
+from deepcluster.run.space import Space
 from deepcluster.training.batches import even_batches, part_of_slice
 from deepcluster.training.clock import Clock
 from deepcluster.training.metrics import epoch_metrics
 from deepcluster.training.optim import LossMeter, learning_factor, not_finite
-from deepcluster.training.seeds import seed_of_rank
-from deepcluster.training.space import Space
 
 Looked = TypeVar("Looked")
 Points = TypeVar("Points")

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcluster.config import Settings
-from deepcluster.device import Machine
-from deepcluster.distributed import all_reduce, data_parallel, world_size
-from deepcluster.errors import TrainingError
+from deepcluster.core.device import Machine
+from deepcluster.core.distributed import all_reduce, data_parallel, world_size
+from deepcluster.core.errors import TrainingError
 from deepcluster.models.heads import ClusterHead, Head, HierarchicalHead, apart, is_apart
 from deepcluster.models.trunk import FEATURES, Trunk
+from deepcluster.run.settings import Settings
 from deepcluster.training.lars import LARS
 
 # The loss is looked at this often: at every step a GPU would be waited for.

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 import torch
 from torch import Tensor
 
-from deepcluster.distributed import exchange_rows, my_part, world_size
+from deepcluster.core.distributed import exchange_rows, my_part, world_size
 from deepcluster.training.memory_bank import MemoryBank
 
 

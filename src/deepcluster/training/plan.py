@@ -9,22 +9,22 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from deepcluster.config import Settings
-from deepcluster.config_checks import size_in_bytes
+from deepcluster.core.device import Machine
+from deepcluster.core.distributed import barrier, my_part
+from deepcluster.core.errors import InputError
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
 from deepcluster.data.cache_plan import CachePlan, decoded_images, name_of, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
 from deepcluster.data.survey import SAMPLE, Survey, check_images, survey
-from deepcluster.device import Machine
-from deepcluster.distributed import barrier, my_part
-from deepcluster.errors import InputError
-from deepcluster.inference import stage_width
-from deepcluster.interruption import Interruption
-from deepcluster.models.trunk import Trunk, make_trunk
-from deepcluster.progress import Reporter
-from deepcluster.recipes import Change, choose_settings, fit_to_trunk, settings_before_data
-from deepcluster.training.run import RunFolder, check_same_settings, differing_settings, load_checkpoint
+from deepcluster.models.trunk import Trunk
+from deepcluster.run.features import make_run_trunk, stage_width
+from deepcluster.run.folder import RunFolder, check_same_settings, differing_settings, load_checkpoint
+from deepcluster.run.recipes import Change, choose_settings, fit_to_trunk, settings_before_data
+from deepcluster.run.settings import Settings
+from deepcluster.run.settings_checks import size_in_bytes
 
 Data = str | Path | Sequence[str | Path]
 
@@ -90,7 +90,7 @@ class Planner:
             if saved is not None:
                 _take_unreadable(self.folder, loader)
                 state = _saved_state(self.folder, saved, len(source)) if self.folder.last.is_file() else None
-                trunk = trunk_of(saved)
+                trunk = make_run_trunk(saved)
                 if state is None:
                     self._initialise(trunk, saved)
                 yield Plan(self.folder, data, saved, [], loader, cache, machine, trunk, resumed=True, state=state)
@@ -125,7 +125,7 @@ class Planner:
         barrier()
         say_unreadable(loader, seen.looked_at, self.reporter)
         settings, changes = choose_settings(explicit, seen)
-        trunk = trunk_of(settings)
+        trunk = make_run_trunk(settings)
         width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
         settings, more = fit_to_trunk(settings, explicit, width=width, n_images=seen.n_images)
         settings = replace(settings, precision=machine.precision)
@@ -149,17 +149,6 @@ class Planner:
                 self.interruption.check()
 
             yield on_images
-
-
-def trunk_of(settings: Settings) -> Trunk:
-    """The trunk of a run, with the random weights that it starts from."""
-    return make_trunk(
-        settings.arch,
-        image_size=settings.image_size,
-        sobel=settings.sobel,
-        dropout=settings.dropout,
-        seed=settings.seed,
-    )
 
 
 def say_unreadable(loader: Loader, looked_at: int, reporter: Reporter) -> None:

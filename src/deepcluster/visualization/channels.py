@@ -1,18 +1,18 @@
 """Which stages, and which channels of a stage, a person asks for."""
 
-from deepcluster.errors import InputError
-from deepcluster.workbench.bench import Workbench
+from deepcluster.core.errors import InputError
+from deepcluster.run.model import Model
 
 ALL = "all"
 
 
-def chosen_stages(bench: Workbench, text: str | None) -> tuple[str, ...]:
+def chosen_stages(model: Model, text: str | None) -> tuple[str, ...]:
     """The stages that are named; by default the last one that has maps, such as conv5 or layer4.
 
     Raises:
         InputError: the trunk has no such stage.
     """
-    return bench.stages(text, usual=bench.trunk.stages[-2])
+    return model.stages(text, usual=model.trunk.stages[-2])
 
 
 def parse_channels(text: str, n_channels: int, *, stage: str, clip: bool = False) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from deepcluster.options import Checked, option
+from deepcluster.core.options import Checked, option
 
 STAGES = "stages whose filters are shown, with commas between, or all; by default the last that has maps"
 

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.data.sources.arrays import ArraySource
 from deepcluster.data.sources.files import IMAGE_ENDINGS, open_list, open_table
 from deepcluster.data.sources.folders import NoImages, open_folder
@@ -30,7 +31,6 @@ from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.cache_folder import usual_cache_folder
 from deepcluster.data.storage.remote import find_files
 from deepcluster.data.storage.retries import Patience
-from deepcluster.errors import InputError, did_you_mean
 
 __all__ = ["ImageSource", "JoinedSource", "LimitedSource", "fingerprint", "open_source"]
 

@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.storage import file_stamp
-from deepcluster.data.wording import count_of, printable
-from deepcluster.errors import InputError
 
 _IMAGE_KEYS: Final = ("images", "x", "data", "arr_0", "x_train")
 _LABEL_KEYS: Final = ("labels", "y", "y_train")

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
+from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.storage import file_stamp
 from deepcluster.data.storage.addresses import is_address, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.retries import Patience
-from deepcluster.data.wording import count_of, endings_of, printable
-from deepcluster.errors import InputError, UnreadableImage, did_you_mean
 
 IMAGE_ENDINGS: Final = frozenset(
     "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm avif".split()  # noqa: SIM905 (a list of words)

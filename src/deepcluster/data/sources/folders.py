@@ -12,11 +12,11 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Final
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource, describe_files
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.scan import Listing, find_images, scan
-from deepcluster.data.wording import count_of, endings_of, printable
-from deepcluster.errors import InputError
 
 _SPLITS: Final = frozenset({"train", "val", "test", "valid", "validation"})
 _NAMED: Final = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.data.wording import count_of, printable
+from deepcluster.core.text import count_of, printable
 
 
 class ImageSource(ABC):

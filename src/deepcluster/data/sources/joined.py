@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.wording import count_of, printable
-from deepcluster.errors import InputError
 
 
 class JoinedSource(ImageSource):

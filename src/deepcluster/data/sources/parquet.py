@@ -24,6 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.tables import (
     DAMAGES,
@@ -41,8 +43,6 @@ from deepcluster.data.sources.tables import (
 )
 from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.wording import count_of, printable
-from deepcluster.errors import InputError, UnreadableImage
 
 # Of the size that the store holds several of in memory.
 BLOCK_BYTES: Final = 4 << 20

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.storage.addresses import host_of, is_address, is_web, names_below, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import Patience, ask, find_addresses, unique
 from deepcluster.data.storage.retries import NotAllowed, NotThere, Refused
-from deepcluster.data.wording import count_of, endings_of, printable
-from deepcluster.errors import InputError, UnreadableImage
 
 _TABLES: Final = (".csv", ".tsv")
 

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.tables import (
     DAMAGES,
@@ -31,8 +33,6 @@ from deepcluster.data.sources.tables import (
     written_anew,
 )
 from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
 
 _STATE: Final = "state.json"
 _SPLITS: Final = "dataset_dict.json"

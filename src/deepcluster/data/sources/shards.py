@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.folders import class_runs
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.tar_index import TarIndex, index_tar, number_repeated
 from deepcluster.data.sources.unpacked import UnpackedFile, unpack
 from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.data.wording import count_of, endings_of, printable
-from deepcluster.errors import InputError, UnreadableImage
 
 # In 20 µs, the time of opening a file, 64 KiB come from the memory of the system; in 40 ms, that of a request, about
 # 4 MiB come over the network. Members below half a piece are not hopped over.

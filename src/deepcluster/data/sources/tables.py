@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.storage import LocalFile, StoredFile, file_stamp
-from deepcluster.data.wording import count_of, printable
-from deepcluster.errors import InputError, UnreadableImage
 
 # What pyarrow raises for damaged files: its own errors, and Python's for names that are no UTF-8 or belong to no column.
 DAMAGES: Final = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError)

@@ -18,12 +18,12 @@ from typing import Final
 
 import pyarrow as pa
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.tar_members import TarMembers, has_content
 from deepcluster.data.storage import StoredFile
 from deepcluster.data.storage.cache_folder import write_whole
-from deepcluster.data.wording import count_of, printable
-from deepcluster.errors import InputError
 
 _VERSION: Final = 1
 _CHECK_BYTES: Final = 4

@@ -7,8 +7,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, Final, cast
 
+from deepcluster.core.errors import DeepClusterError, InputError
 from deepcluster.data.storage import StoredFile
-from deepcluster.errors import DeepClusterError, InputError
 
 _BLOCK: Final = tarfile.BLOCKSIZE
 _LARGEST_HEADER: Final = 1 << 24  # Names and PAX records; a damaged length must not fill the memory.

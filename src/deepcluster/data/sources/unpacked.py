@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import printable
 from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage.cache_folder import beside_of
-from deepcluster.data.wording import printable
-from deepcluster.errors import InputError
 
 _PIECE: Final = 8 << 20
 _SLICE: Final = 1 << 14  # It holds 17 MB at most (gzip saves a factor of 1,032), and so much at once is in memory.

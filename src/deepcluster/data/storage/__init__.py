@@ -6,7 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 
 class StoredFile(ABC):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 # `C://` is a drive; `digits.npz::000012` is an image in an array; `zip://a.jpg::s3://...` and `x::s3://...` are chains.
 _ADDRESS: Final = re.compile(r"(?:[A-Za-z][\w+.-]+::)*([A-Za-z][\w+.-]+)://")

@@ -12,14 +12,14 @@ from typing import Final, TypeVar
 
 import pyarrow as pa
 
+from deepcluster.core.errors import DeepClusterError, InputError
+from deepcluster.core.text import endings_of, printable
 from deepcluster.data.storage import StoredFile
 from deepcluster.data.storage.addresses import expand, expand_braces, is_address, names_below, path_of, pattern_start, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.faults import ShortAnswer, judge
 from deepcluster.data.storage.retries import ConnectionLost, NotThere, Patience, end_waits, insist, plain_error
 from deepcluster.data.storage.transfers import About, NoParts, Site, site_of
-from deepcluster.data.wording import endings_of, printable
-from deepcluster.errors import DeepClusterError, InputError
 
 __all__ = ["ConnectionLost", "Patience", "RemoteFile", "end_waits", "expand", "find_addresses", "find_files", "is_address"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from deepcluster.core.errors import DeepClusterError, InputError
 from deepcluster.data.storage.addresses import scheme_of, shown
 from deepcluster.data.storage.faults import Fault, Kind, judge
-from deepcluster.errors import DeepClusterError, InputError
 
 T = TypeVar("T")
 # A server may ask for hours; by then a person had better know.

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
+from deepcluster.core.errors import DeepClusterError, InputError, did_you_mean
 from deepcluster.data.storage.addresses import host_of, is_web, scheme_of, shown
 from deepcluster.data.storage.faults import ShortAnswer
 from deepcluster.data.storage.retries import Connection, ConnectionLost, ending
-from deepcluster.errors import DeepClusterError, InputError, did_you_mean
 
 T = TypeVar("T")
 # A server that is there answers a greeting within this time, also from the other side of the world.

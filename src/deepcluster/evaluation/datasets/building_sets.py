@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
 from deepcluster.evaluation.datasets.buildings import (
     DAMAGED_IN_PARIS,
     GroundTruth,

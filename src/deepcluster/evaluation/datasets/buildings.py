@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets.labelled import seen_in
-from deepcluster.plain_pickle import read_plain_pickle
+from deepcluster.evaluation.datasets.plain_pickle import read_plain_pickle
 
 LISTS = ("good", "ok", "junk")
 LIST_FOLDERS = ("lab", "gt", "gt_files", "groundtruth")

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
 
 # What a message names of many names.
 NAMED = 3

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "validation", "valid", "test")

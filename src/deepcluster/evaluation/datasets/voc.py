@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.sources.files import FileSource
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError, did_you_mean
 from deepcluster.evaluation.datasets.labelled import seen_in
 
 CLASSES = (

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets.labelled import Labelled
-from deepcluster.workbench.bench import Workbench, readable
-from deepcluster.workbench.pooling import Pooled
+from deepcluster.run.model import Model, readable
+from deepcluster.run.pooling import Pooled
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ def _is(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def readable_rows(bench: Workbench, images: Labelled, stages: Sequence[str]) -> ReadableRows:
+def readable_rows(model: Model, images: Labelled, stages: Sequence[str]) -> ReadableRows:
     """Averages of the stages over their maps, of all images in one pass.
 
     Raises:
         InputError: no image can be read.
     """
     wanted = [Pooled(stage) for stage in stages]
-    features = bench.features(images.source, wanted)
+    features = model.rows(images.source, wanted)
     seen_N = readable(features[wanted[0]])
     if not bool(seen_N.any()):
         raise InputError(f"none of the images can be read: {images.source.describe()}")

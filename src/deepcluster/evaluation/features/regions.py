@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from deepcluster.core.device import free_disk_bytes
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.resize import resize
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.storage.cache_folder import write_whole
-from deepcluster.device import free_disk_bytes
-from deepcluster.errors import InputError, UnreadableImage
 from deepcluster.evaluation.features.rmac import region_vectors
 from deepcluster.models.trunk import normalise
-from deepcluster.workbench.bench import DISK_RESERVE, FEATURES_FOLDER, Workbench
-from deepcluster.workbench.unfinished import digest_of
+from deepcluster.run.model import DISK_RESERVE, FEATURES_FOLDER, Model
+from deepcluster.run.resumable import digest_of
 
 # Images of a part: what a stop loses at most. Their places must be whole numbers in float16, which ends at 2,048.
 TOGETHER = 128
@@ -68,7 +68,7 @@ class RegionReader:
         InputError: images of the size asked for are too small for the trunk, or a box is not in its image.
     """
 
-    bench: Workbench
+    model: Model
     stage: str
     levels: int
 
@@ -82,10 +82,10 @@ class RegionReader:
         """
         if size < self.smallest:
             raise InputError(
-                f"--size: images of {size} px are too small for {self.stage} of {self.bench.trunk.arch}; "
+                f"--size: images of {size} px are too small for {self.stage} of {self.model.trunk.arch}; "
                 f"use {self.smallest} or more"
             )
-        with self.bench.reporter.track(what, len(views)) as progress:
+        with self.model.work.reporter.track(what, len(views)) as progress:
             for first in range(0, len(views), TOGETHER):
                 yield self._part(source, views[first : first + TOGETHER], size, progress)
 
@@ -98,23 +98,23 @@ class RegionReader:
             except RuntimeError:  # A pool or a convolution that is wider than what it is given.
                 continue
             return side
-        raise InputError(f"{self.stage} of {self.bench.trunk.arch} has no map of an image of {LARGEST_SMALLEST} px")
+        raise InputError(f"{self.stage} of {self.model.trunk.arch} has no map of an image of {LARGEST_SMALLEST} px")
 
     def _map(self, view_CHW: Tensor, smallest: int) -> Tensor:
         """The stage's map (C, H, W) of a uint8 view; a view narrower than the trunk takes stands on the mean colour."""
-        bench = self.bench
+        model = self.model
         missing = [max(0, smallest - side) for side in view_CHW.shape[1:]]
-        with torch.no_grad(), bench.machine.autocast():
-            x_1CHW = normalise(bench.machine.put(view_CHW[None]))
+        with torch.no_grad(), model.machine.autocast():
+            x_1CHW = normalise(model.machine.put(view_CHW[None]))
             if any(missing):
                 x_1CHW = pad(x_1CHW, (0, missing[1], 0, missing[0]))
-            map_CHW: Tensor = bench.trunk.maps(x_1CHW, (self.stage,))[self.stage][0]
+            map_CHW: Tensor = model.trunk.maps(x_1CHW, (self.stage,))[self.stage][0]
             return map_CHW
 
     def _part(self, source: ImageSource, views: Sequence[View], size: int, progress: Callable[[int], None]) -> Part:
         facts = [(source.name(view.index), source.stamp(view.index), view.box) for view in views]
-        key = digest_of(self.bench.weights, self.stage, self.levels, size, facts, "regions-1")
-        file = self.bench.cache / FEATURES_FOLDER / f"{key}.npy"
+        key = digest_of(self.model.weights, self.stage, self.levels, size, facts, "regions-1")
+        file = self.model.cache / FEATURES_FOLDER / f"{key}.npy"
         part = _kept(file, source, views)
         if part is None:
             part = self._made(source, views, size, progress)
@@ -126,17 +126,17 @@ class RegionReader:
     def _made(self, source: ImageSource, views: Sequence[View], size: int, progress: Callable[[int], None]) -> Part:
         rows: list[Tensor] = []
         counts_N, faults = torch.zeros(len(views), dtype=torch.int64), {}
-        with closing(_ahead(source, views, size, self.bench.workers)) as made:
+        with closing(_ahead(source, views, size, self.model.workers)) as made:
             for place, view_CHW in enumerate(made):
                 if isinstance(view_CHW, str):
                     faults[place] = view_CHW
                 else:
                     vectors_RC = region_vectors(self._map(view_CHW, self.smallest), self.levels)
                     counts_N[place] = len(vectors_RC)
-                    rows.append(vectors_RC.to(self.bench.machine.feature_dtype).cpu())
+                    rows.append(vectors_RC.to(self.model.machine.feature_dtype).cpu())
                 progress(1)
-                self.bench.interruption.check()
-        rows_RC = torch.cat(rows) if rows else torch.empty(0, 1, dtype=self.bench.machine.feature_dtype)
+                self.model.work.interruption.check()
+        rows_RC = torch.cat(rows) if rows else torch.empty(0, 1, dtype=self.model.machine.feature_dtype)
         return Part(rows_RC, counts_N, faults)
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcluster.device import Machine
-from deepcluster.errors import InputError, TrainingError
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import Trunk, normalise
-from deepcluster.workbench.bench import Workbench
+from deepcluster.run.model import Model
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 # A loss is looked at this often: at every step a GPU would be waited for.
@@ -45,23 +45,23 @@ class Classifier(nn.Module):
         return self.head(self.trunk(x_BCHW))  # type: ignore[no-any-return]
 
 
-def crop_size(bench: Workbench, asked: int | None) -> int:
+def crop_size(model: Model, asked: int | None) -> int:
     """Side of the crops in pixels: what is asked for, else that of the model.
 
     Raises:
         InputError: the trunk can't take images of this size.
     """
-    size, trunk = asked or bench.image_size, bench.trunk
-    if size == bench.image_size:
+    size, trunk = asked or model.image_size, model.trunk
+    if size == model.image_size:
         return size
     try:
         with torch.no_grad():
-            trunk(torch.zeros(1, 3, size, size, device=bench.machine.device))
+            trunk(torch.zeros(1, 3, size, size, device=model.machine.device))
     except RuntimeError:
         reason = "its fully connected layers are made for that" if fully_connected(trunk) else "smaller maps would be empty"
         raise InputError(
-            f"image_size={size} does not fit this {trunk.arch}, which takes images of {bench.image_size} px ({reason}); "
-            f"leave --image-size out, or use {bench.image_size}"
+            f"image_size={size} does not fit this {trunk.arch}, which takes images of {model.image_size} px ({reason}); "
+            f"leave --image-size out, or use {model.image_size}"
         ) from None
     return size
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.workbench.pooling import Pooled
+from deepcluster.run.pooling import Pooled
 
 
 def learning_rate(lr: float, weight_decay: float, step: int) -> float:

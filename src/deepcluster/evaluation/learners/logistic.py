@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.device import free_memory_bytes
+from deepcluster.core.device import free_memory_bytes
 
 # From strong to weak; tried in this order, each from the solution of the one before.
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5)

@@ -21,8 +21,8 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
-from deepcluster.device import free_memory_bytes
-from deepcluster.workbench.bench import readable
+from deepcluster.core.device import free_memory_bytes
+from deepcluster.run.model import readable
 
 # The powers of ten that the instructions of the published benchmark give, and the powers of two that its code adds.
 COSTS = tuple(sorted([10.0**power for power in range(-7, 3)] + [2.0**-power for power in range(4, 20)]))

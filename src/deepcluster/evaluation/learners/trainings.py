@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from deepcluster.core.progress import Meter
 from deepcluster.data.loader import Loader
 from deepcluster.data.views import ClusterView, TrainingView
 from deepcluster.evaluation.learners.fine_tuning import Classifier, logits_of, order_of, seed_of, sgd, step
 from deepcluster.evaluation.learners.logistic import right_among
 from deepcluster.evaluation.options import SemiSupervisedOptions
-from deepcluster.inference import LOOK_BATCH
-from deepcluster.progress import Meter
-from deepcluster.workbench.bench import Workbench
-from deepcluster.workbench.unfinished import Unfinished
+from deepcluster.run.features import FEATURE_BATCH
+from deepcluster.run.model import Model
+from deepcluster.run.resumable import ResumableState
 
 # The views and the schedule of SwAV's published script for 1 % and 10 % of ImageNet's labels (facebookresearch/swav,
 # eval_semisup.py): of 20 epochs, rates are multiplied by 0.2 before the 13th and the 17th.
@@ -130,15 +130,15 @@ class Trainings:
 
     def __init__(
         self,
-        bench: Workbench,
+        model: Model,
         options: SemiSupervisedOptions,
         loader: Loader,
         labels_N: Tensor,
         n_classes: int,
-        unfinished: Unfinished,
+        unfinished: ResumableState,
     ) -> None:
-        self.bench, self.options, self.loader = bench, options, loader
-        self.labels_N, self.n_classes, self.unfinished = labels_N.to(bench.machine.device), n_classes, unfinished
+        self.model, self.options, self.loader = model, options, loader
+        self.labels_N, self.n_classes, self.unfinished = labels_N.to(model.machine.device), n_classes, unfinished
         self.progress = Meter()
         self._earlier: dict[str, Any] = unfinished.load() or {"finished": {}, "running": None}
         self.finished = {name: Score(*values) for name, values in self._earlier["finished"].items()}
@@ -185,8 +185,8 @@ class Trainings:
         return self.finished[name]
 
     def _begun(self, name: str, rates: Rates, scratch: bool) -> _Running:
-        machine, options = self.bench.machine, self.options
-        trunk = self.bench.new_trunk(options.seed) if scratch else self.bench.copy_of_trunk()
+        machine, options = self.model.machine, self.options
+        trunk = self.model.new_trunk(options.seed) if scratch else self.model.copy_of_trunk()
         trunk.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         classifier = Classifier(trunk, self.n_classes, seed=options.seed)
         groups: list[dict[str, object]] = [
@@ -213,7 +213,7 @@ class Trainings:
     def _epoch(self, running: _Running, indices_M: Tensor) -> float:
         """The rest of an epoch; the loss of its last step, which is no number once any has not been."""
         seed, epoch = self.options.seed, running.epoch
-        view = TrainingView(self.bench.image_size, scale=SCALE)
+        view = TrainingView(self.model.image_size, scale=SCALE)
         order_M = indices_M[order_of(len(indices_M), seed, epoch)]
         order_M = order_M[: _images_an_epoch(len(indices_M), self.options)]
         size, _ = batches_of(len(indices_M), self.options.batch_size)
@@ -229,7 +229,7 @@ class Trainings:
                         batch.images_BCHW,
                         self.labels_N[batch.indices_B.to(self.labels_N.device)],
                         cross_entropy,
-                        self.bench.machine,
+                        self.model.machine,
                         seed=seed_of(seed, epoch, running.batch),
                     )
                 running.batch += 1
@@ -240,10 +240,10 @@ class Trainings:
     def _examined(self, classifier: Classifier, exam: Exam) -> Score:
         top = top_of(self.n_classes)
         right, loss, count = [0] * len(top), 0.0, 0
-        view, labels_N = ClusterView(self.bench.image_size), exam.labels_N.to(self.bench.machine.device)
-        with closing(exam.loader.cluster_views(view, exam.indices_M, LOOK_BATCH)) as batches:
+        view, labels_N = ClusterView(self.model.image_size), exam.labels_N.to(self.model.machine.device)
+        with closing(exam.loader.cluster_views(view, exam.indices_M, FEATURE_BATCH)) as batches:
             for batch in batches:
-                scores_BC = logits_of(classifier, batch.images_BCHW, self.bench.machine)
+                scores_BC = logits_of(classifier, batch.images_BCHW, self.model.machine)
                 labels_B = labels_N[batch.indices_B.to(labels_N.device)]
                 right = [sum(both) for both in zip(right, right_among(scores_BC, labels_B, top).tolist(), strict=True)]
                 loss += float(cross_entropy(scores_BC, labels_B, reduction="sum"))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 MEASURES = ("nmi", "adjusted_rand", "accuracy", "purity")
 

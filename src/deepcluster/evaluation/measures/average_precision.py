@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
-from deepcluster.data.wording import count_of
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 
 RECALLS = 11
 

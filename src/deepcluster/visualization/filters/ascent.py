@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.visualization.filters.parametrisation import Pixels, Waves, blur, generator_of
 from deepcluster.visualization.filters.responses import Responses, mean_scores, own, own_means
 from deepcluster.visualization.filters.settings import PUBLISHED, Settings

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcluster.device import Machine
-from deepcluster.errors import InputError
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError
 from deepcluster.models.trunk import Trunk, normalise
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepcluster.errors import InputError
-from deepcluster.saving import write_whole
+from deepcluster.core.errors import InputError
+from deepcluster.core.files import write_whole
 from deepcluster.visualization.grid import picture_grid
 
 JSON_FILE, GRID_FILE = "filters.json", "grid.png"

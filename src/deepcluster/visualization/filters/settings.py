@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from deepcluster.errors import InputError
-from deepcluster.options import flag
+from deepcluster.core.errors import InputError
+from deepcluster.core.options import flag
 from deepcluster.visualization.options import FilterOptions
 
 PUBLISHED, FOURIER = "published", "fourier"

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepcluster.core.progress import Meter
 from deepcluster.models.trunk import Trunk
-from deepcluster.progress import Meter
+from deepcluster.run.model import Model
+from deepcluster.run.resumable import ResumableState, digest_of
 from deepcluster.visualization.channels import chosen_stages, parse_channels
 from deepcluster.visualization.filters.ascent import Ascent, new_ascent
 from deepcluster.visualization.filters.parametrisation import random_images
@@ -22,8 +24,6 @@ from deepcluster.visualization.filters.responses import Responses
 from deepcluster.visualization.filters.saving import StageFolder
 from deepcluster.visualization.filters.settings import Settings, settings_of
 from deepcluster.visualization.options import FilterOptions
-from deepcluster.workbench.bench import Workbench
-from deepcluster.workbench.unfinished import Unfinished, digest_of
 
 FORMAT = "filters-1"
 # Bytes of a batch's maps and their gradients: fixed, not measured, so that a batch is the same again. On a processor larger
@@ -52,7 +52,7 @@ class FilterPictures:
     dead: tuple[int, ...]
 
 
-def show_filters(bench: Workbench, options: FilterOptions, out: Path) -> list[FilterPictures]:
+def show_filters(model: Model, options: FilterOptions, out: Path) -> list[FilterPictures]:
     """Write, in `out`/STAGE of each stage, a picture of each filter that is asked for.
 
     Pictures that are there already, of the same weights and settings, stay as they are, and nothing is done for them.
@@ -62,10 +62,10 @@ def show_filters(bench: Workbench, options: FilterOptions, out: Path) -> list[Fi
             for something else. Nothing was written.
         Interrupted: the person stopped it; the same call goes on.
     """
-    settings = settings_of(options, bench.image_size)
-    stages = chosen_stages(bench, options.stage)
-    trunk = bench.copy_of_trunk()
-    chosen = [_Stage.of(bench, trunk, stage, options, settings, out) for stage in stages]
+    settings = settings_of(options, model.image_size)
+    stages = chosen_stages(model, options.stage)
+    trunk = model.copy_of_trunk()
+    chosen = [_Stage.of(model, trunk, stage, options, settings, out) for stage in stages]
     for stage in chosen:
         stage.make(options.batch_size)
     return [stage.pictures() for stage in chosen]
@@ -91,34 +91,32 @@ def usual_batch_size(responses: Responses) -> int:
 class _Stage:
     """The work on one stage."""
 
-    bench: Workbench
+    model: Model
     responses: Responses
     settings: Settings
     channels: tuple[int, ...]
     folder: StageFolder
 
     @classmethod
-    def of(
-        cls, bench: Workbench, trunk: Trunk, stage: str, options: FilterOptions, settings: Settings, out: Path
-    ) -> "_Stage":
-        responses = Responses(trunk, stage, bench.machine, size=settings.image_size, made_for=bench.image_size)
+    def of(cls, model: Model, trunk: Trunk, stage: str, options: FilterOptions, settings: Settings, out: Path) -> "_Stage":
+        responses = Responses(trunk, stage, model.machine, size=settings.image_size, made_for=model.image_size)
         # The default means "at most": a stage may have fewer. So it does where several stages are asked for.
-        clip = options.channels == FilterOptions.channels or len(chosen_stages(bench, options.stage)) > 1
+        clip = options.channels == FilterOptions.channels or len(chosen_stages(model, options.stage)) > 1
         channels = parse_channels(options.channels, responses.n_channels, stage=stage, clip=clip)
-        facts = {"stage": stage, **settings.as_dict(), "model": bench.model, "weights": bench.weights}
-        key = digest_of(FORMAT, bench.weights, stage, settings.as_dict())
-        return cls(bench, responses, settings, channels, StageFolder(out / stage, key, facts))
+        facts = {"stage": stage, **settings.as_dict(), "model": model.name, "weights": model.weights}
+        key = digest_of(FORMAT, model.weights, stage, settings.as_dict())
+        return cls(model, responses, settings, channels, StageFolder(out / stage, key, facts))
 
     def make(self, batch_size: int | None) -> None:
         """The pictures that are missing."""
-        stage, reporter = self.responses.stage, self.bench.reporter
+        stage, reporter = self.responses.stage, self.model.work.reporter
         missing = [channel for channel in self.channels if channel not in self.folder.channels]
         if not missing:
             reporter.say(f"{stage}: the pictures are there already, of this model and these settings")
             if not self.folder.grid.is_file():
                 self.folder.draw_grid()
             return
-        unfinished = self.bench.unfinished(FORMAT, stage, self.settings.as_dict())
+        unfinished = self.model.resumable(FORMAT, stage, self.settings.as_dict())
         size = batch_size or usual_batch_size(self.responses)
         reporter.detail(f"{stage}: {len(missing)} filters, {min(size, len(missing))} at once")
         random_C = self._random_answers()
@@ -135,12 +133,12 @@ class _Stage:
 
     def _random_answers(self) -> NDArray[np.float32]:
         """Mean activation (C,) of each filter on images that show nothing."""
-        images_NCHW = random_images(RANDOM_IMAGES, self.settings.image_size, device=self.bench.machine.device)
+        images_NCHW = random_images(RANDOM_IMAGES, self.settings.image_size, device=self.model.machine.device)
         means = [self.responses.means(images_NCHW[first : first + 8]) for first in range(0, RANDOM_IMAGES, 8)]
         result: NDArray[np.float32] = torch.cat(means).mean(dim=0).cpu().numpy()
         return result
 
-    def _ascents(self, missing: list[int], size: int, unfinished: Unfinished, progress: Meter) -> Iterator[Ascent]:
+    def _ascents(self, missing: list[int], size: int, unfinished: ResumableState, progress: Meter) -> Iterator[Ascent]:
         """Batches of filters; first the one that was under way when an earlier call was stopped."""
         state = unfinished.load()
         if state is not None and set(state["channels"]) <= set(missing):
@@ -152,7 +150,7 @@ class _Stage:
         for first in range(0, len(missing), size):
             yield new_ascent(self.responses, self.settings, missing[first : first + size])
 
-    def _climb(self, ascent: Ascent, unfinished: Unfinished, progress: Meter) -> None:
+    def _climb(self, ascent: Ascent, unfinished: ResumableState, progress: Meter) -> None:
         while ascent.done < self.settings.steps:
             unfinished.check(ascent.state)
             ascent.advance()

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.core.files import write_whole
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
 from deepcluster.data.sources import ImageSource
-from deepcluster.interruption import Interruption
-from deepcluster.progress import Reporter
-from deepcluster.saving import write_whole
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.clusters import describe_clusters

@@ -8,8 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.data.wording import count_of
-from deepcluster.progress import duration
+from deepcluster.core.text import count_of, duration
 from deepcluster.visualization.report.curves import clusterings, curves_of, guess_of
 from deepcluster.visualization.report.gallery.rows import shown
 from deepcluster.visualization.report.page import Section, render

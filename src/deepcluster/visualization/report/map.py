@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.progress import Reporter
+from deepcluster.core.progress import Reporter
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.rows import Listing
 from deepcluster.visualization.report.page import Blob, Section, render

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.data.wording import count_of
+from deepcluster.core.text import count_of
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.rows import Listing, shown
 from deepcluster.visualization.report.odd import MOST_GROUPS, MOST_OF_GROUP, NEAR_SHARE, NEIGHBOURS, Duplicates, Odd

@@ -13,8 +13,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepcluster.errors import InputError
-from deepcluster.saving import write_whole
+from deepcluster.core.errors import InputError
+from deepcluster.core.files import write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.files import write_whole
+from deepcluster.core.text import count_of, printable
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.wording import count_of, printable
-from deepcluster.errors import InputError, UnreadableImage
-from deepcluster.saving import write_whole
+from deepcluster.run.model import Model
 from deepcluster.visualization.top_images.pages import ACROSS, CHANNELS_A_PAGE, Shown, blocks_page, pairs_page, show
 from deepcluster.visualization.top_images.photos import Box, photo_box
 from deepcluster.visualization.top_images.search import StageImages, TopImages
-from deepcluster.workbench.bench import Workbench
 
 JSON_FILE = "top-images.json"
 # What a page is called: each image with its patch, and squares of images.
@@ -37,7 +37,7 @@ NOT_IN_NAMES = str.maketrans({**dict.fromkeys('<>:"\\|?*', "_"), **dict.fromkeys
 
 
 def save_top_images(
-    top: TopImages, source: ImageSource, folder: Path, bench: Workbench, *, data: str, copies: Path | None = None
+    top: TopImages, source: ImageSource, folder: Path, model: Model, *, data: str, copies: Path | None = None
 ) -> list[Path]:
     """Write, in `folder`/STAGE of each stage, `pairs-1.png`, `blocks-1.png`, … and last of all `top-images.json`.
 
@@ -61,9 +61,9 @@ def save_top_images(
     for stage in top.stages:
         there = folder / stage.stage
         there.mkdir(parents=True, exist_ok=True)
-        written.append(_save_stage(stage, top, source, there, bench, data))
+        written.append(_save_stage(stage, top, source, there, model, data))
         if copies is not None:
-            _copy(stage, source, copies / stage.stage, bench)
+            _copy(stage, source, copies / stage.stage, model)
     return written
 
 
@@ -76,7 +76,7 @@ def check_copies_folder(folder: Path) -> None:
         raise InputError(f"--copies {folder}: {parent} is a file or can't be written to")
 
 
-def _save_stage(stage: StageImages, top: TopImages, source: ImageSource, folder: Path, bench: Workbench, data: str) -> Path:
+def _save_stage(stage: StageImages, top: TopImages, source: ImageSource, folder: Path, model: Model, data: str) -> Path:
     for old in (folder / JSON_FILE, *folder.glob(f"{PAIRS}-*.png"), *folder.glob(f"{BLOCKS}-*.png")):
         old.unlink(missing_ok=True)
     rows = [row for row, dead in enumerate(stage.dead_S.tolist()) if not dead]
@@ -84,10 +84,10 @@ def _save_stage(stage: StageImages, top: TopImages, source: ImageSource, folder:
     pages = []
     most = max(1, CHANNELS_A_PAGE // ceil(top.count / ACROSS))
     parts = [rows[first : first + most] for first in range(0, len(rows), most)]
-    with bench.reporter.track(f"pictures of {stage.stage}", len(rows), unit="channels") as progress:
+    with model.work.reporter.track(f"pictures of {stage.stage}", len(rows), unit="channels") as progress:
         for number, part in enumerate(parts, 1):
-            bench.interruption.check()
-            entries, shown = _page(stage, part, source, top.reduce_to, bench.workers)
+            model.work.interruption.check()
+            entries, shown = _page(stage, part, source, top.reduce_to, model.workers)
             channels |= {str(stage.channels[row]): list(entries[row]) for row in part}
             files = {kind: f"{kind}-{number:0{len(str(len(parts)))}d}.png" for kind in (PAIRS, BLOCKS)}
             _draw(stage, part, shown, folder / files[PAIRS], folder / files[BLOCKS])
@@ -95,8 +95,8 @@ def _save_stage(stage: StageImages, top: TopImages, source: ImageSource, folder:
             progress(len(part))
     facts = {
         "stage": stage.stage,
-        "model": bench.model,
-        "weights": bench.weights,
+        "model": model.name,
+        "weights": model.weights,
         "data": data,
         "images": len(source) - len(top.unreadable),
         "unreadable": len(top.unreadable),
@@ -196,18 +196,20 @@ def _number(score: float) -> str:
     return f"{score:.2f}" if abs(score) >= 1 else f"{score:.3g}"
 
 
-def _copy(stage: StageImages, source: ImageSource, folder: Path, bench: Workbench) -> None:
+def _copy(stage: StageImages, source: ImageSource, folder: Path, model: Model) -> None:
     """Copies of the images in a folder for each channel; images that are not files of their own are written as PNG."""
     digits = len(str(max(stage.channels)))
     gone = 0
     for row, channel, rank, index in _ranked(stage):
-        bench.interruption.check()
+        model.work.interruption.check()
         there = folder / f"channel-{channel:0{digits}d}"
         there.mkdir(parents=True, exist_ok=True)
         beginning = f"{rank + 1:0{len(str(len(stage.images(row))))}d}-"
         gone += not _copy_image(source, index, there, beginning)
     if gone:
-        bench.reporter.warn(f"{count_of(gone, 'image')} of {stage.stage} can't be read any more: there is no copy of them")
+        model.work.reporter.warn(
+            f"{count_of(gone, 'image')} of {stage.stage} can't be read any more: there is no copy of them"
+        )
 
 
 def _ranked(stage: StageImages) -> Iterator[tuple[int, int, int, int]]:

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import ClusterView
-from deepcluster.errors import InputError, TrainingError
-from deepcluster.inference import LOOK_BATCH
 from deepcluster.models.trunk import normalise
+from deepcluster.run.features import FEATURE_BATCH
+from deepcluster.run.model import Model, data_key
 from deepcluster.visualization.channels import chosen_stages, parse_channels
 from deepcluster.visualization.options import TopImagesOptions
 from deepcluster.visualization.receptive_field import ReceptiveField, StageShape, stage_shapes
-from deepcluster.workbench.bench import Workbench, data_key
 
 # Changes with what the kept state means.
 STATE = "top-images-1"
@@ -84,7 +84,7 @@ class TopImages:
 
 
 def find_top_images(
-    bench: Workbench, source: ImageSource, options: TopImagesOptions, *, batch_size: int = LOOK_BATCH
+    model: Model, source: ImageSource, options: TopImagesOptions, *, batch_size: int = FEATURE_BATCH
 ) -> TopImages:
     """The images of a source that excite each channel most, of the stages that `options.stage` names, in one pass.
 
@@ -96,12 +96,12 @@ def find_top_images(
         Interrupted: the person stopped it.
         TrainingError: activations are not numbers.
     """
-    shapes = stage_shapes(bench.trunk, chosen_stages(bench, options.stage), bench.image_size)
+    shapes = stage_shapes(model.trunk, chosen_stages(model, options.stage), model.image_size)
     chosen = {
         name: parse_channels(options.channels, shape.channels, stage=name, clip=len(shapes) > 1)
         for name, shape in shapes.items()
     }
-    search = _Search(bench, shapes, options)
+    search = _Search(model, shapes, options)
     search.run(source, batch_size)
     n_readable = len(source) - len(search.unreadable)
     if not n_readable:
@@ -111,8 +111,8 @@ def find_top_images(
         stages=tuple(search.result(name, channels, alone=n_readable == 1) for name, channels in chosen.items()),
         count=options.count,
         rank=options.rank,
-        image_size=bench.image_size,
-        reduce_to=bench.reduce_to,
+        image_size=model.image_size,
+        reduce_to=model.settings.reduce_to,
         unreadable=search.unreadable,
     )
 
@@ -161,25 +161,34 @@ class Best:
 class _Search:
     """One pass over the data; `best` by stage, and how far it is, can be kept and taken up again."""
 
-    def __init__(self, bench: Workbench, shapes: dict[str, StageShape], options: TopImagesOptions) -> None:
-        self.bench, self.shapes, self.options = bench, shapes, options
-        device = bench.machine.device
+    def __init__(self, model: Model, shapes: dict[str, StageShape], options: TopImagesOptions) -> None:
+        self.model, self.shapes, self.options = model, shapes, options
+        device = model.machine.device
         self.best = {name: Best.none(shape.channels, options.count, device) for name, shape in shapes.items()}
         self.done = 0
         self.unreadable: dict[int, str] = {}
 
     def run(self, source: ImageSource, batch_size: int) -> None:
-        bench, options = self.bench, self.options
+        model, options = self.model, self.options
         stages = tuple(self.shapes)
-        facts = (STATE, data_key(source), bench.image_size, bench.reduce_to, stages, options.count, options.rank, batch_size)
-        unfinished = bench.unfinished(*facts)
+        facts = (
+            STATE,
+            data_key(source),
+            model.image_size,
+            model.settings.reduce_to,
+            stages,
+            options.count,
+            options.rank,
+            batch_size,
+        )
+        unfinished = model.resumable(*facts)
         kept = unfinished.load()
         if kept is not None:
             self._take_up(kept)
-        with bench.loader(source) as loader, bench.reporter.track("top images", len(source)) as progress:
+        with model.loader(source) as loader, model.work.reporter.track("top images", len(source)) as progress:
             progress(self.done)
             left_N = torch.arange(self.done, len(source))
-            for batch in loader.cluster_views(ClusterView(bench.image_size), left_N, batch_size):
+            for batch in loader.cluster_views(ClusterView(model.image_size), left_N, batch_size):
                 self._look(batch)
                 n_images = min(batch_size, len(source) - self.done)
                 self.done += n_images
@@ -193,8 +202,8 @@ class _Search:
         if not len(batch.indices_B):
             return
         wanted = set(self.best)
-        with torch.no_grad(), self.bench.machine.autocast():
-            for name, map_BCHW in self.bench.trunk.walk(normalise(self.bench.machine.put(batch.images_BCHW))):
+        with torch.no_grad(), self.model.machine.autocast():
+            for name, map_BCHW in self.model.trunk.walk(normalise(self.model.machine.put(batch.images_BCHW))):
                 if name in wanted:
                     self.best[name] = self.best[name].merge(map_BCHW, batch.indices_B, self.options.rank)
                     wanted.remove(name)
@@ -209,7 +218,7 @@ class _Search:
 
     def _take_up(self, state: dict[str, Any]) -> None:
         self.done, self.unreadable = state["done"], state["unreadable"]
-        device = self.bench.machine.device
+        device = self.model.machine.device
         self.best = {name: Best(*(values.to(device) for values in best)) for name, best in state["best"].items()}
 
     def result(self, name: str, channels: tuple[int, ...], *, alone: bool) -> StageImages:
@@ -218,7 +227,7 @@ class _Search:
         kept = Best(*(values.cpu()[list(channels)] for values in best.tensors()))
         # The images' own -inf would be no number either.
         if not kept.scores_CK[kept.indices_CK != NONE].isfinite().all():
-            raise TrainingError(f"{name} of {self.bench.model} gives activations that are not finite numbers")
+            raise TrainingError(f"{name} of {self.model.name} gives activations that are not finite numbers")
         dead_S = kept.scores_CK[:, 0] == (0 if alone else kept.lowest_C)
         idle_SK = (kept.scores_CK == 0) & (kept.lowest_C[:, None] == 0)
         cells_SK2 = torch.stack([kept.cells_CK.div(shape.width, rounding_mode="floor"), kept.cells_CK % shape.width], 2)
@@ -231,5 +240,5 @@ class _Search:
             cells_SK2=cells_SK2.numpy(),
             dead_S=dead_S.numpy(),
             field=shape.field,
-            image_size=self.bench.image_size,
+            image_size=self.model.image_size,
         )

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.data.wording import printable
+from deepcluster.core.text import printable
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.thumbnails import A_SHEET, ACROSS, Thumbnails
 from deepcluster.visualization.report.page import Blob, json_blob

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.data.wording import count_of
+from deepcluster.core.text import count_of
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.clusters import ClusterFacts
 from deepcluster.visualization.report.gallery.rows import Listing, shown

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.sources import ImageSource
-from deepcluster.errors import UnreadableImage
 from deepcluster.visualization.report.page import Blob
 
 # Thumbnails side by side in a sheet, and in a whole sheet.

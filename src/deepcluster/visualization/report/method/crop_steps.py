@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.progress import size
+from deepcluster.core.text import size
 from deepcluster.visualization.report.method import figures as charts
 from deepcluster.visualization.report.method.crop_pipeline import Crop, CropLesson, CropPipeline
 from deepcluster.visualization.report.method.data_uri import picture, view_pixels

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.views import rotate_quarters
-from deepcluster.errors import InputError, UnreadableImage
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.method.head_pipeline import HeadPipeline, RandomViews
 from deepcluster.visualization.report.method.pipeline import Floats, Integers, Pipeline

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
 from deepcluster.data.cache import DecodedImages
-from deepcluster.interruption import Interruption
-from deepcluster.progress import Reporter
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.rows import shown
 from deepcluster.visualization.report.method import crop_steps, steps

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.core.device import Machine
 from deepcluster.data.views import LONGEST, ClusterView, Colours
-from deepcluster.device import Machine
-from deepcluster.inference import describe
 from deepcluster.models.convnets import sobel_layer
 from deepcluster.models.trunk import FEATURES, Trunk, normalise
+from deepcluster.run.features import extract_stage
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -135,7 +135,7 @@ class Pipeline(ABC):
         rows = []
         for some_BCHW in views_BCHW.split(TOGETHER):
             with torch.no_grad():
-                rows.append(describe(self.ready_trunk, self.machine, some_BCHW, self.cluster_stage))
+                rows.append(extract_stage(self.ready_trunk, self.machine, some_BCHW, self.cluster_stage))
             on_batch(len(some_BCHW))
         return torch.cat(rows).to(self.machine.feature_dtype).cpu()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepcluster.clustering.assignment import UNASSIGNED, member_distances
 from deepcluster.clustering.kmeans import KMeans, nearest_centroids
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 from deepcluster.visualization.report.table.reader import Budget, TableReader
 
 # Without --clusters: about so many rows a cluster, and as many clusters as a person can look through.

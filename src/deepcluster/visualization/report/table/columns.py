@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
-from deepcluster.data.wording import printable
-from deepcluster.errors import InputError, did_you_mean
+from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.text import printable
 from deepcluster.visualization.report.table.files import TableFile, is_embedding
 
 EMBEDDING_NAMES = ("embedding", "embeddings", "vector", "vectors", "feature", "features")

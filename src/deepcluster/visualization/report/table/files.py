@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deepcluster.errors import InputError
+from deepcluster.core.errors import InputError
 
 FORMATS = ".parquet, .npy, .npz, .csv or .tsv, or a folder of Parquet files"
 # A batch of rows holds about so many numbers; and no more rows than this.

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.sources import ImageSource
-from deepcluster.errors import InputError, UnreadableImage
 
 
 class NamedPictures(ImageSource):

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.progress import Reporter
 from deepcluster.data.sources import ImageSource
-from deepcluster.errors import InputError
-from deepcluster.progress import Reporter
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.table import clusters as table_clusters
 from deepcluster.visualization.report.table.columns import find_columns

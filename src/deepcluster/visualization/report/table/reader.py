@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from deepcluster.core.errors import InputError
+from deepcluster.core.progress import Reporter
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.errors import InputError
-from deepcluster.progress import Reporter
 from deepcluster.visualization.report.table.columns import Columns, Numbered, cluster_numbers, names_of
 from deepcluster.visualization.report.table.files import TableFile, read_batches
 

@@ -1,0 +1,127 @@
+"""Where the network runs and in which precision."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepcluster.core.distributed import local_rank, ranks_here
+from deepcluster.core.errors import InputError
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 numbers itself; elsewhere bf16 is slower than fp32."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and the precision of the products on it."""
+
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str = "auto") -> "Machine":
+        """The machine that `device` (auto, cpu, cuda, cuda:N, mps) and `precision` (auto, fp32, bf16, fp64) ask for.
+
+        Raises:
+            InputError: the device is not there.
+        """
+        chosen = _device(device)
+        if precision == "auto":
+            quick = torch.cuda.is_bf16_supported(including_emulation=False) if chosen.type == "cuda" else cpu_has_bf16()
+            precision = "bf16" if quick and chosen.type != "mps" else "fp32"
+        return cls(chosen, precision)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and of what the network is given."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    @property
+    def clustering_device(self) -> torch.device:
+        """Where features are whitened and grouped: sums are float64, which MPS lacks."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    @property
+    def feature_dtype(self) -> torch.dtype:
+        """How features are kept: no wider than they were computed."""
+        return torch.float16 if self.precision == "bf16" else torch.float32
+
+    def put(self, images_BCHW: Tensor) -> Tensor:
+        """Images on the device."""
+        return images_BCHW.to(self.device, non_blocking=True)
+
+    def describe(self) -> str:
+        """For the opening lines: what it is, how many threads, which precision."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)} ({self.device}), {self.precision}"
+        if self.device.type == "cpu":
+            return f"cpu, {torch.get_num_threads()} threads, {self.precision}"
+        return f"{self.device}, {self.precision}"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return _own_gpu(torch.device("cuda"))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= there.get(device.type, 0):
+        raise InputError(
+            f"--device {name}: this machine has no such device; use --device cpu (deepcluster doctor says what is here)"
+        )
+    return _own_gpu(device)
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """The GPU of this process, where several processes run on the machine."""
+    if device.type != "cuda" or ranks_here() == 1:
+        return device
+    if local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"{ranks_here()} processes are more than the {torch.cuda.device_count()} GPUs of this machine; use "
+            "torchrun --nproc-per-node gpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
+
+
+def free_memory_bytes() -> int:
+    """This process's share of the memory of the machine that is free to use; a container's limit counts."""
+    return _free_memory_bytes() // ranks_here()
+
+
+def _free_memory_bytes() -> int:
+    free = 4 << 30
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS
+            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - used))
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Room on the disk where a folder is, or will be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(there).free

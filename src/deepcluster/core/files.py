@@ -1,0 +1,77 @@
+"""Files that are whole at every moment, written beside, flushed and renamed; and tensors, read without running code."""
+
+import os
+import pickle
+import shutil
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deepcluster.core.errors import InputError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside, flush it, and rename it: it is whole at every moment."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:
+    """Write tensors and plain values: beside, flushed, renamed; and under the name `copy`, before that.
+
+    Raises:
+        OSError, RuntimeError: it can't be written; what was there stays.
+    """
+    import torch
+
+    beside = path.with_name(path.name + ".part")
+    try:
+        with beside.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        if copy is not None:
+            copy.unlink(missing_ok=True)
+            try:
+                os.link(beside, copy)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(beside, copy)
+        beside.replace(path)
+    except (OSError, RuntimeError):
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """The tensors and plain values of a file; no code in it is ever run.
+
+    Args:
+        mapped: tensors stay in the file, and only what is read of them comes into memory.
+
+    Raises:
+        InputError: it is missing, damaged, or holds code.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except pickle.UnpicklingError:
+        if zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80":
+            raise InputError(
+                f"{path} holds more than tensors and plain values (pickled code); it is refused, not run"
+            ) from None
+        raise InputError(f"{path} is not a checkpoint") from None
+    # Damaged files raise a dozen types, from zipfile, struct and torch's reader.
+    except Exception as fault:
+        reason = next(iter(str(fault).splitlines()), type(fault).__name__)
+        raise InputError(f"{path} can't be read: truncated, damaged or not a checkpoint ({reason})") from None
+    return state if isinstance(state, dict) else {}

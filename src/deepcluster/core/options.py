@@ -1,0 +1,161 @@
+"""Options: fields of a frozen dataclass with help, choices and bounds. The command line is drawn from them.
+
+What a training run takes is in `config`, what the evaluation protocols take in `evaluation.options`.
+"""
+
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
+from typing import Any, Self
+
+from deepcluster.core.errors import InputError, did_you_mean
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    group: str = "",
+    choices: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
+    at_least: float | None = None,
+    below: float | None = None,
+    resumable: bool = False,
+) -> Any:
+    """A field with what the command line and `Checked` need.
+
+    Args:
+        text: help, which the default is added to.
+        group: of the help.
+        aliases: old names, which work and are not shown.
+        at_least, below: bounds of a number, and of each number of a tuple.
+        resumable: a resume may change it.
+    """
+    return field(
+        default=default,
+        metadata={
+            "help": text,
+            "group": group,
+            "choices": choices,
+            "aliases": aliases,
+            "at_least": at_least,
+            "below": below,
+            "resumable": resumable,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Options whose values are checked when they are made.
+
+    Raises:
+        InputError: a value is of another type or out of range, naming the option, the value and what may be used.
+    """
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            _validate(type(self), one.name, getattr(self, one.name), one.metadata)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by option name, as JSON keeps them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Options of plain values.
+
+        Raises:
+            InputError: an unknown name (the nearest one is named), or a value of the wrong type.
+        """
+        return cls(**{name: coerce(cls, name, value) for name, value in values.items()})
+
+
+@functools.cache
+def types_of(owner: type) -> dict[str, Any]:
+    """The type of each option by name."""
+    return typing.get_type_hints(owner)
+
+
+def flag(name: str) -> str:
+    """How the command line spells an option."""
+    return "--" + name.replace("_", "-")
+
+
+def plain_type(owner: type, name: str) -> tuple[type, bool]:
+    """The Python type of an option, and whether it may be None."""
+    hint = types_of(owner)[name]
+    if isinstance(hint, types.UnionType):
+        parts = typing.get_args(hint)
+        return next(part for part in parts if part is not type(None)), type(None) in parts
+    return typing.get_origin(hint) or hint, False
+
+
+def parts_of(owner: type, name: str) -> tuple[type, int | None]:
+    """The type of each part of an option that is a tuple, and how many there are; None: any number."""
+    parts = typing.get_args(types_of(owner)[name])
+    return parts[0], None if parts[-1] is Ellipsis else len(parts)
+
+
+def takes_several(owner: type, name: str) -> bool:
+    """Whether an option is one number or several of them, such as `int | tuple[int, ...]`."""
+    hint = types_of(owner)[name]
+    return isinstance(hint, types.UnionType) and any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
+
+
+def coerce(owner: type, name: str, value: Any) -> Any:
+    """The value of an option in its own type; raises `InputError` for an unknown name or a value of another type."""
+    known = types_of(owner)
+    if name not in known:
+        raise InputError(f"unknown option {name!r}{did_you_mean(name, known)}")
+    wanted, optional = plain_type(owner, name)
+    if value is None and optional:
+        return None
+    if isinstance(value, list | tuple) and value and takes_several(owner, name):
+        several = tuple(coerce(owner, name, one) for one in value)
+        return several if len(several) > 1 else several[0]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is tuple and isinstance(value, list | tuple):
+        part, count = parts_of(owner, name)
+        if count in (None, len(value)) and all(isinstance(one, part | int) for one in value):
+            return tuple(part(one) for one in value)
+    if wanted is tuple or not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise InputError(f"{name}={value!r} should be of type {wanted.__name__}")
+    return value
+
+
+def parse(owner: type, name: str, text: str) -> Any:
+    """The value of an option written as text: `0.5`, `yes`, `1,5,10`.
+
+    Raises:
+        InputError: an unknown name, or text that is no such value.
+    """
+    wanted = plain_type(owner, name)[0] if name in types_of(owner) else None
+    kind = parts_of(owner, name)[0] if wanted is tuple else wanted
+    try:
+        if kind is bool:
+            return coerce(owner, name, {"yes": True, "true": True, "no": False, "false": False}[text.lower()])
+        if kind in (int, float):
+            numbers = [kind(part) for part in text.split(",")]
+            return coerce(owner, name, numbers if wanted is tuple or len(numbers) > 1 else numbers[0])
+    except (KeyError, ValueError):
+        raise InputError(f"{name}={text} should be {'yes or no' if kind is bool else 'a number'}") from None
+    return coerce(owner, name, text)
+
+
+def _validate(owner: type, name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    value = coerce(owner, name, value)
+    choices, at_least, below = metadata["choices"], metadata["at_least"], metadata["below"]
+    if choices and value not in choices:
+        raise InputError(f"unknown {name} {value!r}{did_you_mean(str(value), choices)}: use one of {', '.join(choices)}")
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, float) and not isfinite(one):
+            raise InputError(f"{name}={one} is not a number to work with")
+        if one is not None and at_least is not None and one < at_least:
+            raise InputError(f"{name}={one} is too small; use {at_least:g} or more")
+        if one is not None and below is not None and one >= below:
+            raise InputError(f"{name}={one} is too large; use less than {below:g}")

@@ -1,0 +1,143 @@
+"""What a person sees while work goes on: lines, and on a terminal a bar with rate and time left."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from deepcluster.core.text import duration
+
+# Without a terminal, a line this often is enough to see that work goes on, and little enough for a log.
+PLAIN_LINE_SECONDS = 30.0
+
+
+class Reporter:
+    """Prints lines and progress, and keeps the lines in a log file once there is one; warnings go to the error stream.
+
+    Args:
+        quiet: print nothing but warnings.
+        verbose: print what `detail` is given, too.
+        silent: print nothing at all, as a process that is not the first of several.
+        stream: where lines go; the standard output by default.
+    """
+
+    def __init__(
+        self, *, quiet: bool = False, verbose: bool = False, silent: bool = False, stream: TextIO | None = None
+    ) -> None:
+        self.quiet = quiet or silent
+        self.silent = silent
+        self.verbose = verbose
+        self.stream = stream or sys.stdout
+        self._log: TextIO | None = None
+        self._early: list[str] = []
+        self._bar: Any = None
+
+    def log_to(self, path: Path) -> None:
+        """Append all lines, earlier ones included, to a file from now on."""
+        self._log = path.open("a", encoding="utf-8")
+        for line in self._early:
+            self._log.write(line + "\n")
+        self._early.clear()
+        self._log.flush()
+
+    def close(self) -> None:
+        """Close the log file."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def say(self, line: str) -> None:
+        """A line that everyone reads."""
+        self._write(line, show=not self.quiet)
+
+    def detail(self, line: str) -> None:
+        """A line for `--verbose`; the log has it always."""
+        self._write(line, show=self.verbose)
+
+    def warn(self, line: str) -> None:
+        """A line that is shown even with `--quiet`."""
+        self._write(f"warning: {line}", show=True, stream=sys.stderr)
+
+    def _write(self, line: str, *, show: bool, stream: TextIO | None = None) -> None:
+        stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
+        if self._log is None:
+            self._early.append(stamped)
+        else:
+            self._log.write(stamped + "\n")
+            self._log.flush()
+        if not show or self.silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=stream or self.stream, flush=True)
+
+    @contextmanager
+    def track(self, what: str, total: int | None, unit: str = "images") -> "Iterator[Meter]":
+        """Show how far `what` is; call the meter with how many are done. `total` is None where it isn't known."""
+        if self.quiet:
+            yield Meter()
+        elif self.stream.isatty():
+            yield from self._bar_meter(what, total, unit)
+        else:
+            yield PlainMeter(self, what, total, unit)
+
+    def _bar_meter(self, what: str, total: int | None, unit: str) -> "Iterator[Meter]":
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(file=self.stream), transient=True) as bar:
+            self._bar = bar
+            try:
+                yield BarMeter(bar, bar.add_task(what, total=total, rate=""), unit)
+            finally:
+                self._bar = None
+
+
+class Meter:
+    """Counts what is done; this one shows nothing."""
+
+    def __call__(self, done: int) -> None:
+        """`done` more are done."""
+
+
+class BarMeter(Meter):
+    """A bar on a terminal."""
+
+    def __init__(self, bar: Any, task: Any, unit: str) -> None:
+        self.bar, self.task, self.unit = bar, task, unit
+
+    def __call__(self, done: int) -> None:
+        speed = self.bar.tasks[0].speed
+        self.bar.update(self.task, advance=done, rate=f"{speed:,.0f} {self.unit}/s" if speed else "")
+
+
+class PlainMeter(Meter):
+    """A line now and then, where there is no terminal."""
+
+    def __init__(self, reporter: Reporter, what: str, total: int | None, unit: str) -> None:
+        self.reporter, self.what, self.total, self.unit = reporter, what, total, unit
+        self.done = 0
+        self.started = self.said = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        self.done += done
+        now = time.monotonic()
+        if now - self.said < PLAIN_LINE_SECONDS or self.done == self.total:
+            return
+        self.said = now
+        rate = self.done / (now - self.started)
+        if self.total is None:
+            self.reporter.say(f"  {self.what} {self.done:,}, {rate:,.0f} {self.unit}/s")
+            return
+        left = duration((self.total - self.done) / rate) if rate else "?"
+        self.reporter.say(f"  {self.what} {self.done:,}/{self.total:,}, {rate:,.0f} {self.unit}/s, {left} left")

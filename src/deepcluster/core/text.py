@@ -1,0 +1,47 @@
+"""Names and numbers as people read them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+
+def printable(name: str) -> str:
+    r"""Return a name that can be printed and saved: bytes that are not UTF-8, as old archives hold, become `\xe9`."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write `1 image` or `1,234 images`."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def endings_of(endings: Counter[str] | Iterable[str]) -> str:
+    """Write `.jpg 12, .png 3`, the most frequent first, or the bare endings in order where they are not counted."""
+    if not isinstance(endings, Counter):
+        return " ".join(f".{ending}" for ending in sorted(endings))
+    ranked = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    some = [f"{f'.{ending}' if ending else 'no ending'} {count:,}" for ending, count in ranked[:8]]
+    return ", ".join(some) + (f", and {count_of(len(ranked) - 8, 'other ending')}" if len(ranked) > 8 else "")
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: 8s, 3 min 20s, 2 h 05 min, 3.1 days."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02}s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def size(n_bytes: float) -> str:
+    """An amount of memory as a person says it."""
+    for unit in ("B", "kB", "MB"):
+        if round(n_bytes) < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"

@@ -1,0 +1,88 @@
+"""The context of long work: progress is shown, requests to stop are answered, and seconds are counted per step."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+
+from deepcluster.core.interruption import Interruption
+from deepcluster.core.progress import Reporter
+
+# Called with the number of units (images, iterations) done since the last call. May raise `Interrupted`.
+Advance = Callable[[int], None]
+
+
+def no_advance(units: int) -> None:
+    """Neither show progress nor ask for a stop."""
+
+
+class Clock:
+    """Seconds spent per step. Within nested steps a second counts for the innermost one.
+
+    Args:
+        seconds: seconds counted earlier, by step.
+    """
+
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self._counted: dict[str, float] = dict(seconds or {})
+        self._step: str | None = None
+        self._since = 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each step so far."""
+        self._switch(self._step)
+        return dict(self._counted)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Count the time inside for `step`."""
+        outer = self._switch(step)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def _switch(self, step: str | None) -> str | None:
+        """Count for `step` (None: for no step) from now on; return the step that was counted before."""
+        before, now = self._step, time.perf_counter()
+        if before is not None:
+            self._counted[before] = self._counted.get(before, 0.0) + now - self._since
+        self._step, self._since = step, now
+        return before
+
+
+class Work:
+    """Progress, stop requests and timing of one piece of long work.
+
+    Args:
+        reporter: prints lines and progress; quiet by default.
+        interruption: the request to stop; none by default.
+    """
+
+    def __init__(self, reporter: Reporter | None = None, interruption: Interruption | None = None) -> None:
+        self.reporter = reporter or Reporter(quiet=True)
+        self.interruption = interruption or Interruption()
+        self.clock = Clock()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a stop was requested."""
+        self.interruption.check()
+
+    @contextmanager
+    def track(self, what: str, total: int | None, unit: str = "images", *, step: str | None = None) -> Iterator[Advance]:
+        """Yield a function that counts units done, shows the progress of `what`, and raises if a stop was requested.
+
+        Args:
+            what: name of the work, for the progress line.
+            total: number of units; None where it is unknown.
+            unit: noun of what is counted.
+            step: also count the time inside for this step of the clock.
+        """
+        timed = nullcontext() if step is None else self.clock.timed(step)
+        with timed, self.reporter.track(what, total, unit) as meter:
+
+            def advance(units: int) -> None:
+                meter(units)
+                self.check()
+
+            yield advance

@@ -1,1 +1,0 @@
-"""What a run folder knows, as its report takes it."""

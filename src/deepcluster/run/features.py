@@ -1,0 +1,127 @@
+"""A trunk applied to the images of a source: features of the centre view of each image, in eval mode.
+
+N images, B batch, D features.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deepcluster.core.device import Machine
+from deepcluster.core.work import Advance, no_advance
+from deepcluster.data.loader import Loader
+from deepcluster.data.views import ClusterView, rotate_quarters
+from deepcluster.models.trunk import Trunk, make_trunk, normalise
+from deepcluster.run.pooling import Pooled
+
+if TYPE_CHECKING:
+    from deepcluster.run.settings import Settings
+
+# Images per batch where no gradient is needed. Results depend on it in their last digits.
+FEATURE_BATCH = 256
+
+
+def make_run_trunk(settings: "Settings") -> Trunk:
+    """Return the trunk of a run with the random weights that it starts from."""
+    return make_trunk(
+        settings.arch,
+        image_size=settings.image_size,
+        sobel=settings.sobel,
+        dropout=settings.dropout,
+        seed=settings.seed,
+    )
+
+
+@torch.no_grad()
+def extract(trunk: Trunk, machine: Machine, images_BCHW: Tensor, wanted: Sequence[Pooled]) -> dict[Pooled, Tensor]:
+    """Return rows (B, D), on the device, of uint8 images for each of `wanted`, in one pass and the machine's precision."""
+    with machine.autocast():
+        images_BCHW = normalise(machine.put(images_BCHW)).to(machine.dtype)
+        maps = trunk.maps(images_BCHW, tuple(dict.fromkeys(one.stage for one in wanted)))
+        return {one: one.rows(maps[one.stage]) for one in wanted}
+
+
+@torch.no_grad()
+def extract_stage(trunk: Trunk, machine: Machine, images_BCHW: Tensor, stage: str) -> Tensor:
+    """Return rows (B, D), on the device, of uint8 images: the stage averaged over its map."""
+    with machine.autocast():
+        return trunk.vectors(normalise(machine.put(images_BCHW)).to(machine.dtype), stage)
+
+
+def stage_width(trunk: Trunk, machine: Machine, stage: str, image_size: int) -> int:
+    """Return D, the width of the rows of `stage`. Moves the trunk to the machine.
+
+    Raises:
+        InputError: the trunk has no such stage.
+    """
+    trunk.check_stage(stage)
+    trunk.eval()
+    blank = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+    return extract_stage(trunk.to(machine.device, machine.dtype), machine, blank, stage).shape[1]
+
+
+def feature_batches(
+    trunk: Trunk,
+    loader: Loader,
+    machine: Machine,
+    *,
+    stage: str,
+    image_size: int,
+    batch_size: int = FEATURE_BATCH,
+    indices: Tensor | None = None,
+    quarters_N: Tensor | None = None,
+    advance: Advance = no_advance,
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield rows_BD of `stage`, on the device, and indices_B of the images of each batch.
+
+    Unreadable images are left out of their batch, and so are batches without any readable image.
+
+    Args:
+        image_size: side of the view in pixels.
+        indices: only these images; all by default.
+        quarters_N: number of quarter turns by which each image of the source is rotated; None: images stay upright.
+        advance: called with the number of images after each batch.
+    """
+    trunk.eval()
+    indices = torch.arange(len(loader.images)) if indices is None else indices
+    for batch in loader.cluster_views(ClusterView(image_size), indices, batch_size):
+        if len(batch.indices_B):
+            images_BCHW = batch.images_BCHW
+            if quarters_N is not None:
+                images_BCHW = rotate_quarters(images_BCHW, quarters_N[batch.indices_B])
+            yield extract_stage(trunk, machine, images_BCHW, stage), batch.indices_B
+        advance(len(batch.indices_B))
+
+
+def image_features(
+    trunk: Trunk,
+    loader: Loader,
+    machine: Machine,
+    *,
+    stage: str,
+    image_size: int,
+    batch_size: int = FEATURE_BATCH,
+    indices: Tensor | None = None,
+    advance: Advance = no_advance,
+) -> Tensor:
+    """Return rows (N, D) of `stage` at the index of each image, on the CPU. Arguments as in `feature_batches`.
+
+    Returns:
+        features_ND, float16 where the machine computes in bf16; NaN for unreadable images and those not in `indices`.
+    """
+    dim = stage_width(trunk, machine, stage, image_size)
+    features_ND = torch.full((len(loader.images), dim), torch.nan, dtype=machine.feature_dtype)
+    for rows_BD, indices_B in feature_batches(
+        trunk,
+        loader,
+        machine,
+        stage=stage,
+        image_size=image_size,
+        batch_size=batch_size,
+        indices=indices,
+        advance=advance,
+    ):
+        features_ND[indices_B] = rows_BD.to("cpu", machine.feature_dtype)
+    return features_ND

@@ -1,0 +1,51 @@
+"""Lines of metrics.jsonl as text: the line per epoch, and a warning where training looks like a collapse."""
+
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import Any
+
+EVALUATED = (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"), ("linear", "linear"))
+
+# One cluster with more than this share of the images, where there are at least 5 clusters, is a giant.
+GIANT_SHARE = 0.5
+# A loss this near ln K after this many epochs: the head has learned nothing of its labels.
+STUCK_SHARE, STUCK_EPOCHS = 0.995, 3
+
+
+def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
+    """The epoch in one line worth reading."""
+    seconds = metrics["seconds"]
+    parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.3f}"]
+    parts += [f"{title} {metrics[name]:.3f}" for title, name in EVALUATED if metrics.get(name) is not None]
+    parts += [
+        f"clusters {metrics['clusters_nonempty']:,}/{metrics['clusters']:,}",
+        f"largest {metrics['largest_cluster_share']:.1%}",
+        f"features {seconds['features']:.0f}s",
+        f"cluster {seconds['whitening'] + seconds['clustering']:.0f}s",
+        f"train {seconds['training']:.0f}s",
+        f"data-wait {metrics['data_wait_share']:.0%}",
+    ]
+    return "  ".join(parts)
+
+
+def health(history: Sequence[Mapping[str, Any]], heads: Sequence[int] | None = None) -> str | None:
+    """A plain sentence if the last epoch looks like a collapse, with what to change; None if it looks well.
+
+    Args:
+        heads: clusters of each grouping that is learned, where there are several.
+    """
+    last = history[-1]
+    share, clusters = last["largest_cluster_share"], last["clusters_nonempty"]
+    if share > GIANT_SHARE and last["clusters"] >= 5:
+        return (
+            f"one cluster holds {share:.0%} of the images: this looks like a collapse. "
+            "Try a lower --lr, fewer --clusters, or another --cluster-stage"
+        )
+    recent = history[-STUCK_EPOCHS:]
+    guess = log(max(2, clusters)) if heads is None else sum(log(max(2, count)) for count in heads) / len(heads)
+    if len(recent) == STUCK_EPOCHS and all(line["loss"] > STUCK_SHARE * guess for line in recent):
+        return (
+            f"the loss has not come below ln K = {guess:.2f} for {STUCK_EPOCHS} epochs: the network learns "
+            "nothing of its labels. Try a higher --lr, a smaller --batch-size (more steps), or fewer --clusters"
+        )
+    return None

@@ -1,1 +1,0 @@
-"""A frozen trunk at work: what evaluation and visualization share."""
