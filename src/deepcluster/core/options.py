@@ -6,7 +6,7 @@ What a training run takes is in `config`, what the evaluation protocols take in 
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any, Self
@@ -18,32 +18,35 @@ def option(
     default: Any,
     text: str,
     *,
-    group: str = "",
-    choices: tuple[str, ...] = (),
+    section: str = "",
+    choices: Collection[str] = (),
     aliases: tuple[str, ...] = (),
     at_least: float | None = None,
     below: float | None = None,
     resumable: bool = False,
+    method: str = "",
 ) -> Any:
     """A field with what the command line and `Checked` need.
 
     Args:
         text: help, which the default is added to.
-        group: of the help.
+        section: section of the help.
         aliases: old names, which work and are not shown.
         at_least, below: bounds of a number, and of each number of a tuple.
         resumable: a resume may change it.
+        method: the training method that it belongs to; both by default.
     """
     return field(
         default=default,
         metadata={
             "help": text,
-            "group": group,
+            "section": section,
             "choices": choices,
             "aliases": aliases,
             "at_least": at_least,
             "below": below,
             "resumable": resumable,
+            "method": method,
         },
     )
 
