@@ -22,6 +22,7 @@ from deepcluster.distributed import barrier, is_restart, joined, my_part, on_mai
 from deepcluster.errors import InputError, LostProcess, TrainingError
 from deepcluster.inference import image_features, look, stage_width
 from deepcluster.interruption import Interruption
+from deepcluster.options import plain
 from deepcluster.progress import Reporter
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
@@ -55,6 +56,7 @@ def train(
     follow: Follow | None = None,
 ) -> Path:
     """Train on `data` and return the run folder; `deepcluster.train` says what the arguments are."""
+    explicit = {name: plain(value) for name, value in explicit.items()}
     # A server may be waited for: the thread that asks for batches would wait as long.
     interruption = Interruption(on_request=end_waits)
     if is_restart():
