@@ -41,7 +41,7 @@ def test_a_run_with_options_from_numpy_can_be_used_and_resumed(images: Path, tmp
     plain = {"lr": 0.01, "dropout": 0.5, "clusters": 5, "flip": True, "crop_scale": (0.25, 1.0), "limit": 40}
     other = train_small(images, tmp_path / "other", epochs=1, **plain)
     assert deepcluster.load(run).settings == deepcluster.load(other).settings
-    assert len(deepcluster.assign(run, images, limit=np.int64(10)).names) == 10
+    assert len(deepcluster.assign(run, images, limit=np.int64(10), batch_size=np.int64(4)).names) == 10
     for folder, epochs, same in ((run, np.int64(2), options), (other, 2, plain)):
         train_small(images, folder, resume=True, epochs=epochs, **same)
     assert_same_run(run, other)

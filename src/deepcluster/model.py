@@ -21,6 +21,7 @@ from deepcluster.device import Machine
 from deepcluster.errors import InputError, did_you_mean
 from deepcluster.inference import LOOK_BATCH, image_features
 from deepcluster.models.trunk import Trunk
+from deepcluster.options import plain
 from deepcluster.progress import Reporter
 from deepcluster.training.plan import trunk_of
 from deepcluster.training.run import RunFolder, load_checkpoint
@@ -81,7 +82,7 @@ class Model:
                 machine,
                 stage=stage,
                 image_size=self.settings.image_size,
-                batch_size=batch_size,
+                batch_size=plain(batch_size),
                 on_batch=progress,
             )
         return features_ND.float(), loader.unreadable
