@@ -16,6 +16,7 @@ from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.files import load_tensors, save_tensors, write_whole
 from deepcluster.core.options import flag, types_of
+from deepcluster.run.lock import LOCK_NAME
 from deepcluster.run.settings import Settings
 
 CHECKPOINT_FORMAT = "deepcluster-1"
@@ -80,7 +81,8 @@ class RunFolder:
         empty = {
             folder.name for folder in (self.checkpoints, self.assignments) if folder.is_dir() and not any(folder.iterdir())
         }
-        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", *empty})
+        left = {"config.json.part", LOCK_NAME, *empty}
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in left)
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folders; with `overwrite` delete what an earlier run wrote, and nothing else."""

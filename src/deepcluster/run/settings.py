@@ -371,7 +371,9 @@ class Settings(Checked):
             value, method = getattr(self, one.name), one.metadata["method"]
             if method and method != self.method and value != one.default:
                 shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-                raise InputError(f"{one.name}={shown} goes only with --method {method}, not with {self.method}; leave it out")
+                raise InputError(
+                    f"{one.name}={shown} goes only with --method {method}, not with {self.method}; leave it out"
+                )
         if self.method == V1 and len(self.heads) > 1:
             shown = ",".join(map(str, self.heads))
             raise InputError(f"clusters={shown}: several clusterings go only with --method {V2}; give one number")

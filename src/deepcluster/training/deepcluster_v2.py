@@ -94,7 +94,7 @@ class DeepClusterV2(Method):
         self.crops = settings.crop_groups
         scales = (settings.crop_scale, *[settings.small_crop_scale] * (len(self.crops) - 1))
         self.view = MultiCropView(self.crops, scales, flip=settings.flip)
-        self.n_views = 1 if settings.looks_again else self.crops[0][0]
+        self.n_views = 1 if settings.look_again else self.crops[0][0]
         self.bank, self.bank_epoch = Bank(machine.device), 0
         self.assignments: list[Assignment] = []
         self.prototypes: list[Tensor] = []
@@ -118,7 +118,7 @@ class DeepClusterV2(Method):
         self.bank.clear()
         for network in self.networks:
             network.train()
-        again = self.settings.looks_again
+        again = self.settings.look_again
         large = MultiCropView(self.view.crops[:1], self.view.scales[:1], flip=self.view.flip)
         view = ClusterView(self.settings.image_size) if again else large
         order_N, network = self.draw_images(epoch), CropPoints(self.trunk, self.projection)
@@ -186,7 +186,7 @@ class DeepClusterV2(Method):
     def begin_epoch(self, epoch: int) -> None:
         """Empty the bank. Once the epoch is over, it holds what the clustering of the next one needs."""
         self.bank.clear()
-        if not self.settings.looks_again:
+        if not self.settings.look_again:
             self.bank_epoch = epoch + 1
 
     def train_step(self, batch: Batch, step: Step) -> Tensor:
@@ -200,7 +200,7 @@ class DeepClusterV2(Method):
         # Gradients are averaged over the ranks, and should be summed.
         (loss * self.ranks.size).backward()
         self.optimizers.step()
-        if not self.settings.looks_again:
+        if not self.settings.look_again:
             self._keep(batch, step.positions, points_VBP)
         return loss.detach()
 
@@ -260,7 +260,7 @@ class DeepClusterV2(Method):
 
     def describe_memory(self) -> str:
         """Return how much memory the bank takes, for the opening lines."""
-        views = "the centre view" if self.settings.looks_again else f"{self.n_views} crops"
+        views = "the centre view" if self.settings.look_again else f"{self.n_views} crops"
         n_bytes = (self.mine.stop - self.mine.start) * self.n_views * self.settings.projection[1] * 2
         return f"points of {views} of each image {size(n_bytes)}"
 

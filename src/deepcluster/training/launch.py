@@ -12,12 +12,14 @@ from torch import Tensor
 from deepcluster.core.distributed import Ranks, is_restart, joined
 from deepcluster.core.errors import InputError, LostProcess, TrainingError
 from deepcluster.core.interruption import Interruption
+from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
 from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.run.features import feature_batches, image_features
 from deepcluster.run.folder import RunFolder, save_assignment
+from deepcluster.run.lock import RunLock
 from deepcluster.run.metrics import epoch_line, health
 from deepcluster.run.space import Space, space_state
 from deepcluster.training.batches import even_batches
@@ -51,6 +53,7 @@ def train(
         user_options: the settings that the user chose.
         evaluate: functions for `--eval-every`, by name.
     """
+    user_options = {name: plain(value) for name, value in user_options.items()}
     # While a server is waited for, the thread that asks for batches would wait as long.
     interruption = Interruption(on_request=end_waits)
     if is_restart():
@@ -59,8 +62,10 @@ def train(
         interruption.listening(),
         _joined(interruption) as ranks,
         closing(reporter if ranks.is_main else Reporter(silent=True)) as reporter,
+        closing(RunLock(out, ranks)) as lock,
     ):
         folder = RunFolder(out, ranks)
+        lock.acquire(reporter.warn, new=False)  # First of all: for a folder in use, neither --resume nor --overwrite helps.
         folder.check_free(resume=resume, overwrite=overwrite)
         work = Work(reporter, interruption, ranks)
         with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(out):
@@ -71,7 +76,7 @@ def train(
                     reporter.say(f"{folder.path} is finished; a larger --epochs would continue from here")
                     return out
             with closing(TensorBoard(reporter)) if plan.settings.tensorboard and ranks.is_main else nullcontext() as board:
-                _begin(plan, loop, board, overwrite=overwrite)
+                _begin(plan, loop, lock, board, overwrite=overwrite)
                 first = loop.epoch
                 while loop.epoch <= plan.settings.epochs:
                     n_unreadable = len(plan.loader.unreadable)
@@ -122,7 +127,9 @@ def _saved_when_offline(loop: Loop) -> Iterator[None]:
 def _loop(plan: Plan) -> Loop:
     """Return the loop over the method that the settings name."""
     parts = (plan.trunk, plan.loader, plan.settings, plan.machine, plan.work, plan.work.ranks)
-    method: Method = DeepClusterV2(*parts) if plan.settings.method == "deepcluster-v2" else DeepCluster(*parts, plan.memory())
+    method: Method = (
+        DeepClusterV2(*parts) if plan.settings.method == "deepcluster-v2" else DeepCluster(*parts, plan.memory())
+    )
     loop = Loop(method, lambda: plan.folder.save_checkpoint(_checkpoint(loop)), plan.source.labels_N)
     return loop
 
@@ -135,10 +142,13 @@ def _restore(loop: Loop, state: dict[str, Any], folder: RunFolder) -> None:
         raise InputError(f"{folder.last} does not hold the state of this run: {reason}") from None
 
 
-def _begin(plan: Plan, loop: Loop, board: TensorBoard | None, *, overwrite: bool) -> None:
+def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, overwrite: bool) -> None:
     """Write the run folder, and print what will be done."""
     folder, ranks, reporter = plan.folder, plan.work.ranks, plan.work.reporter
     even_batches(len(plan.loader.images) - len(plan.loader.unreadable), plan.settings.batch_size, ranks)
+    lock.acquire(reporter.warn)
+    if not plan.resumed:  # Another start may have made the folder meanwhile.
+        folder.check_free(resume=False, overwrite=overwrite)
     ranks.barrier()  # All ranks have read what was there.
     if ranks.is_main:
         folder.create(overwrite=overwrite)

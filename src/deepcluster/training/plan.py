@@ -107,9 +107,7 @@ class Plan:
 
 
 @contextmanager
-def plan_run(
-    folder: RunFolder, data: Data, user_options: Mapping[str, Any], work: Work, *, resume: bool
-) -> Iterator[Plan]:
+def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], work: Work, *, resume: bool) -> Iterator[Plan]:
     """Yield the plan of a run on `data`, or of resuming the one in the folder. Nothing is written.
 
     Args:
@@ -212,7 +210,7 @@ def say_unreadable(loader: Loader, n_read: int, reporter: Reporter) -> None:
 
 def _saved_settings(folder: RunFolder, user_options: Mapping[str, Any]) -> Settings:
     """Return the settings of the run that is resumed, with the changes that a resume may make."""
-    saved = Settings.from_saved(folder.read_config()["settings"])
+    saved = Settings.from_saved(folder.read_config()["settings"], resume=True)
     # The precision that auto chose at the start is kept, whatever this machine would choose.
     asked = {name: value for name, value in user_options.items() if (name, value) != ("precision", "auto")}
     check_same_settings(asked, saved)
