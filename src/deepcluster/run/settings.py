@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from deepcluster.clustering import CLUSTERERS, clusterer
 from deepcluster.core.errors import InputError, did_you_mean
@@ -43,6 +43,8 @@ class Settings(Checked):
     Raises:
         InputError: a value is out of range, naming the option, the value and what may be used.
     """
+
+    removed: ClassVar[Mapping[str, str]] = REMOVED
 
     method: str = option(
         V1,
@@ -116,7 +118,6 @@ class Settings(Checked):
         False,
         "whiten what deepcluster-v2 clusters, so that no few directions dominate; deepcluster always whitens",
         section="clustering",
-        method=V2,
     )
     kmeans_iterations: int = option(20, "Lloyd iterations", section="clustering", at_least=1)
     cluster_stage: str = option(
