@@ -20,7 +20,8 @@ import deepcluster
 from deepcluster.cli import main
 from deepcluster.cli.options import with_settings
 from deepcluster.core.errors import InputError
-from deepcluster.core.options import coerce, flag, option, parts_of, plain_type
+from deepcluster.core import options
+from deepcluster.core.options import coerce, flag, parts_of, plain_type
 from deepcluster.models.trunk import ARCHITECTURES
 from deepcluster.run import settings as config
 from deepcluster.run.recipes import RECIPES
@@ -269,7 +270,7 @@ def test_a_removed_option_says_what_to_use(name: str, capsys: pytest.CaptureFixt
 
 @dataclass(frozen=True)
 class WithOneMore(Settings):
-    sharpness: float = option(0.5, "how sharp", section="training", at_least=0, below=1, method="deepcluster-v2")
+    sharpness: float = options.option(0.5, "how sharp", section="training", at_least=0, below=1, method="deepcluster-v2")
 
 
 def test_an_option_is_defined_in_one_place() -> None:
