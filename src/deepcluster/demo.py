@@ -73,7 +73,7 @@ def write_digits(folder: Path) -> NDArray[np.int64]:
 def clusters_nmi(features_ND: Tensor, labels_N: NDArray[np.int64]) -> float:
     """NMI to the labels of k-means with k = 10 on the features, as they are; mean over seeds."""
     return float(
-        np.mean([KMeans(CLASSES, iterations=100, seed=seed).fit(features_ND).nmi(labels_N) for seed in range(SEEDS)])
+        np.mean([KMeans(CLASSES, iterations=100).fit(features_ND, seed=seed).nmi(labels_N) for seed in range(SEEDS)])
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.distributed import barrier, gather_objects, on_main, rank, world_size
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.files import load_tensors, save_tensors, write_whole
@@ -231,6 +232,24 @@ def _together(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     filled = [part for part in parts if len(part["indices"])] or parts[:1]
     order_N = torch.argsort(torch.cat([part["indices"] for part in filled]), stable=True)
     return {key: torch.cat([part[key] for part in filled])[order_N] for key in filled[0]}
+
+
+def save_assignment(path: Path, names: Sequence[str], assignment: Assignment) -> None:
+    """Write the table `name, cluster, distance` of all images as Parquet, in their order, atomically."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "name": pa.array(names, pa.string()),
+            "cluster": assignment.labels_N.numpy(),
+            "distance": assignment.distances_N.numpy().astype(np.float32),
+        }
+    )
+    beside = path.with_name(path.name + ".part")
+    pq.write_table(table, beside)
+    beside.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from deepcluster.data.storage.addresses import whole_address
 from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.run.features import feature_batches, image_features, stage_width
-from deepcluster.run.folder import RunFolder
+from deepcluster.run.folder import RunFolder, save_assignment
 from deepcluster.run.metrics import epoch_line, health
 from deepcluster.run.settings_checks import size_in_bytes
 from deepcluster.run.space import Space, space_state
@@ -202,7 +202,7 @@ def _tell_of_epoch(
         folder.write_unreadable(_reasons(plan.loader))
         check_unreadable(plan.loader, len(plan.source))
     folder.append_metrics(metrics)
-    method.current.save(folder.assignment(epoch), [plan.source.name(i) for i in range(len(plan.source))])
+    save_assignment(folder.assignment(epoch), [plan.source.name(i) for i in range(len(plan.source))], method.current)
     reporter.say(epoch_line(metrics, settings.epochs))
     complaint = health(folder.read_metrics(), settings.heads if len(settings.heads) > 1 else None)
     if complaint:
@@ -216,7 +216,7 @@ def _finish(plan: Plan, method: AnyLoop, follower: Follower, reporter: Reporter)
     assignment, space = method.cluster_finished_trunk()
     table = folder.assignment(epochs + 1)
     if on_main():
-        assignment.save(table, [plan.source.name(i) for i in range(len(plan.source))])
+        save_assignment(table, [plan.source.name(i) for i in range(len(plan.source))], assignment)
     final = {"assignment": assignment.state_dict(), **space_state(space)}
     folder.save_checkpoint({**_checkpoint(method), "final": final})
     if on_main():
