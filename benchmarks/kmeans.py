@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepcluster.clustering.kmeans import LloydResult, LloydState, lloyd, nearest_centroids
+from deepcluster.clustering.kmeans import LloydResult, lloyd
+from deepcluster.clustering.nearest import nearest_centroids
 from deepcluster.clustering.whitening import Whitening
 
 COMPONENTS = 256
@@ -135,14 +136,13 @@ def spared_by_bounds(points_NP: Tensor, start_KP: Tensor, iterations: int) -> li
     A point stays where its distance to the second nearest centroid, less what the farthest-moving centroid moves, is
     still above that to the nearest, and what that moves.
     """
-    states: list[LloydState] = []
-    lloyd(points_NP, start_KP, iterations=iterations, on_iteration=states.append)
+    centroids = [lloyd(points_NP, start_KP, iterations=count).centroids_KP for count in range(iterations + 1)]
     shares = []
-    for before, after in itertools.pairwise(states):
-        drift_K = (after.centroids_KP - before.centroids_KP).norm(dim=1)
+    for before_KP, after_KP in itertools.pairwise(centroids):
+        drift_K = (after_KP - before_KP).norm(dim=1)
         stay = 0
         for block in points_NP.split(1024):
-            nearest = torch.cdist(block, before.centroids_KP).topk(2, dim=1, largest=False)
+            nearest = torch.cdist(block, before_KP).topk(2, dim=1, largest=False)
             stay += int((nearest.values[:, 1] - drift_K.max() > nearest.values[:, 0] + drift_K[nearest.indices[:, 0]]).sum())
         shares.append(stay / len(points_NP))
     return shares

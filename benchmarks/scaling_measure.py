@@ -23,17 +23,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepcluster.clustering.assignment import Assignment, draw_uniform
 from deepcluster.clustering.eigen import top_eigenvectors
 from deepcluster.clustering.kmeans import KMeans, lloyd
-from deepcluster.clustering.reduction import alone
 from deepcluster.clustering.starts import random_rows
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
+from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.files import save_tensors
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import Colours, TrainingView, draws
 from deepcluster.models.trunk import make_trunk, normalise
+from deepcluster.run.folder import save_assignment
 from deepcluster.run.settings import Settings
-from deepcluster.training.grouping import over_all_images
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 WORLDS = (2, 4)
@@ -190,8 +190,8 @@ def _kmeans_seconds(machine: Machine, n_points: int, n_clusters: int, dim: int) 
     centres = torch.randn(n_clusters, dim, generator=generator)
     points_NP = centres[torch.randint(n_clusters, (n_points,), generator=generator)]
     points_NP = torch.nn.functional.normalize(points_NP + 2 * torch.randn(n_points, dim, generator=generator))
-    points_NP, numbers_N = points_NP.to(machine.clustering_device), torch.arange(n_points)
-    start_KP = random_rows(points_NP, numbers_N, n_points, n_clusters, seed=0, all_reduce=alone)
+    points_NP = points_NP.to(machine.clustering_device)
+    start_KP = random_rows(points_NP, n_clusters, seed=0, ranks=ONE_PROCESS)
     kmeans = KMeans(n_clusters, iterations=10, spherical=True)
     taken = quickest(lambda: kmeans.fit(points_NP, start_KP=start_KP))
     compared_history = lloyd(points_NP, start_KP, iterations=10, spherical=True).compared_history
@@ -213,7 +213,7 @@ def label_speed(n_images: int, n_clusters: int = 1000) -> dict[str, float]:
     return {
         "draw_seconds": quickest(lambda: draw_uniform(before, n_draws=n_images, seed=(0,))) / n_images,
         "order_seconds": quickest(lambda: torch.randperm(n_images, generator=generator)) / n_images,
-        "gather_seconds": quickest(lambda: over_all_images(other, torch.arange(n_images), n_images)) / n_images,
+        "gather_seconds": quickest(lambda: other.over_ranks(ONE_PROCESS)) / n_images,
         "match_seconds": quickest(match, 2) / n_images,
     }
 
@@ -224,7 +224,9 @@ def file_speed(n_images: int) -> dict[str, float]:
     state = {"values": torch.zeros(16_000_000)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        table = quickest(lambda: assignment.save(path / "t", [f"train/n01440764/{i:08}.JPEG" for i in range(n_images)]), 2)
+        table = quickest(
+            lambda: save_assignment(path / "t", [f"train/n01440764/{i:08}.JPEG" for i in range(n_images)], assignment), 2
+        )
         started = time.perf_counter()
         save_tensors(path / "s", state)
         disk = time.perf_counter() - started
