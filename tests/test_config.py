@@ -1,20 +1,26 @@
 """Settings: typed, validated, and the same for the command line, Python and config.json."""
 
+import enum
 import json
 import typing
 from dataclasses import MISSING, FrozenInstanceError, fields
+from fractions import Fraction
+from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from deepcluster.keywords import Options
+from deepcluster.run.settings_checks import size_in_bytes
 
+from deepcluster import config
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import coerce, flag, parts_of, plain_type
 from deepcluster.models.trunk import ARCHITECTURES
 from deepcluster.run import settings as config
 from deepcluster.run.recipes import RECIPES
 from deepcluster.run.settings import Settings
-from deepcluster.run.settings_checks import size_in_bytes
 
 OPTIONS = {option.name: option for option in fields(Settings)}
 
@@ -153,6 +159,59 @@ def test_settings_come_back_from_json() -> None:
 def test_whole_numbers_serve_where_a_fraction_is_wanted() -> None:
     assert isinstance(Settings.from_dict({"lr": 1}).lr, float)
     assert coerce(Settings, "crop_scale", [1, 1]) == (1.0, 1.0)
+
+
+class Word(enum.StrEnum):
+    SGD = "sgd"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *(
+            (name, kind(0.5), 0.5)
+            for name in ("lr", "head_lr")
+            for kind in (np.float16, np.float32, np.float64, np.longdouble)
+        ),
+        *(("clusters", kind(7), 7) for kind in (np.int8, np.uint8, np.int32, np.uint64, np.array, torch.tensor)),
+        ("lr", np.int64(1), 1.0),
+        ("lr", torch.tensor(0.5), 0.5),
+        ("lr", Fraction(1, 2), 0.5),
+        ("sobel", np.bool_(False), False),
+        ("rotations", np.array(False), False),
+        ("arch", np.array(["resnet18"])[0], "resnet18"),
+        ("optimizer", Word.SGD, "sgd"),
+        ("init", PurePosixPath("runs/one"), "runs/one"),
+        ("crop_scale", tuple(np.array([0.25, 1.0])), (0.25, 1.0)),
+        ("crop_scale", np.array([0.25, 1.0]), (0.25, 1.0)),
+        ("crop_scale", [np.float32(0.25), 1], (0.25, 1.0)),
+        ("clusters", [np.int64(4)], 4),
+    ],
+)
+def test_values_are_kept_as_plain_python_types(name: str, value: Any, expected: Any) -> None:
+    """By type, not only by value: np.float64 is a float, but no checkpoint that holds one can be loaded."""
+
+    def types_in(values: Any) -> Any:
+        return (tuple, *map(type, values)) if isinstance(values, tuple) else type(values)
+
+    for settings in (Settings(**{name: value}), Settings.from_dict({name: value})):
+        kept = getattr(settings, name)
+        assert kept == expected
+        assert types_in(kept) == types_in(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("clusters", np.float64(4)),
+        ("lr", np.str_("0.1")),
+        ("lr", np.array([0.1])),
+        ("sobel", np.int64(1)),
+        ("clusters", np.True_),
+    ],
+)
+def test_numpy_values_of_another_type_are_refused(name: str, value: Any) -> None:
+    assert f"{name}=" in complaint(**{name: value}) and "should be of type" in complaint(**{name: value})
 
 
 def test_settings_do_not_change() -> None:

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from deepcluster.training.clock import STEPS, Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcluster.core import seeds
 from deepcluster.training import clock as clocks
 from deepcluster.training.batches import even_batches, part_of_slice
-from deepcluster.training.clock import STEPS, Clock
 
 
 class Hand:

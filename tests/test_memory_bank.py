@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from deepcluster.training.memory_bank import MemoryBank
+from deepcluster.training.past_features import PastFeatures
 from small_runs import assert_equal
 from torch import Tensor
 from torch.multiprocessing import spawn
 
 from deepcluster.run.folder import RunFolder, load_checkpoint
-from deepcluster.training.memory_bank import MemoryBank
-from deepcluster.training.past_features import PastFeatures
 
 N, WIDTH = 23, 3
 CPU = torch.device("cpu")

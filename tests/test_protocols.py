@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from models_helper import write_classes
 from click.testing import CliRunner, Result
+from models_helper import write_classes
 from small_runs import train_small
 
 import deepcluster

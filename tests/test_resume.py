@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepcluster.keywords import Options
 from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, train_small
 from spoiled_images import write_spoiled_images
 
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Meter, Reporter
-from deepcluster.keywords import Options
 from deepcluster.run.folder import RunFolder
 
 OPTIONS = {"epochs": 3}

@@ -13,6 +13,7 @@ from torch.multiprocessing import spawn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+from deepcluster.training.grouping import over_all_images
 from scaling_links import Fabric, Link, ring_seconds, simulated_ring_seconds
 from scaling_measure import fitted_link, job_of, network_facts
 from scaling_model import METHODS, Job, Network, files, head_bytes, memory, norm_bytes, traffic
@@ -35,7 +36,6 @@ from deepcluster.models.projection import Projection
 from deepcluster.models.synchronised import synchronise_batch_norms
 from deepcluster.models.trunk import make_trunk
 from deepcluster.run.settings import Settings
-from deepcluster.training.grouping import over_all_images
 
 NETWORK = Network(weights=1_000_000, dim=512, norms=5, channels=1000, flops={32: 1e8})
 JOB = Job("deepcluster-v2", 1e5, 4, NETWORK, (100, 50), ((2, 32),), 256, 128, iterations=10)

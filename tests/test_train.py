@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, metrics, tables, train_small
+from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, tables, train_small
 from spoiled_images import picture, write_good_images, write_spoiled_images
 
 import deepcluster
@@ -150,6 +153,18 @@ def test_spoiled_files_change_nothing_of_the_rest(images: Path, trained: Path, t
     shutil.copytree(images, tmp_path / "mixed")
     write_spoiled_images(tmp_path / "mixed", 4)
     assert not differ(train_small(tmp_path / "mixed", tmp_path / "run"), trained)
+
+
+def test_a_named_pipe_among_the_images_is_left_out_and_listed(tmp_path: Path) -> None:
+    """In processes of their own, which can be ended if they wait for the pipe."""
+    write_good_images(tmp_path / "photos", 40)
+    os.mkfifo(tmp_path / "photos" / "camera.jpg")
+    for words in (["info"], ["train", *flags(epochs=1), "--out", str(tmp_path / "run")]):
+        command = [sys.executable, "-m", "deepcluster", words[0], str(tmp_path / "photos"), *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "camera.jpg" in done.stdout + done.stderr and "not a regular file" in done.stdout + done.stderr
+    assert unreadable(tmp_path / "run") == {"camera.jpg": "not a regular file"}
 
 
 def test_too_many_spoiled_files_are_an_error(tmp_path: Path) -> None:

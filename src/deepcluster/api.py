@@ -60,12 +60,11 @@ def train(
     return launch.train(
         data,
         out=Path(out) if out is not None else default_run(data),
-        explicit=dict(options),
+        user_options=dict(options),
         resume=resume,
         overwrite=overwrite,
         reporter=reporter or Reporter(),
         evaluate={"knn": _knn_of_few_or_many, "linear": _linear_probe},
-        follow=tensorboard.TensorBoard,
     )
 
 

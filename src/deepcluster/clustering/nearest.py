@@ -10,6 +10,7 @@ Q pairs of a point and a centroid.
 Scores are x·c - |c|²/2 with x and c measured from the points' mean: the nearest centroid has the highest score.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,8 @@ GROUP = 64
 
 # Labels_B and squared distances_B.
 Known = tuple[Tensor, Tensor]
+# `nearest_triton.best_two`, or a function with the same arguments and results.
+BestTwo = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,13 @@ class NearestSearch:
     Args:
         points_NP: float32, finite.
         kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
+        best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
     """
 
-    def __init__(self, points_NP: Tensor, *, kind: torch.dtype | None = None) -> None:
+    def __init__(self, points_NP: Tensor, *, kind: torch.dtype | None = None, best_two: BestTwo | None = None) -> None:
         self.points_NP = points_NP = points_NP.contiguous()
         self.kind = kind
+        self.best_two = best_two
         blocks, device = blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device
         totals = map_blocks(lambda block: points_NP[block].sum(dim=0, dtype=torch.float64), blocks, device)
         none_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=device)
@@ -211,15 +216,17 @@ class _Columns:
         self.residual_C = self.coarse.residual_R + rounding * self.coarse.length_R
         self.longest = float(self.lengths_C.max()) if self.n_columns else 0.0
         self.largest_residual = float(self.residual_C.max()) if self.n_columns else 0.0
-        self.fused = kind == torch.bfloat16 and nearest_triton.available(columns_C.device)
+        self.best_two = owner.best_two if kind == torch.bfloat16 else None
+        if kind == torch.bfloat16 and self.best_two is None and nearest_triton.available(columns_C.device):
+            self.best_two = nearest_triton.best_two
         scores = BLOCK_SCORES_GPU if columns_C.is_cuda else BLOCK_SCORES
-        self.block_rows = FUSED_ROWS if self.fused else max(LEAST_BLOCK_ROWS, scores // max(1, self.n_columns))
+        self.block_rows = FUSED_ROWS if self.best_two else max(LEAST_BLOCK_ROWS, scores // max(1, self.n_columns))
 
     def search(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
         """The nearest for a block of points; None where a finer product would be quicker."""
         if known is not None and not self.n_columns:
             return Nearest(*known, torch.full_like(known[1], torch.inf))
-        return self._fused(rows, known) if self.fused else self._plain(rows, known)
+        return self._fused(rows, known, self.best_two) if self.best_two else self._plain(rows, known)
 
     def _plain(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
         """All bounds of the block; contested points try their best candidate first, then whatever is still possible."""
@@ -228,9 +235,9 @@ class _Columns:
         base_B = half_norms_B - slack_B
         lowest = torch.iinfo(bounds_BC.dtype).min if self.kind == torch.int8 else -torch.inf
         if known is None:
-            known = self._guess(rows, _best_columns(bounds_BC, bounds_BC.view(len(bounds_BC), -1, GROUP).amax(dim=2)))
+            known = self._guess(rows, _best_columns(bounds_BC, bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2)))
         _leave_out(bounds_BC, self.place_K[known[0]], lowest)
-        groups_BG = bounds_BC.view(len(bounds_BC), -1, GROUP).amax(dim=2)
+        groups_BG = bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2)
         found = Nearest(known[0].clone(), known[1].clone(), _as_squares(base_B, groups_BG, unit))
         contested = (found.others_R <= found.distances_R).nonzero().flatten()
         if not len(contested):
@@ -238,7 +245,7 @@ class _Columns:
         bounds_QC, groups_QG = bounds_BC.index_select(0, contested), groups_BG.index_select(0, contested)
         column_Q = _best_columns(bounds_QC, groups_QG)
         _leave_out(bounds_QC, column_Q, lowest)
-        groups_QG = bounds_QC.view(len(bounds_QC), -1, GROUP).amax(dim=2)
+        groups_QG = bounds_QC.unflatten(1, (-1, GROUP)).amax(dim=2)
         seconds_Q = _as_squares(base_B[contested], groups_QG, unit)
         self._duel(found, rows, contested, column_Q, seconds_Q)
         still = (seconds_Q <= found.distances_R[contested]).nonzero().flatten()
@@ -250,15 +257,13 @@ class _Columns:
             return None
         return self._settle(found, rows, contested[points_P], columns_P)
 
-    def _fused(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
+    def _fused(self, rows: slice | Tensor, known: Known | None, best_two: BestTwo) -> Nearest | None:
         """One kernel gives the best two bounds; points with more candidates than one are searched again."""
         half_norms_B = self.owner.half_norms_N[rows]
         points = self.owner.coarse(rows, self.kind)
         offset_C, slack_B = self._offsets(points, half_norms_B)
         own_B = None if known is None else self.place_K[known[0]]
-        bounds_B, column_B, seconds_B = nearest_triton.best_two(
-            points.rounded_RP, self.coarse.rounded_RP, offset_C, own_N=own_B
-        )
+        bounds_B, column_B, seconds_B = best_two(points.rounded_RP, self.coarse.rounded_RP, offset_C, own_N=own_B)
         seconds_B = 2 * (half_norms_B - slack_B - seconds_B)
         if known is None:
             found = Nearest(*self._guess(rows, column_B), seconds_B)
@@ -267,7 +272,8 @@ class _Columns:
             contested = (found.others_R <= found.distances_R).nonzero().flatten()
             self._duel(found, rows, contested, column_B[contested], seconds_B[contested])
         several = (seconds_B <= found.distances_R).nonzero().flatten()
-        for some in several.split(max(LEAST_BLOCK_ROWS, BLOCK_SCORES_GPU // self.n_columns)):
+        for part in blocks_of(slice(0, len(several)), max(LEAST_BLOCK_ROWS, BLOCK_SCORES_GPU // self.n_columns)):
+            some = several[part]
             again = self._plain(_rows(rows, some), (found.labels_R[some], found.distances_R[some]))
             if again is None:
                 return None

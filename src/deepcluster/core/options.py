@@ -6,9 +6,11 @@ What a training run takes is in `config`, what the evaluation protocols take in 
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
+from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any, Self
 
 from deepcluster.core.errors import InputError, did_you_mean
@@ -18,39 +20,42 @@ def option(
     default: Any,
     text: str,
     *,
-    group: str = "",
-    choices: tuple[str, ...] = (),
+    section: str = "",
+    choices: Collection[str] = (),
     aliases: tuple[str, ...] = (),
     at_least: float | None = None,
     below: float | None = None,
     resumable: bool = False,
+    method: str = "",
 ) -> Any:
     """A field with what the command line and `Checked` need.
 
     Args:
         text: help, which the default is added to.
-        group: of the help.
+        section: section of the help.
         aliases: old names, which work and are not shown.
         at_least, below: bounds of a number, and of each number of a tuple.
         resumable: a resume may change it.
+        method: the training method that it belongs to; both by default.
     """
     return field(
         default=default,
         metadata={
             "help": text,
-            "group": group,
+            "section": section,
             "choices": choices,
             "aliases": aliases,
             "at_least": at_least,
             "below": below,
             "resumable": resumable,
+            "method": method,
         },
     )
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Options whose values are checked when they are made.
+    """Options whose values are checked when they are made, and kept as plain Python values.
 
     Raises:
         InputError: a value is of another type or out of range, naming the option, the value and what may be used.
@@ -58,7 +63,9 @@ class Checked:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            _validate(type(self), one.name, getattr(self, one.name), one.metadata)
+            value = coerce(type(self), one.name, getattr(self, one.name))
+            _validate(one.name, value, one.metadata)
+            object.__setattr__(self, one.name, value)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by option name, as JSON keeps them."""
@@ -106,8 +113,30 @@ def takes_several(owner: type, name: str) -> bool:
     return isinstance(hint, types.UnionType) and any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
 
 
+def plain(value: Any) -> Any:
+    """Return a value as plain Python types, which checkpoints and JSON can hold.
+
+    Scalars and arrays of NumPy and tensors become numbers, text and lists; paths become text. Subclasses, such as those of
+    `enum`, become the type that they extend. Lists and tuples are converted part by part.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else tuple(map(plain, value))
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    return str(value) if isinstance(value, PurePath) else value
+
+
 def coerce(owner: type, name: str, value: Any) -> Any:
     """The value of an option in its own type; raises `InputError` for an unknown name or a value of another type."""
+    value = plain(value)
     known = types_of(owner)
     if name not in known:
         raise InputError(f"unknown option {name!r}{did_you_mean(name, known)}")
@@ -147,8 +176,7 @@ def parse(owner: type, name: str, text: str) -> Any:
     return coerce(owner, name, text)
 
 
-def _validate(owner: type, name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    value = coerce(owner, name, value)
+def _validate(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     choices, at_least, below = metadata["choices"], metadata["at_least"], metadata["below"]
     if choices and value not in choices:
         raise InputError(f"unknown {name} {value!r}{did_you_mean(str(value), choices)}: use one of {', '.join(choices)}")

@@ -4,17 +4,19 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepcluster.core.distributed import barrier, gather_objects, on_main, rank, world_size
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.files import load_tensors, save_tensors, write_whole
 from deepcluster.core.options import flag, types_of
+from deepcluster.run.lock import LOCK_NAME
 from deepcluster.run.settings import Settings
 
 CHECKPOINT_FORMAT = "deepcluster-1"
@@ -35,8 +37,8 @@ WRITTEN = (
 class RunFolder:
     """Names and writes the files of one run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, ranks: Ranks = ONE_PROCESS) -> None:
+        self.path, self.ranks = path, ranks
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.log = path / "train.log"
@@ -79,7 +81,8 @@ class RunFolder:
         empty = {
             folder.name for folder in (self.checkpoints, self.assignments) if folder.is_dir() and not any(folder.iterdir())
         }
-        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", *empty})
+        left = {"config.json.part", LOCK_NAME, *empty}
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in left)
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folders; with `overwrite` delete what an earlier run wrote, and nothing else."""
@@ -151,86 +154,75 @@ class RunFolder:
         write_whole(self.unreadable, text.getvalue())
 
     def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:
-        """Write checkpoints/last.pt: beside, flushed, renamed; and keep a copy as epoch-NNNN.pt where asked.
+        """Write checkpoints/last.pt beside, flush and rename it; also keep it as epoch-NNNN.pt on request.
 
-        All ranks call it. What each has for itself, `rows` of images and `parts` of networks, stays apart: each writes its
-        own into a file, before the first one writes last.pt, which names them. A copy is for use, not for going on: of
-        several processes it has neither.
+        All ranks call this. Of several ranks each writes its `rows` into a file of its own, before the first one writes
+        last.pt, which names these files. `epoch-NNNN.pt` can be loaded for inference but not resumed: it omits those rows.
 
         Raises:
-            TrainingError: it can't be written (a full disk); the one before stays.
+            TrainingError: it can't be written (a full disk); the checkpoint before stays.
         """
-        state = {**state, **self._write_own(state)}
-        if on_main():
-            self._write_last(state, keep_as_epoch)
-            self._forget_rows(state["rows"])
-        barrier()
+        state = {**state, "rows": self._write_rows(state)}
+        if self.ranks.is_main:
+            try:
+                kept = self.checkpoints / f"epoch-{keep_as_epoch:04d}.pt" if keep_as_epoch is not None else None
+                save_tensors(self.last, {"format": CHECKPOINT_FORMAT, **state}, copy=kept)
+            except (OSError, RuntimeError) as fault:
+                raise TrainingError(
+                    f"{self.last} could not be written ({fault}); the one before it is whole: make room, then use --resume"
+                ) from None
+            for path in self.checkpoints.glob("rows-*"):  # Earlier ones, and what a kill has left.
+                if path.name not in state["rows"].get("files", ()):
+                    path.unlink(missing_ok=True)
+        self.ranks.barrier()
 
-    def _write_own(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Rows and parts as last.pt has them: themselves on one process, else the names of the files of all ranks."""
-        own = {name: state.get(name, {}) for name in ("rows", "parts")}
-        if world_size() == 1 or not (own["rows"] or "parts" in state):
-            return own
-        name = f"rows-{state['epoch']}-{state['batch']}-{int(state['labelled'])}-{rank()}-of-{world_size()}.pt"
+    def _write_rows(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the rows as last.pt has them: themselves on one process, else the names of the files of all ranks."""
+        rows: dict[str, Any] = state.get("rows", {})
+        if self.ranks.size == 1 or not rows:
+            return rows
+        moment = f"{state['epoch']}-{state['batch']}-{int(state['labelled'])}"
+        name = f"rows-{moment}-{self.ranks.rank}-of-{self.ranks.size}.pt"
         try:
-            save_tensors(self.checkpoints / name, own)
+            save_tensors(self.checkpoints / name, {"rows": rows})
         except (OSError, RuntimeError) as fault:
             raise TrainingError(
                 f"{self.checkpoints / name} could not be written ({fault}); the state before it is whole"
             ) from None
-        return {"rows": {"files": gather_objects(name)}, "parts": {}}
-
-    def _forget_rows(self, rows: Mapping[str, Any]) -> None:
-        kept = set(rows.get("files", ()))
-        for path in self.checkpoints.glob("rows-*"):  # a kill leaves halves, too
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
+        return {"files": self.ranks.gather_objects(name)}
 
     def read_rows(self, state: Mapping[str, Any], mine: slice) -> dict[str, dict[str, Tensor]]:
-        """Rows of a checkpoint of this run that this rank is to have: those of the images `mine`.
-
-        They may have been saved by another number of processes.
-        """
-        kept = [{name: _of_images(rows, mine) for name, rows in own["rows"].items()} for own in self._read_own(state)]
-        return {name: _together([part[name] for part in kept]) for name in kept[0]}
-
-    def read_parts(self, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Parts of networks that were on one rank each, of all ranks, by kind and name; they stay in their files."""
-        parts: dict[str, dict[str, Any]] = {}
-        for own in self._read_own(state):
-            for kind, named in own["parts"].items():
-                parts.setdefault(kind, {}).update(named)
-        return parts
-
-    def _read_own(self, state: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Rows and parts of a checkpoint of each rank that saved it; more together than the memory of one may hold."""
+        """Return the rows of a checkpoint of this run for the images `mine`, whatever number of ranks saved it."""
         rows = state.get("rows", {})
-        if "files" not in rows:
-            yield {"rows": rows, "parts": state.get("parts", {})}
-        for name in rows.get("files", ()):
-            yield load_tensors(self.checkpoints / name, mapped=True)
-
-    def _write_last(self, state: Mapping[str, Any], keep_as_epoch: int | None) -> None:
-        try:
-            kept = self.checkpoints / f"epoch-{keep_as_epoch:04d}.pt" if keep_as_epoch is not None else None
-            save_tensors(self.last, {"format": CHECKPOINT_FORMAT, **state}, copy=kept)
-        except (OSError, RuntimeError) as fault:
-            raise TrainingError(
-                f"{self.last} could not be written ({fault}); the one before it is whole: make room, then use --resume"
-            ) from None
+        files = rows.get("files", ())
+        # Only what is read of a mapped file comes into memory: all files together may be more than it holds.
+        saved = [load_tensors(self.checkpoints / name, mapped=True)["rows"] for name in files] if files else [rows]
+        parts = [{name: _of_images(one, mine) for name, one in each.items()} for each in saved]
+        return {name: _merge([part[name] for part in parts]) for name in parts[0]}
 
 
 def _of_images(rows: Mapping[str, Tensor], mine: slice) -> dict[str, Tensor]:
-    """Of rows of a checkpoint those of the images `mine`."""
+    """Return the rows of the images `mine`."""
     wanted_N = (rows["indices"] >= mine.start) & (rows["indices"] < mine.stop)
     return {key: values[wanted_N] for key, values in rows.items()}
 
 
-def _together(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The rows of several files, by image; a file without rows does not know how wide they are."""
+def _merge(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the rows of several files by image. A file without rows does not know how wide they are."""
     filled = [part for part in parts if len(part["indices"])] or parts[:1]
     order_N = torch.argsort(torch.cat([part["indices"] for part in filled]), stable=True)
     return {key: torch.cat([part[key] for part in filled])[order_N] for key in filled[0]}
+
+
+def save_assignment(path: Path, names: Sequence[str], assignment: Assignment) -> None:
+    """Write a table of `name, cluster, distance` as Parquet, beside its place and then renamed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"name": names, "cluster": assignment.labels_N.numpy(), "distance": assignment.distances_N.float().numpy()}
+    beside = path.with_name(path.name + ".part")
+    pq.write_table(pa.table(columns), beside)
+    beside.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
