@@ -42,8 +42,9 @@ class HierarchicalHead(nn.Module):
     """Features → scores of the super-classes, and of the clusters within the image's own: for very many clusters.
 
     A ReLU, then a linear layer V to the super-classes, and for each super-class s a layer W_s to its clusters. The loss of
-    an image x of super-class y and cluster z is c(V x, y) + c(W_y x, z), c the cross-entropy (DeeperCluster, arXiv 1905.01278,
-    section 3). It takes D (S + K/S) multiplications per image where super-classes are of equal size, instead of D K.
+    an image x of super-class y and cluster z is c(V x, y) + c(W_y x, z), c the cross-entropy (DeeperCluster, arXiv
+    1905.01278, section 3). It takes D (S + K/S) multiplications per image where super-classes are of equal size, instead of
+    D K.
 
     Args:
         dim: D, the width of the features.
