@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from deepcluster.keywords import Options
 from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, train_small
 from spoiled_images import write_spoiled_images
 

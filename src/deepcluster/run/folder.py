@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def check_same_settings(user_options: Mapping[str, Any], saved: Settings) -> Non
 def differing_settings(values: Mapping[str, Any], saved: Settings) -> list[str]:
     """Return in words which values differ from those of a run and may not be changed by a resume."""
     now = saved.as_dict()
-    resumable = {name for name, option in Settings.__dataclass_fields__.items() if option.metadata["resumable"]}
+    resumable = {one.name for one in fields(Settings) if one.metadata["resumable"]}
     if saved.lr_schedule != "constant":
         resumable.discard("epochs")
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
