@@ -61,8 +61,10 @@ def train(
     interruption = Interruption(on_request=end_waits)
     if is_restart():
         resume, overwrite = True, False
-    with interruption.listening(), _together(interruption), closing(_own(reporter)) as reporter:
-        folder = RunFolder(out)
+    folder = RunFolder(out)
+    with interruption.listening(), _together(interruption), closing(folder.lock), closing(_own(reporter)) as reporter:
+        # First of all: to a folder in use, --resume and --overwrite are no way out.
+        folder.lock.acquire(reporter.warn, new=False)
         folder.check_free(resume=resume, overwrite=overwrite)
         with Planner(folder, reporter, interruption).plan(data, explicit, resume=resume) as plan:
             try:
@@ -112,6 +114,9 @@ def _run(
             reporter.say(f"{folder.path} is finished; a larger --epochs would go on from here")
             return
     even_batches(len(plan.loader.images) - len(plan.loader.unreadable), settings.batch_size)
+    folder.lock.acquire(reporter.warn)
+    if not plan.resumed:  # Another start may have made the folder since this one looked.
+        folder.check_free(resume=False, overwrite=overwrite)
     barrier()  # All have read what was there.
     if on_main():
         folder.create(overwrite=overwrite)

@@ -16,6 +16,7 @@ from deepcluster.distributed import barrier, gather_objects, on_main, rank, worl
 from deepcluster.errors import InputError, TrainingError
 from deepcluster.options import flag, types_of
 from deepcluster.saving import load_tensors, save_tensors, write_whole
+from deepcluster.training.lock import LOCK_NAME, RunLock
 
 CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes; config.json last, so that a deletion that is cut off leaves a run that can be overwritten.
@@ -44,6 +45,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.assignments = path / "assignments"
         self.last = self.checkpoints / "last.pt"
+        self.lock = RunLock(path)
 
     def assignment(self, epoch: int) -> Path:
         """Table of the clustering that epoch `epoch` learns."""
@@ -79,7 +81,8 @@ class RunFolder:
         empty = {
             folder.name for folder in (self.checkpoints, self.assignments) if folder.is_dir() and not any(folder.iterdir())
         }
-        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", *empty})
+        left = {"config.json.part", LOCK_NAME, *empty}
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in left)
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folders; with `overwrite` delete what an earlier run wrote, and nothing else."""
