@@ -119,8 +119,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "v2-small-set", "head_momentum": 0.9}, "head_momentum=0.9 goes only with --method deepcluster"),
     ({"method": V2, "memory": "8G"}, "memory=8G goes only with --method deepcluster"),
     ({"temperature": 0.2}, "temperature=0.2 goes only with --method deepcluster-v2"),
-    ({"recipe": "v2-small-set", "method": FIRST}, "recipe=v2-small-set is not one of method=deepcluster; use --recipe auto"),
-    ({"recipe": "small-set", "method": V2}, "recipe=small-set is not one of method=deepcluster-v2; use --recipe auto"),
+    (
+        {"recipe": "v2-small-set", "method": FIRST},
+        "recipe=v2-small-set does not go with method=deepcluster; use --recipe auto",
+    ),
+    ({"recipe": "small-set", "method": V2}, "recipe=small-set does not go with method=deepcluster-v2; use --recipe auto"),
     ({"recipe": "paper-vgg16", "method": "deepcluter"}, "unknown method 'deepcluter' (did you mean deepcluster?)"),
     ({"recipe": "v2-small", "method": FIRST}, "unknown recipe 'v2-small'"),
 ]
