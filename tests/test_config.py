@@ -17,7 +17,7 @@ from deepcluster.run.settings_checks import size_in_bytes
 from deepcluster import config
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import coerce, flag, parts_of, plain_type
-from deepcluster.models.trunk import ARCHITECTURES
+from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.run import settings as config
 from deepcluster.run.recipes import RECIPES
 from deepcluster.run.settings import Settings

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import TrainingError
 from deepcluster.models.heads import ClusterHead
-from deepcluster.models.trunk import make_trunk
+from deepcluster.models.make import make_trunk
 from deepcluster.run.settings import Settings
 from deepcluster.training.lars import LARS, parameter_groups
 from deepcluster.training.optim import (
