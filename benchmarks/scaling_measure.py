@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from alone import NetworkAlone
+from deepcluster.training.grouping import over_all_images
 from scaling_links import Link, ring_seconds
 from scaling_model import Job, Network
 from scaling_seconds import Constants
@@ -31,7 +32,8 @@ from deepcluster.core.files import save_tensors
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import Colours, TrainingView, draws
-from deepcluster.models.trunk import make_trunk, normalise
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import normalise
 from deepcluster.run.folder import save_assignment
 from deepcluster.run.settings import Settings
 

@@ -22,7 +22,7 @@ from deepcluster.cli.options import with_settings
 from deepcluster.core.errors import InputError
 from deepcluster.core import options
 from deepcluster.core.options import coerce, flag, parts_of, plain_type
-from deepcluster.models.trunk import ARCHITECTURES
+from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.run import settings as config
 from deepcluster.run.recipes import RECIPES
 from deepcluster.run.settings import REMOVED, Settings, size_in_bytes

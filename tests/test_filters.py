@@ -17,8 +17,10 @@ from torch import nn
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
+from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.models.convnets import ConvNet
-from deepcluster.models.trunk import ARCHITECTURES, IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk, make_trunk
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
 from deepcluster.run.model import Model
 from deepcluster.visualization.filters import ascent as ascents
 from deepcluster.visualization.filters import show

@@ -25,7 +25,8 @@ from deepcluster.evaluation.learners.fine_tuning import (
     sgd,
     step,
 )
-from deepcluster.models.trunk import make_trunk, normalise
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import normalise
 
 CPU = Machine.choose("cpu", "fp32")
 

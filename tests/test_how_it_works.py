@@ -29,7 +29,8 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView, Colours, TrainingView
 from deepcluster.models.heads import ClusterHead
-from deepcluster.models.trunk import make_trunk, normalise
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import normalise
 from deepcluster.run.features import image_features, make_run_trunk
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.report.collection import Collection, Past
