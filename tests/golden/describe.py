@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,7 @@ CHANGING = (
     (r"\b(\d+ min )?[\d.]+ ?s\b", "TIME"),
     (r"\b[\d.,]+ (B|kB|MB|GB)\b", "SIZE"),
     (r"data-wait \d+%", "data-wait SHARE"),
+    (r"[\d.]+% of it was waiting", "SHARE of it was waiting"),
 )
 
 
@@ -95,7 +97,7 @@ def without_changing(value: Any, work: Path) -> Any:
     if isinstance(value, list):
         return [without_changing(part, work) for part in value]
     if isinstance(value, str):
-        value = value.replace(str(work), "WORK")
+        value = value.replace(str(work), "WORK").replace(" ".join(sys.argv), "COMMAND")
         for pattern, word in CHANGING:
             value = re.sub(pattern, word, value)
     return value

@@ -17,9 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parents[1]
-RECORDS = Path(__file__).parent / "records"
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -29,7 +27,7 @@ import torch
 from click.testing import CliRunner
 from golden.describe import NOT_RECORDED, describe_file, describe_table, differences, digest, without_changing
 from PIL import Image
-from ranks_helper import run_job, run_jobs
+from ranks_helper import V2, run_job, run_jobs
 from sklearn.datasets import load_digits, load_sample_images
 from small_runs import checkpoint, metrics
 from test_retrieval import write_others, write_oxford
@@ -39,40 +37,16 @@ from vocs import write_voc
 import deepcluster
 from deepcluster.cli import cli
 
-# Training runs: the data set, and the settings that are not the shared ones.
-SHARED: dict[str, Any] = {
-    "recipe": "paper-alexnet",
-    "arch": "alexnet-small",
-    "image_size": 16,
-    "clusters": 10,
-    "pca": 16,
-    "cluster_stage": "conv5",
-    "epochs": 2,
-    "batch_size": 32,
-    "lr": 0.05,
-    "device": "cpu",
-    "precision": "fp32",
-    "workers": 1,
-}
+RECORDS = Path(__file__).parent / "records"
+
+# Training runs: the data set, and the settings on top of `small_runs.SMALL`.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "kmeans": ("digits/train", {"recipe": "auto"}),
-    "balanced": ("digits/train", {"balance": True}),
+    "kmeans": ("digits/train", {"recipe": "auto", "clusters": 10}),
+    "balanced": ("digits/train", {"balance": True, "clusters": 10, "lr": 0.05}),
     "pic": ("photos", {"clustering": "pic", "image_size": 32, "sobel": False}),
     "super-clusters": ("photos", {"super_clusters": 2, "rotations": True, "clusters": 8, "image_size": 32}),
-    "v2": (
-        "photos",
-        {
-            "method": "deepcluster-v2",
-            "recipe": "v2-small-set",
-            "clusters": (6, 4),
-            "crops": "2x24,2x16",
-            "projection": (32, 8),
-            "pca": 8,
-            "image_size": 24,
-            "cluster_stage": "features",
-            "jitter": 0.4,
-        },
-    ),
+    "v2": ("photos", {**V2, "image_size": 24, "crops": "2x24,2x16"}),
+    "v2-feature-pass": ("photos", {**V2, "look_again": True, "whiten": True, "pca": 6}),
 }
 # When a run is stopped: the kind of work whose n-th progress report stops it, or the beginning of the log line that does.
 STOPS = {"in an epoch": ("epoch 2", 3), "between epochs": ("say epoch 1/", 1)}
@@ -153,7 +127,7 @@ def run_of(name: str, work: Path) -> Path:
 
 def job(name: str, work: Path, out: Path, **more: Any) -> dict[str, Any]:
     data, options = RUNS[name]
-    return {"data": work / data, "out": out, "options": {**SHARED, **options}, **more}
+    return {"data": work / data, "out": out, "options": options, **more}
 
 
 def record_run(name: str, work: Path) -> dict[str, Any]:
@@ -267,7 +241,7 @@ def environment() -> dict[str, str]:
     """Return what the numbers depend on besides the program."""
     packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "simplejpeg", "click")
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"cpu": cpu, **{name: version(name) for name in packages}}
+    return {"cpu": cpu, "python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def other_environment() -> list[str]:
@@ -288,7 +262,7 @@ def write_record(name: str, made: Mapping[str, str]) -> None:
 
 def compare_record(name: str, made: Mapping[str, str]) -> list[str]:
     """Return every difference between the record of a golden run and what was made now."""
-    recorded = {path.name: path.read_text(encoding="utf-8") for path in (RECORDS / name).iterdir()}
+    recorded = {path.name: path.read_text(encoding="utf-8") for path in (RECORDS / name).glob("*")}
     found = [f"{name}/{file}: no longer there" for file in recorded.keys() - made.keys()]
     found += [f"{name}/{file}: not recorded" for file in made.keys() - recorded.keys()]
     for file in sorted(recorded.keys() & made.keys()):
@@ -296,7 +270,7 @@ def compare_record(name: str, made: Mapping[str, str]) -> list[str]:
         if file.endswith(".json"):
             lines = differences(json.loads(old), json.loads(new))
         else:
-            lines = [line for line in difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")][2:]
+            lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
         found += [f"{name}/{file}: {line}" for line in lines]
     return found
 
