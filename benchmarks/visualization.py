@@ -27,12 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.protocols import workbench
-from deepcluster.run.model import Model
-from deepcluster.visualization.filters.ascent import Ascent, new_ascent
+from deepcluster.run.model import Model, loaded
+from deepcluster.visualization.filters.ascent import Ascent, Settings, default_batch_size, settings_of
 from deepcluster.visualization.filters.responses import Responses
-from deepcluster.visualization.filters.settings import Settings, settings_of
-from deepcluster.visualization.filters.show import usual_batch_size
 from deepcluster.visualization.options import FilterOptions
 
 
@@ -60,9 +57,9 @@ def climb(filters: Responses, settings: Settings, channels: Sequence[int], size:
     """Ascents of these filters, `size` at once, done."""
     done = []
     for first in range(0, len(channels), size):
-        ascent = new_ascent(filters, settings, channels[first : first + size])
-        while ascent.done < settings.steps:
-            ascent.advance()
+        ascent = Ascent(filters, settings, channels[first : first + size])
+        for _ in ascent.steps():
+            pass
         done.append(ascent)
     synchronise(filters.machine)
     return done
@@ -70,15 +67,15 @@ def climb(filters: Responses, settings: Settings, channels: Sequence[int], size:
 
 def step_flops(filters: Responses, settings: Settings) -> int:
     """Products and sums of the network in a step of one picture, forward and backward."""
-    ascent = new_ascent(filters, settings, [0])
+    ascent = Ascent(filters, settings, [0])
     with FlopCounterMode(display=False) as counter:
-        ascent.advance()
+        next(ascent.steps())
     return int(counter.get_total_flops())
 
 
 def compare(filters: Responses, settings: Settings, count: int, repeats: int, speed: float, *, profile: bool) -> None:
     """One line of the table."""
-    channels, size = list(range(min(count, filters.n_channels))), usual_batch_size(filters)
+    channels, size = list(range(min(count, filters.n_channels))), default_batch_size(filters)
     climb(filters, settings, channels[:2], 2)  # warms up
     ways: dict[str, Callable[[], Any]] = {
         "batch": lambda: climb(filters, settings, channels, size),
@@ -133,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.channels, options.steps, options.repeats = 4, 1, 1
-    bench = workbench(options.model, device=options.device)
+    bench = loaded(options.model, device=options.device)
     bench = replace(bench, machine=Machine.choose(options.device, options.precision))
     print(
         f"{bench.trunk.arch} of {options.model}, {options.objective}, {bench.machine.describe()}, torch {torch.__version__}"
