@@ -136,7 +136,7 @@ class Model:
 
     def resumable(self, *facts: object) -> ResumableState:
         """Return the state of long work on this model that also depends on these facts."""
-        return ResumableState(self.cache, self.work.interruption, self.weights, *facts)
+        return ResumableState(self.cache, self.work, self.weights, *facts)
 
     @contextmanager
     def loader(self, source: ImageSource, *, reduce_to: int | None = None, keep: bool = True) -> Iterator[Loader]:
