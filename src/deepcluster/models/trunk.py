@@ -27,7 +27,7 @@ class Trunk(nn.Module, ABC):
         arch: the name that `make_trunk` knows it by.
         dim: D, the width of `forward`'s rows.
         stages: names from the input side to the output side; the last one, "features", is `forward` itself.
-        embed_stage: the stage whose average `embed` gives by default, chosen by measurement (docs/results.md).
+        embed_stage: the stage whose average `embed` gives by default, chosen by measurement (docs/benchmarks.md).
     """
 
     arch: str

@@ -56,7 +56,7 @@ class Change:
         return f"{flag(self.option)} {value}: {self.reason}"
 
 
-# What small sets need, by measurement on CIFAR-10 and Imagenette (docs/results.md).
+# What small sets need, by measurement on CIFAR-10 and Imagenette (docs/benchmarks.md).
 _SMALL_STEPS = (
     Change("lr", 0.03, "for small batches"),
     Change("lr_schedule", "cosine", "the last epochs settle"),
@@ -91,7 +91,7 @@ _V2_SMALL = {
     "projection": (512, 128),
     "crop_scale": (0.2, 1.0),
     "warmup_epochs": 1.0,
-    # In a few long epochs the network moves too fast for what it remembers of the epoch before (docs/results.md).
+    # In a few long epochs the network moves too fast for what it remembers of the epoch before (docs/benchmarks.md).
     "look_again": True,
     "whiten": True,
     "pca": 64,
