@@ -97,5 +97,5 @@ def test_the_python_of_the_clustering_page_runs() -> None:
     names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.+?)```", page, flags=re.DOTALL):
         exec(code, names)
-    assert names["groups"].sizes_K().sum() == len(names["features"])
+    assert names["clusters"].sizes_K().sum() == len(names["features"])
     torch.testing.assert_close(names["whitening"].transform(names["features"]), names["points"])
