@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from models_helper import write_classes
 from click.testing import CliRunner
+from models_helper import write_classes
 from spoiled_images import write_good_images
 
 from deepcluster.cli import cli
