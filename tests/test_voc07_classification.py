@@ -32,7 +32,6 @@ from deepcluster.evaluation.voc07_classification import (
     score,
 )
 from deepcluster.models.make import make_trunk
-from deepcluster.models.trunk import make_trunk
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import weights_hash
 

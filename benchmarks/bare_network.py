@@ -1,6 +1,6 @@
-"""The network of a run, with its head and its optimizers, on random tensors: the limit of what the run could reach.
+"""The bare network: a run's network with its head and optimizers on random tensors, the limit of the run's speed.
 
-No image is read, nothing is cut, coloured or grouped. B batch, V crops of an image, D features, P components, H heads.
+No image is read, cropped, coloured or clustered. B batch, V crops of an image, D features, P components, H heads.
 """
 
 import torch
@@ -24,15 +24,15 @@ from deepcluster.training.optim import (
 )
 
 
-class NetworkAlone:
-    """The network of the settings on tensors that are on the device already."""
+class BareNetwork:
+    """The network of some settings, on random tensors that are already on the device."""
 
     def __init__(self, settings: Settings, machine: Machine) -> None:
         self.settings, self.machine = settings, machine
         trunk = make_run_trunk(settings).to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)
         self.trunk, self.is_v2 = trunk, settings.method == "deepcluster-v2"
-        self.look_batch = settings.batch_size if self.is_v2 else FEATURE_BATCH
-        self.images_BCHW = self._random(max(self.look_batch, settings.batch_size), settings.image_size)
+        self.feature_batch = settings.batch_size if self.is_v2 else FEATURE_BATCH
+        self.images_BCHW = self._random(max(self.feature_batch, settings.batch_size), settings.image_size)
         shape = (len(settings.heads), settings.batch_size)
         self.labels_HB = torch.stack([torch.randint(count, shape[1:], device=machine.device) for count in settings.heads])
         if self.is_v2:
@@ -58,10 +58,10 @@ class NetworkAlone:
         images_BCHW = torch.randn(count, 3, side, side, device=self.machine.device, dtype=self.machine.dtype)
         return images_BCHW.contiguous(memory_format=torch.channels_last)
 
-    def look(self, count: int) -> None:
-        """The rows of so many images that are grouped; no more than `look_batch`.
+    def extract(self, count: int) -> None:
+        """Extract the features of `count` images, at most `feature_batch`.
 
-        In eval mode; by DeepCluster-v2 in train mode, with its projection.
+        In eval mode; for DeepCluster-v2 in train mode, with its projection.
         """
         self.network.train(self.is_v2)
         with torch.no_grad(), self.machine.autocast():
@@ -70,8 +70,8 @@ class NetworkAlone:
             else:
                 self.trunk(self.images_BCHW[:count])
 
-    def learn(self, count: int) -> None:
-        """One step over so many images, each of which has all its crops; no more than a batch."""
+    def train_step(self, count: int) -> None:
+        """Make a training step on all crops of `count` images, at most a batch."""
         settings, rate = self.settings, self.settings.lr
         self.network.train()
         if not self.is_v2:
@@ -86,6 +86,6 @@ class NetworkAlone:
         descend(losses_B.mean(), [self.optimizer], [rate], longest_gradient=settings.clip_gradient)
 
     def finish(self) -> None:
-        """Wait until the device has done all of it."""
+        """Wait until the device has finished."""
         if self.machine.device.type == "cuda":
             torch.cuda.synchronize(self.machine.device)
