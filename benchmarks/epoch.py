@@ -40,6 +40,7 @@ from typing import Any
 import sklearn.metrics  # noqa: F401 - used for the NMI in the second epoch: loading takes 2 s, once per run
 import torch
 from bare_network import BareNetwork
+from deepcluster.training.clock import STEPS
 from input import copied
 from plain import epoch_2018, epoch_v2
 
@@ -55,7 +56,6 @@ from deepcluster.run.features import FEATURE_BATCH, make_run_trunk
 from deepcluster.run.recipes import RECIPES
 from deepcluster.run.settings import Settings
 from deepcluster.training.batches import even_batches
-from deepcluster.training.clock import STEPS
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from alone import NetworkAlone
 from bare_network import BareNetwork
-from deepcluster.training.grouping import over_all_images
 from scaling_links import Link, ring_seconds
 from scaling_model import Job, Network
 from scaling_seconds import Constants

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 import deepcluster
 from deepcluster.cli import main
 from deepcluster.cli.options import with_settings
-from deepcluster.core.errors import InputError
 from deepcluster.core import options
+from deepcluster.core.errors import InputError
 from deepcluster.core.options import coerce, flag, parts_of, plain_type
 from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.run import settings as config

@@ -11,7 +11,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from deepcluster.training.grouping import over_all_images
 from scaling_links import Fabric, Link, ring_seconds, simulated_ring_seconds
 from scaling_measure import fitted_link, job_of, network_facts
 from scaling_model import METHODS, Job, Network, clusterings, memory, norm_bytes, traffic
@@ -28,7 +27,6 @@ from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.core.distributed import Ranks
 from deepcluster.models.convnets import ConvNet
-from deepcluster.models.heads import HierarchicalHead
 from deepcluster.models.make import make_trunk
 from deepcluster.models.projection import Projection
 from deepcluster.models.synchronised import synchronise_batch_norms
