@@ -42,16 +42,19 @@ RECORDS = Path(__file__).parent / "records"
 # Training runs: the data set, and the settings on top of `small_runs.SMALL`.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "kmeans": ("digits/train", {"recipe": "auto", "clusters": 10}),
-    "balanced": ("digits/train", {"balance": True, "clusters": 10, "lr": 0.05}),
+    "balanced": ("digits/train", {"clustering": "balanced", "clusters": 10, "lr": 0.05}),
     "pic": ("photos", {"clustering": "pic", "image_size": 32, "sobel": False}),
-    "super-clusters": ("photos", {"super_clusters": 2, "rotations": True, "clusters": 8, "image_size": 32}),
+    "super-clusters": (
+        "photos",
+        {"clustering": "hierarchical", "super_clusters": 2, "rotations": True, "clusters": 8, "image_size": 32},
+    ),
     "v2": ("photos", {**V2, "image_size": 24, "crops": "2x24,2x16"}),
     "v2-feature-pass": ("photos", {**V2, "look_again": True, "whiten": True, "pca": 6}),
 }
 # When a run is stopped: the kind of work whose n-th progress report stops it, or the beginning of the log line that does.
 STOPS = {"in an epoch": ("epoch 2", 3), "between epochs": ("say epoch 1/", 1)}
 # In the log of every resumed run.
-RESUMED = "going on with epoch 2"
+RESUMED = "resuming with epoch 2"
 
 # Commands, each on a copy of a run; recorded is what they write into {out} or, where they write nothing, what they print.
 COMMANDS: dict[str, tuple[str, str]] = {
