@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.files import load_tensors, save_tensors, write_whole
 from deepcluster.core.options import flag, types_of
-from deepcluster.run.lock import LOCK_NAME
 from deepcluster.run.settings import Settings
 
 CHECKPOINT_FORMAT = "deepcluster-1"
@@ -87,8 +87,7 @@ class RunFolder:
         empty = {
             folder.name for folder in (self.checkpoints, self.assignments) if folder.is_dir() and not any(folder.iterdir())
         }
-        left = {"config.json.part", LOCK_NAME, *empty}
-        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in left)
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", *empty})
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folders. With `overwrite`, first delete what an earlier run wrote, and nothing else."""
@@ -107,6 +106,7 @@ class RunFolder:
             "data": dict(data),
             "versions": versions(),
             "command": " ".join(sys.argv),
+            "process": f"process {os.getpid()} on {platform.node()}",
         }
         write_whole(self.config, json.dumps(content, indent=2) + "\n")
 

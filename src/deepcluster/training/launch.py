@@ -62,9 +62,8 @@ def train(
         interruption.listening(),
         _joined(interruption) as ranks,
         closing(reporter if ranks.is_main else Reporter(silent=True)) as reporter,
-        closing(RunLock(out, ranks)) as lock,
+        closing(RunLock(folder := RunFolder(out, ranks))) as lock,
     ):
-        folder = RunFolder(out, ranks)
         lock.acquire(reporter.warn, new=False)  # First of all: for a folder in use, neither --resume nor --overwrite helps.
         folder.check_free(resume=resume, overwrite=overwrite)
         work = Work(reporter, interruption, ranks)
