@@ -3,10 +3,10 @@
     python benchmarks/decode.py --data FOLDER [--images 100] [--rounds 7] [--threads 1,2,4]
 
 JPEG photos of FOLDER are decoded as they are, and scaled to 500 x 375, to 4000 x 3000 (a few of them) and down to 32 px,
-saved as JPEG of quality 90; "to 256" reduces the shorter side to that. All programs decode the same images in turn, in one
-process and thread; printed are medians of rounds, ratios to Pillow, and the mean difference to Pillow's pixels, of 255.
-Then images per second by the clock with several threads: a decoder that holds Python's lock gains nothing. simplejpeg and
-OpenCV are left out where they are not installed. Please, on an idle machine.
+saved as JPEG of quality 90; "to 256" reduces the shorter side to 256. All programs decode the same images in turn, in one
+process and thread. Prints medians of rounds, ratios to Pillow, and the mean difference from Pillow's pixels, of 255;
+then images per second of wall time with several threads: a decoder that holds Python's lock gains nothing. simplejpeg and
+OpenCV are left out if they are not installed. Use an idle machine.
 """
 
 import argparse
@@ -34,12 +34,12 @@ REDUCED = 256
 
 
 def by_pillow(encoded: bytes) -> NDArray[np.uint8]:
-    """Pillow, as most programs use it."""
+    """Decode with Pillow, as most programs do."""
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
 def by_torchvision(encoded: bytes) -> NDArray[np.uint8]:
-    """torchvision's decoder of JPEG, by its public function."""
+    """Decode with torchvision's public JPEG decoder."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     image: NDArray[np.uint8] = decode_jpeg(
@@ -49,7 +49,7 @@ def by_torchvision(encoded: bytes) -> NDArray[np.uint8]:
 
 
 def by_simplejpeg(encoded: bytes) -> NDArray[np.uint8]:
-    """simplejpeg, which refuses what libjpeg would warn of."""
+    """Decode with simplejpeg, which refuses images for which libjpeg prints a warning."""
     import simplejpeg
 
     image: NDArray[np.uint8] = simplejpeg.decode_jpeg(encoded, "RGB")
@@ -57,7 +57,7 @@ def by_simplejpeg(encoded: bytes) -> NDArray[np.uint8]:
 
 
 def by_opencv(encoded: bytes) -> NDArray[np.uint8]:
-    """OpenCV, with its colours put in order."""
+    """Decode with OpenCV, with its channels reordered."""
     import cv2
 
     image: NDArray[np.uint8] = cv2.cvtColor(
@@ -67,7 +67,7 @@ def by_opencv(encoded: bytes) -> NDArray[np.uint8]:
 
 
 def reducing(decoder: Decoder, encoded: bytes) -> NDArray[np.uint8]:
-    """Decode whole, then reduce the shorter side."""
+    """Decode at full size, then reduce the shorter side."""
     image_HWC = decoder(encoded)
     sides = image_HWC.shape[:2]
     size = sides[0] * REDUCED // min(sides), sides[1] * REDUCED // min(sides)
@@ -76,7 +76,7 @@ def reducing(decoder: Decoder, encoded: bytes) -> NDArray[np.uint8]:
 
 
 def decoders() -> dict[str, Decoder]:
-    """What is installed, Pillow first."""
+    """Return the installed decoders, Pillow first."""
     found: dict[str, Decoder] = {"Pillow": by_pillow, "ours": decode, "torchvision": by_torchvision}
     if importlib.util.find_spec("simplejpeg"):
         found["simplejpeg"] = by_simplejpeg
@@ -89,7 +89,7 @@ def decoders() -> dict[str, Decoder]:
 
 
 def scaled(files: list[bytes], size: tuple[int, int]) -> list[bytes]:
-    """The photos at another size, as JPEG of quality 90."""
+    """Return the photos at another size, as JPEG of quality 90."""
     encoded = []
     for file in files:
         buffer = io.BytesIO()
@@ -100,7 +100,7 @@ def scaled(files: list[bytes], size: tuple[int, int]) -> list[bytes]:
 
 
 def table(title: str, files: list[bytes], programs: dict[str, Decoder], rounds: int) -> None:
-    """Measure the programs in turns, and print a line for each."""
+    """Measure the programs in turn, and print a line for each."""
     sizes = [by_pillow(file).size / 3 for file in files]
     print(f"\n{title}: {len(files)} photos, median {statistics.median(map(len, files)) / 1024:.0f} KiB, "
           f"{statistics.median(sizes) / 1e6:.3f} megapixels")  # fmt: skip
@@ -116,14 +116,14 @@ def table(title: str, files: list[bytes], programs: dict[str, Decoder], rounds: 
     for name, program in programs.items():
         off = [np.abs(program(file).astype(int) - programs[first](file)).mean() for file in files]
         median = statistics.median(seconds[name])
-        # The ratio of each round, since the machine's speed changes between rounds.
+        # The ratio per round, since the machine's speed changes between rounds.
         ratio = statistics.median(a / b for a, b in zip(seconds[first], seconds[name], strict=True))
         print(f"{name:24}{len(files) / median:>24.0f}{ratio:>8.2f}{np.mean(off):>12.3f}")
 
 
 def with_threads(files: list[bytes], programs: dict[str, Decoder], counts: list[int], rounds: int) -> None:
-    """Images per second by the clock with so many threads."""
-    print(f"\nimages per second by the clock{''.join(f'{count:>12} threads' for count in counts)}")
+    """Print images per second of wall time by number of threads."""
+    print(f"\nimages per second of wall time{''.join(f'{count:>12} threads' for count in counts)}")
     for name, program in programs.items():
         rates = []
         for count in counts:
@@ -138,7 +138,7 @@ def with_threads(files: list[bytes], programs: dict[str, Decoder], counts: list[
 
 
 def photos(folder: Path, count: int) -> list[bytes]:
-    """Up to `count` JPEG files of a folder and those below, spread evenly."""
+    """Return up to `count` JPEG files of a folder and its subfolders, spread evenly."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
         raise SystemExit(f"no .jpg or .jpeg files in {folder}")

@@ -1,25 +1,25 @@
-"""Seconds of a whole epoch: ours beside a plain loop as published, and beside the network alone.
+"""Seconds of a whole epoch: ours beside a plain loop as published, and beside the bare network.
 
     python benchmarks/epoch.py --data photos/train [--preset alexnet|cifar|cifar-v2|photos-v2] [--images 600] [--rounds 2]
     python benchmarks/epoch.py --data photos/train --preset photos-v2 --device cuda --arch resnet18 --crops 2x96,4x48
 
-An epoch of the method of 2018 looks at every image, whitens the features, groups them, and learns the groups; one of
-DeepCluster-v2 groups the rows that the crops had in the epoch before, and learns all crops of each image. The network is the
-same in all (`make_trunk`); in turn, each in a process of its own:
+An epoch of DeepCluster extracts features, whitens, clusters and trains; an epoch of DeepCluster-v2 clusters the
+memory bank and trains on all crops of each image. The network is the same in all (`make_trunk`); in turn, each in its
+own process:
 
-- plain: the loop as published (plain.py): ImageFolder, Pillow, torchvision's transforms on each image, a DataLoader of
-  processes, images as planes; PCA and k-means of faiss where it is installed, else of scikit-learn; DeepCluster-v2's own
-  k-means. In float32, and on a GPU also with AMP;
-- ours: `run_epoch`, as `train` calls it, in float32 and in the precision of `--precision`; the first epoch, which decodes
-  the images (and of DeepCluster-v2 fills the bank), and the second, which finds them in memory;
-- network: as many batches of features, and as many steps of training with head and optimizer, on random float tensors
-  (alone.py).
+- plain: the loop as published (plain.py): ImageFolder, Pillow, torchvision's transforms on each image, a DataLoader
+  of processes, contiguous NCHW images; PCA and k-means of faiss if it is installed, else of scikit-learn;
+  DeepCluster-v2's own k-means. In float32, and on a GPU also with AMP;
+- ours: `run_epoch`, as `train` calls it, in float32 and in the precision of `--precision`; the first epoch, which
+  decodes the images (and for DeepCluster-v2 fills the bank), and the second, which finds them in memory;
+- network: the same number of feature batches and training steps, with head and optimizer, on random float tensors
+  (bare_network.py).
 
-Before the clock starts, each has run its network on a batch, forward and backward, and the files are in the system's memory.
-Prints medians over the rounds. The share of the network alone is that of features and training, whose work the network
-is; that of the whole epoch; and that of the epoch's CPU-seconds, which on a busy machine says more. CPU-seconds are those of
-all threads and processes. Peak memory is that of the process; of
-worker processes it is the largest one's, pages included that it shares with the others. About 5 minutes on 2 idle cores.
+Before timing starts, each has run its network on a batch, forward and backward, and the files are in the system's
+cache. Prints medians over the rounds. The share of the bare network is given for features and training, for the whole
+epoch, and for the epoch's CPU-seconds, which are more reliable on a busy machine. CPU-seconds are those of all
+threads and processes. Peak memory is that of the process; for worker processes that of the largest, shared pages
+included. About 5 minutes on 2 idle cores.
 """
 
 import argparse
@@ -37,9 +37,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import sklearn.metrics  # noqa: F401 - the second epoch asks it for the NMI with the first: 2 s of loading, once a run
+import sklearn.metrics  # noqa: F401 - used for the NMI in the second epoch: loading takes 2 s, once per run
 import torch
-from alone import NetworkAlone
+from bare_network import BareNetwork
+from deepcluster.training.clock import STEPS
 from input import copied
 from plain import epoch_2018, epoch_v2
 
@@ -55,12 +56,11 @@ from deepcluster.run.features import FEATURE_BATCH, make_run_trunk
 from deepcluster.run.recipes import RECIPES
 from deepcluster.run.settings import Settings
 from deepcluster.training.batches import even_batches
-from deepcluster.training.clock import STEPS
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 
 _PHOTOS = {"image_size": 96, "crops": "2x96,4x48", "blur": 0.5, "reduce_to": 160}
-# As published, and as the plain loop does it: no second look, no whitening.
+# As published, and as in the plain loop: memory bank, no whitening.
 _PUBLISHED = {"look_again": False, "whiten": False}
 PRESETS: dict[str, dict[str, Any]] = {
     "alexnet": {"arch": "alexnet", "image_size": 224, "clusters": 500, "pca": 256, "batch_size": 64, "images": 600},
@@ -68,27 +68,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar-v2": {**RECIPES["v2-small-images"].settings, "image_size": 32, **_PUBLISHED, "images": 6000},
     "photos-v2": {**RECIPES["v2-small-set"].settings, **_PHOTOS, **_PUBLISHED, "images": 600},
 }
-# Of the network alone: AlexNet with Sobel filters is mostly convolutions; a small trunk leaves less to hide the rest behind.
+# Shares of the bare network: AlexNet with Sobel filters is mostly convolutions; a small trunk hides less of the other work.
 TARGETS = {"plain": 2.0, "alexnet": 0.9, "cifar": 0.8, "cifar-v2": 0.9, "photos-v2": 0.9}
 
-# Seconds by step, "cpu" seconds of all, and "data_wait_share" where it is known; by the name of the epoch.
+# Seconds by step, "cpu" seconds of all steps, and "data_wait_share" if it is known; by the name of the epoch.
 Epochs = dict[str, dict[str, float]]
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended, as a DataLoader's do at its end."""
+    """Return the CPU-seconds of this process and of its ended children, such as a DataLoader's after its end."""
     return sum(os.times()[:4])
 
 
 class Clock:
-    """Adds up the seconds of each step, and CPU-seconds."""
+    """Sums of the seconds of each step, and of CPU-seconds."""
 
     def __init__(self) -> None:
         self.seconds = {**dict.fromkeys(STEPS, 0.0), "cpu": 0.0}
         self.last, self.cpu_last = time.perf_counter(), cpu_seconds()
 
     def count(self, step: str) -> None:
-        """The time since the last call was that of `step`."""
+        """Count the time since the last call as that of `step`."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now, cpu = time.perf_counter(), cpu_seconds()
@@ -98,7 +98,7 @@ class Clock:
 
 
 def warm_up(trunk: Trunk, settings: Settings, machine: Machine) -> None:
-    """Run the network once each way, which makes its kernels; its running averages alone are changed."""
+    """Run the network forward and backward, which builds its kernels; only its running averages change."""
     images_BCHW = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=machine.device)
     if trunk_is_channels_last(trunk):
         images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
@@ -110,13 +110,13 @@ def warm_up(trunk: Trunk, settings: Settings, machine: Machine) -> None:
 
 
 def trunk_is_channels_last(trunk: Trunk) -> bool:
-    """Whether its filters lie so in memory."""
+    """Return True if its filters are in channels-last order."""
     wide = [weight for weight in trunk.parameters() if weight.dim() == 4 and weight.requires_grad]
     return all(weight.is_contiguous(memory_format=torch.channels_last) for weight in wide)
 
 
 def plain_epoch(data: Path, settings: Settings) -> Epochs:
-    """The published loop, step by step; in float32, or with AMP where the settings ask for bf16."""
+    """Run the published loop, step by step; in float32, or with AMP if the settings ask for bf16."""
     machine, amp = Machine.choose(settings.device, "fp32"), settings.precision == "bf16"
     trunk = make_run_trunk(settings).to(machine.device)
     warm_up(trunk, settings, machine)
@@ -126,7 +126,7 @@ def plain_epoch(data: Path, settings: Settings) -> Epochs:
 
 
 def our_epochs(data: Path, settings: Settings) -> Epochs:
-    """Two epochs of a run."""
+    """Run two epochs of ours."""
     machine = Machine.choose(settings.device, settings.precision)
     plan = CachePlan(0, memory_bytes=sys.maxsize)
     images = decoded_images(open_source(data), plan, reduce_to=settings.reduce_to, data=data, device=machine.device)
@@ -150,54 +150,54 @@ def our_epochs(data: Path, settings: Settings) -> Epochs:
     return epochs
 
 
-def network_alone(data: Path, settings: Settings) -> Epochs:
-    """Features, where images are looked at again, and steps of an epoch without any images."""
+def bare_epoch(data: Path, settings: Settings) -> Epochs:
+    """Run the feature batches, if the method has a feature pass, and training steps of an epoch, without images."""
     machine, n_images = Machine.choose(settings.device, settings.precision), len(open_source(data))
-    alone = NetworkAlone(settings, machine)
-    looks = batch_sizes(n_images, alone.look_batch) if settings.looks_again else []
+    network = BareNetwork(settings, machine)
+    batches = batch_sizes(n_images, network.feature_batch) if settings.looks_again else []
     steps = [part.stop - part.start for part in even_batches(n_images, settings.batch_size)]
-    # Kernels are made for each size of batch, which a run does once.
-    for count in sorted(set(looks)):
-        alone.look(count)
+    # Kernels are built for each batch size, once per run.
+    for count in sorted(set(batches)):
+        network.extract(count)
     for count in sorted(set(steps)):
-        alone.learn(count)
-    alone.finish()
+        network.train_step(count)
+    network.finish()
     clock = Clock()
-    for count in looks:
-        alone.look(count)
+    for count in batches:
+        network.extract(count)
     clock.count("features")
     for count in steps:
-        alone.learn(count)
+        network.train_step(count)
     clock.count("training")
     return {f"network {machine.precision}": clock.seconds}
 
 
 def batch_sizes(n_images: int, batch: int) -> list[int]:
-    """Of all batches of a look."""
+    """Return the sizes of all batches of a feature pass."""
     return [min(batch, n_images - first) for first in range(0, n_images, batch)]
 
 
 VARIANTS: dict[str, Callable[[Path, Settings], Epochs]] = {
     "plain": plain_epoch,
     "ours": our_epochs,
-    "network": network_alone,
+    "network": bare_epoch,
 }
 
 
 def peak_bytes(who: int) -> int:
-    """Most memory of this process, or of the largest child that has ended."""
+    """Return the peak memory of this process, or of the largest ended child."""
     return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def run_here(variant: str, data: Path, settings: Settings) -> None:
-    """One variant in this process; its result is the last line."""
+    """Run one variant in this process; print its result as the last line."""
     epochs = VARIANTS[variant](data, settings)
     peaks = [peak_bytes(resource.RUSAGE_SELF), peak_bytes(resource.RUSAGE_CHILDREN)]
     print(json.dumps({"epochs": epochs, "peaks": peaks}))
 
 
 def run_apart(variant: str, data: Path, settings: Settings) -> dict[str, Any]:
-    """`run_here` in a process of its own."""
+    """Run `run_here` in its own process."""
     one = [variant, str(data), json.dumps(settings.as_dict())]
     done = subprocess.run([sys.executable, __file__, "--one", *one], stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -205,7 +205,7 @@ def run_apart(variant: str, data: Path, settings: Settings) -> dict[str, Any]:
 
 
 def measure(data: Path, settings: Settings, precisions: Sequence[str], rounds: int) -> tuple[Epochs, dict[str, list[int]]]:
-    """Medians of all variants over the rounds, and their peak memory."""
+    """Return the medians of all variants over the rounds, and their peak memory."""
     plain, quick = (
         Settings.from_dict({**settings.as_dict(), "precision": precision}) for precision in ("fp32", precisions[-1])
     )
@@ -228,12 +228,12 @@ def measure(data: Path, settings: Settings, precisions: Sequence[str], rounds: i
 
 
 def total(epoch: dict[str, float], steps: Sequence[str] = STEPS) -> float:
-    """Seconds of some steps together."""
+    """Return the total seconds of some steps."""
     return sum(epoch[step] for step in steps)
 
 
 def print_table(medians: Epochs, peaks: dict[str, list[int]], n_images: int, preset: str, precision: str) -> None:
-    """Seconds, rates, peaks, and then the ratios and whether they are the aim."""
+    """Print seconds, rates and peaks, then the ratios beside their targets."""
     print(
         f"{'seconds':<26}" + "".join(f"{title:>12}" for title in (*STEPS, "epoch", "images/s", "CPU-s", "data wait", "peak"))
     )
@@ -244,7 +244,7 @@ def print_table(medians: Epochs, peaks: dict[str, list[int]], n_images: int, pre
         )
         wait = f"{epoch['data_wait_share']:>12.1%}" if "data_wait_share" in epoch else f"{'-':>12}"
         own, child = peaks[name]
-        workers = f" and {size(child)} a worker" if name.startswith("plain") else ""
+        workers = f" and {size(child)} per worker" if name.startswith("plain") else ""
         print(f"{name:<26}{cells}{wait}{size(own):>12}{workers}")
     best = f"ours {precision}, second epoch"
     for plain in [name for name in medians if name.startswith("plain")]:
@@ -253,7 +253,7 @@ def print_table(medians: Epochs, peaks: dict[str, list[int]], n_images: int, pre
 
 
 def print_ratios(medians: Epochs, plain: str, best: str) -> None:
-    """How many times as fast as a plain loop ours are."""
+    """Print the speed of ours as a multiple of a plain loop's."""
     title, slow = f"times as fast as {plain}", medians[plain]
     print(f"\n{title:<26}" + "".join(f"{title:>12}" for title in (*STEPS, "epoch", "CPU-s", "target")))
     for name, epoch in medians.items():
@@ -263,28 +263,28 @@ def print_ratios(medians: Epochs, plain: str, best: str) -> None:
             print(f"{name:<26}{cells}{total(slow) / total(epoch):>12.2f}{slow['cpu'] / epoch['cpu']:>12.2f}{aim}")
 
 
-def print_shares(medians: Epochs, alone: str, names: Sequence[str], target: float) -> None:
-    """How near ours come to the network alone."""
+def print_shares(medians: Epochs, bare: str, names: Sequence[str], target: float) -> None:
+    """Print the speed of ours as a share of the bare network's."""
     titles = ("features", "training", "both", "epoch", "CPU-s", "target")
-    print(f"\n{'share of the network alone':<26}" + "".join(f"{title:>12}" for title in titles))
-    network, work = medians[alone], ("features", "training")
+    print(f"\n{'share of the bare network':<26}" + "".join(f"{title:>12}" for title in titles))
+    network, work = medians[bare], ("features", "training")
     for name in names:
         epoch = medians[name]
         pairs = [(network[step], epoch[step]) for step in work]
         pairs += [(total(network, work), total(epoch, work)), (total(network, work), total(epoch))]
         pairs += [(network["cpu"], epoch["cpu"])]
-        # Of DeepCluster-v2 the network alone makes no features.
+        # With a memory bank the bare network extracts no features.
         cells = "".join(f"{above / below:>12.1%}" if above > 1e-3 and below else f"{'-':>12}" for above, below in pairs)
         print(f"{name:<26}{cells}" + (f"{target:>12.0%}" if name == names[-1] else ""))
 
 
 def ratio(above: float, below: float) -> str:
-    """A cell of a table."""
+    """Return a table cell."""
     return f"{above / below:>12.2f}" if above and below else f"{'-':>12}"
 
 
 def chosen(options: argparse.Namespace) -> tuple[Settings, int]:
-    """Settings of the preset with what was asked for, and the number of images."""
+    """Return the preset's settings with the given options, and the number of images."""
     values = PRESETS[options.preset]
     asked = {name: getattr(options, name) for name in (*ASKED, "arch", "crops") if getattr(options, name) is not None}
     quick = {"images": 60, "clusters": 20} if options.quick else {}
@@ -323,29 +323,31 @@ def main() -> None:
 
 
 def about(settings: Settings) -> str:
-    """What is seen of an image, and how it is grouped."""
+    """Return a description of the views, and of the clustering."""
     if settings.method == "deepcluster-v2":
         return ", ".join(f"{number} x {side} px" for number, side in settings.crop_groups)
     faiss = "faiss" if importlib.util.find_spec("faiss") else "scikit-learn"
-    return f"{settings.image_size} px, PCA {settings.pca}, {FEATURE_BATCH} images at a look, {faiss} in the plain loop"
+    return (
+        f"{settings.image_size} px, PCA {settings.pca}, {FEATURE_BATCH} images per feature batch, {faiss} in the plain loop"
+    )
 
 
 def arguments() -> argparse.Namespace:
-    """Of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder of images, or a tar of them")
-    parser.add_argument("--preset", choices=PRESETS, default="alexnet", help="method, and what the following are by default")
+    parser.add_argument("--preset", choices=PRESETS, default="alexnet", help="method, and the defaults of the following")
     parser.add_argument("--arch")
-    parser.add_argument("--crops", help="of DeepCluster-v2, such as 2x96,4x48")
+    parser.add_argument("--crops", help="crops of DeepCluster-v2, such as 2x96,4x48")
     for name in ASKED:
         parser.add_argument("--" + name.replace("_", "-"), type=int)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="ours at its best")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, for ours and for the network alone")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="precision of ours")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, for ours and for the bare network")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the plain loop, threads of ours")
     parser.add_argument("--folder", type=Path, help="an existing folder for temporary files")
-    parser.add_argument("--quick", action="store_true", help="60 images, 20 clusters, 1 round: a look whether it runs")
+    parser.add_argument("--quick", action="store_true", help="60 images, 20 clusters, 1 round: only check that it runs")
     return parser.parse_args()
 
 

@@ -1,18 +1,18 @@
-"""Images per second and core: this package's input beside the one of the 2018 release, in one run.
+"""Images per CPU-second of this package's input and of the 2018 release's, in one run.
 
     python benchmarks/input.py --data photos/train [--small cifar10-train.tar.gz] [--images 1000] [--rounds 5] [--quick]
 
 Three sets of files: photos of `--data` scaled up to 500 x 375 pixels, as they are, and 32 px (`--small`, or scaled down). On
-each, the view that is clustered (shorter side to 256/224 of the view, centre crop) and the one that is learned (random
+each, the clustering view (shorter side to 256/224 of the view, centre crop) and the training view (random
 resized crop, flip), by
 
 - the published pipeline: torchvision's ImageFolder, Pillow, its transforms on each image, a DataLoader of 0 or 2 processes;
-- ours of 0 or 2 threads: decoding at each visit, from memory, from files, and the last two with photos reduced to 256 px.
-  What is cached is measured from the third pass on, when images, and views where these are kept, are there.
+- ours with 0 or 2 threads: decoded each time, from memory, from files, and the last two with photos reduced to 256 px.
+  Cached pipelines are measured from the third pass on, when images, and views if they are kept, are cached.
 
 The published pipeline delivers normalised float32 tensors; ours uint8, which the run converts batch by batch: lines "float"
-count that in. Rates are images a CPU-second of all threads and processes together, medians of rounds in which the pipelines
-take turns; "both" is the rate of seeing each image once in each view. Processes start before the clock does. On Linux; about
+include that. Rates are images per CPU-second of all threads and processes, medians of rounds in which the pipelines
+take turns; "both" is the rate for each image once in each view. Processes start before timing does. On Linux; about
 5 minutes on 2 idle cores.
 """
 
@@ -50,13 +50,13 @@ VIEWS = ("cluster", "training")
 LARGE, SMALL = (500, 375), 32
 REDUCED = 256
 QUALITY = 90
-# So many images are compared pixel by pixel.
+# Number of images that are compared pixel by pixel.
 COMPARED = 200
 
 
 @dataclass(frozen=True)
 class Photos:
-    """A set of files, one folder a class, and the side of the views that are made of them."""
+    """A set of files in class folders, and the side of their views."""
 
     folder: Path
     view_size: int
@@ -64,24 +64,24 @@ class Photos:
 
 
 class Pipeline(Protocol):
-    """One way to the views."""
+    """A pipeline from files to views."""
 
     name: str
     workers: int
     warm_ups: int
 
     def batches(self, view: str, number: int) -> Iterator[Tensor]:
-        """All images once, in batches; `number` of the round is the seed of what is random."""
+        """Yield all images once, in batches; `number` of the round seeds what is random."""
 
     def to_floats(self, batch: Tensor) -> Tensor:
-        """A batch as the network takes it."""
+        """Return a batch as the network takes it."""
 
     def close(self) -> None:
         """Stop threads and processes."""
 
 
 def published_transform(view: str, size: int) -> transforms.Compose:
-    """What the 2018 release does to an image of Pillow's."""
+    """Return the 2018 release's transform of a Pillow image."""
     shape = {
         "cluster": [transforms.Resize(ClusterView(size).resized), transforms.CenterCrop(size)],
         "training": [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()],
@@ -90,7 +90,7 @@ def published_transform(view: str, size: int) -> transforms.Compose:
 
 
 class Published:
-    """ImageFolder and DataLoader; its pinned memory is left out, which is of use to a GPU alone."""
+    """ImageFolder and DataLoader; without pinned memory, which helps only on a GPU."""
 
     name, warm_ups = "published", 1
 
@@ -149,14 +149,14 @@ class Ours:
 
 
 def _order(count: int, view: str, number: int) -> Tensor:
-    """Images are clustered in order and learned in a random one."""
+    """Return the order of the images: their own for clustering, a random one for training."""
     if view == "cluster":
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(number))
 
 
 def ours(photos: Photos, workers: Sequence[int], folder: Path) -> list[Pipeline]:
-    """Our pipelines on a set of photos; `folder` is for files of decoded images."""
+    """Return our pipelines on a set of photos; `folder` is for files of decoded images."""
     memory, files = CachePlan(0, memory_bytes=sys.maxsize), CachePlan(0, folder=folder)
     plans = {"ours, uncached": (CachePlan(0), 0), "ours, in memory": (memory, 0), "ours, in files": (files, 0)}
     if photos.about.startswith("large"):
@@ -172,7 +172,7 @@ def ours(photos: Photos, workers: Sequence[int], folder: Path) -> list[Pipeline]
 
 @dataclass
 class Cost:
-    """What the passes of one pipeline over one view took, a number a round; CPU-seconds with the step to floats."""
+    """Cost of the passes of a pipeline over a view, one number per round; CPU-seconds include the conversion to floats."""
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -180,8 +180,8 @@ class Cost:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its living children."""
-    # What `clock_getcpuclockid` of the C library gives for a process; `resource` knows only children that have ended.
+    """Return the CPU-seconds of this process and of its living children."""
+    # The result of `clock_getcpuclockid` of the C library for a process; `resource` knows only ended children.
     clocks = [(~child.pid << 3) | 2 for child in multiprocessing.active_children() if child.pid is not None]
     return time.process_time() + sum(map(time.clock_gettime, clocks))
 
@@ -199,12 +199,12 @@ def measure(pipeline: Pipeline, view: str, number: int, cost: Cost) -> None:
     cost.to_floats.append(to_floats)
 
 
-Rates = dict[str, float]  # by view, and "both"; "wall" is both by the clock
+Rates = dict[str, float]  # by view, and "both"; "wall" is both in wall time
 Row = tuple[str, str, int]  # pipeline, what it delivers, workers
 
 
 def rates(costs: dict[str, Cost], images: int, *, floats: bool) -> Rates:
-    """Images a CPU-second, with or without the step to floats, and a second."""
+    """Return images per CPU-second, with or without the conversion to floats, and per second of wall time."""
     found = {}
     for view, cost in costs.items():
         spent = zip(cost.cpu_seconds, cost.to_floats, strict=True)
@@ -215,7 +215,7 @@ def rates(costs: dict[str, Cost], images: int, *, floats: bool) -> Rates:
 
 
 def compare(photos: Photos, workers: Sequence[int], rounds: int, folder: Path) -> dict[Row, Rates]:
-    """Measure all pipelines in turn on a set, and print its table."""
+    """Measure all pipelines in turn on a set, print its table, and return it."""
     count = sum(1 for _ in photos.folder.glob("*/*"))
     with ExitStack() as stack:
         pipelines = [*(Published(photos, number) for number in workers), *ours(photos, workers, folder)]
@@ -241,7 +241,7 @@ def compare(photos: Photos, workers: Sequence[int], rounds: int, folder: Path) -
 
 
 def mean_difference(pipelines: Sequence[Pipeline]) -> dict[str, float]:
-    """Mean |difference| of our cluster views to the published ones, of 255, by the name of the pipeline."""
+    """Return the mean |difference| of our cluster views from the published ones, of 255, by the name of the pipeline."""
     first = {p.name: p for p in pipelines if p.workers == min(p.workers for p in pipelines)}
     views = {name: next(p.batches("cluster", 0))[:COMPARED] for name, p in first.items()}
     deviation, mean = (torch.tensor(three)[:, None, None] for three in (IMAGENET_DEVIATION, IMAGENET_MEAN))
@@ -250,27 +250,27 @@ def mean_difference(pipelines: Sequence[Pipeline]) -> dict[str, float]:
 
 
 def baseline(table: dict[Row, Rates], row: Row) -> Rates:
-    """The published pipeline with as many workers."""
+    """Return the rates of the published pipeline with as many workers."""
     return table["published", "float", row[2]]
 
 
 def print_table(photos: Photos, count: int, table: dict[Row, Rates], difference: dict[str, float]) -> None:
-    """Rates, and how many times those of the published pipeline with as many workers they are."""
+    """Print rates, and their ratios to the published pipeline with as many workers."""
     print(f"\n{photos.about}: {count:,} files, {facts(photos.folder)}; views of {photos.view_size} px")
     titles = "".join(f"{title:>10}{'×':>7}" for title in ("cluster", "training", "both"))
-    print(f"  {'images a CPU-second':<20}{'gives':<7}{'workers':>7}{titles}{'both, a second':>16}")
+    print(f"  {'images/CPU-second':<20}{'gives':<7}{'workers':>7}{titles}{'both, images/s':>16}")
     for row, found in table.items():
         name, gives, workers = row
         base = baseline(table, row)
         cells = "".join(f"{found[view]:>10,.0f}{found[view] / base[view]:>7.2f}" for view in (*VIEWS, "both"))
         wall = f"{found['wall']:>16,.0f}" if gives == "float" else ""
         print(f"  {name:<20}{gives:<7}{workers:>7}{cells}{wall}")
-    print("  mean |difference| of the cluster views to the published ones, of 255: ", end="")
+    print("  mean |difference| of the cluster views from the published ones, of 255: ", end="")
     print(", ".join(f"{name} {value:.3f}" for name, value in difference.items()), flush=True)
 
 
 def print_targets(tables: dict[str, dict[Row, Rates]]) -> None:
-    """Which targets are met: ratios to the published pipeline over both views, the least of all numbers of workers."""
+    """Print the ratios to the published pipeline over both views, the least over all numbers of workers, and targets."""
     print(f"\n{'targets, both views, the least over all workers':<54}{'target':>8}{'uint8':>8}{'float':>8}")
     for about, table in tables.items():
         for name, target in (("ours, uncached", 2), ("ours, in memory", 20 if about.startswith("small") else 10)):
@@ -282,7 +282,7 @@ def print_targets(tables: dict[str, dict[Row, Rates]]) -> None:
 
 
 def facts(folder: Path) -> str:
-    """Median sides and mean size of the files."""
+    """Return the median sides and mean size of the files in words."""
     paths = sorted(folder.glob("*/*"))
     sides = []
     for path in paths:
@@ -293,12 +293,12 @@ def facts(folder: Path) -> str:
 
 
 def copied(data: Path, limit: int, to: Path, *, cache: Path) -> Path:
-    """Copy images of a folder or of tar files, evenly chosen, to `to`, a folder for each class."""
+    """Copy evenly spread images of a folder or of tar files to class folders in `to`."""
     source = open_source(data, limit, cache=cache)
     for index in range(len(source)):
         encoded, name = source.read(index), PurePosixPath(source.name(index).rpartition("::")[2])
         if not isinstance(encoded, bytes):
-            raise SystemExit(f"{data} holds no image files, which are needed here")
+            raise SystemExit(f"{data} holds no image files; give a folder or tar of image files")
         path = to / (name.parent.name or "all") / f"{index:06}{name.suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded)
@@ -306,7 +306,7 @@ def copied(data: Path, limit: int, to: Path, *, cache: Path) -> Path:
 
 
 def scaled(folder: Path, to: Path, size: tuple[int, int]) -> Path:
-    """The images of `folder` as JPEGs of width and height `size`, bicubic."""
+    """Write the images of `folder` as JPEGs of width and height `size`, bicubic."""
     for path in folder.glob("*/*"):
         there = to / path.parent.name / f"{path.stem}.jpg"
         there.parent.mkdir(parents=True, exist_ok=True)
@@ -316,7 +316,7 @@ def scaled(folder: Path, to: Path, size: tuple[int, int]) -> Path:
 
 
 def sets(options: argparse.Namespace, folder: Path) -> list[Photos]:
-    """The three sets of files, made in `folder`."""
+    """Return the three sets of files, written to `folder`."""
     plain = copied(options.data, options.images, folder / "plain", cache=folder)
     large = scaled(plain, folder / "large", LARGE)
     if options.small is not None:
@@ -331,7 +331,7 @@ def sets(options: argparse.Namespace, folder: Path) -> list[Photos]:
 
 
 def main() -> None:
-    """Make the files, measure, print, and delete them."""
+    """Write the files, measure, print, and delete them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder of photos, or a tar of them")
     parser.add_argument("--small", type=Path, help="a folder of images of 32 px, or a tar of them")
@@ -339,11 +339,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--folder", type=Path, help="an existing folder for temporary files")
-    parser.add_argument("--quick", action="store_true", help="100 images, 2 rounds: a look whether it runs")
+    parser.add_argument("--quick", action="store_true", help="100 images, 2 rounds: only check that it runs")
     options = parser.parse_args()
     if options.quick:
         options.images, options.rounds = 100, 2
-    torch.set_num_threads(1)  # threads that wait for one another would count as work
+    torch.set_num_threads(1)  # threads that wait for each other would count as work
     print(
         f"{options.images:,} images, {options.rounds} rounds, batch {BATCH}, torch {torch.__version__}, "
         f"Pillow {version('pillow')}"

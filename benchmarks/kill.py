@@ -1,8 +1,8 @@
-"""Does a run that is killed at random moments end as one that never was? `python benchmarks/kill.py --kills 20`
+"""Does a run that is killed at random moments end like an uninterrupted one? `python benchmarks/kill.py --kills 20`
 
-Trains on digits twice: once undisturbed, and once in processes that are killed with SIGKILL at random moments and taken
-up again with --resume. Prints a table of the kills and whether weights, optimizers, clusters, tables and metrics are equal
-bit for bit; ends with 1 where they are not. About 5 minutes on 2 cores.
+Trains on digits twice: once uninterrupted, and once in processes that are killed with SIGKILL at random moments and resumed
+with --resume. Prints a table of the kills and whether weights, optimizers, clusters, tables and metrics are equal
+bit for bit; exits with 1 if they are not. About 5 minutes on 2 cores.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--folder", type=Path, help="for images and runs; a temporary one by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,10 +49,10 @@ def main() -> int:
 
 
 def compare(folder: Path, kills: int, epochs: int, draw: random.Random) -> int:
-    """Kill runs `kills` times in all; each that comes to its end is compared with the undisturbed one."""
+    """Kill runs `kills` times in all; compare each run that finishes with the uninterrupted one."""
     write_digits(folder / "digits")
-    start_seconds, whole_seconds = undisturbed(folder, epochs)
-    print(f"undisturbed: {whole_seconds:.0f} s, of which {start_seconds:.1f} s before the first batch of images")
+    start_seconds, whole_seconds = uninterrupted(folder, epochs)
+    print(f"uninterrupted: {whole_seconds:.0f} s, of which {start_seconds:.1f} s before the first batch of images")
     longest = start_seconds + 2 * (whole_seconds - start_seconds) / max(1, kills)
     print(f"{'kill':>4} {'run':>3} {'alive for':>10}   {'the last checkpoint then':<30}")
     done, run, faults = 0, 1, 0
@@ -75,26 +75,26 @@ def compare(folder: Path, kills: int, epochs: int, draw: random.Random) -> int:
 
 
 def start(folder: Path, out: Path, epochs: int) -> "subprocess.Popen[bytes]":
-    """Begin the run in `out`, or go on with it."""
+    """Start the run in `out`, or resume it."""
     words = [str(word) for pair in {**SETTINGS, "--out": out, "--epochs": epochs}.items() for word in pair]
     train = [sys.executable, "-m", "deepcluster", "train", str(folder / "digits")]
     return subprocess.Popen([*train, "--resume", "--quiet", *words])
 
 
-def undisturbed(folder: Path, epochs: int) -> tuple[float, float]:
-    """Train into `whole`; seconds until the run folder was there, and in all."""
+def uninterrupted(folder: Path, epochs: int) -> tuple[float, float]:
+    """Train into `whole`; return the seconds until the run folder exists, and in total."""
     begun = time.monotonic()
     process = start(folder, folder / "whole", epochs)
     while not (folder / "whole" / "config.json").exists() and process.poll() is None:
         time.sleep(0.05)
     started = time.monotonic() - begun
     if process.wait() != 0:
-        sys.exit("the undisturbed run failed")
+        sys.exit("the uninterrupted run failed")
     return started, time.monotonic() - begun
 
 
 def ends_within(seconds: float, process: "subprocess.Popen[bytes]") -> bool:
-    """Whether the process comes to its end in that time; it is killed otherwise."""
+    """Return True if the process ends in that time; kill it otherwise."""
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -107,15 +107,15 @@ def ends_within(seconds: float, process: "subprocess.Popen[bytes]") -> bool:
 
 
 def checkpoint(run: Path) -> dict[str, Any]:
-    """The last checkpoint: a kill must never leave one that can't be read."""
+    """Return the last checkpoint: a kill must never leave an unreadable one."""
     state: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     return state
 
 
 def state_of(run: Path) -> str:
-    """Where a run stands, in words."""
+    """Return the progress of a run in words."""
     if not (run / "config.json").exists():
-        return "not begun"
+        return "not started"
     if not (run / "checkpoints" / "last.pt").exists():
         return "none yet"
     state = checkpoint(run)
@@ -124,7 +124,7 @@ def state_of(run: Path) -> str:
 
 
 def report(whole: Path, other: Path) -> int:
-    """Print what is equal in two finished runs; the number of things that differ."""
+    """Print which parts of two finished runs are equal; return the number of differences."""
     states = [checkpoint(run) for run in (whole, other)]
     parts = {
         name: same(states[0][name], states[1][name])
@@ -137,20 +137,20 @@ def report(whole: Path, other: Path) -> int:
     parts[f"{len(alike)} tables of assignments"] = tables[0] == tables[1] and all(alike)
     parts["metrics"] = metrics(whole) == metrics(other)
     print(
-        f"{other.name} against the undisturbed run: "
+        f"{other.name} against the uninterrupted run: "
         + ", ".join(f"{k} {'equal' if v else 'DIFFERS'}" for k, v in parts.items())
     )
     return sum(not equal for equal in parts.values())
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what the clock measured."""
+    """Return the lines of metrics.jsonl without times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether nested values and tensors are equal bit for bit; NaN equals NaN."""
+    """Return True if nested values and tensors are equal bit for bit; NaN equals NaN."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):

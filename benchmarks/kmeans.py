@@ -1,4 +1,4 @@
-"""k-means against faiss and scikit-learn, from the same start, over the same iterations; and against the bare products.
+"""k-means against faiss and scikit-learn from the same start and with the same iterations, and against bare matrix products.
 
     python benchmarks/kmeans.py [--rows 100000,200000] [--clusters 1000,5000] [--threads 1,2] [--features F.npy]
     python benchmarks/kmeans.py --rows 1280000 --clusters 10000 --threads 2 --iterations 2 --repeats 1 --no-checks
@@ -6,9 +6,9 @@
 
 Points are unit rows of 256 numbers: drawn from a mixture, and whitened features of images (`deepcluster embed
 untrained:alexnet DATA --stage features --out F.npy`). Prints the median seconds of the programs, which take turns, the
-ratio to faiss, the sum of squared distances that each reaches, and where ours saves its work. faiss and scikit-learn are
-left out where they are not installed, and on a GPU. `--bounds` also tells what the bounds of Hamerly (SDM 2010) could have
-spared at best. Please, on an idle machine: two threads beside another busy program are slow.
+ratio to faiss, the inertia that each reaches, and the share of pairs that ours compares. faiss and scikit-learn are
+left out on a GPU and if they are not installed. `--bounds` also prints what the bounds of Hamerly (SDM 2010) could have
+saved at best. Use an idle machine: two threads beside another busy program are slow.
 """
 
 import argparse
@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepcluster.clustering.kmeans import LloydResult, LloydState, lloyd, nearest_centroids
+from deepcluster.clustering.kmeans import LloydResult, lloyd
+from deepcluster.clustering.nearest import nearest_centroids
 from deepcluster.clustering.whitening import Whitening
 
 COMPONENTS = 256
@@ -35,7 +36,7 @@ Fit = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
 def mixture(n_rows: int, *, seed: int = 0) -> Tensor:
-    """Unit rows (N, 256) around 3,000 centres, as far from these as the centres are from the origin."""
+    """Return unit rows (N, 256) around 3,000 centres, as far from them as the centres are from the origin."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(3000, COMPONENTS, generator=generator)
     rows = torch.empty(n_rows, COMPONENTS)
@@ -46,13 +47,13 @@ def mixture(n_rows: int, *, seed: int = 0) -> Tensor:
 
 
 def ours(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> LloydResult:
-    """This package."""
+    """Run this package."""
     torch.set_num_threads(threads)
     return lloyd(points_NP, start_KP, iterations=iterations)
 
 
 def faiss_kmeans(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> Tensor:
-    """`faiss.Clustering` over all points; returns its centroids."""
+    """Run `faiss.Clustering` on all points; return its centroids."""
     import faiss
 
     faiss.omp_set_num_threads(threads)
@@ -66,7 +67,7 @@ def faiss_kmeans(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: 
 
 
 def scikit_learn(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> Tensor:
-    """`sklearn.cluster.KMeans`; returns its centroids."""
+    """Run `sklearn.cluster.KMeans`; return its centroids."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
@@ -77,7 +78,7 @@ def scikit_learn(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: 
 
 
 def plain_torch(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> Tensor:
-    """float32 products in blocks, argmax, index_add_: what one writes at first; returns its centroids."""
+    """Run the obvious implementation, float32 products in blocks, argmax, index_add_; return its centroids."""
     torch.set_num_threads(threads)
     centroids_KP = start_KP
     for _ in range(iterations):
@@ -91,7 +92,7 @@ def plain_torch(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: i
 
 
 def product_seconds(n_rows: int, n_clusters: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of the bare product of all points with all centroids, in blocks."""
+    """Return the seconds of the bare product of all points with all centroids, in blocks."""
     block_rows = 16_384 if device.type == "cuda" else max(128, (1 << 19) // n_clusters)
     sizes = (block_rows, n_clusters)
     if dtype == torch.int8:
@@ -105,7 +106,7 @@ def product_seconds(n_rows: int, n_clusters: int, dtype: torch.dtype, device: to
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds of some work, and what it returns."""
+    """Return the seconds of some work, and its result."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     started = time.perf_counter()
@@ -115,12 +116,12 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 
 def inertia(points_NP: Tensor, centroids_KP: Tensor) -> float:
-    """Sum of squared distances to the nearest centroids."""
+    """Return the sum of squared distances to the nearest centroids."""
     return float(nearest_centroids(points_NP, centroids_KP)[1].sum(dtype=torch.float64))
 
 
 def wrong_labels(points_NP: Tensor, result: LloydResult) -> int:
-    """How many labels of ours are not those of plain float32 products, other than between equals to rounding."""
+    """Return how many of our labels differ from those of plain float32 products, except for ties up to rounding."""
     wrong = 0
     halves_K = result.centroids_KP.square().sum(dim=1) / 2
     for block, labels in zip(points_NP.split(1024), result.labels_N.split(1024), strict=True):
@@ -129,27 +130,26 @@ def wrong_labels(points_NP: Tensor, result: LloydResult) -> int:
     return wrong
 
 
-def spared_by_bounds(points_NP: Tensor, start_KP: Tensor, iterations: int) -> list[float]:
-    """Share of the points, by iteration, that Hamerly's bounds prove to stay, were they exact before each iteration.
+def saved_by_bounds(points_NP: Tensor, start_KP: Tensor, iterations: int) -> list[float]:
+    """Return the share of points, by iteration, that Hamerly's bounds prove unchanged, if exact before each iteration.
 
-    A point stays where its distance to the second nearest centroid, less what the farthest-moving centroid moves, is
-    still above that to the nearest, and what that moves.
+    A point is unchanged if its distance to the second nearest centroid, minus the largest move of any centroid, exceeds its
+    distance to the nearest plus the move of that one.
     """
-    states: list[LloydState] = []
-    lloyd(points_NP, start_KP, iterations=iterations, on_iteration=states.append)
+    centroids = [lloyd(points_NP, start_KP, iterations=count).centroids_KP for count in range(iterations + 1)]
     shares = []
-    for before, after in itertools.pairwise(states):
-        drift_K = (after.centroids_KP - before.centroids_KP).norm(dim=1)
+    for before_KP, after_KP in itertools.pairwise(centroids):
+        drift_K = (after_KP - before_KP).norm(dim=1)
         stay = 0
         for block in points_NP.split(1024):
-            nearest = torch.cdist(block, before.centroids_KP).topk(2, dim=1, largest=False)
+            nearest = torch.cdist(block, before_KP).topk(2, dim=1, largest=False)
             stay += int((nearest.values[:, 1] - drift_K.max() > nearest.values[:, 0] + drift_K[nearest.indices[:, 0]]).sum())
         shares.append(stay / len(points_NP))
     return shares
 
 
 def percent(shares: Sequence[float]) -> str:
-    """Shares in a row."""
+    """Return shares as a line of percentages."""
     return " ".join(f"{100 * share:.0f}%" for share in shares)
 
 
@@ -162,7 +162,7 @@ PROGRAMS: dict[str, Fit] = {
 
 
 def compare(name: str, points_NP: Tensor, n_clusters: int, threads: int, options: argparse.Namespace) -> None:
-    """Print one table."""
+    """Print the table of one set of points."""
     device = torch.device(options.device)
     generator = torch.Generator().manual_seed(1)
     start_KP = points_NP[torch.randperm(len(points_NP), generator=generator)[:n_clusters]].to(device)
@@ -190,26 +190,24 @@ def compare(name: str, points_NP: Tensor, n_clusters: int, threads: int, options
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         product = options.iterations * product_seconds(len(points_NP), n_clusters, dtype, device)
         title = "product " + str(dtype).removeprefix("torch.")
-        print(f"  {title:16} {product:8.2f} {medians[baseline] / product:8.2f}   the bare products of all iterations")
+        print(f"  {title:16} {product:8.2f} {medians[baseline] / product:8.2f}   bare products of all iterations")
     if not options.checks:
         return
     result = ours(points_NP, start_KP, options.iterations, threads)
-    print(
-        f"  labels that are not float32's: {wrong_labels(points_NP, result)}; empty clusters repaired: {result.n_repaired}"
-    )
+    print(f"  labels unlike float32's: {wrong_labels(points_NP, result)}; empty clusters repaired: {result.n_repaired}")
     print("  pairs compared, by assignment: " + percent(result.compared_history))
     if options.bounds:
-        print("  points whose bounds spare them: " + percent(spared_by_bounds(points_NP, start_KP, options.iterations)))
+        print("  points saved by bounds: " + percent(saved_by_bounds(points_NP, start_KP, options.iterations)))
 
 
 def installed(names: str) -> list[str]:
-    """Those of the programs that can be run here."""
+    """Return the programs that can be run here."""
     needs = {"faiss": "faiss", "scikit-learn": "sklearn"}
     return [name for name in names.split(",") if name not in needs or importlib.util.find_spec(needs[name])]
 
 
 def numbers(text: str) -> list[int]:
-    """Whole numbers with commas between."""
+    """Return comma-separated integers."""
     return [int(part) for part in text.split(",")]
 
 
@@ -224,7 +222,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bounds", action="store_true")
-    parser.add_argument("--no-checks", action="store_false", dest="checks", help="seconds alone")
+    parser.add_argument("--no-checks", action="store_false", dest="checks", help="print only seconds")
     parser.add_argument("--only", type=installed, default=installed(",".join(PROGRAMS)))
     options = parser.parse_args()
     data = [("mixture", mixture(n_rows)) for n_rows in options.rows]

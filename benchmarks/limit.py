@@ -1,10 +1,10 @@
-"""How near a run comes to its limit: the same network on random tensors, same precision, same batch.
+"""Speed of a run against its limit: the same network on random tensors, same precision, same batch.
 
     python benchmarks/limit.py RUN [--repeats 7]
 
-Prints images per second of the run's epochs after the first, for features (where images are looked at again) and for
-training (of DeepCluster-v2 an image is all its crops), next to the network alone; and the run's peak memory. Both on an idle
-machine, please.
+Prints images per second of the run's epochs after the first, for the feature pass (if the run has one) and for
+training (for DeepCluster-v2 an image is all its crops), next to the bare network; and the run's peak memory. Use an
+idle machine for both.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from alone import NetworkAlone
+from bare_network import BareNetwork
 
 from deepcluster.core.device import Machine
 from deepcluster.core.text import size
-from deepcluster.run.features import describe
+from deepcluster.run.features import extract_stage
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.settings import Settings
 
 
 def rate(work: Callable[[], object], images: int, machine: Machine, repeats: int) -> float:
-    """Images per second, the median of several times; the first is a warm-up."""
+    """Return the images per second, the median of several repeats after a warm-up."""
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -35,14 +35,16 @@ def rate(work: Callable[[], object], images: int, machine: Machine, repeats: int
     return images / statistics.median(seconds[1:])
 
 
-def network_alone(settings: Settings, machine: Machine, repeats: int) -> dict[str, float]:
-    """Images per second of the trunk and head on random tensors that are on the device already."""
-    alone, batch = NetworkAlone(settings, machine), settings.batch_size
+def bare_rates(settings: Settings, machine: Machine, repeats: int) -> dict[str, float]:
+    """Return the images per second of the bare network, by step."""
+    network, batch = BareNetwork(settings, machine), settings.batch_size
     raw_BCHW = torch.randint(256, (batch, 3, settings.image_size, settings.image_size), dtype=torch.uint8)
-    alone.trunk.eval()
+    network.trunk.eval()
     with torch.no_grad():
-        features = rate(lambda: describe(alone.trunk, machine, raw_BCHW, settings.cluster_stage), batch, machine, repeats)
-    return {"features": features, "training": rate(lambda: alone.learn(batch), batch, machine, repeats)}
+        features = rate(
+            lambda: extract_stage(network.trunk, machine, raw_BCHW, settings.cluster_stage), batch, machine, repeats
+        )
+    return {"features": features, "training": rate(lambda: network.train_step(batch), batch, machine, repeats)}
 
 
 def main() -> None:
@@ -55,20 +57,20 @@ def main() -> None:
     config, metrics = folder.read_config(), folder.read_metrics()
     settings = Settings.from_dict(config["settings"])
     machine = Machine.choose(settings.device, settings.precision)
-    limit = network_alone(settings, machine, arguments.repeats)
+    limit = bare_rates(settings, machine, arguments.repeats)
     print(f"{settings.arch} at {settings.image_size} px, batch {settings.batch_size}, {machine.describe()}")
     print(f"{'images per second':<20}{'run':>10}{'limit':>10}{'share':>8}")
     for step in ("features", "training"):
         rates = [
             config["data"]["images"] / line["seconds"][step] for line in metrics[1:] or metrics if line["seconds"][step]
         ]
-        if not rates:  # No image was looked at again.
+        if not rates:  # The run has no feature pass.
             continue
         print(
             f"{step:<20}{statistics.median(rates):>10.1f}{limit[step]:>10.1f}{statistics.median(rates) / limit[step]:>8.0%}"
         )
     for step in ("whitening", "clustering"):
-        print(f"{step}: {statistics.median(line['seconds'][step] for line in metrics):.1f} s an epoch")
+        print(f"{step}: {statistics.median(line['seconds'][step] for line in metrics):.1f} s per epoch")
     print(f"peak memory of the run: {size(max(line['peak_memory_bytes'] for line in metrics))}")
 
 

@@ -3,11 +3,11 @@
     python benchmarks/pic.py [--rows 50000] [--neighbours 5] [--threads 1,2] [--repeats 3] [--features F.npy]
 
 Points are whitened unit rows of 256 numbers: drawn from a mixture, or features of images (`deepcluster embed
-untrained:alexnet DATA --stage features --out F.npy`). The search for neighbours runs against faiss's exact index; the
-clustering, on the same neighbours, against the published formulas taken down directly: a Python loop over images, where
-the published code has one. Programs take turns; printed are the median seconds, the ratios, and whether the groups are the
-same. At the published bandwidth of 0.2 numbers of clusters differ: rounding leaves the published arithmetic nothing of
-weights so small. faiss is left out where it is not installed. Please, on an idle machine.
+untrained:alexnet DATA --stage features --out F.npy`). The search for neighbours is compared with faiss's exact index;
+the clustering, on the same neighbours, with a direct implementation of the published formulas: a Python loop over
+images where the published code has one. Programs take turns. Prints the median seconds, the ratios, and whether the
+clusters are the same. At the published bandwidth of 0.2 the numbers of clusters differ: weights so small vanish in
+the rounding of the published arithmetic. faiss is left out if it is not installed. Use an idle machine.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ALPHA, ITERATIONS = 0.001, 200
 
 
 def mixture(n_rows: int, *, seed: int = 0) -> Tensor:
-    """Whitened unit rows (N, 256) around N/50 centres."""
+    """Return whitened unit rows (N, 256) around N/50 centres."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(max(2, n_rows // 50), COMPONENTS, generator=generator)
     rows = torch.randn(n_rows, COMPONENTS, generator=generator)
@@ -41,13 +41,13 @@ def mixture(n_rows: int, *, seed: int = 0) -> Tensor:
 
 
 def our_neighbours(points_NP: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Squared distances and numbers (N, k) of this package."""
+    """Return our squared distances and row numbers (N, k)."""
     squared, indices = nearest_neighbours(points_NP, points_NP, k=k, metric="sqeuclidean", exclude_self=True)
     return squared.double().numpy(), indices.numpy()
 
 
 def faiss_neighbours(points_NP: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The same of faiss's `IndexFlatL2`; the first column is taken for the row itself, as in the published code."""
+    """Return those of faiss's `IndexFlatL2`; the first column is taken to be the row itself, as in the published code."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -58,12 +58,12 @@ def faiss_neighbours(points_NP: Tensor, k: int) -> tuple[NDArray[np.float64], ND
 
 
 def ours(squared_NE: NDArray[np.float64], indices_NE: NDArray[np.int64], sigma: float) -> NDArray[np.int64]:
-    """Labels of this package."""
+    """Return our labels."""
     return PowerIterationClustering().partition(squared_NE, indices_NE, sigma=sigma)
 
 
 def as_published(squared_NE: NDArray[np.float64], indices_NE: NDArray[np.int64], sigma: float) -> NDArray[np.int64]:
-    """Labels by the published formulas, taken down directly: sparse products, and loops over images."""
+    """Return the labels of the published formulas, implemented directly: sparse products, and loops over images."""
     graph, density = _published_density(squared_NE, indices_NE, sigma)
     labels = _published_climb(graph, density)
     members: dict[int, list[int]] = {}
@@ -112,14 +112,14 @@ def _published_climb(graph: Any, density: NDArray[np.float64]) -> list[int]:
     return labels
 
 
-def same_groups(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
-    """Whether two partitions are equal but for the numbers of their groups."""
+def same_clusters(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
+    """Return True if two partitions are equal up to the numbering of their clusters."""
     pairs = len(np.unique(np.stack([one, other]), axis=1).T)
     return pairs == len(np.unique(one)) == len(np.unique(other))
 
 
 def in_turns(programs: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each program, and what it returns."""
+    """Return the median seconds of each program, and its result."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     found: dict[str, Any] = {}
     for _ in range(repeats):
@@ -131,7 +131,7 @@ def in_turns(programs: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict
 
 
 def measure(points_NP: Tensor, k: int, repeats: int) -> dict[str, float | bool | int]:
-    """All figures of the table, by name; seconds unless they are shares, numbers or yes and no."""
+    """Return all figures of the table by name: seconds, shares, numbers, or True and False."""
     searches: dict[str, Callable[[], Any]] = {"neighbours, ours": lambda: our_neighbours(points_NP, k)}
     if importlib.util.find_spec("faiss"):
         searches["neighbours, faiss"] = lambda: faiss_neighbours(points_NP, k)
@@ -152,7 +152,7 @@ def measure(points_NP: Tensor, k: int, repeats: int) -> dict[str, float | bool |
     )
     figures.update(seconds)
     figures["clustering, as published / ours"] = seconds["clustering, as published"] / seconds["clustering, ours"]
-    figures["same groups"] = same_groups(*labels.values())
+    figures["same clusters"] = same_clusters(*labels.values())
     figures["clusters"] = int(labels["clustering, ours"].max()) + 1
     figures["clusters at sigma 0.2, ours"] = len(np.unique(ours(squared, indices, PUBLISHED_SIGMA)))
     figures["clusters at sigma 0.2, as published"] = len(np.unique(as_published(squared, indices, PUBLISHED_SIGMA)))
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--neighbours", type=int, default=5)
     parser.add_argument("--threads", default="1,2", help="numbers of threads, in turn")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--features", type=Path, help=".npy of whitened features, in place of the mixture")
+    parser.add_argument("--features", type=Path, help=".npy of whitened features, instead of the mixture")
     options = parser.parse_args(arguments)
     points_NP = torch.from_numpy(np.load(options.features)).float() if options.features else mixture(options.rows)
     points_NP = points_NP[: options.rows].contiguous()
@@ -174,8 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(threads)
         print(f"{len(points_NP):,} rows of {points_NP.shape[1]} numbers, {options.neighbours} neighbours, {threads} threads")
         for name, figure in measure(points_NP, options.neighbours, options.repeats).items():
-            told = f"{figure:12.3f}" if isinstance(figure, float) else f"{figure!s:>12}"
-            print(f"  {name:36}{told}")
+            text = f"{figure:12.3f}" if isinstance(figure, float) else f"{figure!s:>12}"
+            print(f"  {name:36}{text}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Plain loops as published, which ours are measured against: ImageFolder, Pillow, a DataLoader of processes.
+"""Plain loops as published, the baseline of ours: ImageFolder, Pillow, a DataLoader of processes.
 
-Written from the papers and from what the released code is known to do: DeepCluster of 2018 (arXiv 1807.05520) and
+Written from the papers and the known behaviour of the released code: DeepCluster of 2018 (arXiv 1807.05520) and
 DeepCluster-v2 (arXiv 2006.09882). Float32, or on a GPU float16 with a scaled loss (AMP). N images, B batch, V crops of an
 image, P components, K clusters.
 """
@@ -26,23 +26,23 @@ from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
 from deepcluster.run.features import FEATURE_BATCH
 from deepcluster.run.settings import Settings
 
-# Called with the name of a step when it is done.
+# Called with the name of a step at its end.
 Count = Callable[[str], None]
 
 
 class Steps:
-    """Steps of SGD in float32, or with AMP."""
+    """Training steps of SGD in float32, or with AMP."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], device: torch.device, *, amp: bool) -> None:
         self.optimizers, self.device, self.amp = optimizers, device, amp
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp)
 
     def autocast(self) -> torch.autocast:
-        """The context in which the network runs."""
+        """Return the context in which the network runs."""
         return torch.autocast(self.device.type, torch.float16, enabled=self.amp)
 
     def descend(self, loss: Tensor) -> None:
-        """One step."""
+        """Make one step."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -52,13 +52,13 @@ class Steps:
 
 
 def loaded(images: ImageFolder, settings: Settings, batch: int, **rest: Any) -> Iterator[Any]:
-    """Batches of a DataLoader with as many processes as the settings have workers."""
+    """Yield the batches of a DataLoader with `settings.workers` processes."""
     pinned = settings.device.startswith("cuda")
     return iter(DataLoader(images, batch, num_workers=settings.workers or 0, pin_memory=pinned, **rest))
 
 
 def sgd(weights: Any, settings: Settings, momentum: float) -> torch.optim.SGD:
-    """The published optimizer."""
+    """Return the published optimizer."""
     return torch.optim.SGD(weights, lr=settings.lr, momentum=momentum, weight_decay=settings.weight_decay)
 
 
@@ -66,7 +66,7 @@ def sgd(weights: Any, settings: Settings, momentum: float) -> torch.optim.SGD:
 
 
 def epoch_2018(trunk: Trunk, data: Path, settings: Settings, count: Count, *, amp: bool) -> None:
-    """The published loop, step by step."""
+    """Run the published loop, step by step."""
     features_ND = _features(trunk, data, settings, amp=amp)
     count("features")
     points_NP = _whitening(features_ND, settings.pca)
@@ -78,7 +78,7 @@ def epoch_2018(trunk: Trunk, data: Path, settings: Settings, count: Count, *, am
 
 
 def _features(trunk: Trunk, data: Path, settings: Settings, *, amp: bool) -> NDArray[np.float32]:
-    """Step 1."""
+    """Step 1: extract features."""
     trunk.eval()
     rows, device = [], next(trunk.parameters()).device
     images = ImageFolder(str(data), published_transform("cluster", settings.image_size))
@@ -105,7 +105,7 @@ def _whitening(features_ND: NDArray[np.float32], n_components: int) -> NDArray[n
 
 
 def _kmeans(points_NP: NDArray[np.float32], settings: Settings) -> NDArray[np.int64]:
-    """Step 3."""
+    """Step 3: cluster."""
     if not importlib.util.find_spec("faiss"):
         from sklearn.cluster import KMeans
 
@@ -124,10 +124,10 @@ def _kmeans(points_NP: NDArray[np.float32], settings: Settings) -> NDArray[np.in
 
 
 def _sample(labels_N: NDArray[np.int64]) -> list[int]:
-    """Step 4: as many images as there are, drawn evenly over the clusters."""
-    draw, groups = np.random.default_rng(0), [np.flatnonzero(labels_N == label) for label in np.unique(labels_N)]
-    each = len(labels_N) // len(groups) + 1
-    drawn = np.concatenate([draw.choice(group, each, replace=len(group) <= each) for group in groups])
+    """Step 4: draw N images uniformly over the clusters."""
+    draw, clusters = np.random.default_rng(0), [np.flatnonzero(labels_N == label) for label in np.unique(labels_N)]
+    each = len(labels_N) // len(clusters) + 1
+    drawn = np.concatenate([draw.choice(members, each, replace=len(members) <= each) for members in clusters])
     order: list[int] = draw.permutation(drawn)[: len(labels_N)].tolist()
     return order
 
@@ -156,7 +156,7 @@ def _training(trunk: Trunk, data: Path, labels_N: NDArray[np.int64], settings: S
 
 
 class PillowBlur:
-    """A share of the images blurred by a Gaussian of 0.1 to 2 pixels."""
+    """Gaussian blur of 0.1 to 2 pixels for a share of the images."""
 
     def __init__(self, share: float) -> None:
         self.share = share
@@ -168,7 +168,7 @@ class PillowBlur:
 
 
 class Crops:
-    """Image of Pillow's → its crops, each a normalised tensor, in the settings' sizes, scales and colours."""
+    """Transform of a Pillow image to its crops, normalised tensors with the settings' sizes, scales and colours."""
 
     def __init__(self, settings: Settings) -> None:
         strength = settings.jitter
@@ -191,14 +191,14 @@ class Crops:
 
 
 class Indexed(ImageFolder):
-    """Images with their numbers in the place of their labels."""
+    """Images with their indices instead of labels."""
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return super().__getitem__(index)[0], index
 
 
 class PlainV2(nn.Module):
-    """Trunk and projection; crops of one size go through the trunk together."""
+    """Trunk and projection; crops of the same size go through the trunk together."""
 
     def __init__(self, trunk: Trunk, settings: Settings) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class PlainV2(nn.Module):
         )
 
     def forward(self, crops: Sequence[Tensor]) -> Tensor:
-        """Unit rows (V, B, P)."""
+        """Return unit rows (V, B, P)."""
         rows, first = [], 0
         for number in self.groups:
             rows.append(self.trunk(torch.cat(list(crops[first : first + number]))))
@@ -218,7 +218,7 @@ class PlainV2(nn.Module):
 
 
 def epoch_v2(trunk: Trunk, data: Path, settings: Settings, count: Count, *, amp: bool) -> None:
-    """An epoch after the first: k-means on the bank (here of random rows, which costs the same), then the images."""
+    """Run an epoch after the first: k-means on the bank (here random rows, at the same cost), then the training steps."""
     device = next(trunk.parameters()).device
     images = Indexed(str(data), Crops(settings))
     large, width = settings.crop_groups[0][0], settings.projection[1]
@@ -247,7 +247,7 @@ def epoch_v2(trunk: Trunk, data: Path, settings: Settings, count: Count, *, amp:
 
 
 def _spherical(points_NP: Tensor, n_clusters: int, iterations: int) -> tuple[Tensor, Tensor]:
-    """Labels and centroids; empty clusters stay where they are."""
+    """Return labels and centroids; empty clusters keep their centroid."""
     centroids_KP = points_NP[torch.randperm(len(points_NP), device=points_NP.device)[:n_clusters]]
     for _ in range(iterations + 1):
         labels_N = (points_NP @ centroids_KP.T).argmax(dim=1)

@@ -1,8 +1,8 @@
-"""What was learned: k-NN accuracy on held-out images, stage by stage, of a run's trunk and of the same trunk untrained.
+"""k-NN accuracy on held-out images, stage by stage, of a run's trunk and of the same trunk untrained.
 
     python benchmarks/quality.py RUN --train photos/train --val photos/val
 
-Both folders have a folder for each class. k-NN: 20 neighbours, cosine, votes weighted by exp(cosine / 0.07); centre views.
+Both folders contain class folders. k-NN: 20 neighbours, cosine, votes weighted by exp(cosine / 0.07); centre views.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from deepcluster.run.model import Model, load
 
 
 def accuracy(model: Model, stage: str, known: ImageSource, held_out: ImageSource) -> float:
-    """k-NN top-1 of the held-out images by the known ones."""
+    """Return the k-NN top-1 accuracy on the held-out images, with the known ones as neighbours."""
     rows = []
     for source in (known, held_out):
         features_ND, unreadable = model.features(source, stage=stage)
@@ -48,7 +48,7 @@ def main() -> None:
     metrics = RunFolder(Path(arguments.run)).read_metrics()
     nmi = [f"{line['nmi_previous']:.3f}" for line in metrics if line["nmi_previous"] is not None]
     minutes = sum(sum(line["seconds"].values()) for line in metrics) / 60
-    print(f"NMI to the epoch before: {' '.join(nmi)}")
+    print(f"NMI to the previous epoch: {' '.join(nmi)}")
     print(f"{len(metrics)} epochs, {minutes:.1f} minutes of training and clustering")
 
 

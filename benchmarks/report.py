@@ -1,12 +1,13 @@
-"""Seconds, memory and bytes of the report's page, of a made-up run as large as ImageNet's.
+"""Seconds, memory and bytes of the report's page, for a synthetic run of the size of ImageNet.
 
-    python benchmarks/report.py [--images 1000000] [--clusters 10000] [--epochs 20] [--max-mb 15] [--out page.html]
+    python benchmarks/report.py [--images 1000000] [--clusters 10000] [--epochs 20] [--out page.html]
 
-Images of 16 x 16 pixels in one array, names as ImageNet's, a label and a distance for each; centroids and the points of a
-sample in 64 dimensions; earlier epochs in Parquet, each of which moves a tenth of the images to another cluster. The page is
-made by `build_report`, as `deepcluster report` makes it, without the parts that need a trained network. Seconds are those of
-the parts as they are called; some are called twice. Memory is the peak of the process that makes the page (Linux), of which
-some 0.4 GB are Python with its libraries; the run is made up by another. Some 2 minutes on 2 idle cores.
+Images of 16 x 16 pixels in one array, with names like ImageNet's, labels and distances; centroids and the points of a
+sample in 64 dimensions; earlier epochs in Parquet, each of which moves a tenth of the images to another cluster. The
+page is built by `build_report`, as for `deepcluster report`, without the sections that need a trained network.
+Seconds are measured per part; some parts are called twice. Memory is the peak of the process that builds the page
+(Linux), of which about 0.4 GB are Python with its libraries; another process generates the run. About 2 minutes on 2
+idle cores.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def make_up(folder: Path, n_images: int, n_clusters: int, n_epochs: int) -> None
     rng = np.random.default_rng(0)
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n_images, SIDE, SIDE, 3))
     for first in range(0, n_images, 10_000):
-        # A colour each, and as much detail as makes a thumbnail about as large as a photo's.
+        # A random colour with enough detail that a thumbnail takes about as many bytes as a photo's.
         part = images[first : first + 10_000]
         colours = rng.normal(128, 50, (len(part), 1, 1, 3))
         part[:] = np.clip(colours + rng.normal(0, 20, (len(part), SIDE, SIDE, 1)), 0, 255)
@@ -65,7 +66,7 @@ def make_up(folder: Path, n_images: int, n_clusters: int, n_epochs: int) -> None
 
 
 def read(folder: Path, n_clusters: int) -> Collection:
-    """The collection, as it is read of a run."""
+    """Return the collection, as it is read from a run."""
     tables = sorted(folder.glob("epoch-*.parquet"))
     last, rest = pq.read_table(tables[-1]), np.load(folder / "rest.npz")
     label_N = rest["label_N"]
@@ -74,7 +75,7 @@ def read(folder: Path, n_clusters: int) -> Collection:
         return lambda: pq.read_table(table, columns=["cluster"])["cluster"].to_numpy()
 
     return Collection(
-        title="a made-up run",
+        title="a synthetic run",
         names=[f"n{label:08}/ILSVRC_{image:07}.JPEG" for image, label in enumerate(label_N.tolist())],
         cluster_N=last["cluster"].to_numpy(),
         distance_N=last["distance"].to_numpy(),
@@ -91,7 +92,7 @@ def read(folder: Path, n_clusters: int) -> Collection:
 
 
 def timed_parts() -> dict[str, list[float]]:
-    """From now on, the seconds of each call of a part of `build_report`, by its name."""
+    """Wrap the parts of `build_report`; return a dict that collects the seconds of each call."""
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def timed(name: str, part: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,12 +111,11 @@ def timed_parts() -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Make up a run, make its page, and print what it took."""
+    """Generate a run, build its page, and print the cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--clusters", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=20, help="earlier epochs")
-    parser.add_argument("--max-mb", type=float, default=15.0)
     parser.add_argument("--out", type=Path, help="keep the page here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -124,16 +124,16 @@ def main() -> None:
         maker.start()
         maker.join()
         if maker.exitcode:
-            raise SystemExit("the run could not be made up")
+            raise SystemExit("the run could not be generated")
         seconds, began = timed_parts(), time.perf_counter()
         collection = read(folder, args.clusters)
         seconds["reading tables"].append(time.perf_counter() - began)
-        about = RunFacts("a made-up run", {}, [], [], str(folder), finished=True, made_at=datetime.now())
+        about = RunFacts("a synthetic run", {}, [], [], str(folder), finished=True, made_at=datetime.now())
         n_bytes = build.build_report(
             args.out or folder / "page.html",
             collection,
             about,
-            ReportOptions(max_mb=args.max_mb),
+            ReportOptions(),
             pipeline=None,
             pictures=None,
             workers=usual_workers(),

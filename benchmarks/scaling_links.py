@@ -1,6 +1,6 @@
-"""How long sums, gathers and exchanges take between ranks: formulas of ring and tree, and a ring message by message.
+"""Time of sums, gathers and exchanges between ranks: formulas of ring and tree, and a simulated ring.
 
-W ranks. Pure functions; what a link does comes in as `Link`.
+W ranks. Pure functions; the speed of a link is in `Link`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Link:
-    """A way from one rank to the next.
+    """A connection from one rank to the next.
 
     Attributes:
         latency: seconds until the first byte arrives.
@@ -22,20 +22,20 @@ class Link:
     bytes_per_second: float
 
     def seconds(self, n_bytes: float) -> float:
-        """Of one message."""
+        """Return the seconds of one message."""
         return self.latency + n_bytes / self.bytes_per_second
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """How ranks are connected.
+    """Connections between ranks.
 
     Attributes:
-        inside: between neighbours of a machine.
-        between: from machine to machine: all that a machine can send, and its ranks share.
-        ranks_per_machine: how many share it.
-        tree: whether small sums go by a tree, as NCCL's do, and not by the ring alone, as gloo's.
-        overlap: whether gradients travel while the backward pass goes on.
+        inside: between neighbours in a machine.
+        between: between machines; the total bandwidth of a machine, shared by its ranks.
+        ranks_per_machine: number of ranks that share it.
+        tree: True if small sums use a tree, as in NCCL; False if they use only the ring, as in gloo.
+        overlap: True if gradients travel during the backward pass.
     """
 
     inside: Link
@@ -45,14 +45,14 @@ class Fabric:
     overlap: bool = True
 
     def ring(self, ranks: int) -> list[Link]:
-        """The link from each rank to the next, in the order of the ranks; the last one leads to the first."""
+        """Return the link from each rank to the next, in rank order; the last one leads to the first."""
         if ranks <= self.ranks_per_machine:
             return [self.inside] * ranks
-        # A ring crosses from machine to machine once, and back; all of its network is its own.
+        # A ring leaves each machine once, and has its whole bandwidth.
         return [self.between if (rank + 1) % self.ranks_per_machine == 0 else self.inside for rank in range(ranks)]
 
     def all_reduce_seconds(self, n_bytes: float, ranks: int) -> float:
-        """Of a sum over all ranks, by the ring or, where it is quicker and there is one, the tree."""
+        """Return the seconds of a sum over all ranks, by the ring or, if faster and available, the tree."""
         if ranks == 1 or not n_bytes:
             return 0.0
         links = self.ring(ranks)
@@ -61,11 +61,11 @@ class Fabric:
         return min(ring, tree_seconds(n_bytes, ranks, self)) if self.tree else ring
 
     def gather_seconds(self, n_bytes: float, ranks: int) -> float:
-        """Until every rank has all of `n_bytes`, of which each had a part: half of what a sum takes."""
+        """Return the seconds until every rank has all `n_bytes`, of which each had a part: half of a sum's."""
         return self.all_reduce_seconds(n_bytes, ranks) / 2
 
     def exchange_seconds(self, n_bytes: float, ranks: int) -> float:
-        """Until each rank has sent `n_bytes`, in equal parts to all ranks."""
+        """Return the seconds until each rank has sent `n_bytes`, in equal parts to all ranks."""
         if ranks == 1:
             return 0.0
         near = min(ranks, self.ranks_per_machine)
@@ -77,22 +77,22 @@ class Fabric:
 
 
 def ring_seconds(n_bytes: float, ranks: int, link: Link) -> float:
-    """Of a sum by a ring of equal links: 2 (W - 1) messages of a W-th of the bytes, one after the other."""
+    """Return the seconds of a sum by a ring of equal links: 2 (W - 1) consecutive messages of a W-th of the bytes."""
     return 2 * (ranks - 1) * link.seconds(n_bytes / ranks)
 
 
 def tree_seconds(n_bytes: float, ranks: int, fabric: Fabric) -> float:
-    """Of a sum up a binary tree and down again, all bytes at each level: quick for a few bytes."""
+    """Return the seconds of a sum up and down a binary tree, all bytes at each level: fast for few bytes."""
     near = min(ranks, fabric.ranks_per_machine)
     inside, between = ceil(log2(near)), ceil(log2(ceil(ranks / near)))
     return 2 * (inside * fabric.inside.seconds(n_bytes) + between * fabric.between.seconds(n_bytes))
 
 
 def simulated_ring_seconds(n_bytes: float, links: list[Link]) -> float:
-    """The same of any links, message by message.
+    """Return the seconds of a sum by a ring of any links, message by message.
 
-    In each of 2 (W - 1) rounds every rank hands a W-th of the bytes on to the next, as soon as it has got the part of the
-    round before and its link is free again.
+    In each of 2 (W - 1) rounds every rank sends a W-th of the bytes to the next, as soon as it has received the part of the
+    previous round and its link is free.
     """
     ranks = len(links)
     if ranks == 1:

@@ -1,4 +1,4 @@
-"""Constants of the machine where this runs, each measured in a few seconds; for scaling.py, whose model takes them.
+"""Constants of this machine for the model of scaling.py, each measured in a few seconds.
 
 N images, D features, P components, K clusters.
 """
@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from alone import NetworkAlone
-from deepcluster.training.grouping import over_all_images
+from bare_network import BareNetwork
 from scaling_links import Link, ring_seconds
 from scaling_model import Job, Network
 from scaling_seconds import Constants
@@ -24,16 +23,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepcluster.clustering.assignment import Assignment, draw_uniform
 from deepcluster.clustering.eigen import top_eigenvectors
 from deepcluster.clustering.kmeans import KMeans, lloyd
-from deepcluster.clustering.reduction import alone
 from deepcluster.clustering.starts import random_rows
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
+from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.files import save_tensors
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import Colours, TrainingView, draws
 from deepcluster.models.make import make_trunk
 from deepcluster.models.trunk import normalise
+from deepcluster.run.folder import save_assignment
 from deepcluster.run.settings import Settings
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -41,9 +41,9 @@ WORLDS = (2, 4)
 
 
 def quickest(work: Callable[[], object], repeats: int = 3) -> float:
-    """Seconds of the quickest of several times: what is in the way of the others is other programs.
+    """Return the seconds of the quickest of several repeats; the others were slowed by other programs.
 
-    With one thread these are seconds of the processor, which other programs take nothing of.
+    With one thread these are CPU-seconds, which do not depend on other programs.
     """
     clock = time.perf_counter if torch.cuda.is_available() or torch.get_num_threads() > 1 else time.process_time
     found = []
@@ -57,7 +57,7 @@ def quickest(work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def network_facts(arch: str, sides: Sequence[int], *, sobel: bool) -> Network:
-    """Weights, layers and operations of a trunk, counted as it runs."""
+    """Return the number of weights, layers and operations of a trunk, counted in a forward pass."""
     flops = {}
     for side in sides:
         trunk = make_trunk(arch, image_size=side, sobel=sobel).eval()
@@ -70,12 +70,10 @@ def network_facts(arch: str, sides: Sequence[int], *, sobel: bool) -> Network:
 
 
 def job_of(settings: Settings, images: int, ranks: int) -> Job:
-    """What the model takes of a run's settings."""
+    """Return the model's description of a run with these settings."""
     method = settings.method
     if method == "deepcluster" and settings.super_clusters:
         method = "deepercluster"
-    elif method == "deepcluster" and not settings.looks_again:
-        method = "no second look"
     v2 = method == "deepcluster-v2"
     crops = settings.crop_groups if v2 else ((1, settings.image_size),)
     return Job(
@@ -97,7 +95,7 @@ def job_of(settings: Settings, images: int, ranks: int) -> Job:
 
 
 def measured_constants(data: Path, settings: Settings, machine: Machine, *, cores: int, quick: bool) -> Constants:
-    """All of them, for the network of the settings; images are taken to be kept decoded."""
+    """Measure all constants for the network of the settings; images are assumed to be kept decoded."""
     found = {
         **network_speed(settings, machine),
         **input_speed(data, settings, machine),
@@ -110,17 +108,17 @@ def measured_constants(data: Path, settings: Settings, machine: Machine, *, core
 
 
 def network_speed(settings: Settings, machine: Machine) -> dict[str, float]:
-    """Operations a second of a look and of a step, head and optimizer included."""
-    alone, job = NetworkAlone(settings, machine), job_of(settings, settings.batch_size, 1)
-    alone.learn(settings.batch_size)
-    step = quickest(lambda: (alone.learn(settings.batch_size), alone.finish()), 5)
-    look = quickest(lambda: (alone.look(settings.batch_size), alone.finish()), 5)
+    """Return the operations per second of a feature pass and of a training step, head and optimizer included."""
+    network, job = BareNetwork(settings, machine), job_of(settings, settings.batch_size, 1)
+    network.train_step(settings.batch_size)
+    step = quickest(lambda: (network.train_step(settings.batch_size), network.finish()), 5)
+    features = quickest(lambda: (network.extract(settings.batch_size), network.finish()), 5)
     flops = settings.batch_size * job.network.flops[job.crops[0][1]]
-    return {"training_flops": 3 * job.step_flops / step, "look_flops": flops / look}
+    return {"training_flops": 3 * job.step_flops / step, "feature_flops": flops / features}
 
 
 def input_speed(data: Path, settings: Settings, machine: Machine) -> dict[str, float]:
-    """Seconds of an image that is decoded, of a crop and a pixel that are cut on one core, of a pixel that is coloured."""
+    """Return the seconds per decoded image, per crop and pixel of it on one core, and per pixel of colour augmentation."""
     source = open_source(data, 64)
     encoded = [source.read(index) for index in range(len(source))]
     side = settings.image_size
@@ -128,7 +126,7 @@ def input_speed(data: Path, settings: Settings, machine: Machine) -> dict[str, f
     images = [torch.from_numpy(decode(one, shorter_side=reduced).copy()) for one in encoded]
     decoding = quickest(lambda: [decode(one, shorter_side=reduced) for one in encoded])
     if len({one.shape for one in images}) == 1 and max(images[0].shape) <= 64:
-        # As small images of one size are kept and cut: together.
+        # Small images of one size are kept and cropped together.
         images = torch.stack(images).permute(0, 1, 3, 2).contiguous().to(machine.device)  # type: ignore[assignment]
     draws_BR, sides = draws(0, 0, 0, len(images)), (side, 4 * side)
     views = [TrainingView(one, scale=settings.crop_scale) for one in sides]
@@ -146,7 +144,7 @@ def input_speed(data: Path, settings: Settings, machine: Machine) -> dict[str, f
 
 
 def whitening_speed(machine: Machine, dim: int) -> dict[str, float]:
-    """Seconds of a row and of the eigenvectors, by D²and D³."""
+    """Return the seconds per row and of the eigenvectors, over D² and D³."""
     device = machine.clustering_device
     rows_ND = torch.randn(max(4096, 2 * dim), dim, device=device)
     whitening = Whitening(min(64, dim))
@@ -157,14 +155,11 @@ def whitening_speed(machine: Machine, dim: int) -> dict[str, float]:
 
 
 def kmeans_speed(machine: Machine, n_points: int) -> dict[str, float]:
-    """Seconds of an iteration of few points, of a row with few centroids, and of a pair with more of them.
-
-    And the share of pairs that is compared.
-    """
+    """Return the seconds of an iteration of few points, per row, and per compared pair; and the share of compared pairs."""
     dim, few, some, more = 128, (500, 50), (n_points, 50), (n_points, 200)
     found = {size: _kmeans_seconds(machine, *size, dim) for size in (few, some, more)}
     iteration_seconds = found[few].seconds / found[few].rounds
-    # Two equations: seconds of a row, and of each pair that is compared.
+    # Two equations for two unknowns: seconds per row, and per compared pair.
     rows = [n_points * dim * found[size].rounds for size in (some, more)]
     pairs = [n_points * dim * size[1] * found[size].compared for size in (some, more)]
     taken = [max(0.0, found[size].seconds - found[size].rounds * iteration_seconds) for size in (some, more)]
@@ -178,34 +173,38 @@ def kmeans_speed(machine: Machine, n_points: int) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Grouped:
-    """Seconds of a clustering, its assignments, and how often all pairs were compared in them."""
+class _Clustered:
+    """Seconds of a clustering, its number of assignments, and the sum of their shares of compared pairs."""
 
     seconds: float
     rounds: int
     compared: float
 
 
-def _kmeans_seconds(machine: Machine, n_points: int, n_clusters: int, dim: int) -> _Grouped:
+def _kmeans_seconds(machine: Machine, n_points: int, n_clusters: int, dim: int) -> _Clustered:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(n_clusters, dim, generator=generator)
     points_NP = centres[torch.randint(n_clusters, (n_points,), generator=generator)]
     points_NP = torch.nn.functional.normalize(points_NP + 2 * torch.randn(n_points, dim, generator=generator))
-    points_NP, numbers_N = points_NP.to(machine.clustering_device), torch.arange(n_points)
-    start_KP = random_rows(points_NP, numbers_N, n_points, n_clusters, seed=0, all_reduce=alone)
+    points_NP = points_NP.to(machine.clustering_device)
+    start_KP = random_rows(points_NP, n_clusters, seed=0, ranks=ONE_PROCESS)
     kmeans = KMeans(n_clusters, iterations=10, spherical=True)
     taken = quickest(lambda: kmeans.fit(points_NP, start_KP=start_KP))
     compared_history = lloyd(points_NP, start_KP, iterations=10, spherical=True).compared_history
-    return _Grouped(taken, len(compared_history), sum(compared_history))
+    return _Clustered(taken, len(compared_history), sum(compared_history))
 
 
 def label_speed(n_images: int, n_clusters: int = 1000) -> dict[str, float]:
-    """Seconds of an image: drawn evenly, put into a random order; gathered, matched and compared."""
+    """Return the seconds per image of a uniform draw, a random order, gathering, and matching with NMI."""
     generator = torch.Generator().manual_seed(0)
     before, after = (torch.randint(n_clusters, (n_images,), generator=generator) for _ in range(2))
     after = torch.where(torch.rand(n_images, generator=generator) < 0.7, before, after)
     centroids_KP = torch.zeros(n_clusters, 2)
     one, other = (Assignment(labels_N, torch.zeros(n_images), centroids_KP) for labels_N in (before, after))
+
+    def gather() -> None:
+        for rows in (other.labels_N, other.distances_N):
+            torch.cat([part.clone() for part in rows.split(n_images // 8)])
 
     def match() -> None:
         other.nmi(one.labels_N)
@@ -214,18 +213,20 @@ def label_speed(n_images: int, n_clusters: int = 1000) -> dict[str, float]:
     return {
         "draw_seconds": quickest(lambda: draw_uniform(before, n_draws=n_images, seed=(0,))) / n_images,
         "order_seconds": quickest(lambda: torch.randperm(n_images, generator=generator)) / n_images,
-        "gather_seconds": quickest(lambda: over_all_images(other, torch.arange(n_images), n_images)) / n_images,
+        "gather_seconds": quickest(gather) / n_images,
         "match_seconds": quickest(match, 2) / n_images,
     }
 
 
 def file_speed(n_images: int) -> dict[str, float]:
-    """Seconds of an image in a table, and bytes a second of a checkpoint."""
+    """Return the seconds per image of a table, and the bytes per second of a checkpoint."""
     assignment = Assignment(torch.zeros(n_images, dtype=torch.int64), torch.zeros(n_images), torch.zeros(2, 2))
     state = {"values": torch.zeros(16_000_000)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        table = quickest(lambda: assignment.save(path / "t", [f"train/n01440764/{i:08}.JPEG" for i in range(n_images)]), 2)
+        table = quickest(
+            lambda: save_assignment(path / "t", [f"train/n01440764/{i:08}.JPEG" for i in range(n_images)], assignment), 2
+        )
         started = time.perf_counter()
         save_tensors(path / "s", state)
         disk = time.perf_counter() - started
@@ -233,7 +234,7 @@ def file_speed(n_images: int) -> dict[str, float]:
 
 
 def measured_collectives(sizes: Sequence[int], worlds: Sequence[int]) -> dict[str, dict[int, list[float]]]:
-    """Seconds of sums and exchanges of these bytes between 2 and 4 processes of this machine, by gloo."""
+    """Return the seconds of sums and exchanges of these sizes between processes of this machine, by gloo."""
     found: dict[str, dict[int, list[float]]] = {"all_reduce": {}, "all_to_all": {}}
     for world in worlds:
         with tempfile.TemporaryDirectory() as folder:
@@ -272,9 +273,9 @@ def _collectives(rank: int, world: int, folder: str, sizes: Sequence[int]) -> No
 
 
 def fitted_link(sizes: Sequence[int], times: Sequence[float], ranks: int) -> tuple[Link, float]:
-    """Latency and bytes a second by which a ring takes these times, and the largest share that it is off by.
+    """Fit a ring's latency and bandwidth to these times; return the link and the largest relative error.
 
-    Relative errors are made small, so that messages of all sizes count alike.
+    Relative errors are minimised, so that messages of all sizes count equally.
     """
     rounds, times_S = 2 * (ranks - 1), np.array(times)
     terms_S2 = np.stack([np.full(len(sizes), float(rounds)), rounds / ranks * np.array(sizes)], axis=1)
@@ -285,7 +286,7 @@ def fitted_link(sizes: Sequence[int], times: Sequence[float], ranks: int) -> tup
 
 
 def as_json(constants: Constants, links: dict[int, Link], collectives: dict[str, dict[int, list[float]]]) -> dict[str, Any]:
-    """What is kept in a file."""
+    """Return the content of the constants file."""
     times = {name: {str(world): seconds for world, seconds in rows.items()} for name, rows in collectives.items()}
     return {
         "constants": asdict(constants),

@@ -1,9 +1,9 @@
-"""How long does it take to find a million images? `python benchmarks/scan.py --files 1000000 --folders 1000`
+"""Time to find a million images: `python benchmarks/scan.py --files 1000000 --folders 1000`
 
-Makes empty files, in folders of one class each, and deletes them at the end. Then, in turn, each in a process of its own:
-`find` (what the system itself needs), torchvision's ImageFolder, this program without and with the list that it keeps.
-Prints the median seconds of the call alone, the ratio to `find`, the most memory that the process had, and by how much the
-call raised that. Names and folders are in the system's memory from the first round on, as warm as for `find`.
+Creates empty files in class folders, and deletes them at the end. Measures in turn, each in its own process:
+`find` (the system's own time), torchvision's ImageFolder, and this package without and with its kept list.
+Prints the median seconds of the call, the ratio to `find`, the peak memory of the process, and its growth during the
+call. Directory entries are in the system's cache from the first round on, for `find` as well.
 """
 
 import argparse
@@ -33,17 +33,17 @@ IMAGE_FOLDER = ("from torchvision.datasets import ImageFolder", "ImageFolder(str
 
 
 def make(folder: Path, files: int, folders: int) -> None:
-    """Fill `folder` with empty files, spread evenly."""
+    """Fill `folder` with empty files, spread evenly over the class folders."""
     for number in range(folders):
         inner = folder / f"class {number:06}"
         inner.mkdir(parents=True)
         for image in range(number * files // folders, (number + 1) * files // folders):
             os.close(os.open(f"{inner}/image-{image:09}.jpg", os.O_CREAT | os.O_WRONLY))
-    time.sleep(3)  # Lists of folders that have only just changed are not kept.
+    time.sleep(3)  # Lists of folders that have just changed are not kept.
 
 
 def find(folder: Path, *output: str) -> list[float]:
-    """Seconds of the system's `find`, peak MB (of this process, which it begins as, where that has more), growth, files."""
+    """Return the seconds of the system's `find`, peak MB (at least that of this process, its parent), growth, files."""
     begun = time.perf_counter()
     counted = subprocess.Popen(["wc", "-l"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     process = subprocess.Popen(["find", folder, "-type", "f", *output], stdout=counted.stdin)
@@ -54,14 +54,14 @@ def find(folder: Path, *output: str) -> list[float]:
 
 
 def python(code: tuple[str, str], folder: Path, cache: Path) -> list[float]:
-    """Seconds of a call, peak MB of its process, growth of that by the call, and the number of files."""
+    """Return the seconds of a call, peak MB of its process, its growth during the call, and the number of files."""
     script = MEASURE.format(imports=code[0], call=code[1])
     done = subprocess.run([sys.executable, "-c", script, folder, cache], capture_output=True, text=True, check=True)
     return [float(word) for word in done.stdout.split()]
 
 
 def without_list(folder: Path, cache: Path) -> list[float]:
-    """Ours, and the list is made and written."""
+    """Return the figures of ours, with the list created and written."""
     shutil.rmtree(cache, ignore_errors=True)
     return python(OURS, folder, cache)
 
@@ -88,12 +88,12 @@ def compare(folder: Path, cache: Path, repeats: int) -> None:
 
 
 def main() -> None:
-    """Make the files, compare, and delete them."""
+    """Create the files, compare, and delete them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--folders", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="an existing folder to make them in; a temporary one by default")
+    parser.add_argument("--folder", type=Path, help="an existing folder for the files; a temporary one by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         make(Path(temporary, "images"), options.files, options.folders)

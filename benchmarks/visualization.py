@@ -1,19 +1,19 @@
-"""What many filters in one batch save: 64 ascents at once against one at a time, same settings, same pictures.
+"""Gradient ascent of 64 filters in batches against one at a time, with the same settings and pictures.
 
     python benchmarks/visualization.py MODEL [--stages conv1,conv5] [--sizes 48,128,224] [--channels 64] [--steps 3]
         [--repeats 3] [--objective fourier] [--device auto] [--precision auto] [--profile] [--quick]
 
-MODEL is a run folder, a checkpoint or `untrained:ARCH`. "features" of a trunk with fully connected layers takes its own size
-alone; it is left out at others.
+MODEL is a run folder, a checkpoint or `untrained:ARCH`. "features" of a trunk with fully connected layers is left out
+at other sizes than its own.
 
-- batch: the filters in batches of the usual size (`visualize filters` without --batch-size), which is shown;
-- alone: the same filters one after the other, as the published code takes them;
-- a picture-step: a forward and a backward pass, the parametrisation and the update, of one picture;
-- of the limit: the time that the products and sums of the convolutions and fully connected layers of both passes would
-  take at the speed of one large matrix product of the same precision, over the batch's time;
-- --profile: where the batch's time goes, by operation.
+- batch: the filters in batches of the default size (`visualize filters` without --batch-size), which is printed;
+- single: the same filters one after the other, as in the published code;
+- picture-step: forward and backward pass, parametrisation and update of one picture;
+- of the limit: the time of the operations of convolutions and fully connected layers of both passes at the speed of one
+  large matrix product of the same precision, over the batch's time;
+- --profile: the batch's time by operation.
 
-Seconds are medians of --repeats, in which the ways take turns; ratios are of medians.
+Seconds are medians of --repeats, in which the variants take turns; ratios are of medians.
 """
 
 import argparse
@@ -27,17 +27,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.protocols import workbench
-from deepcluster.run.model import Model
-from deepcluster.visualization.filters.ascent import Ascent, new_ascent
+from deepcluster.run.model import Model, loaded
+from deepcluster.visualization.filters.ascent import Ascent, Settings, default_batch_size, settings_of
 from deepcluster.visualization.filters.responses import Responses
-from deepcluster.visualization.filters.settings import Settings, settings_of
-from deepcluster.visualization.filters.show import usual_batch_size
 from deepcluster.visualization.options import FilterOptions
 
 
 def machine_speed(machine: Machine) -> float:
-    """Products and sums a second of one large matrix product, in the precision of the network."""
+    """Return the operations per second of one large matrix product, in the precision of the network."""
     kind = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     side = 8_192 if machine.device.type == "cuda" else 1_536
     one, other = (torch.ones(side, side, dtype=kind, device=machine.device) for _ in range(2))
@@ -57,40 +54,40 @@ def synchronise(machine: Machine) -> None:
 
 
 def climb(filters: Responses, settings: Settings, channels: Sequence[int], size: int) -> list[Ascent]:
-    """Ascents of these filters, `size` at once, done."""
+    """Run the ascents of these filters to the end, `size` at once, and return them."""
     done = []
     for first in range(0, len(channels), size):
-        ascent = new_ascent(filters, settings, channels[first : first + size])
-        while ascent.done < settings.steps:
-            ascent.advance()
+        ascent = Ascent(filters, settings, channels[first : first + size])
+        for _ in ascent.steps():
+            pass
         done.append(ascent)
     synchronise(filters.machine)
     return done
 
 
 def step_flops(filters: Responses, settings: Settings) -> int:
-    """Products and sums of the network in a step of one picture, forward and backward."""
-    ascent = new_ascent(filters, settings, [0])
+    """Return the operations of the network in a step of one picture, forward and backward."""
+    ascent = Ascent(filters, settings, [0])
     with FlopCounterMode(display=False) as counter:
-        ascent.advance()
+        next(ascent.steps())
     return int(counter.get_total_flops())
 
 
 def compare(filters: Responses, settings: Settings, count: int, repeats: int, speed: float, *, profile: bool) -> None:
-    """One line of the table."""
-    channels, size = list(range(min(count, filters.n_channels))), usual_batch_size(filters)
+    """Print one line of the table."""
+    channels, size = list(range(min(count, filters.n_channels))), default_batch_size(filters)
     climb(filters, settings, channels[:2], 2)  # warms up
     ways: dict[str, Callable[[], Any]] = {
         "batch": lambda: climb(filters, settings, channels, size),
-        "alone": lambda: climb(filters, settings, channels, 1),
+        "single": lambda: climb(filters, settings, channels, 1),
     }
     seconds = medians(ways, repeats)
     steps = len(channels) * settings.steps
     limit = step_flops(filters, settings) * steps / speed
     print(
         f"  {settings.image_size:>4} px {filters.stage:<9} batch of {min(size, len(channels)):<4}"
-        f"{seconds['batch']:>9.3f} s, alone {seconds['alone']:>9.3f} s: {seconds['alone'] / seconds['batch']:>6.2f}×"
-        f"{1000 * seconds['batch'] / steps:>9.2f} ms a picture-step, {limit / seconds['batch']:.2f} of the limit",
+        f"{seconds['batch']:>9.3f} s, single {seconds['single']:>9.3f} s: {seconds['single'] / seconds['batch']:>6.2f}×"
+        f"{1000 * seconds['batch'] / steps:>9.2f} ms per picture-step, {limit / seconds['batch']:.2f} of the limit",
         flush=True,
     )
     if profile:
@@ -99,17 +96,17 @@ def compare(filters: Responses, settings: Settings, count: int, repeats: int, sp
         print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=48))
 
 
-def measure(bench: Model, options: argparse.Namespace) -> None:
-    """All sizes and stages."""
-    speed = machine_speed(bench.machine)
+def measure(model: Model, options: argparse.Namespace) -> None:
+    """Print the table of all sizes and stages."""
+    speed = machine_speed(model.machine)
     print(f"one large matrix product: {speed / 1e9:,.0f} GFLOP/s")
-    trunk = bench.copy_of_trunk()
-    for size in map(int, options.sizes.split(",")) if options.sizes else [bench.image_size]:
-        for stage in bench.stages(options.stages):
+    trunk = model.copy_of_trunk()
+    for size in map(int, options.sizes.split(",")) if options.sizes else [model.image_size]:
+        for stage in model.stages(options.stages):
             chosen = FilterOptions(objective=options.objective, steps=options.steps, image_size=size)
-            settings = settings_of(chosen, bench.image_size)
+            settings = settings_of(chosen, model.image_size)
             try:
-                filters = Responses(trunk, stage, bench.machine, size=size, made_for=bench.image_size)
+                filters = Responses(trunk, stage, model.machine, size=size, made_for=model.image_size)
             except InputError as fault:
                 print(f"  {size:>4} px {stage:<9} left out: {fault}")
                 continue
@@ -121,25 +118,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--stages", default="all")
-    parser.add_argument("--sizes", help="of the pictures; by default the model's")
+    parser.add_argument("--sizes", help="sizes of the pictures; by default the model's")
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--objective", default="fourier", choices=("fourier", "published"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--profile", action="store_true", help="show where the time of the batch goes")
-    parser.add_argument("--quick", action="store_true", help="small and once: a look whether it runs")
+    parser.add_argument("--profile", action="store_true", help="print the time of the batch by operation")
+    parser.add_argument("--quick", action="store_true", help="small and once: only check that it runs")
     options = parser.parse_args()
     if options.quick:
         options.channels, options.steps, options.repeats = 4, 1, 1
-    bench = workbench(options.model, device=options.device)
-    bench = replace(bench, machine=Machine.choose(options.device, options.precision))
+    model = loaded(options.model, device=options.device)
+    model = replace(model, machine=Machine.choose(options.device, options.precision))
     print(
-        f"{bench.trunk.arch} of {options.model}, {options.objective}, {bench.machine.describe()}, torch {torch.__version__}"
+        f"{model.trunk.arch} of {options.model}, {options.objective}, {model.machine.describe()}, torch {torch.__version__}"
     )
     print(f"{options.channels} filters, {options.steps} steps, {options.repeats} repeats")
-    measure(bench, options)
+    measure(model, options)
 
 
 if __name__ == "__main__":

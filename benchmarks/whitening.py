@@ -1,12 +1,12 @@
-"""How quick is the whitening, on how much memory? The same rows for each method, each in a process of its own.
+"""Time and memory of whitening. Each method gets the same rows, in its own process.
 
     python benchmarks/whitening.py [--rows 2000,50000,500000] [--dim 4096] [--components 256] [--threads 1]
 
-Prints seconds, CPU-seconds, how many times fewer CPU-seconds than faiss, the share of the variance that the components
-explain, and the most memory that the process took over that of the loaded libraries, rows included where a method needs
-them all at once. Making the rows is not timed: normal numbers of variance 1/i, mirrored eight times so that no feature
-stands for a component, and an offset; made block by block of a seed. Methods: ours (a stream of batches, never all rows),
-faiss.PCAMatrix (optional), scikit-learn's PCA (randomised; of the covariance), and plain torch: the covariance and all its
+Prints seconds, CPU-seconds, faiss's CPU-seconds over the method's, the explained share of the variance, and the peak memory
+of the process minus that of the loaded libraries, including the rows if a method needs them all at once. Generating the rows
+is not timed: normal numbers of variance 1/i, mirrored eight times so that no feature equals a component, and an offset;
+generated block by block from a seed. Methods: ours (a stream of batches, never all rows),
+faiss.PCAMatrix (optional), scikit-learn's PCA (randomised; from the covariance), and plain torch: the covariance and all its
 eigenvectors in float32. A method whose rows would take more than 80 % of the free memory is left out.
 """
 
@@ -32,7 +32,7 @@ from deepcluster.core.text import size
 BLOCK = 2000
 BATCH = 256
 MIRRORS = 8
-# How often a method holds all rows: as they are given, and once more centred.
+# Copies of all rows that a method holds: as given, and centred.
 COPIES = {"ours": 0.0, "torch": 2.0, "faiss": 2.0, "sklearn-randomized": 2.2, "sklearn-covariance": 2.2}
 FREE_SHARE = 0.8
 
@@ -42,7 +42,7 @@ Method = Callable[[NDArray[np.float32], int], NDArray[np.floating[Any]]]
 
 
 def blocks(n_rows: int, dim: int, seed: int) -> Iterator[Tensor]:
-    """The rows, BLOCK of them at a time, the same at every call."""
+    """Yield the rows, BLOCK at a time, the same at every call."""
     mirrors_MD = torch.randn(MIRRORS, dim, generator=torch.Generator().manual_seed(seed))
     mirrors_MD /= mirrors_MD.norm(dim=1, keepdim=True)
     deviation_D = torch.arange(1, dim + 1) ** -0.5
@@ -55,7 +55,7 @@ def blocks(n_rows: int, dim: int, seed: int) -> Iterator[Tensor]:
 
 
 def all_rows(n_rows: int, dim: int, seed: int) -> NDArray[np.float32]:
-    """All rows in one array."""
+    """Return all rows in one array."""
     rows_ND = np.empty((n_rows, dim), np.float32)
     for number, block in enumerate(blocks(n_rows, dim, seed)):
         rows_ND[number * BLOCK : number * BLOCK + len(block)] = block.numpy()
@@ -63,7 +63,7 @@ def all_rows(n_rows: int, dim: int, seed: int) -> NDArray[np.float32]:
 
 
 def by_torch(rows_ND: NDArray[np.float32], n_components: int) -> NDArray[np.floating[Any]]:
-    """What one writes first: centre, multiply, decompose."""
+    """Return the directions of the obvious implementation: centre, multiply, decompose."""
     features_ND = torch.from_numpy(rows_ND)
     centred_ND = features_ND - features_ND.mean(dim=0)
     _, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / (len(rows_ND) - 1))
@@ -71,7 +71,7 @@ def by_torch(rows_ND: NDArray[np.float32], n_components: int) -> NDArray[np.floa
 
 
 def by_faiss(rows_ND: NDArray[np.float32], n_components: int) -> NDArray[np.floating[Any]]:
-    """PCA with whitening as in the 2018 code."""
+    """Return the directions of PCA with whitening as in the 2018 code."""
     import faiss
 
     matrix = faiss.PCAMatrix(rows_ND.shape[1], n_components, -0.5)
@@ -80,7 +80,7 @@ def by_faiss(rows_ND: NDArray[np.float32], n_components: int) -> NDArray[np.floa
 
 
 def by_sklearn(solver: str) -> Method:
-    """PCA with one of scikit-learn's solvers."""
+    """Return PCA with one of scikit-learn's solvers."""
 
     def fit(rows_ND: NDArray[np.float32], n_components: int) -> NDArray[np.floating[Any]]:
         from sklearn.decomposition import PCA
@@ -99,7 +99,7 @@ METHODS: dict[str, Method] = {
 
 
 class Clock:
-    """Adds up seconds and CPU-seconds of what is done inside `with`."""
+    """Sums of seconds and CPU-seconds spent inside `with`."""
 
     def __init__(self) -> None:
         self.seconds = self.cpu_seconds = 0.0
@@ -113,7 +113,7 @@ class Clock:
 
 
 def by_ours(n_rows: int, dim: int, n_components: int, seed: int, clock: Clock) -> NDArray[np.floating[Any]]:
-    """Rows in batches as they come from a network, in half precision as they are kept."""
+    """Return our directions; rows come in batches as from a network, in half precision as they are kept."""
     whitening = Whitening(n_components)
     for block in blocks(n_rows, dim, seed):
         for batch in block.half().split(BATCH):
@@ -125,22 +125,22 @@ def by_ours(n_rows: int, dim: int, n_components: int, seed: int, clock: Clock) -
 
 
 def explained(directions_PD: NDArray[np.floating[Any]], n_rows: int, dim: int, seed: int) -> float:
-    """Share of the variance of the first rows, 4 × D of them at most, that lies in the directions."""
+    """Return the share of the variance of the first rows, at most 4 × D, that lies in the directions."""
     sample_ND = torch.from_numpy(all_rows(min(n_rows, 4 * dim), dim, seed)).double()
     sample_ND -= sample_ND.mean(dim=0)
-    # Directions that are orthogonal but for rounding; those of a component that is missing are zero.
+    # Directions are orthogonal up to rounding; those of missing components are zero.
     kept_PD = torch.from_numpy(np.asarray(directions_PD, np.float64))
     basis_DP = torch.linalg.qr(torch.nn.functional.normalize(kept_PD[kept_PD.norm(dim=1) > 0], dim=1).T).Q
     return float((sample_ND @ basis_DP).square().sum() / sample_ND.square().sum())
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure(method: str, n_rows: int, dim: int, n_components: int, threads: int, seed: int) -> Result:
-    """One method on some rows, in this process: seconds, CPU-seconds, explained, peak bytes over those of the libraries."""
+    """Measure one method in this process: seconds, CPU-seconds, explained variance, peak bytes minus the libraries'."""
     torch.set_num_threads(threads)
     if method == "ours":
         by_ours(100, 16, 2, seed, Clock())
@@ -164,7 +164,7 @@ def measure(method: str, n_rows: int, dim: int, n_components: int, threads: int,
 
 
 def measure_apart(method: str, n_rows: int, dim: int, n_components: int, threads: int, seed: int) -> Result:
-    """`measure` in a process of its own; or the reason why not."""
+    """Return the result of `measure` in its own process, or the reason why it was left out."""
     if method == "faiss":
         try:
             import faiss  # noqa: F401
@@ -196,9 +196,9 @@ def table(
     methods: Sequence[str] = tuple(COPIES),
     on_line: Callable[[Result], None] = lambda line: None,
 ) -> list[Result]:
-    """A line for each number of rows and method: rows, method, and what `measure` gives or `left_out`, the reason.
+    """Return a line per number of rows and method: rows, method, and the result of `measure` or the reason `left_out`.
 
-    `times_faiss` is faiss's CPU-seconds over the method's, where both are known; `on_line` is given each line at once.
+    `times_faiss` is faiss's CPU-seconds over the method's, if both are known; `on_line` is called with each line at once.
     """
     lines = []
     for n_rows in rows:
@@ -216,7 +216,7 @@ def table(
 
 
 def in_words(line: Result) -> str:
-    """A line of the table as it is printed."""
+    """Return a line of the table as printed."""
     start = f"{line['rows']:>9,}  {line['method']:<20}"
     if "left_out" in line:
         return f"{start}left out: {line['left_out']}"
@@ -228,7 +228,7 @@ def in_words(line: Result) -> str:
 
 
 def numbers(text: str) -> list[int]:
-    """Whole numbers with commas between them."""
+    """Return comma-separated integers."""
     return [int(part) for part in text.split(",")]
 
 

@@ -163,7 +163,7 @@ def untrained(source: Any, arch: str, image_size: int, *, sobel: bool, clusters:
         seed=1,
     )
     points_NP = pipeline.whitening.fit_transform(features_of(source, pipeline))
-    assignment = KMeans(clusters, seed=1).fit(points_NP)
+    assignment = KMeans(clusters).fit(points_NP, seed=1)
     pipeline = replace(pipeline, centroids_KP=assignment.centroids_KP)
     return collect(source, assignment, pipeline), pipeline
 

@@ -78,10 +78,27 @@ def test_the_python_runs(photos: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_links_of_readme_and_docs_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_links_of_all_pages_lead_somewhere() -> None:
+    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(there), f"{page.name}: {target}#{anchor}"
+
+
+def test_pages_name_no_file_of_ours_that_is_missing() -> None:
+    """A page that names `training/loop.py` or `benchmarks/kmeans.py` names a file that exists."""
+    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
+        if page.name in ("CHANGELOG.md", "benchmarks.md"):
+            continue  # They also name files that were removed.
+        for name in re.findall(r"`((?:\w+/)+\w+\.(?:py|html|json))[`:]", page.read_text(encoding="utf-8")):
+            assert any((ROOT / base / name).exists() for base in (".", "src/deepcluster", "tests")), f"{page.name}: {name}"
 
 
 def test_the_two_make_targets_are_the_first_commands() -> None:
@@ -97,5 +114,5 @@ def test_the_python_of_the_clustering_page_runs() -> None:
     names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.+?)```", page, flags=re.DOTALL):
         exec(code, names)
-    assert names["groups"].sizes_K().sum() == len(names["features"])
+    assert names["clusters"].sizes_K().sum() == len(names["features"])
     torch.testing.assert_close(names["whitening"].transform(names["features"]), names["points"])

@@ -1,10 +1,11 @@
-"""The run folder: settings, metrics, checkpoints, assignments; written whole or not at all, and taken up again."""
+"""The run folder: settings, metrics, checkpoints, assignments. Files are complete at every moment."""
 
 import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from deepcluster.run.lock import LOCK_NAME
 from deepcluster.run.settings import Settings
 
 CHECKPOINT_FORMAT = "deepcluster-1"
-# What a run writes; config.json last, so that a deletion that is cut off leaves a run that can be overwritten.
+# What a run writes. config.json is last, so that an interrupted deletion leaves a run that can be overwritten.
 WRITTEN = (
     "checkpoints",
     "assignments",
@@ -35,7 +36,12 @@ WRITTEN = (
 
 
 class RunFolder:
-    """Names and writes the files of one run."""
+    """Names, writes and reads the files of one run.
+
+    Args:
+        path: the folder.
+        ranks: the processes that write into it.
+    """
 
     def __init__(self, path: Path, ranks: Ranks = ONE_PROCESS) -> None:
         self.path, self.ranks = path, ranks
@@ -48,15 +54,15 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
 
     def assignment(self, epoch: int) -> Path:
-        """Table of the clustering that epoch `epoch` learns."""
+        """Return the table of the clustering that an epoch trains on."""
         return self.assignments / f"epoch-{epoch:04d}.parquet"
 
     def is_run(self) -> bool:
-        """Whether a run was begun here."""
+        """Return True if a run was begun here."""
         return self.config.is_file()
 
     def check_free(self, *, resume: bool, overwrite: bool) -> None:
-        """Raise `InputError` unless a run may be begun, or taken up, here. Changes nothing."""
+        """Raise `InputError` unless a run may be begun, or resumed, here. Changes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; --out takes a folder")
         parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
@@ -65,17 +71,17 @@ class RunFolder:
         if not os.access(parent, os.W_OK | os.X_OK):
             raise InputError(f"{parent} can't be written to; choose another folder with --out")
         if resume and overwrite:
-            raise InputError("--resume goes on with a run and --overwrite deletes it: use one of them")
+            raise InputError("--resume continues a run and --overwrite deletes it: use one of them")
         if self.is_run() and not (resume or overwrite):
             raise InputError(
-                f"{self.path} holds a run already: --resume goes on with it, --overwrite starts anew, --out names another"
+                f"{self.path} holds a run already: --resume continues it, --overwrite starts again, --out names another"
             )
         strangers = self._strangers()
         if strangers and not self.is_run():
             raise InputError(f"{self.path} holds other files ({', '.join(strangers[:3])}); choose another folder with --out")
 
     def _strangers(self) -> list[str]:
-        """What is in the folder, but for what a run leaves that was killed before it could write its config.json."""
+        """Return what is in the folder, except what a run leaves that was killed before it wrote its config.json."""
         if not self.path.is_dir():
             return []
         empty = {
@@ -85,7 +91,7 @@ class RunFolder:
         return sorted(entry.name for entry in self.path.iterdir() if entry.name not in left)
 
     def create(self, *, overwrite: bool) -> None:
-        """Make the folders; with `overwrite` delete what an earlier run wrote, and nothing else."""
+        """Make the folders. With `overwrite`, first delete what an earlier run wrote, and nothing else."""
         if overwrite and self.path.is_dir():
             for name in WRITTEN:
                 old = self.path / name
@@ -105,7 +111,7 @@ class RunFolder:
         write_whole(self.config, json.dumps(content, indent=2) + "\n")
 
     def read_config(self) -> dict[str, Any]:
-        """The content of config.json.
+        """Return the content of config.json.
 
         Raises:
             InputError: there is none, or it is damaged.
@@ -121,17 +127,17 @@ class RunFolder:
         return content
 
     def drop_metrics_from(self, epoch: int) -> None:
-        """Forget the lines of `epoch` and later: they will be written again."""
+        """Remove the lines of `epoch` and later, which will be written again."""
         kept = [line for line in self.read_metrics() if line["epoch"] < epoch]
         write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add an epoch's line."""
+        """Add the line of an epoch."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one that was cut off is left out."""
+        """Return the lines of metrics.jsonl, without a truncated one."""
         lines = []
         for text in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else ():
             try:
@@ -141,7 +147,7 @@ class RunFolder:
         return lines
 
     def write_unreadable(self, reasons: Mapping[str, str]) -> None:
-        """Write unreadable.csv, `name, reason`, where there are any."""
+        """Write unreadable.csv, `name, reason`, if there are any."""
         import csv
         import io
 
@@ -226,7 +232,7 @@ def save_assignment(path: Path, names: Sequence[str], assignment: Assignment) ->
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint: tensors and plain values; no code in it is ever run.
+    """Return the content of a checkpoint: tensors and plain values. No code in it is ever run.
 
     Raises:
         InputError: it is missing, damaged, holds code, or is not a checkpoint of this program.
@@ -237,9 +243,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_same_settings(explicit: Mapping[str, Any], saved: Settings) -> None:
-    """Raise `InputError` where the person asks a resumed run for other settings than it has, naming each."""
-    changed = differing_settings(explicit, saved)
+def check_same_settings(user_options: Mapping[str, Any], saved: Settings) -> None:
+    """Raise `InputError` if the user asks a resumed run for other settings than it has, naming each."""
+    changed = differing_settings(user_options, saved)
     if changed:
         raise InputError(
             f"a resumed run keeps its settings: {'; '.join(changed)}. Leave them out, or start another run with --out"
@@ -247,9 +253,9 @@ def check_same_settings(explicit: Mapping[str, Any], saved: Settings) -> None:
 
 
 def differing_settings(values: Mapping[str, Any], saved: Settings) -> list[str]:
-    """In words, which of the values are not those of a run and may not be changed by a resume."""
+    """Return in words which values differ from those of a run and may not be changed by a resume."""
     now = saved.as_dict()
-    resumable = {name for name, option in Settings.__dataclass_fields__.items() if option.metadata["resumable"]}
+    resumable = {one.name for one in fields(Settings) if one.metadata["resumable"]}
     if saved.lr_schedule != "constant":
         resumable.discard("epochs")
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -261,7 +267,7 @@ def differing_settings(values: Mapping[str, Any], saved: Settings) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Return the versions of what the results depend on."""
     from importlib.metadata import version
 
     packages = ("deepcluster", "torch", "torchvision", "numpy", "pillow", "scikit-learn")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from deepcluster.clustering import CLUSTERERS, clusterer
 from deepcluster.core.errors import InputError, did_you_mean
@@ -43,6 +43,8 @@ class Settings(Checked):
     Raises:
         InputError: a value is out of range, naming the option, the value and what may be used.
     """
+
+    removed: ClassVar[Mapping[str, str]] = REMOVED
 
     method: str = option(
         V1,
@@ -116,7 +118,6 @@ class Settings(Checked):
         False,
         "whiten what deepcluster-v2 clusters, so that no few directions dominate; deepcluster always whitens",
         section="clustering",
-        method=V2,
     )
     kmeans_iterations: int = option(20, "Lloyd iterations", section="clustering", at_least=1)
     cluster_stage: str = option(
@@ -292,15 +293,18 @@ class Settings(Checked):
             InputError: the values can't be used, or not for a resume.
         """
         kept = {name: value for name, value in values.items() if name not in REMOVED}
+        if len(kept) == len(values):
+            return cls.from_dict(kept)
         lost = [name for name in ("head_start",) if values.get(name, "random") != "random"]
         if values.get("balance"):
             kept["clustering"] = "balanced"
         elif kept.get("super_clusters"):
             kept["clustering"] = "hierarchical"
-        if kept.get("method", V1) == V1:
-            lost += ["look_again"] if kept.pop("look_again", None) is False else []
-        elif kept.get("look_again") is None:
-            kept.pop("look_again", None)
+        looked_again = kept.pop("look_again", None)
+        if kept.get("method", V1) == V2:
+            kept["look_again"] = bool(looked_again)
+        elif looked_again is False:
+            lost.append("look_again")
         if lost and resume:
             named = ", ".join(flag(name) for name in lost)
             raise InputError(

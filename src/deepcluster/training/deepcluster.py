@@ -192,7 +192,7 @@ class DeepCluster(Method):
         labels_B = labels_of(self.current, batch.indices_B).to(self.machine.device)
         torch.manual_seed(step.seed)
         with self.machine.autocast():
-            losses_B = self.head_losses(self.network(images_BCHW), labels_B.clamp(min=0))
+            losses_B: Tensor = self.head_losses(self.network(images_BCHW), labels_B.clamp(min=0))
         loss = (losses_B * (labels_B >= 0)).sum() / step.n_images
         lr = self.settings.lr
         # The head's rate is constant: the head is new after each clustering, and would not learn at a rate near zero.

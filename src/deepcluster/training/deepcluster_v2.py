@@ -132,7 +132,7 @@ class DeepClusterV2(Method):
                 advance(positions.stop - positions.start)
 
     def whiten(self, features: Bank) -> Points:
-        """Step 2: nothing by default, since projections are low-dimensional and normalised; with --whiten, PCA and whitening."""
+        """Step 2: nothing, since projections are low-dimensional and normalised; PCA and whitening with --whiten."""
         rows_MVP = features.at_owners(len(self.loader.images), (self.n_views, self.settings.projection[1]), self.ranks)
         if not self.settings.whiten:
             return Points(rows_MVP)
