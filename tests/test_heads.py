@@ -1,4 +1,4 @@
-"""Heads: weights that the seed alone decides, ReLU first; losses and gradients against sums written out in float64.
+"""Heads: weights that depend only on the seed, ReLU first; losses and gradients against sums written out in float64.
 
 B images, D features, K clusters, S super-classes.
 """
@@ -30,7 +30,7 @@ def test_weights_are_normal_with_deviation_a_hundredth_and_biases_zero() -> None
     assert torch.equal(head.linear.bias, torch.zeros(300))
 
 
-def test_the_seed_alone_decides_and_the_global_generator_is_left_alone() -> None:
+def test_only_the_seed_decides_and_the_global_generator_is_unchanged() -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
     one = ClusterHead(16, 8, seed=5)
@@ -169,7 +169,7 @@ def test_layers_of_which_a_batch_has_no_image_get_no_gradient_but_zero() -> None
 
 
 @pytest.mark.parametrize("supers", [[0, 1, 0], [-1, 0, 0], [0, 1, 5]])
-def test_super_classes_out_of_order_are_told(supers: list[int]) -> None:
+def test_super_classes_out_of_order_are_reported(supers: list[int]) -> None:
     with pytest.raises(InputError, match="must ascend from 0 to at most 2"):
         HierarchicalHead(4, torch.tensor(supers), 3, seed=0)
 

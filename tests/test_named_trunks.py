@@ -110,7 +110,7 @@ def test_torchvision_gives_what_comes_into_its_classifier(name: str, last: str, 
         found = trunk.maps(images(size), trunk.stages)
     assert len(found) - 1 == n_maps
     assert all(map_BCHW.shape[2] == map_BCHW.shape[3] for map_BCHW in found.values())
-    # All that trains is reached, and alone gives what it gives beside the others.
+    # A stage alone has the same map as beside the others.
     some = trunk.stages[len(trunk.stages) // 2]
     with torch.no_grad():
         assert torch.equal(trunk.stage(images(size), some), found[some])
@@ -209,7 +209,7 @@ def test_dropout_between_fully_connected_layers_is_what_is_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "googlenet", "mobilenet_v3_small", "squeezenet1_1"])
 def test_dropout_before_the_classifier_goes_with_it(name: str) -> None:
-    """Features that train are those that are looked at."""
+    """Features in training and in eval mode are of the same layers."""
     assert any(isinstance(layer, nn.Dropout) for layer in library_network(name).modules())
     trunk = make_trunk(f"torchvision:{name}", image_size=32, dropout=0.5)
     assert not any(isinstance(layer, nn.Dropout) for layer in trunk.modules())
@@ -229,7 +229,7 @@ def test_dropout_before_the_classifier_goes_with_it(name: str) -> None:
         ("torchvision:inception_v3", 32, r"image_size=32 does not fit torchvision:inception_v3 .*; use 96"),
     ],
 )
-def test_what_cannot_be_made_is_told(arch: str, size: int, message: str) -> None:
+def test_what_cannot_be_made_is_reported(arch: str, size: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_trunk(arch, image_size=size)
 
@@ -242,14 +242,14 @@ def test_sizes_that_work_are_named() -> None:
             raise AssertionError("not a multiple of 64")
 
     fault = AssertionError("75 is no multiple\nof 64")
-    told = str(misfit("timm:net", 75, fault, make, sobel=True))
-    assert told == "image_size=75 does not fit timm:net (75 is no multiple); use 64 or 128"
+    message = str(misfit("timm:net", 75, fault, make, sobel=True))
+    assert message == "image_size=75 does not fit timm:net (75 is no multiple); use 64 or 128"
 
     def never(size: int) -> None:
         raise RuntimeError
 
-    told = str(misfit("timm:net", 75, fault, never, sobel=True))
-    assert told.endswith(
+    message = str(misfit("timm:net", 75, fault, never, sobel=True))
+    assert message.endswith(
         "(75 is no multiple); no usual size works; leave Sobel out (--no-sobel), or choose another architecture"
     )
     assert str(misfit("timm:net", 75, fault, never, sobel=False)).endswith("works; choose another architecture")
@@ -261,7 +261,7 @@ def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         make_trunk("timm:resnet18")
 
 
-def test_images_of_another_size_are_told() -> None:
+def test_images_of_another_size_are_reported() -> None:
     trunk = trunk_of("torchvision:vit_b_16", False)
     for ask in (trunk, lambda x: trunk.stage(x, trunk.stages[0])):
         with pytest.raises(

@@ -51,7 +51,7 @@ def test_the_projection_is_that_of_the_formula(seed: int) -> None:
     np.testing.assert_allclose(projection(rows_BD).detach().numpy(), formula(projection, rows_BD.numpy()), atol=1e-13)
 
 
-def test_the_seed_alone_decides_the_weights_and_the_global_generator_is_left_alone() -> None:
+def test_only_the_seed_decides_the_weights_and_the_global_generator_is_unchanged() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one = Projection(5, 7, 3, seed=1)

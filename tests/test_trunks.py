@@ -35,8 +35,8 @@ class TestEveryTrunk(TrunkContract):
 
     @pytest.mark.parametrize("size", [32, 64, 96, 128, 224])
     @pytest.mark.parametrize("sobel", [True, False])
-    def test_usual_sizes_work_or_are_told(self, arch: str, size: int, sobel: bool) -> None:
-        """On the meta device: shapes alone are worked out. AlexNet alone can't take 32 px."""
+    def test_usual_sizes_work_or_are_reported(self, arch: str, size: int, sobel: bool) -> None:
+        """On the meta device, where only shapes are computed. Only AlexNet can't take 32 px."""
         with torch.device("meta"):
             if arch == "alexnet" and size == 32:
                 with pytest.raises(InputError, match=r"image_size=32 .*alexnet-small"):
@@ -46,9 +46,9 @@ class TestEveryTrunk(TrunkContract):
             assert trunk(torch.empty(2, 3, size, size)).shape == (2, trunk.dim)
 
     def test_the_smallest_size_that_is_named_works(self, arch: str) -> None:
-        with pytest.raises(InputError, match=f"image_size=1 is too small for {arch}") as told:
+        with pytest.raises(InputError, match=f"image_size=1 is too small for {arch}") as raised:
             make_trunk(arch, image_size=1)
-        smallest = int(re.search(r"use (\d+) or more", str(told.value))[1])
+        smallest = int(re.search(r"use (\d+) or more", str(raised.value))[1])
         with pytest.raises(InputError, match=f"use {smallest} or more"):
             make_trunk(arch, image_size=smallest - 1)
         trunk = make_trunk(arch, image_size=smallest).eval()
@@ -56,7 +56,7 @@ class TestEveryTrunk(TrunkContract):
             assert trunk(images(smallest, batch=1)).isfinite().all()
 
 
-def test_an_unknown_architecture_is_told_with_the_nearest() -> None:
+def test_an_unknown_architecture_is_reported_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"'alexnett'.*did you mean alexnet\?.*resnet50"):
         make_trunk("alexnett")
 

@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
-    """torchvision's own, as people have it on disk."""
+    """torchvision's own network, as users have it on disk."""
     torch.manual_seed(0)
     return torchvision.models.resnet18(weights=None).eval()
 
@@ -63,8 +63,8 @@ def features_of(oracle: nn.Module) -> Tensor:
 def test_weights_of_torchvision_give_its_features(arch: str, resnet: nn.Module, saved: Weights) -> None:
     """In our ResNet, torchvision's and timm's: 60 weights, and 40 averages of 20 BatchNorms; counters are left out."""
     trunk = make_trunk(arch, image_size=32, sobel=False).eval()
-    told = take_weights(trunk, saved, name="r18.pth")
-    assert told == f"initialised 100 of 100 tensors of {arch} from r18.pth; left out fc.weight, fc.bias"
+    message = take_weights(trunk, saved, name="r18.pth")
+    assert message == f"initialised 100 of 100 tensors of {arch} from r18.pth; left out fc.weight, fc.bias"
     with torch.no_grad():
         torch.testing.assert_close(trunk(images()), features_of(resnet), rtol=1e-5, atol=1e-5)
 
@@ -76,26 +76,26 @@ def test_weights_of_torchvision_give_its_features(arch: str, resnet: nn.Module, 
 def test_prefixes_are_found(prefix: str, saved: Weights, trunk: Trunk) -> None:
     weights = {prefix + key: value for key, value in saved.items() if not key.startswith("fc")}
     weights["projection.0.weight"] = torch.zeros(3, 3)
-    told = take_weights(trunk, weights, name="file")
-    assert told == "initialised 100 of 100 tensors of resnet18 from file; left out projection.0.weight"
+    message = take_weights(trunk, weights, name="file")
+    assert message == "initialised 100 of 100 tensors of resnet18 from file; left out projection.0.weight"
     assert all(torch.equal(value, saved[key.removeprefix("backbone.")]) for key, value in trunk.state_dict().items())
 
 
 def test_of_two_copies_the_first_is_taken(saved: Weights, trunk: Trunk) -> None:
     """A query encoder stands before its slow copy."""
     slow = {f"encoder_k.{key}": torch.zeros_like(value) for key, value in saved.items()}
-    told = take_weights(trunk, {f"encoder_q.{key}": value for key, value in saved.items()} | slow, name="file")
+    message = take_weights(trunk, {f"encoder_q.{key}": value for key, value in saved.items()} | slow, name="file")
     assert torch.equal(trunk.backbone.conv1.weight, saved["conv1.weight"])
-    assert "left out 124 tensors (encoder_q.fc.weight, encoder_q.fc.bias, encoder_k.conv1.weight" in told
+    assert "left out 124 tensors (encoder_q.fc.weight, encoder_q.fc.bias, encoder_k.conv1.weight" in message
 
 
 @pytest.mark.parametrize("arch", ["alexnet-small", "resnet18-small", "torchvision:mobilenet_v3_small", "timm:test_vit"])
 def test_a_trunk_takes_its_own_state(arch: str) -> None:
     for sobel in (True, False):
         one, other = (make_trunk(arch, image_size=32, sobel=sobel, seed=seed).eval() for seed in (0, 1))
-        told = take_weights(other, one.state_dict(), name="run")
+        message = take_weights(other, one.state_dict(), name="run")
         total = sum(not key.startswith("sobel.") and "num_batches" not in key for key in one.state_dict())
-        assert told == f"initialised {total} of {total} tensors of {arch} from run"
+        assert message == f"initialised {total} of {total} tensors of {arch} from run"
         with torch.no_grad():
             assert torch.equal(one(images()), other(images()))
 
@@ -105,9 +105,9 @@ def test_weights_of_timm_give_its_features() -> None:
     for name in ("test_vit", "test_convnext", "test_efficientnet"):
         oracle = timm.create_model(name, **({"img_size": 32} if name == "test_vit" else {})).eval()
         trunk = make_trunk(f"timm:{name}", image_size=32, sobel=False, seed=4).eval()
-        told = take_weights(trunk, oracle.state_dict(), name="file")
-        assert "kept at random" not in told
-        assert "left out" in told
+        message = take_weights(trunk, oracle.state_dict(), name="file")
+        assert "kept at random" not in message
+        assert "left out" in message
         with torch.no_grad():
             expected = oracle.forward_head(oracle.forward_features(images()), pre_logits=True)
             torch.testing.assert_close(trunk(images()), expected)
@@ -118,8 +118,8 @@ def test_names_of_the_2018_release_and_of_torchvision_fit_the_papers_networks() 
     one, other = (make_trunk("alexnet", image_size=64, seed=seed) for seed in (0, 1))
     released = {key.replace("features.", "features.module."): value for key, value in one.state_dict().items()}
     released |= {"top_layer.weight": torch.zeros(5, 4096), "top_layer.bias": torch.zeros(5)}
-    told = take_weights(other, released, name="checkpoint.pth.tar")
-    assert told.endswith("34 of 34 tensors of alexnet from checkpoint.pth.tar; left out top_layer.weight, top_layer.bias")
+    message = take_weights(other, released, name="checkpoint.pth.tar")
+    assert message.endswith("34 of 34 tensors of alexnet from checkpoint.pth.tar; left out top_layer.weight, top_layer.bias")
     assert torch.equal(one.features[0].weight, other.features[0].weight)
 
 
@@ -133,21 +133,21 @@ def test_half_precision_is_widened(saved: Weights, trunk: Trunk) -> None:
 def test_a_few_tensors_may_be_missing(saved: Weights, trunk: Trunk) -> None:
     before = trunk.backbone.layer4[1].bn2.weight.clone()
     some = {key: value for key, value in saved.items() if key != "layer4.1.bn2.weight" and not key.startswith("fc")}
-    told = take_weights(trunk, some, name="file")
-    assert told == "initialised 99 of 100 tensors of resnet18 from file; kept at random layer4.1.bn2.weight"
+    message = take_weights(trunk, some, name="file")
+    assert message == "initialised 99 of 100 tensors of resnet18 from file; kept at random layer4.1.bn2.weight"
     assert torch.equal(trunk.backbone.layer4[1].bn2.weight, before)
 
 
 def refusal(trunk: Trunk, weights: Weights) -> str:
     """The message; the trunk is as it was."""
     before = {key: value.clone() for key, value in trunk.state_dict().items()}
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as raised:
         take_weights(trunk, weights, name="FILE")
     assert all(torch.equal(value, before[key]) for key, value in trunk.state_dict().items())
-    return str(told.value)
+    return str(raised.value)
 
 
-def test_what_does_not_fit_is_told(saved: Weights, trunk: Trunk) -> None:
+def test_what_does_not_fit_is_reported(saved: Weights, trunk: Trunk) -> None:
     text = refusal(trunk, torchvision.models.squeezenet1_1().state_dict())
     assert (
         "FILE does not hold the weights of resnet18: 0 of 100 names match; the network has 100 tensors (conv1.weight" in text
@@ -226,7 +226,7 @@ class Code:
         return Path.touch, (Path("ran"),)
 
 
-def test_files_that_hold_no_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_hold_no_weights_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"epoch": 3, "lr": 0.1}, "none.pt")
     torch.save([torch.zeros(2)], "list.pt")

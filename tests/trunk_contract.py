@@ -59,7 +59,7 @@ class TrunkContract:
                 if name == trunk.embed_stage:
                     torch.testing.assert_close(trunk.vectors(x, name), maps_BCHW.mean(dim=(2, 3)))
 
-    def test_stages_together_are_stages_alone(self, arch: str) -> None:
+    def test_several_stages_equal_single_ones(self, arch: str) -> None:
         """In the network's order, whatever the order of asking; no stage writes into the one before."""
         trunk, x = trunk_of(arch), images(size_of(arch))
         with torch.no_grad():
@@ -78,7 +78,7 @@ class TrunkContract:
             assert torch.equal(trunk.stage(x, FEATURES)[:, :, 0, 0], trunk(x))
             assert torch.equal(trunk.vectors(x, FEATURES), trunk(x))
 
-    def test_an_unknown_stage_is_told_with_the_nearest(self, arch: str) -> None:
+    def test_an_unknown_stage_is_reported_with_the_nearest(self, arch: str) -> None:
         trunk = trunk_of(arch)
         first = trunk.stages[0]
         for ask in (trunk.stage, trunk.vectors):
@@ -97,7 +97,7 @@ class TrunkContract:
             trunk.stage(x, trunk.stages[0])
         assert torch.equal(x, before)
 
-    def test_the_seed_alone_fixes_the_weights(self, arch: str) -> None:
+    def test_only_the_seed_fixes_the_weights(self, arch: str) -> None:
         torch.manual_seed(11)
         state = torch.get_rng_state()
         one, two, other = (make_trunk(arch, image_size=size_of(arch), seed=seed).state_dict() for seed in (5, 5, 6))
