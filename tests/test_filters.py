@@ -1,4 +1,4 @@
-"""Pictures of filters: what they excite, each step against plain arithmetic, and the folder they are kept in."""
+"""Pictures of filters: what they excite, each step against plain arithmetic, and the folder they are saved in."""
 
 import json
 from dataclasses import replace
@@ -84,7 +84,7 @@ class StopAfter(Interruption):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("stage", ["conv1", "conv3", "features"])
-def test_filters_answer_far_more_to_their_pictures_than_to_random_images(model: Model, stage: str, objective: str) -> None:
+def test_pictures_excite_their_filters_far_more_than_random_images(model: Model, stage: str, objective: str) -> None:
     filters, channels = responses(model, stage), list(range(12))
     at_random_BC = filters.means(random_images(64, 16, device=CPU))
     found, activations_B = filter_pictures(filters, settings(objective=objective, steps=60), channels)
@@ -100,7 +100,7 @@ def test_filters_answer_far_more_to_their_pictures_than_to_random_images(model: 
         np.testing.assert_allclose(seen_BC[range(12), channels].numpy(), activations_B, rtol=0.02, atol=0.005)
 
 
-def test_the_published_aim_sets_a_filter_apart_from_the_others(model: Model) -> None:
+def test_the_published_objective_raises_one_filter_above_the_others(model: Model) -> None:
     filters = responses(model, "conv5")
     ascent = Ascent(filters, settings(objective="published", steps=60), [3, 200])
     before_BC = filters.means(ascent.form.inputs(ascent.parameters)).softmax(dim=1)
@@ -178,8 +178,8 @@ def softmax_step(trunk: ConvNet, image_CHW: Array, channel: int, lr: float, deca
     return moved
 
 
-def test_a_published_step_is_that_of_plain_arithmetic(model: Model) -> None:
-    # Weight decay and blur are large, that they are seen.
+def test_a_published_step_equals_plain_arithmetic(model: Model) -> None:
+    # Weight decay and blur are large enough to be noticed.
     wanted = settings(objective="published", weight_decay=0.02, sigma=0.8, blur_every=3, lr=2.0)
     filters, channels = responses(model, "conv2"), [4, 90, 11]
     ascent = Ascent(filters, wanted, channels)
@@ -261,7 +261,7 @@ def test_jitter_moves_turns_and_zooms() -> None:
 
 
 def shut(trunk: Trunk, channel: int, bias: float, scale: float) -> None:
-    """What comes into the ReLU of a filter of conv2 is scaled and lowered."""
+    """Scale and lower the input of the ReLU of a filter of conv2."""
     assert isinstance(trunk, ConvNet)
     norm = [layer for layer in trunk.features if isinstance(layer, nn.BatchNorm2d)][1]
     with torch.no_grad():
@@ -289,12 +289,12 @@ def test_a_shut_filter_is_opened(model: Model, objective: str) -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_dead_filter_is_told_and_the_others_are_not_harmed(
+def test_a_dead_filter_is_reported_and_the_others_are_not_harmed(
     tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = make_model(tmp_path, reporter=Reporter(quiet=True))
-    shut(one.trunk, 1, -1.0, 0.0)  # gives nothing, ever
-    shut(one.trunk, 2, 1.0, 0.0)  # gives one number, whatever it sees
+    shut(one.trunk, 1, -1.0, 0.0)  # always outputs zero
+    shut(one.trunk, 2, 1.0, 0.0)  # outputs a constant, whatever it sees
     options = FilterOptions(stage="conv2", channels="0-3", objective=objective, steps=20)
     (grid,) = show_filters(one, options, tmp_path / "out")
     channels = facts(grid.parent)["channels"]
@@ -433,7 +433,7 @@ def test_fully_connected_layers_fix_the_size(tmp_path: Path) -> None:
         assert picture.size == (96, 96)
 
 
-def test_usual_settings() -> None:
+def test_default_settings() -> None:
     assert settings(objective="published").as_dict() == {
         "objective": "published",
         "steps": 1000,

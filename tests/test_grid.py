@@ -1,4 +1,4 @@
-"""The contact sheet: every picture where it belongs, untouched, with its caption."""
+"""Contact sheets: every picture where it belongs, unchanged, with its caption."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a unit sees: known numbers, and bright spots that reach it or do not."""
+"""Receptive fields: known numbers, and bright spots that reach a unit or do not."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def walk(trunk: Trunk, images_BCHW: Tensor) -> dict[str, Tensor]:
 
 
 def positive(trunk: Trunk) -> Trunk:
-    """With weights that can't cancel: what reaches a unit raises it, and a black image gives 0."""
+    """Set weights that can't cancel: what reaches a unit raises it, and a black image gives 0."""
     generator = torch.Generator().manual_seed(1)
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d):
@@ -72,7 +72,7 @@ def positive(trunk: Trunk) -> Trunk:
 
 
 def spots(field: ReceptiveField, cell: int) -> Tensor:
-    """Images of one bright pixel at either of two corners of a unit's box, and one that is bright all around the box."""
+    """Return images with one bright pixel at one of two corners of a unit's box, and one that is bright around the box."""
     start, end = field.interval(cell)
     images_3CHW = torch.zeros(3, 3, end + 1, end + 1)
     images_3CHW[0, :, start, start] = images_3CHW[1, :, end - 1, end - 1] = 1
@@ -111,7 +111,7 @@ def test_what_is_beyond_the_box_changes_nothing(arch: str, side: int) -> None:
 
 
 class Parts(Trunk):
-    """Stages of layers as networks to come may have them."""
+    """Stages of layers as other networks may have them."""
 
     def __init__(self, *stages: nn.Module) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Branches(nn.Module):
         return torch.cat([path(x_BCHW) for path in self.paths], 1)
 
 
-def test_networks_that_were_not_thought_of() -> None:
+def test_other_operations() -> None:
     trunk = Parts(
         nn.Conv2d(3, 4, 3, padding=2, dilation=2, stride=2),
         nn.Sequential(nn.AvgPool2d(2), nn.SiLU(), nn.Hardswish()),
@@ -169,7 +169,7 @@ def test_networks_that_were_not_thought_of() -> None:
     ]
 
 
-def test_turned_around_maps_see_the_whole_image_rather_than_too_little() -> None:
+def test_flipped_maps_see_the_whole_image_rather_than_too_little() -> None:
     class Turned(nn.Module):
         def forward(self, x_BCHW: Tensor) -> Tensor:
             return x_BCHW.flip(3)

@@ -1,10 +1,13 @@
-"""`train --tensorboard`: what TensorBoard reads of a run, and that the run is the same with and without it."""
+"""`train --tensorboard`: what TensorBoard reads from a run, and that the run is the same with and without it."""
 
 import builtins
 import csv
 import io
 import math
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,6 @@ import torch
 from models_helper import write_classes
 from PIL import Image
 from small_runs import assert_same_run, metrics, train_small
-from test_resume import Stopper
 
 import deepcluster
 from deepcluster.clustering.assignment import Assignment
@@ -25,9 +27,27 @@ from deepcluster.data.sources import open_source
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs the extra")
 
-from deepcluster.visualization import tensorboard as follower  # noqa: E402
+from deepcluster.training import tensorboard as follower  # noqa: E402
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "reassign_every": 2}
+
+
+class StopIn(Reporter):
+    """Sends this process SIGTERM at the second sign of progress of a kind of work."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(quiet=True)
+        self.what, self.left = what, 2
+
+    @contextmanager
+    def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Any]:
+        def meter(done: int) -> None:
+            if what.startswith(self.what):
+                self.left -= 1
+                if self.left == 0:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        yield meter
 
 
 def events(run: Path) -> Any:
@@ -116,7 +136,7 @@ def test_the_projector_has_points_names_and_pictures_in_one_order(photos: Path, 
 def test_an_interrupted_and_resumed_run_shows_each_epoch_once(photos: Path, followed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train_small(photos, run, tensorboard=True, reporter=Stopper("epoch 2", 2, signal.SIGTERM), **OPTIONS)
+        train_small(photos, run, tensorboard=True, reporter=StopIn("epoch 2"), **OPTIONS)
     # As if it had been killed between the events of an epoch and its checkpoint.
     from torch.utils.tensorboard import SummaryWriter
 
@@ -127,7 +147,7 @@ def test_an_interrupted_and_resumed_run_shows_each_epoch_once(photos: Path, foll
     assert_scalars_are_the_metrics(run)
 
 
-def test_a_run_that_is_followed_late_shows_its_past(photos: Path, tmp_path: Path) -> None:
+def test_a_run_resumed_with_tensorboard_shows_its_past(photos: Path, tmp_path: Path) -> None:
     run = train_small(photos, tmp_path / "run", epochs=1)
     train_small(photos, run, resume=True, tensorboard=True, epochs=2)
     assert_scalars_are_the_metrics(run)
@@ -136,7 +156,7 @@ def test_a_run_that_is_followed_late_shows_its_past(photos: Path, tmp_path: Path
     assert not (run / "tensorboard").exists()
 
 
-def test_a_fault_of_writing_is_told_and_loses_nothing(
+def test_an_error_of_writing_is_reported_and_loses_nothing(
     photos: Path, followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter
@@ -180,6 +200,19 @@ def test_names_make_no_columns_and_unreadable_images_are_grey(tmp_path: Path) ->
     assert (tmp_path / "projector" / "names.tsv").read_text() == "name\tcluster\na b <c>.png\t0\ngone.png\t0\n"
     sheet = follower.gallery(images, [[0, 1]])
     assert (sheet[32, 32] == [255, 0, 0]).all() and (sheet[32, 66 + 32] == 128).all()
+
+
+def test_a_folder_that_cannot_be_written_to_is_reported(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tensorboard").write_text("a file")
+    board = follower.TensorBoard(Reporter(quiet=True))
+    board.begin(tmp_path, 1, [])
+    assert str(tmp_path / "tensorboard") in capsys.readouterr().err
+    images = DecodedImages(open_source(photos))
+    board.after_epoch({"epoch": 1}, Assignment(torch.tensor([0]), torch.tensor([0.1]), torch.zeros(1, 4)), images)
+    board.close()
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("count", [1, 2, 4_999, 5_000, 70_000])

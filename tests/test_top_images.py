@@ -31,7 +31,7 @@ STAGES = "conv1,conv3,features"
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    """With biases that let every image excite every channel of the first stages, and most of the others."""
+    """A model with biases such that every image excites every channel of the first stages, and most of the others."""
     made = make_model(tmp_path / "cache")
     for layer in made.trunk.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> Model:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> ImageSource:
-    """15 images of three colours, one of which is in there three times, and one that can't be read, in the middle."""
+    """15 images of three colours, one of them three times, and an unreadable one in the middle."""
     folder = write_classes(tmp_path / "photos", 5)
     (folder / "class1" / "002.png").write_bytes(b"no picture")
     for twin in ("class0/001a.png", "class2/004a.png"):
@@ -50,7 +50,7 @@ def photos(tmp_path: Path) -> ImageSource:
 
 
 def all_maps(model: Model, source: ImageSource, stage: str) -> dict[int, Tensor]:
-    """The map (C, H, W) of every image that can be read, each on its own."""
+    """Return the map (C, H, W) of every readable image, computed one by one."""
     maps = {}
     for index in range(len(source)):
         if source.name(index) != "class1/002.png":
@@ -150,7 +150,7 @@ def test_a_stop_ends_the_search_and_keeps_nothing(tmp_path: Path, photos: ImageS
     assert_same(again, find_top_images(make_model(tmp_path / "other"), photos, options, batch_size=2))
 
 
-def test_dead_channels_are_told(tmp_path: Path, photos: ImageSource) -> None:
+def test_dead_channels_are_reported(tmp_path: Path, photos: ImageSource) -> None:
     model = make_model(tmp_path / "cache")
     norm = model.trunk.features[1]  # type: ignore[index]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`visualize` as a person uses it: the pictures of a run, in its report, and wrong input."""
+"""`visualize` on the command line: the pictures of a run, in its report, and wrong input."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_pictures_of_a_run_are_in_its_folder_and_in_its_report(place: Path) -> N
     assert [title in text for title in titles] == [True] * 3
 
 
-def test_any_trunk_has_a_usual_stage(place: Path) -> None:
+def test_any_trunk_has_a_default_stage(place: Path) -> None:
     out = place / "resnet"
     assert visualize("filters", "untrained:resnet18-small", "--channels", "0", "--steps", "1", "--out", out) == 0
     with Image.open(out / "layer4" / "grid.png") as grid:
