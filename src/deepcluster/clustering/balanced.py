@@ -218,7 +218,7 @@ class _Balance:
         return max(float(spread / count), 1e-30)
 
     def _round(self, centroids_KP: Tensor, prices_K: Tensor, least: int, most: int) -> Tensor:
-        """Fill every cluster to its least first, then up to its most; each keeps the points that would lose most elsewhere."""
+        """Fill clusters to their least, then to their most; each keeps the points that would lose most elsewhere."""
         favourites_N, scores_N, margins_N = self._favourites(centroids_KP, prices_K)
         labels_N = torch.full((len(self.points_NP),), UNASSIGNED, device=centroids_KP.device)
         for limit in (least, most):
@@ -266,7 +266,7 @@ class _Balance:
 
 
 def _accept(offers_X: Tensor, losses_X: Tensor, rooms_K: Tensor) -> Tensor:
-    """Return labels_X: every cluster accepts the offers of the lowest losses while it has room; among equal ones the first."""
+    """Return labels_X: each cluster accepts the offers of the lowest losses while it has room; of equal ones the first."""
     order_X = losses_X.argsort(stable=True)
     order_X = order_X[offers_X[order_X].argsort(stable=True)]
     ordered_X = offers_X[order_X]
