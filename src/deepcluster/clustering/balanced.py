@@ -5,7 +5,7 @@ Knopp's scaling solves it if the plan may be soft (Asano, Rupprecht and Vedaldi,
 Here the cost is the squared distance: clusters that attract too many points get a lower price, in turns with averaging. The
 soft plan becomes labels by letting every cluster keep the points that would lose most elsewhere.
 
-N points on this rank of T on all, P components, K clusters; W points of this rank that wait for a cluster, X of all ranks;
+N points on this rank of T on all, P components, K clusters; R points of this rank that wait for a cluster, X of all ranks;
 B points of a block.
 """
 
@@ -232,11 +232,11 @@ class _Balance:
                     labels_N[waiting] = self._own(_deal(self.ranks.gather(favourites_N[waiting]), rooms_K), len(waiting))
                     break
                 if limit == least and number == 0:
-                    offers_W, losses_W = favourites_N[waiting], -margins_N[waiting]
+                    offers_R, losses_R = favourites_N[waiting], -margins_N[waiting]
                 else:
-                    offers_W, best_W = self._best_open(waiting, centroids_KP, prices_K, rooms_K > 0)
-                    losses_W = scores_N[waiting] - best_W
-                labels_X = _accept(self.ranks.gather(offers_W), self.ranks.gather(losses_W), rooms_K)
+                    offers_R, best_R = self._best_open(waiting, centroids_KP, prices_K, rooms_K > 0)
+                    losses_R = scores_N[waiting] - best_R
+                labels_X = _accept(self.ranks.gather(offers_R), self.ranks.gather(losses_R), rooms_K)
                 labels_N[waiting] = self._own(labels_X, len(waiting))
         return labels_N
 

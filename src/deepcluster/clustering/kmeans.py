@@ -1,6 +1,6 @@
 """Step 3: cluster the points. `lloyd` is the algorithm; `KMeans` checks its input, draws the start and calls it.
 
-N points on this rank, P components, K clusters; R of the points.
+N points on this rank, P components, K clusters; R rows and C centroids of a search.
 """
 
 from dataclasses import dataclass

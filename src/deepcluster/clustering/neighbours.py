@@ -1,6 +1,7 @@
 """The k nearest rows of each row, exactly: float32 products rule out nearly all pairs, differences decide among the rest.
 
-M queries, B of them in a block, N rows, P components, K neighbours, C candidates, G groups of rows.
+M queries, B of them in a block, N rows, P components, K neighbours, C candidates, G groups of H
+rows.
 
 The product of centred rows bounds each pair's -d²/2 from above, up to |q|²/2. The rows with the highest bounds become
 candidates; their distances are computed from the differences, which do not cancel. A query whose K-th distance does not
@@ -168,12 +169,12 @@ class _Search:
 
 def _highest(bounds_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the columns (B, count) of the highest bounds of each row, and the lowest of these bounds."""
-    groups_BGE = bounds_BN.view(len(bounds_BN), -1, GROUP)
-    if groups_BGE.shape[1] <= count:
+    groups_BGH = bounds_BN.view(len(bounds_BN), -1, GROUP)
+    if groups_BGH.shape[1] <= count:
         highest = bounds_BN.topk(count, dim=1)
         return highest.indices, highest.values[:, -1]
     # The highest `count` bounds lie in the `count` groups of the highest maxima.
-    groups = groups_BGE.amax(dim=2).topk(count, dim=1).indices
-    inside = groups_BGE.gather(1, groups[:, :, None].expand(-1, -1, GROUP)).flatten(1)
+    groups = groups_BGH.amax(dim=2).topk(count, dim=1).indices
+    inside = groups_BGH.gather(1, groups[:, :, None].expand(-1, -1, GROUP)).flatten(1)
     highest = inside.topk(count, dim=1)
     return groups.gather(1, highest.indices // GROUP) * GROUP + highest.indices % GROUP, highest.values[:, -1]
