@@ -102,11 +102,8 @@ class BalancedKMeans:
         of the result, which is for new points, does not balance.
 
         Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            points_NP, seed, ranks, advance: see `Clusterer.fit`.
             start_KP: initial centroids, instead of drawn ones.
-            seed: of the start.
-            ranks: the processes over which the rows are split, in the order of the ranks.
-            advance: called after each iteration; may raise to stop.
 
         Raises:
             InputError: fewer clusters than 1 or more than points; a start that is not (K, P).

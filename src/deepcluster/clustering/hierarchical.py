@@ -78,11 +78,8 @@ class HierarchicalKMeans:
         """Cluster the points of all ranks; return the assignment of the points of this rank to clusters 0 … K-1.
 
         Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            points_NP, seed, ranks, advance: see `Clusterer.fit`.
             rotations_N: 0 … 3, the quarter turns of each image; on all ranks, or on none.
-            seed: of the starts.
-            ranks: the processes over which the rows are split, in the order of the ranks.
-            advance: called after each iteration, equally often on all ranks; may raise to stop.
 
         Raises:
             InputError: more clusters than points, fewer than super-classes; rotations that are not 0 … 3.

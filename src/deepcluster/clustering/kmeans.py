@@ -231,12 +231,8 @@ class KMeans:
         """Cluster the points of all ranks; return the assignment of the points of this rank.
 
         Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            points_NP, seed, ranks, advance: see `Clusterer.fit`; however the rows are split over ranks, the result is the same.
             start_KP: initial centroids, instead of drawn ones.
-            seed: of the start.
-            ranks: the processes over which the rows are split, in the order of the ranks; however they are split, the
-                result is the same.
-            advance: called after each assignment; may raise to stop.
 
         Raises:
             InputError: fewer clusters than 1 or more than points; a start that is not (K, P).

@@ -95,9 +95,8 @@ class PowerIterationClustering:
         result says so if it is degenerate. Each rank gathers all points and makes the same graph.
 
         Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            points_NP, ranks: see `Clusterer.fit`.
             seed: not used: the result is deterministic.
-            ranks: the processes over which the rows are split, in the order of the ranks.
             advance: called with 0 during the search for neighbours, which takes most of the time, and with 1 after each step
                 of the walk; may raise to stop.
 
