@@ -86,8 +86,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features_ND, labels_N = data(200)
     expected = knn_predict(features_ND, labels_N, features_ND, k=5, exclude_self=True)
     monkeypatch.setattr(module, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(neighbours, "BLOCK_ROWS", 40)
-    monkeypatch.setattr(neighbours, "SAMPLE_PER_NEIGHBOUR", 2)
+    monkeypatch.setattr(neighbours, "BLOCK_BOUNDS", 2000)
     assert torch.equal(knn_predict(features_ND, labels_N, features_ND, k=5, exclude_self=True), expected)
 
 

@@ -137,9 +137,9 @@ def check(found: Nearest, case: Case, allowed_NK: np.ndarray | None = None) -> N
         single_NK, double_NK = (np.where(allowed_NK, squares, np.inf) for squares in (single_NK, double_NK))
     labels, every = found.labels_R.numpy(), np.arange(len(single_NK))
     np.testing.assert_array_equal(labels, single_NK.argmin(axis=1))
-    np.testing.assert_array_equal(found.distances_R, single_NK.min(axis=1))
+    np.testing.assert_array_equal(found.squared_R, single_NK.min(axis=1))
     # A last digit or two is all that float32 may lose: where the second is further off than that, it can't be the label.
-    np.testing.assert_allclose(found.distances_R, double_NK[every, labels], rtol=1e-5)
+    np.testing.assert_allclose(found.squared_R, double_NK[every, labels], rtol=1e-5)
     assert (double_NK[every, labels] <= double_NK.min(axis=1) * (1 + 1e-5)).all()
     # A centroid that equals one before it is not searched, and has no part in the bound.
     others_NK = np.where(naive_first_of_equals(case.centroids_KP), single_NK, np.inf)
@@ -149,7 +149,7 @@ def check(found: Nearest, case: Case, allowed_NK: np.ndarray | None = None) -> N
 
 def known_search(case: Case, kind: torch.dtype, labels_N: Tensor, columns_C: Tensor | None = None) -> Nearest:
     search = case.search(kind)
-    return search.search(None, columns_C, labels_N, search.distances(slice(None), labels_N))
+    return search.search(None, columns_C, labels_N, search.squared_distances(slice(None), labels_N))
 
 
 def allowed(case: Case, labels_N: Tensor, columns_C: Tensor) -> np.ndarray:
@@ -216,9 +216,9 @@ def test_ties_go_to_the_lower_number_by_hand() -> None:
     """Whole numbers, so that scores are exact: (0, 0) is as near to four centroids, and two of them are the same."""
     centroids_KP = torch.tensor([[3.0, 0.0], [0.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
     points_NP = torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [-5.0, 0.0]]).repeat(300, 1)
-    labels_N, distances_N = nearest_centroids(points_NP, centroids_KP)
+    labels_N, squared_N = nearest_centroids(points_NP, centroids_KP)
     assert labels_N.reshape(300, 4).unique(dim=0).tolist() == [[1, 1, 0, 3]]
-    assert distances_N.reshape(300, 4).unique(dim=0).tolist() == [[1, 0, 1, 16]]
+    assert squared_N.reshape(300, 4).unique(dim=0).tolist() == [[1, 0, 1, 16]]
 
 
 # The fused path, which CUDA takes, with plain torch in place of the Triton kernel
@@ -336,21 +336,21 @@ def test_some_rows(kind: torch.dtype) -> None:
     whole = search.search()
     for n_rows in (0, 1, 7, 299):
         rows_R = torch.randperm(300, generator=torch.Generator().manual_seed(n_rows))[:n_rows].sort().values
-        known = labels_N[rows_R], search.distances(rows_R, labels_N[rows_R])
+        known = labels_N[rows_R], search.squared_distances(rows_R, labels_N[rows_R])
         for found in (search.search(rows_R), search.search(rows_R, None, *known)):
             assert torch.equal(found.labels_R, whole.labels_R[rows_R])
-            assert torch.equal(found.distances_R, whole.distances_R[rows_R])
+            assert torch.equal(found.squared_R, whole.squared_R[rows_R])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_no_centroids_leave_what_is_known(kind: torch.dtype) -> None:
     """Nor does one that equals a lower number's: it can't win, and none is left to search."""
     data = case("all zeros", 50, 20, 16)
-    labels_N, distances_N = torch.arange(50) % 20, torch.linspace(0, 1, 50)
+    labels_N, squared_N = torch.arange(50) % 20, torch.linspace(0, 1, 50)
     for columns_C in (torch.empty(0, dtype=torch.int64), torch.tensor([3, 5])):
-        found = data.search(kind).search(None, columns_C, labels_N, distances_N)
+        found = data.search(kind).search(None, columns_C, labels_N, squared_N)
         assert torch.equal(found.labels_R, labels_N)
-        assert torch.equal(found.distances_R, distances_N)
+        assert torch.equal(found.squared_R, squared_N)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -385,19 +385,19 @@ def test_size_of_blocks_changes_nothing(name: str, kind: torch.dtype, monkeypatc
         monkeypatch.setattr(module, "BLOCK_ROWS", rows)
         for found, expected in ((data.search(kind).search(), first), (known_search(data, kind, data.known("any")), again)):
             assert torch.equal(found.labels_R, expected.labels_R)
-            assert torch.equal(found.distances_R, expected.distances_R)
+            assert torch.equal(found.squared_R, expected.squared_R)
             check(found, data)
 
 
 @pytest.mark.parametrize("dim", [3, 33, 256])
 def test_rows_need_not_be_contiguous(dim: int) -> None:
     data = case("normal", 300, 50, dim)
-    labels_N, distances_N = nearest_centroids(data.points_NP, data.centroids_KP)
+    labels_N, squared_N = nearest_centroids(data.points_NP, data.centroids_KP)
     for points_NP in (data.points_NP.T.contiguous().T, torch.cat([data.points_NP] * 2, dim=1)[:, dim:]):
         assert not points_NP.is_contiguous()
         found = nearest_centroids(points_NP, data.centroids_KP.T.contiguous().T)
         assert torch.equal(found[0], labels_N)
-        assert torch.equal(found[1], distances_N)
+        assert torch.equal(found[1], squared_N)
 
 
 # The parts
@@ -465,5 +465,5 @@ def test_a_row_far_beyond_the_reach_of_8_bits() -> None:
     search = NearestSearch(torch.stack([row_P, -row_P]), kind=torch.int8)
     search.reach = 0.5
     search.use(torch.stack([0 * row_P, 2e-3 * row_P]))
-    known = torch.tensor([0]), search.distances(torch.tensor([0]), torch.tensor([0]))
+    known = torch.tensor([0]), search.squared_distances(torch.tensor([0]), torch.tensor([0]))
     assert search.search(torch.tensor([0]), None, *known).labels_R.tolist() == [1]

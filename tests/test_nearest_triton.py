@@ -179,7 +179,7 @@ def test_needs_neither_triton_nor_a_gpu_to_be_imported() -> None:
         ({"centroids_KP": torch.zeros(3, 5)}, "points must be"),
         ({"centroids_KP": torch.zeros(0, 4), "offsets_K": torch.zeros(0)}, "at least one"),
         ({"offsets_K": torch.zeros(2)}, "offsets must have"),
-        ({"own_N": torch.zeros(3, dtype=torch.int64)}, "own one a point"),
+        ({"own_N": torch.zeros(3, dtype=torch.int64)}, "own one per point"),
         ({"own_N": torch.zeros(2)}, "own must be int32"),
         ({"points_NP": torch.zeros(2, 4, dtype=torch.float64)}, "must both be one of"),
         ({"centroids_KP": torch.zeros(3, 4, dtype=torch.bfloat16)}, "must both be one of"),

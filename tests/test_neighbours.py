@@ -15,8 +15,6 @@ from deepcluster.clustering import neighbours as module
 from deepcluster.clustering.neighbours import Metric, nearest_neighbours
 from deepcluster.core.errors import InputError
 
-KINDS = (torch.int8, torch.bfloat16, torch.float32)
-
 
 def rows(n: int, dim: int, seed: int, *, scale: float = 1.0, away: float = 0.0) -> Tensor:
     """A mixture of normal clouds, so that some neighbours are near."""
@@ -44,31 +42,17 @@ def assert_exact(queries: Tensor, table: Tensor, k: int, *, exclude_self: bool =
 
 @pytest.fixture
 def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Many blocks, samples and turns of picking, of few rows."""
-    for name, value in {
-        "BLOCK_ROWS": 33,
-        "BLOCK_PAIRS": 7,
-        "BLOCKS_AT_ONCE": 3,
-        "MOST_PAIRS": 500,
-        "SAMPLE_PER_NEIGHBOUR": 2,
-        "LEAST_ROOM": 1,
-    }.items():
+    """Many blocks of few rows, and groups that are not whole."""
+    for name, value in {"BLOCK_BOUNDS": 2000, "BLOCK_DIFFERENCES": 500, "BLOCKS_AT_ONCE": 3, "GROUP": 4}.items():
         monkeypatch.setattr(module, name, value)
     yield
-
-
-@pytest.fixture(params=KINDS, ids=str)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """Every product that a machine may choose."""
-    monkeypatch.setattr(module, "_kinds", lambda *_: [request.param])
-    return request.param
 
 
 # Exactness
 
 
 @pytest.mark.parametrize(("shape", "k"), [((400, 40), 1), ((400, 40), 5), ((200, 17), 40)])
-@pytest.mark.usefixtures("kind", "tiny_blocks")
+@pytest.mark.usefixtures("tiny_blocks")
 def test_equals_sorting_all_distances(shape: tuple[int, int], k: int) -> None:
     table, queries = rows(*shape, 0), rows(90, shape[1], 1)
     assert_exact(queries, table, k)
@@ -77,14 +61,14 @@ def test_equals_sorting_all_distances(shape: tuple[int, int], k: int) -> None:
 
 
 @pytest.mark.parametrize(("scale", "away"), [(1e-6, 0.0), (1e6, 0.0), (1.0, 30.0), (1.0, -3000.0)])
-@pytest.mark.usefixtures("kind", "tiny_blocks")
+@pytest.mark.usefixtures("tiny_blocks")
 def test_neither_size_nor_place_matters(scale: float, away: float) -> None:
     assert_exact(table := rows(160, 24, 0, scale=scale, away=away), table, 6, exclude_self=True)
 
 
-@pytest.mark.usefixtures("kind", "tiny_blocks")
+@pytest.mark.usefixtures("tiny_blocks")
 def test_rows_of_very_different_length() -> None:
-    """Eight bits cut the largest numbers off: the bounds of their rows know."""
+    """The error of a bound is in proportion to its own row, not to the longest."""
     rng = np.random.default_rng(0)
     table = torch.from_numpy(rng.normal(size=(200, 20)) * 10.0 ** rng.uniform(-3, 3, (200, 1))).float()
     table[rng.integers(200, size=15), rng.integers(20, size=15)] = 1e4
@@ -118,9 +102,9 @@ def test_scikit_learn_agrees(metric: Metric) -> None:
 @pytest.mark.usefixtures("tiny_blocks")
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_the_rows(kind: torch.dtype, data: st.DataObject) -> None:
-    """Few small whole numbers, so that ties and copies abound; fewer columns than 16 are not multiplied in 8 bits."""
-    n, dim = data.draw(st.integers(2, 90)), data.draw(st.sampled_from([16, 19] if kind == torch.int8 else [1, 2, 19]))
+def test_whatever_the_rows(data: st.DataObject) -> None:
+    """Few small integers, so that ties and copies abound."""
+    n, dim = data.draw(st.integers(2, 90)), data.draw(st.sampled_from([1, 2, 19]))
     seed, most = data.draw(st.integers(0, 99)), data.draw(st.sampled_from([0, 1, 2, 5]))
     table = torch.randint(-most, most + 1, (n, dim), generator=torch.Generator().manual_seed(seed)).float()
     k = data.draw(st.integers(1, n - 1))
@@ -131,7 +115,7 @@ def test_whatever_the_rows(kind: torch.dtype, data: st.DataObject) -> None:
 # Ties and copies
 
 
-@pytest.mark.usefixtures("kind", "tiny_blocks")
+@pytest.mark.usefixtures("tiny_blocks")
 @pytest.mark.parametrize("copies", [3, 40, 200])
 def test_copies_are_at_distance_zero_and_the_first_ones_win(copies: int) -> None:
     table = rows(200, 24, 0)
@@ -161,7 +145,7 @@ def test_cosine_of_rows_of_zeros_is_zero() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table = rows(1500, 20, 0)
     expected = nearest_neighbours(table, table, k=5, exclude_self=True)
-    for name, value in {"BLOCK_ROWS": 100, "BLOCK_PAIRS": 11, "BLOCKS_AT_ONCE": 2, "SAMPLE_PER_NEIGHBOUR": 3}.items():
+    for name, value in {"BLOCK_BOUNDS": 50_000, "BLOCK_DIFFERENCES": 11, "BLOCKS_AT_ONCE": 2, "GROUP": 7}.items():
         monkeypatch.setattr(module, name, value)
         for one, other in zip(nearest_neighbours(table, table, k=5, exclude_self=True), expected, strict=True):
             assert torch.equal(one, other)
@@ -183,7 +167,7 @@ def test_any_floating_type(dtype: torch.dtype) -> None:
 
 
 def test_reduced_precision_of_products_changes_nothing() -> None:
-    """Neither autocast nor a coarser float32 product, which a person may have chosen for the network."""
+    """Neither autocast nor a coarser float32 product, which the user may have chosen for the network."""
     table = rows(700, 20, 0)
     expected = nearest_neighbours(table, table, k=5)[1]
     before = torch.get_float32_matmul_precision()
@@ -191,23 +175,22 @@ def test_reduced_precision_of_products_changes_nothing() -> None:
     try:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(nearest_neighbours(table, table, k=5)[1], expected)
+        assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.usefixtures("kind", "tiny_blocks")
-def test_hardly_any_pair_is_compared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hardly_any_pair_is_compared_by_its_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     table = normalize(torch.from_numpy(np.random.default_rng(0).normal(size=(1000, 64))).float())
-    monkeypatch.setattr(module, "BLOCK_ROWS", 128)
-    compared, original = [], module._Search._measure
+    compared, original = [], module._Search._squared
 
-    def counted(self: module._Search, queries_Q: Tensor, rows_Q: Tensor, squared_Q: Tensor) -> None:
-        compared.append(len(queries_Q))
-        original(self, queries_Q, rows_Q, squared_Q)
+    def counted(self: module._Search, queries_BP: Tensor, candidates_BC: Tensor) -> Tensor:
+        compared.append(candidates_BC.numel())
+        return original(self, queries_BP, candidates_BC)
 
-    monkeypatch.setattr(module._Search, "_measure", counted)
+    monkeypatch.setattr(module._Search, "_squared", counted)
     assert_exact(table, table, 3, exclude_self=True)
-    assert sum(compared) < 0.15 * 1000 * 1000
+    assert sum(compared) <= 0.011 * 1000 * 1000
 
 
 def test_any_number_of_threads() -> None:
@@ -222,13 +205,17 @@ def test_any_number_of_threads() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_told_of_the_work_that_is_done() -> None:
-    table, told = rows(3000, 16, 0), []
-    nearest_neighbours(table, table, k=3, on_rows=told.append)
-    assert told == sorted(told) and told[-1] == 3000 and len(told) == 3
-    told.clear()
-    nearest_neighbours(table.clone(), table, k=3, on_rows=told.append)
-    assert told == [1000, 2000, 3000]
+def test_it_counts_the_queries_and_may_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_BOUNDS", 3008 * 125)
+    table, units = rows(3000, 16, 0), []
+    nearest_neighbours(table, table, k=3, advance=units.append)
+    assert units == [1000, 1000, 1000]
+
+    def stop(_: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        nearest_neighbours(table, table, k=3, advance=stop)
 
 
 # Faults

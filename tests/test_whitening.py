@@ -220,7 +220,7 @@ def test_no_rows_are_told() -> None:
 def test_rows_of_another_width_are_told() -> None:
     whitening = Whitening(2)
     whitening.update(torch.zeros(3, 4))
-    with pytest.raises(InputError, match="rows of 1 features come after rows of 4"):
+    with pytest.raises(InputError, match="rows of 1 features follow rows of 4"):
         whitening.update(torch.zeros(3, 1))
 
 

@@ -1,6 +1,7 @@
-"""Step 4: groups become labels. What a clusterer returns, what can be said of it, images drawn evenly over clusters.
+"""Step 4: clusters become labels. The result of a clusterer, measures of it, and images drawn evenly over clusters.
 
-N images, M other points, P components, K clusters, L clusters of a previous assignment.
+N images on this rank, F of them finite, M other points, P components, K clusters, U of them not empty, S super-classes; L
+clusters of a previous assignment.
 """
 
 from collections.abc import Sequence
@@ -17,26 +18,25 @@ from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 
 UNASSIGNED = -1
-# Rows that are averaged at once.
+# Rows averaged at once.
 BLOCK_ROWS = 8192
-# The exact matching is cubic: of 2,000 clusters with 2,000 it takes about a second, of 10,000 minutes. Above it, largest
-# overlap first.
+# Exact matching is cubic: it takes about a second for 2,000 clusters each, minutes for 10,000. Above, matching is greedy.
 EXACT_MATCHING_CLUSTERS = 2000
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which image is in which cluster.
+    """The cluster of each image.
 
     Attributes:
         labels_N: cluster of each image, int64; -1 = unassigned (an image that could not be read).
-        distances_N: Euclidean distance to the cluster's centroid in the space that was clustered; NaN where unassigned.
+        distances_N: Euclidean distance to the cluster's centroid in the clustered space; NaN where unassigned.
         centroids_KP: centroid of each cluster.
         inertia_history: sum of squared distances at each iteration.
-        n_repaired: empty clusters that were repaired on the way.
-        super_of_cluster_K: super-class of each cluster, ascending, where they were made within such.
-        super_centroids_SP: centroid of each super-class; those of the turns of a super-cluster are equal.
-        remark: what a person should know where the result is of little use, in plain words; empty otherwise.
+        n_repaired: number of empty clusters that were repaired.
+        remark: what the user should know if the result is of little use, in plain words; empty otherwise.
+        super_of_cluster_K: super-class of each cluster, ascending, if clusters were made within super-classes.
+        super_centroids_SP: centroid of each super-class; equal for all rotations of a super-cluster.
     """
 
     labels_N: Tensor
@@ -65,40 +65,40 @@ class Assignment:
 
     @property
     def n_clusters(self) -> int:
-        """K, empty clusters included."""
+        """K, including empty clusters."""
         return len(self.centroids_KP)
 
     @property
     def inertia(self) -> float:
-        """Sum of the squared distances to the centroids."""
+        """Sum of squared distances to the centroids."""
         return float(self.distances_N.double().square().nansum())
 
     def sizes_K(self) -> Tensor:
-        """Images of each cluster."""
+        """Return the number of images of each cluster."""
         return torch.bincount(self.labels_N[self.labels_N >= 0], minlength=self.n_clusters)
 
     @property
     def entropy(self) -> float:
-        """Entropy of the clusters' sizes, in nats: log K where all are of one size, 0 where one cluster holds all."""
+        """Entropy of the cluster sizes, in nats: log K if all are equal, 0 if one cluster holds all images."""
         shares_K = self.sizes_K().double()
         shares_K /= shares_K.sum().clamp(min=1)
         return float(torch.special.entr(shares_K).sum())
 
     @property
     def effective_clusters(self) -> float:
-        """exp(entropy): so many clusters of one size would be as uneven as these."""
+        """exp(entropy): the number of clusters of equal size with the same entropy."""
         return float(np.exp(self.entropy))
 
     @property
     def largest_share(self) -> float:
-        """Share of the assigned images that the largest cluster holds."""
+        """Share of the assigned images in the largest cluster."""
         sizes_K = self.sizes_K()
         return float(sizes_K.max() / sizes_K.sum().clamp(min=1))
 
     def nmi(self, labels_N: Tensor | NDArray[np.int64]) -> float:
-        """Normalised mutual information with other labels, over images that both know (the paper's equation 3).
+        """Return the normalised mutual information with other labels, over images that both label (equation 3).
 
-        1: the one tells the other exactly; 0: it tells nothing. Numbers of clusters may be permuted freely.
+        1: each determines the other; 0: independent. Numbers of clusters may be permuted freely.
         """
         from sklearn.metrics import normalized_mutual_info_score
 
@@ -106,8 +106,8 @@ class Assignment:
         return float(normalized_mutual_info_score(others, ours, average_method="geometric"))
 
     def ari(self, labels_N: Tensor | NDArray[np.int64]) -> float:
-        """Adjusted Rand index with other labels, over images that both know: share of the pairs of images that both put
-        together or both apart, less what chance would give. 1: the same groups; 0: chance.
+        """Return the adjusted Rand index with other labels, over images that both label: the share of pairs of images that
+        both put together or both keep apart, corrected for chance. 1: the same clusters; 0: chance.
         """
         from sklearn.metrics import adjusted_rand_score
 
@@ -122,20 +122,22 @@ class Assignment:
         return ours[known_N], others[known_N]
 
     def predict(self, points_MP: Tensor) -> Tensor:
-        """Labels (M) of the nearest centroids, of points in the space that was clustered; -1 where not finite.
+        """Return labels (M) of the nearest centroids, for points in the clustered space; -1 where not finite.
 
-        Of images that were clustered these are not always `labels_N`: balanced clusters, and those of a graph, are not
-        made of the points nearest to their centroids.
+        For the clustered images these are not always `labels_N`: balanced clusters and those of a graph do not consist of
+        the points nearest to their centroids.
         """
-        points_MP = self._fitting(points_MP)
-        seen_M = torch.isfinite(points_MP).all(dim=1)
+        points_MP = self._checked(points_MP)
+        finite_M = torch.isfinite(points_MP).all(dim=1)
         labels_M = torch.full((len(points_MP),), UNASSIGNED, device=points_MP.device)
-        labels_M[seen_M] = self.nearest(points_MP[seen_M])[0]
+        labels_M[finite_M] = self.nearest(points_MP[finite_M])[0]
         return labels_M
 
     def nearest(self, points_MP: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels (M) and squared distances (M) of the nearest centroids of finite points; where clusters are of
-        super-classes, of those of the nearest super-class that has any (of turned images, that of the upright ones).
+        """Return labels (M) and squared distances (M) of the nearest centroids of finite points.
+
+        With super-classes, centroids of the nearest super-class that has clusters are searched (with rotations, the one of
+        upright images).
         """
         centroids_KP = self.centroids_KP.to(points_MP.device)
         if self.super_of_cluster_K is None or self.super_centroids_SP is None:
@@ -152,23 +154,24 @@ class Assignment:
         return labels_M, squared_M
 
     def transform(self, points_MP: Tensor) -> Tensor:
-        """Euclidean distances (M, K) of points to every centroid, as scikit-learn's `KMeans.transform`."""
-        points_MP = self._fitting(points_MP)
+        """Return Euclidean distances (M, K) of points to every centroid, as scikit-learn's `KMeans.transform`."""
+        points_MP = self._checked(points_MP)
         centroids_KP = self.centroids_KP.to(points_MP.device)
         return torch.cdist(points_MP, centroids_KP, compute_mode="donot_use_mm_for_euclid_dist")
 
-    def _fitting(self, points_MP: Tensor) -> Tensor:
+    def _checked(self, points_MP: Tensor) -> Tensor:
         if points_MP.ndim != 2 or points_MP.shape[1] != self.centroids_KP.shape[1]:
             shape = (*points_MP.shape,)
-            raise InputError(f"points {shape} must be a table of {self.centroids_KP.shape[1]} columns, as those clustered")
+            raise InputError(
+                f"points {shape} must be a table of {self.centroids_KP.shape[1]} columns, as the clustered ones"
+            )
         return points_MP.float()
 
     def matched_to(self, previous: "Assignment") -> "Assignment":
-        """The same groups, numbered so that as many images as possible keep the number they had in `previous`.
+        """Return the same clusters, renumbered so that as many images as possible keep their number of `previous`.
 
-        The numbers of clusters may differ; numbers stay 0 … K-1. Exact (Hungarian) up to 2,000 clusters
-        each, or as many pairs of them; greedy by overlap above. Clusters of super-classes keep their numbers, which say of
-        which super-class they are.
+        K and L may differ; numbers stay 0 … K-1. Exact (Hungarian) for up to 2,000 clusters each, or as many pairs; greedy
+        by overlap above. Clusters of super-classes keep their numbers, which determine their super-class.
         """
         if self.super_of_cluster_K is not None:
             return self
@@ -179,21 +182,21 @@ class Assignment:
         return replace(self, labels_N=labels_N, centroids_KP=centroids_KP)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that `from_state_dict` takes."""
+        """Return tensors and plain values for `from_state_dict`."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Assignment":
-        """The assignment that `state_dict` was taken of."""
+        """Restore an assignment from its `state_dict`."""
         return cls(**{**state, "inertia_history": tuple(state["inertia_history"])})
 
 
 def cluster_means(points_NP: Tensor, labels_N: Tensor, n_clusters: int, *, ranks: Ranks = ONE_PROCESS) -> Tensor:
-    """Mean (K, P) of the points of each cluster, over all ranks; zeros where a cluster is empty. Sums are float64."""
+    """Return the mean (K, P) of the points of each cluster, over all ranks; zeros for an empty one. Sums are float64."""
     sums_KP = torch.zeros(n_clusters, points_NP.shape[1], dtype=torch.float64, device=points_NP.device)
     for block, labels in zip(points_NP.split(BLOCK_ROWS), labels_N.split(BLOCK_ROWS), strict=True):
         if points_NP.is_cuda:
-            # index_add_ is atomic there, another sum at every run; index_put_ sorts first.
+            # index_add_ uses atomics on a GPU, so that sums vary between runs; index_put_ sorts first.
             sums_KP.index_put_((labels,), block.double(), accumulate=True)
         else:
             sums_KP.index_add_(0, labels, block.double())
@@ -202,7 +205,7 @@ def cluster_means(points_NP: Tensor, labels_N: Tensor, n_clusters: int, *, ranks
 
 
 def member_distances(points_NP: Tensor, labels_N: Tensor, centroids_KP: Tensor) -> Tensor:
-    """Euclidean distance (N) of each point to the centroid of its cluster."""
+    """Return the Euclidean distance (N) of each point to the centroid of its cluster."""
     distances_N = torch.empty(len(points_NP), device=points_NP.device)
     for out, block, labels in zip(*(part.split(BLOCK_ROWS) for part in (distances_N, points_NP, labels_N)), strict=True):
         torch.sum((block - centroids_KP[labels]).square_(), dim=1, out=out)
@@ -210,7 +213,7 @@ def member_distances(points_NP: Tensor, labels_N: Tensor, centroids_KP: Tensor) 
 
 
 def _matching(assignment: Assignment, previous: Assignment) -> NDArray[np.int64]:
-    """New number of each cluster of `assignment`: a permutation of K."""
+    """Return the new number of each cluster of `assignment`: a permutation of K."""
     ours, before = assignment.labels_N.numpy(), previous.labels_N.numpy()
     n_clusters, n_numbers = assignment.n_clusters, min(assignment.n_clusters, previous.n_clusters)
     # Only numbers below K can be kept.
@@ -233,7 +236,7 @@ def _exact_matching(
     n_clusters: int,
     n_numbers: int,
 ) -> NDArray[np.int64]:
-    """Numbers_K that keep the most images, -1 for clusters that get none."""
+    """Return numbers_K that keep the most images, -1 for clusters without one."""
     from scipy.optimize import linear_sum_assignment
 
     overlap_KL = np.zeros((n_clusters, n_numbers), dtype=np.int64)
@@ -251,10 +254,10 @@ def _greedy_matching(
     n_clusters: int,
     n_numbers: int,
 ) -> NDArray[np.int64]:
-    """As `_exact_matching`, at least half as good: the largest overlap first, lower numbers where two are equal."""
+    """As `_exact_matching`, at least half as good: the largest overlap first, of equal ones the lower numbers."""
     order = np.argsort(-overlaps, kind="stable")
     number_K, free_L = [-1] * n_clusters, [True] * n_numbers
-    # Over lists, not arrays: 0.1 s for a million pairs.
+    # Lists are faster than arrays here: 0.1 s for a million pairs.
     for cluster, number in zip(clusters[order].tolist(), numbers[order].tolist(), strict=True):
         if free_L[number] and number_K[cluster] < 0:
             number_K[cluster], free_L[number] = number, False
@@ -262,7 +265,7 @@ def _greedy_matching(
 
 
 def draw_uniform(labels_N: Tensor, *, n_draws: int, seed: Sequence[int]) -> Tensor:
-    """Draw images so that every non-empty cluster is drawn equally often (section 3: trivial solutions); a shuffled list.
+    """Draw images so that every non-empty cluster is drawn equally often (section 3: trivial solutions).
 
     Counts of clusters differ by at most one, and so do counts of images within a cluster. Unassigned images are never
     drawn.
@@ -273,7 +276,7 @@ def draw_uniform(labels_N: Tensor, *, n_draws: int, seed: Sequence[int]) -> Tens
         seed: integers that fix the draw.
 
     Returns:
-        indices of images, (n_draws,).
+        indices of images (n_draws), shuffled.
 
     Raises:
         InputError: no image is in a cluster.
@@ -285,20 +288,20 @@ def draw_uniform(labels_N: Tensor, *, n_draws: int, seed: Sequence[int]) -> Tens
         raise InputError(f"none of the {len(labels)} images is in a cluster: nothing to draw from")
     images = images[np.argsort(rng.random(len(images)))]
     images = images[np.argsort(labels[images], kind="stable")]
-    _, sizes_C = np.unique(labels[images], return_counts=True)
-    starts_C = np.cumsum(sizes_C) - sizes_C
-    quotas_C = np.full(len(sizes_C), n_draws // len(sizes_C))
-    quotas_C[rng.permutation(len(sizes_C))[: n_draws % len(sizes_C)]] += 1
-    turn = np.arange(n_draws) - np.repeat(np.cumsum(quotas_C) - quotas_C, quotas_C)
-    drawn = images[np.repeat(starts_C, quotas_C) + turn % np.repeat(sizes_C, quotas_C)]
+    _, sizes_U = np.unique(labels[images], return_counts=True)
+    starts_U = np.cumsum(sizes_U) - sizes_U
+    quotas_U = np.full(len(sizes_U), n_draws // len(sizes_U))
+    quotas_U[rng.permutation(len(sizes_U))[: n_draws % len(sizes_U)]] += 1
+    turn = np.arange(n_draws) - np.repeat(np.cumsum(quotas_U) - quotas_U, quotas_U)
+    drawn = images[np.repeat(starts_U, quotas_U) + turn % np.repeat(sizes_U, quotas_U)]
     return torch.from_numpy(rng.permutation(drawn))
 
 
 def draw_as_published(labels_N: Tensor, *, n_draws: int, seed: Sequence[int]) -> Tensor:
-    """Draw as the 2018 code did, for comparisons: numbers of images are used as positions in a list sorted by cluster.
+    """Draw as the 2018 code did, for comparisons: image numbers are used as positions in a list sorted by cluster.
 
-    The sampler drew images evenly over clusters, but the data set had been reordered by cluster, so that other images
-    came out: hardly re-balanced. Each keeps the label of its own cluster.
+    The sampler drew images evenly over clusters, but the data set had been reordered by cluster, so that it returned other
+    images: hardly balanced. Each image keeps the label of its own cluster.
     """
     by_cluster = torch.argsort(torch.where(labels_N >= 0, labels_N, labels_N.max() + 1), stable=True)
     assigned_before_N = torch.cumsum(labels_N >= 0, dim=0) - 1

@@ -5,7 +5,7 @@ Knopp's scaling solves it if the plan may be soft (Asano, Rupprecht and Vedaldi,
 Here the cost is the squared distance: clusters that attract too many points get a lower price, in turns with averaging. The
 soft plan becomes labels by letting every cluster keep the points that would lose most elsewhere.
 
-N points on this rank of T on all, P components, K clusters; W points of this rank that wait for a cluster, X of all ranks;
+N points on this rank of T on all, P components, K clusters; R points of this rank that wait for a cluster, X of all ranks;
 B points of a block.
 """
 
@@ -102,11 +102,8 @@ class BalancedKMeans:
         of the result, which is for new points, does not balance.
 
         Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            points_NP, seed, ranks, advance: see `Clusterer.fit`.
             start_KP: initial centroids, instead of drawn ones.
-            seed: of the start.
-            ranks: the processes over which the rows are split, in the order of the ranks.
-            advance: called after each iteration; may raise to stop.
 
         Raises:
             InputError: fewer clusters than 1 or more than points; a start that is not (K, P).
@@ -218,7 +215,7 @@ class _Balance:
         return max(float(spread / count), 1e-30)
 
     def _round(self, centroids_KP: Tensor, prices_K: Tensor, least: int, most: int) -> Tensor:
-        """Fill every cluster to its least first, then up to its most; each keeps the points that would lose most elsewhere."""
+        """Fill clusters to their least, then to their most; each keeps the points that would lose most elsewhere."""
         favourites_N, scores_N, margins_N = self._favourites(centroids_KP, prices_K)
         labels_N = torch.full((len(self.points_NP),), UNASSIGNED, device=centroids_KP.device)
         for limit in (least, most):
@@ -232,11 +229,11 @@ class _Balance:
                     labels_N[waiting] = self._own(_deal(self.ranks.gather(favourites_N[waiting]), rooms_K), len(waiting))
                     break
                 if limit == least and number == 0:
-                    offers_W, losses_W = favourites_N[waiting], -margins_N[waiting]
+                    offers_R, losses_R = favourites_N[waiting], -margins_N[waiting]
                 else:
-                    offers_W, best_W = self._best_open(waiting, centroids_KP, prices_K, rooms_K > 0)
-                    losses_W = scores_N[waiting] - best_W
-                labels_X = _accept(self.ranks.gather(offers_W), self.ranks.gather(losses_W), rooms_K)
+                    offers_R, best_R = self._best_open(waiting, centroids_KP, prices_K, rooms_K > 0)
+                    losses_R = scores_N[waiting] - best_R
+                labels_X = _accept(self.ranks.gather(offers_R), self.ranks.gather(losses_R), rooms_K)
                 labels_N[waiting] = self._own(labels_X, len(waiting))
         return labels_N
 
@@ -266,7 +263,7 @@ class _Balance:
 
 
 def _accept(offers_X: Tensor, losses_X: Tensor, rooms_K: Tensor) -> Tensor:
-    """Return labels_X: every cluster accepts the offers of the lowest losses while it has room; among equal ones the first."""
+    """Return labels_X: each cluster accepts the offers of the lowest losses while it has room; of equal ones the first."""
     order_X = losses_X.argsort(stable=True)
     order_X = order_X[offers_X[order_X].argsort(stable=True)]
     ordered_X = offers_X[order_X]

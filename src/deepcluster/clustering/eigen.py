@@ -1,29 +1,29 @@
-"""The largest eigenvalues of a covariance with their vectors: exact where it is small, by Krylov steps where it is wide.
+"""The largest eigenvalues and eigenvectors of a covariance: exact if it is small, by Krylov steps if it is wide.
 
-D rows and columns, P wanted, B columns a step, K columns of the basis.
+D rows and columns, P eigenvalues, B columns per step, K columns of the basis.
 """
 
 import torch
 from torch import Tensor
 
-# From this width on, and this many times the number wanted, Krylov steps are quicker: 4,096 → 256 takes 1.6 CPU-seconds
-# instead of 7 (LAPACK's evr for the largest alone) or 21 (all, by torch.linalg.eigh).
+# From this width on, and this multiple of P, Krylov steps are faster: 4,096 → 256 takes 1.6 CPU-seconds instead of 7
+# (LAPACK's evr, only the largest) or 21 (all, by torch.linalg.eigh).
 KRYLOV_DIM, KRYLOV_RATIO = 1024, 12
 FEWEST_COLUMNS = 16
-# Steps after which the result is judged, and the share of the variance that it may miss.
+# Steps after which the result is checked, and the share of the variance that it may miss.
 CHECKED_STEPS = (16, 24)
 TOLERANCE, HOPELESS = 2e-7, 1e-3
-# A block of B columns finds B vectors of an eigenvalue that comes more often: with B this near each other there may be more.
+# A block of B columns finds only B vectors of a multiple eigenvalue: if B are this close together there may be more.
 CROWDED = 0.01
 NOISE = 1e-12
 
 
 def top_eigenvectors(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues_P of a symmetric matrix with no negative ones, largest first, and their vectors_DP; float64.
+    """Return the largest eigenvalues_P of a positive semi-definite matrix, largest first, and their vectors_DP; float64.
 
-    The sum of the values is that of the exact ones to `TOLERANCE` of itself, and vectors' products with the matrix are
-    orthogonal to float64's rounding, whatever the spectrum: where Krylov steps can't promise this the exact ones are taken.
-    The same at every run.
+    The sum of the values is exact up to a share of `TOLERANCE`, and the products of the vectors with the matrix are
+    orthogonal up to the rounding of float64, whatever the spectrum: if Krylov steps can't guarantee this, the exact method
+    is used. The result is the same at every run.
 
     Args:
         matrix_DD: float64; may be overwritten.
@@ -41,7 +41,7 @@ def _exact(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor]:
         import scipy.linalg
 
         dim = len(matrix_DD)
-        # The transpose is what LAPACK calls its own order: no copy is made.
+        # The transpose is in LAPACK's own order: no copy is made.
         values, vectors = scipy.linalg.eigh(
             matrix_DD.numpy().T, subset_by_index=(dim - n_top, dim - 1), driver="evr", overwrite_a=True
         )
@@ -51,7 +51,7 @@ def _exact(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor]:
 
 
 def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
-    """The same from the space of random columns and their images under powers of the matrix; None where it is too small.
+    """Search the span of random columns and their images under powers of the matrix; return None if it is too small.
 
     Steps are float32, the last projection float64. Block Lanczos with full orthogonalisation (Golub & Van Loan, 10.3).
     """
@@ -64,7 +64,7 @@ def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
     image_DB = torch.zeros_like(basis_DK[:, :width])
     for step in range(CHECKED_STEPS[-1]):
         new, end = step * width, (step + 1) * width
-        # Rounding alone is left of an image that lies in the basis already: noise makes it a fresh random start.
+        # Only rounding remains of an image that lies in the basis already: noise makes it a new random start.
         image_DB += NOISE * torch.randn(dim, width, generator=generator).to(image_DB.device)
         basis_DK[:, new:end] = _orthonormal(image_DB, basis_DK[:, :new])
         image_DB = single_DD @ basis_DK[:, new:end]
@@ -79,18 +79,18 @@ def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
 
 
 def _orthonormal(columns_DB: Tensor, basis_DK: Tensor) -> Tensor:
-    """Orthonormal columns of the span of `columns_DB`, orthogonal to the basis; twice is enough."""
+    """Return orthonormal columns of the span of `columns_DB`, orthogonal to the basis; twice is enough."""
     for _ in range(2):
         columns_DB = torch.linalg.qr(columns_DB - basis_DK @ (basis_DK.T @ columns_DB)).Q
     return columns_DB
 
 
 def _ritz(matrix_DD: Tensor, basis_DK: Tensor, projected_KK: Tensor, n_top: int) -> tuple[Tensor, Tensor, float]:
-    """The best values_P and vectors_DP of the basis, in float64, and the share of the values' sum that they may miss.
+    """Return the best values_P and vectors_DP of the basis, in float64, and the share of the sum that they may miss.
 
-    A vector's residual r tells how much its value may miss: no more than |r|, nor than |r|² over the distance to the
-    values outside (Parlett, The Symmetric Eigenvalue Problem, chapter 11), for which the spare ones beyond P stand.
-    Where the values fall steeply the small ones are lost in float32's rounding of the large: one power step finds them.
+    A vector's residual r bounds the error of its value: at most |r|, and at most |r|² over the distance to the values
+    outside (Parlett, The Symmetric Eigenvalue Problem, chapter 11), for which the spare values beyond P stand. If the values
+    fall steeply, the small ones are lost in the float32 rounding of the large ones: one power step finds them.
     """
     n_kept = n_top + -(-n_top // 4)
     _, turn_KK = torch.linalg.eigh(projected_KK, UPLO="U")
@@ -111,6 +111,6 @@ def _ritz(matrix_DD: Tensor, basis_DK: Tensor, projected_KK: Tensor, n_top: int)
 
 
 def _crowded(values_P: Tensor, width: int) -> bool:
-    """Whether `width` values that matter lie so near each other that more of them may have been missed."""
+    """Return whether `width` values that matter lie so close together that further ones may have been missed."""
     first, last = values_P[: max(0, len(values_P) - width + 1)], values_P[width - 1 :]
     return bool(((first - last <= CROWDED * first) & (first > 1e-9 * values_P.sum())).any())

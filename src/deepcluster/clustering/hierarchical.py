@@ -2,7 +2,7 @@
 
 DeeperCluster (Caron, Bojanowski, Mairal and Joulin, ICCV 2019, arXiv 1905.01278, section 3).
 
-N points on this rank, P components, K clusters, S super-classes, L iterations.
+N points on this rank, P components, K clusters, S super-classes, I iterations.
 
 Multiplications of an iteration: N P times the number of super-clusters, then the sum over super-classes of their points,
 P and their clusters: some N P K / S. All ranks work on one super-class after the other, so that no point travels.
@@ -78,11 +78,8 @@ class HierarchicalKMeans:
         """Cluster the points of all ranks; return the assignment of the points of this rank to clusters 0 … K-1.
 
         Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            points_NP, seed, ranks, advance: see `Clusterer.fit`.
             rotations_N: 0 … 3, the quarter turns of each image; on all ranks, or on none.
-            seed: of the starts.
-            ranks: the processes over which the rows are split, in the order of the ranks.
-            advance: called after each iteration, equally often on all ranks; may raise to stop.
 
         Raises:
             InputError: more clusters than points, fewer than super-classes; rotations that are not 0 … 3.
@@ -161,8 +158,8 @@ def shares_of(n_clusters: int, sizes_S: Tensor) -> Tensor:
 def _sum_of_histories(parts: dict[int, Assignment], n_supers: int) -> tuple[float, ...]:
     """Return the inertia over all super-classes at each iteration; one that ended keeps its last."""
     longest = max(len(part.inertia_history) for part in parts.values())
-    history_SL = torch.zeros(n_supers, longest, dtype=torch.float64)
+    history_SI = torch.zeros(n_supers, longest, dtype=torch.float64)
     for number, part in parts.items():
         history = torch.tensor(part.inertia_history, dtype=torch.float64)
-        history_SL[number], history_SL[number, : len(history)] = history[-1], history
-    return tuple(history_SL.sum(dim=0).tolist())
+        history_SI[number], history_SI[number, : len(history)] = history[-1], history
+    return tuple(history_SI.sum(dim=0).tolist())

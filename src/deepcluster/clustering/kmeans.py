@@ -1,6 +1,6 @@
 """Step 3: cluster the points. `lloyd` is the algorithm; `KMeans` checks its input, draws the start and calls it.
 
-N points on this rank, P components, K clusters; R of the points.
+N points on this rank, P components, K clusters; R rows and C centroids of a search.
 """
 
 from dataclasses import dataclass
@@ -181,8 +181,8 @@ class KMeans:
     """
 
     explanation: ClassVar[str] = (
-        "k-means starts from random images and repeats two steps: each image joins the cluster with the nearest centroid, and "
-        "each centroid moves to the mean of its images. A cluster that becomes empty takes half of a large one."
+        "k-means starts from random images and repeats two steps: each image joins the cluster with the nearest centroid, "
+        "and each centroid moves to the mean of its images. A cluster that becomes empty takes half of a large one."
     )
 
     def __init__(
@@ -231,12 +231,8 @@ class KMeans:
         """Cluster the points of all ranks; return the assignment of the points of this rank.
 
         Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            points_NP, seed, ranks, advance: see `Clusterer.fit`; however the rows are split over ranks, the result is the same.
             start_KP: initial centroids, instead of drawn ones.
-            seed: of the start.
-            ranks: the processes over which the rows are split, in the order of the ranks; however they are split, the
-                result is the same.
-            advance: called after each assignment; may raise to stop.
 
         Raises:
             InputError: fewer clusters than 1 or more than points; a start that is not (K, P).

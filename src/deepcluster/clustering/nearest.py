@@ -1,13 +1,13 @@
-"""The nearest centroid of each point: a quick coarse product rules out nearly all, float32 decides among the rest.
+"""The nearest centroid of each point: a fast coarse product rules out nearly all, float32 decides among the rest.
 
-Products of 8-bit integers or bf16 numbers are two to five times as fast as float32's. Their error is bounded (rounded
-vectors differ from the true ones by residuals whose length is known; Cauchy–Schwarz does the rest), so a centroid whose
-bound lies below the score of the best one known can't win. The few that could are compared in float32: labels and
-distances never depend on the coarse product, on blocks, threads or ranks.
+Products of 8-bit integers or bf16 numbers are two to five times as fast as those of float32. Their error is bounded (rounded
+vectors differ from the true ones by residuals of known length, and Cauchy-Schwarz applies), so a centroid whose bound is
+below the score of the best known one can't win. The few that could are compared in float32: labels and distances do not
+depend on the coarse product, on blocks, threads or ranks.
 
-N points, R of them in a search, B of them in a block; P components; K centroids, C of them in a search, in G groups;
-Q pairs of a point and a centroid.
-Scores are x·c - |c|²/2 with x and c measured from the points' mean: the nearest centroid has the highest score.
+N points, R of them in a search, B of them in a block; P components; K centroids, C candidates of a search, in G groups of
+H; Q pairs of a point and a centroid.
+Scores are x·c - |c|²/2 with x and c relative to the mean of the points: the nearest centroid has the highest score.
 """
 
 from collections.abc import Callable
@@ -34,20 +34,21 @@ from deepcluster.clustering.coarse import (
 )
 from deepcluster.clustering.parallel import BLOCK_ROWS, blocks_of, map_blocks
 
-# Scores of a block of points, never an N × K matrix. They leave the core's own cache, but fewer would keep threads waiting
-# for Python: on two, 2^19 took 1.4 times as long (benchmarks/kmeans.py). A GPU wants larger blocks.
+# Scores of a block of points, never an N × K matrix. They exceed a core's own cache, but with fewer, threads wait for
+# Python: two threads took 1.4 times as long with 2^19 (benchmarks/kmeans.py). A GPU wants larger blocks.
 BLOCK_SCORES = 1 << 21
 BLOCK_SCORES_GPU = 1 << 26
 LEAST_BLOCK_ROWS = 128
-# Points that the fused kernel takes at once: what is copied for them stays small beside the points.
+# Points per launch of the fused kernel: the copies made for them stay small beside the points.
 FUSED_ROWS = 1 << 18
-# Where a coarse product leaves more candidates than one a point, and one more for so many centroids, a finer one is
-# quicker: a candidate takes as long as some 250 scores (0.3 µs).
-COLUMNS_A_CANDIDATE = 256
-# Centroids in a group: bounds are looked at group by group first. The largest of 64 takes 0.05 ns a score, its place 0.9.
+# If a coarse product leaves more candidates per point than one, plus one for this many centroids, a finer product is faster:
+# a candidate takes as long as some 250 scores (0.3 µs).
+COLUMNS_PER_CANDIDATE = 256
+# Centroids in a group: bounds are first reduced to the largest of each group, 0.05 ns per score; its position takes 0.9.
 GROUP = 64
 
 
+# labels_B and squared_B.
 # labels_B and squared distances_B.
 Known = tuple[Tensor, Tensor]
 # `nearest_triton.best_two`, or a function with the same arguments and results.
@@ -56,13 +57,13 @@ BestTwo = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Nearest:
-    """What a search found, for R points.
+    """Result of a search for R points.
 
     Attributes:
-        labels_R: the nearest centroid; the lower number where two are equally near.
+        labels_R: the nearest centroid; of equally near ones the lower number.
         squared_R: squared distance to it.
-        others_R: every other centroid that was searched is at least as far as this squared distance; a centroid that equals
-            one before it is not searched.
+        others_R: lower bound of the squared distance to every other centroid that was searched; a centroid that equals one
+            before it is not searched.
     """
 
     labels_R: Tensor
@@ -70,20 +71,21 @@ class Nearest:
     others_R: Tensor
 
     def put(self, rows: slice | Tensor, part: "Nearest") -> None:
-        """Write what was found for some of the points."""
+        """Store the result of some of the points."""
         self.labels_R[rows], self.squared_R[rows], self.others_R[rows] = part.labels_R, part.squared_R, part.others_R
 
 
 def squared_distances(points_QP: Tensor, centroids_QP: Tensor) -> Tensor:
-    """Squared distance of each pair of rows, from the difference itself, which does not cancel."""
+    """Return the squared distance of each pair of rows, computed from the difference, which does not cancel."""
     return (points_QP - centroids_QP).square_().sum(dim=1)
 
 
 class NearestSearch:
-    """Searches the nearest centroids of the same points again and again, as Lloyd's iterations do.
+    """Repeated search for the nearest centroids of the same points, as in Lloyd's iterations.
 
     Args:
         points_NP: float32, finite.
+# labels_B and squared_B.
         kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
         best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
     """
@@ -108,14 +110,14 @@ class NearestSearch:
         self.first_K = torch.empty(0, dtype=torch.bool, device=points_NP.device)
 
     def use(self, centroids_KP: Tensor) -> None:
-        """Search among these centroids from now on."""
+        """Set the centroids of the following searches."""
         self.centroids_KP = centroids_KP
         self.centred_KP = centroids_KP - self.mean_P
         self.half_norms_K = self.centred_KP.square().sum(dim=1) / 2
         self.first_K = first_of_equals(centroids_KP)
 
     def squared_distances(self, rows_R: slice | Tensor, labels_R: Tensor) -> Tensor:
-        """Squared distances of the points `rows_R` to the centroids `labels_R`."""
+        """Return the squared distances of the points `rows_R` to the centroids `labels_R`."""
         squared_R = torch.empty(len(labels_R), device=labels_R.device)
 
         def work(block: slice) -> None:
@@ -135,13 +137,13 @@ class NearestSearch:
         labels_R: Tensor | None = None,
         squared_R: Tensor | None = None,
     ) -> Nearest:
-        """The nearest among a known centroid of each point and the centroids `columns_C`.
+        """Return the nearest among a known centroid of each point and the centroids `columns_C`.
 
         Args:
-            rows_R: points to search for, ascending; all by default.
-            columns_C: centroids to search among, ascending; all by default.
-            labels_R, squared_R: a centroid of each point and the squared distance to it; both or none. Without
-                them `columns_C` must be left out.
+            rows_R: the points, ascending; all by default.
+            columns_C: the centroids, ascending; all by default.
+            labels_R, squared_R: the known centroid of each point and the squared distance to it; both or none. Without
+                them, `columns_C` must be left out.
         """
         n_rows = len(self.points_NP) if rows_R is None else len(rows_R)
         device = self.points_NP.device
@@ -163,7 +165,7 @@ class NearestSearch:
 
         blocks = blocks_of(slice(0, n_rows), among.block_rows)
         while blocks:
-            # The first block is a trial; it also makes what all need.
+            # The first block is a trial; it also caches what all blocks need.
             if work(blocks[0]):
                 done = [True, *map_blocks(work, blocks[1:], device)]
                 blocks = [block for block, well in zip(blocks, done, strict=True) if not well]
@@ -173,7 +175,7 @@ class NearestSearch:
         return found
 
     def coarse(self, rows: slice | Tensor, kind: torch.dtype) -> Coarse:
-        """Points in fewer bits; 8-bit ones are kept, for they are needed at every iteration."""
+        """Return points in fewer bits; 8-bit ones are cached, as every iteration needs them."""
         if kind != torch.int8:
             return round_rows(self.points_NP[rows] - self.mean_P, kind)
         if self.integers is None:
@@ -194,7 +196,7 @@ class NearestSearch:
 
 
 class _Columns:
-    """Centroids made ready for one search."""
+    """Centroids prepared for one search."""
 
     def __init__(self, owner: NearestSearch, columns_C: Tensor | None, kind: torch.dtype) -> None:
         self.owner, self.kind = owner, kind
@@ -221,13 +223,13 @@ class _Columns:
         self.block_rows = FUSED_ROWS if self.best_two else max(LEAST_BLOCK_ROWS, scores // max(1, self.n_columns))
 
     def search(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
-        """The nearest for a block of points; None where a finer product would be quicker."""
+        """Return the nearest for a block of points; None if a finer product would be faster."""
         if known is not None and not self.n_columns:
             return Nearest(*known, torch.full_like(known[1], torch.inf))
         return self._fused(rows, known, self.best_two) if self.best_two else self._plain(rows, known)
 
     def _plain(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
-        """All bounds of the block; contested points try their best candidate first, then whatever is still possible."""
+        """Compute all bounds of the block; contested points try their best candidate first, then all possible ones."""
         half_norms_B = self.owner.half_norms_N[rows]
         bounds_BC, unit, slack_B = self._bounds(self.owner.coarse(rows, self.kind), half_norms_B)
         base_B = half_norms_B - slack_B
@@ -251,12 +253,12 @@ class _Columns:
         if self.kind == torch.int8:
             least_Q = (least_Q.floor_() - 1).clamp_(-INT_OFFSET - INT_SUM, INT_OFFSET).int()
         points_P, columns_P = _candidates(bounds_QC, groups_QG, still, least_Q)
-        if self.kind in FINER and len(points_P) > len(base_B) * (1 + self.n_columns / COLUMNS_A_CANDIDATE):
+        if self.kind in FINER and len(points_P) > len(base_B) * (1 + self.n_columns / COLUMNS_PER_CANDIDATE):
             return None
         return self._settle(found, rows, contested[points_P], columns_P)
 
     def _fused(self, rows: slice | Tensor, known: Known | None, best_two: BestTwo) -> Nearest | None:
-        """One kernel gives the best two bounds; points with more candidates than one are searched again."""
+        """Compute the best two bounds in one kernel; search points with more than one candidate again."""
         half_norms_B = self.owner.half_norms_N[rows]
         points = self.owner.coarse(rows, self.kind)
         offset_C, slack_B = self._offsets(points, half_norms_B)
@@ -283,7 +285,7 @@ class _Columns:
         return labels_B, self.owner.squared_distances(rows, labels_B)
 
     def _duel(self, found: Nearest, rows: slice | Tensor, points_Q: Tensor, column_Q: Tensor, seconds_Q: Tensor) -> None:
-        """Compare what some points have with one candidate each, in float32; all others are as far as `seconds_Q`."""
+        """Compare some points' nearest with one candidate each, in float32; all others are at least `seconds_Q` away."""
         labels_Q = self.columns_C[column_Q]
         squared_Q = self.owner.squared_distances(_rows(rows, points_Q), labels_Q)
         own_labels_Q, own_Q = found.labels_R[points_Q], found.squared_R[points_Q]
@@ -293,7 +295,7 @@ class _Columns:
         found.others_R[points_Q] = torch.minimum(seconds_Q, torch.maximum(squared_Q, own_Q))
 
     def _settle(self, found: Nearest, rows: slice | Tensor, points_P: Tensor, columns_P: Tensor) -> Nearest:
-        """Compare what points have with any number of candidates, pair by pair, in float32."""
+        """Compare points' nearest with any number of candidates, pair by pair, in float32."""
         if not len(points_P):
             return found
         labels_B, squared_B = found.labels_R, found.squared_R
@@ -307,10 +309,10 @@ class _Columns:
         return Nearest(nearest_label_B, nearest_B, others_B)
 
     def _offsets(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Offset_C, slack_B: the score of no point at a centroid is above their coarse product - offset + slack."""
+        """Return offset_C, slack_B: no score of a point and a centroid exceeds their coarse product - offset + slack."""
         residual, length = points.residual_R.mean(), points.length_R.mean()
         if self.kind == torch.int8:
-            # Offsets must fit 32 bits; what is above the limit goes into the slack.
+            # Offsets must fit 32 bits; the excess goes into the slack.
             most = INT_OFFSET / 2 * points.step * self.coarse.step
             residual = residual.clamp(max=most / max(self.longest, LEAST_STEP))
             length = length.clamp(max=most / max(self.largest_residual, LEAST_STEP))
@@ -320,7 +322,7 @@ class _Columns:
         return self.half_norms_C - residual * self.lengths_C - length * self.residual_C, slack_B
 
     def _bounds(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, float, Tensor]:
-        """Bounds_BC, unit, slack_B: the score of no point at a centroid is above bound · unit + slack."""
+        """Return bounds_BC, unit, slack_B: no score of a point and a centroid exceeds bound · unit + slack."""
         offset_C, slack_B = self._offsets(points, half_norms_B)
         product_KB = self.coarse.rounded_RP.T
         if self.kind == torch.int8:
@@ -334,42 +336,42 @@ class _Columns:
 
 
 def _rows(rows: slice | Tensor, points: Tensor) -> Tensor:
-    """Rows of some points of a block."""
+    """Return the rows of some points of a block."""
     return points + rows.start if isinstance(rows, slice) else rows[points]
 
 
 def _leave_out(bounds_BC: Tensor, column_B: Tensor, lowest: float) -> None:
-    """Set one bound of each row to the lowest number, in place; none where the column is -1."""
+    """Set one bound of each row to the lowest number, in place; none if the column is -1."""
     place_B1 = column_B[:, None]
     bounds_BC.scatter_(1, place_B1.clamp(min=0), torch.where(place_B1 >= 0, lowest, bounds_BC[:, :1]))
 
 
 def _as_squares(base_B: Tensor, groups_BG: Tensor, unit: float) -> Tensor:
-    """The squared distances that the largest bounds stand for; infinity where a row has none left."""
+    """Return the squared distances of the largest bounds; infinity if a row has none left."""
     largest_B = groups_BG.amax(dim=1)
     squares_B = 2 * (base_B - largest_B * unit)
     return squares_B if largest_B.is_floating_point() else squares_B.masked_fill_(largest_B <= -INT_NOWHERE, torch.inf)
 
 
 def _best_columns(bounds_BC: Tensor, groups_BG: Tensor) -> Tensor:
-    """The column of each row's largest bound: the largest group first, then inside it."""
+    """Return the column of each row's largest bound: first the group, then the position inside."""
     group_B = groups_BG.argmax(dim=1)
     first_B = torch.arange(len(bounds_BC), device=bounds_BC.device) * groups_BG.shape[1]
     return group_B * GROUP + bounds_BC.view(-1, GROUP).index_select(0, first_B + group_B).argmax(dim=1)
 
 
 def _candidates(bounds_QC: Tensor, groups_QG: Tensor, still: Tensor, least_Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of all bounds of the rows `still` that reach their row's least."""
+    """Return rows and columns of all bounds of the rows `still` that reach the row's least."""
     which, group = (groups_QG.index_select(0, still) >= least_Q[still, None]).nonzero(as_tuple=True)
     points = still[which]
-    inside_XE = bounds_QC.view(-1, GROUP).index_select(0, points * groups_QG.shape[1] + group)
-    which, inside = (inside_XE >= least_Q[points, None]).nonzero(as_tuple=True)
+    inside_QH = bounds_QC.view(-1, GROUP).index_select(0, points * groups_QG.shape[1] + group)
+    which, inside = (inside_QH >= least_Q[points, None]).nonzero(as_tuple=True)
     return points[which], group[which] * GROUP + inside
 
 
 def first_of_equals(rows_KP: Tensor) -> Tensor:
-    """Which rows have no equal before them, as a mask (K): the others can never be the nearest with the lowest number."""
-    # Drawn ones: with evenly spaced weights many rows of small whole numbers would have the same sum.
+    """Return a mask (K) of the rows without an equal before them: the others are never the nearest of the lowest number."""
+    # Random weights: with evenly spaced ones many rows of small integers would have the same sum.
     weights_P = torch.rand(rows_KP.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weights_P = weights_P.to(rows_KP.device)
     mark_K = torch.cat([(block.double() * weights_P).sum(dim=1) for block in rows_KP.split(BLOCK_ROWS)])
@@ -383,7 +385,7 @@ def first_of_equals(rows_KP: Tensor) -> Tensor:
 
 
 def nearest_centroids(points_NP: Tensor, centroids_KP: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels_N and squared distances_N of each point's nearest centroid, exact in float32; ties go to the lower number."""
+    """Return labels_N and squared_N of each point's nearest centroid, exact in float32; ties go to the lower number."""
     search = NearestSearch(points_NP.float())
     search.use(centroids_KP.float())
     found = search.search()

@@ -2,12 +2,12 @@
 
 N points, P components, K centroids; S slots, the positions in a tile of centroids.
 
-A program holds BLOCK_N points and passes over all centroids, BLOCK_K at a time. Each slot keeps the best two of the
-bounds that came by it, element by element; the slots of a point meet once, after the last tile. To reduce each tile
-instead takes 10 instructions that compare or select a bound in place of 7 (9 with own centroids); at P = 256 these 7
-keep an H100 about as long as the product itself (counted in the code compiled for it).
+A program holds BLOCK_N points and passes over all centroids, BLOCK_K at a time. Each slot keeps the best two bounds at its
+position, element by element; the slots of a point are reduced once, after the last tile. Reducing each tile instead takes
+10 instructions per bound that compare or select, not 7 (9 with own centroids); at P = 256 these 7 take an H100 about as long
+as the product itself (counted in the code compiled for it).
 
-Triton comes with torch's CUDA builds. It is imported at the first call: this module needs neither it nor a GPU.
+Triton is part of torch's CUDA builds. It is imported at the first call: this module needs neither it nor a GPU.
 """
 
 # triton reads the kernel's annotations as text.
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 Precision = Literal["ieee", "tf32x3", "tf32"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.int8, torch.float32)
-# A point of up to so many bytes stays in shared memory for the whole pass; longer ones, and float32, come in chunks.
+# Points of up to this many bytes stay in shared memory for the whole pass; longer ones, and float32, are read in chunks.
 WHOLE_BYTES = 512
 CHUNK = {torch.bfloat16: 64, torch.float16: 64, torch.int8: 64, torch.float32: 32}
 # Centroids are padded to a multiple of this, so that the loop needs no masks: 8 % fewer instructions.
 LARGEST_BLOCK_K = 64
-# Below so many multiply-adds (some 0.1 ms on an H100) the first tile will do; from there on the fastest is looked for,
-# on at most so many rows and centroids.
+# Below this many multiply-adds (some 0.1 ms on an H100) the first tile is used; above, the fastest is measured, on at most
+# this many rows and centroids.
 TUNE_FROM = 1 << 34
 TUNE_ROWS, TUNE_CENTROIDS = 1 << 16, 1 << 14
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How the work is cut: points and centroids of a product, warps of a program, stages of the centroids' pipeline."""
+    """Division of the work: points and centroids of a product, warps of a program, stages of the centroids' pipeline."""
 
     rows: int
     centroids: int
@@ -53,9 +53,9 @@ class Tile:
     stages: int
 
 
-# The first needs 96 KiB of shared memory for points of 512 bytes, which any GPU from sm_80 on has. Of the first two an
-# H100's multiprocessor takes two programs, one of which multiplies while the other compares. The third is for float32,
-# whose products, made without tensor cores, need registers too. None spills registers at 256 components of bfloat16 or int8.
+# The first needs 96 KiB of shared memory for points of 512 bytes, which any GPU from sm_80 on has. An H100's multiprocessor
+# runs two programs of the first two tiles, one of which multiplies while the other compares. The third is for float32, whose
+# products, without tensor cores, need registers too. None spills registers at 256 components of bfloat16 or int8.
 TILES = (
     Tile(128, 32, 8, 2),
     Tile(128, 32, 8, 3),
@@ -67,7 +67,7 @@ TILES = (
 
 @dataclass(frozen=True)
 class _Problem:
-    """What the kernel is given; rows of `centroids_KP` are padded as `_padded` does, `offsets_K` with infinity."""
+    """Arguments of the kernel; `centroids_KP` is padded by `_padded`, `offsets_K` with infinity."""
 
     points_NP: Tensor
     centroids_KP: Tensor
@@ -81,9 +81,9 @@ class _Problem:
 
 @functools.cache
 def available(device: torch.device | str) -> bool:
-    """Whether `best_two` runs on this device: a CUDA GPU from sm_80 on, triton, and all that it needs to compile.
+    """Return whether `best_two` runs on this device: a CUDA GPU from sm_80 on, triton, and all that it needs to compile.
 
-    The first call for a device tries it on one point; where that fails it warns, with the reason.
+    The first call for a device tries it on one point and warns, with the reason, if that fails.
     """
     device = torch.device(device)
     if device.type != "cuda" or not torch.cuda.is_available() or torch.version.cuda is None:
@@ -107,28 +107,28 @@ def best_two(
     own_N: Tensor | None = None,
     precision: Precision = "ieee",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The highest and the second highest of bound[n, k] = scale · (points_n · centroids_k) - offsets_k over k ≠ own_n.
+    """Return the two highest of bound[n, k] = scale · (points_n · centroids_k) - offsets_k over k ≠ own_n.
 
-    The same bits at every run: nothing is added in an order left to chance. Values must be finite, except that an
-    offset of infinity leaves its centroid out.
+    The result is the same bits at every run: the order of additions is fixed. Values must be finite, except that an offset
+    of infinity leaves its centroid out.
 
     Args:
         points_NP: bfloat16, float16, int8 or float32, with any strides.
-        centroids_KP: of the same type. Products are added up in float32, those of int8 exactly in int32.
+        centroids_KP: of the same type. Products are accumulated in float32, those of int8 exactly in int32.
         offsets_K: float32.
-        scale: of the products, once they are float32.
+        scale: factor of the products, applied in float32.
         own_N: int32 or int64; the centroid that a point leaves out, -1 for none.
-        precision: of float32 products: exact to float32 ("ieee"), or on tensor cores in three passes, nearly as exact
-            ("tf32x3"), or in one, with 11 bits ("tf32"). The other types know but one.
+        precision: of float32 products: "ieee", or on tensor cores "tf32x3" (three passes, nearly as exact) or "tf32" (one
+            pass, 11 bits). Other types ignore it.
 
     Returns:
-        best_N: float32, the highest bound; -infinity where nothing is left.
-        index_N: int64, its centroid, the lower number where two are equally high; -1 where nothing is left.
-        second_N: float32, the highest bound of the other centroids, equal to best where two are equally high;
-            -infinity where fewer than two are left.
+        best_N: float32, the highest bound; -infinity if none is left.
+        index_N: int64, its centroid, of equally high ones the lower number; -1 if none is left.
+        second_N: float32, the highest bound of the other centroids, equal to best if two are equally high; -infinity if
+            fewer than two are left.
 
     Raises:
-        InputError: shapes, types or devices that do not fit together.
+        InputError: shapes, types or devices that do not match.
     """
     _check(points_NP, centroids_KP, offsets_K, own_N)
     rows, device = len(points_NP), points_NP.device
@@ -159,7 +159,7 @@ def _check(points_NP: Tensor, centroids_KP: Tensor, offsets_K: Tensor, own_N: Te
     if len(centroids_KP) < 1 or points_NP.shape[1] < 1:
         raise InputError(f"there must be at least one centroid and one component: {shapes}")
     if offsets_K.shape != centroids_KP.shape[:1] or (own_N is not None and own_N.shape != points_NP.shape[:1]):
-        raise InputError(f"offsets must have one value a centroid, own one a point: {shapes}")
+        raise InputError(f"offsets must have one value per centroid, own one per point: {shapes}")
     if points_NP.dtype not in DTYPES or centroids_KP.dtype != points_NP.dtype or offsets_K.dtype != torch.float32:
         raise InputError(f"points and centroids must both be one of {DTYPES}, offsets float32: {shapes}")
     if own_N is not None and own_N.dtype not in (torch.int32, torch.int64):
@@ -169,14 +169,14 @@ def _check(points_NP: Tensor, centroids_KP: Tensor, offsets_K: Tensor, own_N: Te
 
 
 def _block_P(dtype: torch.dtype, size: int) -> int:
-    """How many components of a point are multiplied at once: all, rounded up to a power of two, or a chunk."""
+    """Return how many components are multiplied at once: all, rounded up to a power of two, or a chunk."""
     if dtype == torch.float32 or size * dtype.itemsize > WHOLE_BYTES:
         return CHUNK[dtype]
     return max(32, 1 << (size - 1).bit_length())
 
 
 def _padded(centroids_KP: Tensor) -> Tensor:
-    """Zeros after the last component and the last centroid, so that no tile reaches out of the tensor."""
+    """Pad with zeros after the last component and the last centroid, so that no tile exceeds the tensor."""
     n_centroids, size = centroids_KP.shape
     more = (0, -size % _block_P(centroids_KP.dtype, size), 0, -n_centroids % LARGEST_BLOCK_K)
     return pad(centroids_KP, more).contiguous() if any(more) else centroids_KP.contiguous()
@@ -186,13 +186,13 @@ _fastest: dict[tuple[Any, ...], Tile] = {}
 
 
 def _tile(problem: _Problem) -> Tile:
-    """The fastest tile for problems of about this size; found once a process, by trying all on a part of this one."""
+    """Return the fastest tile for problems of about this size; measured once per process, on a part of this one."""
     rows = min(len(problem.points_NP), TUNE_ROWS)
     centroids = min(problem.n_centroids, TUNE_CENTROIDS)
     work = len(problem.points_NP) * problem.centroids_KP.numel()
     if work < TUNE_FROM or not problem.points_NP.is_cuda:
         return TILES[0]
-    # Powers of two: numbers of centroids that change a little from call to call, by pruning, do not tune again.
+    # Powers of two: small changes of the number of centroids from call to call do not tune again.
     key = (
         problem.points_NP.device,
         problem.points_NP.dtype,
@@ -208,7 +208,7 @@ def _tile(problem: _Problem) -> Tile:
 
 
 def _milliseconds(problem: _Problem, tile: Tile, rows: int, centroids: int) -> float:
-    """How long a launch takes, after a first one that compiles; infinity where the tile does not fit the GPU."""
+    """Return the time of a launch, after a first one that compiles; infinity if the tile does not fit the GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     try:
         _launch(problem, tile, rows, centroids)
@@ -226,7 +226,7 @@ def _milliseconds(problem: _Problem, tile: Tile, rows: int, centroids: int) -> f
 def _launch(problem: _Problem, tile: Tile, rows: int, centroids: int) -> None:
     """Fill the first `rows` of the outputs from the first `centroids`."""
     points_NP = problem.points_NP
-    # On the CPU triton's interpreter runs the kernel (the tests do); there is no device to choose.
+    # On the CPU triton's interpreter runs the kernel (in tests); there is no device to choose.
     with torch.cuda.device(points_NP.device if points_NP.is_cuda else -1):
         _kernel()[(-(-rows // tile.rows),)](
             points_NP,
@@ -252,7 +252,7 @@ def _launch(problem: _Problem, tile: Tile, rows: int, centroids: int) -> None:
 
 @functools.cache
 def _kernel() -> Any:
-    """The kernel, ready to be launched; `tl` becomes a name of this module, where triton looks for it."""
+    """Return the kernel, ready for launch; `tl` becomes a name of this module, where triton looks for it."""
     globals()["tl"] = importlib.import_module("triton.language")
     # N and K change from call to call; one compiled kernel serves them all.
     return importlib.import_module("triton").jit(_best_two, do_not_specialize=["N", "K"])

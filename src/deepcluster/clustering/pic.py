@@ -1,10 +1,11 @@
-"""Step 3': a graph of nearest neighbours, and power iteration clustering on it; it finds the number of clusters itself.
+"""Step 3, variant: power iteration clustering on a graph of nearest neighbours; it finds the number of clusters itself.
 
-What DeepCluster's authors used beside k-means (the PIC class of their published code; after Lin and Cohen, Power Iteration
-Clustering, ICML 2010). A walk on the graph gives every image a density; each image then goes to the neighbour that draws
-it most, and so up to a local maximum; a cluster is what ends in one maximum.
+DeepCluster's authors used it besides k-means (the PIC class of their published code; after Lin and Cohen, Power Iteration
+Clustering, ICML 2010). A random walk on the graph gives every image a density; each image then moves to the neighbour that
+attracts it most, and so up to a local maximum; the images that end in one maximum are a cluster.
 
-N points, P components, K clusters, E edges.
+N points on this rank, T finite points of all ranks, P components, K clusters; J neighbours of each point, E edges, O
+images in clusters of one.
 """
 
 from dataclasses import replace
@@ -23,8 +24,8 @@ from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.work import Advance, no_advance
 
-# The bandwidth of the published code. On whitened rows of unit length neighbours are at squared distances near 1, so that
-# their weights, e^-25 and less, no longer move the density: every image is a cluster of its own.
+# The bandwidth of the published code. On whitened rows of unit length, squared distances of neighbours are near 1, so that
+# their weights, at most e^-25, no longer move the density: every image is a cluster of its own.
 PUBLISHED_SIGMA = 0.2
 ITERATIONS = 200
 # Shares above which a result is called degenerate.
@@ -35,15 +36,15 @@ Integers = NDArray[np.int64]
 
 
 class PowerIterationClustering:
-    """Power iteration clustering with the names of scikit-learn; deterministic.
+    """Power iteration clustering in the manner of scikit-learn; deterministic.
 
     Args:
-        n_neighbours: edges from each image, to its nearest.
-        sigma: bandwidth of the kernel exp(-d²/σ²); "auto" takes the median of d² over all edges (copies aside) as σ², so
-            that a usual edge weighs 1/e. 0.2 (`PUBLISHED_SIGMA`) in the published code.
-        alpha: share of the density that walks along edges at each iteration; the rest is spread over all images.
-        iterations: steps of the walk; it ends early where the density rests, which changes nothing.
-        distribute_singletons: a cluster of one joins that of its nearest neighbour that is in a larger one.
+        n_neighbours: number of edges from each image, to its nearest neighbours.
+        sigma: bandwidth of the kernel exp(-d²/σ²); "auto" takes the median of d² over all edges (except between copies) as
+            σ², so that a usual edge weighs 1/e. 0.2 (`PUBLISHED_SIGMA`) in the published code.
+        alpha: share of the density that walks along edges in each iteration; the rest is spread over all images.
+        iterations: steps of the walk; fewer once the density no longer changes, with the same result.
+        distribute_singletons: let a cluster of one join the cluster of its nearest neighbour that is in a larger one.
     """
 
     explanation: ClassVar[str] = (
@@ -94,9 +95,8 @@ class PowerIterationClustering:
         result says so if it is degenerate. Each rank gathers all points and makes the same graph.
 
         Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            points_NP, ranks: see `Clusterer.fit`.
             seed: not used: the result is deterministic.
-            ranks: the processes over which the rows are split, in the order of the ranks.
             advance: called with 0 during the search for neighbours, which takes most of the time, and with 1 after each step
                 of the walk; may raise to stop.
 
@@ -122,9 +122,9 @@ class PowerIterationClustering:
             exclude_self=True,
             advance=lambda _: advance(0),
         )
-        squared_NE, indices_NE = squared.cpu().double().numpy(), indices.cpu().numpy()
-        sigma = auto_sigma(squared_NE) if self.sigma == "auto" else self.sigma
-        found_T = self.partition(squared_NE, indices_NE, sigma=sigma, advance=advance)
+        squared_TJ, indices_TJ = squared.cpu().double().numpy(), indices.cpu().numpy()
+        sigma = auto_sigma(squared_TJ) if self.sigma == "auto" else self.sigma
+        found_T = self.partition(squared_TJ, indices_TJ, sigma=sigma, advance=advance)
         labels_T = torch.from_numpy(found_T).to(points_TP.device)
         centroids_KP = cluster_means(points_TP, labels_T, int(found_T.max()) + 1)
         distances_T = member_distances(points_TP, labels_T, centroids_KP)
@@ -134,7 +134,7 @@ class PowerIterationClustering:
             distances_T,
             centroids_KP,
             inertia_history=(float(distances_T.double().square().sum()),),
-            remark=_remark(found_T, squared_NE, sigma),
+            remark=_remark(found_T, squared_TJ, sigma),
         )
         return replace(whole, labels_N=whole.labels_N[own], distances_N=whole.distances_N[own])
 
@@ -148,38 +148,38 @@ class PowerIterationClustering:
 
     def partition(
         self,
-        squared_NE: Floats,
-        indices_NE: Integers,
+        squared_TJ: Floats,
+        indices_TJ: Integers,
         *,
         sigma: float,
         advance: Advance = no_advance,
     ) -> Integers:
-        """Labels_N of images whose nearest neighbours, and the squared distances to them, are known."""
-        graph = neighbour_graph(squared_NE, indices_NE, sigma)
-        flow_N = walk(graph, self.alpha, self.iterations, advance)
-        maxima_N = climb(graph, flow_N)
-        clusters_N = join_copies(maxima_N, squared_NE, indices_NE)
+        """Return labels_T, given the nearest neighbours of each image and the squared distances to them."""
+        graph = neighbour_graph(squared_TJ, indices_TJ, sigma)
+        flow_T = walk(graph, self.alpha, self.iterations, advance)
+        maxima_T = climb(graph, flow_T)
+        clusters_T = join_copies(maxima_T, squared_TJ, indices_TJ)
         if self.distribute_singletons:
-            clusters_N = without_singletons(clusters_N, indices_NE)
-        return number_by_size(clusters_N)
+            clusters_T = without_singletons(clusters_T, indices_TJ)
+        return number_by_size(clusters_T)
 
 
-def auto_sigma(squared_NE: Floats) -> float:
-    """The bandwidth with which the median edge weighs 1/e; edges between copies, of length 0, do not count."""
-    apart = squared_NE[squared_NE > 0]
+def auto_sigma(squared_TJ: Floats) -> float:
+    """Return the bandwidth with which the median edge weighs 1/e; edges between copies, of length 0, do not count."""
+    apart = squared_TJ[squared_TJ > 0]
     return float(np.sqrt(np.median(apart))) if len(apart) else 1.0
 
 
-def neighbour_graph(squared_NE: Floats, indices_NE: Integers, sigma: float) -> Any:
-    """The symmetric graph W = A + Aᵀ (SciPy CSR, N × N), a_ij = exp(-d_ij²/σ²) where j is a neighbour of i."""
+def neighbour_graph(squared_TJ: Floats, indices_TJ: Integers, sigma: float) -> Any:
+    """Return the symmetric graph W = A + Aᵀ (SciPy CSR, T × T), a_ij = exp(-d_ij²/σ²) if j is a neighbour of i."""
     from scipy.sparse import csr_array
 
-    n_images, n_neighbours = indices_NE.shape
-    # SciPy drops edges of weight 0 where it adds: they are kept until then.
+    n_images, n_neighbours = indices_TJ.shape
+    # SciPy drops edges of weight 0 in the addition: they are kept until then.
     least = np.finfo(np.float64).tiny
-    weights = np.exp(-squared_NE / sigma**2).clip(min=least).ravel()
+    weights = np.exp(-squared_TJ / sigma**2).clip(min=least).ravel()
     starts = np.arange(0, n_images * n_neighbours + 1, n_neighbours)
-    edges = csr_array((weights, indices_NE.ravel(), starts), shape=(n_images, n_images))
+    edges = csr_array((weights, indices_TJ.ravel(), starts), shape=(n_images, n_images))
     graph = (edges + edges.T).tocsr()
     graph.sort_indices()
     graph.data[graph.data <= 2 * least] = 0
@@ -187,85 +187,85 @@ def neighbour_graph(squared_NE: Floats, indices_NE: Integers, sigma: float) -> A
 
 
 def walk(graph: Any, alpha: float, iterations: int, advance: Advance = no_advance) -> Floats:
-    """What flows to each image (N) at the last step of v ← L1(alpha W v + (1 - alpha) / N), from v = 1 / N.
+    """Return what flows to each image (T) at the last step of v ← L1(alpha W v + (1 - alpha) / T), from v = 1 / T.
 
     L1 scales to a sum of 1. The flow W v orders the images as the density v does, which is the same number plus a large
     constant: where weights are small, rounding leaves nothing of their differences in v, and all of them in the flow.
     """
     n_images = graph.shape[0]
-    density_N: Floats = np.full(n_images, 1 / n_images)
-    flow_N: Floats = density_N
+    density_T: Floats = np.full(n_images, 1 / n_images)
+    flow_T: Floats = density_T
     for _ in range(iterations):
-        before_N, flow_N = density_N, graph @ density_N
-        density_N = alpha * flow_N + (1 - alpha) / n_images
-        density_N /= density_N.sum()
+        before_T, flow_T = density_T, graph @ density_T
+        density_T = alpha * flow_T + (1 - alpha) / n_images
+        density_T /= density_T.sum()
         advance(1)
-        if np.array_equal(density_N, before_N):
+        if np.array_equal(density_T, before_T):
             break
-    return flow_N
+    return flow_T
 
 
-def climb(graph: Any, flow_N: Floats) -> Integers:
-    """The local maximum that each image reaches, from neighbour to neighbour.
+def climb(graph: Any, flow_T: Floats) -> Integers:
+    """Return the local maximum that each image reaches, from neighbour to neighbour.
 
-    Image i goes to the j of the highest w_ij (flow_j - flow_i) above 0; the lower number where two are equal.
+    Image i moves to the j with the highest w_ij (flow_j - flow_i) above 0; of equal ones to the lower number.
     """
-    rows_E = np.repeat(np.arange(len(flow_N)), np.diff(graph.indptr))
-    pull_E = graph.data * (flow_N[graph.indices] - flow_N[rows_E])
-    strongest_N = np.maximum.reduceat(pull_E, graph.indptr[:-1])
-    candidates_E = np.where(pull_E == strongest_N[rows_E], graph.indices, len(flow_N))
-    next_N = np.minimum.reduceat(candidates_E, graph.indptr[:-1]).astype(np.int64)
-    next_N = np.where(strongest_N > 0, next_N, np.arange(len(flow_N)))
-    # The flow rises along every step, so there are no circles; steps are taken two, four, eight at a time.
-    while not np.array_equal(next_N, next_N[next_N]):
-        next_N = next_N[next_N]
-    return next_N
+    rows_E = np.repeat(np.arange(len(flow_T)), np.diff(graph.indptr))
+    pull_E = graph.data * (flow_T[graph.indices] - flow_T[rows_E])
+    strongest_T = np.maximum.reduceat(pull_E, graph.indptr[:-1])
+    candidates_E = np.where(pull_E == strongest_T[rows_E], graph.indices, len(flow_T))
+    next_T = np.minimum.reduceat(candidates_E, graph.indptr[:-1]).astype(np.int64)
+    next_T = np.where(strongest_T > 0, next_T, np.arange(len(flow_T)))
+    # The flow rises along every step, so there are no cycles; steps are taken two, four, eight at a time.
+    while not np.array_equal(next_T, next_T[next_T]):
+        next_T = next_T[next_T]
+    return next_T
 
 
-def join_copies(clusters_N: Integers, squared_NE: Floats, indices_NE: Integers) -> Integers:
-    """Clusters that share copies of one image (neighbours at distance 0) become one: copies draw each other equally."""
+def join_copies(clusters_T: Integers, squared_TJ: Floats, indices_TJ: Integers) -> Integers:
+    """Merge clusters that share copies of one image (neighbours at distance 0): copies attract each other equally."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    images, places = np.nonzero(squared_NE == 0)
+    images, places = np.nonzero(squared_TJ == 0)
     if not len(images):
-        return clusters_N
-    one, other = clusters_N[images], clusters_N[indices_NE[images, places]]
-    n_images = len(clusters_N)
+        return clusters_T
+    one, other = clusters_T[images], clusters_T[indices_TJ[images, places]]
+    n_images = len(clusters_T)
     links = coo_array((np.ones(len(one), dtype=np.int8), (one, other)), shape=(n_images, n_images))
-    parts_N: Integers = connected_components(links, directed=False)[1].astype(np.int64)
-    return parts_N[clusters_N]
+    parts_T: Integers = connected_components(links, directed=False)[1].astype(np.int64)
+    return parts_T[clusters_T]
 
 
-def without_singletons(clusters_N: Integers, indices_NE: Integers) -> Integers:
-    """Each cluster of one joins that of its nearest neighbour that is in a larger one; where there is none, it stays."""
-    larger_N = np.bincount(clusters_N, minlength=len(clusters_N))[clusters_N] > 1
-    alone = np.flatnonzero(~larger_N)
-    larger_AE = larger_N[indices_NE[alone]]
-    alone, first = alone[larger_AE.any(axis=1)], larger_AE.argmax(axis=1)[larger_AE.any(axis=1)]
-    joined_N = clusters_N.copy()
-    joined_N[alone] = clusters_N[indices_NE[alone, first]]
-    return joined_N
+def without_singletons(clusters_T: Integers, indices_TJ: Integers) -> Integers:
+    """Let each cluster of one join the cluster of its nearest neighbour that is in a larger one, if there is any."""
+    larger_T = np.bincount(clusters_T, minlength=len(clusters_T))[clusters_T] > 1
+    singles_O = np.flatnonzero(~larger_T)
+    larger_OJ = larger_T[indices_TJ[singles_O]]
+    singles_O, first_O = singles_O[larger_OJ.any(axis=1)], larger_OJ.argmax(axis=1)[larger_OJ.any(axis=1)]
+    joined_T = clusters_T.copy()
+    joined_T[singles_O] = clusters_T[indices_TJ[singles_O, first_O]]
+    return joined_T
 
 
-def number_by_size(clusters_N: Integers) -> Integers:
-    """Labels 0 … K-1, the largest cluster first; of equal ones, that of the earliest image."""
-    _, first_K, inverse_N, sizes_K = np.unique(clusters_N, return_index=True, return_inverse=True, return_counts=True)
+def number_by_size(clusters_T: Integers) -> Integers:
+    """Return labels 0 … K-1, the largest cluster first; of equal ones the one with the earliest image."""
+    _, first_K, inverse_T, sizes_K = np.unique(clusters_T, return_index=True, return_inverse=True, return_counts=True)
     number_K = np.empty(len(sizes_K), dtype=np.int64)
     number_K[np.lexsort((first_K, -sizes_K))] = np.arange(len(sizes_K))
-    return number_K[inverse_N]
+    return number_K[inverse_T]
 
 
-def _remark(labels_N: Integers, squared_NE: Floats, sigma: float) -> str:
-    """What a person should know of a degenerate result; empty where there is nothing."""
-    sizes_K = np.bincount(labels_N)
+def _remark(labels_T: Integers, squared_TJ: Floats, sigma: float) -> str:
+    """Return what the user should know about a degenerate result; empty if it is not."""
+    sizes_K = np.bincount(labels_T)
     singletons, largest = int((sizes_K == 1).sum()), int(sizes_K.max())
-    usual = auto_sigma(squared_NE)
+    usual = auto_sigma(squared_TJ)
     advice = f"sigma={sigma:.3g}; neighbours lie {usual:.3g} apart (median), and sigma='auto' would follow that"
-    if singletons > MANY_SINGLETONS * len(labels_N):
+    if singletons > MANY_SINGLETONS * len(labels_T):
         weight = np.exp(-((usual / sigma) ** 2))
-        what = f"{singletons:,} of {len(labels_N):,} images are clusters of their own"
+        what = f"{singletons:,} of {len(labels_T):,} images are clusters of their own"
         return f"{what}: the usual edge weighs {weight:.1g} ({advice})"
-    if largest > GIANT * len(labels_N):
-        return f"one cluster holds {largest:,} of {len(labels_N):,} images ({advice})"
+    if largest > GIANT * len(labels_T):
+        return f"one cluster holds {largest:,} of {len(labels_T):,} images ({advice})"
     return ""

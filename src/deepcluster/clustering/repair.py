@@ -1,6 +1,7 @@
 """Empty clusters: how they are refilled during the iterations of k-means, and after the last one.
 
-N points on this rank, P components, K clusters, E of them empty; R candidates of this rank, C of all ranks.
+N points on this rank, P components, K clusters, V of them empty; R rows of this rank and C of
+all ranks that are candidates.
 """
 
 import torch
@@ -31,10 +32,10 @@ def split_largest(centroids_KP: Tensor, sizes_K: Tensor, squares_K: Tensor, *, s
     large = large[: min(len(empty), int(splittable_K.sum()))]
     empty = empty[: len(large)]
     shape = len(empty), centroids_KP.shape[1]
-    signs_EP = torch.randint(2, shape, generator=torch.Generator().manual_seed(seed)).to(centroids_KP.device) * 2 - 1
+    signs_VP = torch.randint(2, shape, generator=torch.Generator().manual_seed(seed)).to(centroids_KP.device) * 2 - 1
     # A power of two, so that ranks and threads that sum the squares in another order agree.
-    spread_E = torch.exp2(torch.floor(torch.log2(squares_K[large] / sizes_K[large] / shape[1]) / 2))
-    centroids_KP[empty] = centroids_KP[large] + (SPLIT * spread_E[:, None] * signs_EP).float()
+    spread_V = torch.exp2(torch.floor(torch.log2(squares_K[large] / sizes_K[large] / shape[1]) / 2))
+    centroids_KP[empty] = centroids_KP[large] + (SPLIT * spread_V[:, None] * signs_VP).float()
     return len(empty)
 
 
@@ -65,10 +66,10 @@ def fill_empty(
     # All farther points of a candidate's cluster are candidates: its place among them is its place in its cluster.
     free = _place_in_cluster(labels_C[farthest], len(sizes_K)) < sizes_K[labels_C[farthest]] - 1
     first, _ = number_points(len(rows_R), ranks)
-    rows_EP = rows_of(points_NP[rows_R], first, farthest[free][: 2 * len(empty)], ranks)
-    rows_EP = rows_EP[first_of_equals(rows_EP)][: len(empty)]
-    centroids_KP[empty[: len(rows_EP)]] = rows_EP
-    return len(rows_EP)
+    rows_VP = rows_of(points_NP[rows_R], first, farthest[free][: 2 * len(empty)], ranks)
+    rows_VP = rows_VP[first_of_equals(rows_VP)][: len(empty)]
+    centroids_KP[empty[: len(rows_VP)]] = rows_VP
+    return len(rows_VP)
 
 
 def _place_in_cluster(labels_C: Tensor, n_clusters: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Initial centroids of Lloyd's iterations: random rows, or rows far from one another (k-means++).
 
-N points on this rank of T on all ranks, P components, K clusters; B bins. Points are numbered over all ranks, in the order
-of the ranks, and draws depend on these numbers only: however the points are split over ranks, the start is the same.
+N points on this rank of T on all ranks, P components, K clusters, W ranks, B bins. Points are numbered over all ranks, in
+the order of the ranks, and draws depend on these numbers only: however the points are split, the start is the same.
 """
 
 import torch

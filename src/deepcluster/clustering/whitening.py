@@ -1,6 +1,6 @@
-"""Step 2: shorten and whiten the features, then scale each row to unit length (section 3, implementation details).
+"""Step 2: reduce and whiten the features by PCA, then scale each row to unit length (section 3, implementation details).
 
-The rows may come in a stream, and be spread over ranks. N images, B rows of a batch, D features, P components after PCA.
+The rows may come in a stream and be split over ranks. N images on this rank, B rows of a batch, D features, P components.
 """
 
 import torch
@@ -11,29 +11,29 @@ from deepcluster.clustering.eigen import top_eigenvectors
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 
-# Rows that are added up, or transformed, at once.
+# Rows summed or transformed at once.
 BLOCK_ROWS = 2048
-# Columns of a product: only those at and below the diagonal are made, 0.56 of 4,096 × 4,096.
+# Columns per product: only panels at and below the diagonal are computed, 0.56 of 4,096 × 4,096.
 PANEL = 512
-# A component whose variance is below this share of the largest holds rounding errors, not data; so does one whose
-# deviation is below what float32 resolves at the mean.
+# A component with less than this share of the largest variance holds rounding errors, not data; so does one whose
+# deviation is below the resolution of float32 at the mean.
 RANK_TOLERANCE = 1e-6
 FLOAT32_EPSILON = 2.0**-23
 
 
 def working_bytes(dim: int) -> int:
-    """Most memory that a whitening of D features takes while rows are added to it and while it is finished."""
+    """Return the peak memory of a whitening of D features while rows are added and while it is finished."""
     return 12 * dim * dim + 8 * dim * max(BLOCK_ROWS, dim)
 
 
 class Whitening:
     """PCA to `n_components` with whitening; rows of `transform` have unit length (`unit_rows`).
 
-    Data of a lower rank than `n_components` give that many rows less: the missing components are zero. Rows are given all
-    at once, `fit`, or as they are made, `update` and at the end `finish`; how they are divided changes nothing, bit for bit.
+    If the rank of the data is below `n_components`, the missing components are zero. Rows are passed all at once (`fit`), or
+    in batches (`update`, and `finish` at the end); how they are divided does not change a bit of the result.
 
     Args:
-        n_components: P; no more than D.
+        n_components: P; at most D.
         unit_rows: scale the rows to unit length; rows of zeros stay zero.
         ranks: the processes over which the rows are split.
 
@@ -55,23 +55,23 @@ class Whitening:
         self._rows: Scatter | None = None
 
     def fit(self, features_ND: Tensor) -> "Whitening":
-        """Learn mean and components of these rows (of this rank's share of them).
+        """Learn mean and components from these rows, and those of the other ranks.
 
         Raises:
-            InputError: P is over D, there are no rows, or a value is not finite (the row is named).
+            InputError: P exceeds D, there are no rows, or a value is not finite (the row is named).
         """
         self._rows = None
         self.update(features_ND)
         return self.finish()
 
     def update(self, rows_BD: Tensor) -> None:
-        """Add rows, of any floating type, to those that `finish` will learn from; none is kept but of the last block.
+        """Add rows, of any floating type, to those that `finish` learns from; only the last block is kept in memory.
 
-        A rank that has no rows gives an empty tensor, once.
+        A rank without rows passes an empty tensor once.
 
         Raises:
-            InputError: P is over D, another D than before, or a value is not finite; the row is named by its place among
-                all rows of this rank, and may be told by a later call, or by `finish`.
+            InputError: P exceeds D, D differs from before, or a value is not finite: the row is named by its position among
+                all rows of this rank, possibly in a later call or in `finish`.
         """
         dim = rows_BD.shape[1]
         if self._rows is None:
@@ -79,11 +79,11 @@ class Whitening:
                 raise InputError(f"pca={self.n_components} must be between 1 and the {dim} features")
             self._rows = Scatter(dim, rows_BD.device)
         if dim != self._rows.dim:
-            raise InputError(f"rows of {dim} features come after rows of {self._rows.dim}")
+            raise InputError(f"rows of {dim} features follow rows of {self._rows.dim}")
         self._rows.add(rows_BD.detach())
 
     def finish(self) -> "Whitening":
-        """Learn mean and components of all rows since the last `finish`; over ranks a collective call.
+        """Learn mean and components from all rows since the last `finish`; a collective call of all ranks.
 
         Raises:
             InputError: there are no rows, or a value is not finite.
@@ -105,7 +105,7 @@ class Whitening:
         self._keep(n_images, mean_D, variance_P, vectors_DP, total_variance)
 
     def _learn_from_few(self, rows: "Scatter") -> None:
-        """Of fewer rows than features: the same by the N × N products of the rows, which is quicker."""
+        """Learn from fewer rows than features: the N × N products of the rows are faster and give the same."""
         centred_ND, mean_D = rows.centred_block()
         n_images, n_found = len(centred_ND), min(self.n_components, len(centred_ND))
         if n_images == 0:
@@ -122,7 +122,7 @@ class Whitening:
     def _keep(self, n_images: int, mean_D: Tensor, variance_P: Tensor, vectors_DP: Tensor, total_variance: float) -> None:
         self.mean_D = mean_D.float()
         variance_P = variance_P.clamp(min=0)
-        # The sign of an eigenvector is arbitrary: make its largest entry positive, so that every machine agrees.
+        # The sign of an eigenvector is arbitrary: make its largest entry positive on every machine.
         largest_P = vectors_DP.gather(0, vectors_DP.abs().argmax(dim=0, keepdim=True))
         vectors_DP = vectors_DP * largest_P.sign()
         rounding = len(mean_D) * (FLOAT32_EPSILON * self.mean_D.abs().max().double()).square()
@@ -134,7 +134,7 @@ class Whitening:
         self.explained = float(variance_P.sum()) / max(total_variance, 1e-300)
 
     def transform(self, features_ND: Tensor) -> Tensor:
-        """Points (N, P), float32, of features (N, D) of any floating type."""
+        """Return points (N, P), float32, of features (N, D) of any floating type."""
         points_NP = torch.empty(len(features_ND), self.n_components, device=features_ND.device)
         for rows, block in zip(points_NP.split(BLOCK_ROWS), features_ND.split(BLOCK_ROWS), strict=True):
             projected = (block - self.mean_D).float() @ self.components_DP
@@ -142,11 +142,11 @@ class Whitening:
         return points_NP
 
     def fit_transform(self, features_ND: Tensor) -> Tensor:
-        """`fit`, then `transform` of the same rows."""
+        """`fit`, then `transform` the same rows."""
         return self.fit(features_ND).transform(features_ND)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What `from_state_dict` needs, as tensors."""
+        """Return the tensors that `from_state_dict` needs."""
         return {
             "mean": self.mean_D,
             "components": self.components_DP,
@@ -156,7 +156,7 @@ class Whitening:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor], *, unit_rows: bool = True) -> "Whitening":
-        """The whitening that `state_dict` was taken of."""
+        """Restore a whitening from its `state_dict`."""
         whitening = cls(state["components"].shape[1], unit_rows=unit_rows)
         whitening.mean_D, whitening.components_DP = state["mean"], state["components"]
         whitening.variance_P, whitening.explained = state["variance"], float(state["explained"])
@@ -164,15 +164,15 @@ class Whitening:
 
 
 class Scatter:
-    """Number, mean and scatter matrix of rows in a stream: the sum of (x - mean)(x - mean)ᵀ.
+    """Number, mean and scatter matrix, the sum of (x - mean)(x - mean)ᵀ, of rows in a stream.
 
     Rows wait in a float32 buffer until a block of `max(BLOCK_ROWS, D)` is full. A block is centred, multiplied in float32
     and added to the float64 totals by the formula for the union of two sets (Chan, Golub & LeVeque 1979), so that neither
     a large common offset nor a drift of the rows cancels digits.
 
     Attributes:
-        n_rows: of the full blocks.
-        n_waiting: rows in the buffer.
+        n_rows: number of rows in the totals.
+        n_waiting: number of rows in the buffer.
     """
 
     def __init__(self, dim: int, device: torch.device) -> None:
@@ -203,14 +203,14 @@ class Scatter:
             self._waiting = longer
 
     def centred_block(self) -> tuple[Tensor, Tensor]:
-        """The waiting rows less their mean, in place, and the mean in float64.
+        """Subtract the mean from the waiting rows, in place; return them, and the mean in float64.
 
         Raises:
             InputError: a value is not finite.
         """
         block_BD = self._waiting[: self.n_waiting]
         mean_D = torch.zeros_like(self._mean_D)
-        # Twice: at a large offset the first mean is rounded, and the second is that of small numbers.
+        # Twice: with a large offset the first mean is rounded; the second is the mean of small numbers.
         for _ in range(2 if self.n_waiting else 0):
             shift_D = block_BD.mean(dim=0)
             if not bool(shift_D.isfinite().all()):
@@ -238,7 +238,7 @@ class Scatter:
         self.n_rows, self.n_waiting = n_all, 0
 
     def total(self, ranks: Ranks) -> tuple[int, Tensor, Tensor]:
-        """Number, mean_D and scatter_DD (both float64) of the rows of all ranks; the stream ends here.
+        """Return number, mean_D and scatter_DD (both float64) of the rows of all ranks, and end the stream.
 
         Raises:
             InputError: there are no rows, or a value is not finite.
@@ -257,14 +257,14 @@ class Scatter:
 
 
 def _add_lower_product(total_DD: Tensor, block_BD: Tensor) -> None:
-    """Add block_BDᵀ block_BD, made in float32, to the panels of a float64 total at and below the diagonal."""
+    """Add block_BDᵀ block_BD, computed in float32, to the panels of a float64 total at and below the diagonal."""
     for first in range(0, len(total_DD), PANEL):
         end = min(first + PANEL, len(total_DD))
         total_DD[first:end, :end] += block_BD[:, first:end].T @ block_BD[:, :end]
 
 
 def _mirror_lower(total_DD: Tensor) -> Tensor:
-    """The symmetric matrix of what is at and below the diagonal, in place."""
+    """Mirror the part below the diagonal to the part above, in place, and return the matrix."""
     for first in range(0, len(total_DD), PANEL):
         end = min(first + PANEL, len(total_DD))
         square = total_DD[first:end, first:end]
@@ -280,4 +280,4 @@ def _finite(variance: Tensor) -> float:
 
 
 def _too_large() -> InputError:
-    return InputError("features are so large that their squares are no float32 numbers (over 1e19); scale them down")
+    return InputError("features are too large to be squared in float32 (above 1e19); scale them down")
