@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from small_runs import MEASURED
 
-# Entries of checkpoints, metrics and results that depend on the clock or on paths; the settings are recorded as such.
-NOT_RECORDED = MEASURED | {"key", "wait_seconds", "settings"}
+# Entries of checkpoints, metrics and results that depend on the clock or on paths, or are recorded apart.
+NOT_RECORDED = MEASURED | {"key", "wait_seconds", "settings", "rows", "parts"}
 CHANGING = (
     (r"\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?", "DATE"),
     (r"\b(\d+ min )?[\d.]+ ?s\b", "TIME"),

@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -163,14 +163,23 @@ def describe_resumed(run: Path) -> dict[str, Any]:
 def describe_run(run: Path) -> dict[str, Any]:
     """Return digests of weights, checkpoint and assignments, and the metrics themselves."""
     state = checkpoint(run)
-    rows = {path.name: torch.load(path, weights_only=True) for path in sorted((run / "checkpoints").glob("rows-*"))}
+    files = sorted((run / "checkpoints").glob("rows-*")) if "files" in state["rows"] else []
+    of_ranks = [torch.load(path, weights_only=True) for path in files] or [state]
     return {
         "trunk": digest(deepcluster.load(run).trunk.state_dict()),
         "checkpoint": {name: digest(value) for name, value in state.items() if name not in NOT_RECORDED},
-        "rows": {name: digest(value) for name, value in rows.items()},
+        "rows": {name: digest(together([each["rows"][name] for each in of_ranks])) for name in of_ranks[0]["rows"]},
+        "parts": [digest(each["parts"]) for each in of_ranks],
         "assignments": {path.stem: describe_table(path) for path in sorted((run / "assignments").iterdir())},
         "metrics": without_changing(metrics(run), run),
     }
+
+
+def together(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return rows of all ranks in the order of images, whichever rank has kept them."""
+    rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    order = np.lexsort([rows[key].numpy() for key in ("positions", "indices") if key in rows])
+    return {key: values[torch.from_numpy(order)] for key, values in rows.items()}
 
 
 # Commands
