@@ -88,7 +88,8 @@ def test_the_message_says_what_to_do() -> None:
         "clusters=2000000,30: several clusterings go only with --method deepcluster-v2; give one number": {
             "clusters": (2_000_000, 30)
         },
-        "super_clusters=4 goes with --clustering hierarchical, not balanced: use --clustering hierarchical --super-clusters 4": {
+        "super_clusters=4 goes with --clustering hierarchical, not balanced: "
+        "use --clustering hierarchical --super-clusters 4": {
             "clustering": "balanced",
             "super_clusters": 4,
         },

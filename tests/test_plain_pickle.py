@@ -181,6 +181,11 @@ def test_missing_file_and_other_files(tmp_path: Path) -> None:
         b"\x80\x02]q\x00h\x00a.",  # holds itself
         b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",  # a terabyte
         b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little") + b".",
+        b"\x80\x03cbuiltins\nbytes\nJ\xff\xff\xff\x7f\x85R.",  # two gigabytes of zeros
+        pickle.dumps(np.empty((1 << 40, 0)), 4),  # a list of 2⁴⁰ empty lists
+        b"\x80\x02"
+        + b"".join(b"]q%c" % place for place in range(200))
+        + b"".join(b"h%ch%ca0" % (i, i + 1) for i in range(199)),
     ],
 )
 def test_bombs_are_refused(content: bytes) -> None:

@@ -49,7 +49,6 @@ GROUP = 64
 
 
 # labels_B and squared_B.
-# labels_B and squared distances_B.
 Known = tuple[Tensor, Tensor]
 # `nearest_triton.best_two`, or a function with the same arguments and results.
 BestTwo = Callable[..., tuple[Tensor, Tensor, Tensor]]

@@ -1,16 +1,16 @@
-"""Pickles as data: lists, tuples, dicts, strings, bytes, numbers, None and plain NumPy arrays, and no code of theirs is run.
+"""Pickles as data: lists, tuples, dicts, strings, bytes, numbers, None and plain NumPy arrays; no code in them is ever run.
 
-A pickle is a program; here it can do nothing but put such values together. The standard library's reader in Python is used,
-not the one in C: that one gives memory for 2 billion objects where a file of 8 bytes asks for it, and ends the process at
-the hash of a tuple nested a million deep.
+A pickle is a program. Its operations are scanned with the standard library's `pickletools`, and the few that plain data
+need are carried out here: nothing is imported, nothing is called, and no memory is reserved because the file asks for it.
 """
 
-import io
-import pickle
+import pickletools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +18,48 @@ from numpy.typing import NDArray
 from deepcluster.core.errors import InputError
 
 DEEPEST = 100
-ATOMS = (str, int, float, bool, bytes, type(None))
+# An empty array may have a long side, and its list of lists would then fill the memory.
+LARGEST_EMPTY = 1 << 20
+PLAIN = (str, int, float, bool, bytes, type(None), np.ndarray, np.generic)
 # Boolean, integer, float and complex numbers by bytes, text by length: neither objects nor records nor dates.
 PLAIN_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU][1-9]\d{0,8})")
-# Operations that have no place in plain data: objects of classes, registered extensions, persistent names, sets, buffers.
-REFUSED = {
-    **dict.fromkeys((pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX), "an object of a class"),
-    **dict.fromkeys((pickle.EXT1, pickle.EXT2, pickle.EXT4), "a registered extension"),
-    **dict.fromkeys((pickle.PERSID, pickle.BINPERSID), "an object outside the file"),
-    **dict.fromkeys((pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET), "a set"),
-    **dict.fromkeys((pickle.NEXT_BUFFER, pickle.READONLY_BUFFER), "a buffer outside the file"),
-}
+# Operations that push a value of their own; those that push their argument, as `pickletools` decodes it; and those that take
+# a number of values from the stack (None: those after the last mark).
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+VALUE = re.compile(r"(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|(SHORT_|BIN)*(STRING|UNICODE|BYTES)8?|BYTEARRAY8")
+TAKES: dict[str, int | None] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BUILD": 1}
+TAKES |= {"EMPTY_LIST": 0, "EMPTY_DICT": 0, "REDUCE": 2, "STACK_GLOBAL": 2}
+TAKES |= dict.fromkeys(("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"))
 
 
 class Refused(Exception):
     """The pickle asks for more than plain values."""
 
 
+@dataclass(frozen=True)
+class _Name:
+    """A name of a module, such as `numpy.dtype`; nothing is imported for it."""
+
+    name: str
+
+
+@dataclass
+class _Dtype:
+    """The type of an array: its code, and its byte order once that is known."""
+
+    code: str
+    order: str = "="
+
+
+@dataclass
+class _Blank:
+    """An array whose content comes later, and the places of the memo that stand for it."""
+
+    places: list[int] = field(default_factory=list)
+
+
 def read_plain_pickle(source: str | Path | bytes) -> Any:
-    """The value of a pickle file (or of its bytes), of any protocol, of Python 2 or 3; no code in it is ever run.
+    """Return the value of a pickle file (or of its bytes), of any protocol, of Python 2 or 3, without running code in it.
 
     Returns:
         lists, tuples, dicts, str, bytes, int, float, bool, None, and NumPy arrays and numbers of plain types. Strings of
@@ -47,237 +70,173 @@ def read_plain_pickle(source: str | Path | bytes) -> Any:
     """
     name = "the pickle" if isinstance(source, bytes) else str(source)
     try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        return _Plain().of(_Reader(content).load())
+        value = _Reader().read(source if isinstance(source, bytes) else Path(source).read_bytes())
+        _check_plain(value, {})
+        return value
     except OSError as fault:
         raise InputError(f"{name} can't be read: {(fault.strerror or str(fault)).lower()}") from None
     except Refused as fault:
         raise InputError(
             f"{name} asks for {fault}, which is more than plain values and arrays; it is refused, and nothing in it was run"
         ) from None
-    # A damaged pickle raises whatever its operations meet: wrong types, an empty stack, unknown names in the memo.
+    # A damaged pickle raises whatever its operations meet: wrong types, an empty stack, unknown places of the memo.
     except Exception as fault:
-        reason = "it ends too early" if isinstance(fault, EOFError) else f"{type(fault).__name__}: {fault}"[:100]
+        reason = f"{type(fault).__name__}: {fault}"[:100]
         raise InputError(f"{name} can't be read: truncated, damaged or not a pickle ({reason})") from None
 
 
-class _Maker:
-    """What stands for a known name of a module: makes one of our values of arguments, and has nothing that can be set."""
+class _Reader:
+    """The stack and the memo of a pickle, and what its operations do with them."""
 
-    __slots__ = ("_make",)
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
 
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self._make = make
+    def read(self, content: bytes) -> Any:
+        """Carry out all operations, and return the value at the end."""
+        operations: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]] = pickletools.genops(content)
+        for operation, argument, _ in operations:
+            name: str = operation.name
+            if name in CONSTANTS:
+                self.stack.append(CONSTANTS[name])
+            elif VALUE.fullmatch(name):
+                self.stack.append(bytes(argument) if isinstance(argument, bytearray) else argument)
+            elif name == "MARK":
+                self.marks.append(len(self.stack))
+            elif name in TAKES:
+                self.act(name, self.take(TAKES[name]))
+            elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                place = len(self.memo) if argument is None else argument
+                self.memo[place] = top = self.stack[-1]
+                if isinstance(top, _Blank):
+                    top.places.append(place)
+            elif name in ("GET", "BINGET", "LONG_BINGET"):
+                self.stack.append(self.memo[argument])
+            elif name == "GLOBAL":
+                self.stack.append(_known(*argument.split(" ", 1)))
+            elif name not in ("PROTO", "FRAME", "STOP"):
+                raise Refused(f"the operation {name.lower().replace('_', ' ')}")
+        return self.stack.pop()
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self._make(*arguments)
+    def take(self, count: int | None) -> list[Any]:
+        """Take the last values from the stack; None: those after the last mark."""
+        first = self.marks.pop() if count is None else len(self.stack) - count
+        if first < 0:
+            raise IndexError("empty stack")
+        items = self.stack[first:]
+        del self.stack[first:]
+        return items
+
+    def act(self, name: str, items: list[Any]) -> None:
+        """Carry out an operation on values that were taken from the stack."""
+        if name.startswith("TUPLE"):
+            self.stack.append(tuple(items))
+        elif name in ("LIST", "EMPTY_LIST"):
+            self.stack.append(items)
+        elif name in ("DICT", "EMPTY_DICT"):
+            self.stack.append(_filled({}, items))
+        elif name.startswith("SETITEM"):
+            _filled(self.stack[-1], items)
+        elif name == "STACK_GLOBAL":
+            self.stack.append(_known(*items))
+        elif name == "REDUCE":
+            self.stack.append(_called(*items))
+        elif name == "BUILD":
+            self.build(*items)
+        elif type(self.stack[-1]) is list:
+            self.stack[-1].extend(items)
+        else:
+            raise Refused("items of what is no list")
+
+    def build(self, state: Any) -> None:
+        """Set the byte order of a type, or the content of a blank array."""
+        made = self.stack[-1]
+        if isinstance(made, _Dtype):
+            _, made.order, subarray, names, fields, *_ = state
+            if made.order not in ("<", ">", "=", "|") or not subarray is names is fields is None:
+                raise Refused("a NumPy array of records")
+        elif isinstance(made, _Blank):
+            _, shape, dtype, by_columns, data = state
+            self.stack[-1] = _array(data, dtype, shape, "F" if by_columns else "C")
+            self.memo |= dict.fromkeys(made.places, self.stack[-1])
+        else:
+            raise Refused("attributes of an object")
 
 
-class _Dtype:
-    """A NumPy type, as far as it is plain."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str) or PLAIN_DTYPE.fullmatch(code) is None:
-            raise Refused(f"a NumPy array of type {code!r:.40}")
-        self.code = code
-        self.order: Any = "="
-
-    def set_state(self, state: Any) -> None:
-        _, order, subarray, names, fields, *_ = state
-        if order not in ("<", ">", "=", "|") or not subarray is names is fields is None:
-            raise Refused("a NumPy array of records")
-        self.order = order
-
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.code).newbyteorder(self.order)
+def _filled(found: Any, items: list[Any]) -> Any:
+    """Put keys and values into a dict; keys are plain or flat tuples, as the hash of a deep tuple ends the process."""
+    if type(found) is not dict:
+        raise Refused("items of what is no dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not all(isinstance(part, PLAIN) for part in (key if isinstance(key, tuple) else (key,))):
+            raise Refused(f"a dict with a key of type {type(key).__name__.lstrip('_').lower()}")
+        found[key] = value
+    return found
 
 
-class _Array:
-    """A NumPy array, or a number (`scalar`), that is being put together."""
-
-    __slots__ = ("axes", "data", "dtype", "order", "scalar", "shape")
-
-    def __init__(
-        self, dtype: Any, data: Any, shape: Any, *, order: str = "C", axes: Any = None, scalar: bool = False
-    ) -> None:
-        self.dtype, self.data, self.shape = dtype, data, shape
-        self.order, self.axes, self.scalar = order, axes, scalar
-
-    def set_state(self, state: Any) -> None:
-        _, self.shape, self.dtype, by_columns, self.data = state
-        self.order = "F" if by_columns else "C"
-
-    def value(self) -> Any:
-        if isinstance(self.data, list):
-            raise Refused("a NumPy array of objects")
-        # Python 2 wrote bytes as text.
-        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
-        dtype = self.dtype.dtype()
-        flat: NDArray[Any] = np.frombuffer(data, dtype) if len(data) else np.empty(0, dtype)
-        if self.scalar:
-            return flat.reshape(())[()]
-        if self.order == "K":
-            return flat.reshape(self.shape).transpose(self.axes).copy()
-        return flat.reshape(self.shape, order="F" if self.order == "F" else "C").copy(order="K")
+def _known(module: str, name: str) -> _Name:
+    full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+    if full not in CALLS and full != "numpy.ndarray":
+        raise Refused(f"{module}.{name}"[:100])
+    return _Name(full)
 
 
-def _reconstruct(*_: Any) -> _Array:
-    return _Array(None, None, ())
+def _called(function: Any, arguments: Any) -> Any:
+    """Return what a call of a known name would give."""
+    if not isinstance(function, _Name) or function.name not in CALLS or not isinstance(arguments, tuple):
+        raise Refused(f"a call of {getattr(function, 'name', 'what is no function')}")
+    return CALLS[function.name](*arguments)
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
-    return _Array(dtype, data, shape, order=order, axes=axes)
+def _dtype(code: Any, *_: Any) -> _Dtype:
+    if not isinstance(code, str) or PLAIN_DTYPE.fullmatch(code) is None:
+        raise Refused(f"a NumPy array of type {code!r:.40}")
+    return _Dtype(code)
 
 
-def _scalar(dtype: Any, data: Any) -> _Array:
-    return _Array(dtype, data, (), scalar=True)
+def _array(data: Any, dtype: _Dtype, shape: Any, order: Any, axes: Any = None) -> NDArray[Any]:
+    if isinstance(data, list):
+        raise Refused("a NumPy array of objects")
+    if not len(data) and prod(side or 1 for side in shape) > LARGEST_EMPTY:
+        raise Refused(f"an empty NumPy array of shape {shape!r:.40}")
+    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as text.
+    kind = np.dtype(dtype.code).newbyteorder(dtype.order)  # type: ignore[arg-type]
+    flat: NDArray[Any] = np.frombuffer(data, kind) if len(data) else np.empty(0, kind)
+    if order == "K":
+        return flat.reshape(shape).transpose(axes).copy()
+    return flat.reshape(shape, order="F" if order == "F" else "C").copy(order="K")
 
 
 def _encoded(text: Any, encoding: Any) -> bytes:
-    """Bytes, as protocols 0 to 2 of Python 3 write them."""
+    """Return bytes, as protocols 0 to 2 of Python 3 write them."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise Refused(f"_codecs.encode with {encoding!r:.40}")
     return text.encode("latin1")
 
 
-def _empty_bytes(*arguments: Any) -> bytes:
-    if arguments:
-        raise Refused("bytes with arguments")
-    return b""
-
-
-def _nothing(*_: Any) -> Any:
-    raise Refused("an object of numpy.ndarray, made directly")
-
-
-MAKERS: Mapping[tuple[str, str], Callable[..., Any]] = {
-    **{
-        (f"numpy.{core}.{module}", name): make
-        for core in ("core", "_core")
-        for module, name, make in (
-            ("multiarray", "_reconstruct", _reconstruct),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
-        )
-    },
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _nothing,
-    ("_codecs", "encode"): _encoded,
-    ("__builtin__", "bytes"): _empty_bytes,
-    ("builtins", "bytes"): _empty_bytes,
+# What a call of these names gives; an array by its content, or blank, to be built later.
+CALLS: dict[str, Callable[..., Any]] = {
+    "numpy.dtype": _dtype,
+    "numpy.core.multiarray._reconstruct": lambda *_: _Blank(),
+    "numpy.core.multiarray.scalar": lambda dtype, data: _array(data, dtype, (), "C")[()],
+    "numpy.core.numeric._frombuffer": _array,
+    "_codecs.encode": _encoded,
+    "builtins.bytes": lambda: b"",
 }
 
 
-class _Reader(pickle._Unpickler):
-    """Python's own reader, in which a name gives one of `MAKERS` or ends the reading, and nothing else can be called."""
-
-    # By operation, as in the class above.
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
-    stack: list[Any]
-    read: Callable[[int], bytes]
-    pop_mark: Callable[[], list[Any]]
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), encoding="latin1")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in MAKERS:
-            raise Refused(f"{module}.{name}"[:100])
-        return _Maker(MAKERS[module, name])
-
-    def load_reduce(self) -> None:
-        arguments = self.stack.pop()
-        if not isinstance(self.stack[-1], _Maker) or not isinstance(arguments, tuple):
-            raise Refused("a call of what is no function")
-        self.stack[-1] = self.stack[-1](*arguments)
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], _Dtype | _Array):
-            raise Refused("attributes of an object")
-        self.stack[-1].set_state(state)
-
-    def load_bytearray8(self) -> None:
-        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _into(self.stack[-1], [key, value])
-
-    def load_setitems(self) -> None:
-        items = self.pop_mark()
-        _into(self.stack[-1], items)
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        found: dict[Any, Any] = {}
-        _into(found, items)
-        self.stack.append(found)
-
-
-def _refuse(what: str) -> Callable[[Any], None]:
-    def refused(_: Any) -> None:
-        raise Refused(what)
-
-    return refused
-
-
-for _name in ("reduce", "build", "bytearray8", "setitem", "setitems", "dict"):
-    _Reader.dispatch[getattr(pickle, _name.upper())[0]] = getattr(_Reader, f"load_{_name}")
-for _code, _what in REFUSED.items():
-    _Reader.dispatch[_code[0]] = _refuse(_what)
-
-
-def _into(found: Any, items: list[Any]) -> None:
-    """Put keys and values into a dict; keys are atoms or flat tuples of them, whose hash can't run deep."""
-    if type(found) is not dict:
-        raise Refused("items of what is no dict")
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        plain_key = key.value() if isinstance(key, _Array) and key.scalar else key
-        parts = plain_key if isinstance(plain_key, tuple) else (plain_key,)
-        if not all(isinstance(part, (*ATOMS, np.generic)) for part in parts):
-            raise Refused(f"a dict with a key of type {type(key).__name__.lstrip('_').lower()}")
-        found[plain_key] = value
-
-
-class _Plain:
-    """Puts arrays where they are being made, and refuses what is nested too deep or holds itself."""
-
-    def __init__(self) -> None:
-        # By identity, since the same list may be in many places; None while it is being looked at.
-        self._seen: dict[int, Any] = {}
-        # What is in `_seen` must live on, so that no other gets its identity.
-        self._kept: list[Any] = []
-
-    def of(self, value: Any, depth: int = 0) -> Any:
-        """The plain value."""
-        if isinstance(value, ATOMS):
-            return value
-        if not isinstance(value, list | tuple | dict | _Array):
-            raise Refused(f"a value of type {type(value).__name__.lstrip('_').lower()}")
-        if id(value) in self._seen:
-            if self._seen[id(value)] is None:
-                raise Refused("a list or dict that holds itself")
-            return self._seen[id(value)]
-        if depth > DEEPEST:
-            raise Refused(f"values nested over {DEEPEST} deep")
-        self._kept.append(value)
-        self._seen[id(value)] = None
-        self._seen[id(value)] = plain = self._inside(value, depth)
-        return plain
-
-    def _inside(self, value: Any, depth: int) -> Any:
-        if isinstance(value, _Array):
-            return value.value()
-        if isinstance(value, dict):
-            for key, one in value.items():
-                value[key] = self.of(one, depth + 1)
-            return value
-        if isinstance(value, tuple):
-            return tuple(self.of(one, depth + 1) for one in value)
-        for place, one in enumerate(value):
-            if not isinstance(one, ATOMS):
-                value[place] = self.of(one, depth + 1)
-        return value
+def _check_plain(value: Any, heights: dict[int, int], depth: int = 0) -> int:
+    """Return how deep a value is nested; refuse what is not plain, nested too deep, or holds itself."""
+    if isinstance(value, PLAIN):
+        return 0
+    if not isinstance(value, list | tuple | dict):
+        raise Refused(f"a value of type {type(value).__name__.lstrip('_').lower()}")
+    # By identity: the same list may be in many places, and is looked into once.
+    if id(value) not in heights:
+        inner = value.values() if isinstance(value, dict) else value
+        if depth <= DEEPEST:
+            heights[id(value)] = 1 + max((_check_plain(one, heights, depth + 1) for one in inner), default=0)
+    if heights.get(id(value), DEEPEST) >= DEEPEST:
+        raise Refused(f"values nested over {DEEPEST} deep, or a list that holds itself")
+    return heights[id(value)]
