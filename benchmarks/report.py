@@ -1,6 +1,6 @@
 """Seconds, memory and bytes of the report's page, of a made-up run as large as ImageNet's.
 
-    python benchmarks/report.py [--images 1000000] [--clusters 10000] [--epochs 20] [--max-mb 15] [--out page.html]
+    python benchmarks/report.py [--images 1000000] [--clusters 10000] [--epochs 20] [--out page.html]
 
 Images of 16 x 16 pixels in one array, names as ImageNet's, a label and a distance for each; centroids and the points of a
 sample in 64 dimensions; earlier epochs in Parquet, each of which moves a tenth of the images to another cluster. The page is
@@ -25,20 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from deepcluster.core.interruption import Interruption
-from deepcluster.core.progress import Reporter
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import open_source
-from deepcluster.visualization.options import ReportOptions
-from deepcluster.visualization.report import build
-from deepcluster.visualization.report.collection import Collection, Past
-from deepcluster.visualization.report.glance import RunFacts
+from deepcluster.visualization.report import build, context
+from deepcluster.visualization.report.collection import Collection, Past, RunFacts
 
 DIM, SIDE, CLASSES, SAMPLE = 64, 16, 1_000, 20_000
-PARTS = (
-    "describe_clusters", "find_odd", "map_points", "list_rows", "gallery_section", "map_section", "odd_section",
-    "make_thumbnails", "page_text",
-)  # fmt: skip
+PARTS = {
+    context: ("describe_clusters", "find_odd", "lay_out", "by_importance", "list_rows", "make_thumbnails"),
+    build: ("write_page",),
+}
 
 
 def make_up(folder: Path, n_images: int, n_clusters: int, n_epochs: int) -> None:
@@ -104,8 +100,9 @@ def timed_parts() -> dict[str, list[float]]:
 
         return call
 
-    for name in PARTS:
-        setattr(build, name, timed(name, getattr(build, name)))
+    for module, names in PARTS.items():
+        for name in names:
+            setattr(module, name, timed(name, getattr(module, name)))
     return seconds
 
 
@@ -115,7 +112,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--clusters", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=20, help="earlier epochs")
-    parser.add_argument("--max-mb", type=float, default=15.0)
     parser.add_argument("--out", type=Path, help="keep the page here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -130,15 +126,7 @@ def main() -> None:
         seconds["reading tables"].append(time.perf_counter() - began)
         about = RunFacts("a made-up run", {}, [], [], str(folder), finished=True, made_at=datetime.now())
         n_bytes = build.build_report(
-            args.out or folder / "page.html",
-            collection,
-            about,
-            ReportOptions(max_mb=args.max_mb),
-            pipeline=None,
-            pictures=None,
-            workers=usual_workers(),
-            reporter=Reporter(quiet=True),
-            interruption=Interruption(),
+            args.out or folder / "page.html", context.Context(collection, about, workers=usual_workers())
         )
         whole = time.perf_counter() - began
     print(f"{args.images:,} images, {args.clusters:,} clusters, {args.epochs} earlier epochs")
