@@ -1,13 +1,12 @@
-"""Seconds, memory and bytes of the report's page, for a synthetic run of the size of ImageNet.
+"""Seconds, memory and bytes of the report's page, of a made-up run as large as ImageNet's.
 
     python benchmarks/report.py [--images 1000000] [--clusters 10000] [--epochs 20] [--out page.html]
 
-Images of 16 x 16 pixels in one array, with names like ImageNet's, labels and distances; centroids and the points of a
-sample in 64 dimensions; earlier epochs in Parquet, each of which moves a tenth of the images to another cluster. The
-page is built by `build_report`, as for `deepcluster report`, without the sections that need a trained network.
-Seconds are measured per part; some parts are called twice. Memory is the peak of the process that builds the page
-(Linux), of which about 0.4 GB are Python with its libraries; another process generates the run. About 2 minutes on 2
-idle cores.
+Images of 16 x 16 pixels in one array, names as ImageNet's, a label and a distance for each; centroids and the points of a
+sample in 64 dimensions; earlier epochs in Parquet, each of which moves a tenth of the images to another cluster. The page is
+made by `build_report`, as `deepcluster report` makes it, without the parts that need a trained network. Seconds are those of
+the parts as they are called; some are called twice. Memory is the peak of the process that makes the page (Linux), of which
+some 0.4 GB are Python with its libraries; the run is made up by another. Some 2 minutes on 2 idle cores.
 """
 
 import argparse
@@ -26,20 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from deepcluster.core.interruption import Interruption
-from deepcluster.core.progress import Reporter
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import open_source
-from deepcluster.visualization.options import ReportOptions
-from deepcluster.visualization.report import build
-from deepcluster.visualization.report.collection import Collection, Past
-from deepcluster.visualization.report.glance import RunFacts
+from deepcluster.visualization.report import build, context
+from deepcluster.visualization.report.collection import Collection, Past, RunFacts
 
 DIM, SIDE, CLASSES, SAMPLE = 64, 16, 1_000, 20_000
-PARTS = (
-    "describe_clusters", "find_odd", "map_points", "list_rows", "gallery_section", "map_section", "odd_section",
-    "make_thumbnails", "page_text",
-)  # fmt: skip
+PARTS = {
+    context: ("describe_clusters", "find_odd", "lay_out", "by_importance", "list_rows", "make_thumbnails"),
+    build: ("write_page",),
+}
 
 
 def make_up(folder: Path, n_images: int, n_clusters: int, n_epochs: int) -> None:
@@ -47,7 +42,7 @@ def make_up(folder: Path, n_images: int, n_clusters: int, n_epochs: int) -> None
     rng = np.random.default_rng(0)
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n_images, SIDE, SIDE, 3))
     for first in range(0, n_images, 10_000):
-        # A random colour with enough detail that a thumbnail takes about as many bytes as a photo's.
+        # A colour each, and as much detail as makes a thumbnail about as large as a photo's.
         part = images[first : first + 10_000]
         colours = rng.normal(128, 50, (len(part), 1, 1, 3))
         part[:] = np.clip(colours + rng.normal(0, 20, (len(part), SIDE, SIDE, 1)), 0, 255)
@@ -66,7 +61,7 @@ def make_up(folder: Path, n_images: int, n_clusters: int, n_epochs: int) -> None
 
 
 def read(folder: Path, n_clusters: int) -> Collection:
-    """Return the collection, as it is read from a run."""
+    """The collection, as it is read of a run."""
     tables = sorted(folder.glob("epoch-*.parquet"))
     last, rest = pq.read_table(tables[-1]), np.load(folder / "rest.npz")
     label_N = rest["label_N"]
@@ -75,7 +70,7 @@ def read(folder: Path, n_clusters: int) -> Collection:
         return lambda: pq.read_table(table, columns=["cluster"])["cluster"].to_numpy()
 
     return Collection(
-        title="a synthetic run",
+        title="a made-up run",
         names=[f"n{label:08}/ILSVRC_{image:07}.JPEG" for image, label in enumerate(label_N.tolist())],
         cluster_N=last["cluster"].to_numpy(),
         distance_N=last["distance"].to_numpy(),
@@ -92,7 +87,7 @@ def read(folder: Path, n_clusters: int) -> Collection:
 
 
 def timed_parts() -> dict[str, list[float]]:
-    """Wrap the parts of `build_report`; return a dict that collects the seconds of each call."""
+    """From now on, the seconds of each call of a part of `build_report`, by its name."""
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def timed(name: str, part: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,13 +100,14 @@ def timed_parts() -> dict[str, list[float]]:
 
         return call
 
-    for name in PARTS:
-        setattr(build, name, timed(name, getattr(build, name)))
+    for module, names in PARTS.items():
+        for name in names:
+            setattr(module, name, timed(name, getattr(module, name)))
     return seconds
 
 
 def main() -> None:
-    """Generate a run, build its page, and print the cost."""
+    """Make up a run, make its page, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--clusters", type=int, default=10_000)
@@ -124,21 +120,13 @@ def main() -> None:
         maker.start()
         maker.join()
         if maker.exitcode:
-            raise SystemExit("the run could not be generated")
+            raise SystemExit("the run could not be made up")
         seconds, began = timed_parts(), time.perf_counter()
         collection = read(folder, args.clusters)
         seconds["reading tables"].append(time.perf_counter() - began)
-        about = RunFacts("a synthetic run", {}, [], [], str(folder), finished=True, made_at=datetime.now())
+        about = RunFacts("a made-up run", {}, [], [], str(folder), finished=True, made_at=datetime.now())
         n_bytes = build.build_report(
-            args.out or folder / "page.html",
-            collection,
-            about,
-            ReportOptions(),
-            pipeline=None,
-            pictures=None,
-            workers=usual_workers(),
-            reporter=Reporter(quiet=True),
-            interruption=Interruption(),
+            args.out or folder / "page.html", context.Context(collection, about, workers=usual_workers())
         )
         whole = time.perf_counter() - began
     print(f"{args.images:,} images, {args.clusters:,} clusters, {args.epochs} earlier epochs")

@@ -14,39 +14,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from models_helper import write_classes
 from numpy.typing import NDArray
 from PIL import Image
 
 import deepcluster
-from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
-from deepcluster.data.views import ClusterView, Colours, TrainingView
+from deepcluster.data.views import ClusterView
 from deepcluster.models.heads import ClusterHead
-from deepcluster.models.make import make_trunk
 from deepcluster.models.trunk import normalise
-from deepcluster.run.features import image_features, make_run_trunk
-from deepcluster.run.settings import Settings
+from deepcluster.run.model import load
 from deepcluster.visualization.report.collection import Collection, Past
-from deepcluster.visualization.report.method.follow import (
-    VIEWS,
-    Followed,
-    companions,
-    follow_image,
-    last_lesson,
-    measure_spectrum,
-)
-from deepcluster.visualization.report.method.head_pipeline import HeadPipeline
+from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.how_it_works import FILES, method_section
-from deepcluster.visualization.report.method.pipeline import view_frame
-from deepcluster.visualization.report.method.steps import liveliest
+from deepcluster.visualization.report.method.steps import edges, liveliest, view_frame
+from deepcluster.visualization.report.method.trace import Trace, cluster_history, features_of_some, trace_image
+from deepcluster.visualization.report.method.training_views import VIEWS, training_views
 from deepcluster.visualization.report.page import Section
+from models_helper import make_model, write_classes
 from tests.small_runs import checkpoint, train_small
 
 HARMFUL = "<img src=x onerror=alert(1)>.png"
@@ -55,10 +44,10 @@ EPOCHS = 3
 
 @dataclass(frozen=True)
 class SmallRun:
-    """A trained run, what the section is told of it, and the order in which its epochs drew images."""
+    """A trained run, the run as the section takes it, and the order in which its epochs drew images."""
 
     collection: Collection
-    pipeline: HeadPipeline
+    explained: Explained
     drawn: dict[int, NDArray[np.int64]]
 
     @property
@@ -66,8 +55,8 @@ class SmallRun:
         assert self.collection.images is not None
         return DecodedImages(self.collection.images)
 
-    def follow(self, index: int) -> Followed:
-        return follow_image(self.collection, self.pipeline, self.images, index, lambda _: None)
+    def trace(self, index: int) -> Trace:
+        return trace_image(self.collection, self.explained, self.images, index)
 
 
 @pytest.fixture(scope="module")
@@ -84,46 +73,24 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallRun]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loader, "training_views", recorded)
         run = train_small(data, folder / "run", epochs=EPOCHS, jitter=0.5, grey=0.2)
-    collection, pipeline = read_run(run, data)
-    yield SmallRun(collection, pipeline, drawn)
+    yield SmallRun(*read_run(run, data), drawn)
 
 
-def read_run(run: Path, data: Path) -> tuple[Collection, HeadPipeline]:
-    state = checkpoint(run)
-    settings = Settings.from_dict(state["settings"])
-    trunk = make_run_trunk(settings)
-    trunk.load_state_dict(state["trunk"])
-    head = ClusterHead(trunk.dim, settings.clusters, seed=0)
-    head.load_state_dict(state["head"])
-    final = Assignment.from_state_dict(state["final"]["assignment"])
+def read_run(run: Path, data: Path) -> tuple[Collection, Explained]:
+    model = load(run)
     source = open_source(data)
     tables = sorted((run / "assignments").glob("*.parquet"))
-    pipeline = HeadPipeline(
-        trunk=trunk.eval(),
-        machine=Machine.choose("cpu", "fp32"),
-        image_size=settings.image_size,
-        training_view=TrainingView(settings.image_size, scale=settings.crop_scale, flip=settings.flip),
-        colours=Colours(settings.jitter, settings.grey),
-        cluster_stage=settings.cluster_stage,
-        whitening=Whitening.from_state_dict(state["final"]["whitening"]),
-        centroids_KP=final.centroids_KP,
-        clusters_epoch=EPOCHS + 1,
-        trained_epoch=EPOCHS,
-        head=head,
-        head_labels_N=Assignment.from_state_dict(state["assignment"]).labels_N,
-        seed=settings.seed,
-        lr=settings.lr,
-        batch_size=settings.batch_size,
-    )
-    collection = collect(source, final, pipeline, past=[past_of(table) for table in tables[:-1]], table=tables[-1].name)
-    return collection, pipeline
+    explained = Explained.of(model, checkpoint(run), clusters_epoch=EPOCHS + 1, trained_epoch=EPOCHS)
+    past = [past_of(table) for table in tables[:-1]]
+    return collect(source, explained, past=past, table=tables[-1].name), explained
 
 
 def past_of(table: Path) -> Past:
     return Past(int(table.stem.rpartition("-")[2]), lambda: pq.read_table(table).column("cluster").to_numpy())
 
 
-def collect(source: Any, assignment: Assignment, pipeline: HeadPipeline, **rest: Any) -> Collection:
+def collect(source: Any, run: Explained, **rest: Any) -> Collection:
+    assignment = run.model.clusters()[1]
     return Collection(
         title="run",
         names=[source.name(index) for index in range(len(source))],
@@ -133,43 +100,31 @@ def collect(source: Any, assignment: Assignment, pipeline: HeadPipeline, **rest:
         centroids_KP=assignment.centroids_KP,
         images=source,
         sample_M=np.arange(len(source)),
-        points_MP=pipeline.whitening.transform(features_of(source, pipeline)).numpy(),
+        points_MP=run.model.points(features_of(source, run)).numpy(),
         **rest,
     )
 
 
-def features_of(source: Any, pipeline: HeadPipeline) -> torch.Tensor:
-    loader = Loader(DecodedImages(source), workers=0)
-    stage, size = pipeline.cluster_stage, pipeline.image_size
-    return image_features(pipeline.trunk, loader, pipeline.machine, stage=stage, image_size=size)
+def features_of(source: Any, run: Explained) -> torch.Tensor:
+    return run.model.features(source, stage=run.settings.cluster_stage)[0]
 
 
-def untrained(source: Any, arch: str, image_size: int, *, sobel: bool, clusters: int = 3) -> tuple[Collection, HeadPipeline]:
+def untrained(folder: Path, source: Any, arch: str, image_size: int, *, sobel: bool) -> tuple[Collection, Explained]:
     """Clusters of a trunk of random weights, without a head: a run that has only just begun."""
-    trunk = make_trunk(arch, image_size=image_size, sobel=sobel).eval()
-    machine, nothing = Machine.choose("cpu", "fp32"), torch.zeros(clusters, 4)
-    pipeline = HeadPipeline(
-        trunk=trunk,
-        machine=machine,
-        image_size=image_size,
-        training_view=TrainingView(image_size),
-        colours=Colours(),
-        whitening=Whitening(4),
-        centroids_KP=nothing,
-        clusters_epoch=1,
-        trained_epoch=0,
-        head=None,
-        head_labels_N=None,
-        seed=1,
-    )
-    points_NP = pipeline.whitening.fit_transform(features_of(source, pipeline))
-    assignment = KMeans(clusters).fit(points_NP, seed=1)
-    pipeline = replace(pipeline, centroids_KP=assignment.centroids_KP)
-    return collect(source, assignment, pipeline), pipeline
+    model = make_model(folder, arch=arch, image_size=image_size, sobel=sobel, clusters=3)
+    whitening = Whitening(4)
+    points_NP = whitening.fit_transform(model.features(source, stage="features")[0])
+    model = replace(model, space=whitening, assignment=KMeans(3).fit(points_NP))
+    run = Explained.of(model, {}, clusters_epoch=1, trained_epoch=0)
+    return collect(source, run), run
+
+
+def with_settings(run: Explained, **settings: Any) -> Explained:
+    return replace(run, model=replace(run.model, settings=replace(run.settings, **settings)))
 
 
 def text_of(section: Section) -> str:
-    """What a person reads."""
+    """The visible text."""
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", "", str(section.html))))
 
 
@@ -194,7 +149,7 @@ def figures_drawn(section: Section) -> set[str]:
 
 
 def test_the_section_of_a_run(small_run: SmallRun) -> None:
-    section = method_section(small_run.collection, small_run.pipeline)
+    section = method_section(small_run.collection, small_run.explained)
     html = str(section.html)
     assert figures_drawn(section) == set(section.figures)
     assert len(section.figures) == 7
@@ -202,12 +157,12 @@ def test_the_section_of_a_run(small_run: SmallRun) -> None:
     assert all(alt for alt in re.findall(r'<img [^>]*alt="([^"]*)"', html))
     assert html.count("<img ") == len(re.findall(r'<img src="data:image/(?:png|webp);base64,', html))
     assert re.findall(r"https?://[^\"]+", html) == ["https://arxiv.org/abs/1807.05520"]
-    assert str(method_section(small_run.collection, small_run.pipeline).html) == html
+    assert str(method_section(small_run.collection, small_run.explained).html) == html
 
 
 def test_the_pictures_are_those_of_the_image(small_run: SmallRun) -> None:
     index = 12
-    html = str(method_section(small_run.collection, small_run.pipeline, index).html)
+    html = str(method_section(small_run.collection, small_run.explained, index).html)
     pictures = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(code))))
         for code in re.findall(r'<img src="data:image/png;base64,([^"]+)', html)
@@ -219,21 +174,22 @@ def test_the_pictures_are_those_of_the_image(small_run: SmallRun) -> None:
 
 def test_every_named_file_exists(small_run: SmallRun) -> None:
     package = Path(deepcluster.__file__).parent
-    named = {path for files in FILES.values() for path, _ in files}
+    named = {path for files in FILES[1].values() for path, _ in files}
     assert all((package / path).is_file() for path in named)
-    html = str(method_section(small_run.collection, small_run.pipeline).html)
+    html = str(method_section(small_run.collection, small_run.explained).html)
     assert named == set(re.findall(r"<code>([a-z_/]+\.py)</code>", html))
 
 
 @pytest.mark.parametrize("index", [3, 17])
 def test_distances_and_cluster_are_those_of_float64(small_run: SmallRun, index: int) -> None:
-    collection, pipeline = small_run.collection, small_run.pipeline
-    section = method_section(collection, pipeline, index)
-    state = pipeline.whitening.state_dict()
-    features_D = features_of(collection.images, pipeline)[index].double().numpy()
+    collection, run = small_run.collection, small_run.explained
+    section = method_section(collection, run, index)
+    assert run.whitening is not None
+    state = run.whitening.state_dict()
+    features_D = features_of(collection.images, run)[index].double().numpy()
     projected_P = (features_D - state["mean"].double().numpy()) @ state["components"].double().numpy()
     point_P = projected_P / np.sqrt((projected_P**2).sum())
-    distances_K = np.sqrt(((pipeline.centroids_KP.double().numpy() - point_P) ** 2).sum(axis=1))
+    distances_K = np.sqrt(((run.centroids_KP.double().numpy() - point_P) ** 2).sum(axis=1))
     shown = bars(section, "method-distances")
     assert shown == pytest.approx(dict(enumerate(distances_K)), rel=1e-3)
     own = int(collection.cluster_N[index])
@@ -244,56 +200,58 @@ def test_distances_and_cluster_are_those_of_float64(small_run: SmallRun, index: 
 
 
 def test_what_the_head_says_is_a_softmax_in_float64(small_run: SmallRun) -> None:
-    pipeline, index = small_run.pipeline, 5
-    section = method_section(small_run.collection, pipeline, index)
+    run, index = small_run.explained, 5
+    section = method_section(small_run.collection, run, index)
     view_1CHW = ClusterView(16)([small_run.images.get(index)])
-    assert pipeline.head_labels_N is not None
     with torch.no_grad():
-        features_D = pipeline.trunk(normalise(view_1CHW))[0].double().numpy()
-    assert isinstance(pipeline.head, ClusterHead)
-    layer = pipeline.head.linear
+        features_D = run.model.trunk(normalise(view_1CHW))[0].double().numpy()
+    assert isinstance(run.head, ClusterHead)
+    layer = run.head.linear
     scores_K = np.maximum(features_D, 0) @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
     weights_K = np.exp(scores_K - scores_K.max())
     probabilities_K = weights_K / weights_K.sum()
     assert bars(section, "method-prediction") == pytest.approx(dict(enumerate(probabilities_K)), rel=2e-3)
-    of_label = probabilities_K[int(pipeline.head_labels_N[index])]
+    of_label = probabilities_K[int(run.labels_GN[0, index])]
     assert f"\N{MINUS SIGN}ln {of_label:.3g} = {-np.log(of_label):.2f}" in text_of(section)
     assert "ln 5 = 1.61" in text_of(section)
 
 
 def test_training_views_are_those_that_the_run_drew(small_run: SmallRun) -> None:
-    pipeline, order_N = small_run.pipeline, small_run.drawn[EPOCHS]
+    run, order_N = small_run.explained, small_run.drawn[EPOCHS]
     loader = Loader(small_run.images, workers=0)
-    batches = list(loader.training_views(pipeline.training_view, torch.from_numpy(order_N), 16, seed=31, epoch=EPOCHS))
-    views_NCHW = torch.cat([pipeline.colours(batch.images_BCHW, batch.draws_BR) for batch in batches])
+    batches = list(loader.training_views(run.view.views[0], torch.from_numpy(order_N), 16, seed=31, epoch=EPOCHS))
+    views_NCHW = torch.cat([run.colours(batch.images_BCHW, batch.draws_BR) for batch in batches])
     counts_N = np.bincount(order_N, minlength=30)
     for index in (int(counts_N.argmax()), int(counts_N.argmin())):
         positions = np.flatnonzero(order_N == index)
-        assert np.array_equal(pipeline.drawn_positions(index), positions)
-        lesson = last_lesson(pipeline, small_run.follow(index))
-        assert lesson is not None
-        assert lesson.n_seen == min(VIEWS, len(positions))
-        assert len(lesson.views.coloured_VCHW) == VIEWS
-        seen = slice(0, lesson.n_seen)
-        assert torch.equal(lesson.views.coloured_VCHW[seen], views_NCHW[positions[:VIEWS]])
+        assert np.array_equal(run.positions(index), positions)
+        shown = training_views(run, small_run.images.get(index), index)
+        assert shown is not None
+        assert (shown.times, shown.n_drawn, len(shown.views)) == (len(positions), min(VIEWS, len(positions)), VIEWS)
+        for view, wanted_CHW in zip(shown.views, views_NCHW[positions[:VIEWS]], strict=False):
+            assert torch.equal(view.coloured_CHW, wanted_CHW)
         times = {0: "0 times", 1: "once", 2: "twice"}.get(len(positions), f"{len(positions)} times")
-        assert f"was drawn {times}." in text_of(method_section(small_run.collection, pipeline, index))
+        assert f"was drawn {times}." in text_of(method_section(small_run.collection, run, index))
 
 
 def test_whitened_components_have_variance_one(small_run: SmallRun) -> None:
-    spectrum = measure_spectrum(small_run.collection, small_run.pipeline, small_run.images, lambda _: None)
-    assert spectrum.n_measured == 30
-    assert np.array_equal(spectrum.before_P, small_run.pipeline.whitening.variance_P.numpy())
-    # All images that PCA learned from: exactly one, but for rounding.
-    assert spectrum.whitened_P == pytest.approx(np.ones(16), rel=1e-3)
+    run = small_run.explained
+    features_SD = features_of_some(small_run.collection, run, small_run.images)
+    assert len(features_SD) == 30
+    section = method_section(small_run.collection, run)
+    before_P, whitened_P, points_P = (trace["y"] for trace in json.loads(section.figures["method-spectrum"])["data"])
+    assert run.whitening is not None
+    assert values_of(before_P) == pytest.approx(run.whitening.variance_P.numpy(), rel=1e-3)
+    # All images that PCA learned from: exactly one, except for rounding.
+    assert values_of(whitened_P) == pytest.approx(np.ones(16), rel=2e-3)
     points_NP = small_run.collection.points_MP.astype(np.float64)
-    assert spectrum.points_P == pytest.approx(points_NP.var(axis=0, ddof=1), rel=1e-3)
+    assert values_of(points_P) == pytest.approx(points_NP.var(axis=0, ddof=1), rel=1e-3)
 
 
 def test_edges_are_those_of_the_trunk(small_run: SmallRun) -> None:
     view_CHW = ClusterView(16)([small_run.images.get(0)])[0]
-    channels_3HW, grey_HW, edges_2HW = small_run.pipeline.edges(view_CHW)
-    sobel = small_run.pipeline.trunk.sobel
+    channels_3HW, grey_HW, edges_2HW = edges(view_CHW)
+    sobel = small_run.explained.model.trunk.sobel
     assert isinstance(sobel, torch.nn.Module)
     assert torch.equal(edges_2HW, sobel(normalise(view_CHW[None]))[0])
     assert torch.allclose(grey_HW, channels_3HW.mean(dim=0), atol=1e-6)
@@ -301,7 +259,7 @@ def test_edges_are_those_of_the_trunk(small_run: SmallRun) -> None:
 
 def test_names_are_harmless(small_run: SmallRun) -> None:
     index = list(small_run.collection.names).index(f"class0/{HARMFUL}")
-    html = str(method_section(small_run.collection, small_run.pipeline, index).html)
+    html = str(method_section(small_run.collection, small_run.explained, index).html)
     assert "<img src=x" not in html
     assert "&lt;img src=x onerror=alert(1)&gt;.png" in html
 
@@ -319,7 +277,7 @@ def test_the_frame_is_what_the_view_shows(height: int, width: int) -> None:
     assert frame_height == pytest.approx(frame_width, rel=0.05)
 
 
-def test_companions_by_hand(small_run: SmallRun) -> None:
+def test_the_history_by_hand(small_run: SmallRun) -> None:
     cluster_N = np.array([0, 0, 0, 1, -1])
     past = [
         Past(1, lambda: np.array([2, 2, 1, 2, -1])),
@@ -327,11 +285,11 @@ def test_companions_by_hand(small_run: SmallRun) -> None:
         Past(3, lambda: -np.ones(5, int)),
     ]
     collection = Collection("t", list("abcde"), cluster_N, np.zeros(5, np.float32), 3, past=past)
-    told = companions(collection, replace(small_run.pipeline, reassign_every=2), 0, lambda _: None)
-    # Epoch 2 made no groups of its own; in epoch 3 the image was in none.
-    assert [(one.epoch, one.cluster) for one in told] == [(1, 2), (3, -1)]
-    assert told[0].share == 0.5
-    assert np.isnan(told[1].share)
+    history = cluster_history(collection, with_settings(small_run.explained, reassign_every=2), 0)
+    # Epoch 2 did not cluster; in epoch 3 the image was in no cluster.
+    assert [(one.epoch, one.cluster) for one in history] == [(1, 2), (3, -1)]
+    assert history[0].share == 0.5
+    assert np.isnan(history[1].share)
 
 
 def test_liveliest_maps() -> None:
@@ -346,54 +304,53 @@ def test_liveliest_maps() -> None:
     ("arch", "size", "sobel"), [("alexnet", 67, True), ("resnet18-small", 16, False), ("vgg16", 32, True)]
 )
 def test_every_kind_of_trunk(tmp_path: Path, arch: str, size: int, sobel: bool) -> None:
-    source = open_source(write_classes(tmp_path, 3, side=70))
-    collection, pipeline = untrained(source, arch, size, sobel=sobel)
-    section = method_section(collection, pipeline)
+    source = open_source(write_classes(tmp_path / "images", 3, side=70))
+    section = method_section(*untrained(tmp_path, source, arch, size, sobel=sobel))
     text = text_of(section)
     assert figures_drawn(section) == set(section.figures)
-    assert ("takes colour away, as the paper does: the mean" in text) == sobel
+    assert ("removes colour, as the paper does: the mean" in text) == sobel
     assert ("(not used)" in text) != sobel
-    assert "This run has no head to ask" in text
+    assert "This run has no trained head" in text
     assert "No earlier clusters are known" in text
 
 
 def test_tiny_grey_digits_without_labels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "digits.npy", rng.integers(0, 255, (12, 8, 8), dtype=np.uint8))
-    collection, pipeline = untrained(open_source(tmp_path / "digits.npy"), "alexnet-small", 8, sobel=False)
-    assert "The file: 8 × 8 pixels" in text_of(method_section(collection, pipeline))
+    run = untrained(tmp_path, open_source(tmp_path / "digits.npy"), "alexnet-small", 8, sobel=False)
+    assert "The file: 8 × 8 pixels" in text_of(method_section(*run))
 
 
 @pytest.mark.parametrize(
-    ("clusterer", "trained", "reason"),
+    ("settings", "trained", "reason"),
     [
-        ("pic", 2, "does not ask for the nearest mean"),
-        ("balanced", 2, "where the nearest one is full"),
-        ("kmeans", 3, "has learned since the clusters were made"),
-        ("kmeans", 2, "is one of rounding"),
+        ({"clustering": "pic"}, 2, "does not use the nearest mean"),
+        ({"balance": True}, 2, "where the nearest one is full"),
+        ({}, 3, "was trained since the clusters were made"),
+        ({}, 2, "is one of rounding"),
     ],
 )
 def test_a_cluster_that_is_not_the_nearest_is_explained(
-    small_run: SmallRun, clusterer: str, trained: int, reason: str
+    small_run: SmallRun, settings: dict[str, Any], trained: int, reason: str
 ) -> None:
     moved_N = small_run.collection.cluster_N.copy()
     nearest = int(moved_N[4])
     moved_N[4] = (nearest + 1) % 5
     collection = replace(small_run.collection, cluster_N=moved_N)
-    pipeline = replace(small_run.pipeline, clusterer=clusterer, clusters_epoch=3, trained_epoch=trained)
-    text = text_of(method_section(collection, pipeline, 4))
+    run = replace(with_settings(small_run.explained, **settings), clusters_epoch=3, trained_epoch=trained)
+    text = text_of(method_section(collection, run, 4))
     assert reason in text
     assert f"the nearest is that of cluster {nearest}, at" in text
 
 
 def test_what_can_not_be_shown_is_said(small_run: SmallRun, tmp_path: Path) -> None:
-    collection, pipeline = small_run.collection, small_run.pipeline
-    assert "not at hand" in method_section(replace(collection, images=None), pipeline).html
+    collection, run = small_run.collection, small_run.explained
+    assert "not at hand" in method_section(replace(collection, images=None), run).html
     gone = open_source(write_classes(tmp_path, 10))
     for file in tmp_path.rglob("*.png"):
         file.unlink()
-    assert "No image could be read" in method_section(replace(collection, images=gone), pipeline).html
+    assert "No image could be read" in method_section(replace(collection, images=gone), run).html
     with pytest.raises(InputError, match="no image 30: use 0 to 29"):
-        method_section(collection, pipeline, 30)
+        method_section(collection, run, 30)
     with pytest.raises(InputError, match=r"image 2 .* can't be read"):
-        method_section(replace(collection, images=gone), pipeline, 2)
+        method_section(replace(collection, images=gone), run, 2)

@@ -20,8 +20,8 @@ from test_how_it_works import bars, figures_drawn, text_of, values_of
 
 import deepcluster
 from deepcluster.core.errors import InputError
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
+from deepcluster.core.work import Work
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.resize import resize
@@ -30,11 +30,13 @@ from deepcluster.models.trunk import normalise
 from deepcluster.run.folder import RunFolder
 from deepcluster.visualization.report.command import report
 from deepcluster.visualization.report.curves import guess_of
-from deepcluster.visualization.report.method.crop_pipeline import CropPipeline
-from deepcluster.visualization.report.method.crop_steps import shares_of_variance
-from deepcluster.visualization.report.method.head_pipeline import HeadPipeline
-from deepcluster.visualization.report.method.how_it_works import CROP_FILES, method_section
-from deepcluster.visualization.report.run_reader import Record, RunReader
+from deepcluster.visualization.options import ReportOptions
+from deepcluster.visualization.report.context import Context
+from deepcluster.visualization.report.method.explained import Explained
+from deepcluster.visualization.report.method.how_it_works import FILES, method_section
+from deepcluster.visualization.report.method.steps import shares_of_variance
+from deepcluster.visualization.report.method.training_views import random_views, training_views
+from deepcluster.visualization.report.run import read_run
 
 pytest.importorskip("plotly", reason="the report needs the extra: pip install 'deepcluster[report]'")
 
@@ -64,9 +66,8 @@ class CropRun:
     learned: dict[int, tuple[NDArray[np.float64], list[torch.Tensor]]]
 
 
-def read(run: Path) -> Record:
-    reporter, interruption = Reporter(quiet=True), Interruption()
-    return RunReader(RunFolder(run), None, 100, "cpu", 0, reporter, interruption).read()
+def read(run: Path) -> Context:
+    return read_run(RunFolder(run), ReportOptions(map_images=100), device="cpu", workers=0, work=Work())
 
 
 def train_crops(data: Path, run: Path, **options: Any) -> Path:
@@ -97,13 +98,13 @@ def crop_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CropRun]:
 
 
 @pytest.fixture(scope="module")
-def record(crop_run: CropRun) -> Record:
+def context(crop_run: CropRun) -> Context:
     return read(crop_run.run)
 
 
-def pipeline_of(record: Record) -> CropPipeline:
-    assert isinstance(record.pipeline, CropPipeline)
-    return record.pipeline
+def explained(context: Context) -> Explained:
+    assert context.explained is not None
+    return context.explained
 
 
 def projected(run: Path, features_BD: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,25 +118,25 @@ def projected(run: Path, features_BD: NDArray[np.float64]) -> NDArray[np.float64
     return points_BP
 
 
-def image(record: Record, index: int) -> torch.Tensor:
-    assert record.collection.images is not None
-    return DecodedImages(record.collection.images).get(index)
+def image(context: Context, index: int) -> torch.Tensor:
+    assert context.collection.images is not None
+    return DecodedImages(context.collection.images).get(index)
 
 
-def test_crops_are_those_that_the_run_learned(crop_run: CropRun, record: Record) -> None:
-    pipeline = pipeline_of(record)
+def test_crops_are_those_that_the_run_learned(crop_run: CropRun, context: Context) -> None:
+    run = explained(context)
     changed = set()
     for index in range(30):
-        crops = pipeline.crops(image(record, index), int(pipeline.drawn_positions(index)[0]))
+        crops = random_views(run, image(context, index), int(run.positions(index)[0]))
         draws_VR, wanted = crop_run.learned[index]
         assert [crop.cut_CHW.shape[-1] for crop in crops] == [16, 16, 12, 12]
         for number, (crop, cut_CHW) in enumerate(zip(crops, wanted, strict=True)):
             assert torch.equal(crop.cut_CHW, cut_CHW)
-            given_1CHW = pipeline.colours(cut_CHW[None], draws_VR[number : number + 1])
+            given_1CHW = run.colours(cut_CHW[None], draws_VR[number : number + 1])
             assert torch.equal(crop.coloured_CHW, given_1CHW[0])
             top, left, height, width = crop.box_4
             side = cut_CHW.shape[-1]
-            boxed_CHW = resize(image(record, index)[top : top + height, left : left + width], (side, side))
+            boxed_CHW = resize(image(context, index)[top : top + height, left : left + width], (side, side))
             assert torch.equal(boxed_CHW.flip(2) if crop.is_flipped else boxed_CHW, cut_CHW)
             assert crop.is_large == (side == 16)
             # Grey: the same in all colours. Photos of these classes are not.
@@ -144,46 +145,46 @@ def test_crops_are_those_that_the_run_learned(crop_run: CropRun, record: Record)
     assert len(changed) == 8
 
 
-def test_losses_and_probabilities_are_those_of_float64(crop_run: CropRun, record: Record) -> None:
-    pipeline, state = pipeline_of(record), checkpoint(crop_run.run)
-    lesson = pipeline.lesson(image(record, INDEX), INDEX)
-    assert lesson is not None
+def test_losses_and_probabilities_are_those_of_float64(crop_run: CropRun, context: Context) -> None:
+    run, state = explained(context), checkpoint(crop_run.run)
+    shown = training_views(run, image(context, INDEX), INDEX)
+    assert shown is not None
     with torch.no_grad():
-        features_VD = torch.cat([pipeline.trunk(normalise(crop.coloured_CHW[None])) for crop in lesson.crops])
+        features_VD = torch.cat([run.model.trunk(normalise(view.coloured_CHW[None])) for view in shown.views])
     points_VP = projected(crop_run.run, features_VD.double().numpy())
-    np.testing.assert_allclose(lesson.points_VP.numpy(), points_VP, atol=1e-5)
+    np.testing.assert_allclose(shown.rows_VD.numpy(), points_VP, atol=1e-5)
     losses_VG = np.zeros((4, 2))
-    for grouping, one in enumerate([state["assignment"], *state["other_assignments"]]):
-        assert torch.equal(state["prototypes"][grouping], one["centroids_KP"])
+    for number, one in enumerate([state["assignment"], *state["other_assignments"]]):
+        assert torch.equal(state["prototypes"][number], one["centroids_KP"])
         weights_VK = np.exp(points_VP @ one["centroids_KP"].double().numpy().T / 0.1)
         label = int(one["labels_N"][INDEX])
-        assert lesson.labels[grouping] == label
-        assert lesson.sizes[grouping] == int((one["labels_N"] == label).sum())
-        losses_VG[:, grouping] = -np.log(weights_VK[:, label] / weights_VK.sum(axis=1))
-    np.testing.assert_allclose(lesson.losses_VG, losses_VG, rtol=1e-3)
-    section = method_section(record.collection, pipeline, INDEX)
-    assert f"2 groupings it is {losses_VG.mean():.2f} on average" in text_of(section)
+        assert shown.labels[number] == label
+        assert shown.sizes[number] == int((one["labels_N"] == label).sum())
+        losses_VG[:, number] = -np.log(weights_VK[:, label] / weights_VK.sum(axis=1))
+    np.testing.assert_allclose(shown.losses_VG, losses_VG, rtol=1e-3)
+    section = method_section(context.collection, run, INDEX)
+    assert f"2 clusterings it is {losses_VG.mean():.2f} on average" in text_of(section)
     guess = (np.log(5) + np.log(4)) / 2
-    assert f"the mean of ln K over the groupings = {guess:.2f}" in text_of(section)
+    assert f"the mean of ln K over the clusterings = {guess:.2f}" in text_of(section)
     assert guess_of(5, (5, 4)) == (pytest.approx(guess), "mean of ln K")
     assert guess_of(5) == guess_of(5, (5,)) == (pytest.approx(np.log(5)), "ln 5")
 
 
-def test_the_section_tells_the_second_version(crop_run: CropRun, record: Record) -> None:
-    section = method_section(record.collection, pipeline_of(record), INDEX)
+def test_the_section_tells_the_second_version(crop_run: CropRun, context: Context) -> None:
+    section = method_section(context.collection, explained(context), INDEX)
     html, text = str(section.html), text_of(section)
     assert figures_drawn(section) == set(section.figures)
     assert html.count("<img ") == len(re.findall(r'<img src="data:image/(?:png|webp);base64,[^"]+" alt="[^"]+"', html))
     for words in (
-        "Remember the epoch before",
+        "Remember the previous epoch",
         "Project onto a sphere",
         "the centroids themselves are the head",
-        "cut 4 times",
+        "cropped 4 times",
     ):
         assert words in text
     assert "hiten each" not in text and "new head" not in text.replace("no new head", "")
     package = Path(deepcluster.__file__).parent
-    assert all((package / path).is_file() for files in CROP_FILES.values() for path, _ in files)
+    assert all((package / path).is_file() for files in FILES[2].values() for path, _ in files)
     state = checkpoint(crop_run.run)["final"]
     own = int(state["assignment"]["labels_N"][INDEX])
     point_P = np.array(values_of(section_figure(section, "method-point")["y"]))
@@ -207,19 +208,23 @@ def test_shares_of_variance_are_those_of_pca() -> None:
 
 def test_the_page_of_a_finished_run_and_of_one_that_goes_on(crop_run: CropRun, tmp_path: Path) -> None:
     page = report(crop_run.run, out=tmp_path / "page.html", reporter=Reporter(quiet=True)).read_text()
-    for words in ("It learned 2 groupings side by side (5, 4 clusters)", "its projection, of 8 numbers", "mean of ln K"):
+    for words in (
+        "The run learned 2 clusterings side by side (5, 4 clusters)",
+        "Its projection, of 8 numbers",
+        "mean of ln K",
+    ):
         assert words in page
     going_on = tmp_path / "run"
     shutil.copytree(crop_run.run, going_on)
     (going_on / "checkpoints" / "epoch-0001.pt").replace(going_on / "checkpoints" / "last.pt")
     for epoch in (2, 3):
         (going_on / "assignments" / f"epoch-000{epoch}.parquet").unlink()
-    record = read(going_on)
-    assert not record.finished
+    context = read(going_on)
+    assert not context.run.finished
     table = pq.read_table(going_on / "assignments" / "epoch-0001.parquet").to_pydict()
-    assert record.collection.cluster_N.tolist() == table["cluster"]
-    text = text_of(method_section(record.collection, pipeline_of(record)))
-    assert "made of what the crops were in that first look" in text
+    assert context.collection.cluster_N.tolist() == table["cluster"]
+    text = text_of(method_section(context.collection, explained(context)))
+    assert "made of the points that the crops had in that first pass" in text
 
 
 def test_assign_gives_the_run_s_last_table_again(crop_run: CropRun) -> None:
@@ -244,12 +249,12 @@ def test_a_run_that_looks_again_and_whitens(crop_run: CropRun, tmp_path: Path) -
     final = pq.read_table(run / "assignments" / "epoch-0002.parquet").to_pydict()
     assert found.cluster_N.tolist() == final["cluster"]
     np.testing.assert_allclose(found.distance_N, final["distance"], atol=1e-4)
-    record = read(run)
-    assert record.collection.points_MP.shape == (30, 6)
-    text = text_of(method_section(record.collection, pipeline_of(record), INDEX))
+    context = read(run)
+    assert context.collection.points_MP.shape == (30, 6)
+    text = text_of(method_section(context.collection, explained(context), INDEX))
     for words in (
-        "This run does look again",
-        "also whitens the points, down to 6 components",
+        "This run does extract features again",
+        "also whitens them, down to 6 components",
         "the means of the clusters on the",
     ):
         assert words in text
@@ -280,13 +285,14 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "super-clusters with turns": (
         {"super_clusters": 2, "rotations": True, "clusters": 9},
         (
-            "2 super-clusters first",
-            "a linear layer",
+            "9 clusters in 2 super-clusters",
+            "ReLU and linear layers",
             "The probability is that of the super-cluster times",
-            "turns every image",
+            "rotates every image",
         ),
     ),
-    "past features": ({"look_again": False}, ("at its start and at its end alone",)),
+    "balanced": ({"balance": True}, ("Balanced k-means", "5 balanced clusters")),
+    "pic": ({"clustering": "pic"}, ("Power iteration clustering", "the means of the clusters")),
 }
 
 
@@ -295,19 +301,19 @@ def test_kinds_of_the_first_version(
     crop_run: CropRun, tmp_path: Path, options: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     run = train_small(crop_run.data, tmp_path / "run", epochs=1, **options)
-    record = read(run)
-    pipeline = record.pipeline
-    assert isinstance(pipeline, HeadPipeline)
-    text = text_of(method_section(record.collection, pipeline, INDEX))
+    context = read(run)
+    method = explained(context)
+    text = text_of(method_section(context.collection, method, INDEX))
     for one in words:
-        assert one.replace("a linear layer", "ReLU and linear layers") in text
-    probabilities_BK = pipeline.probabilities(pipeline.cluster_view([image(record, INDEX)]))
+        assert one in text
+    view_1CHW = method.cluster_view([image(context, INDEX)])
+    (log_BK,) = method.predictions(method.rows(view_1CHW))
     # A super-class may have no cluster.
-    assert 0.5 < probabilities_BK.sum() < 1 + 1e-6
-    # The run's own loss of that image, whose head may be one in two steps.
+    assert 0.5 < log_BK.exp().sum() < 1 + 1e-6
+    # The run's own loss of that image, whose head may be a hierarchical one.
     with torch.no_grad():
-        features_BD = pipeline.trunk(normalise(pipeline.cluster_view([image(record, INDEX)])))
-        assert pipeline.head is not None
-        losses_K = [float(pipeline.head.loss(features_BD, torch.tensor([k]))) for k in range(probabilities_BK.shape[1])]
-    np.testing.assert_allclose(-np.log(probabilities_BK[0]), losses_K, rtol=1e-4, atol=1e-5)
-    assert pipeline.guess(0) > 0
+        features_BD = method.model.trunk(normalise(view_1CHW))
+        assert method.head is not None
+        losses_K = [float(method.head.loss(features_BD, torch.tensor([k]))) for k in range(log_BK.shape[1])]
+    np.testing.assert_allclose(-log_BK[0], losses_K, rtol=1e-4, atol=1e-5)
+    assert method.guess(0) > 0

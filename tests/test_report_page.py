@@ -17,10 +17,10 @@ from PIL import Image
 from deepcluster.data.sources import ImageSource
 from deepcluster.visualization.report.collection import Collection, Past
 from deepcluster.visualization.report.gallery.clusters import ClusterFacts, describe_clusters
-from deepcluster.visualization.report.gallery.rows import Listing, list_rows
+from deepcluster.visualization.report.gallery.rows import Listing, by_importance, list_rows
 from deepcluster.visualization.report.gallery.section import gallery_section
 from deepcluster.visualization.report.gallery.thumbnails import make_thumbnails
-from deepcluster.visualization.report.page import Blob, Section, json_blob, render, write_page
+from deepcluster.visualization.report.page import Blob, Section, asset, json_blob, render, write_page
 
 pytest.importorskip("plotly", reason="the report needs the extra: pip install 'deepcluster[report]'")
 markupsafe = pytest.importorskip("markupsafe")
@@ -122,10 +122,10 @@ def figure_section() -> Section:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     collection = make_collection()
     facts = describe_clusters(collection, seed=1)
-    listing = list_rows(collection, facts.wanted(), 10_000_000)
+    listing = list_rows(collection, by_importance(collection, facts.exemplars()))
     pictured = np.arange(len(collection) - 5)  # The last ones have no thumbnail.
     assert collection.images is not None
-    thumbnails = make_thumbnails(collection.images, pictured, side=32, max_bytes=10_000_000, workers=1)
+    thumbnails = make_thumbnails(collection.images, pictured, side=32, workers=1)
     sections = [figure_section(), gallery_section(collection, facts, listing, thumbnails)]
     folder = tmp_path_factory.mktemp("page")
     write_page(folder / "page.html", collection.title, sections)
@@ -574,7 +574,8 @@ def large_section(rows: int, clusters: int) -> Section:
         }
     )
     values = {"about": "Large.", "left_out": [], "without_pictures": True, "has_labels": False, "has_distances": True}
-    return Section("clusters", "The clusters", render("gallery.html.jinja", **values), blobs)
+    scripts = (asset("gallery.js"), asset("detail.js"))
+    return Section("clusters", "The clusters", render("gallery.html.jinja", **values), blobs, scripts=scripts)
 
 
 # Waits until something holds, looking at every frame; gives the milliseconds since the page was begun.

@@ -15,20 +15,19 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from deepcluster.core.errors import Interrupted
-from deepcluster.core.progress import Reporter
-from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.collection import Collection, RunFacts
 from deepcluster.visualization.report.curves import curves_of
-from deepcluster.visualization.report.gallery.rows import Listing, list_rows
+from deepcluster.visualization.report.gallery.rows import Listing, by_importance, list_rows
 from deepcluster.visualization.report.gallery.thumbnails import Thumbnails
-from deepcluster.visualization.report.glance import RunFacts, glance_section
-from deepcluster.visualization.report.map import Spots, map_points, map_section
+from deepcluster.visualization.report.glance import glance_section
+from deepcluster.visualization.report.layout import Layout, lay_out
+from deepcluster.visualization.report.map_section import map_section
 from deepcluster.visualization.report.odd import NEIGHBOURS, find_odd, typical_distance
 from deepcluster.visualization.report.odd_section import odd_section
 from deepcluster.visualization.report.page import Section, write_page
 from deepcluster.visualization.report.pictures import find_pictures, pictures_section
 
 EVIL = '<img src=x onerror="document.title=`harmed`">'
-QUIET = Reporter(quiet=True)
 
 
 def collection_of(points_MP: Any, cluster_N: Any = None, **changes: Any) -> Collection:
@@ -54,7 +53,7 @@ def blobs_of_points(count: int = 60, groups: int = 3, *, seed: int = 0, width: i
 
 
 def all_listed(collection: Collection) -> Listing:
-    return list_rows(collection, [], 10**9)
+    return list_rows(collection, by_importance(collection, []))
 
 
 # Odd ones
@@ -104,12 +103,12 @@ def test_outliers_are_those_of_the_full_matrix() -> None:
     np.fill_diagonal(distances_MM, np.inf)
     mean_M = np.sort(distances_MM, axis=1)[:, :NEIGHBOURS].mean(axis=1)
     odd = find_odd(collection_of(points_MP, cluster_N), most=4)
-    assert odd.lonely_U.tolist() == np.argsort(-mean_M)[:4].tolist()
-    assert odd.lonely_U[0] == 33
-    np.testing.assert_allclose(odd.loneliness_U, mean_M[odd.lonely_U] / np.median(mean_M), rtol=1e-4)
+    assert odd.outliers.indices_U.tolist() == np.argsort(-mean_M)[:4].tolist()
+    assert odd.outliers.indices_U[0] == 33
+    np.testing.assert_allclose(odd.outliers.ratios_U, mean_M[odd.outliers.indices_U] / np.median(mean_M), rtol=1e-4)
 
 
-def test_strays_are_the_farthest_relative_to_their_cluster() -> None:
+def test_cluster_outliers_are_the_farthest_relative_to_their_cluster() -> None:
     distance_N = np.concatenate([np.full(9, 1.0), [3.0], np.full(9, 10.0), [20.0], [1, 99], [np.nan]]).astype(np.float32)
     cluster_N = np.array([0] * 10 + [1] * 10 + [2] * 2 + [-1])
     collection = replace(
@@ -120,9 +119,11 @@ def test_strays_are_the_farthest_relative_to_their_cluster() -> None:
     )
     odd = find_odd(collection, most=2)
     # Image 21 is farther still, but its cluster of two has no middle.
-    assert odd.strays_U.tolist() == [9]
-    assert find_odd(replace(collection, cluster_N=np.where(cluster_N == 2, 1, cluster_N))).strays_U[0] == 21
-    np.testing.assert_allclose(odd.straying_U, [3])
+    assert odd.cluster_outliers.indices_U.tolist() == [9]
+    assert (
+        find_odd(replace(collection, cluster_N=np.where(cluster_N == 2, 1, cluster_N))).cluster_outliers.indices_U[0] == 21
+    )
+    np.testing.assert_allclose(odd.cluster_outliers.ratios_U, [3])
 
 
 def test_clusters_that_look_like_collapse() -> None:
@@ -131,17 +132,17 @@ def test_clusters_that_look_like_collapse() -> None:
     cluster_N = np.array([0] * 14 + [1, 1, 2, 2, 2, 3])
     collection = replace(collection_of(points_MP, cluster_N), n_clusters=6)
     odd = find_odd(collection)
-    assert (list(odd.giants), list(odd.single), list(odd.empty), list(odd.copies)) == ([0], [3], [4, 5], [2])
+    assert (list(odd.giants), list(odd.singletons), list(odd.empty), list(odd.copies)) == ([0], [3], [4, 5], [2])
     html = odd_section(collection, odd, all_listed(collection), "the loss has stayed at ln K").html
     for words in (
         "1 cluster holds more than half",
         "1 cluster holds a single image",
         "2 clusters are empty",
-        "copies of one",
+        "1 cluster holds only copies of one",
     ):
         assert words in html
     assert "the loss has stayed at ln K" in html
-    # One cluster of the two copies, and one image elsewhere: not copies alone.
+    # One cluster of the two copies, and one image elsewhere: not only copies.
     cluster_N[15] = 2
     assert list(find_odd(replace(collection, cluster_N=cluster_N)).copies) == []
 
@@ -163,18 +164,18 @@ def test_rows_that_are_not_finite_and_a_sample_are_told() -> None:
     )
     odd = find_odd(collection)
     assert odd.n_compared == 39
-    assert set(odd.lonely_U) <= set(range(0, 400, 10)) - {30}
+    assert set(odd.outliers.indices_U) <= set(range(0, 400, 10)) - {30}
     assert "39 of 400 images were compared" in odd_section(collection, odd, all_listed(collection)).html
 
 
 def test_the_search_can_be_stopped() -> None:
-    def stop() -> None:
+    def stop(units: int) -> None:
         raise Interrupted("stopped")
 
     with pytest.raises(Interrupted):
-        find_odd(collection_of(blobs_of_points()[0]), check=stop)
+        find_odd(collection_of(blobs_of_points()[0]), advance=stop)
     with pytest.raises(Interrupted):
-        map_points(collection_of(blobs_of_points()[0]), images=10, seed=0, reporter=QUIET, check=stop)
+        lay_out(collection_of(blobs_of_points()[0]), images=10, seed=0, advance=stop)
 
 
 # The map
@@ -182,25 +183,25 @@ def test_the_search_can_be_stopped() -> None:
 
 def test_pca_is_that_of_scikit_learn() -> None:
     points_MP, _ = blobs_of_points(70, width=60)  # Wider than t-SNE is given.
-    spots = map_points(collection_of(points_MP), images=100, seed=3, reporter=QUIET)
-    assert spots is not None and spots.tsne_M2 is not None
+    layout = lay_out(collection_of(points_MP), images=100, seed=3)
+    assert layout is not None and layout.tsne_M2 is not None
     oracle = PCA(2, svd_solver="full").fit(points_MP)
     expected_M2 = oracle.transform(points_MP)
-    expected_M2 *= np.sign((expected_M2 * spots.pca_M2).sum(axis=0))
-    np.testing.assert_allclose(spots.pca_M2, expected_M2, atol=1e-3)
-    assert spots.kept == pytest.approx(oracle.explained_variance_ratio_.sum(), rel=1e-4)
+    expected_M2 *= np.sign((expected_M2 * layout.pca_M2).sum(axis=0))
+    np.testing.assert_allclose(layout.pca_M2, expected_M2, atol=1e-3)
+    assert layout.kept == pytest.approx(oracle.explained_variance_ratio_.sum(), rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_map_with_neighbours_kept() -> None:
     points_MP, group_N = blobs_of_points(90)
     points_MP[5] = np.nan
     collection = collection_of(points_MP, group_N)
-    one, other = (map_points(collection, images=60, seed=3, reporter=QUIET) for _ in range(2))
+    one, other = (lay_out(collection, images=60, seed=3) for _ in range(2))
     assert one is not None and other is not None and one.tsne_M2 is not None and other.tsne_M2 is not None
     np.testing.assert_array_equal(one.indices_M, other.indices_M)
     np.testing.assert_array_equal(one.tsne_M2, other.tsne_M2)
     assert len(one.indices_M) == 60 == len(set(one.indices_M)) and 5 not in one.indices_M and one.n_known == 89
-    another = map_points(collection, images=60, seed=4, reporter=QUIET)
+    another = lay_out(collection, images=60, seed=4)
     assert another is not None and another.indices_M.tolist() != one.indices_M.tolist()
     distances = np.linalg.norm(one.tsne_M2[:, None] - one.tsne_M2[None], axis=2) + np.diag(np.full(60, np.inf))
     assert (group_N[one.indices_M][distances.argmin(axis=1)] == group_N[one.indices_M]).mean() > 0.9
@@ -209,25 +210,25 @@ def test_the_same_seed_gives_the_same_map_with_neighbours_kept() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_maps_of_few_images(count: int) -> None:
     points_MP, _ = blobs_of_points(count)
-    spots = map_points(collection_of(points_MP), images=10, seed=0, reporter=QUIET)
-    assert spots is not None and spots.pca_M2.shape == (count, 2) and (spots.tsne_M2 is None) == (count < 5)
-    assert np.isfinite(spots.pca_M2).all() and 0 <= spots.kept <= 1.001
+    layout = lay_out(collection_of(points_MP), images=10, seed=0)
+    assert layout is not None and layout.pca_M2.shape == (count, 2) and (layout.tsne_M2 is None) == (count < 5)
+    assert np.isfinite(layout.pca_M2).all() and 0 <= layout.kept <= 1.001
 
 
 def test_maps_of_equal_and_of_narrow_points() -> None:
     for points_MP, kept in ((np.ones((20, 3)), 0), (np.arange(20.0)[:, None], 1)):
-        spots = map_points(collection_of(points_MP), images=20, seed=0, reporter=QUIET)
-        assert spots is not None and spots.tsne_M2 is None and spots.kept == pytest.approx(kept)
+        layout = lay_out(collection_of(points_MP), images=20, seed=0)
+        assert layout is not None and layout.tsne_M2 is None and layout.kept == pytest.approx(kept)
     for points_MP, images in ((np.zeros((0, 0)), 5), (np.full((4, 2), np.nan), 5), (np.ones((4, 2)), 0)):
-        assert map_points(collection_of(points_MP), images=images, seed=0, reporter=QUIET) is None
+        assert lay_out(collection_of(points_MP), images=images, seed=0) is None
 
 
 def test_the_section_has_the_listed_images_and_nearest_clusters() -> None:
     points_MP = np.array([[0.0, 0], [0, 1], [10, 0], [10, 1], [13, 0], [40, 0]])
     collection = collection_of(points_MP, [0, 0, 1, 1, 2, -1])
-    spots = Spots(np.arange(6), points_MP.astype(np.float32), None, 0.5, 6)
+    layout = Layout(np.arange(6), points_MP.astype(np.float32), None, 0.5, 6)
     listing = Listing(collection, np.array([1, 2, 3, 5]))
-    section = map_section(collection, spots, listing)
+    section = map_section(collection, layout, listing)
     assert np.frombuffer(section.blobs["map-rows"].content, "<i4").tolist() == [0, 1, 2, 3]
     assert np.frombuffer(section.blobs["map-pca"].content, "<f4").reshape(-1, 2).tolist() == points_MP[[1, 2, 3, 5]].tolist()
     assert "map-tsne" not in section.blobs and "t-SNE" not in section.html and "4 of 6 images" in section.html
@@ -277,7 +278,7 @@ def test_figures_hold_the_metrics() -> None:
     assert figures["run-loss"]["data"][0]["x"] == [1, 2, 3, 4, 5, 6]
     assert figures["run-loss"]["data"][0]["y"] == [line["loss"] for line in lines]
     assert set(figures["run-loss"]["data"][1]["y"]) == {math.log(8)}
-    # Only the groupings: the lines between repeat values (here 9, to be seen if they were drawn).
+    # Only the clusterings: the lines between repeat values (here 9, to be seen if they were drawn).
     assert [(trace["x"], trace["y"]) for trace in figures["run-nmi"]["data"]] == [
         ([3, 5], [0.3, 0.5]),
         ([1, 3, 5], [0.1, 0.1, 0.1]),
@@ -327,7 +328,7 @@ def test_the_glance_tells_what_when_and_what_is_wrong() -> None:
     ):
         assert words in html, words
     finished = glance_section(replace(about, finished=True, ended=datetime(2026, 11, 22, 9, 5), complaint=None)).html
-    assert "Finished 2026-11-22 09:05" in finished and "needs a look" not in finished.lower()
+    assert "Finished 2026-11-22 09:05" in finished and "needs attention" not in finished
 
 
 # Filters and top images
@@ -364,7 +365,7 @@ def test_pictures_are_found_in_order_and_kept_within_bytes(tmp_path: Path) -> No
 
 
 def test_without_pictures_the_commands_are_told(tmp_path: Path) -> None:
-    for folder in (None, tmp_path, tmp_path / "missing"):
+    for folder in (tmp_path, tmp_path / "missing"):
         html = pictures_section(folder, run="runs/<b>").html
         assert "deepcluster visualize filters runs/&lt;b&gt;" in html and "visualize top-images" in html
     (tmp_path / "filters" / "conv1").mkdir(parents=True)
@@ -386,7 +387,7 @@ def evil_sections(folder: Path) -> list[Section]:
         unreadable={f"{EVIL}.jpg": EVIL},
     )
     listing, odd = all_listed(collection), find_odd(collection)
-    spots = map_points(collection, images=60, seed=0, reporter=QUIET)
+    layout = lay_out(collection, images=60, seed=0)
     config = {
         "settings": {"arch": EVIL, "lr": 0.1},
         "changed_by_recipe": {"lr": {"value": 0.1, "reason": EVIL}},
@@ -394,10 +395,10 @@ def evil_sections(folder: Path) -> list[Section]:
         "command": EVIL,
     }
     about = replace(facts_of([metrics_line(1), metrics_line(2)]), config=config, complaint=EVIL, folder=EVIL)
-    rows = Section("rows", "Rows", pictures_section(None).html, listing.blobs(Thumbnails(0)))
+    rows = Section("rows", "Rows", pictures_section(folder / "none").html, listing.blobs(Thumbnails(0)))
     return [
         glance_section(about),
-        map_section(collection, spots, listing),
+        map_section(collection, layout, listing),
         odd_section(collection, odd, listing, EVIL),
         pictures_section(write_grids(folder), max_bytes=200_000, run=EVIL),
         rows,
@@ -412,7 +413,7 @@ def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A page of these sections in a real browser, with what its console said."""
+    """A page of these sections in a real browser, with the messages of its console."""
     folder = tmp_path_factory.mktemp("page")
     write_page(folder / "report.html", "a run", evil_sections(folder / "pictures"))
     with chromium() as browser:

@@ -57,15 +57,15 @@ def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **
 
 @click.command()
 @click.argument("path", metavar="RUN")
-@click.option("--data", multiple=True, help="where the images are  [where they were when the run was begun]")
+@click.option("--data", multiple=True, help="where the images are  [where they were when the run was started]")
 @click.option("--out", type=Path, help="the page to write  [RUN/report.html, or beside a table]")
 @click.option("--open", "show", is_flag=True, help="open the page in the browser")
-@click.option("--watch", is_flag=True, help="make it anew after each epoch until the run ends; the page refreshes itself")
+@click.option("--watch", is_flag=True, help="make it again after each epoch until the run ends; the page reloads itself")
 @on_machine
 @talk
 @with_settings(ReportOptions)
 def report(path: str, quiet: bool, verbose: bool, **options: Any) -> None:
-    """One self-contained page of a run: its clusters, a map, how it works. RUN may be a table of embeddings, too."""
+    """One self-contained page of a run: its clusters, a map, how it works. RUN may also be a Parquet table of embeddings."""
     from deepcluster.visualization.report import command as reports
 
     reporter = Reporter(quiet=quiet, verbose=verbose)

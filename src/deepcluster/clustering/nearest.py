@@ -82,11 +82,11 @@ def squared_distances(points_QP: Tensor, centroids_QP: Tensor) -> Tensor:
 class NearestSearch:
     """Repeated search for the nearest centroids of the same points, as in Lloyd's iterations.
 
-    Args:
-        points_NP: float32, finite.
-# labels_B and squared_B.
-        kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
-        best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
+        Args:
+            points_NP: float32, finite.
+    # labels_B and squared_B.
+            kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
+            best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
     """
 
     def __init__(self, points_NP: Tensor, *, kind: torch.dtype | None = None, best_two: BestTwo | None = None) -> None:

@@ -44,10 +44,11 @@ class TopImagesOptions(Checked):
 class ReportOptions(Checked):
     """What the page holds."""
 
-    max_mb: float = option(15.0, "most megabytes of the page, which says what does not fit", at_least=4)
-    map_images: int = option(5_000, "images of the map: those of a larger set are drawn from", at_least=0)
-    thumbnail: int = option(64, "side of the thumbnails in pixels", at_least=16, below=513)
-    clusters: int | None = option(None, "of a table: group the embeddings into so many", at_least=1)
+    map_images: int = option(5_000, "images on the map, drawn at random from a larger set", at_least=0)
+    thumbnail: int | None = option(
+        None, "side of the thumbnails in pixels (default: 64; 32 or 16 with many clusters)", at_least=16, below=513
+    )
+    clusters: int | None = option(None, "of a table: cluster the embeddings into this many clusters", at_least=1)
     embedding_column: str | None = option(None, "of a table: the column of the embeddings")
     name_column: str | None = option(None, "of a table: the column of the names")
     cluster_column: str | None = option(None, "of a table: the column of the clusters")

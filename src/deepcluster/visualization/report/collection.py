@@ -1,10 +1,12 @@
-"""What a report shows: images, their clusters now and before, and points of a sample.
+"""What a report shows: images, their clusters now and in earlier epochs, points of a sample, and facts of the run.
 
 N images, K clusters, M images of the sample, P components.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +17,11 @@ from deepcluster.data.sources import ImageSource
 
 @dataclass(frozen=True)
 class Past:
-    """The clusters of an earlier epoch; numbers of clusters are those of now where the groups overlap.
+    """The clusters of an earlier epoch; their numbers are those of the current clusters that they overlap with.
 
     Attributes:
-        epoch: that learned them.
-        load: gives its cluster_N, -1 = unassigned. It is read when it is needed: many epochs of many images are large.
+        epoch: the epoch that trained on them.
+        load: returns cluster_N, -1 = unassigned. Called when needed: many epochs of many images take much memory.
     """
 
     epoch: int
@@ -28,11 +30,11 @@ class Past:
 
 @dataclass(frozen=True)
 class Collection:
-    """N images in K clusters: what gallery, map and odd ones are made of.
+    """N images in K clusters, as gallery, map and odd ones show them.
 
     Attributes:
         title: what is shown, such as the name of the run folder.
-        names: of the images.
+        names: names of the images.
         cluster_N: int64, -1 = unassigned (unreadable).
         distance_N: float32, Euclidean, to the centroid in the space of `centroids_KP`; NaN where unassigned or unknown.
         n_clusters: K; some may be empty.
@@ -42,8 +44,8 @@ class Collection:
         images: where the pictures come from: image `i` is `names[i]`; None where they are not at hand.
         sample_M: indices of the images whose points are known, ascending.
         points_MP: float32, their points in the space that was clustered; empty (0, 0) where none are known.
-        unreadable: reason by name, of what the run could not read.
-        table: the file that has every image's cluster, as a person would look for it.
+        unreadable: reasons by name, of what the run could not read.
+        table: the file that has the cluster of every image, as the user would look for it.
     """
 
     title: str
@@ -65,5 +67,60 @@ class Collection:
         return len(self.names)
 
     def sizes_K(self) -> NDArray[np.int64]:
-        """Images of each cluster."""
+        """Return the number of images of each cluster."""
         return np.bincount(self.cluster_N[self.cluster_N >= 0], minlength=self.n_clusters)
+
+    def nearest_to_centre(self, cluster: int, count: int, *, without: int = -1) -> list[int]:
+        """Return the `count` images of a cluster that are nearest to its centroid, except the image `without`."""
+        members = np.flatnonzero(self.cluster_N == cluster)
+        members = members[members != without]
+        nearest: list[int] = members[np.argsort(self.distance_N[members], kind="stable")][:count].tolist()
+        return nearest
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run, or of a table that is no run (then most of it is empty).
+
+    Attributes:
+        title: name of the run.
+        config: content of `config.json`: settings, changed_by_recipe, data, versions, command.
+        metrics: lines of `metrics.jsonl`, one per epoch.
+        evaluations: contents of `evaluation/*.json`.
+        folder: the run folder, as the user would type it.
+        finished: True if the last epoch is done.
+        made_at: when this page was made.
+        started, ended: of the training, where known.
+        n_images, n_unreadable: number of images, and how many of them could not be read.
+        sizes_K: current number of images of each cluster.
+        complaint: what looks like a collapse, in a sentence with what to change.
+    """
+
+    title: str
+    config: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
+    folder: str
+    finished: bool
+    made_at: datetime
+    started: datetime | None = None
+    ended: datetime | None = None
+    n_images: int | None = None
+    n_unreadable: int = 0
+    sizes_K: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    complaint: str | None = None
+
+    def setting(self, name: str) -> Any:
+        """Return a setting; None where it is not known."""
+        return (self.config.get("settings") or {}).get(name)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Numbers of clusters of the clusterings that are trained on, by the settings; empty where they are not known."""
+        clusters = self.setting("clusters")
+        several = clusters if isinstance(clusters, list | tuple) else [clusters]
+        return tuple(count for count in several if isinstance(count, int))
+
+    def last(self, name: str) -> Any:
+        """Return the last known value of a metric; None where there is none."""
+        return next((line[name] for line in reversed(self.metrics) if line.get(name) is not None), None)

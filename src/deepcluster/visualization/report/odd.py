@@ -1,15 +1,18 @@
 """Odd ones: files that can't be read, near-duplicates, outliers, and clusters that look like collapse.
 
-N images, K clusters, M images whose points are known, P components, J neighbours, U listed images.
+N images, K clusters, M images whose points are known, P components, J neighbours, U outliers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import from_numpy
 
+from deepcluster.clustering.neighbours import nearest_neighbours
+from deepcluster.core.work import Advance, no_advance
 from deepcluster.visualization.report.collection import Collection
 
 # Points that are compared, all with all: 20,000 of 256 components took 2.8 s on a core.
@@ -20,21 +23,21 @@ NEIGHBOURS: Final = 10
 # as JPEG (quality 75 or 95) at 0.015 at most, at half the size at 0.021; with 1 % cut off each side at 0.059 (median); the
 # two nearest of different photos at 0.159. Here 0.028.
 NEAR_SHARE: Final = 0.02
-# A cluster needs so many images before one of them can be far from the others.
+# A cluster needs this many images before one of them can be far from the others.
 LEAST_SIZE: Final = 5
 GIANT_SHARE: Final = 0.5
-# Thumbnails of a group of duplicates, and groups of them.
-MOST_OF_GROUP: Final = 8
-MOST_GROUPS: Final = 30
+# Thumbnails of a set of duplicates, and sets that are shown.
+MOST_OF_SET: Final = 8
+MOST_SETS: Final = 30
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that are nearly the same: each is near to another of the group.
+    """Images that are nearly the same: each is near to another of the set.
 
     Attributes:
-        indices: of all its images, ascending.
-        distance: largest distance from an image to its nearest in the group; 0 for the same pixels.
+        indices: all its images, ascending.
+        distance: largest distance from an image to its nearest in the set; 0 for the same pixels.
     """
 
     indices: NDArray[np.int64]
@@ -42,77 +45,83 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
+class Outliers:
+    """Images that are far away, the farthest first.
+
+    Attributes:
+        indices_U: the images.
+        ratios_U: distance of each, as a multiple of what is usual.
+    """
+
+    indices_U: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    ratios_U: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True)
 class Odd:
     """What was found; indices are of images.
 
     Attributes:
-        n_compared: points that were compared with each other.
+        n_compared: number of points that were compared with each other.
         near: distance up to which images are near-duplicates.
-        duplicates: groups, the nearest first, and of equals the largest.
-        lonely_U, loneliness_U: images farthest from all others, and the mean distance to their nearest ones, as a multiple
-            of the median image's.
-        strays_U, straying_U: images farthest from the centre of their cluster, as a multiple of its median distance.
-        giants, single, empty, copies: clusters that hold more than half of the images, one image, none, copies alone.
+        duplicates: sets, the nearest first, and of equally near ones the largest.
+        outliers: images farthest from all others, by the mean distance to their nearest ones.
+        cluster_outliers: images farthest from the centre of their cluster.
+        giants, singletons, empty, copies: clusters with more than half of the images, one image, none, only copies.
     """
 
     n_compared: int = 0
     near: float = 0.0
     duplicates: Sequence[Duplicates] = ()
-    lonely_U: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    loneliness_U: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    strays_U: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    straying_U: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    outliers: Outliers = field(default_factory=Outliers)
+    cluster_outliers: Outliers = field(default_factory=Outliers)
     giants: Sequence[int] = ()
-    single: Sequence[int] = ()
+    singletons: Sequence[int] = ()
     empty: Sequence[int] = ()
     copies: Sequence[int] = ()
 
     def images(self) -> NDArray[np.int64]:
-        """Indices of the images that the section shows; the page should list them."""
-        groups = [group.indices[:MOST_OF_GROUP] for group in self.duplicates[:MOST_GROUPS]]
-        found: NDArray[np.int64] = np.unique(np.concatenate([self.lonely_U, self.strays_U, *groups])).astype(np.int64)
-        return found
+        """Return the images that the section shows; the page should list them."""
+        sets = [one.indices[:MOST_OF_SET] for one in self.duplicates[:MOST_SETS]]
+        found = np.concatenate([self.outliers.indices_U, self.cluster_outliers.indices_U, *sets])
+        return np.unique(found).astype(np.int64)
 
 
-def find_odd(collection: Collection, *, most: int = 60, check: Callable[[], None] = lambda: None) -> Odd:
-    """Look for what is odd among the images whose points are known, and among the clusters.
+def find_odd(collection: Collection, *, most: int = 60, advance: Advance = no_advance) -> Odd:
+    """Find what is odd among the images whose points are known, and among the clusters.
 
     Args:
-        most: outliers of each kind, at most.
-        check: called while points are compared; may raise to stop.
+        most: largest number of outliers of each kind.
+        advance: called with the number of images that have been compared; may raise to stop.
     """
     indices_M, points_MP = _comparable(collection)
-    distances_MJ, neighbours_MJ = _nearest(points_MP, check)
+    distances_MJ, neighbours_MJ = _nearest(points_MP, advance)
     near = NEAR_SHARE * typical_distance(points_MP)
-    groups = _groups(indices_M, distances_MJ, neighbours_MJ, near)
-    lonely_U, loneliness_U = _lonely(indices_M, distances_MJ, most)
-    strays_U, straying_U = _strays(collection, most)
+    duplicates = _duplicates(indices_M, distances_MJ, neighbours_MJ, near)
     sizes_K = collection.sizes_K()
-    n_assigned = max(1, int(sizes_K.sum()))
+    is_giant_K = sizes_K > GIANT_SHARE * max(1, int(sizes_K.sum()))
     return Odd(
         n_compared=len(indices_M),
         near=near,
-        duplicates=groups,
-        lonely_U=lonely_U,
-        loneliness_U=loneliness_U,
-        strays_U=strays_U,
-        straying_U=straying_U,
-        giants=np.flatnonzero(sizes_K > GIANT_SHARE * n_assigned).tolist() if collection.n_clusters > 1 else (),
-        single=np.flatnonzero(sizes_K == 1).tolist(),
+        duplicates=duplicates,
+        outliers=_outliers(indices_M, distances_MJ, most),
+        cluster_outliers=_cluster_outliers(collection, most),
+        giants=np.flatnonzero(is_giant_K).tolist() if collection.n_clusters > 1 else (),
+        singletons=np.flatnonzero(sizes_K == 1).tolist(),
         empty=np.flatnonzero(sizes_K == 0).tolist(),
-        copies=_clusters_of_copies(collection, indices_M, groups),
+        copies=_clusters_of_copies(collection, duplicates),
     )
 
 
 def typical_distance(points_MP: NDArray[np.float32]) -> float:
-    """Root of the mean squared distance of two points drawn at random: √2 times their spread about the mean."""
+    """Return the root mean squared distance of two points drawn at random: √2 times their spread about the mean."""
     if len(points_MP) == 0:
         return 0.0
     return float(np.sqrt(2 * np.var(points_MP, axis=0, dtype=np.float64).sum()))
 
 
 def _comparable(collection: Collection) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Images with finite points, and the points: all, or `MOST_POINTS` spread evenly."""
+    """Return images with finite points, and the points: all, or `MOST_POINTS` spread evenly."""
     if collection.points_MP.size == 0:
         return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
     finite = np.flatnonzero(np.isfinite(collection.points_MP).all(axis=1))
@@ -121,67 +130,60 @@ def _comparable(collection: Collection) -> tuple[NDArray[np.int64], NDArray[np.f
     return collection.sample_M[finite], collection.points_MP[finite]
 
 
-def _nearest(points_MP: NDArray[np.float32], check: Callable[[], None]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Distances_MJ and places_MJ of each point's nearest others."""
-    from torch import from_numpy
-
-    from deepcluster.clustering.neighbours import nearest_neighbours
-
+def _nearest(points_MP: NDArray[np.float32], advance: Advance) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return distances_MJ and positions_MJ of the nearest other points of each point."""
     k = min(NEIGHBOURS, len(points_MP) - 1)
     if k < 1:
         return np.zeros((len(points_MP), 0), np.float32), np.zeros((len(points_MP), 0), np.int64)
     points = from_numpy(np.ascontiguousarray(points_MP))
-    distances, places = nearest_neighbours(points, points, k=k, exclude_self=True, advance=lambda _: check())
-    return distances.numpy(), places.numpy()
+    distances, positions = nearest_neighbours(points, points, k=k, exclude_self=True, advance=advance)
+    return distances.numpy(), positions.numpy()
 
 
-def _groups(
+def _duplicates(
     indices_M: NDArray[np.int64], distances_MJ: NDArray[np.float32], neighbours_MJ: NDArray[np.int64], near: float
 ) -> list[Duplicates]:
-    """Points joined to their neighbours within `near`; who is joined to one is in its group.
+    """Return the sets of points that are connected by neighbours within `near`.
 
-    Exact while a point has no more than J near ones; a larger group could fall apart, and hardly does: of equal distances
-    all points choose the same neighbours.
+    Exact while a point has at most J near ones; a larger set could fall apart, but hardly does: of equal distances all
+    points choose the same neighbours.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    close_MJ = distances_MJ <= near
-    rows, columns = np.nonzero(close_MJ)
+    rows, columns = np.nonzero(distances_MJ <= near)
     if len(rows) == 0:
         return []
     ends = (rows, neighbours_MJ[rows, columns])
     graph = coo_array((np.ones(len(rows), np.int8), ends), shape=(len(indices_M), len(indices_M)))
-    group_M = connected_components(graph, directed=False)[1]
-    members = np.flatnonzero(np.bincount(group_M)[group_M] > 1)
-    members = members[np.argsort(group_M[members], kind="stable")]
-    starts = np.flatnonzero(np.diff(group_M[members], prepend=-1))
-    groups = [
-        Duplicates(np.sort(indices_M[places]), float(distances_MJ[places, 0].max()))
-        for places in np.split(members, starts[1:])
+    set_M = connected_components(graph, directed=False)[1]
+    members = np.flatnonzero(np.bincount(set_M)[set_M] > 1)
+    members = members[np.argsort(set_M[members], kind="stable")]
+    starts = np.flatnonzero(np.diff(set_M[members], prepend=-1))
+    found = [
+        Duplicates(np.sort(indices_M[positions]), float(distances_MJ[positions, 0].max()))
+        for positions in np.split(members, starts[1:])
     ]
-    return sorted(groups, key=lambda group: (group.distance, -len(group.indices), int(group.indices[0])))
+    return sorted(found, key=lambda one: (one.distance, -len(one.indices), int(one.indices[0])))
 
 
-def _lonely(
-    indices_M: NDArray[np.int64], distances_MJ: NDArray[np.float32], most: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Images by the mean distance to their nearest others, farthest first: one in twenty at most.
+def _outliers(indices_M: NDArray[np.int64], distances_MJ: NDArray[np.float32], most: int) -> Outliers:
+    """Return images by the mean distance to their nearest others, farthest first: at most one in twenty.
 
     Several neighbours, so that a copy of an outlier does not hide it.
     """
     if distances_MJ.shape[1] == 0:
-        return np.zeros(0, np.int64), np.zeros(0)
+        return Outliers()
     mean_M = distances_MJ.mean(axis=1, dtype=np.float64)
     order = np.argsort(-mean_M, kind="stable")[: min(most, max(1, len(mean_M) // 20))]
     median = float(np.median(mean_M))
-    # Of images that are all equally far from each other none is an outlier.
+    # None is an outlier where all images are equally far from each other.
     order = order[mean_M[order] > median * (1 + 1e-6)]
-    return indices_M[order], _multiples(mean_M[order], np.full(len(order), median))
+    return Outliers(indices_M[order], _ratios(mean_M[order], np.full(len(order), median)))
 
 
-def _strays(collection: Collection, most: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Images by distance to their centre, as a multiple of their cluster's median; among all images, not the sample."""
+def _cluster_outliers(collection: Collection, most: int) -> Outliers:
+    """Return images by distance to their centre, as a multiple of their cluster's median; of all images, not the sample."""
     known = np.flatnonzero((collection.cluster_N >= 0) & np.isfinite(collection.distance_N))
     cluster, distance = collection.cluster_N[known], collection.distance_N[known].astype(np.float64)
     order = np.lexsort((distance, cluster))
@@ -191,23 +193,23 @@ def _strays(collection: Collection, most: int) -> tuple[NDArray[np.int64], NDArr
     middle = np.minimum(first_K + sizes_K // 2, max(0, len(distance) - 1))
     median_K = distance[middle] if len(distance) else np.zeros(collection.n_clusters)
     candidates = np.flatnonzero((sizes_K[cluster] >= LEAST_SIZE) & (distance > median_K[cluster] * (1 + 1e-6)))
-    multiples = _multiples(distance[candidates], median_K[cluster[candidates]])
-    chosen = np.lexsort((known[candidates], -multiples))[: min(most, max(1, len(known) // 20))]
-    return known[candidates[chosen]], multiples[chosen]
+    ratios = _ratios(distance[candidates], median_K[cluster[candidates]])
+    chosen = np.lexsort((known[candidates], -ratios))[: min(most, max(1, len(known) // 20))]
+    return Outliers(known[candidates[chosen]], ratios[chosen])
 
 
-def _multiples(values: NDArray[np.float64], units: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quotients; infinite where the unit is 0."""
+def _ratios(values: NDArray[np.float64], units: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return quotients; infinite where the unit is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(units > 0, values / units, np.inf)
 
 
-def _clusters_of_copies(collection: Collection, indices_M: NDArray[np.int64], groups: Sequence[Duplicates]) -> list[int]:
-    """Clusters of several images, all of them compared and in one group of duplicates."""
+def _clusters_of_copies(collection: Collection, duplicates: Sequence[Duplicates]) -> list[int]:
+    """Return clusters of several images, all of which were compared and are in one set of duplicates."""
     sizes_K = collection.sizes_K()
     found: set[int] = set()
-    for group in groups:
-        cluster, counts = np.unique(collection.cluster_N[group.indices], return_counts=True)
+    for one in duplicates:
+        cluster, counts = np.unique(collection.cluster_N[one.indices], return_counts=True)
         whole = (cluster >= 0) & (counts > 1) & (counts == sizes_K[cluster])
         found.update(cluster[whole].tolist())
     return sorted(found)

@@ -1,7 +1,7 @@
 """The page: sections, what their scripts unpack, and the plotting library, in one file that asks the network for nothing.
 
-Sections are HTML with everything of a person's escaped (Jinja's autoescape; `render`). Larger things are blobs: gzip, then
-base64, unpacked by the browser when they are first needed.
+Sections are HTML in which everything named by the user is escaped (Jinja's autoescape; `render`). Larger things are blobs:
+gzip, then base64, unpacked by the browser when they are first needed.
 """
 
 import base64
@@ -9,21 +9,22 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import write_whole
+from deepcluster.core.text import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
 ASSETS = Path(__file__).parent / "assets"
-# In this order; a section's script may use what `page.js` gives (`deepcluster.…`).
-SCRIPTS = ("page.js", "rows.js", "figures.js", "gallery.js", "detail.js", "map.js")
-STYLES = ("page.css", "gallery.css", "method.css", "sections.css")
+# What every page has, in this order. Scripts and styles of one section follow; they may use what `page.js` offers.
+SCRIPTS = ("page.js", "rows.js", "figures.js")
+STYLES = ("page.css", "gallery.css", "sections.css")
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,7 @@ class Blob:
     media_type: str = ""
 
     def packed(self) -> str:
-        """Base64, as it is in the page; a third longer than the bytes."""
-        return self._packed
-
-    @cached_property
-    def _packed(self) -> str:
+        """Return it in base64, as it is in the page."""
         packed = self.content if self.media_type else gzip.compress(self.content, 6, mtime=0)
         return base64.b64encode(packed).decode("ascii")
 
@@ -53,11 +50,12 @@ class Section:
     """A part of the page.
 
     Attributes:
-        name: of its anchor.
-        title: of its heading, and in the menu.
-        html: what it shows; what a person named is escaped.
+        name: name of its anchor.
+        title: text of its heading, and in the menu.
+        html: what it shows; names given by the user are escaped.
         blobs: what its script unpacks, by name.
         figures: Plotly figures (JSON), by the id of the element that they are drawn in (`<div class="figure" id=…>`).
+        scripts, styles: text of its own scripts and styles (`asset`).
     """
 
     name: str
@@ -65,70 +63,84 @@ class Section:
     html: "Markup"
     blobs: Mapping[str, Blob] = field(default_factory=dict)
     figures: Mapping[str, str] = field(default_factory=dict)
+    scripts: Sequence[str] = ()
+    styles: Sequence[str] = ()
+
+
+def asset(name: str) -> str:
+    """Return the text of a file in `assets`."""
+    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def render(template: str, **values: Any) -> "Markup":
-    """The HTML of a template in `assets`; values are escaped."""
+    """Return the HTML of a template in `assets`; values are escaped."""
     from markupsafe import Markup
 
     return Markup(_environment().get_template(template).render(**values))
 
 
+def shown(name: str) -> str:
+    """Return a name as the page has it: only text, and without NUL, which separates names in a blob."""
+    try:
+        name = printable(name)
+    except UnicodeEncodeError:  # Half of a surrogate pair, as JSON may hold.
+        name = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return name.replace("\0", "\\x00")
+
+
 def json_blob(value: Any) -> Blob:
-    """A value for `deepcluster.json(name)`. Raises ValueError where a number is not finite."""
+    """Return a value for `deepcluster.json(name)`. Raises ValueError where a number is not finite."""
     return Blob(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh_seconds: int = 0) -> int:
-    """Write the page, whole at every moment; returns its bytes. Arguments as in `page_text`."""
-    text = page_text(title, sections, refresh_seconds=refresh_seconds)
-    write_whole(path, text)
-    return len(text.encode())
-
-
-def page_text(title: str, sections: Sequence[Section], *, refresh_seconds: int = 0) -> str:
-    """The page.
+    """Write the page, whole at every moment; return its size in bytes.
 
     Args:
-        refresh_seconds: the page reads itself again so often (0: never).
+        refresh_seconds: the page reloads itself at this interval (0: never).
     """
     blobs = {name: blob for section in sections for name, blob in section.blobs.items()}
-    figures = {name: figure for section in sections for name, figure in section.figures.items()}
-    blobs["figures"] = json_blob({name: json.loads(figure) for name, figure in figures.items()})
+    figures = {name: json.loads(figure) for section in sections for name, figure in section.figures.items()}
+    blobs["figures"] = json_blob(figures)
     blobs["plotly"] = plotly_blob()
-    return render(
+    scripts = [*map(asset, SCRIPTS), *(script for section in sections for script in section.scripts)]
+    styles = [*map(asset, STYLES), *(style for section in sections for style in section.styles)]
+    text = render(
         "page.html.jinja",
         title=title,
         sections=sections,
         blobs={name: (blob.media_type, blob.packed()) for name, blob in blobs.items()},
-        scripts=_assets(SCRIPTS),
-        styles=_assets(STYLES),
+        scripts=_unescaped(scripts),
+        styles=_unescaped(styles),
         refresh_seconds=refresh_seconds,
     )
+    write_whole(path, text)
+    return len(text.encode())
 
 
 def needs_report_extra() -> None:
-    """Raise `InputError` unless what the report is made with is installed."""
+    """Raise `InputError` unless the packages that make the report are installed."""
     try:
         import jinja2
         import plotly  # noqa: F401
-    except ImportError as fault:
-        what = getattr(fault, "name", None) or jinja2.__name__
+    except ImportError as error:
+        what = getattr(error, "name", None) or jinja2.__name__
         raise InputError(f"the report needs {what}; install it with: pip install 'deepcluster[report]'") from None
 
 
 @cache
 def plotly_blob() -> Blob:
-    """The plotting library's program, as it comes with the Python package."""
+    """Return the program of the plotting library, as it comes with the Python package."""
     from plotly.offline import get_plotlyjs
 
     return Blob(get_plotlyjs().encode())
 
 
-def _assets(names: Sequence[str]) -> list["Markup"]:
+def _unescaped(texts: Sequence[str]) -> list["Markup"]:
+    """Return scripts or styles, each once, that are part of the page as they stand."""
     from markupsafe import Markup
 
-    return [Markup((ASSETS / name).read_text(encoding="utf-8")) for name in names if (ASSETS / name).is_file()]
+    return [Markup(text) for text in dict.fromkeys(texts)]
 
 
 def _environment() -> "Environment":

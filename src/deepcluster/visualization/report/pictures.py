@@ -1,4 +1,4 @@
-"""Filters and top images, where `deepcluster visualize` made them, small enough for the page."""
+"""The section of filters and top images, where `deepcluster visualize` made them, small enough for the page."""
 
 import base64
 import io
@@ -8,23 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deepcluster.visualization.report.gallery.rows import shown
-from deepcluster.visualization.report.page import Section, render
+from deepcluster.visualization.report.context import Context
+from deepcluster.visualization.report.page import Section, render, shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
-NAME: Final = "filters"
-# What the folder holds, by the names of its folders: the JSON file of each stage, a title, and the pictures to show.
+# Bytes of all pictures together, as they are in the page.
+MOST_BYTES: Final = 2_000_000
+# What the folder holds, by the names of its folders: the JSON file of each stage, a title, the pictures to show, a caption.
 KINDS: Final = {
-    "filters": ("filters.json", "Filters of", ("grid",)),
-    "top-images": ("top-images.json", "Images that excite", ("pairs",)),
+    "filters": (
+        "filters.json",
+        "Filters of",
+        "grid",
+        "Each picture was found by gradient ascent: it excites one filter, whose number is below it.",
+    ),
+    "top-images": (
+        "top-images.json",
+        "Images that excite",
+        "blocks",
+        "For each filter the images of the data set that excite it most, and the place that does.",
+    ),
 }
 # Width in pixels and quality, tried in this order until a picture fits.
 SIZES: Final = ((1_200, 82), (1_200, 70), (1_000, 70), (1_000, 55), (800, 55), (600, 50), (400, 45))
-# What a caption names of the JSON files, where it is there.
+# What a caption takes from the JSON files, where it is there.
 NAMED: Final = ("objective", "model", "data", "count")
-# Pixels of an opened picture, at most: a larger one is not one of ours.
+# Pixels of an opened picture, at most: a larger one was not made by this program.
 MOST_PIXELS: Final = 400_000_000
 
 
@@ -43,49 +54,54 @@ class Picture:
     caption: str
 
 
-def pictures_section(folder: Path | None, *, max_bytes: int = 4_000_000, run: str = "RUN") -> Section:
-    """The section; where nothing was made, the commands that make it.
+def section(context: Context) -> Section | None:
+    """Return the section of a run; None for a table."""
+    if context.pictures is None:
+        return None
+    return pictures_section(context.pictures, run=context.run.folder)
+
+
+def pictures_section(folder: Path, *, max_bytes: int = MOST_BYTES, run: str = "RUN") -> Section:
+    """Return the section; where nothing was made, the commands that make it.
 
     Args:
-        folder: with `filters/STAGE/grid.png` and `top-images/STAGE/pairs-1.png` and so on; None: there is none.
+        folder: with `filters/STAGE/grid.png` and `top-images/STAGE/blocks-1.png` and so on, or not there.
         max_bytes: most bytes of all pictures together, as they are in the page. What does not fit is named.
-        run: the run folder, as a person would type it.
+        run: the run folder, as the user would type it.
     """
-    found = find_pictures(folder) if folder is not None else []
-    shown_, left = [], max_bytes
+    found, left = find_pictures(folder), max_bytes
+    rows = []
     for number, picture in enumerate(found):
         packed = _pack(picture.path, left // (len(found) - number))
         if packed is not None:
             left -= len(packed["uri"])
-        shown_.append(
-            {"title": picture.title, "caption": picture.caption, "path": shown(str(picture.path)), "image": packed}
-        )
-    html = render("pictures.html.jinja", pictures=shown_, run=shown(run))
-    return Section(NAME, "Filters and top images", html)
+        rows.append({"title": picture.title, "caption": picture.caption, "path": shown(str(picture.path)), "image": packed})
+    html = render("pictures.html.jinja", pictures=rows, run=shown(run))
+    return Section("filters", "Filters and top images", html)
 
 
 def find_pictures(folder: Path) -> list[Picture]:
-    """The first page of each kind: filters first, stages in their order (conv2 before conv10)."""
+    """Return the first page of each kind: filters first, stages in their order (conv2 before conv10)."""
     found = []
-    for kind, (file, title, names) in KINDS.items():
+    for kind, (file, title, name, words) in KINDS.items():
         for place in sorted((folder / kind).glob("*/"), key=lambda path: _in_order(path.name)):
             about = _read_json(place / file)
-            for name in names:
-                pages = sorted(place.glob(f"{name}*.png"), key=lambda path: _in_order(path.stem))
-                if pages:
-                    part = f" (page 1 of {len(pages)})" if len(pages) > 1 else ""
-                    heading = f"{title} {about.get('stage') or place.name}{part}"
-                    found.append(Picture(pages[0], shown(heading), shown(_caption(kind, about))))
+            pages = sorted(place.glob(f"{name}*.png"), key=lambda path: _in_order(path.stem))
+            if pages:
+                part = f" (page 1 of {len(pages)})" if len(pages) > 1 else ""
+                facts = [f"{fact}: {about[fact]}" for fact in NAMED if isinstance(about.get(fact), str | int | float)]
+                caption = f"{words} {'; '.join(facts)}." if facts else words
+                found.append(Picture(pages[0], shown(f"{title} {about.get('stage') or place.name}{part}"), shown(caption)))
     return found
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
-    """A key that sorts the numbers in names by their value."""
+    """Return a key that sorts the numbers in names by their value."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What the file says; nothing where it is missing or spoiled: the pictures are shown all the same."""
+    """Return what the file says; nothing where it is missing or damaged: the pictures are shown all the same."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -93,17 +109,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _caption(kind: str, about: dict[str, Any]) -> str:
-    words = {
-        "filters": "Each picture was sought by gradient ascent: it excites one filter, whose number is below it.",
-        "top-images": "For each filter the images of the data set that excite it most, and the place that does.",
-    }[kind]
-    facts = [f"{name}: {about[name]}" for name in NAMED if isinstance(about.get(name), str | int | float)]
-    return f"{words} {'; '.join(facts)}." if facts else words
-
-
 def _pack(path: Path, max_bytes: int) -> dict[str, Any] | None:
-    """The picture as WebP in a data address of at most `max_bytes`, as large and good as fits; None where none does."""
+    """Return the picture as WebP in a data address of at most `max_bytes`, as large as fits; None where none does."""
     from PIL import Image
 
     try:
@@ -124,7 +131,7 @@ def _pack(path: Path, max_bytes: int) -> dict[str, Any] | None:
 
 
 def _scaled(image: "Image.Image", width: int) -> "Image.Image":
-    """No wider than `width`, and no longer than what WebP can hold (16,383 pixels)."""
+    """Return it no wider than `width`, and no longer than what WebP can hold (16,383 pixels)."""
     from PIL import Image
 
     scale = min(1.0, width / image.width, 16_000 / image.height)

@@ -1,1 +1,1 @@
-"""What the page holds of the clusters and of the images: facts, rows, thumbnails, within a budget of bytes."""
+"""The gallery of clusters: their facts, the images that are listed, and thumbnails, within fixed limits."""

@@ -10,16 +10,20 @@ from numpy.typing import NDArray
 
 from deepcluster.core.text import count_of
 from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.gallery.clusters import ClusterFacts
-from deepcluster.visualization.report.gallery.rows import Listing, shown
+from deepcluster.visualization.report.gallery.rows import Listing
 from deepcluster.visualization.report.gallery.thumbnails import Thumbnails
-from deepcluster.visualization.report.page import Blob, Section, json_blob, render
+from deepcluster.visualization.report.page import Blob, Section, asset, json_blob, render, shown
 
-NAME = "clusters"
+
+def section(context: Context) -> Section:
+    """Return the section of a run or a table."""
+    return gallery_section(context.collection, context.clusters, context.listing, context.thumbnails)
 
 
 def gallery_section(collection: Collection, facts: ClusterFacts, listing: Listing, thumbnails: Thumbnails) -> Section:
-    """The gallery of a collection. `thumbnails` may be empty (`Thumbnails(side)`): names are shown then."""
+    """Return the gallery of a collection. `thumbnails` may be empty (`Thumbnails(side)`): names are shown then."""
     blobs: dict[str, Blob] = {"clusters": clusters_blob(collection, facts, listing), **listing.blobs(thumbnails)}
     blobs |= {f"sheet-{number}": sheet for number, sheet in enumerate(thumbnails.sheets)}
     html = render(
@@ -30,14 +34,13 @@ def gallery_section(collection: Collection, facts: ClusterFacts, listing: Listin
         has_labels=collection.label_N is not None,
         has_distances=bool(np.isfinite(facts.tightness_K).any()),
     )
-    return Section(NAME, "The clusters", html, blobs)
+    return Section("clusters", "The clusters", html, blobs, scripts=(asset("gallery.js"), asset("detail.js")))
 
 
 def clusters_blob(collection: Collection, facts: ClusterFacts, listing: Listing) -> Blob:
-    """Columns of K values each, as `gallery.js` reads them."""
+    """Return columns of K values each, as `gallery.js` reads them."""
     cluster_R = listing.cluster_R
-    assigned_R = cluster_R[cluster_R >= 0]
-    listed_K = np.bincount(assigned_R, minlength=collection.n_clusters)
+    listed_K = np.bincount(cluster_R[cluster_R >= 0], minlength=collection.n_clusters)
     columns: dict[str, Any] = {
         "size": facts.sizes_K.tolist(),
         "tightness": [None if np.isnan(value) else float(f"{value:.4g}") for value in facts.tightness_K.tolist()],
@@ -63,7 +66,7 @@ def clusters_blob(collection: Collection, facts: ClusterFacts, listing: Listing)
 
 
 def _filled(values_KS: NDArray[np.int64]) -> list[list[int]]:
-    """Lists without what is not there."""
+    """Return lists without the -1 that fill them up."""
     return [[value for value in values if value >= 0] for values in values_KS.tolist()]
 
 
@@ -76,13 +79,13 @@ def _about(collection: Collection, facts: ClusterFacts) -> str:
 
 
 def _left_out(collection: Collection, listing: Listing, thumbnails: Thumbnails) -> list[str]:
-    """What a person would miss, and where it is."""
+    """Return what the page does not show, and where it is."""
     sentences, total = [], len(collection)
     if not listing.is_complete:
-        where = f"all rows are in {shown(collection.table)}" if collection.table else "--max-mb makes room for more"
-        sentences.append(f"{len(listing):,} of {total:,} images are listed here, the nearest to each centre first; {where}.")
+        where = f"; all rows are in {shown(collection.table)}" if collection.table else ""
+        sentences.append(f"{len(listing):,} of {total:,} images are listed here, the nearest to each centre first{where}.")
     if collection.images is not None and thumbnails.count + len(thumbnails.unreadable) < total:
-        sentences.append(f"Thumbnails of {thumbnails.count:,} of {total:,} images; --max-mb makes room for more.")
+        sentences.append(f"{thumbnails.count:,} of {total:,} images have a thumbnail, the nearest to each centre first.")
     if thumbnails.unreadable:
         sentences.append(f"{count_of(len(thumbnails.unreadable), 'image')} could not be read.")
     return sentences

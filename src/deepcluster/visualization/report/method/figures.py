@@ -1,204 +1,198 @@
-"""The charts of the section on the method, as Plotly figures (JSON) without colours of their own.
+"""The charts of the section on the method, as Plotly figures (JSON). D features, P components."""
 
-D features, P components, K clusters.
-"""
-
-from collections.abc import Sequence
-from math import isfinite
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from deepcluster.visualization.report.method.explained import Floats
+from deepcluster.visualization.report.method.trace import Neighbourhood
+from deepcluster.visualization.report.plots import LEGEND_ABOVE, figure_json, short
 
-Floats = NDArray[np.float64]
 _MARGIN = {"l": 56, "r": 12, "t": 12, "b": 48}
 
 
 def strip(features_D: Floats) -> str:
-    """The features as a strip of cells, line by line."""
-    import plotly.graph_objects as go
-
-    across = min(64 if len(features_D) <= 1024 else 128, len(features_D))
+    """Return the features as a strip of cells, line by line."""
+    is_long = len(features_D) > 1024
+    across = min(128 if is_long else 64, len(features_D))
     lines = -(-len(features_D) // across)
-    cells: list[float | None] = [_short(value) for value in features_D.tolist()]
+    cells: list[float | None] = [short(value) for value in features_D.tolist()]
     cells += [None] * (lines * across - len(cells))
-    rows = [cells[line * across : (line + 1) * across] for line in range(lines)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=rows,
-            customdata=(np.arange(lines * across).reshape(lines, across) + 1).tolist(),
-            colorscale="Viridis",
-            xgap=1 if across <= 64 else 0,
-            ygap=1 if across <= 64 else 0,
-            colorbar={"thickness": 10, "outlinewidth": 0},
-            hovertemplate="number %{customdata}: %{z}<extra></extra>",
-        )
+    cell_map = {
+        "type": "heatmap",
+        "z": [cells[line * across : (line + 1) * across] for line in range(lines)],
+        "customdata": (np.arange(lines * across).reshape(lines, across) + 1).tolist(),
+        "colorscale": "Viridis",
+        "xgap": 0 if is_long else 1,
+        "ygap": 0 if is_long else 1,
+        "colorbar": {"thickness": 10, "outlinewidth": 0},
+        "hovertemplate": "number %{customdata}: %{z}<extra></extra>",
+    }
+    return _json(
+        [cell_map],
+        height=32 + (7 if is_long else 16) * max(lines, 3),
+        margin={**_MARGIN, "l": 8, "b": 8},
+        xaxis={"visible": False},
+        yaxis={"visible": False, "autorange": "reversed"},
     )
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False, autorange="reversed")
-    return _json(figure, height=32 + (16 if across <= 64 else 7) * max(lines, 3), margin={**_MARGIN, "l": 8, "b": 8})
 
 
 def spectrum(before_P: Floats, whitened_P: Floats, points_P: Floats) -> str:
-    """Variance of each component, on two logarithmic axes."""
-    import plotly.graph_objects as go
-
-    numbers = list(range(1, len(before_P) + 1))
-    figure = go.Figure()
-    lines = (("before: as PCA finds them", before_P), ("whitened", whitened_P), ("and of unit length", points_P))
-    for name, variance_P in lines:
-        values = [_short(value) if value > 0 else None for value in variance_P.tolist()]
-        figure.add_scatter(
-            x=numbers,
-            y=values,
-            name=name,
-            mode="lines+markers" if len(numbers) < 40 else "lines",
-            hovertemplate="component %{x}: variance %{y}",
-        )
-    figure.update_xaxes(type="log", title="component, the largest first", dtick=1)
-    figure.update_yaxes(type="log", title="variance", exponentformat="power", dtick=1)
-    return _json(figure, height=320, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    """Return the variance of each component, on two logarithmic axes."""
+    lines = {"before: as PCA finds them": before_P, "whitened": whitened_P, "and of unit length": points_P}
+    traces = [_descending(name, variance_P, "component %{x}: variance %{y}") for name, variance_P in lines.items()]
+    return _json(
+        traces,
+        height=320,
+        legend=LEGEND_ABOVE,
+        xaxis={"type": "log", "title": {"text": "component, the largest first"}, "dtick": 1},
+        yaxis={"type": "log", "title": {"text": "variance"}, "exponentformat": "power", "dtick": 1},
+    )
 
 
 def directions(shares_P: Floats) -> str:
-    """Share of the points' variance along each direction, the largest first, on two logarithmic axes."""
-    import plotly.graph_objects as go
+    """Return the share of the points' variance along each direction, the largest first, on two logarithmic axes."""
+    even = {
+        "type": "scatter",
+        "x": [1, len(shares_P)],
+        "y": [1 / len(shares_P)] * 2,
+        "name": "if all directions were used alike",
+        "mode": "lines",
+        "line": {"dash": "dot", "width": 1.5},
+        "opacity": 0.7,
+        "hovertemplate": "%{y:.2%}",
+    }
+    return _json(
+        [_descending("points of these images", shares_P, "direction %{x}: %{y:.2%}"), even],
+        height=300,
+        legend=LEGEND_ABOVE,
+        xaxis={"type": "log", "title": {"text": "direction, the largest first"}, "dtick": 1},
+        yaxis={"type": "log", "title": {"text": "share of the variance"}, "tickformat": "~%", "dtick": 1},
+    )
 
-    numbers = list(range(1, len(shares_P) + 1))
-    figure = go.Figure()
-    figure.add_scatter(
-        x=numbers,
-        y=[_short(value) if value > 0 else None for value in shares_P.tolist()],
-        name="points of these images",
-        mode="lines+markers" if len(numbers) < 40 else "lines",
-        hovertemplate="direction %{x}: %{y:.2%}",
-    )
-    even = 1 / len(shares_P)
-    figure.add_scatter(
-        x=[1, len(shares_P)],
-        y=[even, even],
-        name="if all directions were used alike",
-        mode="lines",
-        line={"dash": "dot", "width": 1.5},
-        opacity=0.7,
-        hovertemplate="%{y:.2%}",
-    )
-    figure.update_xaxes(type="log", title="direction, the largest first", dtick=1)
-    figure.update_yaxes(type="log", title="share of the variance", tickformat="~%", dtick=1)
-    return _json(figure, height=300, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+
+def _descending(name: str, values_P: Floats, form: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "x": list(range(1, len(values_P) + 1)),
+        "y": [short(value) if value > 0 else None for value in values_P.tolist()],
+        "name": name,
+        "mode": "lines+markers" if len(values_P) < 40 else "lines",
+        "hovertemplate": form,
+    }
 
 
 def signed_bars(point_P: Floats) -> str:
-    """The components of a point, one bar each."""
-    import plotly.graph_objects as go
-
-    bars = go.Bar(
-        x=list(range(1, len(point_P) + 1)),
-        y=[_short(value) for value in point_P.tolist()],
-        hovertemplate="component %{x}: %{y}<extra></extra>",
-    )
-    figure = go.Figure(bars)
-    figure.update_xaxes(title="component")
-    figure.update_yaxes(title="value")
-    return _json(figure, height=220, bargap=0.15)
+    """Return the components of a point, one bar each."""
+    bars = {
+        "type": "bar",
+        "x": list(range(1, len(point_P) + 1)),
+        "y": [short(value) for value in point_P.tolist()],
+        "hovertemplate": "component %{x}: %{y}<extra></extra>",
+    }
+    axes = {"xaxis": {"title": {"text": "component"}}, "yaxis": {"title": {"text": "value"}}}
+    return _json([bars], height=220, bargap=0.15, **axes)
 
 
-def ranked_bars(names: Sequence[str], values: Sequence[float], marked: int, *, axis: str, parts: tuple[str, str]) -> str:
-    """Horizontal bars, the first on top; the one that is marked (-1: none) has a colour of its own.
+def ranked_bars(clusters: Sequence[int], values: Sequence[float], marked: int, *, axis: str, parts: tuple[str, str]) -> str:
+    """Return horizontal bars of clusters, the first on top; the marked cluster (-1: none) has a colour of its own.
 
     Args:
         parts: names of the marked bar and of the others.
     """
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    traces = []
     for part, is_marked in zip(parts, (True, False), strict=True):
-        chosen = [number for number in range(len(names)) if (number == marked) == is_marked]
+        chosen = [pair for pair in zip(clusters, values, strict=True) if (pair[0] == marked) == is_marked]
         if chosen:
-            figure.add_bar(
-                x=[_short(values[number]) for number in chosen],
-                y=[names[number] for number in chosen],
-                name=part,
-                orientation="h",
-                text=[f"{values[number]:.3f}" for number in chosen],
-                textposition="auto",
-                hovertemplate="%{y}: %{x}<extra></extra>",
+            traces.append(
+                {
+                    "type": "bar",
+                    "x": [short(value) for _, value in chosen],
+                    "y": [f"cluster {cluster}" for cluster, _ in chosen],
+                    "name": part,
+                    "orientation": "h",
+                    "text": [f"{value:.3f}" for _, value in chosen],
+                    "textposition": "auto",
+                    "hovertemplate": "%{y}: %{x}<extra></extra>",
+                }
             )
-    figure.update_xaxes(title=axis, rangemode="tozero")
-    figure.update_yaxes(
-        type="category",
-        categoryorder="array",
-        categoryarray=list(names),
-        autorange="reversed",
-        automargin=True,
-        ticksuffix=" ",
+    return _json(
+        traces,
+        height=90 + 28 * len(clusters),
+        bargap=0.2,
+        barmode="overlay",
+        legend=LEGEND_ABOVE,
+        showlegend=True,
+        xaxis={"title": {"text": axis}, "rangemode": "tozero"},
+        yaxis={
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": [f"cluster {cluster}" for cluster in clusters],
+            "autorange": "reversed",
+            "automargin": True,
+            "ticksuffix": " ",
+        },
     )
-    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    return _json(figure, height=90 + 28 * len(names), bargap=0.2, barmode="overlay", legend=legend, showlegend=True)
 
 
-def scatter(places: dict[int, Floats], centroids: Floats, own: int, star: Floats) -> str:
-    """Points of some clusters in two dimensions, their centroids, and the image as a star."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for cluster, points in places.items():
-        figure.add_scatter(
-            x=[_short(value) for value in points[:, 0].tolist()],
-            y=[_short(value) for value in points[:, 1].tolist()],
-            mode="markers",
+def scatter(near: Neighbourhood, own: int) -> str:
+    """Return points of some clusters in two dimensions, their centroids, and the image as a star."""
+    traces = [
+        _dots(
+            points,
             name=f"cluster {cluster}" + (" (its own)" if cluster == own else ""),
             marker={"size": 8 if cluster == own else 5, "opacity": 0.85 if cluster == own else 0.5},
             hovertemplate=f"an image of cluster {cluster}<extra></extra>",
         )
-    figure.add_scatter(
-        x=[_short(value) for value in centroids[:, 0].tolist()],
-        y=[_short(value) for value in centroids[:, 1].tolist()],
+        for cluster, points in near.places.items()
+    ]
+    centroids = _dots(
+        near.centroids,
         mode="markers+text",
-        text=[str(cluster) for cluster in places],
+        text=[str(cluster) for cluster in near.places],
         textposition="top center",
         name="centroids",
         marker={"size": 11, "symbol": "x"},
         hovertemplate="centroid of cluster %{text}<extra></extra>",
     )
-    figure.add_scatter(
-        x=[_short(float(star[0]))],
-        y=[_short(float(star[1]))],
-        mode="markers",
+    star = _dots(
+        near.star[None],
         name="this image",
         marker={"size": 20, "symbol": "star", "line": {"width": 1.5}},
         hovertemplate="this image<extra></extra>",
     )
-    figure.update_xaxes(title="first direction", zeroline=False)
-    figure.update_yaxes(title="second direction", zeroline=False, scaleanchor="x")
-    return _json(figure, height=420, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
-
-
-def companions_line(epochs: Sequence[int], shares: Sequence[float], clusters: Sequence[int]) -> str:
-    """Share of the image's companions of now that were with it in earlier epochs."""
-    import plotly.graph_objects as go
-
-    line = go.Scatter(
-        x=list(epochs),
-        y=[_short(share) for share in shares],
-        customdata=list(clusters),
-        mode="lines+markers",
-        hovertemplate="epoch %{x}: %{y:.0%} of them, in cluster %{customdata}<extra></extra>",
+    return _json(
+        [*traces, centroids, star],
+        height=420,
+        legend=LEGEND_ABOVE,
+        xaxis={"title": {"text": "first direction"}, "zeroline": False},
+        yaxis={"title": {"text": "second direction"}, "zeroline": False, "scaleanchor": "x"},
     )
-    figure = go.Figure(line)
-    figure.update_xaxes(title="epoch", rangemode="tozero")
-    figure.update_yaxes(title="were with it already", tickformat=".0%", range=[-0.03, 1.03])
-    return _json(figure, height=240)
 
 
-def _short(value: float) -> float | None:
-    """Four digits: the page need not hold more."""
-    return float(f"{value:.4g}") if isfinite(value) else None
+def _dots(points_S2: Floats, *, mode: str = "markers", **rest: Any) -> dict[str, Any]:
+    x, y = ([short(value) for value in column.tolist()] for column in points_S2.T)
+    return {"type": "scatter", "x": x, "y": y, "mode": mode, **rest}
 
 
-def _json(figure: "Figure", **layout: Any) -> str:
-    figure.update_layout(**{"margin": _MARGIN, "template": None, **layout})
-    return str(figure.to_json())
+def history_line(epochs: Sequence[int], shares: Sequence[float], clusters: Sequence[int]) -> str:
+    """Return the share of the image's current cluster that was with it in earlier epochs."""
+    line = {
+        "type": "scatter",
+        "x": list(epochs),
+        "y": [short(share) for share in shares],
+        "customdata": list(clusters),
+        "mode": "lines+markers",
+        "hovertemplate": "epoch %{x}: %{y:.0%} of them, in cluster %{customdata}<extra></extra>",
+    }
+    return _json(
+        [line],
+        height=240,
+        xaxis={"title": {"text": "epoch"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": "were with it already"}, "tickformat": ".0%", "range": [-0.03, 1.03]},
+    )
+
+
+def _json(traces: Sequence[Mapping[str, Any]], **layout: Any) -> str:
+    return figure_json(traces, **{"margin": _MARGIN, **layout})

@@ -1,47 +1,49 @@
 """What each step of the section on the method shows of one image: the values of its template, and its charts.
 
-N images, C channels, H and W pixels, D features, P components, K clusters, V views.
+C channels, H and W pixels, D features, P components, K clusters, V views, S images, G clusterings.
 """
 
 from collections.abc import Sequence
-from math import isnan, log
+from math import isnan
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
-from deepcluster.models.heads import HierarchicalHead
-from deepcluster.models.trunk import FEATURES
+from deepcluster.core.text import size
+from deepcluster.data.views import LONGEST, ClusterView
+from deepcluster.models.convnets import sobel_layer
+from deepcluster.models.trunk import FEATURES, normalise
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.gallery.rows import shown
 from deepcluster.visualization.report.gallery.thumbnails import thumbnail
 from deepcluster.visualization.report.method import figures as charts
-from deepcluster.visualization.report.method.data_uri import Picture, picture, ranged_grey, signed_grey, view_pixels
-from deepcluster.visualization.report.method.follow import Companionship, Followed, Lesson, nearest_of, neighbourhood
-from deepcluster.visualization.report.method.head_pipeline import HeadPipeline
-from deepcluster.visualization.report.method.pipeline import Pipeline, view_frame
+from deepcluster.visualization.report.method.data_uri import picture, ranged_grey, signed_grey, view_pixels
+from deepcluster.visualization.report.method.explained import Explained, Floats
+from deepcluster.visualization.report.method.trace import ClusterHistory, Trace, neighbourhood
+from deepcluster.visualization.report.page import shown
 
-RIVALS, SHOWN_OF_A_CLUSTER, SAME_LABEL, SCATTERED, LIKELIEST, LIVELIEST = 8, 3, 6, 4, 5, 8
+RIVALS, SHOWN_OF_A_CLUSTER, SAME_LABEL, SCATTERED, LIVELIEST = 8, 3, 6, 4, 8
 THUMBNAIL = 64
 # Correlation of two maps from which on one is enough.
 ALIKE = 0.85
+MOST_OF_VARIANCE = 0.9
+
+Figures = dict[str, str]
 
 
-def look(pipeline: Pipeline, followed: Followed) -> dict[str, Any]:
-    """Step 1: the photo and its centre view, its channels, maps of the network, and the feature vector."""
-    height, width, _ = followed.image_HWC.shape
-    top, left, frame_height, frame_width = view_frame(pipeline.cluster_view, height, width)
-    channels_3HW, grey_HW, edges_2HW = pipeline.edges(followed.view_CHW)
-    stages = pipeline.maps(followed.view_CHW, pipeline.shown_stages())
-    features_D = followed.features_D.float()
+def extract(run: Explained, trace: Trace, figures: Figures) -> dict[str, Any]:
+    """Return step 1: the photo and its centre view, its channels, maps of the network, and the feature vector."""
+    height, width, _ = trace.image_HWC.shape
+    channels_3HW, grey_HW, edges_2HW = edges(trace.view_CHW)
+    features_D = trace.features_D.float()
+    figures["method-features"] = charts.strip(trace.features_D.double().numpy())
     return {
-        "photo": picture(followed.image_HWC, 400),
-        "frame": {"top": top, "left": left, "height": frame_height, "width": frame_width},
-        "resized": pipeline.cluster_view.resized_sides(height, width),
-        "resized_shorter": pipeline.cluster_view.resized,
-        "view": picture(view_pixels(followed.view_CHW), 224),
-        "small": picture(view_pixels(followed.view_CHW), 96),
+        "photo": picture(trace.image_HWC, 400),
+        "frame": _box(view_frame(run.cluster_view, height, width)),
+        "resized_shorter": run.cluster_view.resized,
+        "view": picture(view_pixels(trace.view_CHW), 224),
+        "small": picture(view_pixels(trace.view_CHW), 96),
         "channels": [
             {
                 "name": name,
@@ -56,9 +58,9 @@ def look(pipeline: Pipeline, followed: Followed) -> dict[str, Any]:
             {"name": name, "picture": picture(signed_grey(plane), 160)}
             for name, plane in zip(("from left to right", "from top to bottom"), edges_2HW, strict=True)
         ],
-        "stages": [_stage(name, map_CHW) for name, map_CHW in stages.items()],
-        "what": _what_features_are(pipeline),
-        "quarters": 0 if pipeline.clustered_quarters_N is None else int(pipeline.clustered_quarters_N[followed.index]),
+        "stages": [_stage(name, map_CHW) for name, map_CHW in _maps(run, trace.view_CHW).items()],
+        "what": _what_features_are(run),
+        "quarters": 0 if run.clustered_quarters_N is None else run.quarters(trace.index),
         "dim": len(features_D),
         "low": float(features_D.min()),
         "high": float(features_D.max()),
@@ -66,23 +68,65 @@ def look(pipeline: Pipeline, followed: Followed) -> dict[str, Any]:
     }
 
 
-def _what_features_are(pipeline: Pipeline) -> str:
-    if pipeline.cluster_stage != FEATURES:
-        return f"the average of each map of {pipeline.cluster_stage}"
-    if getattr(pipeline.trunk, "classifier", None) is not None:
-        return "what the last fully connected layer gives, before its ReLU"
+def _box(box_4: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("top", "left", "height", "width"), box_4, strict=True))
+
+
+def view_frame(view: ClusterView, height: int, width: int) -> tuple[float, float, float, float]:
+    """Return top, left, height and width, in pixels of an image of this size, of what its cluster view shows."""
+    longest = LONGEST * min(height, width)
+    inner = min(height, longest), min(width, longest)
+    outside = (height - inner[0]) // 2, (width - inner[1]) // 2
+    resized = view.resized_sides(*inner)
+    scales = [side / after for side, after in zip(inner, resized, strict=True)]
+    starts = [
+        first + round((side - view.size) / 2) * scale for first, side, scale in zip(outside, resized, scales, strict=True)
+    ]
+    return starts[0], starts[1], view.size * scales[0], view.size * scales[1]
+
+
+def edges(view_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return normalised channels (3, H, W), grey (H, W) and the edges (2, H, W) of the Sobel filters of a uint8 view.
+
+    They are made whether the trunk uses them or not.
+    """
+    channels_1CHW = normalise(view_CHW[None].cpu())
+    grey, filters = sobel_layer()
+    with torch.no_grad():
+        grey_1CHW = grey(channels_1CHW)
+        return channels_1CHW[0], grey_1CHW[0, 0], filters(grey_1CHW)[0]
+
+
+@torch.no_grad()
+def _maps(run: Explained, view_CHW: Tensor) -> dict[str, Tensor]:
+    """Return activations (C, H, W), float32 on the CPU, of the first, the middle and the last stage that has maps."""
+    model = run.model
+    stages = [name for name in model.trunk.stages if name != FEATURES]
+    if not stages:
+        return {}
+    chosen = tuple(dict.fromkeys((stages[0], stages[len(stages) // 2], stages[-1])))
+    with model.machine.autocast():
+        maps = model.trunk.maps(normalise(model.machine.put(view_CHW[None])).to(model.machine.dtype), chosen)
+    return {name: map_1CHW[0].float().cpu() for name, map_1CHW in maps.items()}
+
+
+def _what_features_are(run: Explained) -> str:
+    if run.settings.cluster_stage != FEATURES:
+        return f"the average of each map of {run.settings.cluster_stage}"
+    if getattr(run.model.trunk, "classifier", None) is not None:
+        return "the output of the last fully connected layer, before its ReLU"
     return "the average of each of the last maps"
 
 
 def _stage(name: str, map_CHW: Tensor) -> dict[str, Any]:
-    """Maps of a stage that vary over the image, each from its least to its largest value."""
+    """Return maps of a stage that vary most over the image, each from its least to its largest value."""
     pictures = [{"channel": number, "picture": picture(ranged_grey(map_CHW[number]), 64)} for number in liveliest(map_CHW)]
     channels, height, width = map_CHW.shape
     return {"name": name, "channels": channels, "height": height, "width": width, "pictures": pictures}
 
 
 def liveliest(map_CHW: Tensor, count: int = LIVELIEST) -> list[int]:
-    """Channels whose maps vary most over the image; those that look like one chosen before come last."""
+    """Return channels whose maps vary most over the image; those that look like one chosen before come last."""
     rows_CN = map_CHW.flatten(1).double()
     rows_CN = rows_CN - rows_CN.mean(dim=1, keepdim=True)
     lengths_C = rows_CN.norm(dim=1)
@@ -97,37 +141,86 @@ def liveliest(map_CHW: Tensor, count: int = LIVELIEST) -> list[int]:
     return [*chosen, *(channel for channel in order if channel not in chosen)][:count]
 
 
-def whiten(pipeline: HeadPipeline, followed: Followed, n_measured: int) -> dict[str, Any]:
-    """Step 2: what PCA keeps, and the image's point."""
-    variance_P = pipeline.whitening.variance_P.cpu().double().numpy()
-    positive = variance_P[variance_P > 0]
+def whiten(run: Explained, trace: Trace, features_SD: Tensor, figures: Figures) -> dict[str, Any]:
+    """Return step 2 of the first version: what PCA keeps, and the image's point.
+
+    Args:
+        features_SD: features of some images, whose spread after whitening is measured.
+    """
+    if run.whitening is None:
+        raise ValueError("the run does not whiten")
+    before_P: Floats = run.whitening.variance_P.cpu().double().numpy()
+    after = (_variance(run.unscaled(features_SD)), _variance(run.model.points(features_SD)))
+    figures["method-spectrum"] = charts.spectrum(before_P, *after)
+    positive = before_P[before_P > 0]
     return {
-        "explained": pipeline.whitening.explained,
+        "explained": run.whitening.explained,
         "ratio": float(positive.max() / positive.min()) if len(positive) else 1.0,
-        "n_measured": n_measured,
-        "length": float(followed.unscaled_P.double().norm()),
-        "largest": int(followed.point_P.abs().argmax()) + 1,
-        "largest_value": float(followed.point_P[followed.point_P.abs().argmax()]),
+        "n_measured": len(features_SD),
+        **_point(trace, figures),
     }
 
 
-def group(
-    collection: Collection, pipeline: Pipeline, followed: Followed, own: int, figures: dict[str, str]
-) -> dict[str, Any]:
-    """Step 3: the nearest centroids, images of their clusters, and a map of the neighbourhood."""
-    order = np.argsort(followed.distances_K, kind="stable")
-    rank = int((order == own).argmax())
-    rivals: list[int] = order[:RIVALS].tolist()
-    if own not in rivals:
-        rivals.append(own)
-    distances = [float(followed.distances_K[cluster]) for cluster in rivals]
-    names = [f"cluster {cluster}" for cluster in rivals]
+def _variance(rows_SP: Tensor) -> Floats:
+    finite_SP = rows_SP[torch.isfinite(rows_SP).all(dim=1)].double()
+    variance_P: Floats = finite_SP.var(dim=0, correction=1 if len(finite_SP) > 1 else 0).numpy()
+    return variance_P
+
+
+def _point(trace: Trace, figures: Figures) -> dict[str, Any]:
+    """Return the image's point."""
+    figures["method-point"] = charts.signed_bars(trace.point_P.double().numpy())
+    largest = int(trace.point_P.abs().argmax())
+    return {
+        "length": float(trace.unscaled_P.double().norm()),
+        "largest": largest + 1,
+        "largest_value": float(trace.point_P[largest]),
+    }
+
+
+def remember(run: Explained, n_images: int) -> dict[str, Any]:
+    """Return step 1 of DeepCluster-v2: what the memory bank holds."""
+    n_large, _ = run.view.crops[0]
+    return {
+        "n_large": n_large,
+        "memory": size(2 * n_images * n_large * run.settings.projection[1]),
+        "crops": " and ".join(f"{count} of {side} pixels" for count, side in run.view.crops),
+    }
+
+
+def project(run: Explained, trace: Trace, features_SD: Tensor, figures: Figures) -> dict[str, Any]:
+    """Return step 2 of DeepCluster-v2: the image's point, and how many directions the points of a sample use."""
+    points_SP = run.model.points(features_SD).double().numpy()
+    values = {"n_measured": len(points_SP), "n_most": None, **_point(trace, figures)}
+    shares_P = shares_of_variance(points_SP)
+    if shares_P is not None:
+        figures["method-directions"] = charts.directions(shares_P)
+        values["n_most"] = int(np.searchsorted(np.cumsum(shares_P), MOST_OF_VARIANCE)) + 1
+    return values
+
+
+def shares_of_variance(points_SP: Floats) -> Floats | None:
+    """Return the share of the variance along each principal direction, descending; None of one point, or equal ones."""
+    points_SP = points_SP[np.isfinite(points_SP).all(axis=1)]
+    if len(points_SP) < 2:
+        return None
+    centred_SP = points_SP - points_SP.mean(axis=0)
+    variances_P: Floats = np.linalg.eigvalsh(centred_SP.T @ centred_SP)[::-1].clip(min=0)
+    return variances_P / variances_P.sum() if variances_P.sum() > 0 else None
+
+
+def nearest(collection: Collection, run: Explained, trace: Trace, figures: Figures) -> dict[str, Any]:
+    """Return step 3: the nearest centroids, images of their clusters, and a map of the neighbourhood."""
+    own, distances_K = int(collection.cluster_N[trace.index]), trace.distances_K
+    order: list[int] = np.argsort(distances_K, kind="stable").tolist()
+    rivals = order[:RIVALS] if own in order[:RIVALS] else [*order[:RIVALS], own]
+    distances = [float(distances_K[cluster]) for cluster in rivals]
     figures["method-distances"] = charts.ranked_bars(
-        names, distances, rivals.index(own), axis="distance to the centroid", parts=("its cluster", "the others")
+        rivals, distances, own, axis="distance to the centroid", parts=("its cluster", "the others")
     )
-    flat = neighbourhood(collection, pipeline, followed, [own, *[one for one in rivals if one != own][:SCATTERED]])
-    if flat is not None:
-        figures["method-neighbourhood"] = charts.scatter(flat[0], flat[1], own, flat[2])
+    near = neighbourhood(collection, run, trace, [own, *[one for one in rivals if one != own][:SCATTERED]])
+    if near is not None:
+        figures["method-neighbourhood"] = charts.scatter(near, own)
     sizes_K = collection.sizes_K()
     return {
         "rivals": [
@@ -135,141 +228,65 @@ def group(
                 "cluster": cluster,
                 "distance": distance,
                 "size": int(sizes_K[cluster]),
-                "pictures": _thumbnails(collection, nearest_of(collection, cluster, SHOWN_OF_A_CLUSTER, but=followed.index)),
+                "pictures": _thumbnails(collection, cluster, SHOWN_OF_A_CLUSTER, without=trace.index),
             }
             for cluster, distance in zip(rivals, distances, strict=True)
         ],
-        "spoken": spoken(names, distances),
-        "nearest": followed.nearest,
-        "distance": float(followed.distances_K[own]),
-        "second": float(np.delete(followed.distances_K, own).min()) if len(order) > 1 else None,
-        "rank": rank + 1,
-        "flat_share": flat[3] if flat is not None else None,
+        "spoken": spoken(rivals, distances),
+        "cluster": trace.nearest,
+        "distance": float(distances_K[own]),
+        "second": float(np.delete(distances_K, own).min()) if len(order) > 1 else None,
+        "rank": order.index(own) + 1,
+        "kept": near.kept if near is not None else None,
     }
 
 
-def spoken(names: Sequence[str], values: Sequence[float]) -> str:
-    """Bars in words."""
-    return ", ".join(f"{name} {value:.3f}" for name, value in zip(names, values, strict=True)) + "."
+def spoken(clusters: Sequence[int], values: Sequence[float]) -> str:
+    """Return bars in words."""
+    return ", ".join(f"cluster {cluster} {value:.3f}" for cluster, value in zip(clusters, values, strict=True)) + "."
 
 
-def _thumbnails(collection: Collection, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Pictures of images, with their names; those that can't be read are left out."""
-    if collection.images is None:
-        return []
-    tiles = ((index, thumbnail(collection.images, index, side=THUMBNAIL)) for index in indices)
-    return [
-        {"picture": _small(tile), "name": shown(collection.names[index])}
-        for index, tile in tiles
-        if not isinstance(tile, str)
-    ]
+def _thumbnails(collection: Collection, cluster: int, count: int, *, without: int) -> list[dict[str, Any]]:
+    """Return pictures and names of the images nearest to a centre; those that can't be read are left out."""
+    images, pictures = collection.images, []
+    for index in collection.nearest_to_centre(cluster, count, without=without) if images is not None else ():
+        tile = thumbnail(images, index, side=THUMBNAIL)  # type: ignore[arg-type]
+        if not isinstance(tile, str):
+            pictures.append({"picture": picture(tile, THUMBNAIL, lossless=0), "name": shown(collection.names[index])})
+    return pictures
 
 
-def _small(tile_HWC: NDArray[np.uint8]) -> Picture:
-    return picture(tile_HWC, THUMBNAIL, lossless=0)
-
-
-def label(collection: Collection, pipeline: Pipeline, followed: Followed, own: int) -> dict[str, Any]:
-    """Step 4: the number, who shares it, and how often an image of it is drawn."""
-    sizes_K = collection.sizes_K()
-    filled = int((sizes_K > 0).sum())
-    n_assigned = int(sizes_K.sum())
-    size = int(sizes_K[own])
+def label(collection: Collection, trace: Trace) -> dict[str, Any]:
+    """Return step 4: which images share the label, and how often an image with it is drawn."""
+    own, sizes_K = int(collection.cluster_N[trace.index]), collection.sizes_K()
+    filled_K = sizes_K[sizes_K > 0]
     return {
-        "size": size,
-        "companions": _thumbnails(collection, nearest_of(collection, own, SAME_LABEL, but=followed.index)),
-        "mean": n_assigned / filled,
-        "n_filled": filled,
-        "n_assigned": n_assigned,
-        "draws": n_assigned / filled / size,
-        "smallest": int(sizes_K[sizes_K > 0].min()),
-        "largest": int(sizes_K.max()),
+        "size": int(sizes_K[own]),
+        "companions": _thumbnails(collection, own, SAME_LABEL, without=trace.index),
+        "mean": float(filled_K.mean()),
+        "n_filled": len(filled_K),
+        "n_assigned": int(filled_K.sum()),
+        "draws": float(filled_K.mean() / sizes_K[own]),
+        "smallest": int(filled_K.min()),
+        "largest": int(filled_K.max()),
     }
 
 
-def learn(
-    pipeline: HeadPipeline, followed: Followed, lesson: Lesson | None, figures: dict[str, str]
-) -> dict[str, Any] | None:
-    """Step 5: the random views, what the head says of them, and what that costs."""
-    if lesson is None:
-        return None
-    n_clusters = lesson.probabilities_VK.shape[1]
-    centre_K = lesson.probabilities_VK[0]
-    likeliest: list[int] = np.argsort(-centre_K, kind="stable")[:LIKELIEST].tolist()
-    if lesson.label >= 0 and lesson.label not in likeliest:
-        likeliest.append(lesson.label)
-    names, values = [f"cluster {cluster}" for cluster in likeliest], [float(centre_K[cluster]) for cluster in likeliest]
-    figures["method-prediction"] = charts.ranked_bars(
-        names,
-        values,
-        likeliest.index(lesson.label) if lesson.label >= 0 else -1,
-        axis="probability",
-        parts=("its label", "other clusters"),
-    )
-    verdicts = [verdict(row_K, lesson.label) for row_K in lesson.probabilities_VK]
-    boxes = lesson.views.boxes_V4.tolist()
-    area = followed.image_HWC.shape[0] * followed.image_HWC.shape[1]
-    views = [
-        {
-            **verdict,
-            "picture": picture(view_pixels(view_CHW), 160),
-            "box": {"top": top, "left": left, "height": height, "width": width},
-            "share": height * width / area,
-            "flipped": bool(flipped),
-            "seen": number < lesson.n_seen,
-        }
-        for number, (verdict, view_CHW, (top, left, height, width), flipped) in enumerate(
-            zip(verdicts[1:], lesson.views.coloured_VCHW, boxes, lesson.views.flips_V, strict=True)
-        )
-    ]
-    losses = [verdict["loss"] for verdict in verdicts[1:] if verdict["loss"] is not None]
-    return {
-        "label": lesson.label,
-        "times": len(pipeline.drawn_positions(followed.index)),
-        "n_seen": lesson.n_seen,
-        "views": views,
-        "centre": verdicts[0],
-        "likeliest": likeliest,
-        "spoken": spoken(names, values),
-        "n_clusters": n_clusters,
-        "guess": pipeline.guess(lesson.label),
-        "n_supers": len(pipeline.head.sizes) if isinstance(pipeline.head, HierarchicalHead) else 0,
-        "quarters": pipeline.quarters_of(followed.index),
-        "mean_loss": float(np.mean(losses)) if losses else None,
-        "n_right": sum(verdict["right"] for verdict in verdicts[1:]),
-    }
-
-
-def verdict(probabilities_K: NDArray[np.float64], label: int) -> dict[str, Any]:
-    """What the head says of one view, and the cross-entropy against the label (None where there is none)."""
-    best = int(probabilities_K.argmax())
-    of_label = float(probabilities_K[label]) if 0 <= label < len(probabilities_K) else None
-    return {
-        "best": best,
-        "best_probability": float(probabilities_K[best]),
-        "label_probability": of_label,
-        "loss": -log(max(of_label, 1e-300)) if of_label is not None else None,
-        "right": best == label,
-    }
-
-
-def again(collection: Collection, story: Sequence[Companionship], own: int, figures: dict[str, str]) -> dict[str, Any]:
-    """Step 6: where the image was in earlier epochs, and who was with it."""
-    told = [one for one in story if not isnan(one.share)]
-    if len(told) > 1:
-        figures["method-companions"] = charts.companions_line(
-            [one.epoch for one in told], [one.share for one in told], [one.cluster for one in told]
-        )
+def again(collection: Collection, own: int, history: Sequence[ClusterHistory], figures: Figures) -> dict[str, Any]:
+    """Return step 6: the image's clusters in earlier epochs, and which images were with it."""
+    known = [one for one in history if not isnan(one.share)]
+    if len(known) > 1:
+        columns = zip(*((one.epoch, one.share, one.cluster) for one in known), strict=True)
+        figures["method-companions"] = charts.history_line(*map(list, columns))
     stays: list[dict[str, int]] = []
-    for one in story:
+    for one in history:
         if stays and stays[-1]["cluster"] == one.cluster:
             stays[-1]["last"] = one.epoch
         else:
             stays.append({"first": one.epoch, "last": one.epoch, "cluster": one.cluster})
     return {
         "stays": stays,
-        "last": told[-1] if told else None,
-        "first": told[0] if len(told) > 1 else None,
+        "last": known[-1] if known else None,
+        "first": known[0] if len(known) > 1 else None,
         "n_companions": int((collection.cluster_N == own).sum()) - 1,
-        "has_figure": len(told) > 1,
     }

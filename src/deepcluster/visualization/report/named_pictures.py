@@ -1,4 +1,4 @@
-"""Pictures for the rows of a table, found by name among images.
+"""Pictures for the rows of a run or a table, found by name among images.
 
 N rows of the table.
 """
@@ -21,7 +21,7 @@ class NamedPictures(ImageSource):
     """
 
     def __init__(self, names: Sequence[str], source: ImageSource, index_N: NDArray[np.int64]) -> None:
-        """Take the index of each row's image in the source, -1 where it has none."""
+        """Take the index of the image of each row in the source, -1 where it has none."""
         super().__init__()
         self._names, self._source, self._index_N = names, source, index_N
         self.n_found = int((index_N >= 0).sum())
@@ -54,12 +54,12 @@ class NamedPictures(ImageSource):
 
 
 def pictures_by_name(names: Sequence[str], source: ImageSource) -> NamedPictures:
-    """The images of a source that have the names of a table's rows.
+    """Return the images of a source that have the names of the rows.
 
-    Where no name is an image's as it stands, folders before all of them are left out, such as those of an absolute path.
+    Where no name is that of an image as it stands, a common beginning is ignored, such as that of an absolute path.
 
     Raises:
-        InputError: there is none.
+        InputError: no name is that of an image.
     """
     index = {source.name(number): number for number in range(len(source))}
     index_N = np.fromiter((index.get(name, -1) for name in names), np.int64, len(names))
@@ -77,7 +77,7 @@ def pictures_by_name(names: Sequence[str], source: ImageSource) -> NamedPictures
 
 
 def _common_start(names: Sequence[str], index: dict[str, int]) -> str:
-    """The folders that stand before the first name that is an image's without them; "" where there is none."""
+    """Return the folders before the first name that is an image's without them; "" where there is none."""
     for name in names:
         parts = name.split("/")
         for depth in range(1, len(parts)):

@@ -1,0 +1,86 @@
+"""What the sections of a page are made of; each part is computed when a section first asks for it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster.core.work import Work
+from deepcluster.visualization.options import ReportOptions
+from deepcluster.visualization.report.collection import Collection, RunFacts
+from deepcluster.visualization.report.gallery.clusters import ClusterFacts, describe_clusters
+from deepcluster.visualization.report.gallery.rows import Listing, by_importance, list_rows
+from deepcluster.visualization.report.gallery.thumbnails import (
+    Thumbnails,
+    make_thumbnails,
+    most_thumbnails,
+    thumbnail_side,
+)
+from deepcluster.visualization.report.layout import Layout, lay_out
+from deepcluster.visualization.report.method.explained import Explained
+from deepcluster.visualization.report.odd import Odd, find_odd
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run or a table, with all that its sections share.
+
+    Attributes:
+        collection: images in clusters.
+        run: facts of the run, or of the table.
+        explained: the run as "How it works" shows it; None for a table, and without images or a checkpoint.
+        pictures: folder of what `deepcluster visualize` writes; None for a table.
+        options: options of the report.
+        workers: number of threads that decode images.
+        work: shows progress and answers requests to stop.
+    """
+
+    collection: Collection
+    run: RunFacts
+    explained: Explained | None = None
+    pictures: Path | None = None
+    options: ReportOptions = field(default_factory=ReportOptions)
+    workers: int = 1
+    work: Work = field(default_factory=Work)
+
+    @cached_property
+    def clusters(self) -> ClusterFacts:
+        """Facts of each cluster."""
+        with self.work.track("clusters", None, "steps") as advance:
+            return describe_clusters(self.collection, seed=self.options.seed, advance=advance)
+
+    @cached_property
+    def odd(self) -> Odd:
+        """Near-duplicates, outliers and clusters that look like collapse."""
+        with self.work.track("near-duplicates", None) as advance:
+            return find_odd(self.collection, advance=advance)
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """Places of images on the map; None where no points are known."""
+        with self.work.track("map", 2, "steps") as advance:
+            return lay_out(self.collection, images=self.options.map_images, seed=self.options.seed, advance=advance)
+
+    @cached_property
+    def important_N(self) -> NDArray[np.int64]:
+        """Images in the order of their importance: one of each cluster, odd ones, further exemplars, those on the map."""
+        first, *rest = self.clusters.exemplars()
+        on_map = [] if self.layout is None else [self.layout.indices_M]
+        return by_importance(self.collection, [first, self.odd.images(), *rest, *on_map])
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The images that the page lists."""
+        return list_rows(self.collection, self.important_N)
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """Thumbnails of the most important images; none where the images are not at hand."""
+        side = self.options.thumbnail or thumbnail_side(self.collection.n_clusters)
+        if self.collection.images is None:
+            return Thumbnails(side)
+        wanted = self.important_N[: most_thumbnails(side)]
+        with self.work.track("thumbnails", len(wanted)) as advance:
+            return make_thumbnails(self.collection.images, wanted, side=side, workers=self.workers, advance=advance)

@@ -1,0 +1,203 @@
+"""One image on its way through a run: which one, and what each step makes of it.
+
+C channels, H and W pixels, D features, P components, K clusters, S images of a sample.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.work import Advance, no_advance
+from deepcluster.data.cache import DecodedImages
+from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.method.explained import Explained, Floats
+
+# Clusters of medium size, from each of which this many images near its centre may be chosen.
+CANDIDATE_CLUSTERS, CANDIDATES_PER_CLUSTER = 16, 2
+# Images whose spread is measured.
+MEASURED = 256
+# Earlier epochs that are shown, spread evenly.
+MOST_PAST = 24
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The image and what the first three steps make of it.
+
+    Attributes:
+        index: index of the image in its collection; `image_HWC` and `view_CHW` are uint8.
+        features_D: features of the network.
+        unscaled_P, point_P: components before and after scaling to unit length.
+        distances_K: Euclidean, of the point to every centroid.
+    """
+
+    index: int
+    image_HWC: Tensor
+    view_CHW: Tensor
+    features_D: Tensor
+    unscaled_P: Tensor
+    point_P: Tensor
+    distances_K: Floats
+
+    @property
+    def nearest(self) -> int:
+        """The cluster of the nearest centroid."""
+        return int(self.distances_K.argmin())
+
+
+@dataclass(frozen=True)
+class ClusterHistory:
+    """The cluster of the image in an earlier epoch, and which share of its current cluster was there with it."""
+
+    epoch: int
+    cluster: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Points of some clusters in the two directions in which they vary most.
+
+    Attributes:
+        places: two coordinates of the sampled points of each cluster.
+        centroids, star: of the centroids, and of the image.
+        kept: share of the variance that the two directions keep.
+    """
+
+    places: dict[int, Floats]
+    centroids: Floats
+    star: Floats
+    kept: float
+
+
+def choose_image(collection: Collection, run: Explained, images: DecodedImages, advance: Advance) -> Trace | None:
+    """Return the trace of an image that shows the method well: near the centre of a medium cluster, rich in contrast.
+
+    Images that the last epoch drew are preferred. None where no candidate can be read.
+    """
+    found = [trace for index in _candidates(collection) if (trace := _trace(index, run, images, advance)) is not None]
+    if not found:
+        return None
+
+    def value(trace: Trace) -> tuple[bool, bool, float]:
+        own = int(collection.cluster_N[trace.index])
+        others = np.delete(trace.distances_K, own)
+        margin = float(others.min() - trace.distances_K[own]) if len(others) else 0.0
+        contrast = min(0.2, float(trace.view_CHW.float().std()) / 255)
+        return trace.nearest == own, len(run.positions(trace.index)) > 0, margin * contrast
+
+    return max(found, key=value)
+
+
+def trace_image(
+    collection: Collection, run: Explained, images: DecodedImages, index: int, advance: Advance = no_advance
+) -> Trace:
+    """Return the trace of a given image.
+
+    Raises:
+        InputError: there is no such image, it is in no cluster, or it can't be read.
+    """
+    if not 0 <= index < len(collection):
+        raise InputError(f"there is no image {index}: use 0 to {len(collection) - 1}")
+    trace = _trace(index, run, images, advance) if collection.cluster_N[index] >= 0 else None
+    if trace is None:
+        raise InputError(f"image {index} ({collection.names[index]}) can't be read or is in no cluster; choose another")
+    return trace
+
+
+def _trace(index: int, run: Explained, images: DecodedImages, advance: Advance) -> Trace | None:
+    image_HWC = _read_image(images, index)
+    advance(1)
+    if image_HWC is None:
+        return None
+    view_CHW = run.clustered_view(image_HWC, index)
+    features_1D = run.features(view_CHW[None])
+    point_1P = run.model.points(features_1D)
+    unscaled_1P, distances_1K = run.unscaled(features_1D), run.distances(point_1P)
+    return Trace(index, image_HWC, view_CHW, features_1D[0], unscaled_1P[0], point_1P[0], distances_1K[0])
+
+
+def _read_image(images: DecodedImages, index: int) -> Tensor | None:
+    """Return the image (H, W, 3), uint8; None where it can't be read (any more)."""
+    try:
+        return images.get(index)
+    except (UnreadableImage, OSError):
+        return None
+
+
+def _candidates(collection: Collection) -> Sequence[int]:
+    """Return images nearest to the centres of the clusters whose sizes are nearest to the median."""
+    sizes_K = collection.sizes_K()
+    clusters = np.flatnonzero(sizes_K)
+    median = np.median(sizes_K[clusters]) if len(clusters) else 0
+    medium = clusters[np.argsort(np.abs(sizes_K[clusters] - median), kind="stable")][:CANDIDATE_CLUSTERS]
+    return [index for cluster in medium.tolist() for index in collection.nearest_to_centre(cluster, CANDIDATES_PER_CLUSTER)]
+
+
+def features_of_some(collection: Collection, run: Explained, images: DecodedImages, advance: Advance = no_advance) -> Tensor:
+    """Return features (S, D) of the collection's sample, or where unknown of at most `MEASURED` of its images."""
+    if run.features_MD is not None and len(run.features_MD) >= 2:
+        return run.features_MD
+    pool = collection.sample_M if len(collection.sample_M) else np.flatnonzero(collection.cluster_N >= 0)
+    chosen = pool[np.unique(np.linspace(0, len(pool) - 1, min(MEASURED, len(pool))).round().astype(int))]
+    views = []
+    for index in chosen.tolist():
+        image_HWC = _read_image(images, index)
+        advance(1)
+        if image_HWC is not None:
+            views.append(run.clustered_view(image_HWC, index)[None])
+    return run.features(torch.cat(views))
+
+
+def cluster_history(
+    collection: Collection, run: Explained, index: int, advance: Advance = no_advance
+) -> list[ClusterHistory]:
+    """Return the image's clusters in earlier epochs that clustered, oldest first, at most `MOST_PAST`."""
+    mates = np.flatnonzero(collection.cluster_N == collection.cluster_N[index])
+    mates = mates[mates != index]
+    clustered = [past for past in collection.past if (past.epoch - 1) % run.settings.reassign_every == 0]
+    chosen = np.unique(np.linspace(0, len(clustered) - 1, min(MOST_PAST, len(clustered))).round().astype(int))
+    history = []
+    for number in chosen.tolist():
+        cluster_N = clustered[number].load()
+        advance(0)
+        own = int(cluster_N[index])
+        share = float((cluster_N[mates] == own).mean()) if len(mates) and own >= 0 else float("nan")
+        history.append(ClusterHistory(clustered[number].epoch, own, share))
+    return history
+
+
+def neighbourhood(
+    collection: Collection, run: Explained, trace: Trace, clusters: Sequence[int], most: int = 150
+) -> Neighbourhood | None:
+    """Return points of some clusters in two dimensions; None where fewer than three points are known.
+
+    Args:
+        most: largest number of points per cluster.
+    """
+    cluster_M = collection.cluster_N[collection.sample_M]
+    rows = {cluster: np.flatnonzero(cluster_M == cluster)[:most] for cluster in clusters}
+    if sum(map(len, rows.values())) < 3 or collection.points_MP.shape[1:] != trace.point_P.shape:
+        return None
+    points_SP = collection.points_MP[np.concatenate(list(rows.values()))].astype(np.float64)
+    mean_P = points_SP.mean(axis=0)
+    _, singular, axes = np.linalg.svd(points_SP - mean_P, full_matrices=False)
+    axes_P2 = axes[:2].T
+    if axes_P2.shape[1] < 2:
+        return None
+
+    def flat(rows_SP: NDArray[np.floating]) -> Floats:
+        coordinates: Floats = (rows_SP - mean_P) @ axes_P2
+        return coordinates
+
+    return Neighbourhood(
+        places={cluster: flat(collection.points_MP[some]) for cluster, some in rows.items()},
+        centroids=flat(run.centroids_KP[list(clusters)].cpu().double().numpy()),
+        star=flat(trace.point_P[None].double().numpy())[0],
+        kept=float((singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-300)),
+    )

@@ -1,0 +1,208 @@
+"""Reads a run folder for its report: clusters now and before, points of a sample, facts, and the run to explain.
+
+N images, M of them in the sample.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from deepcluster.core.errors import InputError
+from deepcluster.core.work import Work
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.survey import even_sample
+from deepcluster.run.folder import RunFolder, load_checkpoint
+from deepcluster.run.metrics import health
+from deepcluster.run.model import Model, model_of_checkpoint
+from deepcluster.run.settings import Settings
+from deepcluster.visualization.folder import PICTURES
+from deepcluster.visualization.options import ReportOptions
+from deepcluster.visualization.report.collection import Collection, Past, RunFacts
+from deepcluster.visualization.report.context import Context
+from deepcluster.visualization.report.method.explained import Explained
+from deepcluster.visualization.report.named_pictures import pictures_by_name
+
+Data = str | Path | Sequence[str | Path]
+
+
+def read_run(
+    folder: RunFolder, options: ReportOptions, *, data: Data | None = None, device: str = "auto", workers: int, work: Work
+) -> Context:
+    """Return what the page of a run shows; a run that is being trained can be read again and again.
+
+    Args:
+        data: where the images are now; None: where they were when the run was started.
+
+    Raises:
+        InputError: it is no run, it has no clusters yet, or `data` are not its images.
+    """
+    config, metrics, tables = folder.read_config(), folder.read_metrics(), cluster_tables(folder)
+    if not tables:
+        raise InputError(f"{folder.path} has no clusters yet: they come at the end of its first epoch")
+    settings, newest = Settings.from_dict(config["settings"]), tables[max(tables)]
+    names = pq.read_table(newest, columns=["name"]).column("name").to_pylist()
+    state = _checkpoint(folder)
+    model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state else None
+    clusters_epoch, collection = _collection(folder, config, names, tables, model, state)
+    clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
+    earlier = [(epoch, path) for epoch, path in tables.items() if epoch < clusters_epoch and epoch in clustered]
+    images = _images(config, settings, names, data, work)
+    label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
+    collection = replace(
+        collection,
+        past=[Past(epoch, partial(_clusters_of, path)) for epoch, path in earlier],
+        images=images,
+        label_N=label_N,
+        label_names=label_names,
+    )
+    explained = None
+    if images is not None and model is not None and model.assignment is not None:
+        model = model.on(device, workers=workers, work=work)
+        explained = Explained.of(model, state, clusters_epoch=clusters_epoch, trained_epoch=_trained_epoch(state))
+        collection, explained = _with_points(collection, explained, images, options.map_images)
+    run = _facts(folder, config, metrics, collection, finished=clusters_epoch > settings.epochs)
+    return Context(collection, run, explained, folder.path / PICTURES, options, workers, work)
+
+
+def cluster_tables(folder: RunFolder) -> dict[int, Path]:
+    """Return the tables of clusters by the epoch that trained on them, oldest first."""
+    return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.assignments.glob("epoch-*.parquet"))}
+
+
+def _checkpoint(folder: RunFolder) -> dict[str, Any]:
+    """Return the last checkpoint; empty without one."""
+    if not folder.last.is_file():
+        return {}
+    return load_checkpoint(folder.last)
+
+
+def _trained_epoch(state: dict[str, Any]) -> int:
+    """Return the epoch whose labels were trained on last; a state between two epochs counts the next one."""
+    return int(state["epoch"]) - (not state["labelled"])
+
+
+def _collection(
+    folder: RunFolder,
+    config: dict[str, Any],
+    names: list[str],
+    tables: dict[int, Path],
+    model: Model | None,
+    state: dict[str, Any],
+) -> tuple[int, Collection]:
+    """Return the epoch of the current clusters, and the images in them: those of the finished trunk, if it is finished."""
+    if model is None or model.assignment is None:
+        epoch, centroids_KP = max(tables), None
+        table = pq.read_table(tables[epoch], columns=["cluster", "distance"])
+        cluster_N, distance_N = (column.to_numpy() for column in table.columns)
+        n_clusters = int(cluster_N.max(initial=0)) + 1
+    else:
+        epoch = int(config["settings"]["epochs"]) + 1 if "final" in state else _trained_epoch(state)
+        assignment = model.assignment
+        cluster_N, distance_N = assignment.labels_N.numpy(), assignment.distances_N.float().numpy()
+        n_clusters, centroids_KP = assignment.n_clusters, assignment.centroids_KP
+    return epoch, Collection(
+        title=folder.path.name if folder.path.is_absolute() else str(folder.path),
+        names=names,
+        cluster_N=cluster_N,
+        distance_N=distance_N,
+        n_clusters=n_clusters,
+        centroids_KP=centroids_KP,
+        unreadable=_unreadable(folder.unreadable),
+        table=f"assignments/{tables.get(epoch, tables[max(tables)]).name}",
+    )
+
+
+def _clusters_of(table: Path) -> NDArray[np.int64]:
+    return pq.read_table(table, columns=["cluster"]).column("cluster").to_numpy()  # type: ignore[no-any-return]
+
+
+def _images(
+    config: dict[str, Any], settings: Settings, names: list[str], data: Data | None, work: Work
+) -> ImageSource | None:
+    """Return where the pictures are; None, with a warning, where they can't be found."""
+    address = config["data"].get("address") if data is None else data
+    if not address:
+        work.reporter.warn("the run does not say where its images are: name them with --data, to see pictures")
+        return None
+    try:
+        return pictures_by_name(names, open_source(address, settings.limit, on_trouble=work.reporter.warn))
+    except InputError as error:
+        if data is not None:
+            raise
+        work.reporter.warn(f"no pictures: {error}. If the images have moved, name them with --data")
+        return None
+
+
+def _labels(images: ImageSource | None, names: list[str], classes: list[str]) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """Return the labels of the images; where these are not at hand, those of the class folders in their names."""
+    if images is not None and images.labels_N is not None:
+        return images.labels_N, images.class_names
+    if images is not None or not classes:
+        return None, []
+    number = {name: index for index, name in enumerate(classes)}
+    folders = (name.split("/")[-2:-1] for name in names)
+    return np.array([number.get(folder[0], -1) if folder else -1 for folder in folders], np.int64), classes
+
+
+def _with_points(
+    collection: Collection, explained: Explained, images: ImageSource, sample: int
+) -> tuple[Collection, Explained]:
+    """Return both with features and points of a sample of the images, extracted by the current trunk."""
+    chosen = torch.tensor(even_sample(np.flatnonzero(collection.cluster_N >= 0).tolist(), sample), dtype=torch.int64)
+    model = explained.model
+    batches = model.batches(images, chosen, quarters_N=explained.clustered_quarters_N) if len(chosen) else ()
+    parts = [(indices_B, rows_BD.to(model.machine.feature_dtype).cpu()) for rows_BD, indices_B in batches]
+    if not parts:
+        return collection, explained
+    indices_M, features_MD = (torch.cat(part) for part in zip(*parts, strict=True))
+    points_MP = model.points(features_MD).numpy()
+    collection = replace(collection, sample_M=indices_M.numpy(), points_MP=points_MP)
+    return collection, replace(explained, features_MD=features_MD)
+
+
+def _facts(
+    folder: RunFolder, config: dict[str, Any], metrics: list[dict[str, Any]], collection: Collection, *, finished: bool
+) -> RunFacts:
+    moments = [datetime.fromtimestamp(path.stat().st_mtime) for path in (folder.config, folder.metrics) if path.is_file()]
+    evaluations = (_json(path) for path in sorted(folder.path.glob("evaluation/*.json")))
+    return RunFacts(
+        title=collection.title,
+        config=config,
+        metrics=metrics,
+        evaluations=[content for content in evaluations if content],
+        folder=str(folder.path),
+        finished=finished,
+        made_at=datetime.now(),
+        started=moments[0],
+        ended=moments[-1] if metrics else None,
+        n_images=len(collection),
+        n_unreadable=len(collection.unreadable),
+        sizes_K=collection.sizes_K(),
+        complaint=health(metrics) if metrics else None,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the content of a file of results; nothing where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _unreadable(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["name"]: row["reason"] for row in csv.DictReader(file)}

@@ -1,1 +1,0 @@
-"""Tables of embeddings or of clusters, of any program, as a report takes them."""
