@@ -136,11 +136,9 @@ def saved_by_bounds(points_NP: Tensor, start_KP: Tensor, iterations: int) -> lis
     A point is unchanged if its distance to the second nearest centroid, minus the largest move of any centroid, exceeds its
     distance to the nearest plus the move of that one.
     """
-    history = [start_KP]
-    for _ in range(iterations):
-        history.append(lloyd(points_NP, history[-1], iterations=1).centroids_KP)
+    centroids = [lloyd(points_NP, start_KP, iterations=count).centroids_KP for count in range(iterations + 1)]
     shares = []
-    for before_KP, after_KP in itertools.pairwise(history):
+    for before_KP, after_KP in itertools.pairwise(centroids):
         drift_K = (after_KP - before_KP).norm(dim=1)
         stay = 0
         for block in points_NP.split(1024):

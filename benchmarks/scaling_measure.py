@@ -32,6 +32,7 @@ from deepcluster.data.decode import decode
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import Colours, TrainingView, draws
 from deepcluster.models.trunk import make_trunk, normalise
+from deepcluster.run.folder import save_assignment
 from deepcluster.run.settings import Settings
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -86,7 +87,7 @@ def job_of(settings: Settings, images: int, ranks: int) -> Job:
         iterations=settings.kmeans_iterations,
         super_clusters=settings.super_clusters,
         hidden=settings.projection[0],
-        look_again=v2 and settings.looks_again,
+        look_again=v2 and settings.look_again,
         whitened=min(settings.pca, settings.projection[1]) if v2 and settings.whiten else 0,
         number_bytes=4 if settings.precision == "fp32" else 2,
     )
@@ -222,7 +223,9 @@ def file_speed(n_images: int) -> dict[str, float]:
     state = {"values": torch.zeros(16_000_000)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        table = quickest(lambda: assignment.save(path / "t", [f"train/n01440764/{i:08}.JPEG" for i in range(n_images)]), 2)
+        table = quickest(
+            lambda: save_assignment(path / "t", [f"train/n01440764/{i:08}.JPEG" for i in range(n_images)], assignment), 2
+        )
         started = time.perf_counter()
         save_tensors(path / "s", state)
         disk = time.perf_counter() - started

@@ -166,7 +166,7 @@ def _harmed(moment: str, words: list[str]) -> None:
                 harm()
 
         cli.Reporter = launch.Reporter = Harmed  # type: ignore[misc, attr-defined]
-    cli.main(words)
+    sys.exit(cli.main(words))
 
 
 if __name__ == "__main__":

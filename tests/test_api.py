@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_runs import SMALL, assert_equal, checkpoint, train_small
+from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, train_small
 from spoiled_images import write_good_images, write_spoiled_images
 
 import deepcluster
@@ -23,6 +23,28 @@ def test_a_run_and_its_last_checkpoint_are_the_same_model(trained: Path) -> None
     assert_equal(dict(of_run.trunk.state_dict()), dict(checkpoint(trained)["trunk"]))
     assert not of_run.trunk.training
     assert of_run.centroids_KP is not None and of_run.centroids_KP.shape == (5, 16)
+
+
+def test_a_run_with_options_from_numpy_can_be_used_and_resumed(images: Path, tmp_path: Path) -> None:
+    """As of a sweep over np.logspace: what is saved is the same as with plain numbers."""
+    options = {
+        "arch": np.array(["alexnet-small"])[0],
+        "lr": np.float64(0.01),
+        "dropout": np.float32(0.5),
+        "clusters": np.int64(5),
+        "image_size": np.int32(16),
+        "flip": np.bool_(True),
+        "crop_scale": np.array([0.25, 1.0]),
+        "limit": np.int64(40),
+    }
+    run = train_small(images, tmp_path / "run", epochs=np.int64(1), **options)
+    plain = {"lr": 0.01, "dropout": 0.5, "clusters": 5, "flip": True, "crop_scale": (0.25, 1.0), "limit": 40}
+    other = train_small(images, tmp_path / "other", epochs=1, **plain)
+    assert deepcluster.load(run).settings == deepcluster.load(other).settings
+    assert len(deepcluster.assign(run, images, limit=np.int64(10), batch_size=np.int64(4)).names) == 10
+    for folder, epochs, same in ((run, np.int64(2), options), (other, 2, plain)):
+        train_small(images, folder, resume=True, epochs=epochs, **same)
+    assert_same_run(run, other)
 
 
 def test_an_earlier_checkpoint_is_another_model(trained: Path) -> None:

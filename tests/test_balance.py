@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from deepcluster.clustering.balance import BalancedKMeans, sinkhorn_pass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch.multiprocessing import spawn
 
 from deepcluster.clustering import balance as module
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.balance import BalancedKMeans, sinkhorn_pass
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.core.distributed import all_reduce
 from deepcluster.core.errors import InputError

@@ -1,7 +1,5 @@
 """What may be chosen of the first version's training, shown by small runs; and what does not go together."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,18 @@ from torch import Tensor
 
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError, Interrupted
-from deepcluster.core.interruption import Interruption
-from deepcluster.core.progress import Meter, Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
 from deepcluster.models.heads import ClusterHead, HierarchicalHead
 from deepcluster.models.trunk import FEATURES, normalise
-from deepcluster.run.features import feature_batches, image_features, make_run_trunk
+from deepcluster.run.features import feature_batches, make_run_trunk
 from deepcluster.run.settings import Settings
 from deepcluster.training.deepcluster import DeepCluster
+from deepcluster.training.loop import Loop
+from deepcluster.training.method import Step
 
-START: dict[str, Any] = {"head_start": "centroids", "cluster_stage": "features", "pca": 8}
-TURNED: dict[str, Any] = {"super_clusters": 2, "rotations": True, "clusters": 9}
+ROTATED: dict[str, Any] = {"clustering": "hierarchical", "super_clusters": 2, "rotations": True, "clusters": 9}
 
 
 @pytest.fixture(scope="module")
@@ -39,45 +36,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Looks(Reporter):
-    """Counts how often the images are looked at, by the epochs done before."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.epochs_done, self.looks = 0, [0]
-
-    def say(self, line: str) -> None:
-        if line.startswith("epoch "):
-            self.looks.append(0)
-
-    @contextmanager
-    def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Meter]:
-        self.looks[-1] += what == "features"
-        yield Meter()
-
-
-class Counted(DecodedImages):
-    """Counts how often images are asked for."""
-
-    asked = 0
-
-    def get(self, index: int) -> Tensor:
-        self.asked += 1
-        return super().get(index)
-
-
-def method_of(photos: Path, **options: Any) -> DeepCluster:
+def method_of(photos: Path, kind: type[DeepCluster] = DeepCluster, **options: Any) -> DeepCluster:
     given = {key: value for key, value in SMALL.items() if key not in ("recipe", "device", "precision", "workers")}
     settings = Settings.from_dict({**given, "sobel": False, "epochs": 4, **options})
-    return DeepCluster(
-        make_run_trunk(settings),
-        Loader(Counted(open_source(photos)), workers=0),
-        settings,
-        Machine.choose("cpu", "fp32"),
-        reporter=Reporter(quiet=True),
-        interruption=Interruption(),
-        save=lambda: None,
-    )
+    loader = Loader(DecodedImages(open_source(photos)), workers=0)
+    return kind(make_run_trunk(settings), loader, settings, Machine.choose("cpu", "fp32"))
 
 
 def stopped_everywhere(photos: Path, tmp_path: Path, stops: list[tuple[str, int, str]], **options: Any) -> None:
@@ -96,119 +59,25 @@ STOPS = [
     ("clustering", 2, ""),
     ("clustering", 2, ""),
 ]
-CHOICES: dict[str, dict[str, Any]] = {
-    "features of the epoch before": {"look_again": False, "cluster_stage": "conv3"},
-    "heads from centroids": START,
-    "both": {"look_again": False, **START},
-    "rotations": TURNED,
-}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("both", "rotations") else pytest.param(name, marks=pytest.mark.slow) for name in CHOICES]
-)
-def test_a_stopped_run_ends_as_if_it_had_not_been(name: str, photos: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_with_rotations_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path) -> None:
     """In both clusterings, in the middle of an epoch, and in the clustering of the finished trunk."""
-    stopped_everywhere(photos, tmp_path, STOPS, **CHOICES[name])
-
-
-# Features of the epoch before
-
-
-def test_features_of_the_epoch_before_spare_all_looks_but_the_first_and_the_last(photos: Path, tmp_path: Path) -> None:
-    reporter = Looks()
-    run = train_small(photos, tmp_path / "run", look_again=False, reporter=reporter)
-    assert reporter.looks == [1, 0, 1]
-    assert all(line["seconds"]["clustering"] > 0 for line in metrics(run))
-    assert [-1 in table["cluster"] for table in tables(run).values()] == [True] * 3
-
-
-def test_no_image_is_read_but_to_be_learned(photos: Path) -> None:
-    method, asked = method_of(photos, look_again=False), []
-    images = method.loader.images
-    assert isinstance(images, Counted)
-    for _ in range(3):
-        method.run_epoch()
-        asked.append(images.asked - sum(asked))
-    # Three can't be read, and are tried once.
-    assert asked == [33 + 3 + 33, 33, 33]
-
-
-@pytest.mark.parametrize("stage", ["conv3", "features"])
-def test_what_is_grouped_is_what_the_last_crop_of_each_image_was(stage: str, photos: Path) -> None:
-    """At a rate of zero: each crop of the epoch, batch by batch in train mode, by the trunk as it was before."""
-    method = method_of(photos, look_again=False, cluster_stage=stage, pca=8, lr=0.0, batch_size=12)
-    method.run_epoch()
-    method.epoch -= 1
-    order_N = method.draw_images()
-    method.epoch += 1
-    expected = {}
-    parts = [slice(start, start + 11) for start in (0, 11, 22)]
-    views = method.loader.training_views(method.view, order_N, parts, seed=method.settings.seed, epoch=1)
-    method.trunk.train()
-    for batch in views:
-        with torch.no_grad():
-            rows_BC = method.trunk.vectors(normalise(batch.images_BCHW), stage)
-        expected.update(zip(batch.indices_B.tolist(), rows_BC, strict=True))
-    assert method.past is not None
-    found = {int(i): row for rows, indices in method.past.batches(7) for i, row in zip(indices, rows, strict=True)}
-    assert 15 < len(expected) < 33 and found.keys() == set(range(33))
-    for index, row_C in expected.items():
-        torch.testing.assert_close(found[index], row_C, rtol=2e-3, atol=2e-3)
-    # Images that were not drawn keep what they were at the first look.
-    method.trunk.load_state_dict(make_run_trunk(method.settings).state_dict())
-    first_ND = image_features(method.trunk, method.loader, method.machine, stage=stage, image_size=16)
-    for index in set(found) - set(expected):
-        torch.testing.assert_close(found[index], first_ND[index].float(), rtol=2e-3, atol=2e-3)
-
-
-# Heads from centroids
-
-
-def test_a_head_from_centroids_scores_the_nearest_mean(photos: Path) -> None:
-    """Against a softmax of -|x - c|² / 2 spread in float64, of the features that were grouped."""
-    method = method_of(photos, **START)
-    method.epoch = 2
-    looked = method.look_at_images()
-    points = method.shorten_and_whiten(looked)
-    rows_ND = torch.cat([rows_BD for _, rows_BD in looked.rows.batches()]).double()
-    method.make_labels(method.group(points), points)
-    labels_N = method.current.labels_N
-    seen_N = labels_N >= 0
-    rows_MD, labels_M = rows_ND[seen_N].relu(), labels_N[seen_N]
-    means_KD = torch.stack([rows_MD[labels_M == cluster].mean(dim=0) for cluster in range(5)])
-    spread = (rows_MD - means_KD[labels_M]).square().sum(dim=1).mean()
-    expected_MK = (-(rows_MD[:, None] - means_KD).square().sum(dim=2) / (2 * spread)).log_softmax(dim=1)
-    assert method.learner is not None
-    head = method.learner.head.double()
-    torch.testing.assert_close(head(rows_ND[seen_N]).log_softmax(dim=1), expected_MK, rtol=1e-4, atol=1e-4)
-
-    loss = float(head.loss(rows_ND[seen_N], labels_M).detach().mean())
-    random = ClusterHead(256, 5, seed=0).double()
-    assert loss < float(random.loss(rows_ND[seen_N], labels_M).detach().mean()) < np.log(5) + 0.1
-
-
-def test_heads_from_centroids_begin_below_random_ones(photos: Path) -> None:
-    """At a rate of zero the loss of an epoch is that of the head's start; of the first epoch it is random in both."""
-    losses = {}
-    for start in ("random", "centroids"):
-        method = method_of(photos, lr=0.0, crop_scale=(0.8, 1.0), batch_size=3, **{**START, "head_start": start})
-        losses[start] = [method.run_epoch()["loss"] for _ in range(2)]
-    assert losses["centroids"][0] == losses["random"][0]
-    assert losses["centroids"][1] < losses["random"][1] - 0.1
+    stopped_everywhere(photos, tmp_path, STOPS, **ROTATED)
 
 
 # No more clusterings
 
 
 def test_labels_stay_after_the_last_clustering(photos: Path) -> None:
-    """And the head goes on: at a rate of zero it would otherwise be made anew."""
+    """And so does the head: at a rate of zero it would otherwise be new."""
     method, labels, heads, lines = method_of(photos, stop_reassigning=2, lr=0.0), [], [], []
+    loop = Loop(method)
     for _ in range(4):
-        lines.append(method.run_epoch())
+        lines.append(loop.run_epoch())
         labels.append(method.current.labels_N)
-        assert method.learner is not None
-        heads.append(method.learner.head.linear.weight.detach().clone())  # type: ignore[union-attr]
+        assert isinstance(method.head, ClusterHead)
+        heads.append(method.head.linear.weight.detach().clone())
     assert [line["seconds"]["clustering"] > 0 for line in lines] == [True, True, False, False]
     assert [line["seconds"]["features"] > 0 for line in lines] == [True, True, False, False]
     assert [line["inertia"] for line in lines[1:]] == [lines[1]["inertia"]] * 3
@@ -220,67 +89,58 @@ def test_labels_stay_after_the_last_clustering(photos: Path) -> None:
 
 
 def test_clusters_lie_within_super_clusters(photos: Path, tmp_path: Path) -> None:
-    run = train_small(photos, tmp_path / "run", super_clusters=3, clusters=9)
+    run = train_small(photos, tmp_path / "run", clustering="hierarchical", super_clusters=3, clusters=9)
     state = checkpoint(run)
     assert state["assignment"]["super_of_cluster_K"].tolist() == sorted(state["assignment"]["super_of_cluster_K"].tolist())
-    assert {name: value.shape for name, value in state["head"].items()} == {
-        "supers.linear.weight": (3, 256),
-        "supers.linear.bias": (3,),
-    }
-    layers = [state["parts"]["head"][f"layers.{number}.weight"] for number in range(3)]
-    assert torch.cat(layers).shape == (9, 256) and len(state["parts"]["head"]) == 6
+    assert state["head"]["supers.linear.weight"].shape == (3, 256)
+    assert torch.cat([state["head"][f"layers.{number}.weight"] for number in range(3)]).shape == (9, 256)
     for table in tables(run).values():
         assert set(table["cluster"]) == {-1, *range(9)}
 
 
 class Watched(DeepCluster):
-    """Keeps what was learned: the images as the network saw them, and of which image each was."""
+    """Keeps what was trained on: the images as the network saw them, and of which image each was."""
 
-    def __init__(self, *parts: Any, **told: Any) -> None:
-        super().__init__(*parts, **told)
-        self.learned: list[tuple[Batch, Tensor]] = []
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.trained: list[tuple[Batch, Tensor]] = []
 
-    def step(self, batch: Batch, positions: slice, factor: float, seed: int, total: int) -> Tensor:
+    def train_step(self, batch: Batch, step: Step) -> Tensor:
         seen: list[Tensor] = []
         hook = self.network.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
-        loss = super().step(batch, positions, factor, seed, total)
+        loss = super().train_step(batch, step)
         hook.remove()
-        self.learned.append((batch, seen[0]))
+        self.trained.append((batch, seen[0]))
         return loss
 
 
-def test_turned_images_are_grouped_and_learned_by_the_same_quarters(photos: Path) -> None:
-    """Their features are those of turned centre views; the crops are turned alike; super-classes tell the turns apart."""
-    method = method_of(photos, **TURNED)
-    method.__class__ = Watched
+def test_images_are_clustered_and_trained_on_with_the_same_rotations(photos: Path) -> None:
+    """Features are those of rotated centre views; crops are rotated alike; super-classes tell the rotations apart."""
+    method = method_of(photos, Watched, **ROTATED)
     assert isinstance(method, Watched)
-    method.learned = []
-    looked = method.look_at_images()
+    features = method.extract_features(epoch=1)
     quarters_N = method.quarters_N
     assert quarters_N is not None and set(quarters_N.tolist()) == {0, 1, 2, 3}
-    rows_ND = torch.cat([rows_BD for _, rows_BD in looked.rows.batches()])
     method.trunk.eval()
     upright = torch.cat([batch.images_BCHW for batch in method.loader.cluster_views(_view(), torch.arange(36), 64)])
     readable = [index for index in range(36) if index not in method.loader.unreadable]
-    turned = torch.stack(
+    rotated = torch.stack(
         [torch.rot90(one, int(quarters_N[index]), (1, 2)) for one, index in zip(upright, readable, strict=True)]
     )
     with torch.no_grad():
-        expected_MD = method.trunk.vectors(normalise(turned), "conv5")
-    torch.testing.assert_close(rows_ND[readable], expected_MD, rtol=1e-4, atol=1e-5)
+        expected_MD = method.trunk.vectors(normalise(rotated), "conv5")
+    torch.testing.assert_close(features.rows_MD[readable], expected_MD, rtol=1e-4, atol=1e-5)
 
-    points = method.shorten_and_whiten(looked)
-    method.make_labels(method.group(points), points)
+    method.make_labels(method.cluster(method.whiten(features), epoch=1), epoch=1)
     assignment = method.current
     assert assignment.super_of_cluster_K is not None
     supers_M = assignment.super_of_cluster_K[assignment.labels_N[readable]]
     assert torch.equal(supers_M % 4, quarters_N[readable].long())
-    assert method.learner is not None and isinstance(method.learner.head, HierarchicalHead)
+    assert isinstance(method.head, HierarchicalHead)
 
-    method.labelled = True
-    method.learn_labels()
-    assert sum(len(batch.indices_B) for batch, _ in method.learned) == 33
-    for batch, seen_BCHW in method.learned:
+    Loop(method).train_epoch()
+    assert sum(len(batch.indices_B) for batch, _ in method.trained) == 33
+    for batch, seen_BCHW in method.trained:
         for crop, index, seen in zip(batch.images_BCHW, batch.indices_B.tolist(), seen_BCHW, strict=True):
             expected = normalise(torch.rot90(crop, int(quarters_N[index]), (1, 2))[None])[0]
             torch.testing.assert_close(seen, expected)
@@ -294,11 +154,11 @@ def _view() -> Any:
 
 def test_the_finished_trunk_groups_upright_images(photos: Path) -> None:
     """With the points' whitening: those of the plain look, whatever the turns of the last epoch were."""
-    method = method_of(photos, **TURNED)
-    method.run_epoch()
+    method = method_of(photos, **ROTATED)
+    Loop(method).run_epoch()
     quarters_N = method.quarters_N
     assert quarters_N is not None
-    assignment, whitening = method.cluster_finished_trunk()
+    assignment, whitening = method.final_clusters(epoch=2)
     rows = feature_batches(method.trunk, method.loader, method.machine, stage="conv5", image_size=16)
     rows_MD, indices_M = (torch.cat(parts) for parts in zip(*rows, strict=True))
     points_MP = whitening.transform(rows_MD)
@@ -308,11 +168,11 @@ def test_the_finished_trunk_groups_upright_images(photos: Path) -> None:
     assert method.quarters_N is quarters_N
 
 
-def test_turns_are_drawn_anew_at_each_clustering(photos: Path) -> None:
-    method = method_of(photos, reassign_every=2, **TURNED)
-    drawn = []
+def test_rotations_are_drawn_again_at_each_clustering(photos: Path) -> None:
+    method = method_of(photos, reassign_every=2, **ROTATED)
+    loop, drawn = Loop(method), []
     for _ in range(3):
-        method.run_epoch()
+        loop.run_epoch()
         assert method.quarters_N is not None
         drawn.append(method.quarters_N)
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
@@ -388,24 +248,23 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
     ),
     ({**V2, "crops": "2x"}, "'2x' is not a number and a side; write it as 2x224,6x96"),
     ({"crops": "1x224"}, "is one crop, and there is no other one to learn from"),
-    ({**V2, "clustering": "pic"}, "clustering=pic does not go with method=deepcluster-v2; leave it out"),
-    ({**V2, "balance": True}, "balance=True does not go with method=deepcluster-v2"),
-    ({**V2, "cluster_stage": "conv5"}, "cluster_stage=conv5 does not go with method=deepcluster-v2"),
-    ({**V2, "super_clusters": 4}, "super_clusters=4 does not go with method=deepcluster-v2"),
-    ({**V2, "rotations": True}, "rotations=True does not go with method=deepcluster-v2"),
-    ({**V2, "head_start": "centroids"}, "head_start=centroids does not go with method=deepcluster-v2"),
-    ({**V2, "sampling": "as-published"}, "sampling=as-published does not go with method=deepcluster-v2"),
-    ({"clusters": (20, 30)}, "clusters=20,30: several groupings go with --method deepcluster-v2 alone"),
-    ({"crops": "2x224"}, "crops=2x224: several crops of an image go with --method deepcluster-v2 alone"),
-    ({"super_clusters": 4, "clustering": "pic"}, "super_clusters goes with --clustering kmeans"),
-    ({"super_clusters": 4, "balance": True}, "super_clusters goes with --clustering kmeans, without --balance"),
-    ({"super_clusters": 4, "head_start": "centroids"}, "super_clusters goes with .* --head-start random"),
-    ({"super_clusters": 40, "clusters": 20}, "super_clusters=40 is more than clusters=20"),
-    ({"rotations": True}, "rotations are learned with super-clusters: give --super-clusters, such as 4"),
-    ({"rotations": True, "super_clusters": 4, "look_again": False}, "rotations go with --look-again"),
-    ({"head_start": "centroids", "clustering": "pic"}, "head_start=centroids goes with --clustering kmeans"),
-    ({"head_start": "centroids", "cluster_stage": "conv3"}, "goes with --cluster-stage features, which the head sees"),
-    ({"crop_scale": (0.5, 0.2)}, "crop_scale=0.5,0.2 must be two shares with 0 < least <= most <= 1"),
+    (
+        {**V2, "clustering": "pic"},
+        "clustering=pic goes only with --method deepcluster, not with deepcluster-v2; leave it out",
+    ),
+    ({**V2, "cluster_stage": "conv5"}, "cluster_stage=conv5 goes only with --method deepcluster"),
+    ({**V2, "super_clusters": 4}, "super_clusters=4 goes only with --method deepcluster"),
+    ({**V2, "rotations": True}, "rotations=True goes only with --method deepcluster"),
+    ({**V2, "sampling": "as-published"}, "sampling=as-published goes only with --method deepcluster"),
+    ({"clusters": (20, 30)}, "clusters=20,30: several clusterings go only with --method deepcluster-v2"),
+    ({"crops": "2x224"}, "crops=2x224 goes only with --method deepcluster-v2"),
+    ({"look_again": True}, "look_again=True goes only with --method deepcluster-v2"),
+    ({"super_clusters": 4, "clustering": "pic"}, "use --clustering hierarchical --super-clusters 4"),
+    ({"super_clusters": 4}, "super_clusters=4 goes with --clustering hierarchical, not kmeans"),
+    ({"clustering": "hierarchical"}, "clustering=hierarchical needs the number of super-clusters: give --super-clusters"),
+    ({"clustering": "hierarchical", "super_clusters": 40, "clusters": 20}, "super_clusters=40 is more than clusters=20"),
+    ({"rotations": True}, "rotations are learned with --clustering hierarchical and --super-clusters"),
+    ({"crop_scale": (0.5, 0.2)}, "crop_scale=0.5,0.2 must be two shares with 0 < least <= largest <= 1"),
     ({"small_crop_scale": (0.0, 0.2)}, "small_crop_scale=0,0.2 must be two shares"),
     ({"blur": 1.5}, "blur=1.5 must lie between 0 and 1"),
 ]
@@ -422,5 +281,4 @@ def test_settings_that_do_go_together() -> None:
     assert (settings.heads, settings.n_clusters, settings.crop_groups) == ((20, 30), 20, ((2, 48), (4, 24)))
     assert Settings(image_size=64).crop_groups == ((2, 64),)
     assert Settings().cluster_stage == FEATURES
-    Settings.from_dict({"super_clusters": 4, "rotations": True})
-    Settings.from_dict({"head_start": "centroids", "look_again": False, "stop_reassigning": 3})
+    Settings.from_dict({"clustering": "hierarchical", "super_clusters": 4, "rotations": True, "stop_reassigning": 3})

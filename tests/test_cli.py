@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -21,9 +22,7 @@ from deepcluster.run.settings import Settings
 
 def run(*arguments: str | Path) -> int:
     """Exit status of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
+    return main([str(argument) for argument in arguments])
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
@@ -379,3 +378,21 @@ def test_verbose_shows_where_an_error_came_from(tmp_path: Path, capsys: pytest.C
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
     assert lines[-1].startswith("deepcluster: ")
+
+
+@pytest.mark.parametrize("method", ["deepcluster", "deepcluster-v2"])
+def test_there_are_at_most_seven_frames_from_the_command_to_backward(
+    method: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks: list[list[str]] = []
+    backward = torch.Tensor.backward
+
+    def noted(loss: torch.Tensor) -> None:
+        stack = [frame for frame in traceback.extract_stack() if "/deepcluster/" in frame.filename]
+        stacks.append([f"{Path(frame.filename).stem}.{frame.name}" for frame in stack])
+        backward(loss)
+
+    monkeypatch.setattr(torch.Tensor, "backward", noted)
+    words = ["--method", method, "--epochs", "1", "--clusters", "4", "--workers", "0", "--quiet"]
+    assert run("train", images, "--out", tmp_path / "run", *words) == 0
+    assert stacks and max(map(len, stacks)) <= 7, stacks[0]

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
-from deepcluster.core.interruption import Interruption
-from deepcluster.core.progress import Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.multi_crop import crop_draws
@@ -30,7 +28,9 @@ from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.model import load
 from deepcluster.run.settings import Settings
-from deepcluster.training.deepcluster_v2 import BankPoints, DeepClusterV2
+from deepcluster.training.deepcluster_v2 import Clusters, DeepClusterV2, Points
+from deepcluster.training.loop import Loop
+from deepcluster.training.method import Step
 
 N, PLAIN = 9, {"jitter": 0.0, "grey": 0.0, "blur": 0.0}
 
@@ -144,15 +144,12 @@ def small_method(black: Path, **options: Any) -> DeepClusterV2:
         Loader(DecodedImages(open_source(black)), workers=0),
         settings,
         Machine.choose("cpu", "fp64"),
-        reporter=Reporter(quiet=True),
-        interruption=Interruption(),
-        save=lambda: None,
     )
     labels_HN = torch.stack([torch.randint(0, count, (N,)) for count in settings.heads])
     labels_HN[0, 3] = -1
     centroids = [nn.functional.normalize(torch.randn(count, 5)) for count in settings.heads]
     groups = [Assignment(labels_N, torch.zeros(N), one) for labels_N, one in zip(labels_HN, centroids, strict=True)]
-    method.make_labels(groups, BankPoints(torch.arange(N), torch.zeros(N, 2, 5)))
+    method.make_labels(Clusters(groups, Points(torch.zeros(N, 2, 5))), epoch=1)
     for network in method.networks:
         network.train()
     return method
@@ -197,7 +194,7 @@ def test_three_steps_are_those_of_the_paper(name: str, black: Path) -> None:
         points_NP = reference.points([normalise(crop).double() for crop in batch.crops])
         # Seven images on all ranks: this rank's part of the mean.
         expected = reference.loss(points_NP, [one.double() for one in prototypes], labels_HB, 7)
-        found = method.step(batch, slice(4 * number, 4 * number + len(indices)), factor, 0, 7)
+        found = method.train_step(batch, Step(1, slice(4 * number, 4 * number + len(indices)), factor, 0, 7))
         assert float(found) == pytest.approx(float(expected.detach()), rel=1e-12)
         reference.step(expected, settings.lr * factor, settings)
 
@@ -221,7 +218,7 @@ def test_a_batch_without_an_image_writes_nothing_and_learns_nothing(black: Path)
     method = small_method(black, weight_decay=0.0)
     before = [weight.detach().clone() for weight in method.network.parameters()]
     batch = method.blank_batch()
-    assert method.step(batch, slice(0, 1), 1.0, 0, 5) == 0
+    assert method.train_step(batch, Step(1, slice(0, 1), 1.0, 0, 5)) == 0
     assert len(method.bank) == 0
     for weight, old in zip(method.network.parameters(), before, strict=True):
         assert torch.equal(weight, old)
@@ -234,7 +231,7 @@ def test_heads_are_made_of_the_large_crops_in_turn(black: Path) -> None:
     corners = torch.eye(5)
     rows_NVP = torch.stack([corners[first_N], corners[second_N]], dim=1)
     method.bank.write(torch.arange(N), torch.arange(N), rows_NVP)
-    found = method.group(method.shorten_and_whiten(method.bank))
+    found = method.cluster(method.whiten(method.bank), epoch=1).assignments
     assert [one.nmi(first_N) for one in found] == pytest.approx([1, found[1].nmi(first_N), 1])
     assert found[1].nmi(second_N) == pytest.approx(1)
     for one in found:
@@ -248,8 +245,7 @@ def test_prototypes_are_the_means_of_clusters_on_the_sphere(whiten: bool, black:
     method = small_method(black, clusters=(3, 2), whiten=whiten, kmeans_iterations=50)
     rows_NVP = nn.functional.normalize(torch.randn(N, 2, 5), dim=2)
     method.bank.write(torch.arange(N), torch.arange(N), rows_NVP)
-    points = method.shorten_and_whiten(method.bank)
-    method.make_labels(method.group(points), points)
+    method.make_labels(method.cluster(method.whiten(method.bank), epoch=1), epoch=1)
     for head, (one, prototypes_KP) in enumerate(zip(method.assignments, method.prototypes, strict=True)):
         rows_NP = rows_NVP[:, head].half().double().numpy()
         if not whiten:  # k-means on the sphere takes directions alone
@@ -330,7 +326,7 @@ def test_the_checkpoint_holds_all_that_is_needed(whole: Path) -> None:
 def test_the_final_clusters_are_those_that_the_model_assigns(photos: Path, whole: Path) -> None:
     """The centre views' features, projected with the statistics of training, are nearest to the cluster's centroid."""
     model = load(whole)
-    features_ND, unreadable = model.features(open_source(photos), stage=FEATURES, device="cpu", workers=0)
+    features_ND, unreadable = model.features(open_source(photos), stage=FEATURES)
     assert len(unreadable) == 3 and model.space is not None and model.centroids_KP is not None
     seen_N = torch.isfinite(features_ND).all(dim=1)
     points_MP = model.space.transform(features_ND[seen_N])
@@ -365,7 +361,7 @@ STOPS = {
 
 
 def test_a_run_that_is_stopped_everywhere_ends_as_if_it_had_not_been(photos: Path, whole: Path, tmp_path: Path) -> None:
-    """The bank is saved: after a stop in the first clustering it is not filled anew, in mid-epoch it is not begun anew."""
+    """A stop inside steps 1 to 3 repeats them; in mid-epoch the bank is saved, and continues."""
     sizes = []
     for what, call, after in STOPS.values():
         with pytest.raises(Interrupted):
@@ -373,15 +369,15 @@ def test_a_run_that_is_stopped_everywhere_ends_as_if_it_had_not_been(photos: Pat
         if (tmp_path / "run/checkpoints/last.pt").is_file():
             state = checkpoint(tmp_path / "run")
             sizes.append((state["epoch"], state["labelled"], len(state["rows"]["bank"]["indices"])))
-    assert sizes[:2] == [(1, False, 33)] * 2
-    epoch, labelled, n_rows = sizes[2]
+    epoch, labelled, n_rows = sizes[0]
     assert (epoch, labelled) == (1, True) and 0 < n_rows < 33
+    assert len(sizes) == len(STOPS) - 3
     train_v2(photos, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_with_a_look_before_each_clustering(photos: Path, tmp_path: Path) -> None:
-    """Of centre views, which the bank keeps as long as they are grouped; a stop in a clustering does not cost the look."""
+def test_with_a_pass_before_each_clustering(photos: Path, tmp_path: Path) -> None:
+    """The bank holds centre views until they are clustered; a stop in a clustering repeats the pass."""
     reporter = Recorder()
     run = train_v2(photos, tmp_path / "whole", look_again=True, reporter=reporter)
     done = [what for what, _ in reporter.done if what in ("features", "clustering") or what.startswith("epoch")]
@@ -394,7 +390,7 @@ def test_with_a_look_before_each_clustering(photos: Path, tmp_path: Path) -> Non
     reporter = Recorder()
     train_v2(photos, tmp_path / "run", look_again=True, resume=True, reporter=reporter)
     done = [what for what, _ in reporter.done if what in ("features", "clustering") or what.startswith("epoch")]
-    assert [what for what, _ in groupby(done)] == ["clustering", "epoch 2", "features", "clustering"]
+    assert [what for what, _ in groupby(done)] == ["features", "clustering", "epoch 2", "features", "clustering"]
     assert_same_run(tmp_path / "run", run)
 
 
@@ -443,7 +439,7 @@ class Counted(DecodedImages):
         return super().get(index)
 
 
-def counted_method(photos: Path, **options: Any) -> tuple[DeepClusterV2, Counted]:
+def counted_loop(photos: Path, **options: Any) -> tuple[Loop, DeepClusterV2, Counted]:
     given = {key: value for key, value in V2.items() if key != "recipe"}
     small = {"arch": "alexnet-small", "image_size": 16, "sobel": False, "batch_size": 16}
     settings = Settings.from_dict({**small, **given, "epochs": 4, **options})
@@ -453,19 +449,16 @@ def counted_method(photos: Path, **options: Any) -> tuple[DeepClusterV2, Counted
         Loader(images, workers=0),
         settings,
         Machine.choose("cpu", "fp32"),
-        reporter=Reporter(quiet=True),
-        interruption=Interruption(),
-        save=lambda: None,
     )
-    return method, images
+    return Loop(method), method, images
 
 
 def test_no_epoch_but_the_first_has_a_pass_of_its_own(photos: Path) -> None:
     """33 images can be read, and three are tried once: the first epoch fills the bank and learns, others learn alone."""
-    method, images = counted_method(photos)
+    loop, _, images = counted_loop(photos)
     asked, lines = [], []
     for _ in range(3):
-        lines.append(method.run_epoch())
+        lines.append(loop.run_epoch())
         asked.append(images.asked - sum(asked))
     assert asked == [33 + 33 + 3, 33, 33]
     assert lines[0]["seconds"]["features"] > 0
@@ -475,25 +468,25 @@ def test_no_epoch_but_the_first_has_a_pass_of_its_own(photos: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"stop_reassigning": 1}, {"reassign_every": 3}], ids=str)
 def test_without_a_clustering_labels_stay_and_the_bank_keeps_one_epoch(options: dict[str, Any], photos: Path) -> None:
-    method, _ = counted_method(photos, **options)
-    method.run_epoch()
+    loop, method, _ = counted_loop(photos, **options)
+    loop.run_epoch()
     labels_N, prototypes = method.current.labels_N.clone(), [one.clone() for one in method.prototypes]
     first_MVP = method.bank.all()[2]
-    line = method.run_epoch()
+    line = loop.run_epoch()
     assert line["seconds"]["clustering"] == 0
     assert torch.equal(method.current.labels_N, labels_N)
     assert all(torch.equal(one, before) for one, before in zip(method.prototypes, prototypes, strict=True))
     assert len(method.bank) == 33
     assert not torch.equal(method.bank.all()[2], first_MVP)
-    method.run_epoch()
-    assert (method.run_epoch()["seconds"]["clustering"] > 0) == ("reassign_every" in options)
+    loop.run_epoch()
+    assert (loop.run_epoch()["seconds"]["clustering"] > 0) == ("reassign_every" in options)
 
 
 def test_the_rows_of_the_bank_are_of_the_right_images(photos: Path) -> None:
     """Against crops that are cut image by image: at a rate of zero, in one batch, so that the order means nothing."""
-    method, images = counted_method(photos, crops="2x16", lr=0.0, batch_size=64)
-    order_N = method.draw_images()
-    method.run_epoch()
+    loop, method, images = counted_loop(photos, crops="2x16", lr=0.0, batch_size=64)
+    order_N = method.draw_images(epoch=1)
+    loop.run_epoch()
     indices_M, _, rows_MVP = method.bank.all()
     assert len(indices_M) == 33 and not set(method.loader.unreadable) & set(indices_M.tolist())
     place = {index: position for position, index in enumerate(order_N.tolist())}

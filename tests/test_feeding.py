@@ -238,9 +238,9 @@ def test_a_million_images(tmp_path: Path) -> None:
             os.link(path, tmp_path / "photos" / f"{folder:03d}" / f"{number:03d}{path.suffix}")
     words = flags(image_size=8, epochs=1, kmeans_iterations=3, batch_size=1024, clusters=100, precision="auto")
     code = (
-        "import resource, sys, time; from deepcluster.cli import _status; from deepcluster.data.sources import open_source\n"
+        "import resource, sys, time; from deepcluster.cli import main; from deepcluster.data.sources import open_source\n"
         "began = time.monotonic(); count = len(open_source(sys.argv[2])); scan = time.monotonic() - began\n"
-        "status = _status(sys.argv[1:])\n"
+        "status = main(sys.argv[1:])\n"
         "print(count, status, round(scan, 1), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     command = [sys.executable, "-c", code, "train", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), *words]

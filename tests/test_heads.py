@@ -3,17 +3,20 @@
 B images, D features, K clusters, S super-classes.
 """
 
-from math import log
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import make_blobs
 from torch import Tensor, nn
+from torch.multiprocessing import spawn
 
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, TorchRanks
 from deepcluster.core.errors import InputError
-from deepcluster.models.heads import ClusterHead, HierarchicalHead, owners_of
+from deepcluster.models.heads import ClusterHead, HeadLoss, HierarchicalHead, make_head
 
 
 def test_weights_are_normal_with_deviation_a_hundredth_and_biases_zero() -> None:
@@ -63,56 +66,6 @@ def test_the_loss_is_the_cross_entropy_of_each_image() -> None:
     scores_BK = head(features_BD).double()
     expected_B = scores_BK.exp().sum(dim=1).log() - scores_BK[torch.arange(5), labels_B]
     torch.testing.assert_close(head.loss(features_BD, labels_B).double(), expected_B, rtol=1e-6, atol=1e-6)
-
-
-# From means
-
-
-def separable(n: int = 600, dim: int = 12, n_clusters: int = 7) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Features after a ReLU, their labels, means and mean squared distance to these."""
-    features, labels = make_blobs(n, dim, centers=n_clusters, cluster_std=0.5, center_box=(0, 9), random_state=0)
-    features_BD, labels_B = torch.from_numpy(features).clamp(min=0), torch.from_numpy(labels)
-    means_KD = torch.stack([features_BD[labels_B == cluster].mean(dim=0) for cluster in range(n_clusters)])
-    return features_BD, labels_B, means_KD, float((features_BD - means_KD[labels_B]).square().sum(dim=1).mean())
-
-
-@pytest.mark.parametrize("offset", [0.0, 1e3])
-def test_a_head_from_means_is_the_softmax_of_the_nearest_mean(offset: float) -> None:
-    features_BD, _, means_KD, spread = separable()
-    features_BD, means_KD = features_BD + offset, means_KD + offset
-    expected_BK = (-torch.cdist(features_BD, means_KD).square() / (2 * spread)).log_softmax(dim=1)
-    # The weights are rounded to float32, and an offset multiplies what that loses.
-    head = ClusterHead.from_means(means_KD, spread)
-    found_BK = head.double()(features_BD).log_softmax(dim=1)
-    torch.testing.assert_close(found_BK, expected_BK, rtol=1e-5, atol=1e-5 if not offset else 1e-2)
-
-
-@pytest.mark.parametrize("sharpness", [1, 12])
-def test_a_head_from_means_begins_below_the_loss_of_chance(sharpness: int) -> None:
-    features_BD, labels_B, means_KD, spread = separable()
-    loss = ClusterHead.from_means(means_KD, spread / sharpness).loss(features_BD.float(), labels_B).mean().detach()
-    assert float(loss) < 0.1 * log(7)
-    assert float(ClusterHead(12, 7, seed=0).loss(features_BD.float(), labels_B).mean().detach()) > 0.9 * log(7)
-
-
-def test_clusters_without_images_or_without_spread() -> None:
-    features_BD, labels_B, means_KD, spread = separable()
-    with_empty_KD = torch.cat([means_KD, torch.full((1, 12), torch.nan)])
-    head = ClusterHead.from_means(with_empty_KD, spread)
-    assert not bool((head(features_BD.float()).argmax(dim=1) == 7).any())
-    narrow = ClusterHead.from_means(means_KD, 0.0)
-    assert bool(narrow.loss(features_BD.float(), labels_B).isfinite().all())
-    assert torch.equal(narrow(features_BD.float()).argmax(dim=1), labels_B)
-    equal = ClusterHead.from_means(means_KD[:1].repeat(3, 1), 0.0)
-    torch.testing.assert_close(equal.loss(features_BD.float(), labels_B % 3), torch.full((600,), log(3)))
-
-
-@pytest.mark.parametrize("spread", [-1.0, float("nan"), float("inf")])
-def test_a_spread_that_makes_no_sense_is_told(spread: float) -> None:
-    with pytest.raises(InputError, match="spread="):
-        ClusterHead.from_means(torch.eye(3), spread)
-    with pytest.raises(InputError, match="at least one of the means"):
-        ClusterHead.from_means(torch.full((3, 2), torch.nan), 1.0)
 
 
 # The hierarchical head
@@ -215,20 +168,59 @@ def test_layers_of_which_a_batch_has_no_image_get_no_gradient_but_zero() -> None
     assert bool(layers_of(head)[1].bias.grad.any())
 
 
-@given(sizes=st.lists(st.integers(0, 50), max_size=20), ranks=st.integers(1, 9))
-def test_layers_are_dealt_so_that_ranks_have_about_as_many_clusters_each(sizes: list[int], ranks: int) -> None:
-    owners = owners_of(sizes, ranks)
-    loads = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == number) for number in range(ranks)]
-    assert sum(loads) == sum(sizes) and all(0 <= owner < ranks for owner in owners)
-    # The last that was given to the fullest rank was given when it had least.
-    assert max(loads) - min(loads) <= max(sizes, default=0)
-
-
-def test_few_layers_lie_on_ranks_far_apart() -> None:
-    assert owners_of([5, 0, 9, 7, 6], 64) == [48, 48, 0, 16, 32]  # One that has no cluster has no layer.
-
-
 @pytest.mark.parametrize("supers", [[0, 1, 0], [-1, 0, 0], [0, 1, 5]])
 def test_super_classes_out_of_order_are_told(supers: list[int]) -> None:
     with pytest.raises(InputError, match="must ascend from 0 to at most 2"):
         HierarchicalHead(4, torch.tensor(supers), 3, seed=0)
+
+
+# Heads over ranks
+
+
+BATCH, DIM, STEPS = 24, 6, 3
+SIZES = {"one layer": None, "hierarchical": (5, 0, 2, 7, 1)}
+
+
+def train(kind: str, ranks: Ranks) -> dict[str, Any]:
+    """A few steps of momentum on this rank's part of each batch; parts lack some super-classes, the last rank has no images.
+
+    Returns:
+        The head's state, its optimizer's, and the gradients of this rank's features.
+    """
+    sizes = SIZES[kind]
+    super_of_cluster_K = None if sizes is None else torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    head = make_head(DIM, 15, super_of_cluster_K, seed=3).double()
+    losses_of = ranks.data_parallel(HeadLoss(head), torch.device("cpu"))
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    bounds = [BATCH * number // max(1, ranks.size - 1) for number in range(ranks.size)] + [BATCH]
+    mine, slopes = slice(bounds[ranks.rank], bounds[ranks.rank + 1]), []
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        labels_B = torch.randint(15, (BATCH,), generator=generator).sort().values[mine]
+        features_BD = torch.randn(BATCH, DIM, generator=generator, dtype=torch.float64)[mine].requires_grad_()
+        optimizer.zero_grad()
+        (losses_of(features_BD, labels_B).sum() / BATCH * ranks.size).backward()
+        optimizer.step()
+        assert features_BD.grad is not None
+        slopes.append(features_BD.grad / ranks.size)
+    return {"head": head.state_dict(), "optimizer": optimizer.state_dict()["state"], "slopes": slopes}
+
+
+def work(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
+    torch.save({kind: train(kind, TorchRanks()) for kind in SIZES}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_learn_what_one_process_learns(tmp_path: Path) -> None:
+    """Three ranks with different super-classes in their parts, the last without images: equal heads, momenta, gradients."""
+    spawn(work, args=(3, tmp_path), nprocs=3)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    for kind in SIZES:
+        expected = train(kind, ONE_PROCESS)
+        for rank in range(3):
+            for what in ("head", "optimizer"):
+                torch.testing.assert_close(found[rank][kind][what], expected[what])
+        for step, slopes_BD in enumerate(expected["slopes"]):
+            torch.testing.assert_close(torch.cat([each[kind]["slopes"][step] for each in found]), slopes_BD)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from deepcluster.clustering.groups import Ranks, _destinations, plan_groups, shares_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.multiprocessing import spawn
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.groups import Ranks, _destinations, plan_groups, shares_of
 from deepcluster.clustering.hierarchical import HierarchicalKMeans, Hierarchy
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.core import distributed

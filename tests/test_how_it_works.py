@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from models_helper import write_classes
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,7 +46,6 @@ from deepcluster.visualization.report.method.how_it_works import FILES, method_s
 from deepcluster.visualization.report.method.pipeline import view_frame
 from deepcluster.visualization.report.method.steps import liveliest
 from deepcluster.visualization.report.page import Section
-from models_helper import write_classes
 from tests.small_runs import checkpoint, train_small
 
 HARMFUL = "<img src=x onerror=alert(1)>.png"

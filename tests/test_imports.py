@@ -102,8 +102,8 @@ def test_distributed_alone_knows_torch_distributed(module: Path) -> None:
     "code",
     [
         "import deepcluster; dir(deepcluster)",
-        "from deepcluster.cli import _status; assert _status(['--help']) == 0",
-        "from deepcluster.cli import _status; assert _status(['train', '--help']) == 0",
+        "from deepcluster.cli import main; assert main(['--help']) == 0",
+        "from deepcluster.cli import main; assert main(['train', '--help']) == 0",
     ],
 )
 def test_what_is_heavy_waits_for_its_first_use(code: str) -> None:

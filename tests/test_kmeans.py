@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepcluster.clustering.reduction import alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
@@ -22,7 +23,6 @@ from torch.nn.functional import normalize
 from deepcluster.clustering import kmeans as module
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans, LloydResult, LloydState, lloyd, nearest_centroids
-from deepcluster.clustering.reduction import alone
 from deepcluster.clustering.repair import fill_empty, split_largest
 from deepcluster.clustering.sums import ExactSums
 from deepcluster.core.errors import InputError

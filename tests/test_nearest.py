@@ -86,6 +86,10 @@ DATA: dict[str, Data] = {
     "zeros, then centroids": lambda g, n, k, dim: (torch.zeros(n, dim), normal(g, k, dim)),
     "far centroids": lambda g, n, k, dim: (normal(g, n, dim), normal(g, k, dim) + 1e4),
     "one far centroid": lambda g, n, k, dim: (normal(g, n, dim), far_one(g, normal(g, k, dim))),
+    "beside far centroids": lambda g, n, k, dim: (
+        (c := 1e3 * normal(g, k, dim))[torch.arange(n) % k] + normal(g, n, dim),
+        c,
+    ),
     "close families 1e-3": lambda g, n, k, dim: (normal(g, n, dim), families(g, normal(g, k, dim), 1e-3)),
     "close families 1e-5": lambda g, n, k, dim: (normal(g, n, dim), families(g, normal(g, k, dim), 1e-5)),
     "equal centroids": lambda g, n, k, dim: (normal(g, n, dim), families(g, normal(g, k, dim), 0.0)),
@@ -215,6 +219,79 @@ def test_ties_go_to_the_lower_number_by_hand() -> None:
     labels_N, distances_N = nearest_centroids(points_NP, centroids_KP)
     assert labels_N.reshape(300, 4).unique(dim=0).tolist() == [[1, 1, 0, 3]]
     assert distances_N.reshape(300, 4).unique(dim=0).tolist() == [[1, 0, 1, 16]]
+
+
+# The fused path, which CUDA takes, with plain torch in place of the Triton kernel
+
+
+def plain_best_two(
+    points_NP: Tensor, centroids_KP: Tensor, offsets_K: Tensor, *, own_N: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`nearest_triton.best_two` in float32, with one column more so that there always is a second."""
+    bounds_NK = points_NP.float() @ centroids_KP.float().T - offsets_K
+    if own_N is not None:
+        bounds_NK[torch.arange(len(own_N))[own_N >= 0], own_N[own_N >= 0]] = -torch.inf
+    bounds_NK = torch.nn.functional.pad(bounds_NK, (0, 1), value=-torch.inf)
+    best_N, index_N = bounds_NK.max(dim=1)
+    second_N = bounds_NK.scatter(1, index_N[:, None], -torch.inf).amax(dim=1)
+    return best_N, torch.where(best_N > -torch.inf, index_N, -1), second_N
+
+
+def fused_search(data: Case, labels_N: Tensor | None = None) -> Nearest:
+    search = NearestSearch(data.points_NP, kind=torch.bfloat16, best_two=plain_best_two)
+    search.use(data.centroids_KP)
+    if labels_N is None:
+        return search.search()
+    return search.search(None, None, labels_N, search.distances(slice(None), labels_N))
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_fused_path_on_unkind_data(name: str) -> None:
+    data = case(name, 300, 100, 32)
+    check(fused_search(data), data)
+    for which in ("best", "worst", "any"):
+        check(fused_search(data, data.known(which)), data)
+
+
+def test_the_fused_path_where_no_point_is_contested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the end of every k-means: no point needs a second look, and none is given one."""
+    data, looked_at = case("beside far centroids", 300, 100, 32), []
+    plain = module._Columns._plain
+
+    def counted(self: module._Columns, rows: slice | Tensor, known: module.Known | None) -> Nearest | None:
+        looked_at.append(len(known[0]) if known else -1)
+        return plain(self, rows, known)
+
+    monkeypatch.setattr(module._Columns, "_plain", counted)
+    check(fused_search(data), data)
+    check(fused_search(data, data.known("best")), data)
+    assert looked_at == []
+
+
+def test_the_fused_path_where_all_points_are_contested() -> None:
+    """Centroids that bf16 can't tell apart: every point is searched again."""
+    data = case("close families 1e-5", 300, 100, 32)
+    search = NearestSearch(data.points_NP, kind=torch.bfloat16, best_two=plain_best_two)
+    search.use(data.centroids_KP)
+    found, plain = search.search(), data.search(torch.bfloat16).search()
+    assert torch.equal(found.labels_R, plain.labels_R)
+    assert torch.equal(found.distances_R, plain.distances_R)
+    check(fused_search(data, data.known("worst")), data)
+
+
+@pytest.mark.parametrize("best_two", [None, plain_best_two])
+def test_no_rows(best_two: module.BestTwo | None) -> None:
+    """No points, none of the points, and a block without any: nothing is found, and nothing fails."""
+    for points_NP in (torch.empty(0, 16), torch.randn(20, 16)):
+        search = NearestSearch(points_NP, kind=torch.bfloat16, best_two=best_two)
+        search.use(torch.randn(5, 16))
+        none = torch.empty(0, dtype=torch.int64)
+        assert len(search.search(none).labels_R) == 0
+        assert len(search.search(none, None, none, torch.empty(0)).labels_R) == 0
+        for known in (None, (none, torch.empty(0))):
+            part = module._Columns(search, None, torch.bfloat16).search(none, known)
+            assert part is not None
+            assert len(part.labels_R) == len(part.distances_R) == len(part.others_R) == 0
 
 
 # Some of the rows, some of the centroids

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,22 +11,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
+from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.errors import TrainingError
+from deepcluster.data.cache import DecodedImages
+from deepcluster.data.loader import Batch, Loader
+from deepcluster.data.sources import open_source
+from deepcluster.data.views import DRAWS_ALIGNED
 from deepcluster.models.heads import ClusterHead
-from deepcluster.models.trunk import make_trunk
+from deepcluster.models.trunk import normalise
+from deepcluster.run.features import make_run_trunk
 from deepcluster.run.settings import Settings
+from deepcluster.training.deepcluster import Clusters, DeepCluster
 from deepcluster.training.lars import LARS, parameter_groups
-from deepcluster.training.optim import (
-    Learner,
-    LossMeter,
-    TrunkRows,
-    descend,
-    head_optimizer,
-    learning_factor,
-    make_optimizer,
-    trunk_optimizer,
-)
+from deepcluster.training.method import Step
+from deepcluster.training.metrics import LossMeter
+from deepcluster.training.optim import Optimizers, learning_factor, make_optimizer
 
 CPU = Machine.choose("cpu", "fp64")
 
@@ -59,6 +63,16 @@ def test_a_warm_up_of_the_whole_run_never_falls(warmup: float) -> None:
 # Going down
 
 
+def descend(
+    loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float], *, clip_gradient: float = 0.0
+) -> None:
+    """One step down the gradient, as the methods take it."""
+    together = Optimizers(optimizers, clip_gradient)
+    together.start(rates)
+    loss.backward()
+    together.step()
+
+
 def two_layers() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
@@ -79,7 +93,7 @@ def test_the_gradient_over_all_weights_is_scaled_down_to_its_longest(longest: fl
     n_numbers = sum(weight.numel() for weight in before)
     gradient = 0.1 * np.arange(1, n_numbers + 1)
     optimizers = [torch.optim.SGD(part, lr=9.0) for part in parts]
-    descend(sloped(network), optimizers, [0.3, 0.7], longest_gradient=longest)
+    descend(sloped(network), optimizers, [0.3, 0.7], clip_gradient=longest)
     if scale is None:
         scale = longest / np.sqrt((gradient**2).sum())
     first = 0
@@ -132,56 +146,64 @@ def test_momentum_and_decay_of_sgd_are_those_of_the_formula() -> None:
 # The step of 2018
 
 
-def learner(**options: Any) -> Learner:
-    settings = Settings(image_size=16, **options)
-    trunk = make_trunk("alexnet-small", image_size=16, sobel=True, seed=0).double()
-    head = ClusterHead(trunk.dim, 4, seed=1).double()
+@pytest.fixture(scope="module")
+def black(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of nine images that are never read."""
+    path = tmp_path_factory.mktemp("arrays") / "black.npy"
+    np.save(path, np.zeros((9, 16, 16, 3), np.uint8))
+    return path
+
+
+def small_method(black: Path, **options: Any) -> DeepCluster:
+    """A method in float64 whose images have the labels 0, 3, none, 1, 1, 2, 0, 1, 2, with a sharp head."""
+    settings = Settings.from_dict({"arch": "alexnet-small", "image_size": 16, "pca": 8, "dropout": 0.0, **options})
+    trunk = make_run_trunk(settings)
+    method = DeepCluster(trunk, Loader(DecodedImages(open_source(black)), workers=0), settings, CPU)
+    labels_N = torch.tensor([0, 3, -1, 1, 1, 2, 0, 1, 2])
+    method.make_labels(Clusters(Assignment(labels_N, torch.zeros(9), torch.randn(4, 8)), Whitening(8)), epoch=1)
+    assert isinstance(method.head, ClusterHead)
     with torch.no_grad():
-        head.linear.weight.mul_(30)
-    optimizers = trunk_optimizer(trunk, settings, CPU), head_optimizer(head, settings, CPU)
-    return Learner(TrunkRows(trunk, "conv3").train(), head, optimizers, CPU)
+        method.head.linear.weight.mul_(30)
+    for network in method.networks:
+        network.train()
+    return method
 
 
-def test_a_step_is_that_of_cross_entropy_over_the_images_with_a_label() -> None:
-    """Loss and the head's new weights against NumPy, from the features that the trunk gives; another label -1."""
-    images_BCHW = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    labels_B, rate = torch.tensor([0, 3, -1, 1, 1, 2]), 0.5
-    one = learner(weight_decay=0.0)
-    features_BD, maps_BC = (rows.detach().numpy() for rows in one.network(images_BCHW))
-    weight_KD, bias_K = (weight.detach().numpy().copy() for weight in one.head.linear.parameters())
+def batch_of(indices: list[int]) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    images_BCHW = torch.randint(0, 256, (len(indices), 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return Batch((images_BCHW,), torch.tensor(indices), np.full((len(indices), DRAWS_ALIGNED), 0.5))
+
+
+def test_a_step_is_that_of_cross_entropy_over_the_images_with_a_label(black: Path) -> None:
+    """Loss and the head's new weights against NumPy, from the features that the trunk gives; one image has no label."""
+    method, rate = small_method(black, weight_decay=0.0, lr=0.0, head_lr=0.5), 0.5
+    head, batch = method.head, batch_of([0, 1, 2, 3, 4, 5])
+    assert isinstance(head, ClusterHead)
+    labels_B = method.current.labels_N[batch.indices_B]
+    features_BD = method.trunk(normalise(batch.images_BCHW).double()).detach().numpy()
+    weight_KD, bias_K = (weight.detach().numpy().copy() for weight in head.linear.parameters())
     seen_BD = np.maximum(features_BD, 0)
     scores_BK = seen_BD @ weight_KD.T + bias_K
     shares_BK = np.exp(scores_BK) / np.exp(scores_BK).sum(axis=1, keepdims=True)
-    there_B = labels_B.numpy() >= 0
+    known_B = labels_B.numpy() >= 0
     wanted_BK = np.eye(4)[labels_B.clamp(min=0).numpy()]
-    loss = -(np.log(shares_BK) * wanted_BK).sum(axis=1)[there_B].sum() / 8
-    slopes_BK = (shares_BK - wanted_BK) * there_B[:, None] / 8
+    loss = -(np.log(shares_BK) * wanted_BK).sum(axis=1)[known_B].sum() / 8
+    slopes_BK = (shares_BK - wanted_BK) * known_B[:, None] / 8
 
-    found, rows_BC = one.step(images_BCHW, labels_B, rates=(0.0, rate), seed=0, total=8)
-    assert float(found) == pytest.approx(loss, rel=1e-12)
-    np.testing.assert_allclose(rows_BC.numpy(), maps_BC, rtol=1e-12)
-    weight, bias = (value.detach().numpy() for value in one.head.linear.parameters())
-    np.testing.assert_allclose(weight, weight_KD - rate * slopes_BK.T @ seen_BD, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(bias, bias_K - rate * slopes_BK.sum(axis=0), rtol=1e-9, atol=1e-12)
-
-
-def test_images_without_a_label_alone_change_no_weight() -> None:
-    one = learner(weight_decay=0.0)
-    before = {name: value.clone() for name, value in one.network.named_parameters()}
-    loss, _ = one.step(torch.rand(4, 3, 16, 16).double(), torch.full((4,), -1), rates=(1.0, 1.0), seed=0)
-    assert loss == 0
-    for name, value in one.network.named_parameters():
-        assert torch.equal(value, before[name])
+    found = method.train_step(batch, Step(1, slice(0, 6), 1.0, 0, n_images=8))
+    assert float(found) == pytest.approx(loss, rel=1e-10)
+    weight, bias = (value.detach().numpy() for value in head.linear.parameters())
+    np.testing.assert_allclose(weight, weight_KD - rate * slopes_BK.T @ seen_BD, rtol=1e-8, atol=1e-11)
+    np.testing.assert_allclose(bias, bias_K - rate * slopes_BK.sum(axis=0), rtol=1e-8, atol=1e-11)
 
 
-def test_rows_of_a_stage_are_those_of_the_trunk_and_the_features_do_not_change() -> None:
-    trunk = make_trunk("alexnet-small", image_size=16, seed=0).eval()
-    images_BCHW = torch.rand(3, 3, 16, 16)
-    features_BD, rows_BC = TrunkRows(trunk, "conv3")(images_BCHW)
-    torch.testing.assert_close(rows_BC, trunk.vectors(images_BCHW, "conv3"))
-    torch.testing.assert_close(features_BD, trunk(images_BCHW))
-    plain_BD, same_BD = TrunkRows(trunk)(images_BCHW)
-    assert same_BD is plain_BD
+def test_a_batch_without_any_label_changes_no_weight(black: Path) -> None:
+    method = small_method(black, weight_decay=0.0, lr=1.0)
+    before = [value.detach().clone() for network in method.networks for value in network.parameters()]
+    assert method.train_step(method.blank_batch(), Step(1, slice(0, 1), 1.0, 0, n_images=5)) == 0
+    after = [value for network in method.networks for value in network.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 # The mean loss
@@ -192,8 +214,8 @@ def test_the_mean_loss_is_weighted_by_images() -> None:
     for loss, images in ((2.0, 30), (4.0, 10)):
         meter.add(torch.tensor(loss), images, str)
     assert meter.settle(str) == pytest.approx(2.5)
-    assert meter.over_ranks() == (100.0, 40)
-    meter = LossMeter(*meter.over_ranks())
+    assert meter.over_ranks(ONE_PROCESS) == (100.0, 40)
+    meter = LossMeter(*meter.over_ranks(ONE_PROCESS))
     meter.add(torch.tensor(0.0), 10, str)
     assert meter.settle(str) == pytest.approx(2.0)
     assert LossMeter().settle(str) == 0

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from models_helper import write_classes
 from click.testing import CliRunner, Result
+from models_helper import write_classes
 from small_runs import train_small
 
 import deepcluster
-from deepcluster.cli import _status, cli
+from deepcluster.cli import cli, main
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.comparison import compare
@@ -101,7 +101,7 @@ def test_every_protocol_has_a_command_with_all_its_options() -> None:
 def test_wrong_options_end_in_2_and_write_nothing(
     run: Path, classes: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _status(["evaluate", "knn", str(run), "--data", str(classes), *arguments]) == 2
+    assert main(["evaluate", "knn", str(run), "--data", str(classes), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (run / "evaluation").exists()
 
@@ -111,7 +111,7 @@ def test_wrong_data_ends_in_2(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "texts" / "notes.txt").write_text("no image")
     for protocol in PROTOCOLS:
         for data, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "texts", "txt")):
-            assert _status(["evaluate", protocol, str(run), "--data", str(data)]) == 2, protocol
+            assert main(["evaluate", protocol, str(run), "--data", str(data)]) == 2, protocol
             assert message in capsys.readouterr().err, protocol
     with pytest.raises(InputError, match=r"unknown protocol 'lineal' \(did you mean linear\?\)"):
         deepcluster.evaluate("lineal", run, tmp_path)

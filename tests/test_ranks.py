@@ -16,25 +16,24 @@ from small_runs import MEASURED, checkpoint, flags, metrics, tables, train_small
 from spoiled_images import write_good_images
 
 from deepcluster.core import device as devices
-from deepcluster.core.distributed import part_of
+from deepcluster.core.distributed import Ranks, part_of
 from deepcluster.core.errors import InputError
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.sources import open_source
 from deepcluster.run.folder import RunFolder
-from deepcluster.training import batches as splitting
+from deepcluster.training.batches import even_batches, part_of_batch
 
 # In fp64 what several processes do differs from one by the order of sums alone.
 EXACT: dict[str, Any] = {"precision": "fp64", "workers": 0}
 N = 60
 METHODS: dict[str, dict[str, Any]] = {
     "kmeans": {},
-    "no-look-again": {"look_again": False, "epochs": 3},
-    "super-clusters": {"super_clusters": 2, "rotations": True, "clusters": 8},
+    "hierarchical": {"clustering": "hierarchical", "super_clusters": 2, "rotations": True, "clusters": 8},
     "pic": {"clustering": "pic"},
-    "balance": {"balance": True, "clusters": 4},
-    "centroids": {"head_start": "centroids", "cluster_stage": "features", "reassign_every": 2},
+    "balanced": {"clustering": "balanced", "clusters": 4},
+    "features": {"cluster_stage": "features", "pca": 8, "reassign_every": 2},
     "v2": {**V2, "epochs": 3},
     "v2 that looks": {**V2, "epochs": 2, "look_again": True, "whiten": True, "pca": 6},
 }
@@ -173,7 +172,7 @@ def last(rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_two_ranks_do_what_one_process_does(images: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
-    check_ranks(2, images, whole, tmp_path, ["no-look-again", "v2"], stopped=["v2"])
+    check_ranks(2, images, whole, tmp_path, ["kmeans", "v2"], stopped=["v2"])
 
 
 @pytest.mark.slow
@@ -181,11 +180,18 @@ def test_two_ranks_do_what_one_process_does(images: Path, whole: Callable[[str],
 def test_ranks_do_what_one_process_does_by_every_method(
     world: int, images: Path, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    check_ranks(world, images, whole, tmp_path, list(METHODS), stopped=["kmeans", "no-look-again", "v2"])
+    check_ranks(world, images, whole, tmp_path, list(METHODS), stopped=["kmeans", "v2"])
     check_unreadable(world, tmp_path)
 
 
 # The same images in the same order
+
+
+def ranks_of(rank: int, world: int) -> Ranks:
+    """One of several ranks, which exchanges nothing."""
+    ranks = Ranks()
+    ranks.rank, ranks.size = rank, world
+    return ranks
 
 
 @pytest.fixture(scope="module")
@@ -211,13 +217,8 @@ def test_ranks_learn_the_views_of_one_global_order(
     order_N = torch.from_numpy(np.random.default_rng(seed).integers(0, 60, count))
     epoch = data.draw(st.integers(0, 5))
     view = MultiCropView(((2, 8), (1, 8)), ((0.5, 1), (0.1, 0.5)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splitting, "world_size", lambda: world)
-        batches = splitting.even_batches(count, batch_size)
-        parts = []
-        for rank in range(world):
-            patch.setattr(splitting, "rank", lambda rank=rank: rank)
-            parts.append([splitting.part_of_slice(positions) for positions in batches])
+    batches = even_batches(count, batch_size, ranks_of(0, world))
+    parts = [[part_of_batch(positions, ranks_of(rank, world)) for positions in batches] for rank in range(world)]
     first = data.draw(st.integers(0, len(batches) - 1))
     whole, *by_rank = (
         list(loader.training_views(view, order_N, some, seed=seed, epoch=epoch, first_batch=first))
@@ -241,12 +242,9 @@ def test_ranks_learn_the_views_of_one_global_order(
         (3, 256, 4, "3 images are too few for 4 processes: use 1 or fewer"),
     ],
 )
-def test_a_batch_has_an_image_for_each_rank(
-    count: int, batch_size: int, world: int, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(splitting, "world_size", lambda: world)
+def test_a_batch_has_an_image_for_each_rank(count: int, batch_size: int, world: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        splitting.even_batches(count, batch_size)
+        even_batches(count, batch_size, ranks_of(0, world))
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +315,7 @@ def test_the_death_of_one_of_two_processes_changes_nothing(
     assert all(line["knn"] > 0 for line in metrics(tmp_path / "run"))
     assert_whole_run_folder(tmp_path / "run", watched)
     said = result.stdout.splitlines()
-    assert len([line for line in said if line.startswith("going on with epoch 2, batch 1")]) == 1, result.stdout
+    assert len([line for line in said if line.startswith("resuming with epoch 2, batch 1")]) == 1, result.stdout
     for epoch in (1, 2, 3):
         assert len([line for line in said if line.startswith(f"epoch {epoch}/3")]) == 1
     assert "2 processes, each on cpu" in result.stdout
@@ -329,7 +327,7 @@ def test_ctrl_c_keeps_the_state_of_two_processes(classes: Path, watched: Path, t
     result = torchrun(2, *words(classes, tmp_path / "run", **{**WATCHED, "checkpoint_minutes": 60}), moment="ctrl-c")
     assert result.returncode != 0
     assert [line for line in complaints(result.stderr) if "stopped" in line] == [
-        "deepcluster: stopped by SIGINT; the state is saved: the same command with --resume goes on"
+        "deepcluster: stopped by SIGINT; the state is saved: the same command with --resume continues"
     ]
     assert "gloo" not in result.stderr
     train_small(classes, tmp_path / "run", resume=True, **WATCHED)
@@ -369,6 +367,6 @@ def test_what_befalls_one_process_ends_all(moment: str, message: str, classes: P
 def test_other_commands_run_in_one_process(trained: Path, images: Path, tmp_path: Path) -> None:
     result = torchrun(2, "embed", str(trained), str(images), "--out", str(tmp_path / "rows.npy"))
     assert complaints(result.stderr) == [
-        "deepcluster: embed runs in one process: leave out torchrun, which is for train alone"
+        "deepcluster: embed runs in one process: leave out torchrun, which is only for train"
     ]
     assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ import pytest
 
 from deepcluster.core.errors import InputError
 from deepcluster.data.survey import Survey
+from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.run.recipes import RECIPES, Change, choose_settings, fit_to_trunk, settings_before_data
 from deepcluster.run.settings import METHODS, Settings
 
@@ -40,6 +41,24 @@ def test_auto_never_changes_what_the_person_set(seen: Survey) -> None:
         settings, others = choose_settings({change.option: value}, seen)
         assert getattr(settings, change.option) == value
         assert change.option not in {other.option for other in others}
+
+
+@pytest.mark.parametrize("recipe", ["auto", "small-images", "small-set"])
+@pytest.mark.parametrize("seen", [PHOTOS, CIFAR, DIGITS, Survey(n_images=800, shorter_side=224, grey_share=0.0)])
+def test_the_quick_head_is_for_the_trunk_that_it_was_measured_on(seen: Survey, recipe: str) -> None:
+    """Its rate made resnet18 collapse, whose features are three times as long."""
+    small, _ = choose_settings({"recipe": recipe}, seen)
+    rate = 0.1 if seen is DIGITS and recipe == "auto" else 0.3
+    assert (small.arch, small.head_lr, small.head_momentum) == ("alexnet-small", rate, 0.9)
+    for arch in (*ARCHITECTURES, "torchvision:resnet18", "timm:resnet18"):
+        settings, changes = choose_settings({"recipe": recipe, "arch": arch, "clusters": 50}, seen)
+        if arch != "alexnet-small":
+            assert (settings.head_lr, settings.head_momentum) == (None, 0.0)
+            assert not {"head_lr", "head_momentum"} & {change.option for change in changes}
+        assert settings.lr == 0.03
+        asked = {"recipe": recipe, "arch": arch, "clusters": 50, "head_lr": 0.2, "head_momentum": 0.5}
+        settings, _ = choose_settings(asked, seen)
+        assert (settings.head_lr, settings.head_momentum) == (0.2, 0.5)
 
 
 def test_auto_keeps_digits_from_being_mirrored_and_photos_not() -> None:
@@ -86,7 +105,8 @@ def test_a_recipe_goes_with_its_own_method_alone(name: str) -> None:
             with pytest.raises(InputError) as told:
                 choose(explicit)
             assert (
-                str(told.value) == f"recipe={name} is not one of method={method}; use --recipe auto, or leave out --method"
+                str(told.value)
+                == f"recipe={name} does not go with method={method}; use --recipe auto, or leave out --method"
             )
     assert settings_before_data({"recipe": name}).method == own
 

@@ -18,7 +18,7 @@ from models_helper import write_classes
 from small_runs import train_small
 
 import deepcluster
-from deepcluster.cli import _status
+from deepcluster.cli import main
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import save_tensors
 from deepcluster.core.progress import Reporter
@@ -57,7 +57,7 @@ def sections(page: str) -> list[str]:
 
 
 def make(*words: str | Path) -> int:
-    return _status([str(word) for word in ("report", *words)])
+    return main([str(word) for word in ("report", *words)])
 
 
 def test_the_page_of_a_run_has_every_section_and_its_clusters(place: Path, page: str) -> None:

@@ -1,8 +1,11 @@
 """A run that is stopped, killed or out of disk goes on from its last whole state, and ends as if nothing had happened."""
 
+import errno
+import fcntl
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,16 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from deepcluster.training.lock import RunLock
 from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, train_small
 from spoiled_images import write_spoiled_images
 
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Meter, Reporter
-from deepcluster.keywords import Options
 from deepcluster.run.folder import RunFolder
 
 OPTIONS = {"epochs": 3}
@@ -92,18 +96,19 @@ STOPS = {
     "features of the finished trunk": ("features", 1, "epoch 3/3"),
     "clustering of the finished trunk": ("clustering", 2, "epoch 3/3"),
 }
-BEFORE_THE_FIRST_STATE = {"reading", "first features"}
+# A stop inside steps 1 to 3 repeats them.
+BEFORE_THE_FIRST_STATE = {"reading", "first features", "first clustering"}
 
 
 @pytest.mark.parametrize("stop", STOPS)
 def test_a_stopped_run_ends_as_if_it_had_not_been(stop: str, mixed: Path, whole: Path, tmp_path: Path) -> None:
     what, call, after = STOPS[stop]
-    with pytest.raises(Interrupted, match=r"stopped by SIGINT; .*--resume goes on"):
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT; .*--resume continues"):
         train_small(mixed, tmp_path / "run", reporter=Stopper(what, call, after=after), **OPTIONS)
     train_small(mixed, tmp_path / "run", resume=True, **OPTIONS)
     assert_same_run(tmp_path / "run", whole)
     assert all(0 <= line["data_wait_share"] <= 1 for line in metrics(tmp_path / "run"))
-    assert ("going on with" in (tmp_path / "run/train.log").read_text()) == (stop not in BEFORE_THE_FIRST_STATE)
+    assert ("resuming with" in (tmp_path / "run/train.log").read_text()) == (stop not in BEFORE_THE_FIRST_STATE)
     assert (tmp_path / "run/unreadable.csv").read_bytes() == (whole / "unreadable.csv").read_bytes()
     assert not list((tmp_path / "run").rglob("*.part"))
 
@@ -126,18 +131,18 @@ class Recorder(Reporter):
         yield Counted()
 
 
-@pytest.mark.parametrize("clusterer", [{}, {"balance": True}, {"clustering": "pic"}], ids=["kmeans", "balance", "pic"])
+@pytest.mark.parametrize("clustering", ["balanced", "pic"])
 @pytest.mark.parametrize("epoch", ["", "epoch 1/2", "epoch 2/2"], ids=["first", "second", "finished"])
-def test_a_stop_inside_clustering_goes_on_there(epoch: str, clusterer: Options, mixed: Path, tmp_path: Path) -> None:
-    """The images are not looked at again, and k-means goes on with its iteration."""
-    options: Options = {"epochs": 2, **clusterer}
+def test_a_stop_inside_clustering_repeats_it(epoch: str, clustering: str, mixed: Path, tmp_path: Path) -> None:
+    """With the features, from the state before the epoch; it is deterministic."""
+    options: dict[str, Any] = {"epochs": 2, "clustering": clustering}
     whole = train_small(mixed, tmp_path / "whole", **options)
     with pytest.raises(Interrupted):
         train_small(mixed, tmp_path / "run", reporter=Stopper("clustering", 3, after=epoch), **options)
     recorder = Recorder()
     train_small(mixed, tmp_path / "run", resume=True, reporter=recorder, **options)
-    steps = [(what, done) for what, done in recorder.done if what not in ("finding images", "looking at a sample")]
-    assert steps[0] == ("clustering", 0 if clusterer else 1)
+    steps = [what for what, _ in recorder.done if what in ("features", "clustering") or what.startswith("epoch")]
+    assert steps[0] == "features"
     assert_same_run(tmp_path / "run", whole)
 
 
@@ -272,7 +277,7 @@ def test_ctrl_c_ends_with_130_and_a_kept_state(mixed: Path, tmp_path: Path) -> N
     said, complaint = process.communicate(timeout=120)
     assert process.returncode == 130
     assert complaint.splitlines()[-1] == (
-        "deepcluster: stopped by SIGINT; the state is saved: the same command with --resume goes on"
+        "deepcluster: stopped by SIGINT; the state is saved: the same command with --resume continues"
     )
     assert "Traceback" not in complaint + said
     assert checkpoint(out)["epoch"] >= 2
@@ -305,6 +310,79 @@ def test_kill_9_at_random_moments(mixed: Path, whole: Path, tmp_path: Path) -> N
     assert not list(out.rglob("*.part"))
 
 
+def test_a_folder_that_is_trained_in_refuses_a_second_start_until_its_process_is_gone(mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    endless = command(mixed, out, "--epochs", "10000")
+    process = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for((out / "checkpoints/last.pt").is_file, process)
+    config = out / "config.json"
+    before = config.read_bytes(), config.stat().st_mtime_ns
+    for more in ((), ("--resume",), ("--overwrite",)):
+        second = subprocess.run([*endless, *more], capture_output=True, text=True, check=False, timeout=120)
+        assert second.returncode == 2
+        assert second.stdout == ""
+        owner = f"process {process.pid} on {socket.gethostname()}"
+        assert second.stderr == (
+            f"deepcluster: {out} is being trained by {owner}: wait for it or stop it, or choose another folder with --out\n"
+        )
+    assert (config.read_bytes(), config.stat().st_mtime_ns) == before
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert (out / ".lock").is_file()
+    train_small(mixed, out, resume=True, **{**OPTIONS, "epochs": checkpoint(out)["epoch"] + 1})
+    assert not (out / ".lock").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_of_two_starts_at_once_one_trains(more: tuple[str, ...], mixed: Path, whole: Path, tmp_path: Path) -> None:
+    """The other ends with a plain message, or finds a finished run where it comes late."""
+    out = tmp_path / "run"
+    words = command(mixed, out, *more)
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [(process.communicate(timeout=200), process.returncode) for process in both]
+    refused = [complaint for (_, complaint), code in ends if code]
+    assert {code for _, code in ends} <= {0, 2}, ends
+    assert len(refused) == 1 or (more and any("is finished" in said for (said, _), _ in ends)), ends
+    for complaint in refused:
+        assert "is being trained by process" in complaint or "holds a run already" in complaint
+        assert "Traceback" not in complaint
+    assert_same_run(out, whole)
+
+
+def test_two_threads_of_a_process_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    one, other = RunLock(tmp_path / "run"), RunLock(tmp_path / "run")
+    other.acquire(pytest.fail, new=False)
+    assert not (tmp_path / "run").exists()
+    one.acquire(pytest.fail)
+    one.acquire(pytest.fail)
+    with pytest.raises(InputError, match=f"is being trained by process {os.getpid()} on "):
+        other.acquire(pytest.fail)
+    other.close()
+    assert one.path.exists()
+    one.close()
+    other.acquire(pytest.fail)
+    other.close()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_without_locks_there_is_a_warning(mixed: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems, which answer like this."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    class Warned(Reporter):
+        def warn(self, line: str) -> None:
+            warnings.append(line)
+
+    warnings: list[str] = []
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert_same_run(train_small(mixed, tmp_path / "run", reporter=Warned(quiet=True), **OPTIONS), whole)
+    assert len([line for line in warnings if "can't be locked" in line]) == 1
+    assert not (tmp_path / "run/.lock").exists()
+
+
 FULL_DISK = """
 import resource, signal, sys
 from deepcluster import cli
@@ -318,7 +396,7 @@ class Reporter(progress.Reporter):
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 cli.Reporter = Reporter
-cli.main(sys.argv[1:])
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 

@@ -119,14 +119,17 @@ def test_what_k_means_sends_is_what_it_sums() -> None:
 def test_what_norms_send_is_what_they_sum() -> None:
     sent = []
 
-    def counted(value: torch.Tensor) -> torch.Tensor:
-        sent.append(value.nbytes)
-        return value
+    class Counting(Ranks):
+        size = 2
+
+        def sum(self, value: torch.Tensor) -> torch.Tensor:
+            sent.append(value.nbytes)
+            return value
 
     trunk = make_trunk("alexnet-small", image_size=32, sobel=False)
     facts = network_facts("alexnet-small", [32], sobel=False)
     projection = Projection(trunk.dim, 64, 16, seed=0)
-    network = synchronise_batch_norms(torch.nn.Sequential(trunk, projection), counted)
+    network = synchronise_batch_norms(torch.nn.Sequential(trunk, projection), Counting())
     network(torch.randn(4, 3, 32, 32)).sum().backward()
     job = replace(JOB, network=facts, hidden=64, components=16)
     assert sum(sent) == norm_bytes(job)

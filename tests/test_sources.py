@@ -3,8 +3,10 @@
 import hashlib
 import os
 import pickle
+import signal
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.files import parse_list, parse_table
+from deepcluster.data.storage import LocalFile
 
 DIGITS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
 
@@ -534,3 +537,86 @@ def test_a_real_folder_is_opened_and_decoded(tmp_path: Path) -> None:
     source = open_source(tmp_path / "photos")
     assert names(source) == sorted(written)
     assert {decode(source.read(index)).shape for index in range(len(source))} == {(40, 48, 3)}
+
+
+# Named pipes, sockets and devices, which are never opened: to open a pipe waits for a writer
+
+
+def odd_file(path: Path, kind: str) -> Path:
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(os.path.relpath(path))  # An address holds 107 bytes.
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path.with_name(".pipe"))
+        path.symlink_to(path.with_name(".pipe"))
+    return path
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """Fail instead of waiting for ever."""
+
+    def too_late(*_: object) -> None:
+        raise TimeoutError("something waits for a file that is not a regular one")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+ODD_KINDS = ("pipe", "socket", "device", "link to a pipe")
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("kind", ODD_KINDS)
+@pytest.mark.parametrize("listed", [False, True])
+def test_an_image_that_is_not_a_regular_file_is_unreadable(kind: str, listed: bool, tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{number:02d}.jpg" for number in range(20)))
+    odd_file(tmp_path / "camera.jpg", kind)
+    (tmp_path / "list.csv").write_text("path\ncamera.jpg\n" + "".join(f"{number:02d}.jpg\n" for number in range(20)))
+    source = open_source(tmp_path / "list.csv" if listed else tmp_path)
+    index = names(source).index("camera.jpg")
+    assert len(source) == 21
+    with pytest.raises(UnreadableImage, match=r"^not a regular file$"):
+        source.read(index)
+    assert source.stamp(index) == ""
+    assert source.read(names(source).index("03.jpg")) == b"03.jpg"
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("kind", ODD_KINDS)
+@pytest.mark.parametrize(
+    "name", ["list.txt", "table.csv", "digits.npy", "digits.npz", "shard.tar", "shard.tgz", "rows.parquet"]
+)
+def test_data_that_is_not_a_regular_file_is_refused(name: str, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"{name}.*not a regular file"):
+        open_source(odd_file(tmp_path / name, kind))
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json", "shard.tar", "rows.parquet"])
+def test_a_pipe_among_other_files_of_a_folder_is_not_opened(name: str, tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    odd_file(tmp_path / name, "pipe")
+    assert names(open_source(tmp_path)) == ["a.jpg"]
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(InputError, match="holds no images"):
+        open_source(tmp_path)
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("name", ["shard.tar", "rows.parquet"])
+def test_a_shard_that_becomes_a_pipe_is_not_opened(name: str, tmp_path: Path) -> None:
+    path = touch(tmp_path, name) / name
+    file = LocalFile(path)
+    path.unlink()
+    os.mkfifo(path)
+    assert file.now() == ""
+    with pytest.raises(InputError, match="can't be read: not a regular file"):
+        file.read(0, 1)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from deepcluster.clustering.reduction import alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from deepcluster.clustering import starts as module
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.reduction import alone
 from deepcluster.clustering.starts import STARTS, numbers_among_all, plus_plus, random_rows
 from deepcluster.core.errors import InputError
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from deepcluster.core.distributed import all_reduce
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, TorchRanks
 from deepcluster.core.errors import InputError
 from deepcluster.models.synchronised import SynchronisedBatchNorm, synchronise_batch_norms
 
@@ -22,8 +22,13 @@ PARTS = {"equal": 4, "unequal": 3, "one row": 1, "no rows": 0}
 STEPS = 3
 
 
-def alone(value: Tensor) -> Tensor:
-    return value
+class OthersEmpty(Ranks):
+    """The first of two ranks, of which the other has no rows: sums are this rank's."""
+
+    size = 2
+
+
+ALONE = OthersEmpty()
 
 
 def farthest(a: Tensor, b: Tensor) -> float:
@@ -108,7 +113,7 @@ def work(rank: int, folder: Path) -> None:
     found = {}
     for name, parts, dtype in cases():
         rows = slice(0, PARTS[parts]) if rank == 0 else slice(PARTS[parts], N)
-        synchronised = synchronise_batch_norms(network(name, dtype), all_reduce)
+        synchronised = synchronise_batch_norms(network(name, dtype), TorchRanks())
         found[name, parts, dtype] = train(
             DistributedDataParallel(synchronised, broadcast_buffers=False), dtype, rows, ranks=2
         )
@@ -146,7 +151,7 @@ def test_two_ranks_learn_as_one_process_does(
 
 def pair(norm: nn.Module) -> tuple[nn.Module, nn.Module]:
     """A norm of torch's, and its like from here."""
-    return norm, synchronise_batch_norms(copy.deepcopy(norm), alone)
+    return norm, synchronise_batch_norms(copy.deepcopy(norm), ALONE)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -189,7 +194,7 @@ def test_timms_norms_keep_their_activation() -> None:
 def test_the_gradient_is_that_of_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
-    norm = synchronise_batch_norms(nn.BatchNorm1d(3).double(), alone)
+    norm = synchronise_batch_norms(nn.BatchNorm1d(3).double(), ALONE)
     torch.autograd.gradcheck(norm, x)
 
 
@@ -206,14 +211,14 @@ def test_weights_buffers_modes_and_names_are_the_same_objects() -> None:
     made.long.eval()
     before, optimizer = dict(made.named_parameters()), torch.optim.SGD(made.parameters(), lr=1)
     keys, settings = list(made.state_dict()), [module.training for module in made.modules()]
-    same = synchronise_batch_norms(made, alone)
+    same = synchronise_batch_norms(made, ALONE)
     assert same is made
     assert list(same.state_dict()) == keys
     assert [module.training for module in same.modules()] == settings
     assert all(before[name] is weight for name, weight in same.named_parameters())
     assert optimizer.param_groups[0]["params"] == list(same.parameters())
     assert sum(isinstance(module, SynchronisedBatchNorm) for module in same.modules()) == 4
-    assert synchronise_batch_norms(same, alone) is same
+    assert synchronise_batch_norms(same, ALONE) is same
     fresh = Branches()
     fresh.load_state_dict(same.state_dict())
 
@@ -228,9 +233,16 @@ def test_one_value_a_channel_is_an_error_as_torchs() -> None:
         ours.train()(torch.ones(3))
 
 
+def test_a_single_process_keeps_torchs_layers() -> None:
+    made = Branches()
+    kinds = [type(module) for module in made.modules()]
+    assert synchronise_batch_norms(made, ONE_PROCESS) is made
+    assert [type(module) for module in made.modules()] == kinds
+
+
 def test_a_norm_of_an_unknown_kind_is_named() -> None:
     class Odd(nn.BatchNorm2d):
         """Its forward could be anything."""
 
     with pytest.raises(InputError, match=r"the layer '1\.0' of this network is a Odd.*train on one"):
-        synchronise_batch_norms(nn.Sequential(nn.ReLU(), nn.Sequential(Odd(3))), alone)
+        synchronise_batch_norms(nn.Sequential(nn.ReLU(), nn.Sequential(Odd(3))), ALONE)

@@ -2,11 +2,12 @@
 
 import csv
 import json
+import os
 import re
 import shutil
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, metrics, tables, train_small
+from sklearn.datasets import load_digits
+from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, tables, train_small
 from spoiled_images import picture, write_good_images, write_spoiled_images
 
 import deepcluster
-from deepcluster.clustering import features
 from deepcluster.core.device import Machine
-from deepcluster.core.errors import InputError, Interrupted, TrainingError
-from deepcluster.core.interruption import Interruption
-from deepcluster.core.progress import Meter, Reporter
+from deepcluster.core.errors import InputError, TrainingError
+from deepcluster.core.progress import Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.metrics import health
 from deepcluster.run.model import load
+from deepcluster.training import feature_rows
 from deepcluster.training.deepcluster import DeepCluster
+from deepcluster.training.loop import Loop
 
 CONTRACTED = {
     "epoch", "loss", "inertia", "nmi_previous", "nmi_labels", "clusters_nonempty", "largest_cluster_share",
@@ -152,6 +154,18 @@ def test_spoiled_files_change_nothing_of_the_rest(images: Path, trained: Path, t
     assert not differ(train_small(tmp_path / "mixed", tmp_path / "run"), trained)
 
 
+def test_a_named_pipe_among_the_images_is_left_out_and_listed(tmp_path: Path) -> None:
+    """In processes of their own, which can be ended if they wait for the pipe."""
+    write_good_images(tmp_path / "photos", 40)
+    os.mkfifo(tmp_path / "photos" / "camera.jpg")
+    for words in (["info"], ["train", *flags(epochs=1), "--out", str(tmp_path / "run")]):
+        command = [sys.executable, "-m", "deepcluster", words[0], str(tmp_path / "photos"), *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "camera.jpg" in done.stdout + done.stderr and "not a regular file" in done.stdout + done.stderr
+    assert unreadable(tmp_path / "run") == {"camera.jpg": "not a regular file"}
+
+
 def test_too_many_spoiled_files_are_an_error(tmp_path: Path) -> None:
     write_good_images(tmp_path / "mixed", 40)
     write_spoiled_images(tmp_path / "mixed", 5)
@@ -177,6 +191,18 @@ def test_a_file_that_breaks_during_the_run_is_left_out_from_then_on(tmp_path: Pa
     assert clusters[0] >= 0 and clusters[1:] == [-1, -1]
 
 
+def test_the_settings_of_auto_let_a_resnet_learn(tmp_path: Path) -> None:
+    """With the head's rate that was measured on alexnet-small the loss is 32 in the first epoch, and stays over 7."""
+    digits_NHW = (16 * load_digits().images[:300]).clip(0, 255).astype(np.uint8)
+    np.save(tmp_path / "digits.npy", digits_NHW.repeat(4, axis=1).repeat(4, axis=2))
+    options: dict[str, Any] = {"arch": "resnet18", "image_size": 32, "clusters": 10, "epochs": 3, "device": "cpu"}
+    run = deepcluster.train(tmp_path / "digits.npy", out=tmp_path / "run", reporter=Reporter(quiet=True), **options)
+    losses = [line["loss"] for line in metrics(run)]
+    assert max(losses) < 1.15 * np.log(10)
+    assert losses[-1] < losses[0]
+    assert all(line["largest_cluster_share"] < 0.5 for line in metrics(run))
+
+
 # What changes the result, and what does not
 
 
@@ -187,61 +213,32 @@ def test_workers_and_cache_change_nothing(options: dict[str, Any], images: Path,
     assert_same_run(train_small(images, tmp_path / "run", **options), trained)
 
 
-def memory_of_small(monkeypatch: pytest.MonkeyPatch, kind: str) -> str:
-    """A size with which the features of 60 images go to a file, or nowhere: one too small by a byte to hold them."""
-    if kind == "twice":
-        monkeypatch.setattr(features, "DISK_RESERVE", 1 << 60)
-    width = features.least_bytes(0, 256, 16)
-    return str(width + 60 * (4 * 16 + 4 * 256) - 1)
+def memory_of_small() -> str:
+    """A size with which the features of 60 images go to a file: one byte too small to hold them."""
+    return str(feature_rows.least_bytes(0, 256, 16) + 60 * (4 * 16 + 4 * 256) - 1)
 
 
-@pytest.mark.parametrize("kind", ["file", "twice"])
-def test_the_memory_of_features_changes_nothing(
-    kind: str, images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_in_a_file_change_nothing(images: Path, trained: Path, tmp_path: Path) -> None:
     spoiled = shutil.copytree(images, tmp_path / "mixed")
     write_spoiled_images(spoiled, 4)
-    run = train_small(spoiled, tmp_path / "run", memory=memory_of_small(monkeypatch, kind))
+    run = train_small(spoiled, tmp_path / "run", memory=memory_of_small())
     assert not differ(run, trained)
-    words = {"file": f"in a temporary file in {run}", "twice": "each clustering looks at the images twice"}
-    assert words[kind] in (run / "train.log").read_text()
+    assert f"in a temporary file in {run}" in (run / "train.log").read_text()
     assert "whitening" in metrics(run)[0]["seconds"] and min(metrics(run)[0]["seconds"].values()) >= 0
 
 
-def test_a_resume_may_have_another_memory(
-    images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train_small(images, tmp_path / "run", epochs=1, memory=memory_of_small(monkeypatch, "file"))
+def test_a_resume_may_have_another_memory(images: Path, trained: Path, tmp_path: Path) -> None:
+    train_small(images, tmp_path / "run", epochs=1, memory=memory_of_small())
     train_small(images, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", trained)
-
-
-def test_a_second_look_can_be_stopped(images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And shows its progress: the first and the second look of the second epoch are the third and the fourth of the run."""
-
-    class Stopper(Reporter):
-        looks = 0
-
-        @contextmanager
-        def track(self, what: str, total: int, unit: str = "images") -> Iterator[Meter]:
-            self.looks += what == "features"
-            if (what, self.looks) == ("features", 4):
-                signal.raise_signal(signal.SIGINT)
-            yield Meter()
-
-    memory = memory_of_small(monkeypatch, "twice")
-    with pytest.raises(Interrupted):
-        train_small(images, tmp_path / "run", memory=memory, reporter=Stopper(quiet=True))
-    train_small(images, tmp_path / "run", memory=memory, resume=True)
     assert_same_run(tmp_path / "run", trained)
 
 
 def test_features_beyond_half_precision_are_told(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(features, "LARGEST_HALF", 0.01)
+    monkeypatch.setattr(feature_rows, "LARGEST_HALF", 0.01)
     train_small(images, tmp_path / "run", epochs=1, precision="bf16")
-    assert "warning: features of 60 images are beyond 65,504" in capsys.readouterr().err
+    assert "warning: features of 60 images exceed 65,504" in capsys.readouterr().err
 
 
 def test_another_seed_gives_another_run(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -436,16 +433,7 @@ def test_every_trunk_takes_a_step(arch: str, image_size: int, sobel: bool, image
     settings = replace(settings, cluster_stage=trunk.embed_stage)
     loader = Loader(DecodedImages(open_source(images, 8), 1 << 24), workers=2)
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    method = DeepCluster(
-        trunk,
-        loader,
-        settings,
-        Machine.choose("cpu", "fp32"),
-        reporter=Reporter(quiet=True),
-        interruption=Interruption(),
-        save=lambda: None,
-    )
-    line = method.run_epoch()
+    line = Loop(DeepCluster(trunk, loader, settings, Machine.choose("cpu", "fp32"))).run_epoch()
     loader.close()
     assert np.isfinite(line["loss"])
     after = trunk.state_dict()

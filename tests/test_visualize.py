@@ -8,7 +8,7 @@ from models_helper import write_classes
 from PIL import Image
 from small_runs import train_small
 
-from deepcluster.cli import _status
+from deepcluster.cli import main
 from deepcluster.core.progress import Reporter
 from deepcluster.visualization.report.command import report
 
@@ -21,7 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def visualize(*words: str | Path) -> int:
-    return _status([str(word) for word in ("visualize", *words, "-q")])
+    return main([str(word) for word in ("visualize", *words, "-q")])
 
 
 def test_pictures_of_a_run_are_in_its_folder_and_in_its_report(place: Path) -> None:

@@ -16,7 +16,7 @@ def size_of(arch: str) -> int:
 
 
 @cache
-def make_run_trunk(arch: str, sobel: bool = True) -> Trunk:
+def trunk_of(arch: str, sobel: bool = True) -> Trunk:
     """In eval mode; BatchNorm's averages are not those of a new network, so that it does something."""
     trunk = make_trunk(arch, image_size=size_of(arch), sobel=sobel, seed=3).eval()
     generator = torch.Generator().manual_seed(0)
@@ -37,13 +37,13 @@ class TrunkContract:
     @pytest.mark.parametrize("sobel", [True, False])
     def test_features_have_the_width_declared(self, arch: str, sobel: bool) -> None:
         with torch.no_grad():
-            features_BD = make_run_trunk(arch, sobel)(images(size_of(arch)))
-        assert features_BD.shape == (2, make_run_trunk(arch, sobel).dim)
+            features_BD = trunk_of(arch, sobel)(images(size_of(arch)))
+        assert features_BD.shape == (2, trunk_of(arch, sobel).dim)
         assert features_BD.isfinite().all()
         assert not torch.equal(features_BD[0], features_BD[1])
 
     def test_stages_are_maps_and_vectors_their_averages(self, arch: str) -> None:
-        trunk, x = make_run_trunk(arch), images(size_of(arch))
+        trunk, x = trunk_of(arch), images(size_of(arch))
         assert trunk.arch == arch
         assert trunk.stages[-1] == FEATURES
         assert trunk.embed_stage in trunk.stages
@@ -60,7 +60,7 @@ class TrunkContract:
 
     def test_stages_together_are_stages_alone(self, arch: str) -> None:
         """In the network's order, whatever the order of asking; no stage writes into the one before."""
-        trunk, x = make_run_trunk(arch), images(size_of(arch))
+        trunk, x = trunk_of(arch), images(size_of(arch))
         with torch.no_grad():
             walked = dict(trunk.walk(x))
             assert tuple(walked) == trunk.stages
@@ -72,13 +72,13 @@ class TrunkContract:
         assert all(torch.equal(two[name], walked[name]) for name in two)
 
     def test_the_last_stage_is_forward(self, arch: str) -> None:
-        trunk, x = make_run_trunk(arch), images(size_of(arch))
+        trunk, x = trunk_of(arch), images(size_of(arch))
         with torch.no_grad():
             assert torch.equal(trunk.stage(x, FEATURES)[:, :, 0, 0], trunk(x))
             assert torch.equal(trunk.vectors(x, FEATURES), trunk(x))
 
     def test_an_unknown_stage_is_told_with_the_nearest(self, arch: str) -> None:
-        trunk = make_run_trunk(arch)
+        trunk = trunk_of(arch)
         first = trunk.stages[0]
         for ask in (trunk.stage, trunk.vectors):
             with pytest.raises(InputError, match=rf"{first}x.*did you mean {first}\?"):
@@ -87,7 +87,7 @@ class TrunkContract:
             trunk.check_stage("")
 
     def test_eval_mode_is_deterministic_and_leaves_the_images(self, arch: str) -> None:
-        trunk, x = make_run_trunk(arch, False), images(size_of(arch))
+        trunk, x = trunk_of(arch, False), images(size_of(arch))
         before = x.clone()
         with torch.no_grad():
             once = trunk(x)
@@ -108,7 +108,7 @@ class TrunkContract:
         assert not any(torch.equal(one[name], other[name]) for name in drawn)
 
     def test_weights_survive_a_state_dict(self, arch: str) -> None:
-        trunk, x = make_run_trunk(arch), images(size_of(arch))
+        trunk, x = trunk_of(arch), images(size_of(arch))
         other = make_trunk(arch, image_size=size_of(arch), seed=9).eval()
         with torch.no_grad():
             assert not torch.equal(other(x), trunk(x))
@@ -117,7 +117,7 @@ class TrunkContract:
 
     def test_channels_last_gives_the_same(self, arch: str) -> None:
         x = images(size_of(arch))
-        trunk = make_run_trunk(arch)
+        trunk = trunk_of(arch)
         with torch.no_grad():
             expected = trunk(x)
             features_BD = trunk.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
@@ -125,7 +125,7 @@ class TrunkContract:
         torch.testing.assert_close(features_BD, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
 
     def test_bfloat16_is_near(self, arch: str) -> None:
-        trunk, x = make_run_trunk(arch), images(size_of(arch))
+        trunk, x = trunk_of(arch), images(size_of(arch))
         with torch.no_grad():
             expected = trunk(x)
             with torch.autocast("cpu", torch.bfloat16):

@@ -1,6 +1,6 @@
 """DeepCluster: unsupervised learning of visual features, and clusters, from a folder of images.
 
-The names below are imported at their first use, so that `import deepcluster` takes no time.
+The names below are imported at their first use, which keeps `import deepcluster` fast.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from deepcluster.api import embed as embed
     from deepcluster.api import train as train
     from deepcluster.clustering.assignment import Assignment as Assignment
-    from deepcluster.clustering.balance import BalancedKMeans as BalancedKMeans
+    from deepcluster.clustering.balanced import BalancedKMeans as BalancedKMeans
     from deepcluster.clustering.kmeans import KMeans as KMeans
     from deepcluster.clustering.pic import PowerIterationClustering as PowerIterationClustering
     from deepcluster.clustering.whitening import Whitening as Whitening
@@ -35,7 +35,7 @@ _HOMES = {
     "load": "run.model",
     "Model": "run.model",
     "KMeans": "clustering.kmeans",
-    "BalancedKMeans": "clustering.balance",
+    "BalancedKMeans": "clustering.balanced",
     "PowerIterationClustering": "clustering.pic",
     "Whitening": "clustering.whitening",
     "Assignment": "clustering.assignment",

@@ -1,5 +1,7 @@
-"""`python -m deepcluster`."""
+"""`python -m deepcluster`, as `torchrun -m deepcluster` starts it."""
+
+import sys
 
 from deepcluster.cli import main
 
-main()
+sys.exit(main())

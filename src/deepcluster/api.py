@@ -1,13 +1,14 @@
-"""The functions of the command line, for Python: `train`, `embed`, `assign`, `load`, with the same names and defaults.
+"""The functions of the command line, for Python: `train`, `embed`, `assign`, with the same names and defaults.
 
 N images, D features.
 """
 
+import inspect
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,19 +16,41 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
+from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.run.model import Model, load
+from deepcluster.run.settings import Settings
 from deepcluster.training import launch, tensorboard
 
 if TYPE_CHECKING:
     import pyarrow
 
 Data = str | Path | Sequence[str | Path]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _with_options(owner: Any) -> Callable[[F], F]:
+    """Give a function's `**options` the names, types and defaults of a dataclass, for `help` and editors."""
+
+    def add(function: F) -> F:
+        own = inspect.signature(function)
+        named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=types_of(owner)[one.name]
+            )
+            for one in fields(owner)
+        ]
+        function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+        return function
+
+    return add
+
+
+@_with_options(Settings)
 def train(
     data: Data,
     *,
@@ -42,10 +65,10 @@ def train(
     Args:
         data: a folder, list, table or array of images, or several of these (docs/data.md).
         out: the run folder; `runs/NAME-OF-DATA` by default.
-        resume: go on with the run in `out`; begins it where there is none.
+        resume: continue the run in `out`, or begin it where there is none.
         overwrite: delete the run in `out` first.
-        reporter: told what goes on; prints lines and progress to the standard output by default.
-        options: the settings of `deepcluster.run.settings.Settings`; those left out are chosen by the recipe.
+        reporter: prints lines and progress; to the standard output by default.
+        options: the settings of `deepcluster.Settings`. The recipe chooses those left out, so the defaults shown may change.
 
     Returns:
         the run folder.
@@ -60,41 +83,40 @@ def train(
     return launch.train(
         data,
         out=Path(out) if out is not None else default_run(data),
-        explicit=dict(options),
+        user_options=options,
         resume=resume,
         overwrite=overwrite,
         reporter=reporter or Reporter(),
-        evaluate={"knn": _knn_of_few_or_many, "linear": _linear_probe},
-        follow=tensorboard.TensorBoard,
+        evaluate={"knn": _knn, "linear": _linear_probe},
     )
 
 
-def _knn_of_few_or_many(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
-    """k-NN accuracy as evaluation has it, with fewer neighbours where there are not 20 others."""
+def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
+    """Return the leave-one-out k-NN accuracy, with 20 neighbours where there are so many others."""
     return leave_one_out_accuracy(features_ND, labels_N, k=min(20, len(features_ND) - 1))
 
 
 def _linear_probe(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
-    """Accuracy of a linear probe on the fifth of the images that it was not trained on."""
+    """Return the accuracy of a linear probe on a fifth of the images, which it was not trained on."""
     from deepcluster.evaluation.learners.logistic import probe_accuracy
 
     return probe_accuracy(features_ND, labels_N, seed=0)
 
 
 def default_run(data: Data) -> Path:
-    """`runs/NAME-OF-DATA`."""
+    """Return `runs/NAME-OF-DATA`."""
     first = Path(data if isinstance(data, str | Path) else data[0]).absolute()
     return Path("runs") / (first.stem if first.is_file() else first.name)
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """One row an image.
+    """Features, one row per image.
 
     Attributes:
         names: path of each image relative to the data.
-        embedding_ND: float32; rows of NaN for images that can't be read.
-        unreadable: their reasons by name.
+        embedding_ND: float32; rows of NaN for unreadable images.
+        unreadable: why images can't be read, by name.
     """
 
     names: list[str]
@@ -104,14 +126,14 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Clusters:
-    """One row an image.
+    """Clusters, one row per image.
 
     Attributes:
         names: path of each image relative to the data.
-        cluster_N: int64; -1 for images that can't be read.
-        distance_N: Euclidean distance to the centroid after whitening, or on deepcluster-v2's sphere; NaN for images that
-            can't be read.
-        unreadable: their reasons by name.
+        cluster_N: int64; -1 for unreadable images.
+        distance_N: Euclidean distance to the centroid after whitening, or on deepcluster-v2's sphere; NaN for unreadable
+            images.
+        unreadable: why images can't be read, by name.
     """
 
     names: list[str]
@@ -132,16 +154,16 @@ def embed(
     limit: int | None = None,
     reporter: Reporter | None = None,
 ) -> Embeddings:
-    """Features of images, as `deepcluster embed` gives them.
+    """Return the features of images, as `deepcluster embed` writes them.
 
     Args:
         model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` gave.
-        data: any images; need not be those of the run.
+        data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, embedding) or an array (`.npy`, with the names beside in `.names.txt`).
-        stage: of the trunk, averaged over its map; by default the one that measured best (`Trunk.embed_stage`).
+        stage: stage of the trunk, averaged over its map; `Trunk.embed_stage`, which measured best, by default.
         device, batch_size, workers: how the work is done.
-        limit: look at this many images, spread evenly.
-        reporter: told how far the work is.
+        limit: use only this many images, spread evenly.
+        reporter: shows progress.
 
     Raises:
         InputError: model, data, stage or file can't be used.
@@ -169,19 +191,19 @@ def assign(
     limit: int | None = None,
     reporter: Reporter | None = None,
 ) -> Clusters:
-    """The cluster of each image, as `deepcluster assign` gives it: the nearest centroid of the run's last clustering.
+    """Return the cluster of each image, as `deepcluster assign` writes it: the nearest centroid of the last clustering.
 
     Args:
         model: a run folder, a checkpoint, or what `load` gave.
-        data: any images; need not be those of the run.
+        data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, cluster, distance).
-        folders: also make a folder of links for each cluster in this folder.
+        folders: also make a folder of links per cluster in this folder.
         device, batch_size, workers: how the work is done.
-        limit: look at this many images, spread evenly.
-        reporter: told how far the work is.
+        limit: use only this many images, spread evenly.
+        reporter: shows progress.
 
     Raises:
-        InputError: model, data or file can't be used; a model without clusters.
+        InputError: model, data or file can't be used, or the model has no clusters.
     """
     target = _writable(out, (".parquet",)) if out is not None else None
     model = model if isinstance(model, Model) else load(model)

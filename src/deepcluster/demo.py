@@ -1,4 +1,4 @@
-"""The whole job on images that are already here: the 1,797 digits of scikit-learn, as PNG files in one flat folder.
+"""The main job on images that are already here: the 1,797 digits of scikit-learn, as PNG files in one flat folder.
 
 N images, D features.
 """
@@ -21,12 +21,12 @@ from deepcluster.visualization.report.page import needs_report_extra
 
 CLASSES = 10
 SEEDS = 5
-# The digits' 64 pixels and the trunk's features are grouped alike: by the method's own steps 2 and 3.
+# The digits' 64 pixels and the trunk's features are clustered in the same way, by steps 2 and 3 of the method.
 COMPONENTS = 16
 
 
 def demo(out: Path, reporter: Reporter) -> str:
-    """Write the digits, train on them, and compare what was learned with three baselines; returns a table.
+    """Write the digits, train on them, and compare what was learned with three baselines; return a table.
 
     Raises:
         InputError: `out` holds something else.
@@ -34,7 +34,7 @@ def demo(out: Path, reporter: Reporter) -> str:
     needs_report_extra()
     images, run = out / "digits", out / "run"
     labels_N = write_digits(images)
-    reporter.say(f"wrote {len(labels_N):,} digits of 8 × 8 pixels into {images}; their labels are kept out of training")
+    reporter.say(f"wrote {len(labels_N):,} digits of 8 × 8 pixels into {images}; training does not see their labels")
     train(images, out=run, overwrite=run.exists(), reporter=reporter)
     rows = {
         "k-means on pixels": _pixels_ND(),
@@ -57,7 +57,7 @@ def demo(out: Path, reporter: Reporter) -> str:
 
 
 def write_digits(folder: Path) -> NDArray[np.int64]:
-    """Write the digits as PNG files named by number alone; return their labels, in the order of the names."""
+    """Write the digits as PNG files with numbers as names; return their labels, in the order of the names."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -71,10 +71,9 @@ def write_digits(folder: Path) -> NDArray[np.int64]:
 
 
 def clusters_nmi(features_ND: Tensor, labels_N: NDArray[np.int64]) -> float:
-    """NMI to the labels of k-means with k = 10 on the features, as they are; mean over seeds."""
-    return float(
-        np.mean([KMeans(CLASSES, iterations=100, seed=seed).fit(features_ND).nmi(labels_N) for seed in range(SEEDS)])
-    )
+    """Return the NMI to the labels of k-means with k = 10 on the features, mean over seeds."""
+    kmeans = KMeans(CLASSES, iterations=100)
+    return float(np.mean([kmeans.fit(features_ND, seed=seed).nmi(labels_N) for seed in range(SEEDS)]))
 
 
 def _knn(features_ND: Tensor, labels_N: NDArray[np.int64]) -> float:

@@ -1,4 +1,4 @@
-"""`info` and `doctor`: what a run, a checkpoint or a data set is, and what this machine offers."""
+"""`info`, `doctor` and `cache`: describe a run, a checkpoint or images, this machine, and what is kept between runs."""
 
 import os
 import platform
@@ -33,8 +33,8 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
     """Describe a run folder, a checkpoint, `untrained:ARCH`, an architecture, or images.
 
     Args:
-        everything: look at all images, not at 10,000 of more.
-        reporter: told what goes on.
+        everything: read all images instead of a sample of 10,000.
+        reporter: shows progress.
 
     Raises:
         InputError: it is none of these.
@@ -50,9 +50,9 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
 
 def _about_run(folder: RunFolder) -> str:
     config, metrics = folder.read_config(), folder.read_metrics()
-    settings = Settings.from_dict(config["settings"])
+    settings = Settings.from_saved(config["settings"])
     usual = Settings().as_dict()
-    others = [f"{name}={_plainly(value)}" for name, value in config["settings"].items() if value != usual[name]]
+    others = [f"{name}={_plainly(value)}" for name, value in settings.as_dict().items() if value != usual[name]]
     lines = [
         f"run {folder.path}: {config['data']['description']}",
         f"{settings.arch} at {settings.image_size} px, {settings.describe_clusters()}, "
@@ -68,7 +68,7 @@ def _about_run(folder: RunFolder) -> str:
 
 
 def _plainly(value: Any) -> str:
-    """A setting as a person would type it."""
+    """Return a setting as a user would type it."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -82,7 +82,7 @@ def _about_model(model: Model) -> str:
         f"{model.name}: {settings.arch}{' with Sobel' if settings.sobel else ''}, {weights:,} weights, "
         f"made for images of {settings.image_size} px",
         "stages (channels, height, width): " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
-        f"embed gives {trunk.embed_stage} by default, {shapes[trunk.embed_stage][0]} numbers an image",
+        f"embed gives {trunk.embed_stage} by default, {shapes[trunk.embed_stage][0]} numbers per image",
     ]
     if model.centroids_KP is not None:
         clusters, components = model.centroids_KP.shape
@@ -94,13 +94,13 @@ def _about_model(model: Model) -> str:
 
 def _about_data(path: str, *, everything: bool, reporter: Reporter) -> str:
     source = open_source(path, on_trouble=reporter.warn)
-    with reporter.track("looking at images", len(source) if everything else min(MOST, len(source))) as progress:
+    with reporter.track("reading images", len(source) if everything else min(MOST, len(source))) as progress:
         found = overview(source, workers=usual_workers(), everything=everything, on_images=progress)
     return "\n".join(describe(found, source))
 
 
 def cache_info(folder: Path | None = None) -> str:
-    """What is kept in the cache folder (None: the usual one), a line each."""
+    """Return what is kept in the cache folder (None: the usual one), one line each."""
     folder = folder or usual_cache_folder()
     things = kept(folder)
     lines = [f"{folder}: {size(sum(thing.bytes for thing in things))}, {size(free_disk_bytes(folder))} free on its disk"]
@@ -108,7 +108,7 @@ def cache_info(folder: Path | None = None) -> str:
 
 
 def cache_clear(kinds: Sequence[str] = (), folder: Path | None = None) -> str:
-    """Delete what is kept in the cache folder (None: the usual one), or some kinds of it, and say how much that was.
+    """Delete what is kept in the cache folder (None: the usual one), or some kinds of it; return how much that was.
 
     Raises:
         InputError: an unknown kind.
@@ -118,11 +118,11 @@ def cache_clear(kinds: Sequence[str] = (), folder: Path | None = None) -> str:
 
 
 def doctor() -> str:
-    """What this machine offers to deepcluster, a fact a line."""
+    """Return what this machine offers, one fact per line."""
     machine = Machine.choose()
     facts: dict[str, Any] = {
         "would run on": machine.describe(),
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {'quick' if cpu_has_bf16() else 'slow'} at bf16",
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {'fast' if cpu_has_bf16() else 'slow'} at bf16",
         "product of two 1,024 × 1,024 matrices": ", ".join(
             f"{precision} {_product_gflops(machine, dtype):,.0f} GFLOP/s"
             for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
@@ -146,7 +146,7 @@ def _cuda() -> str:
 
 
 def _product_gflops(machine: Machine, dtype: torch.dtype) -> float:
-    """Rate of a matrix product, best of several."""
+    """Return the rate of a matrix product, the best of several."""
     side = 1024
     a = torch.randn(side, side, device=machine.device, dtype=dtype)
     best = float("inf")

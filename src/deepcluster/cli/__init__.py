@@ -1,6 +1,6 @@
-"""The command line: one command a verb; it parses, calls the function of the same name, and prints.
+"""The command line: one command per verb, which parses, calls the function of the same name, and prints.
 
-Options of `train` are drawn from `config.Settings`. Nothing here imports torch before a command needs it.
+The options of `train` are derived from `run.settings.Settings`. Nothing here imports torch before a command needs it.
 """
 
 import os
@@ -18,9 +18,9 @@ from deepcluster.cli.options import GroupedCommand, explicit, looking_at_images,
 from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
 from deepcluster.core.progress import Reporter
-from deepcluster.run.settings import Settings
+from deepcluster.run.settings import REMOVED, Settings
 
-# Of several processes, those after the first wait this long before they say what is wrong.
+# Seconds that the processes after the first wait before they report an error.
 TURN_SECONDS = 5.0
 
 
@@ -34,13 +34,13 @@ def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
 def cli(context: click.Context) -> None:
     """Learn visual features, and clusters, from a folder of images without labels (DeepCluster, ECCV 2018)."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
-        raise InputError(f"{context.invoked_subcommand} runs in one process: leave out torchrun, which is for train alone")
+        raise InputError(f"{context.invoked_subcommand} runs in one process: leave out torchrun, which is only for train")
 
 
 @cli.command(cls=GroupedCommand)
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", "--exp", "out", type=Path, help="the run folder  [runs/NAME-OF-DATA]")
-@click.option("--resume", is_flag=True, help="go on with the run in --out; begin it where there is none")
+@click.option("--resume", is_flag=True, help="continue the run in --out, or begin it where there is none")
 @click.option("--overwrite", is_flag=True, help="delete the run in --out first")
 @talk
 @with_settings(Settings)
@@ -50,7 +50,7 @@ def train(
     """Learn from the images of DATA: a folder, a list (.txt) or table (.csv) of paths, tar shards, Parquet, arrays, an
     address (https://, s3://, ...) of these, or several of them.
 
-    Defaults in brackets are the paper's. --recipe auto fits them to the images, prints each change with its reason, and
+    Defaults in brackets are the paper's. --recipe auto adapts them to the images, prints each change with its reason, and
     never changes what you set.
     """
     from deepcluster import api
@@ -67,7 +67,7 @@ def train(
 @looking_at_images
 @talk
 def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
-    """Write the features of the images of DATA, one row an image.
+    """Write the features of the images of DATA, one row per image.
 
     MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights).
     """
@@ -84,11 +84,11 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, help="the table to write (.parquet: name, cluster, distance)")
-@click.option("--folders", type=Path, help="also make a folder of links to the images of each cluster here")
+@click.option("--folders", type=Path, help="also make a folder of links to the images per cluster here")
 @looking_at_images
 @talk
 def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
-    """Tell the cluster of each image of DATA, which need not be those that MODEL was trained on."""
+    """Write the cluster of each image of DATA. The images may be others than those that MODEL was trained on."""
     from deepcluster import api
 
     if options["out"] is None and options["folders"] is None:
@@ -107,10 +107,10 @@ for command in (evaluate_group, visualize_group, report):
 
 @cli.command()
 @click.argument("path")
-@click.option("--all", "everything", is_flag=True, help="look at all images, not at 10,000 of more")
+@click.option("--all", "everything", is_flag=True, help="read all images instead of a sample of 10,000")
 @talk
 def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
-    """Describe a run folder, a checkpoint, untrained:ARCH, or images: sizes, copies, and what can't be read."""
+    """Describe a run folder, a checkpoint, untrained:ARCH, or images: sizes, copies, and unreadable files."""
     from deepcluster.info import info as describe
 
     click.echo(describe(path, everything=everything, reporter=Reporter(quiet=quiet, verbose=verbose)))
@@ -119,7 +119,7 @@ def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
 @cli.command()
 @talk
 def doctor(quiet: bool, verbose: bool) -> None:
-    """Say what this machine offers: device, bf16, threads, memory, versions."""
+    """Show what this machine offers: device, bf16, threads, memory, versions."""
     from deepcluster.info import doctor as examine
 
     click.echo(examine())
@@ -129,7 +129,7 @@ def doctor(quiet: bool, verbose: bool) -> None:
 @click.option("--out", type=Path, default=Path("runs/demo"), show_default=True, help="folder for images and run")
 @talk
 def demo(out: Path, quiet: bool, verbose: bool) -> None:
-    """The whole job on images that are already here: the 1,797 digits of scikit-learn, without their labels."""
+    """Run the whole job on images that are already here: the 1,797 digits of scikit-learn, without their labels."""
     from deepcluster.demo import demo as show
 
     click.echo(show(out, Reporter(quiet=quiet, verbose=verbose)))
@@ -137,7 +137,7 @@ def demo(out: Path, quiet: bool, verbose: bool) -> None:
 
 @cli.group()
 def cache() -> None:
-    """What is kept from run to run: lists of files, copies of remote data, decoded images."""
+    """Show or delete what is kept between runs: lists of files, copies of remote data, decoded images."""
 
 
 def _in_folder(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +149,7 @@ def _in_folder(command: Callable[..., Any]) -> Callable[..., Any]:
 @_in_folder
 @talk
 def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
-    """Say what is kept, and how much room it takes."""
+    """Show what is kept, and how much space it takes."""
     from deepcluster.info import cache_info as describe
 
     click.echo(describe(folder))
@@ -160,7 +160,7 @@ def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
 @_in_folder
 @talk
 def cache_clear(kinds: tuple[str, ...], folder: Path | None, quiet: bool, verbose: bool) -> None:
-    """Delete what is kept, or the KINDS of it that `cache info` names, such as images."""
+    """Delete what is kept, or only the KINDS that `cache info` names, such as images."""
     from deepcluster.info import cache_clear as delete
 
     Reporter(quiet=quiet, verbose=verbose).say(delete(kinds, folder))
@@ -173,40 +173,36 @@ def _say_unreadable(unreadable: dict[str, str], reporter: Reporter) -> None:
         reporter.warn(f"… and {len(unreadable) - 3:,} more; their rows are empty")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; ends the process with 0, 2 (wrong input), 1 (anything else) or 130 (interrupted)."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, 2 (wrong input), 1 (anything else) or 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    sys.exit(_status(arguments))
-
-
-def _status(arguments: Sequence[str]) -> int:
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
         cli.main(list(arguments), prog_name="deepcluster", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as fault:
         if _is_follower() and isinstance(fault, Interrupted | KeyboardInterrupt):
             return 130
-        _let_others_speak(fault)
-        return _tell(fault, verbose)
+        _wait_for_reporter(fault)
+        return _report(fault, verbose)
     return 0
 
 
 def _is_follower() -> bool:
-    """Whether this is a process that `torchrun` started, and not the first."""
+    """Return True in a process that `torchrun` started and that is not the first."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
-def _let_others_speak(fault: BaseException) -> None:
-    """Wait for the process that should say what is wrong: once it has ended, `torchrun` ends the others.
+def _wait_for_reporter(fault: BaseException) -> None:
+    """Wait for the process that should report the error: once it has ended, `torchrun` ends the others.
 
-    Where all have the same fault that is the first; a process that only misses another one knows the least.
+    If all have the same error, that is the first one. A process that only lost another one knows the least.
     """
     turns = 3 if isinstance(fault, LostProcess) else int(_is_follower())
     time.sleep(turns * TURN_SECONDS)
 
 
-def _tell(fault: BaseException, verbose: bool) -> int:
-    """Say what is wrong in one plain message; returns the exit status."""
+def _report(fault: BaseException, verbose: bool) -> int:
+    """Print an error as one plain message; return the exit status."""
     match fault:
         case DeepClusterError():
             if verbose:
@@ -215,6 +211,8 @@ def _tell(fault: BaseException, verbose: bool) -> int:
         case click.exceptions.NoArgsIsHelpError():
             print(fault.format_message(), file=sys.stderr)
             return fault.exit_code
+        case click.NoSuchOption() if (name := fault.option_name.lstrip("-").replace("-", "_")) in REMOVED:
+            return _complain(f"{fault.option_name} is gone: {REMOVED[name]}", 2)
         case click.UsageError():
             return _complain(fault.format_message(), 2)
         case click.Abort() | KeyboardInterrupt():

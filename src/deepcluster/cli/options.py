@@ -1,4 +1,4 @@
-"""Options of the commands: drawn from the fields of settings, or shared by several commands."""
+"""Options of the commands: derived from the fields of dataclasses, or shared by several commands."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -8,7 +8,7 @@ import click
 
 from deepcluster.core.options import flag, parts_of, plain_type, takes_several
 
-GROUP_TITLES = {
+SECTION_TITLES = {
     "method": "Method",
     "trunk": "Trunk",
     "clustering": "Clustering (steps 1 to 4)",
@@ -18,7 +18,7 @@ GROUP_TITLES = {
 
 
 class Numbers(click.ParamType[tuple[Any, ...]]):
-    """Numbers with commas between them: `count` of them, or any number; `or_one`: a single one is that number itself."""
+    """Numbers separated by commas: `count` of them, or any number; `or_one`: a single one stays a number."""
 
     def __init__(self, part: type, count: int | None, *, or_one: bool = False) -> None:
         self.part, self.count, self.or_one = part, count, or_one
@@ -31,28 +31,28 @@ class Numbers(click.ParamType[tuple[Any, ...]]):
         except ValueError:
             numbers = ()
         if not numbers or len(numbers) != (self.count or len(numbers)):
-            what = "two numbers with a comma between them, such as 0.2,1" if self.count else "numbers with commas between"
+            what = "two numbers separated by a comma, such as 0.2,1" if self.count else "numbers separated by commas"
             self.fail(f"{value!r} should be {what}")
         return numbers[0] if self.or_one and len(numbers) == 1 else numbers
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows the options of each group of settings under a title."""
+    """A command whose help shows the options of each section of the settings under a title."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options group by group, in the order of the settings."""
+        """Write the options section by section, in the order of the settings."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
             row = option.get_help_record(ctx)
             if row is not None and isinstance(option, click.Option):
-                sections.setdefault(getattr(option, "group", "Options"), []).append(row)
+                sections.setdefault(getattr(option, "section", "Options"), []).append(row)
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
 
 
 class SettingOption(click.Option):
-    """An option drawn from a field of the settings, or of a protocol's; its old names work and are not shown."""
+    """An option derived from a field of a dataclass. Its old names work and are not shown."""
 
     def __init__(self, owner: type, setting: Any) -> None:
         wanted, _ = plain_type(owner, setting.name)
@@ -69,11 +69,11 @@ class SettingOption(click.Option):
         elif takes_several(owner, setting.name):
             kind = Numbers(wanted, None, or_one=True)
         super().__init__([setting.name, spelled, *setting.metadata["aliases"]], type=kind, default=None, help=text)
-        self.group = GROUP_TITLES.get(setting.metadata["group"], "Protocol")
+        self.section = SECTION_TITLES.get(setting.metadata["section"], "Protocol")
         self.shown_name = spelled
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The name without the old ones, and the help."""
+        """Return the name, without the old ones, and the help."""
         metavar = "" if self.is_flag else f" {self.make_metavar(ctx)}"
         return self.shown_name + metavar, self.help or ""
 
@@ -87,7 +87,7 @@ def _shown(value: Any) -> str:
 
 
 def with_settings(owner: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options for all fields of a dataclass of options."""
+    """Add an option for each field of a dataclass of options."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         options = [SettingOption(owner, setting) for setting in fields(owner)]
@@ -98,26 +98,26 @@ def with_settings(owner: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def explicit(options: dict[str, Any]) -> dict[str, Any]:
-    """What the person set."""
+    """Return what the user set."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def talk(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--quiet` and `--verbose`, which every command knows."""
-    quiet = click.option("-q", "--quiet", is_flag=True, help="print warnings and errors alone")
+    """Add `--quiet` and `--verbose`, which every command has."""
+    quiet = click.option("-q", "--quiet", is_flag=True, help="print only warnings and errors")
     return quiet(click.option("-v", "--verbose", is_flag=True, help="print more, and the traceback of an error")(command))
 
 
 def on_machine(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where the work is done, and with how many threads."""
-    text = "threads that prepare images (default: one a core, at most 16)"
+    """Add the device, and the number of threads."""
+    text = "threads that prepare images (default: one per core, at most 16)"
     command = click.option("--workers", type=click.IntRange(min=0), help=text)(command)
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")(command)
 
 
 def looking_at_images(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How images are looked at, the same in `embed` and `assign`."""
-    command = click.option("--limit", type=int, help="look at this many images, spread evenly over the data")(command)
-    text = "images at a time"
+    """Add how images are read, the same in `embed` and `assign`."""
+    command = click.option("--limit", type=int, help="use only this many images, spread evenly over the data")(command)
+    text = "images per batch"
     command = click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help=text)(command)
     return on_machine(command)

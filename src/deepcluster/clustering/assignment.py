@@ -5,7 +5,6 @@ N images, M other points, P components, K clusters, L clusters of a previous ass
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.clustering.reduction import AllReduce, alone
+from deepcluster.clustering.nearest import nearest_centroids
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 
 UNASSIGNED = -1
@@ -49,15 +49,19 @@ class Assignment:
     super_centroids_SP: Tensor | None = None
 
     @classmethod
-    def over_rows(
-        cls, seen_N: Tensor, labels_S: Tensor, distances_S: Tensor, centroids_KP: Tensor, **rest: Any
+    def from_finite(
+        cls, finite_N: Tensor, labels_F: Tensor, distances_F: Tensor, centroids_KP: Tensor, **rest: Any
     ) -> "Assignment":
-        """An assignment of all N images, of the labels and distances of the S that were `seen_N`; on the processor."""
-        seen_N = seen_N.cpu()
-        labels_N = torch.full(seen_N.shape, UNASSIGNED)
-        distances_N = torch.full(seen_N.shape, torch.nan)
-        labels_N[seen_N], distances_N[seen_N] = labels_S.cpu(), distances_S.cpu()
+        """Return the assignment of all N points, given the labels and distances of the F finite ones; on the CPU."""
+        finite_N = finite_N.cpu()
+        labels_N = torch.full(finite_N.shape, UNASSIGNED)
+        distances_N = torch.full(finite_N.shape, torch.nan)
+        labels_N[finite_N], distances_N[finite_N] = labels_F.cpu(), distances_F.cpu()
         return cls(labels_N, distances_N, centroids_KP.cpu(), **rest)
+
+    def over_ranks(self, ranks: Ranks) -> "Assignment":
+        """Return the assignment of the points of all ranks, in the order of the ranks, on every rank."""
+        return replace(self, labels_N=ranks.gather(self.labels_N), distances_N=ranks.gather(self.distances_N))
 
     @property
     def n_clusters(self) -> int:
@@ -133,8 +137,6 @@ class Assignment:
         """Labels (M) and squared distances (M) of the nearest centroids of finite points; where clusters are of
         super-classes, of those of the nearest super-class that has any (of turned images, that of the upright ones).
         """
-        from deepcluster.clustering.kmeans import nearest_centroids
-
         centroids_KP = self.centroids_KP.to(points_MP.device)
         if self.super_of_cluster_K is None or self.super_centroids_SP is None:
             return nearest_centroids(points_MP, centroids_KP)
@@ -185,24 +187,8 @@ class Assignment:
         """The assignment that `state_dict` was taken of."""
         return cls(**{**state, "inertia_history": tuple(state["inertia_history"])})
 
-    def save(self, path: Path, names: Sequence[str]) -> None:
-        """Write the table `name, cluster, distance` as Parquet, in the order of the images, atomically."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        table = pa.table(
-            {
-                "name": pa.array(names, pa.string()),
-                "cluster": self.labels_N.numpy(),
-                "distance": self.distances_N.numpy().astype(np.float32),
-            }
-        )
-        beside = path.with_name(path.name + ".part")
-        pq.write_table(table, beside)
-        beside.replace(path)
-
-
-def cluster_means(points_NP: Tensor, labels_N: Tensor, n_clusters: int, *, all_reduce: AllReduce = alone) -> Tensor:
+def cluster_means(points_NP: Tensor, labels_N: Tensor, n_clusters: int, *, ranks: Ranks = ONE_PROCESS) -> Tensor:
     """Mean (K, P) of the points of each cluster, over all ranks; zeros where a cluster is empty. Sums are float64."""
     sums_KP = torch.zeros(n_clusters, points_NP.shape[1], dtype=torch.float64, device=points_NP.device)
     for block, labels in zip(points_NP.split(BLOCK_ROWS), labels_N.split(BLOCK_ROWS), strict=True):
@@ -211,8 +197,8 @@ def cluster_means(points_NP: Tensor, labels_N: Tensor, n_clusters: int, *, all_r
             sums_KP.index_put_((labels,), block.double(), accumulate=True)
         else:
             sums_KP.index_add_(0, labels, block.double())
-    sizes_K = all_reduce(torch.bincount(labels_N, minlength=n_clusters))
-    return all_reduce(sums_KP).div_(sizes_K.clamp(min=1)[:, None]).float()
+    sizes_K = ranks.sum(torch.bincount(labels_N, minlength=n_clusters))
+    return ranks.sum(sums_KP).div_(sizes_K.clamp(min=1)[:, None]).float()
 
 
 def member_distances(points_NP: Tensor, labels_N: Tensor, centroids_KP: Tensor) -> Tensor:

@@ -1,233 +1,168 @@
-"""Step 3 for very many clusters: super-clusters of all points, then clusters within each, side by side on groups of ranks.
+"""Step 3 for very many clusters: super-clusters of all points, then clusters within each of them.
 
-DeeperCluster (Caron, Bojanowski, Mairal and Joulin, ICCV 2019, arXiv 1905.01278, section 3). N points of P components, M of
-them on this rank, R worked on here; K clusters of which G are of one super-class, S super-classes, W ranks, I images.
+DeeperCluster (Caron, Bojanowski, Mairal and Joulin, ICCV 2019, arXiv 1905.01278, section 3).
 
-Memory of a rank, in bytes, beside its own points (4 M P) and what `KMeans` takes: while points travel, a copy of those that
-leave and one of those that come, (4 P + 24) (M + R); then a copy of those that came, by super-class, in place of the first;
-centroids, 4 K P, twice; a byte an image, I. R is about N / W where super-classes divide evenly, and else at least the
-largest super-class over the ranks of its group. On one rank there is the sorted copy alone, (4 P + 24) N.
+N points on this rank, P components, K clusters, S super-classes, L iterations.
 
-Bytes that a rank gives to others: its points once, (4 P + 24) M; labels and distances back, 20 R. Sums over all ranks: a
-byte an image, 8 (P + 1) a super-cluster in each Lloyd iteration, 4 K P for the centroids. Sums over the ranks of a group: a
-byte an image for each of its super-classes, 4 G P for a start, 8 (P + 1) G in each iteration. A group of one rank sends
-nothing while it works. Multiplications of an iteration: N P times super-clusters, then Σ_s N_s P G_s: some N P K / S.
+Multiplications of an iteration: N P times the number of super-clusters, then the sum over super-classes of their points,
+P and their clusters: some N P K / S. All ranks work on one super-class after the other, so that no point travels.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
-from deepcluster.clustering.groups import GroupWork, Ranks, plan_groups, shares_of
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
+from deepcluster.core.work import Advance, no_advance
 
-# Rotations by a quarter turn: the second pretext.
+# Quarter turns of an image, the second pretext task.
 ROTATIONS = 4
-
-
-@dataclass(frozen=True)
-class Hierarchy:
-    """Which clusters belong to which super-class.
-
-    Attributes:
-        super_of_cluster_K: super-class of each cluster, int64, ascending: clusters of one super-class are in a row.
-        n_supers: S. Some may have no cluster, as no point is in them.
-    """
-
-    super_of_cluster_K: Tensor
-    n_supers: int
-
-    @property
-    def sizes_S(self) -> Tensor:
-        """Clusters of each super-class."""
-        return torch.bincount(self.super_of_cluster_K, minlength=self.n_supers)
 
 
 class HierarchicalKMeans:
     """k-means into super-clusters, then within each super-class into its share of the clusters.
 
     A super-class is a super-cluster, or with rotations a pair of super-cluster and rotation (number 4 · super-cluster +
-    rotation). Shares are in proportion to the points. The same result for the same seed on any number of ranks, bit for bit
-    (but for the inertia's last digits).
+    rotation). Shares are in proportion to the points. The result is the same for the same seed on any number of ranks, bit
+    for bit except the last digits of the inertia.
 
     Args:
         n_clusters: K, over all super-classes.
-        super_clusters: how many the points are put into first.
-        iterations: of Lloyd, for the super-clusters and within each super-class.
-        seed: of the starts.
-        ranks: the other ranks; none by default.
+        super_clusters: number of super-clusters.
+        iterations: Lloyd iterations, for the super-clusters and within each super-class.
 
     Raises:
-        InputError: a number that makes no sense.
+        InputError: no super-cluster, or a negative number of iterations.
     """
 
-    def __init__(
-        self,
-        n_clusters: int,
-        *,
-        super_clusters: int,
-        iterations: int = 20,
-        seed: int = 0,
-        ranks: Ranks | None = None,
-    ) -> None:
+    explanation: ClassVar[str] = (
+        "k-means first divides all images into a few super-clusters. Each super-cluster is then divided by k-means again, "
+        "into a number of clusters in proportion to its images."
+    )
+
+    def __init__(self, n_clusters: int, *, super_clusters: int, iterations: int = 20) -> None:
         if super_clusters < 1 or iterations < 0:
             raise InputError(f"super_clusters={super_clusters} must be 1 or more, iterations={iterations} not negative")
         self.n_clusters = n_clusters
         self.super_clusters = super_clusters
         self.iterations = iterations
-        self.seed = seed
-        self.ranks = ranks or Ranks()
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Self:
+        """Build it from a run's settings."""
+        return cls(settings.n_clusters, super_clusters=settings.super_clusters, iterations=settings.kmeans_iterations)
+
+    @classmethod
+    def describe(cls, settings: Any) -> str:
+        """Return the clusters that these settings ask for in a few words."""
+        return f"{settings.n_clusters:,} clusters in {settings.super_clusters:,} super-clusters"
+
+    @property
+    def most_steps(self) -> int:
+        """Largest number of units that `fit` passes to `advance`; the rotations of a super-cluster count together."""
+        return (self.iterations + 1) * (1 + self.super_clusters)
 
     def fit(
         self,
-        points_MP: Tensor,
+        points_NP: Tensor,
         *,
-        numbers_M: Tensor | None = None,
-        rotations_M: Tensor | None = None,
-        on_iteration: Callable[[int, int], None] | None = None,
-    ) -> tuple[Assignment, Hierarchy]:
-        """Group the points; rows that are not finite stay unassigned (label -1, distance NaN).
+        rotations_N: Tensor | None = None,
+        seed: int = 0,
+        ranks: Ranks = ONE_PROCESS,
+        advance: Advance = no_advance,
+    ) -> Assignment:
+        """Cluster the points of all ranks; return the assignment of the points of this rank to clusters 0 … K-1.
 
         Args:
-            points_MP: this rank's, of any floating type.
-            numbers_M: number of each row's image among all, ascending, as `KMeans.fit` takes them.
-            rotations_M: 0 … 3, how often each image was turned; all ranks give them, or none.
-            on_iteration: called with the steps done and those there are, equally often on all ranks, so that it may wait
-                for the others; may raise to stop, on all ranks at once.
-
-        Returns:
-            The assignment of this rank's rows to clusters 0 … K-1 (with all centroids, on every rank), and their hierarchy.
+            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            rotations_N: 0 … 3, the quarter turns of each image; on all ranks, or on none.
+            seed: of the starts.
+            ranks: the processes over which the rows are split, in the order of the ranks.
+            advance: called after each iteration, equally often on all ranks; may raise to stop.
 
         Raises:
-            InputError: more clusters than points, fewer than super-classes that have points; rotations that are not 0 … 3.
+            InputError: more clusters than points, fewer than super-classes; rotations that are not 0 … 3.
         """
-        n_supers = self.super_clusters * (1 if rotations_M is None else ROTATIONS)
-        self._check(points_MP, rotations_M, n_supers)
-        steps = _Steps(self.iterations, 1 + n_supers, on_iteration)
-        every = self.ranks.all_reduce
-        supers = KMeans(self.super_clusters, iterations=self.iterations, seed=self.seed, all_reduce=every)
-        with_supers = supers.fit(points_MP, numbers_N=numbers_M, on_iteration=steps.step)
-        steps.finish_round()
-        supers_M = with_supers.labels_N.to(points_MP.device)
-        seen = (supers_M >= 0).nonzero().flatten()
-        if rotations_M is not None:
-            supers_M = supers_M * ROTATIONS + rotations_M.to(supers_M)
-        sizes_S = every(torch.bincount(supers_M[seen], minlength=n_supers)).cpu()
+        turns = 1 if rotations_N is None else ROTATIONS
+        self._check(points_NP, rotations_N, ranks)
+        kmeans = KMeans(self.super_clusters, iterations=self.iterations)
+        supers = kmeans.fit(points_NP, seed=seed, ranks=ranks, advance=advance)
+        super_N = supers.labels_N * turns + (0 if rotations_N is None else rotations_N.cpu())
+        super_N = torch.where(supers.labels_N >= 0, super_N, UNASSIGNED)
+        sizes_S = ranks.sum(torch.bincount(super_N[super_N >= 0], minlength=self.super_clusters * turns))
         shares_S = shares_of(self.n_clusters, sizes_S)
-        work = GroupWork(points_MP, seen, supers_M[seen], numbers_M, self.ranks, plan_groups(sizes_S, self.ranks.world_size))
-        found = self._within(work, shares_S, steps)
-        labels_R, distances_R = work.back(found.labels_R, found.distances_R)
-        labels_M = torch.full((len(points_MP),), UNASSIGNED, device=points_MP.device)
-        distances_M = torch.full((len(points_MP),), torch.nan, device=points_MP.device)
-        labels_M[seen], distances_M[seen] = labels_R, distances_R
-        hierarchy = Hierarchy(torch.arange(n_supers).repeat_interleave(shares_S), n_supers)
-        assignment = Assignment(
-            labels_M.cpu(),
-            distances_M.cpu(),
-            found.centroids_KP.cpu(),
-            inertia_history=found.history,
-            n_repaired=found.n_repaired + with_supers.n_repaired,
-            super_of_cluster_K=hierarchy.super_of_cluster_K,
-            super_centroids_SP=with_supers.centroids_KP.repeat_interleave(n_supers // self.super_clusters, dim=0),
+        first_S = shares_S.cumsum(0) - shares_S
+        labels_N, distances_N = supers.labels_N.clone(), supers.distances_N.clone()
+        parts: dict[int, Assignment] = {}
+        for number in shares_S.nonzero().flatten().tolist():
+            rows = (super_N == number).nonzero().flatten()
+            # Of the rotations of a super-cluster only the first counts its iterations, see `most_steps`.
+            part = parts[number] = KMeans(int(shares_S[number]), iterations=self.iterations).fit(
+                points_NP[rows.to(points_NP.device)],
+                seed=seed + 1 + number,
+                ranks=ranks,
+                advance=advance if number % turns == 0 else lambda _: advance(0),
+            )
+            labels_N[rows], distances_N[rows] = part.labels_N + first_S[number], part.distances_N
+        return Assignment(
+            labels_N,
+            distances_N,
+            torch.cat([part.centroids_KP for part in parts.values()]),
+            inertia_history=_sum_of_histories(parts, len(shares_S)),
+            n_repaired=supers.n_repaired + sum(part.n_repaired for part in parts.values()),
+            super_of_cluster_K=torch.arange(len(shares_S)).repeat_interleave(shares_S),
+            super_centroids_SP=supers.centroids_KP.repeat_interleave(turns, dim=0),
         )
-        return assignment, hierarchy
 
-    def _check(self, points_MP: Tensor, rotations_M: Tensor | None, n_supers: int) -> None:
-        fits = rotations_M is None or len(rotations_M) == len(points_MP)
-        fits = fits and not (rotations_M is not None and bool(((rotations_M < 0) | (rotations_M >= ROTATIONS)).any()))
-        facts = torch.tensor([not fits, rotations_M is not None, len(points_MP)], dtype=torch.int64)
-        n_unfit, n_rotated, n_points = self.ranks.all_reduce(facts.to(points_MP.device)).tolist()
-        if n_unfit or n_rotated not in (0, self.ranks.world_size):
-            raise InputError(f"rotations must be one a row, from 0 to {ROTATIONS - 1}, on all ranks or on none")
+    def _check(self, points_NP: Tensor, rotations_N: Tensor | None, ranks: Ranks) -> None:
+        is_rotated = rotations_N is not None
+        fits = rotations_N is None or (
+            len(rotations_N) == len(points_NP) and bool(((rotations_N >= 0) & (rotations_N < ROTATIONS)).all())
+        )
+        n_unfit, n_rotated, n_points = ranks.sum(torch.tensor([not fits, is_rotated, len(points_NP)]).long()).tolist()
+        if n_unfit or n_rotated not in (0, ranks.size):
+            raise InputError(f"rotations must be one per row, from 0 to {ROTATIONS - 1}, on all ranks or on none")
+        n_supers = self.super_clusters * (ROTATIONS if is_rotated else 1)
         if not n_supers <= self.n_clusters <= n_points:
             raise InputError(
                 f"clusters={self.n_clusters} must be between the {n_supers} super-classes, as each needs one, and the "
                 f"{n_points} points"
             )
 
-    def _within(self, work: GroupWork, shares_S: Tensor, steps: "_Steps") -> "_Found":
-        """Clusters within the super-classes that this rank works on; centroids and history of all."""
-        first_S = (shares_S.cumsum(0) - shares_S).tolist()
-        found = _Found(work, self.n_clusters)
-        steps.begin_rounds(work.n_rounds)
-        for turn in range(work.n_rounds):
-            if turn < len(work.supers):
-                number = work.supers[turn]
-                rows = work.rows_of(turn)
-                kmeans = KMeans(
-                    int(shares_S[number]),
-                    iterations=self.iterations,
-                    seed=self.seed + 1 + number,
-                    all_reduce=work.all_reduce,
-                )
-                part = kmeans.fit(work.points_RP[rows], numbers_N=work.numbers_R[rows], on_iteration=steps.step)
-                found.add(part, rows, number, first_S[number])
-            steps.finish_round()
-        found.share(len(shares_S))
-        return found
+
+def shares_of(n_clusters: int, sizes_S: Tensor) -> Tensor:
+    """Return the number of clusters of each super-class, int64: one each, the rest in proportion to its points but one.
+
+    They sum to K. A super-class without points gets none, and none gets more than it has points. The largest remainders are
+    rounded up; among equal ones the first.
+
+    Raises:
+        InputError: fewer clusters than super-classes with points, or more than points.
+    """
+    shares_S = (sizes_S > 0).long()
+    rest, weights_S = n_clusters - int(shares_S.sum()), (sizes_S - shares_S).long()
+    total = int(weights_S.sum())
+    if rest < 0 or rest > total:
+        raise InputError(
+            f"clusters={n_clusters} must be between {int(shares_S.sum())} (each super-class with points needs one) and the "
+            f"{int(sizes_S.sum())} points"
+        )
+    shares_S += rest * weights_S // max(1, total)
+    remainders_S = rest * weights_S % max(1, total)
+    left = n_clusters - int(shares_S.sum())
+    shares_S[remainders_S.argsort(descending=True, stable=True)[:left]] += 1
+    return shares_S
 
 
-class _Steps:
-    """Tells of iterations equally often on all ranks, however early some of them are done."""
-
-    def __init__(self, iterations: int, rounds: int, tell: Callable[[int, int], None] | None) -> None:
-        self.of_round, self.total, self.tell = iterations + 1, (iterations + 1) * rounds, tell
-        self.done, self.end = 0, iterations + 1
-
-    def begin_rounds(self, rounds: int) -> None:
-        """From now on there are so many rounds to go."""
-        self.total = self.done + self.of_round * rounds
-
-    def step(self, state: object) -> None:
-        """An iteration more; those beyond the round's, where empty clusters are filled at its end, are not told."""
-        if self.done < self.end:
-            self.done += 1
-            if self.tell is not None:
-                self.tell(self.done, self.total)
-
-    def finish_round(self) -> None:
-        """Tell of the iterations that were not needed."""
-        while self.done < self.end:
-            self.step(None)
-        self.end += self.of_round
-
-
-class _Found:
-    """What the rounds find, put together."""
-
-    def __init__(self, work: GroupWork, n_clusters: int) -> None:
-        self.work = work
-        points_RP = work.points_RP
-        self.labels_R = torch.empty(len(points_RP), dtype=torch.int64, device=points_RP.device)
-        self.distances_R = torch.empty(len(points_RP), device=points_RP.device)
-        self.centroids_KP = torch.zeros(n_clusters, points_RP.shape[1], device=points_RP.device)
-        self.parts: dict[int, Assignment] = {}
-        self.history: tuple[float, ...] = ()
-        self.n_repaired = 0
-
-    def add(self, part: Assignment, rows: slice, number: int, first: int) -> None:
-        """The clusters of a super-class, the first of which has this number."""
-        self.labels_R[rows] = part.labels_N.to(self.labels_R) + first
-        self.distances_R[rows] = part.distances_N.to(self.distances_R)
-        if self.work.is_first:
-            self.centroids_KP[first : first + part.n_clusters] = part.centroids_KP.to(self.centroids_KP)
-            self.parts[number] = part
-
-    def share(self, n_supers: int) -> None:
-        """Give every rank the centroids and the sums over super-classes; each rests where its own iterations ended."""
-        every, device = self.work.ranks.all_reduce, self.centroids_KP.device
-        self.centroids_KP = every(self.centroids_KP)
-        facts_S2 = torch.zeros(n_supers, 2, dtype=torch.int64, device=device)
-        for number, part in self.parts.items():
-            facts_S2[number] = torch.tensor([len(part.inertia_history), part.n_repaired])
-        facts_S2 = every(facts_S2)
-        self.n_repaired = int(facts_S2[:, 1].sum())
-        history_SL = torch.zeros(n_supers, int(facts_S2[:, 0].max()), dtype=torch.float64, device=device)
-        for number, part in self.parts.items():
-            known = torch.tensor(part.inertia_history, dtype=torch.float64)
-            history_SL[number], history_SL[number, : len(known)] = known[-1], known
-        self.history = tuple(every(history_SL).sum(dim=0).tolist())
+def _sum_of_histories(parts: dict[int, Assignment], n_supers: int) -> tuple[float, ...]:
+    """Return the inertia over all super-classes at each iteration; one that ended keeps its last."""
+    longest = max(len(part.inertia_history) for part in parts.values())
+    history_SL = torch.zeros(n_supers, longest, dtype=torch.float64)
+    for number, part in parts.items():
+        history = torch.tensor(part.inertia_history, dtype=torch.float64)
+        history_SL[number], history_SL[number, : len(history)] = history[-1], history
+    return tuple(history_SL.sum(dim=0).tolist())

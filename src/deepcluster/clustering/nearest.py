@@ -10,6 +10,7 @@ Q pairs of a point and a centroid.
 Scores are x·c - |c|²/2 with x and c measured from the points' mean: the nearest centroid has the highest score.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ from deepcluster.clustering.coarse import (
     coarse_kind,
     round_rows,
 )
-from deepcluster.clustering.parallel import blocks_of, map_blocks
+from deepcluster.clustering.parallel import BLOCK_ROWS, blocks_of, map_blocks
 
 # Scores of a block of points, never an N × K matrix. They leave the core's own cache, but fewer would keep threads waiting
 # for Python: on two, 2^19 took 1.4 times as long (benchmarks/kmeans.py). A GPU wants larger blocks.
@@ -40,8 +41,6 @@ BLOCK_SCORES_GPU = 1 << 26
 LEAST_BLOCK_ROWS = 128
 # Points that the fused kernel takes at once: what is copied for them stays small beside the points.
 FUSED_ROWS = 1 << 18
-# Rows (of floats) that are handled at once where there is no product.
-BLOCK_ROWS = 1024
 # Where a coarse product leaves more candidates than one a point, and one more for so many centroids, a finer one is
 # quicker: a candidate takes as long as some 250 scores (0.3 µs).
 COLUMNS_A_CANDIDATE = 256
@@ -49,8 +48,10 @@ COLUMNS_A_CANDIDATE = 256
 GROUP = 64
 
 
-# Labels_B and squared distances_B.
+# labels_B and squared distances_B.
 Known = tuple[Tensor, Tensor]
+# `nearest_triton.best_two`, or a function with the same arguments and results.
+BestTwo = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,18 @@ class Nearest:
 
     Attributes:
         labels_R: the nearest centroid; the lower number where two are equally near.
-        distances_R: squared distance to it.
+        squared_R: squared distance to it.
         others_R: every other centroid that was searched is at least as far as this squared distance; a centroid that equals
             one before it is not searched.
     """
 
     labels_R: Tensor
-    distances_R: Tensor
+    squared_R: Tensor
     others_R: Tensor
 
     def put(self, rows: slice | Tensor, part: "Nearest") -> None:
         """Write what was found for some of the points."""
-        self.labels_R[rows], self.distances_R[rows], self.others_R[rows] = part.labels_R, part.distances_R, part.others_R
+        self.labels_R[rows], self.squared_R[rows], self.others_R[rows] = part.labels_R, part.squared_R, part.others_R
 
 
 def squared_distances(points_QP: Tensor, centroids_QP: Tensor) -> Tensor:
@@ -84,11 +85,13 @@ class NearestSearch:
     Args:
         points_NP: float32, finite.
         kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
+        best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
     """
 
-    def __init__(self, points_NP: Tensor, *, kind: torch.dtype | None = None) -> None:
+    def __init__(self, points_NP: Tensor, *, kind: torch.dtype | None = None, best_two: BestTwo | None = None) -> None:
         self.points_NP = points_NP = points_NP.contiguous()
         self.kind = kind
+        self.best_two = best_two
         blocks, device = blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device
         totals = map_blocks(lambda block: points_NP[block].sum(dim=0, dtype=torch.float64), blocks, device)
         none_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=device)
@@ -111,33 +114,33 @@ class NearestSearch:
         self.half_norms_K = self.centred_KP.square().sum(dim=1) / 2
         self.first_K = first_of_equals(centroids_KP)
 
-    def distances(self, rows_R: slice | Tensor, labels_R: Tensor) -> Tensor:
+    def squared_distances(self, rows_R: slice | Tensor, labels_R: Tensor) -> Tensor:
         """Squared distances of the points `rows_R` to the centroids `labels_R`."""
-        distances_R = torch.empty(len(labels_R), device=labels_R.device)
+        squared_R = torch.empty(len(labels_R), device=labels_R.device)
 
         def work(block: slice) -> None:
             if isinstance(rows_R, slice):
                 points_BP = self.points_NP[rows_R][block]
             else:
                 points_BP = self.points_NP.index_select(0, rows_R[block])
-            distances_R[block] = squared_distances(points_BP, self.centroids_KP.index_select(0, labels_R[block]))
+            squared_R[block] = squared_distances(points_BP, self.centroids_KP.index_select(0, labels_R[block]))
 
         map_blocks(work, blocks_of(slice(0, len(labels_R)), BLOCK_ROWS), labels_R.device)
-        return distances_R
+        return squared_R
 
     def search(
         self,
         rows_R: Tensor | None = None,
         columns_C: Tensor | None = None,
         labels_R: Tensor | None = None,
-        distances_R: Tensor | None = None,
+        squared_R: Tensor | None = None,
     ) -> Nearest:
         """The nearest among a known centroid of each point and the centroids `columns_C`.
 
         Args:
             rows_R: points to search for, ascending; all by default.
             columns_C: centroids to search among, ascending; all by default.
-            labels_R, distances_R: a centroid of each point and the squared distance to it; both or none. Without
+            labels_R, squared_R: a centroid of each point and the squared distance to it; both or none. Without
                 them `columns_C` must be left out.
         """
         n_rows = len(self.points_NP) if rows_R is None else len(rows_R)
@@ -152,7 +155,7 @@ class NearestSearch:
 
         def work(block: slice) -> bool:
             rows = block if rows_R is None else rows_R[block]
-            known = None if labels_R is None or distances_R is None else (labels_R[block], distances_R[block])
+            known = None if labels_R is None or squared_R is None else (labels_R[block], squared_R[block])
             part = among.search(rows, known)
             if part is not None:
                 found.put(block, part)
@@ -211,15 +214,17 @@ class _Columns:
         self.residual_C = self.coarse.residual_R + rounding * self.coarse.length_R
         self.longest = float(self.lengths_C.max()) if self.n_columns else 0.0
         self.largest_residual = float(self.residual_C.max()) if self.n_columns else 0.0
-        self.fused = kind == torch.bfloat16 and nearest_triton.available(columns_C.device)
+        self.best_two = owner.best_two if kind == torch.bfloat16 else None
+        if kind == torch.bfloat16 and self.best_two is None and nearest_triton.available(columns_C.device):
+            self.best_two = nearest_triton.best_two
         scores = BLOCK_SCORES_GPU if columns_C.is_cuda else BLOCK_SCORES
-        self.block_rows = FUSED_ROWS if self.fused else max(LEAST_BLOCK_ROWS, scores // max(1, self.n_columns))
+        self.block_rows = FUSED_ROWS if self.best_two else max(LEAST_BLOCK_ROWS, scores // max(1, self.n_columns))
 
     def search(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
         """The nearest for a block of points; None where a finer product would be quicker."""
         if known is not None and not self.n_columns:
             return Nearest(*known, torch.full_like(known[1], torch.inf))
-        return self._fused(rows, known) if self.fused else self._plain(rows, known)
+        return self._fused(rows, known, self.best_two) if self.best_two else self._plain(rows, known)
 
     def _plain(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
         """All bounds of the block; contested points try their best candidate first, then whatever is still possible."""
@@ -228,21 +233,21 @@ class _Columns:
         base_B = half_norms_B - slack_B
         lowest = torch.iinfo(bounds_BC.dtype).min if self.kind == torch.int8 else -torch.inf
         if known is None:
-            known = self._guess(rows, _best_columns(bounds_BC, bounds_BC.view(len(bounds_BC), -1, GROUP).amax(dim=2)))
+            known = self._guess(rows, _best_columns(bounds_BC, bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2)))
         _leave_out(bounds_BC, self.place_K[known[0]], lowest)
-        groups_BG = bounds_BC.view(len(bounds_BC), -1, GROUP).amax(dim=2)
+        groups_BG = bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2)
         found = Nearest(known[0].clone(), known[1].clone(), _as_squares(base_B, groups_BG, unit))
-        contested = (found.others_R <= found.distances_R).nonzero().flatten()
+        contested = (found.others_R <= found.squared_R).nonzero().flatten()
         if not len(contested):
             return found
         bounds_QC, groups_QG = bounds_BC.index_select(0, contested), groups_BG.index_select(0, contested)
         column_Q = _best_columns(bounds_QC, groups_QG)
         _leave_out(bounds_QC, column_Q, lowest)
-        groups_QG = bounds_QC.view(len(bounds_QC), -1, GROUP).amax(dim=2)
+        groups_QG = bounds_QC.unflatten(1, (-1, GROUP)).amax(dim=2)
         seconds_Q = _as_squares(base_B[contested], groups_QG, unit)
         self._duel(found, rows, contested, column_Q, seconds_Q)
-        still = (seconds_Q <= found.distances_R[contested]).nonzero().flatten()
-        least_Q = (base_B - found.distances_R / 2)[contested] / unit
+        still = (seconds_Q <= found.squared_R[contested]).nonzero().flatten()
+        least_Q = (base_B - found.squared_R / 2)[contested] / unit
         if self.kind == torch.int8:
             least_Q = (least_Q.floor_() - 1).clamp_(-INT_OFFSET - INT_SUM, INT_OFFSET).int()
         points_P, columns_P = _candidates(bounds_QC, groups_QG, still, least_Q)
@@ -250,25 +255,24 @@ class _Columns:
             return None
         return self._settle(found, rows, contested[points_P], columns_P)
 
-    def _fused(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
+    def _fused(self, rows: slice | Tensor, known: Known | None, best_two: BestTwo) -> Nearest | None:
         """One kernel gives the best two bounds; points with more candidates than one are searched again."""
         half_norms_B = self.owner.half_norms_N[rows]
         points = self.owner.coarse(rows, self.kind)
         offset_C, slack_B = self._offsets(points, half_norms_B)
         own_B = None if known is None else self.place_K[known[0]]
-        bounds_B, column_B, seconds_B = nearest_triton.best_two(
-            points.rounded_RP, self.coarse.rounded_RP, offset_C, own_N=own_B
-        )
+        bounds_B, column_B, seconds_B = best_two(points.rounded_RP, self.coarse.rounded_RP, offset_C, own_N=own_B)
         seconds_B = 2 * (half_norms_B - slack_B - seconds_B)
         if known is None:
             found = Nearest(*self._guess(rows, column_B), seconds_B)
         else:
             found = Nearest(known[0].clone(), known[1].clone(), 2 * (half_norms_B - slack_B - bounds_B))
-            contested = (found.others_R <= found.distances_R).nonzero().flatten()
+            contested = (found.others_R <= found.squared_R).nonzero().flatten()
             self._duel(found, rows, contested, column_B[contested], seconds_B[contested])
-        several = (seconds_B <= found.distances_R).nonzero().flatten()
-        for some in several.split(max(LEAST_BLOCK_ROWS, BLOCK_SCORES_GPU // self.n_columns)):
-            again = self._plain(_rows(rows, some), (found.labels_R[some], found.distances_R[some]))
+        several = (seconds_B <= found.squared_R).nonzero().flatten()
+        for part in blocks_of(slice(0, len(several)), max(LEAST_BLOCK_ROWS, BLOCK_SCORES_GPU // self.n_columns)):
+            some = several[part]
+            again = self._plain(_rows(rows, some), (found.labels_R[some], found.squared_R[some]))
             if again is None:
                 return None
             found.put(some, again)
@@ -276,30 +280,30 @@ class _Columns:
 
     def _guess(self, rows: slice | Tensor, column_B: Tensor) -> Known:
         labels_B = self.columns_C[column_B]
-        return labels_B, self.owner.distances(rows, labels_B)
+        return labels_B, self.owner.squared_distances(rows, labels_B)
 
     def _duel(self, found: Nearest, rows: slice | Tensor, points_Q: Tensor, column_Q: Tensor, seconds_Q: Tensor) -> None:
         """Compare what some points have with one candidate each, in float32; all others are as far as `seconds_Q`."""
         labels_Q = self.columns_C[column_Q]
-        distances_Q = self.owner.distances(_rows(rows, points_Q), labels_Q)
-        own_labels_Q, own_Q = found.labels_R[points_Q], found.distances_R[points_Q]
-        wins_Q = (distances_Q < own_Q) | ((distances_Q == own_Q) & (labels_Q < own_labels_Q))
+        squared_Q = self.owner.squared_distances(_rows(rows, points_Q), labels_Q)
+        own_labels_Q, own_Q = found.labels_R[points_Q], found.squared_R[points_Q]
+        wins_Q = (squared_Q < own_Q) | ((squared_Q == own_Q) & (labels_Q < own_labels_Q))
         found.labels_R[points_Q] = torch.where(wins_Q, labels_Q, own_labels_Q)
-        found.distances_R[points_Q] = torch.minimum(distances_Q, own_Q)
-        found.others_R[points_Q] = torch.minimum(seconds_Q, torch.maximum(distances_Q, own_Q))
+        found.squared_R[points_Q] = torch.minimum(squared_Q, own_Q)
+        found.others_R[points_Q] = torch.minimum(seconds_Q, torch.maximum(squared_Q, own_Q))
 
     def _settle(self, found: Nearest, rows: slice | Tensor, points_P: Tensor, columns_P: Tensor) -> Nearest:
         """Compare what points have with any number of candidates, pair by pair, in float32."""
         if not len(points_P):
             return found
-        labels_B, distances_B = found.labels_R, found.distances_R
+        labels_B, squared_B = found.labels_R, found.squared_R
         labels_P = self.columns_C[columns_P]
-        distances_P = self.owner.distances(_rows(rows, points_P), labels_P)
-        nearest_B = distances_B.scatter_reduce(0, points_P, distances_P, "amin")
-        wins_P = distances_P == nearest_B[points_P]
-        nearest_label_B = torch.where(distances_B == nearest_B, labels_B, torch.iinfo(torch.int64).max)
+        squared_P = self.owner.squared_distances(_rows(rows, points_P), labels_P)
+        nearest_B = squared_B.scatter_reduce(0, points_P, squared_P, "amin")
+        wins_P = squared_P == nearest_B[points_P]
+        nearest_label_B = torch.where(squared_B == nearest_B, labels_B, torch.iinfo(torch.int64).max)
         nearest_label_B = nearest_label_B.scatter_reduce(0, points_P[wins_P], labels_P[wins_P], "amin")
-        others_B = torch.where(nearest_label_B == labels_B, found.others_R, torch.minimum(found.others_R, distances_B))
+        others_B = torch.where(nearest_label_B == labels_B, found.others_R, torch.minimum(found.others_R, squared_B))
         return Nearest(nearest_label_B, nearest_B, others_B)
 
     def _offsets(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -383,4 +387,4 @@ def nearest_centroids(points_NP: Tensor, centroids_KP: Tensor) -> tuple[Tensor, 
     search = NearestSearch(points_NP.float())
     search.use(centroids_KP.float())
     found = search.search()
-    return found.labels_R, found.distances_R
+    return found.labels_R, found.squared_R

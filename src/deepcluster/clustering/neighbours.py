@@ -11,7 +11,6 @@ M queries, N rows, A and B rows of two blocks, R rows in general, P components, 
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn.functional import normalize, pad
 from deepcluster.clustering.coarse import BF16_ROUNDING, FLOAT32_ROUNDING, INT8_REACH, coarse_kind, round_rows
 from deepcluster.clustering.parallel import blocks_of, map_blocks
 from deepcluster.core.errors import InputError
+from deepcluster.core.work import Advance, no_advance
 
 Metric = Literal["euclidean", "sqeuclidean", "cosine"]
 
@@ -63,7 +63,7 @@ def nearest_neighbours(
     k: int,
     metric: Metric = "euclidean",
     exclude_self: bool = False,
-    on_rows: Callable[[int], None] | None = None,
+    advance: Advance = no_advance,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest of `rows_NP` for each query: exact in float32, nearest first, ties to the lower number.
 
@@ -76,7 +76,7 @@ def nearest_neighbours(
         metric: "euclidean", "sqeuclidean" (squared distances) or "cosine" (similarities, highest first; that of a row of
             zeros is 0).
         exclude_self: the queries are the rows, and none is its own neighbour; copies of it may be.
-        on_rows: called with the number of queries (of M) that the work done so far amounts to; may raise to stop.
+        advance: called with the number of queries (of M) that the work done since the last call amounts to; may raise to stop.
 
     Returns:
         distances_MK or similarities_MK, float32, and indices_MK.
@@ -92,7 +92,7 @@ def nearest_neighbours(
         queries_MP, rows_NP = _unit(queries_MP, rows_NP)
     search = _Search(queries_MP, rows_NP, k, exclude_self=exclude_self)
     with torch.autocast(rows_NP.device.type, enabled=False):
-        search.run(on_rows or (lambda _: None))
+        search.run(advance)
     squared_MK, indices_MK = _unpack(search.keys_MW.sort(dim=1).values[:, :k])
     if metric == "cosine":
         return 1 - squared_MK / 2, indices_MK
@@ -232,7 +232,7 @@ class _Search:
         self.fill_M = torch.zeros(len(queries_MP), dtype=torch.int64, device=rows_NP.device)
         self.limits_M = torch.full((len(queries_MP),), torch.inf, device=rows_NP.device)
 
-    def run(self, on_rows: Callable[[int], None]) -> None:
+    def run(self, advance: Advance) -> None:
         """Let all queries meet all rows."""
         centre = _centre(self.rows_NP)
         sample_S = _sample(len(self.rows_NP), self.k, self.rows_NP.device)
@@ -243,17 +243,20 @@ class _Search:
             for pairs in found:
                 self._meet(*pairs)
             if len(sample_S) == len(self.rows_NP):
-                on_rows(a.stop)
+                advance(a.stop - a.start)
         if len(sample_S) == len(self.rows_NP):
             return
         same, at_once = self.queries_MP is self.rows_NP, 1 if self.rows_NP.is_cuda else BLOCKS_AT_ONCE
+        done = 0
         rows = queries if same else _Side(self.rows_NP, centre, queries.kind, self.block_rows)
         for one in range(len(queries.slices)):
             others = blocks_of(slice(one if same else 0, len(rows.slices)), 1)
             for start in range(0, len(others), at_once):
                 self._meet_blocks(queries, one, rows, others[start : start + at_once])
             left = 1 - (one + 1) / len(queries.slices)
-            on_rows(round(len(self.queries_MP) * (1 - (left * left if same else left))))
+            so_far = round(len(self.queries_MP) * (1 - (left * left if same else left)))
+            advance(so_far - done)
+            done = so_far
 
     def _meet_blocks(self, queries: _Side, one: int, rows: _Side, others: list[slice]) -> None:
         """Let a block of queries meet some blocks of rows, and where both are one table these the queries."""

@@ -7,8 +7,8 @@ it most, and so up to a local maximum; a cluster is what ends in one maximum.
 N points, P components, K clusters, E edges.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -17,13 +17,16 @@ from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment, cluster_means, member_distances
 from deepcluster.clustering.neighbours import nearest_neighbours
+from deepcluster.clustering.parallel import finite_rows
+from deepcluster.clustering.starts import number_points
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
+from deepcluster.core.work import Advance, no_advance
 
 # The bandwidth of the published code. On whitened rows of unit length neighbours are at squared distances near 1, so that
 # their weights, e^-25 and less, no longer move the density: every image is a cluster of its own.
 PUBLISHED_SIGMA = 0.2
 ITERATIONS = 200
-BLOCK_ROWS = 8192
 # Shares above which a result is called degenerate.
 GIANT, MANY_SINGLETONS = 0.5, 0.5
 
@@ -43,6 +46,11 @@ class PowerIterationClustering:
         distribute_singletons: a cluster of one joins that of its nearest neighbour that is in a larger one.
     """
 
+    explanation: ClassVar[str] = (
+        "Power iteration clustering links each image to its nearest neighbours. A random walk along the links gives each "
+        "image a density; each image follows its strongest link uphill, and images that reach the same peak form a cluster."
+    )
+
     def __init__(
         self,
         n_neighbours: int = 5,
@@ -57,51 +65,78 @@ class PowerIterationClustering:
         self.iterations = iterations
         self.distribute_singletons = distribute_singletons
 
+    @classmethod
+    def from_settings(cls, settings: Any) -> Self:
+        """Build it from a run's settings, of which it needs none."""
+        return cls()
+
+    @classmethod
+    def describe(cls, settings: Any) -> str:
+        """Return the clusters that these settings ask for in a few words."""
+        return "clusters by power iteration"
+
+    @property
+    def most_steps(self) -> int:
+        """Largest number of units that `fit` passes to `advance`: steps of the walk."""
+        return self.iterations
+
     def fit(
         self,
         points_NP: Tensor,
         *,
-        on_iteration: Callable[[int, float], None] | None = None,
-        on_rows: Callable[[int], None] | None = None,
+        seed: int = 0,
+        ranks: Ranks = ONE_PROCESS,
+        advance: Advance = no_advance,
     ) -> Assignment:
-        """Group the points; rows that are not finite stay unassigned (label -1, distance NaN).
+        """Cluster the points of all ranks; return the assignment of the points of this rank.
 
-        Clusters are numbered by size, the largest first; of equal ones, that of the earliest image. Where the result is
-        degenerate its `remark` says so. All rows must be here: they can't be spread over ranks.
+        Clusters are numbered by size, the largest first; among equal ones by their earliest image. The `remark` of the
+        result says so if it is degenerate. Each rank gathers all points and makes the same graph.
 
         Args:
-            points_NP: any floating type.
-            on_iteration: called with the iteration and the change of the density (sum of the absolute differences).
-            on_rows: called with the number of images whose neighbours are known so far: most of the time goes there.
+            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
+            seed: not used: the result is deterministic.
+            ranks: the processes over which the rows are split, in the order of the ranks.
+            advance: called with 0 during the search for neighbours, which takes most of the time, and with 1 after each step
+                of the walk; may raise to stop.
 
         Raises:
-            InputError: no more points than neighbours; a setting that makes no sense.
+            InputError: no more points than neighbours; an option out of its range.
         """
         self._check()
-        seen_N = torch.cat([torch.isfinite(block).all(dim=1) for block in points_NP.split(BLOCK_ROWS)])
-        seen_NP = (points_NP if bool(seen_N.all()) else points_NP[seen_N]).float()
-        if len(seen_NP) <= self.n_neighbours:
+        first, _ = number_points(len(points_NP), ranks)
+        own = slice(first, first + len(points_NP))
+        points_TP = ranks.gather(points_NP)
+        finite_T = finite_rows(points_TP)
+        points_TP = (points_TP if bool(finite_T.all()) else points_TP[finite_T]).float()
+        if len(points_TP) <= self.n_neighbours:
             raise InputError(
-                f"{self.n_neighbours} neighbours of each of {len(seen_NP)} images can't be found; "
+                f"{self.n_neighbours} neighbours of each of {len(points_TP)} images can't be found; "
                 f"power iteration clustering needs at least {self.n_neighbours + 1} images (k-means works with fewer)"
             )
         squared, indices = nearest_neighbours(
-            seen_NP, seen_NP, k=self.n_neighbours, metric="sqeuclidean", exclude_self=True, on_rows=on_rows
+            points_TP,
+            points_TP,
+            k=self.n_neighbours,
+            metric="sqeuclidean",
+            exclude_self=True,
+            advance=lambda _: advance(0),
         )
         squared_NE, indices_NE = squared.cpu().double().numpy(), indices.cpu().numpy()
         sigma = auto_sigma(squared_NE) if self.sigma == "auto" else self.sigma
-        found_S = self.partition(squared_NE, indices_NE, sigma=sigma, on_iteration=on_iteration)
-        labels_S = torch.from_numpy(found_S).to(seen_NP.device)
-        centroids_KP = cluster_means(seen_NP, labels_S, int(found_S.max()) + 1)
-        distances_S = member_distances(seen_NP, labels_S, centroids_KP)
-        return Assignment.over_rows(
-            seen_N,
-            labels_S,
-            distances_S,
+        found_T = self.partition(squared_NE, indices_NE, sigma=sigma, advance=advance)
+        labels_T = torch.from_numpy(found_T).to(points_TP.device)
+        centroids_KP = cluster_means(points_TP, labels_T, int(found_T.max()) + 1)
+        distances_T = member_distances(points_TP, labels_T, centroids_KP)
+        whole = Assignment.from_finite(
+            finite_T,
+            labels_T,
+            distances_T,
             centroids_KP,
-            inertia_history=(float(distances_S.double().square().sum()),),
-            remark=_remark(found_S, squared_NE, sigma),
+            inertia_history=(float(distances_T.double().square().sum()),),
+            remark=_remark(found_T, squared_NE, sigma),
         )
+        return replace(whole, labels_N=whole.labels_N[own], distances_N=whole.distances_N[own])
 
     def _check(self) -> None:
         if self.n_neighbours < 1 or self.iterations < 1:
@@ -117,11 +152,11 @@ class PowerIterationClustering:
         indices_NE: Integers,
         *,
         sigma: float,
-        on_iteration: Callable[[int, float], None] | None = None,
+        advance: Advance = no_advance,
     ) -> Integers:
         """Labels_N of images whose nearest neighbours, and the squared distances to them, are known."""
         graph = neighbour_graph(squared_NE, indices_NE, sigma)
-        flow_N = walk(graph, self.alpha, self.iterations, on_iteration)
+        flow_N = walk(graph, self.alpha, self.iterations, advance)
         maxima_N = climb(graph, flow_N)
         clusters_N = join_copies(maxima_N, squared_NE, indices_NE)
         if self.distribute_singletons:
@@ -151,7 +186,7 @@ def neighbour_graph(squared_NE: Floats, indices_NE: Integers, sigma: float) -> A
     return graph
 
 
-def walk(graph: Any, alpha: float, iterations: int, on_iteration: Callable[[int, float], None] | None = None) -> Floats:
+def walk(graph: Any, alpha: float, iterations: int, advance: Advance = no_advance) -> Floats:
     """What flows to each image (N) at the last step of v ← L1(alpha W v + (1 - alpha) / N), from v = 1 / N.
 
     L1 scales to a sum of 1. The flow W v orders the images as the density v does, which is the same number plus a large
@@ -160,12 +195,11 @@ def walk(graph: Any, alpha: float, iterations: int, on_iteration: Callable[[int,
     n_images = graph.shape[0]
     density_N: Floats = np.full(n_images, 1 / n_images)
     flow_N: Floats = density_N
-    for iteration in range(iterations):
+    for _ in range(iterations):
         before_N, flow_N = density_N, graph @ density_N
         density_N = alpha * flow_N + (1 - alpha) / n_images
         density_N /= density_N.sum()
-        if on_iteration is not None:
-            on_iteration(iteration, float(np.abs(density_N - before_N).sum()))
+        advance(1)
         if np.array_equal(density_N, before_N):
             break
     return flow_N

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from deepcluster.clustering.eigen import top_eigenvectors
-from deepcluster.clustering.reduction import AllReduce, alone
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 
 # Rows that are added up, or transformed, at once.
@@ -35,7 +35,7 @@ class Whitening:
     Args:
         n_components: P; no more than D.
         unit_rows: scale the rows to unit length; rows of zeros stay zero.
-        all_reduce: sums a tensor over the ranks, each of which is given its share of the rows; the identity on one process.
+        ranks: the processes over which the rows are split.
 
     Attributes (after `fit` or `finish`):
         mean_D, components_DP: `transform(x) = unit(( x - mean_D) @ components_DP)`; the components carry 1/deviation.
@@ -48,10 +48,10 @@ class Whitening:
     variance_P: Tensor
     explained: float
 
-    def __init__(self, n_components: int, *, unit_rows: bool = True, all_reduce: AllReduce = alone) -> None:
+    def __init__(self, n_components: int, *, unit_rows: bool = True, ranks: Ranks = ONE_PROCESS) -> None:
         self.n_components = n_components
         self.unit_rows = unit_rows
-        self.all_reduce = all_reduce
+        self.ranks = ranks
         self._rows: Scatter | None = None
 
     def fit(self, features_ND: Tensor) -> "Whitening":
@@ -91,15 +91,14 @@ class Whitening:
         rows, self._rows = self._rows, None
         if rows is None:
             raise InputError("there are no rows to whiten")
-        alone = float(self.all_reduce(torch.ones(1, device=rows.device))) == 1
-        if alone and rows.n_rows == 0 and rows.n_waiting < rows.dim:
+        if self.ranks.size == 1 and rows.n_rows == 0 and rows.n_waiting < rows.dim:
             self._learn_from_few(rows)
         else:
             self._learn_from_covariance(rows)
         return self
 
     def _learn_from_covariance(self, rows: "Scatter") -> None:
-        n_images, mean_D, scatter_DD = rows.total(self.all_reduce)
+        n_images, mean_D, scatter_DD = rows.total(self.ranks)
         covariance_DD = scatter_DD.div_(max(1, n_images - 1))
         total_variance = _finite(covariance_DD.trace())
         variance_P, vectors_DP = top_eigenvectors(covariance_DD, self.n_components)
@@ -238,7 +237,7 @@ class Scatter:
         self._mean_D += drift_D * (len(block_BD) / max(1, n_all))
         self.n_rows, self.n_waiting = n_all, 0
 
-    def total(self, all_reduce: AllReduce) -> tuple[int, Tensor, Tensor]:
+    def total(self, ranks: Ranks) -> tuple[int, Tensor, Tensor]:
         """Number, mean_D and scatter_DD (both float64) of the rows of all ranks; the stream ends here.
 
         Raises:
@@ -248,13 +247,13 @@ class Scatter:
         self._waiting = self._waiting[:0].clone()
         if self._scatter_DD is None:
             raise RuntimeError("no block was added")
-        n_images = int(all_reduce(torch.tensor([self.n_rows], device=self.device)))
+        n_images = int(ranks.sum(torch.tensor([self.n_rows], device=self.device)))
         if n_images == 0:
             raise InputError("there are no rows to whiten")
-        mean_D = all_reduce(self._mean_D * self.n_rows) / n_images
+        mean_D = ranks.sum(self._mean_D * self.n_rows) / n_images
         drift_D = self._mean_D - mean_D
         self._scatter_DD.addr_(drift_D, drift_D, alpha=self.n_rows)
-        return n_images, mean_D, _mirror_lower(all_reduce(self._scatter_DD))
+        return n_images, mean_D, _mirror_lower(ranks.sum(self._scatter_DD))
 
 
 def _add_lower_product(total_DD: Tensor, block_BD: Tensor) -> None:

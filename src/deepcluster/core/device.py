@@ -13,7 +13,7 @@ from deepcluster.core.errors import InputError
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 numbers itself; elsewhere bf16 is slower than fp32."""
+    """Return True if this processor has bf16 products; elsewhere bf16 is slower than fp32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -27,10 +27,10 @@ class Machine:
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto") -> "Machine":
-        """The machine that `device` (auto, cpu, cuda, cuda:N, mps) and `precision` (auto, fp32, bf16, fp64) ask for.
+        """Return the machine for `device` (auto, cpu, cuda, cuda:N, mps) and `precision` (auto, fp32, bf16, fp64).
 
         Raises:
-            InputError: the device is not there.
+            InputError: there is no such device.
         """
         chosen = _device(device)
         if precision == "auto":
@@ -39,30 +39,30 @@ class Machine:
         return cls(chosen, precision)
 
     def autocast(self) -> torch.autocast:
-        """The context in which the network runs."""
+        """Return the context in which the network runs."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and of what the network is given."""
+        """Type of weights and inputs."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     @property
     def clustering_device(self) -> torch.device:
-        """Where features are whitened and grouped: sums are float64, which MPS lacks."""
+        """Where features are whitened and clustered: sums are float64, which MPS lacks."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @property
     def feature_dtype(self) -> torch.dtype:
-        """How features are kept: no wider than they were computed."""
+        """Type in which features are kept: no wider than they are computed."""
         return torch.float16 if self.precision == "bf16" else torch.float32
 
     def put(self, images_BCHW: Tensor) -> Tensor:
-        """Images on the device."""
+        """Return images on the device."""
         return images_BCHW.to(self.device, non_blocking=True)
 
     def describe(self) -> str:
-        """For the opening lines: what it is, how many threads, which precision."""
+        """Return device, threads and precision, for the opening lines."""
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)} ({self.device}), {self.precision}"
         if self.device.type == "cpu":
@@ -82,13 +82,13 @@ def _device(name: str) -> torch.device:
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= there.get(device.type, 0):
         raise InputError(
-            f"--device {name}: this machine has no such device; use --device cpu (deepcluster doctor says what is here)"
+            f"--device {name}: this machine has no such device; use --device cpu (deepcluster doctor shows what it has)"
         )
     return _own_gpu(device)
 
 
 def _own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this process, where several processes run on the machine."""
+    """Return the GPU of this process, where several processes run on the machine."""
     if device.type != "cuda" or ranks_here() == 1:
         return device
     if local_rank() >= torch.cuda.device_count():
@@ -101,7 +101,7 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 
 def free_memory_bytes() -> int:
-    """This process's share of the memory of the machine that is free to use; a container's limit counts."""
+    """Return this process's share of the machine's free memory, within the limit of a container."""
     return _free_memory_bytes() // ranks_here()
 
 
@@ -122,6 +122,6 @@ def _free_memory_bytes() -> int:
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Room on the disk where a folder is, or will be made."""
+    """Return the free space on the disk where a folder is, or will be made."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     return shutil.disk_usage(there).free

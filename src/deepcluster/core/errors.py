@@ -1,6 +1,6 @@
-"""What is told to the person: the fault, the values, what to do.
+"""Errors shown to the user: what is wrong, the values involved, how to fix it.
 
-Every error that a person can cause or mend is a `DeepClusterError`; the command line prints its message alone, without a
+Every error that a user can cause or fix is a `DeepClusterError`. The command line prints only its message, without a
 traceback, and ends with its `exit_status`.
 """
 
@@ -9,33 +9,33 @@ from collections.abc import Iterable
 
 
 class DeepClusterError(Exception):
-    """An error with a message for the person who runs the program."""
+    """An error with a message for the user."""
 
     exit_status = 1
 
 
 class InputError(DeepClusterError):
-    """What the person gave can't be used: data, option, file or folder."""
+    """The input can't be used: data, option, file or folder."""
 
     exit_status = 2
 
 
 class TrainingError(DeepClusterError):
-    """Training can't go on (a loss that is not finite, a disk that is full); the last good state is kept."""
+    """Training can't continue (a loss that is not finite, a full disk); the last good state is kept."""
 
 
 class Interrupted(DeepClusterError):
-    """The person or the machine stopped the work; the state was saved."""
+    """The user or the machine stopped the work; the state was saved."""
 
     exit_status = 130
 
 
 class LostProcess(DeepClusterError):
-    """Another of the processes of a run has ended: it knows why, not this one."""
+    """Another process of the run has ended; that process reports why."""
 
 
 class UnreadableImage(Exception):
-    """An image that can't be decoded. Never ends a run: it is left out, counted, and listed with this reason."""
+    """An image that can't be decoded. It never ends a run: it is left out, counted, and listed with this reason."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

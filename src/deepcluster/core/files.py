@@ -1,4 +1,4 @@
-"""Files that are whole at every moment, written beside, flushed and renamed; and tensors, read without running code."""
+"""Files that are complete at every moment (written beside, flushed, renamed); tensors read without running code."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ from deepcluster.core.errors import InputError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file beside, flush it, and rename it: it is whole at every moment."""
+    """Write a text file atomically: beside its place, flushed, then renamed."""
     beside = path.with_name(path.name + ".part")
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -23,10 +23,13 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:
-    """Write tensors and plain values: beside, flushed, renamed; and under the name `copy`, before that.
+    """Write tensors and plain values atomically: beside their place, flushed, then renamed.
+
+    Args:
+        copy: also keep the file under this name.
 
     Raises:
-        OSError, RuntimeError: it can't be written; what was there stays.
+        OSError, RuntimeError: it can't be written; an earlier file stays.
     """
     import torch
 
@@ -49,10 +52,10 @@ def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = No
 
 
 def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """The tensors and plain values of a file; no code in it is ever run.
+    """Return the tensors and plain values of a file. No code in it is ever run.
 
     Args:
-        mapped: tensors stay in the file, and only what is read of them comes into memory.
+        mapped: tensors stay in the file, and only the parts that are read come into memory.
 
     Raises:
         InputError: it is missing, damaged, or holds code.

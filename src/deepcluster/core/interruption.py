@@ -10,25 +10,25 @@ from deepcluster.core.errors import Interrupted
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM as a question that the loop asks at safe moments; a second Ctrl-C ends at once.
+    """A request to stop by Ctrl-C or SIGTERM, which the loop checks at safe moments. A second Ctrl-C stops at once.
 
     Args:
-        on_request: called by the signal itself, to end what the loop may be waiting for.
-        advice: what was kept and how to go on, for the message.
+        on_request: called by the signal handler, to end what the loop may be waiting for.
+        advice: what was kept and how to continue, for the message.
     """
 
     def __init__(
         self,
         *,
         on_request: Callable[[], None] = lambda: None,
-        advice: str = "the state is saved: the same command with --resume goes on",
+        advice: str = "the state is saved: the same command with --resume continues",
     ) -> None:
         self.on_request, self.advice = on_request, advice
         self.requested: str | None = None
 
     @contextmanager
     def listening(self) -> "Iterator[Interruption]":
-        """Listen to the signals while the work goes on (in the main thread alone: elsewhere Python has no signals)."""
+        """Handle the signals during the work (only in the main thread: elsewhere Python has none)."""
         previous: dict[int, Any] = {}
         try:
             for number in (int(signal.SIGINT), int(signal.SIGTERM)):
@@ -48,7 +48,7 @@ class Interruption:
         self.on_request()
 
     def check(self, save: Callable[[], None] | None = None) -> None:
-        """Raise `Interrupted` if a stop was asked for, after saving the state."""
+        """Raise `Interrupted` if a stop was requested, after saving the state."""
         if self.requested is not None:
             if save is not None:
                 save()

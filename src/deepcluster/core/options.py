@@ -1,14 +1,16 @@
-"""Options: fields of a frozen dataclass with help, choices and bounds. The command line is drawn from them.
+"""Options: fields of a frozen dataclass with help, choices and bounds. The command line is derived from them.
 
-What a training run takes is in `config`, what the evaluation protocols take in `evaluation.options`.
+Those of a training run are in `run.settings`, those of the evaluation protocols in `evaluation.options`.
 """
 
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
+from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any, Self
 
 from deepcluster.core.errors import InputError, did_you_mean
@@ -18,39 +20,42 @@ def option(
     default: Any,
     text: str,
     *,
-    group: str = "",
-    choices: tuple[str, ...] = (),
+    section: str = "",
+    choices: Collection[str] = (),
     aliases: tuple[str, ...] = (),
     at_least: float | None = None,
     below: float | None = None,
     resumable: bool = False,
+    method: str = "",
 ) -> Any:
-    """A field with what the command line and `Checked` need.
+    """Return a dataclass field with what the command line and `Checked` need.
 
     Args:
-        text: help, which the default is added to.
-        group: of the help.
-        aliases: old names, which work and are not shown.
+        text: help; the default is added to it.
+        section: section of the help.
+        aliases: old names, accepted but not shown.
         at_least, below: bounds of a number, and of each number of a tuple.
         resumable: a resume may change it.
+        method: the training method that it belongs to; both by default.
     """
     return field(
         default=default,
         metadata={
             "help": text,
-            "group": group,
+            "section": section,
             "choices": choices,
             "aliases": aliases,
             "at_least": at_least,
             "below": below,
             "resumable": resumable,
+            "method": method,
         },
     )
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Options whose values are checked when they are made.
+    """Options whose values are checked when they are made, and kept as plain Python values.
 
     Raises:
         InputError: a value is of another type or out of range, naming the option, the value and what may be used.
@@ -58,15 +63,17 @@ class Checked:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            _validate(type(self), one.name, getattr(self, one.name), one.metadata)
+            value = coerce(type(self), one.name, getattr(self, one.name))
+            _validate(one.name, value, one.metadata)
+            object.__setattr__(self, one.name, value)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values by option name, as JSON keeps them."""
+        """Return plain values by option name, as JSON keeps them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Options of plain values.
+        """Return the options of plain values.
 
         Raises:
             InputError: an unknown name (the nearest one is named), or a value of the wrong type.
@@ -76,17 +83,17 @@ class Checked:
 
 @functools.cache
 def types_of(owner: type) -> dict[str, Any]:
-    """The type of each option by name."""
+    """Return the type of each option by name."""
     return typing.get_type_hints(owner)
 
 
 def flag(name: str) -> str:
-    """How the command line spells an option."""
+    """Return the spelling of an option on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def plain_type(owner: type, name: str) -> tuple[type, bool]:
-    """The Python type of an option, and whether it may be None."""
+    """Return the Python type of an option, and whether it may be None."""
     hint = types_of(owner)[name]
     if isinstance(hint, types.UnionType):
         parts = typing.get_args(hint)
@@ -95,21 +102,50 @@ def plain_type(owner: type, name: str) -> tuple[type, bool]:
 
 
 def parts_of(owner: type, name: str) -> tuple[type, int | None]:
-    """The type of each part of an option that is a tuple, and how many there are; None: any number."""
+    """Return the type of the parts of a tuple option, and their number; None: any number."""
     parts = typing.get_args(types_of(owner)[name])
     return parts[0], None if parts[-1] is Ellipsis else len(parts)
 
 
 def takes_several(owner: type, name: str) -> bool:
-    """Whether an option is one number or several of them, such as `int | tuple[int, ...]`."""
+    """Return True if an option is one number or several, such as `int | tuple[int, ...]`."""
     hint = types_of(owner)[name]
     return isinstance(hint, types.UnionType) and any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
 
 
+def plain(value: Any) -> Any:
+    """Return a value as plain Python types, which checkpoints and JSON can hold.
+
+    Scalars and arrays of NumPy and tensors become numbers, text and lists; paths become text. Subclasses, such as those of
+    `enum`, become the type that they extend. Lists and tuples are converted part by part.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else tuple(map(plain, value))
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    return str(value) if isinstance(value, PurePath) else value
+
+
 def coerce(owner: type, name: str, value: Any) -> Any:
-    """The value of an option in its own type; raises `InputError` for an unknown name or a value of another type."""
+    """Return the value of an option in its own type.
+
+    Raises:
+        InputError: an unknown name, or a value of another type.
+    """
+    value = plain(value)
     known = types_of(owner)
     if name not in known:
+        removed: Mapping[str, str] = getattr(owner, "removed", {})
+        if name in removed:
+            raise InputError(f"option {name!r} is gone: {removed[name]}")
         raise InputError(f"unknown option {name!r}{did_you_mean(name, known)}")
     wanted, optional = plain_type(owner, name)
     if value is None and optional:
@@ -129,7 +165,7 @@ def coerce(owner: type, name: str, value: Any) -> Any:
 
 
 def parse(owner: type, name: str, text: str) -> Any:
-    """The value of an option written as text: `0.5`, `yes`, `1,5,10`.
+    """Return the value of an option written as text: `0.5`, `yes`, `1,5,10`.
 
     Raises:
         InputError: an unknown name, or text that is no such value.
@@ -147,14 +183,13 @@ def parse(owner: type, name: str, text: str) -> Any:
     return coerce(owner, name, text)
 
 
-def _validate(owner: type, name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    value = coerce(owner, name, value)
+def _validate(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     choices, at_least, below = metadata["choices"], metadata["at_least"], metadata["below"]
     if choices and value not in choices:
         raise InputError(f"unknown {name} {value!r}{did_you_mean(str(value), choices)}: use one of {', '.join(choices)}")
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, float) and not isfinite(one):
-            raise InputError(f"{name}={one} is not a number to work with")
+            raise InputError(f"{name}={one} must be finite")
         if one is not None and at_least is not None and one < at_least:
             raise InputError(f"{name}={one} is too small; use {at_least:g} or more")
         if one is not None and below is not None and one >= below:

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: lines, and on a terminal a bar with rate and time left."""
+"""What the user sees of long work: lines, and on a terminal a bar with rate and time left."""
 
 import sys
 import time
@@ -14,13 +14,13 @@ PLAIN_LINE_SECONDS = 30.0
 
 
 class Reporter:
-    """Prints lines and progress, and keeps the lines in a log file once there is one; warnings go to the error stream.
+    """Prints lines and progress, and copies the lines to a log file once there is one. Warnings go to the error stream.
 
     Args:
-        quiet: print nothing but warnings.
-        verbose: print what `detail` is given, too.
-        silent: print nothing at all, as a process that is not the first of several.
-        stream: where lines go; the standard output by default.
+        quiet: print only warnings.
+        verbose: also print what `detail` is given.
+        silent: print nothing, as on all processes but the first.
+        stream: destination of lines; the standard output by default.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Reporter:
         self._bar: Any = None
 
     def log_to(self, path: Path) -> None:
-        """Append all lines, earlier ones included, to a file from now on."""
+        """Append all lines, including earlier ones, to a file from now on."""
         self._log = path.open("a", encoding="utf-8")
         for line in self._early:
             self._log.write(line + "\n")
@@ -49,15 +49,15 @@ class Reporter:
             self._log = None
 
     def say(self, line: str) -> None:
-        """A line that everyone reads."""
+        """Print a line."""
         self._write(line, show=not self.quiet)
 
     def detail(self, line: str) -> None:
-        """A line for `--verbose`; the log has it always."""
+        """Print a line with `--verbose`; the log always has it."""
         self._write(line, show=self.verbose)
 
     def warn(self, line: str) -> None:
-        """A line that is shown even with `--quiet`."""
+        """Print a warning, even with `--quiet`."""
         self._write(f"warning: {line}", show=True, stream=sys.stderr)
 
     def _write(self, line: str, *, show: bool, stream: TextIO | None = None) -> None:
@@ -76,7 +76,7 @@ class Reporter:
 
     @contextmanager
     def track(self, what: str, total: int | None, unit: str = "images") -> "Iterator[Meter]":
-        """Show how far `what` is; call the meter with how many are done. `total` is None where it isn't known."""
+        """Yield a meter, called with the number of units done, that shows the progress of `what`. `total` None: unknown."""
         if self.quiet:
             yield Meter()
         elif self.stream.isatty():
@@ -104,10 +104,10 @@ class Reporter:
 
 
 class Meter:
-    """Counts what is done; this one shows nothing."""
+    """Counts units done. This one shows nothing."""
 
     def __call__(self, done: int) -> None:
-        """`done` more are done."""
+        """Count `done` more units."""
 
 
 class BarMeter(Meter):
@@ -122,7 +122,7 @@ class BarMeter(Meter):
 
 
 class PlainMeter(Meter):
-    """A line now and then, where there is no terminal."""
+    """A line at intervals, where there is no terminal."""
 
     def __init__(self, reporter: Reporter, what: str, total: int | None, unit: str) -> None:
         self.reporter, self.what, self.total, self.unit = reporter, what, total, unit

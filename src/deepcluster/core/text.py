@@ -1,6 +1,4 @@
-"""Names and numbers as people read them."""
-
-from __future__ import annotations
+"""Names and numbers as users read them."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +25,7 @@ def endings_of(endings: Counter[str] | Iterable[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it: 8s, 3 min 20s, 2 h 05 min, 3.1 days."""
+    """Write a time: 8s, 3 min 20s, 2 h 05 min, 3.1 days."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -39,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 def size(n_bytes: float) -> str:
-    """An amount of memory as a person says it."""
+    """Write an amount of memory: 12 kB, 3 MB, 1.5 GB."""
     for unit in ("B", "kB", "MB"):
         if round(n_bytes) < 1000:
             return f"{n_bytes:.0f} {unit}"

@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
+import torch
+
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
 
@@ -57,19 +60,33 @@ class Work:
     Args:
         reporter: prints lines and progress; quiet by default.
         interruption: the request to stop; none by default.
+        ranks: the processes that do the work together.
     """
 
-    def __init__(self, reporter: Reporter | None = None, interruption: Interruption | None = None) -> None:
+    def __init__(
+        self, reporter: Reporter | None = None, interruption: Interruption | None = None, ranks: Ranks = ONE_PROCESS
+    ) -> None:
         self.reporter = reporter or Reporter(quiet=True)
         self.interruption = interruption or Interruption()
+        self.ranks = ranks
         self.clock = Clock()
 
-    def check(self) -> None:
-        """Raise `Interrupted` if a stop was requested."""
+    def check(self, *, together: bool = False) -> None:
+        """Raise `Interrupted` if a stop was requested.
+
+        Args:
+            together: stop where any rank was asked to. All ranks must call this, the same number of times.
+        """
+        if together and self.ranks.size > 1:
+            requested = torch.tensor(int(self.interruption.requested is not None))
+            if self.ranks.sum(requested):
+                self.interruption.requested = self.interruption.requested or "a signal to another process"
         self.interruption.check()
 
     @contextmanager
-    def track(self, what: str, total: int | None, unit: str = "images", *, step: str | None = None) -> Iterator[Advance]:
+    def track(
+        self, what: str, total: int | None, unit: str = "images", *, step: str | None = None, together: bool = False
+    ) -> Iterator[Advance]:
         """Yield a function that counts units done, shows the progress of `what`, and raises if a stop was requested.
 
         Args:
@@ -77,12 +94,13 @@ class Work:
             total: number of units; None where it is unknown.
             unit: noun of what is counted.
             step: also count the time inside for this step of the clock.
+            together: as in `check`.
         """
         timed = nullcontext() if step is None else self.clock.timed(step)
         with timed, self.reporter.track(what, total, unit) as meter:
 
             def advance(units: int) -> None:
                 meter(units)
-                self.check()
+                self.check(together=together)
 
             yield advance

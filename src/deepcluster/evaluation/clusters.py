@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.kmeans import KMeans, LloydState
+from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
@@ -131,14 +131,9 @@ def _of_stage(
 
 
 def _cluster(model: Model, points_SP: Tensor, k: int, options: ClustersOptions, stage: str) -> Assignment:
-    kmeans = KMeans(k, iterations=options.iterations, start=options.start, seed=options.seed)
-    with model.work.reporter.track(f"k-means on {stage}, k={k:,}", options.iterations, "iterations") as progress:
-
-        def on_iteration(state: LloydState) -> None:
-            progress(1)
-            model.work.interruption.check()
-
-        return kmeans.fit(points_SP, on_iteration=on_iteration)
+    kmeans = KMeans(k, iterations=options.iterations, start=options.start)
+    with model.work.track(f"k-means on {stage}, k={k:,}", kmeans.most_steps, "iterations") as advance:
+        return kmeans.fit(points_SP, seed=options.seed, advance=advance)
 
 
 def _of_run(model: Model, names: list[dict[str, int]]) -> tuple[dict[str, dict[str, float]], list[str]]:

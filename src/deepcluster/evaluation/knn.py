@@ -77,16 +77,8 @@ def _check_k(ks: Sequence[int], n_known: int, what: str) -> None:
 
 def _search(model: Model, rows_MD: Tensor, known_ND: Tensor, k: int, stage: str) -> tuple[Tensor, Tensor]:
     """Cosines and numbers (M, K) of the nearest known images, told and stoppable on the way."""
-    with model.work.reporter.track(f"neighbours by {stage}", len(rows_MD)) as progress:
-        done = 0
-
-        def on_rows(so_far: int) -> None:
-            nonlocal done
-            progress(so_far - done)
-            done = so_far
-            model.work.interruption.check()
-
-        return nearest_neighbours(rows_MD, known_ND, k=k, metric="cosine", on_rows=on_rows)
+    with model.work.track(f"neighbours by {stage}", len(rows_MD)) as advance:
+        return nearest_neighbours(rows_MD, known_ND, k=k, metric="cosine", advance=advance)
 
 
 def ranks_of_truth(

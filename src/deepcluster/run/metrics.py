@@ -6,14 +6,14 @@ from typing import Any
 
 EVALUATED = (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"), ("linear", "linear"))
 
-# One cluster with more than this share of the images, where there are at least 5 clusters, is a giant.
+# One of at least 5 clusters with more than this share of the images is a giant.
 GIANT_SHARE = 0.5
-# A loss this near ln K after this many epochs: the head has learned nothing of its labels.
+# At a loss this near ln K after this many epochs, the head has learned nothing.
 STUCK_SHARE, STUCK_EPOCHS = 0.995, 3
 
 
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
-    """The epoch in one line worth reading."""
+    """Return an epoch as one line."""
     seconds = metrics["seconds"]
     parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.3f}"]
     parts += [f"{title} {metrics[name]:.3f}" for title, name in EVALUATED if metrics.get(name) is not None]
@@ -29,10 +29,10 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
 
 
 def health(history: Sequence[Mapping[str, Any]], heads: Sequence[int] | None = None) -> str | None:
-    """A plain sentence if the last epoch looks like a collapse, with what to change; None if it looks well.
+    """Return a sentence if the last epoch looks like a collapse, with what to change; else None.
 
     Args:
-        heads: clusters of each grouping that is learned, where there are several.
+        heads: number of clusters of each head, if there are several.
     """
     last = history[-1]
     share, clusters = last["largest_cluster_share"], last["clusters_nonempty"]

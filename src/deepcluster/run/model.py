@@ -22,6 +22,7 @@ from deepcluster.clustering.assignment import UNASSIGNED, Assignment
 from deepcluster.core.device import Machine, free_disk_bytes
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.interruption import Interruption
+from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
 from deepcluster.core.work import Work
@@ -173,7 +174,7 @@ class Model:
                 self.machine,
                 stage=stage,
                 image_size=self.image_size,
-                batch_size=batch_size,
+                batch_size=plain(batch_size),
                 advance=advance,
             )
         return features_ND.float(), loader.unreadable
@@ -379,7 +380,7 @@ def new_interruption() -> Interruption:
 
 def _settings_of(state: dict[str, Any], path: Path) -> Settings:
     try:
-        return Settings.from_dict(state["settings"])
+        return Settings.from_saved(state["settings"])
     except (KeyError, InputError) as fault:
         raise InputError(f"{path} was written by another version of deepcluster: {fault}") from None
 
@@ -390,7 +391,7 @@ def _untrained(name: str) -> Model:
         image_size = USUAL_IMAGE_SIZE.get(name, 224)
         settings = Settings(arch=name, image_size=image_size, sobel=name in ("alexnet", "vgg16"))
     elif Path(name).is_dir():
-        settings = Settings.from_dict(RunFolder(Path(name)).read_config()["settings"])
+        settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
     else:
         raise InputError(
             f"{UNTRAINED}{name}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "

@@ -1,18 +1,21 @@
-"""What a run is: frozen, typed, validated settings. The defaults are the paper's; recipes.py fits them to other data.
+"""What a run is: frozen, typed, validated settings. The defaults are the paper's; recipes.py adapts them to other data.
 
-Every field carries its help, its old names in the 2018 code, and its choices: the command line is drawn from here.
-Rules that a field's own bounds can't say, and those between settings, are in config_checks.py.
+Each option is defined here, once: type, default, help, bounds, method, section of the help. The command line and the checks
+are derived from it. Nothing here imports torch.
 """
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
+from deepcluster.clustering import CLUSTERERS, clusterer
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.options import Checked, option
+from deepcluster.core.options import Checked, flag, option
 from deepcluster.data.crops import parse_crops
-from deepcluster.models.archs import ARCHITECTURES
-from deepcluster.run.settings_checks import check_settings
+from deepcluster.models.archs import ARCHITECTURES, check_arch
 
 CACHES = ("auto", "memory", "none")
 RECIPES = (
@@ -25,7 +28,12 @@ RECIPES = (
     "v2-small-images",
     "v2-small-set",
 )
-METHODS = ("deepcluster", "deepcluster-v2")
+V1, V2 = METHODS = ("deepcluster", "deepcluster-v2")
+# Options of version 0.1.0 that are gone, and what to use instead.
+REMOVED = {
+    "balance": "use --clustering balanced",
+    "head_start": "a new head always starts from random weights; leave it out",
+}
 
 
 @dataclass(frozen=True)
@@ -36,244 +44,292 @@ class Settings(Checked):
         InputError: a value is out of range, naming the option, the value and what may be used.
     """
 
+    removed: ClassVar[Mapping[str, str]] = REMOVED
+
     method: str = option(
-        "deepcluster",
-        "training method: that of the paper of 2018, or deepcluster-v2 of 2020, which looks at several crops of each image "
-        "and needs no pass of its own over the images to group them",
-        group="method",
+        V1,
+        "training method: that of the 2018 paper, or deepcluster-v2 of 2020, which trains on several crops of each image "
+        "and clusters without a pass over the images",
+        section="method",
         choices=METHODS,
     )
     recipe: str = option(
         "auto",
-        "settings to start from; auto fits the paper's to the data, and says how",
-        group="method",
+        "settings to start from; auto adapts the paper's to the data and prints each change",
+        section="method",
         choices=RECIPES,
     )
 
     arch: str = option(
         "alexnet",
-        f"the trunk, the network that is trained: {', '.join(ARCHITECTURES)}; or any of a library, as torchvision:NAME or "
-        "timm:NAME",
-        group="trunk",
+        f"the trunk, the network that is trained: {', '.join(ARCHITECTURES)}; or any network of a library, as "
+        "torchvision:NAME or timm:NAME",
+        section="trunk",
     )
     init: str | None = option(
         None,
-        "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights (default: random ones)",
-        group="trunk",
+        "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights (default: random)",
+        section="trunk",
     )
-    image_size: int = option(224, "side of the images that the network sees, in pixels", group="trunk", at_least=8)
+    image_size: int = option(224, "side in pixels of the images that the network sees", section="trunk", at_least=8)
     reduce_to: int = option(
         0,
-        "shorter side to which larger photos are made smaller as they are decoded, before any view is cut (0: never); they "
-        "are then read several times as fast and take less room",
-        group="trunk",
+        "shorter side in pixels to which larger photos are reduced while they are decoded, before any view is cut (0: "
+        "never); reading is then several times as fast and takes less memory",
+        section="trunk",
         at_least=0,
     )
-    sobel: bool = option(True, "fixed Sobel layer in front, so that colour is not seen", group="trunk")
-    dropout: float = option(0.5, "dropout in the fully connected layers", group="trunk", at_least=0, below=1)
+    sobel: bool = option(True, "fixed Sobel layer in front, which removes colour", section="trunk")
+    dropout: float = option(0.5, "dropout in the fully connected layers", section="trunk", at_least=0, below=1)
 
     clustering: str = option(
         "kmeans",
-        "how features are grouped: kmeans, or pic, power iteration clustering, which finds the number of clusters itself",
-        group="clustering",
-        choices=("kmeans", "pic"),
-    )
-    balance: bool = option(
-        False, "clusters of nearly equal size (k-means with Sinkhorn-Knopp), where k-means gives giants", group="clustering"
+        "clustering algorithm: kmeans; balanced, clusters of nearly equal size (k-means with Sinkhorn-Knopp); pic, power "
+        "iteration clustering, which finds the number of clusters itself; hierarchical, clusters within super-clusters",
+        section="clustering",
+        choices=CLUSTERERS,
+        method=V1,
     )
     clusters: int | tuple[int, ...] = option(
         10_000,
-        "number of clusters; for deepcluster-v2 several numbers, such as 3000,3000,3000: groupings that are learned side by "
-        "side, of which people see the first",
-        group="clustering",
+        "number of clusters; for deepcluster-v2 one number per head, such as 3000,3000,3000: clusterings that are learned "
+        "side by side, of which the first is reported",
+        section="clustering",
         aliases=("--k", "--nmb-cluster", "--nmb_cluster"),
         at_least=2,
     )
-    pca: int = option(
-        256, "features after PCA and whitening (of deepcluster-v2: with --whiten)", group="clustering", at_least=1
-    )
-    kmeans_iterations: int = option(20, "Lloyd iterations", group="clustering", at_least=1)
-    cluster_stage: str = option(
-        "features",
-        "stage whose features are clustered: features (the trunk's last), or one that info lists",
-        group="clustering",
-    )
-    reassign_every: int = option(
-        1, "epochs from one clustering to the next", group="clustering", aliases=("--reassign",), at_least=1
-    )
-
-    look_again: bool | None = option(
-        None,
-        "look at all images before each clustering (default: the first version does, deepcluster-v2 does not), or group the "
-        "features that their crops had in the epoch before",
-        group="clustering",
-    )
-    stop_reassigning: int = option(
-        0,
-        "the last epoch that begins with a clustering; its labels are learned to the end (0: none)",
-        group="clustering",
-        at_least=0,
-    )
     super_clusters: int = option(
         0,
-        "group in two steps: so many super-clusters first, then clusters in each (DeeperCluster, arXiv 1905.01278); 0: in "
-        "one",
-        group="clustering",
+        "super-clusters of --clustering hierarchical, each of which is then clustered (DeeperCluster, arXiv 1905.01278)",
+        section="clustering",
         at_least=0,
+        method=V1,
     )
     rotations: bool = option(
         False,
-        "turn the images by quarters, and learn the turn as well (DeeperCluster, with --super-clusters)",
-        group="clustering",
+        "rotate the images by quarter turns, and learn the rotation too (DeeperCluster, with --clustering hierarchical)",
+        section="clustering",
+        method=V1,
     )
-
-    epochs: int = option(200, "epochs to train", group="training", at_least=1, resumable=True)
-    batch_size: int = option(256, "images a step", group="training", aliases=("--batch",), at_least=2)
-    lr: float = option(0.05, "learning rate of trunk and head", group="training", at_least=0)
-    lr_schedule: str = option(
-        "constant",
-        "learning rate of the trunk over the run; cosine falls to zero",
-        group="training",
-        choices=("constant", "cosine"),
-    )
-    warmup_epochs: float = option(0.0, "epochs in which the learning rate rises from zero", group="training", at_least=0)
-    optimizer: str = option("sgd", "sgd, or lars, for batches of thousands", group="training", choices=("sgd", "lars"))
-    clip_gradient: float = option(0.0, "longest gradient, over all weights (0: any)", group="training", at_least=0)
-    momentum: float = option(0.9, "momentum of the trunk's SGD", group="training", at_least=0, below=1)
-    head_lr: float | None = option(
-        None, "learning rate of the head (default: the same); short epochs need a quick head", group="training", at_least=0
-    )
-    head_momentum: float = option(
-        0.0, "momentum of the head's SGD; short epochs need some", group="training", at_least=0, below=1
-    )
-    weight_decay: float = option(1e-5, "weight decay, as a number (1e-5)", group="training", aliases=("--wd",), at_least=0)
-    sampling: str = option(
-        "uniform",
-        "images are drawn uniformly over clusters, or as the 2018 code happened to",
-        group="training",
-        choices=("uniform", "as-published"),
-    )
-    crop_scale: tuple[float, float] = option(
-        (0.08, 1.0), "share of the image's area that a training crop shows, least and most", group="training"
-    )
-    crops: str = option(
-        "",
-        "crops that deepcluster-v2 learns of an image, how many and of which side, large ones first, such as 2x224,6x96 "
-        "(empty: two of --image-size)",
-        group="training",
-    )
-    small_crop_scale: tuple[float, float] = option(
-        (0.05, 0.14), "as --crop-scale, for deepcluster-v2's crops after the large ones", group="training"
-    )
-    flip: bool = option(True, "flip half of the training crops left to right", group="training")
-    jitter: float = option(0.0, "strength of random colours, 0 to 1", group="training", at_least=0)
-    jitter_share: float = option(1.0, "share of the training crops whose colours change", group="training", at_least=0)
-    grey: float = option(0.0, "share of the training crops that lose their colour", group="training", at_least=0)
-    blur: float = option(0.0, "share of the training crops that are blurred", group="training", at_least=0)
-    projection: tuple[int, int] = option(
-        (2048, 128),
-        "widths of deepcluster-v2's projection: its hidden layer, and what is grouped",
-        group="training",
-        at_least=1,
+    pca: int = option(
+        256, "components after PCA and whitening (deepcluster-v2: with --whiten)", section="clustering", at_least=1
     )
     whiten: bool = option(
         False,
-        "whiten what deepcluster-v2 groups, so that no few directions decide; the first version always does",
-        group="clustering",
+        "whiten what deepcluster-v2 clusters, so that no few directions dominate; deepcluster always whitens",
+        section="clustering",
     )
-    temperature: float = option(0.1, "of deepcluster-v2's softmax", group="training")
+    kmeans_iterations: int = option(20, "Lloyd iterations", section="clustering", at_least=1)
+    cluster_stage: str = option(
+        "features",
+        "stage whose features are clustered: features (the trunk's last), or one that info lists",
+        section="clustering",
+        method=V1,
+    )
+    reassign_every: int = option(
+        1, "epochs from one clustering to the next", section="clustering", aliases=("--reassign",), at_least=1
+    )
+    look_again: bool = option(
+        False,
+        "extract the features of all images before each clustering, as deepcluster does, instead of clustering the "
+        "projections of the previous epoch's crops",
+        section="clustering",
+        method=V2,
+    )
+    stop_reassigning: int = option(
+        0,
+        "last epoch that begins with a clustering; its labels are trained on to the end (0: none)",
+        section="clustering",
+        at_least=0,
+    )
 
-    seed: int = option(31, "seed of everything random", group="run", at_least=0, below=2**63)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group="run", resumable=True)
+    epochs: int = option(200, "epochs to train", section="training", at_least=1, resumable=True)
+    batch_size: int = option(256, "images per step", section="training", aliases=("--batch",), at_least=2)
+    lr: float = option(0.05, "learning rate of trunk and head", section="training", at_least=0)
+    lr_schedule: str = option(
+        "constant",
+        "schedule of the trunk's learning rate; cosine falls to zero",
+        section="training",
+        choices=("constant", "cosine"),
+    )
+    warmup_epochs: float = option(0.0, "epochs of linear warm-up of the learning rate", section="training", at_least=0)
+    optimizer: str = option("sgd", "sgd, or lars, for batches of thousands", section="training", choices=("sgd", "lars"))
+    clip_gradient: float = option(0.0, "clip the global gradient norm (0: off)", section="training", at_least=0)
+    momentum: float = option(0.9, "momentum of the trunk's SGD", section="training", at_least=0, below=1)
+    head_lr: float | None = option(
+        None,
+        "learning rate of the head (default: the same); short epochs need a high one",
+        section="training",
+        at_least=0,
+        method=V1,
+    )
+    head_momentum: float = option(
+        0.0, "momentum of the head's SGD; short epochs need some", section="training", at_least=0, below=1, method=V1
+    )
+    weight_decay: float = option(1e-5, "weight decay, as a number (1e-5)", section="training", aliases=("--wd",), at_least=0)
+    sampling: str = option(
+        "uniform",
+        "draw images uniformly over clusters, or as the 2018 code does",
+        section="training",
+        choices=("uniform", "as-published"),
+        method=V1,
+    )
+    crop_scale: tuple[float, float] = option(
+        (0.08, 1.0), "least and largest share of the image's area that a training crop shows", section="training"
+    )
+    crops: str = option(
+        "",
+        "crops of each image that deepcluster-v2 trains on, number and side, large ones first, such as 2x224,6x96 "
+        "(empty: two of --image-size)",
+        section="training",
+        method=V2,
+    )
+    small_crop_scale: tuple[float, float] = option(
+        (0.05, 0.14), "as --crop-scale, for deepcluster-v2's crops after the large ones", section="training", method=V2
+    )
+    flip: bool = option(True, "flip half of the training crops left to right", section="training")
+    jitter: float = option(0.0, "strength of colour jitter, 0 to 1", section="training", at_least=0)
+    jitter_share: float = option(1.0, "share of the training crops with colour jitter", section="training", at_least=0)
+    grey: float = option(0.0, "share of the training crops in greyscale", section="training", at_least=0)
+    blur: float = option(0.0, "share of the training crops that are blurred", section="training", at_least=0)
+    projection: tuple[int, int] = option(
+        (2048, 128),
+        "widths of deepcluster-v2's projection: hidden layer, and output, which is clustered",
+        section="training",
+        at_least=1,
+        method=V2,
+    )
+    temperature: float = option(0.1, "temperature of deepcluster-v2's softmax", section="training", method=V2)
+
+    seed: int = option(31, "seed of everything random", section="run", at_least=0, below=2**63)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", section="run", resumable=True)
     precision: str = option(
         "auto",
-        "auto is bf16 where the machine is quick at it, else fp32; fp64 is slow, for comparisons",
-        group="run",
+        "auto is bf16 where the machine is fast at it, else fp32; fp64 is slow, for comparisons",
+        section="run",
         choices=("auto", "fp32", "bf16", "fp64"),
     )
     compile: bool = option(
         False,
-        "compile the network for this machine first (torch.compile): minutes at the start",
-        group="run",
+        "compile the network for this machine first (torch.compile); takes minutes at the start",
+        section="run",
         resumable=True,
     )
     workers: int | None = option(
-        None, "threads that prepare images (default: one a core, at most 16)", group="run", at_least=0, resumable=True
+        None,
+        "threads that prepare images (default: one per core, at most 16)",
+        section="run",
+        at_least=0,
+        resumable=True,
     )
     cache: str = option(
         "auto",
-        "where decoded images are kept: memory; a folder, in files; auto: in memory where a quarter of it is enough, else "
-        "in files of the usual cache folder, where half of its disk is; or none",
-        group="run",
+        "where decoded images are kept: memory; a folder, in files; none; auto: in memory if a quarter of it is enough, "
+        "else in files of the usual cache folder if half of its disk is",
+        section="run",
         resumable=True,
     )
     cache_size: str = option(
         "auto",
         "most disk space for copies of remote and compressed data, such as 50G (auto: 20G, or a quarter of what is free)",
-        group="run",
+        section="run",
         resumable=True,
     )
     memory: str = option(
         "auto",
-        "memory that features, whitening and points may take, such as 8G or 500M (auto: 60% of what is free); where it is "
-        "too little, features go to a file in the run folder, or the images are looked at twice, with the same result",
-        group="run",
+        "memory for features, whitening and points, such as 8G or 500M (auto: 60% of what is free); if it is too small, "
+        "features go to a temporary file in the run folder, with the same result",
+        section="run",
         resumable=True,
+        method=V1,
     )
-    limit: int | None = option(None, "use this many images, spread evenly over the data", group="run", at_least=1)
+    limit: int | None = option(None, "use only this many images, spread evenly over the data", section="run", at_least=1)
     eval_every: int = option(
         0,
-        "every so many epochs, the accuracy of the features where labels are known (0: never)",
-        group="run",
+        "measure the accuracy of the features every N epochs, where labels are known (0: never)",
+        section="run",
         at_least=0,
         resumable=True,
     )
     eval_with: str = option(
         "knn",
-        "what --eval-every asks: votes of the 20 nearest other images, or a linear probe on four fifths of them",
-        group="run",
+        "what --eval-every measures: votes of the 20 nearest other images, or a linear probe on four fifths of them",
+        section="run",
         choices=("knn", "linear"),
         resumable=True,
     )
     checkpoint_minutes: float = option(
-        10.0, "minutes between checkpoints inside an epoch", group="run", at_least=0, resumable=True
+        10.0, "minutes between checkpoints within an epoch", section="run", at_least=0, resumable=True
     )
     checkpoint_every: int = option(
-        20, "keep the checkpoint of every so many epochs (0: the last alone)", group="run", at_least=0, resumable=True
+        20, "also keep a checkpoint every N epochs (0: only the last)", section="run", at_least=0, resumable=True
     )
     tensorboard: bool = option(
         False,
         "also write scalars, clusters and a projector for TensorBoard into RUN/tensorboard (needs the extra tensorboard)",
-        group="run",
+        section="run",
         resumable=True,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings(self)
+        self._check_values()
+        self._check_method()
+        self._check_clustering()
+        if 0 < self.reduce_to < self.image_size:
+            raise InputError(
+                f"reduce_to={self.reduce_to} is less than image_size={self.image_size}, what the network sees; "
+                f"use 0 (never), or {self.image_size} or more"
+            )
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any], *, resume: bool = False) -> Self:
+        """Return the settings of a run folder or checkpoint, which version 0.1.0 may have written.
+
+        Args:
+            resume: refuse a run that depends on removed options.
+
+        Raises:
+            InputError: the values can't be used, or not for a resume.
+        """
+        kept = {name: value for name, value in values.items() if name not in REMOVED}
+        if len(kept) == len(values):
+            return cls.from_dict(kept)
+        lost = [name for name in ("head_start",) if values.get(name, "random") != "random"]
+        if values.get("balance"):
+            kept["clustering"] = "balanced"
+        elif kept.get("super_clusters"):
+            kept["clustering"] = "hierarchical"
+        looked_again = kept.pop("look_again", None)
+        if kept.get("method", V1) == V2:
+            kept["look_again"] = bool(looked_again)
+        elif looked_again is False:
+            lost.append("look_again")
+        if lost and resume:
+            named = ", ".join(flag(name) for name in lost)
+            raise InputError(
+                f"this run was started by version 0.1.0 with {named}, which is gone: its checkpoints can be used, but not "
+                "resumed; start another run with --out"
+            )
+        return cls.from_dict(kept)
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Clusters of each grouping that is learned; one, but for deepcluster-v2."""
+        """Number of clusters of each clustering that is learned: one, except for deepcluster-v2."""
         return self.clusters if isinstance(self.clusters, tuple) else (self.clusters,)
 
     @property
     def n_clusters(self) -> int:
-        """Clusters of the grouping that people see."""
+        """Number of clusters of the clustering that is reported."""
         return self.heads[0]
 
     @property
-    def looks_again(self) -> bool:
-        """Whether all images are looked at before each clustering."""
-        return self.method == "deepcluster" if self.look_again is None else self.look_again
-
-    @property
     def crop_groups(self) -> tuple[tuple[int, int], ...]:
-        """How many crops of an image, and of which side; large ones first (deepcluster-v2)."""
+        """Number and side of the crops of an image that deepcluster-v2 trains on, large ones first."""
         return parse_crops(self.crops) if self.crops else ((2, self.image_size),)
 
     def cache_folder(self) -> Path | None:
-        """The folder that `cache` names, if it names one.
+        """Return the folder that `cache` names, if it names one.
 
         Raises:
             InputError: it may be a misspelt word.
@@ -289,9 +345,74 @@ class Settings(Checked):
         )
 
     def describe_clusters(self) -> str:
-        """For the lines that people read."""
-        if self.clustering == "pic":
-            return "clusters by power iteration"
-        numbers = " + ".join(f"{count:,}" for count in self.heads)
-        within = f" in {self.super_clusters:,} super-clusters" if self.super_clusters else ""
-        return f"{numbers} {'balanced ' if self.balance else ''}clusters{within}"
+        """Return how many clusters of which kind there are, for printed lines."""
+        if self.method == V2:
+            return f"{' + '.join(f'{count:,}' for count in self.heads)} clusters"
+        description: str = clusterer(self.clustering).describe(self)
+        return description
+
+    def _check_values(self) -> None:
+        """Check what the bounds of a single option can't express."""
+        check_arch(self.arch)
+        for name in ("memory", "cache_size"):
+            size_in_bytes(name, getattr(self, name))
+        self.cache_folder()
+        if self.crops:
+            parse_crops(self.crops)
+        for name in ("crop_scale", "small_crop_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise InputError(f"{name}={low:g},{high:g} must be two shares with 0 < least <= largest <= 1")
+        if self.temperature <= 0:
+            raise InputError(f"temperature={self.temperature:g} must be more than 0; 0.1 is usual")
+        for name in ("grey", "jitter", "jitter_share", "blur"):
+            if getattr(self, name) > 1:
+                raise InputError(f"{name}={getattr(self, name):g} must lie between 0 and 1")
+
+    def _check_method(self) -> None:
+        """Refuse options of the other method. Their defaults pass, since a saved run has all options."""
+        for one in fields(self):
+            value, method = getattr(self, one.name), one.metadata["method"]
+            if method and method != self.method and value != one.default:
+                shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                raise InputError(
+                    f"{one.name}={shown} goes only with --method {method}, not with {self.method}; leave it out"
+                )
+        if self.method == V1 and len(self.heads) > 1:
+            shown = ",".join(map(str, self.heads))
+            raise InputError(f"clusters={shown}: several clusterings go only with --method {V2}; give one number")
+        side = self.crop_groups[0][1]
+        if self.method == V2 and side != self.image_size:
+            raise InputError(
+                f"crops={self.crops} begins with crops of {side} px, and image_size={self.image_size}: they are the same; "
+                f"use --image-size {side}"
+            )
+
+    def _check_clustering(self) -> None:
+        hierarchical = self.clustering == "hierarchical"
+        if hierarchical and not self.super_clusters:
+            raise InputError("clustering=hierarchical needs the number of super-clusters: give --super-clusters, such as 4")
+        if self.super_clusters and not hierarchical:
+            raise InputError(
+                f"super_clusters={self.super_clusters} goes with --clustering hierarchical, not {self.clustering}: "
+                f"use --clustering hierarchical --super-clusters {self.super_clusters}"
+            )
+        if self.super_clusters > self.n_clusters:
+            raise InputError(f"super_clusters={self.super_clusters} is more than clusters={self.n_clusters}")
+        if self.rotations and not hierarchical:
+            raise InputError("rotations are learned with --clustering hierarchical and --super-clusters, such as 4")
+
+
+def size_in_bytes(name: str, text: str) -> int | None:
+    """Return the bytes of a size such as 8G, 500 MB or 1.5GiB (of 1,024³); None for auto.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "auto":
+        return None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", text.strip().upper())
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"{name}={text!r} is not a size: use auto, or a number with K, M, G or T, such as 8G or 500M")
+    number, letter, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(letter or " "))

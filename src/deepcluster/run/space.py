@@ -1,4 +1,4 @@
-"""The space in which images are grouped: features whitened (2018), or projected onto the sphere (v2).
+"""The space in which images are clustered: whitened features (2018), or projections on the sphere (v2).
 
 B rows, D features, P components.
 """
@@ -17,22 +17,22 @@ from deepcluster.run.settings import Settings
 
 
 class Space(Protocol):
-    """Takes features to the points that are grouped."""
+    """Takes features to the points that are clustered."""
 
     @property
     def n_components(self) -> int:
-        """P."""
+        """Number P of components."""
 
     def transform(self, rows: Tensor) -> Tensor:
-        """Points (B, P), float32, of features (B, D), on their device."""
+        """Return points (B, P), float32, of features (B, D), on their device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state as tensors and plain values."""
 
 
 @dataclass(frozen=True)
 class ProjectedSpace:
-    """The sphere of DeepCluster-v2, by its projection in eval mode; whitened where a run asks for it."""
+    """The sphere of DeepCluster-v2: its projection in eval mode, then whitening with --whiten."""
 
     projection: Projection
     machine: Machine
@@ -40,23 +40,23 @@ class ProjectedSpace:
 
     @property
     def n_components(self) -> int:
-        """P."""
+        """Number P of components."""
         return int(self.projection.layers[-1].out_features)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def transform(self, rows: Tensor) -> Tensor:
-        """Points (B, P) of unit length, float32, of features (B, D), on their device."""
+        """Return points (B, P) of unit length, float32, of features (B, D), on their device."""
         with self.machine.autocast():
             points_BP = self.projection(rows.to(self.machine.device, self.machine.dtype)).float().to(rows.device)
         return points_BP if self.whitening is None else self.whitening.transform(points_BP)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state as tensors and plain values."""
         return self.projection.state_dict()
 
 
 def space_state(space: Space) -> dict[str, Any]:
-    """The space as a checkpoint names it."""
+    """Return the space as a checkpoint holds it."""
     if isinstance(space, ProjectedSpace):
         whitened = {} if space.whitening is None else {"whitening": space.whitening.state_dict()}
         return {"projection": space.state_dict(), **whitened}
@@ -64,11 +64,11 @@ def space_state(space: Space) -> dict[str, Any]:
 
 
 def space_of(state: Mapping[str, Any], settings: Settings, *, dim: int, machine: Machine) -> Space:
-    """The space of a checkpoint.
+    """Return the space of a checkpoint.
 
     Args:
-        state: what has an assignment: a whole state, or its "final".
-        dim: D.
+        state: the whole state, or its "final".
+        dim: width D of the features.
         machine: where a projection runs.
     """
     whitening = Whitening.from_state_dict(state["whitening"]) if "whitening" in state else None

@@ -1,39 +1,113 @@
-"""What an epoch tells: its line in metrics.jsonl, its line on the screen, and plain words when it looks like collapse."""
+"""What is measured per epoch: the mean loss, and the line of metrics.jsonl."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from deepcluster.training.loop import Loop
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.core.distributed import Ranks
+from deepcluster.core.work import Clock
+from deepcluster.training.optim import not_finite
+
+# Steps whose seconds are counted.
+STEPS = ("features", "whitening", "clustering", "training")
+# Steps between two checks of the loss: at every step, a GPU would have to be waited for.
+CHECK_STEPS = 50
 
 
-def epoch_metrics(run: "Loop[Any, Any]") -> dict[str, Any]:
-    """The epoch's line of metrics.jsonl."""
-    total, count = run.losses.over_ranks()
-    assignment, seconds = run.current, run.seconds
+def new_clock() -> Clock:
+    """Return a clock for a new epoch."""
+    return Clock(dict.fromkeys(STEPS, 0.0))
+
+
+class LossMeter:
+    """Mean loss of an epoch, weighted by images. Checks at intervals that it is finite.
+
+    Attributes:
+        total, count: sum of this rank's parts of the losses, and number of images of all ranks, as of the last `settle`.
+    """
+
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self.total, self.count = total, count
+        self._recent: list[tuple[Tensor, int]] = []
+
+    def add(self, loss: Tensor, images: int, where: Callable[[], str]) -> None:
+        """Add this rank's part of the mean loss of a step.
+
+        Args:
+            images: images of all ranks in the step.
+            where: names the step in an error.
+        """
+        self._recent.append((loss, images))
+        if len(self._recent) >= CHECK_STEPS or loss.device.type == "cpu":
+            self.settle(where)
+
+    def settle(self, where: Callable[[], str]) -> float:
+        """Add up what is still on the device, and return the mean so far.
+
+        Raises:
+            TrainingError: a loss is not a finite number.
+        """
+        for loss, images in self._recent:
+            value = float(loss)
+            if value - value != 0:
+                raise not_finite(f"the loss became {value}", where())
+            self.total += value * images
+            self.count += images
+        self._recent.clear()
+        return self.total / max(1, self.count)
+
+    def over_ranks(self, ranks: Ranks) -> tuple[float, int]:
+        """Return the total of all ranks, and the number of images; after `settle`."""
+        return float(ranks.sum(torch.tensor(self.total, dtype=torch.float64))), self.count
+
+
+def epoch_metrics(
+    epoch: int,
+    assignment: Assignment,
+    loss: tuple[float, int],
+    *,
+    seconds: Mapping[str, float],
+    wait_seconds: float,
+    nmi_previous: float | None,
+    known_labels_N: NDArray[np.int64] | None,
+) -> dict[str, Any]:
+    """Return the line of metrics.jsonl of an epoch.
+
+    Args:
+        assignment: the pseudo-labels of the epoch.
+        loss: sum over images, and number of images.
+        seconds: time spent per step.
+        wait_seconds: time spent waiting for images.
+        nmi_previous: agreement with the assignment before.
+        known_labels_N: labels for diagnostics, -1 = unknown.
+    """
+    total, count = loss
     sizes_K = assignment.sizes_K()
-    busy = seconds["features"] + seconds["training"]
     return {
-        "epoch": run.epoch,
+        "epoch": epoch,
         "loss": total / max(1, count),
         "inertia": assignment.inertia,
-        "nmi_previous": run.nmi_previous,
-        "nmi_labels": assignment.nmi(run.known_labels_N) if run.known_labels_N is not None else None,
+        "nmi_previous": nmi_previous,
+        "nmi_labels": assignment.nmi(known_labels_N) if known_labels_N is not None else None,
         "clusters": assignment.n_clusters,
         "clusters_nonempty": int((sizes_K > 0).sum()),
         "clusters_repaired": assignment.n_repaired,
         "largest_cluster_share": float(sizes_K.max() / sizes_K.sum()),
         "images_per_second": count / max(1e-9, sum(seconds.values())),
-        "data_wait_share": run.loader.wait_seconds / max(1e-9, busy),
+        "data_wait_share": wait_seconds / max(1e-9, seconds["features"] + seconds["training"]),
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
     }
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has held, on the GPU where one is used, else of the machine."""
+    """Return the peak memory of this process: on the GPU if one is used, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     try:

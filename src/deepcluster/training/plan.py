@@ -1,4 +1,4 @@
-"""Before a run begins: the images are looked at, the settings settled, the trunk made, and all of it checked."""
+"""Before a run begins: the images are surveyed, the settings chosen, the trunk made, and all of it checked."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,29 +9,37 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from deepcluster.core.device import Machine
-from deepcluster.core.distributed import barrier, my_part
+from deepcluster.core.device import Machine, free_memory_bytes
 from deepcluster.core.errors import InputError
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
+from deepcluster.core.work import Work
 from deepcluster.data.cache_plan import CachePlan, decoded_images, name_of, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
+from deepcluster.data.storage.addresses import whole_address
 from deepcluster.data.survey import SAMPLE, Survey, check_images, survey
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import make_run_trunk, stage_width
 from deepcluster.run.folder import RunFolder, check_same_settings, differing_settings, load_checkpoint
 from deepcluster.run.recipes import Change, choose_settings, fit_to_trunk, settings_before_data
-from deepcluster.run.settings import Settings
-from deepcluster.run.settings_checks import size_in_bytes
+from deepcluster.run.settings import Settings, size_in_bytes
+from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
 
 Data = str | Path | Sequence[str | Path]
+
+# Share of the free memory that features may take by default.
+MEMORY_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is checked and ready to begin, or to go on."""
+    """A run that is checked and ready to begin, or to resume.
+
+    Attributes:
+        changes: what the recipe changed.
+        state: the checkpoint to resume from; None at the start.
+    """
 
     folder: RunFolder
     data: Data
@@ -41,6 +49,7 @@ class Plan:
     cache: CachePlan
     machine: Machine
     trunk: Trunk
+    work: Work
     resumed: bool
     state: dict[str, Any] | None = None
 
@@ -49,129 +58,167 @@ class Plan:
         """Where the images come from."""
         return self.loader.images.source
 
+    def names(self) -> list[str]:
+        """Return the name of each image."""
+        return [self.source.name(index) for index in range(len(self.source))]
+
+    def unreadable_by_name(self) -> dict[str, str]:
+        """Return why images can't be read, by name."""
+        return {self.source.name(index): reason for index, reason in self.loader.unreadable.items()}
+
+    def changes_as_dict(self) -> dict[str, Any]:
+        """Return what the recipe changed, as config.json has it."""
+        if self.resumed:
+            return dict(self.folder.read_config().get("changed_by_recipe", {}))
+        return {change.option: {"value": change.value, "reason": change.reason} for change in self.changes}
+
+    def data_facts(self) -> dict[str, Any]:
+        """Return what config.json says of the images."""
+        data = [self.data] if isinstance(self.data, str | Path) else self.data
+        return {
+            "description": self.source.describe(),
+            "images": len(self.source),
+            "classes": self.source.class_names,
+            "fingerprint": fingerprint(self.source),
+            "address": [whole_address(one) for one in data],
+        }
+
     def check_unchanged(self) -> None:
-        """Raise `InputError` where images have come or gone since the run was begun."""
+        """Raise `InputError` if images have appeared or disappeared since the run began."""
         change = self.source.changed()
         if change is not None:
             raise InputError(
-                f"the images have changed while the run was under way: {change}. Restore them and use --resume, or start "
-                "another run with --out"
+                f"the images have changed during the run: {change}. Restore them and use --resume, or start another run "
+                "with --out"
             )
 
-
-class Planner:
-    """Makes the plan of a run; nothing is written into its folder yet."""
-
-    def __init__(self, folder: RunFolder, reporter: Reporter, interruption: Interruption) -> None:
-        self.folder, self.reporter, self.interruption = folder, reporter, interruption
-
-    @contextmanager
-    def plan(self, data: Data, explicit: Mapping[str, Any], *, resume: bool) -> Iterator[Plan]:
-        """The plan of a run on `data` with what the person set, or of going on with the one in the folder.
-
-        Raises:
-            InputError: data or settings can't be used, or are not those of the run.
-        """
-        saved = _saved_settings(self.folder, explicit) if resume and self.folder.is_run() else None
-        early = saved or settings_before_data(explicit)
-        machine = Machine.choose(early.device, early.precision)
-        source = self._open_source(data, early)
-        if saved is not None:
-            _check_same_data(self.folder, source)
-        workers = usual_workers() if early.workers is None else early.workers
-        with self._counted("looking at a sample", min(SAMPLE, len(source))) as on_images:
-            seen = survey(source, workers=workers, on_images=on_images)
-        settings = saved or choose_settings(explicit, seen)[0]
-        name = name_of(source, reduce_to=settings.reduce_to, data=data)
-        needed_bytes = seen.decoded_bytes(settings.reduce_to)
-        cache = plan_cache(settings.cache, settings.cache_folder(), needed_bytes, name)
-        images = decoded_images(source, cache, reduce_to=settings.reduce_to, data=data, device=machine.device)
-        with closing(Loader(images, workers=workers, device=machine.device)) as loader:
-            if saved is not None:
-                _take_unreadable(self.folder, loader)
-                state = _saved_state(self.folder, saved, len(source)) if self.folder.last.is_file() else None
-                trunk = make_run_trunk(saved)
-                if state is None:
-                    self._initialise(trunk, saved)
-                yield Plan(self.folder, data, saved, [], loader, cache, machine, trunk, resumed=True, state=state)
-            else:
-                yield self._new_plan(data, explicit, loader, cache, machine, seen)
-
-    def _open_source(self, data: Data, settings: Settings) -> ImageSource:
-        with self._counted("finding images", None) as on_images:
-            found = 0
-
-            def on_found(so_far: int) -> None:
-                nonlocal found
-                on_images(so_far - found)
-                found = so_far
-
-            source = open_source(
-                data,
-                settings.limit,
-                cache=settings.cache_folder(),
-                cache_bytes=size_in_bytes("cache_size", settings.cache_size),
-                on_found=on_found,
-                on_trouble=self.reporter.warn,
-            )
-        self.reporter.say(source.describe())
-        return source
-
-    def _new_plan(
-        self, data: Data, explicit: Mapping[str, Any], loader: Loader, cache: CachePlan, machine: Machine, seen: Survey
-    ) -> Plan:
-        with self._counted("reading images", len(loader.images)) as on_images:
-            seen = check_images(loader, seen, on_images)
-        barrier()
-        say_unreadable(loader, seen.looked_at, self.reporter)
-        settings, changes = choose_settings(explicit, seen)
-        trunk = make_run_trunk(settings)
-        width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
-        settings, more = fit_to_trunk(settings, explicit, width=width, n_images=seen.n_images)
-        settings = replace(settings, precision=machine.precision)
-        self._initialise(trunk, settings)
-        return Plan(self.folder, data, settings, [*changes, *more], loader, cache, machine, trunk, resumed=False)
-
-    def _initialise(self, trunk: Trunk, settings: Settings) -> None:
-        """Put the weights into the trunk that the run starts from."""
-        if settings.init is not None:
-            from deepcluster.models.weights import read_weights, take_weights
-
-            self.reporter.say(take_weights(trunk, read_weights(settings.init), name=settings.init))
-
-    @contextmanager
-    def _counted(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """Progress that asks at each step whether to stop."""
-        with self.reporter.track(what, total) as progress:
-
-            def on_images(done: int) -> None:
-                progress(done)
-                self.interruption.check()
-
-            yield on_images
+    def memory(self) -> MemoryPlan:
+        """Return where features are kept: within --memory, or within a share of the memory not reserved for images."""
+        settings, images = self.settings, self.loader.images
+        width = stage_width(self.trunk, self.machine, settings.cluster_stage, settings.image_size)
+        mine = self.work.ranks.part(len(images))
+        n_mine = mine.stop - mine.start
+        budget = size_in_bytes("memory", settings.memory)
+        if budget is None:
+            share = int(MEMORY_SHARE * (free_memory_bytes() - images.free_bytes))
+            budget = max(share, least_bytes(n_mine, width, settings.pca))
+        computed = self.machine.feature_dtype
+        return plan_memory(n_mine, width, settings.pca, budget_bytes=budget, computed=computed, folder=self.folder.path)
 
 
-def say_unreadable(loader: Loader, looked_at: int, reporter: Reporter) -> None:
-    """Say how many images can't be read, and why one of them can't."""
+@contextmanager
+def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], work: Work, *, resume: bool) -> Iterator[Plan]:
+    """Yield the plan of a run on `data`, or of resuming the one in the folder. Nothing is written.
+
+    Args:
+        user_options: the settings that the user chose.
+
+    Raises:
+        InputError: data or settings can't be used, or are not those of the run.
+    """
+    saved = _saved_settings(folder, user_options) if resume and folder.is_run() else None
+    early = saved or settings_before_data(user_options)
+    machine = Machine.choose(early.device, early.precision)
+    source = _open_source(data, early, work)
+    if saved is not None:
+        _check_same_data(folder, source)
+    workers = usual_workers() if early.workers is None else early.workers
+    with work.track("reading a sample", min(SAMPLE, len(source))) as advance:
+        sample = survey(source, workers=workers, on_images=advance)
+    settings = saved or choose_settings(user_options, sample)[0]
+    name = name_of(source, reduce_to=settings.reduce_to, data=data)
+    cache = plan_cache(settings.cache, settings.cache_folder(), sample.decoded_bytes(settings.reduce_to), name)
+    images = decoded_images(source, cache, reduce_to=settings.reduce_to, data=data, device=machine.device)
+    with closing(Loader(images, workers=workers, device=machine.device)) as loader:
+        if saved is None:
+            yield _new_plan(folder, data, user_options, loader, cache, machine, sample, work)
+            return
+        _take_unreadable(folder, loader)
+        state = _saved_state(folder, saved, len(source)) if folder.last.is_file() else None
+        trunk = make_run_trunk(saved)
+        if state is None:
+            _initialise(trunk, saved, work.reporter)
+        yield Plan(folder, data, saved, [], loader, cache, machine, trunk, work, resumed=True, state=state)
+
+
+def _open_source(data: Data, settings: Settings, work: Work) -> ImageSource:
+    with work.track("finding images", None) as advance:
+        source = open_source(
+            data,
+            settings.limit,
+            cache=settings.cache_folder(),
+            cache_bytes=size_in_bytes("cache_size", settings.cache_size),
+            on_found=_differences(advance),
+            on_trouble=work.reporter.warn,
+        )
+    work.reporter.say(source.describe())
+    return source
+
+
+def _differences(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Return a function that is called with running totals, and calls `advance` with their differences."""
+    found = 0
+
+    def on_found(so_far: int) -> None:
+        nonlocal found
+        advance(so_far - found)
+        found = so_far
+
+    return on_found
+
+
+def _new_plan(
+    folder: RunFolder,
+    data: Data,
+    user_options: Mapping[str, Any],
+    loader: Loader,
+    cache: CachePlan,
+    machine: Machine,
+    sample: Survey,
+    work: Work,
+) -> Plan:
+    with work.track("reading images", len(loader.images)) as advance:
+        sample = check_images(loader, sample, advance)
+    work.ranks.barrier()
+    say_unreadable(loader, sample.looked_at, work.reporter)
+    settings, changes = choose_settings(user_options, sample)
+    trunk = make_run_trunk(settings)
+    width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
+    settings, more = fit_to_trunk(settings, user_options, width=width, n_images=sample.n_images)
+    settings = replace(settings, precision=machine.precision)
+    _initialise(trunk, settings, work.reporter)
+    return Plan(folder, data, settings, [*changes, *more], loader, cache, machine, trunk, work, resumed=False)
+
+
+def _initialise(trunk: Trunk, settings: Settings, reporter: Reporter) -> None:
+    """Load the weights that the run starts from, if it does not start from random ones."""
+    if settings.init is not None:
+        from deepcluster.models.weights import read_weights, take_weights
+
+        reporter.say(take_weights(trunk, read_weights(settings.init), name=settings.init))
+
+
+def say_unreadable(loader: Loader, n_read: int, reporter: Reporter) -> None:
+    """Print how many images can't be read, and why one of them can't."""
     if loader.unreadable:
         index, reason = min(loader.unreadable.items())
         reporter.say(
-            f"{len(loader.unreadable):,} of {looked_at:,} images can't be read and are left out "
+            f"{len(loader.unreadable):,} of {n_read:,} images can't be read and are left out "
             f"(unreadable.csv), e.g. {loader.images.source.name(index)}: {reason}"
         )
 
 
-def _saved_settings(folder: RunFolder, explicit: Mapping[str, Any]) -> Settings:
-    """Settings of the run that is taken up, with what a resume may change."""
-    saved = Settings.from_dict(folder.read_config()["settings"])
+def _saved_settings(folder: RunFolder, user_options: Mapping[str, Any]) -> Settings:
+    """Return the settings of the run that is resumed, with the changes that a resume may make."""
+    saved = Settings.from_saved(folder.read_config()["settings"], resume=True)
     # The precision that auto chose at the start is kept, whatever this machine would choose.
-    asked = {name: value for name, value in explicit.items() if (name, value) != ("precision", "auto")}
+    asked = {name: value for name, value in user_options.items() if (name, value) != ("precision", "auto")}
     check_same_settings(asked, saved)
     return Settings.from_dict({**saved.as_dict(), **asked})
 
 
 def _check_same_data(folder: RunFolder, source: ImageSource) -> None:
-    """Refuse to go on with other images."""
+    """Refuse to resume with other images."""
     before = folder.read_config()["data"]
     if before["fingerprint"] != fingerprint(source):
         raise InputError(
@@ -181,7 +228,7 @@ def _check_same_data(folder: RunFolder, source: ImageSource) -> None:
 
 
 def _what_changed(folder: RunFolder, source: ImageSource) -> str:
-    """Which names came or went, where the run has come far enough to have written a table of them."""
+    """Return which names were added or removed, once the run has written a table of them."""
     table = next(iter(sorted(folder.assignments.glob("*.parquet"))), None)
     if table is None:
         return ", or their names have changed"
@@ -200,10 +247,10 @@ def _take_unreadable(folder: RunFolder, loader: Loader) -> None:
 
 
 def _saved_state(folder: RunFolder, settings: Settings, n_images: int) -> dict[str, Any]:
-    """The run's last checkpoint, which must be of this run and not beyond its epochs; of its rows those of this rank."""
+    """Return the last checkpoint with the rows of this rank. It must be of this run and not beyond its epochs."""
     state = load_checkpoint(folder.last)
-    state["rows"], state["parts"] = folder.read_rows(state, my_part(n_images)), folder.read_parts(state)
-    others = differing_settings(state["settings"], settings)
+    state["rows"] = folder.read_rows(state, folder.ranks.part(n_images))
+    others = differing_settings(Settings.from_saved(state["settings"]).as_dict(), settings)
     if others:
         raise InputError(f"{folder.last} is the checkpoint of another run: {'; '.join(others)}")
     epoch, begun = state["epoch"], state["labelled"]

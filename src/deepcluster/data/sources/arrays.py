@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.storage import file_stamp
+from deepcluster.data.storage import check_regular, file_stamp
 
 _IMAGE_KEYS: Final = ("images", "x", "data", "arr_0", "x_train")
 _LABEL_KEYS: Final = ("labels", "y", "y_train")
@@ -60,6 +60,7 @@ class ArraySource(ImageSource):
 def _read_arrays(file: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return the arrays of images and of labels that `file` holds."""
     try:
+        check_regular(file)
         if file.suffix.lower() == ".npy":
             return np.load(file, mmap_mode="r", allow_pickle=False), None
         with np.load(file, allow_pickle=False) as arrays:

@@ -15,7 +15,7 @@ from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.data.storage import file_stamp
+from deepcluster.data.storage import check_regular, file_stamp
 from deepcluster.data.storage.addresses import is_address, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.retries import Patience
@@ -50,9 +50,11 @@ class FileSource(ImageSource):
         return self._root / self._paths[index]
 
     def read(self, index: int) -> bytes:
+        path = f"{self._root}/{self._paths[index]}"
         try:
+            check_regular(path)
             # A third less time than `Path.read_bytes`: 8 instead of 11 microseconds for a small file in memory.
-            with open(f"{self._root}/{self._paths[index]}", "rb", buffering=0) as file:  # noqa: PTH123
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
                 return file.read()
         except OSError as error:
             raise UnreadableImage((error.strerror or str(error)).lower()) from error
@@ -132,6 +134,7 @@ def _cell(row: list[str], column: int | None) -> str:
 
 def _read_text(file: Path) -> str:
     try:
+        check_regular(file)
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} can't be read as UTF-8 text: {error}") from error

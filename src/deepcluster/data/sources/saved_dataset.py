@@ -32,7 +32,7 @@ from deepcluster.data.sources.tables import (
     same_columns,
     written_anew,
 )
-from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage import LocalFile, StoredFile, check_regular
 
 _STATE: Final = "state.json"
 _SPLITS: Final = "dataset_dict.json"
@@ -97,6 +97,7 @@ class SavedDataset(TableSource):
 def _json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; {} where there is none."""
     try:
+        check_regular(path)
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
@@ -117,6 +118,7 @@ def _open_split(folder: Path, prefix: str) -> list[_SavedTable]:
             f"{folder / _STATE} is missing or damaged, so that the saved dataset can't be opened; save it again"
         )
     try:
+        check_regular(folder / "dataset_info.json")
         features = features_in((folder / "dataset_info.json").read_bytes())
     except OSError:
         features = {}

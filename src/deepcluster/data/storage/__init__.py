@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -51,11 +53,12 @@ class LocalFile(StoredFile):
         self.name = path.name if name is None else name
         self.stamp = file_stamp(path)
         if not self.stamp:
-            raise InputError(f"{path} does not exist, or is no file")
+            raise InputError(f"{path} does not exist, or is not a regular file")
         self.size = int(self.stamp.partition("-")[0])
 
     def read(self, start: int, length: int) -> bytes:
         try:
+            check_regular(self.path)
             with self.path.open("rb", buffering=0) as file:
                 file.seek(start)
                 return _read_all(file, length)
@@ -70,12 +73,22 @@ class LocalFile(StoredFile):
 
 
 def file_stamp(path: Path) -> str:
-    """Return size and time of change of a file as `10871-1732250000000000000`; "" where there is none."""
+    """Return size and time of change of a regular file as `10871-1732250000000000000`; "" where there is none."""
     try:
         status = path.stat()
     except (OSError, ValueError):
         return ""
-    return f"{status.st_size}-{status.st_mtime_ns}"
+    return f"{status.st_size}-{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else ""
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise OSError where `path` leads to a named pipe, a socket or a device: opening one may wait for ever.
+
+    Folders pass: to open one fails at once.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116 (pathlib takes twice as long)
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError("not a regular file")
 
 
 def _read_all(file: io.FileIO, length: int) -> bytes:

@@ -131,7 +131,7 @@ def _nearest(points_MP: NDArray[np.float32], check: Callable[[], None]) -> tuple
     if k < 1:
         return np.zeros((len(points_MP), 0), np.float32), np.zeros((len(points_MP), 0), np.int64)
     points = from_numpy(np.ascontiguousarray(points_MP))
-    distances, places = nearest_neighbours(points, points, k=k, exclude_self=True, on_rows=lambda _: check())
+    distances, places = nearest_neighbours(points, points, k=k, exclude_self=True, advance=lambda _: check())
     return distances.numpy(), places.numpy()
 
 

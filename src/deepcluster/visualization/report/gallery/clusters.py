@@ -183,7 +183,7 @@ def _neighbours(collection: Collection, sizes_K: NDArray[np.int64], check: Calla
     neighbours_KJ = np.full((len(sizes_K), max(0, min(MOST_NEIGHBOURS, len(meant) - 1))), -1, dtype=np.int64)
     if neighbours_KJ.shape[1]:
         rows = centroids_KP[torch.from_numpy(meant)]
-        _, found = nearest_neighbours(rows, rows, k=neighbours_KJ.shape[1], exclude_self=True, on_rows=lambda _: check())
+        _, found = nearest_neighbours(rows, rows, k=neighbours_KJ.shape[1], exclude_self=True, advance=lambda _: check())
         neighbours_KJ[meant] = meant[found.numpy()]
     return neighbours_KJ
 

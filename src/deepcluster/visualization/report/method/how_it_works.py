@@ -45,7 +45,7 @@ FILES: Mapping[str, Sequence[tuple[str, str]]] = {
     "group": (
         ("clustering/kmeans.py", "k-means"),
         ("clustering/repair.py", "fills empty clusters"),
-        ("clustering/balance.py", "clusters of nearly equal size, where a run asks for them"),
+        ("clustering/balanced.py", "clusters of nearly equal size, where a run asks for them"),
         ("clustering/pic.py", "power iteration clustering, the paper's other way"),
         ("clustering/hierarchical.py", "clusters within super-clusters, where a run asks for them"),
     ),

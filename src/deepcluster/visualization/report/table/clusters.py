@@ -5,7 +5,6 @@ N rows, B rows of a batch, D numbers of an embedding, S rows that are kept, U us
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.assignment import UNASSIGNED, member_distances
-from deepcluster.clustering.kmeans import KMeans, nearest_centroids
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.nearest import nearest_centroids
 from deepcluster.core.errors import InputError
 from deepcluster.visualization.report.table.reader import Budget, TableReader
 
@@ -98,13 +98,14 @@ def learn(reader: TableReader, held: Held, clusters: int | None, seed: int) -> T
         chosen = np.random.default_rng(seed).choice(len(usable), most, replace=False)
         usable = usable[torch.from_numpy(np.sort(chosen)).to(usable.device)]
     start = "k-means++" if n_clusters <= CAREFUL_START_CLUSTERS else "random"
-    with reader.reporter.track("clustering", 20, "iterations") as progress:
+    kmeans = KMeans(n_clusters, start=start)
+    with reader.reporter.track("clustering", kmeans.most_steps, "iterations") as progress:
 
-        def on_iteration(state: Any) -> None:
-            progress(1)
+        def advance(units: int) -> None:
+            progress(units)
             reader.check()
 
-        return KMeans(n_clusters, start=start, seed=seed).fit(held.points_SD[usable], on_iteration=on_iteration).centroids_KP
+        return kmeans.fit(held.points_SD[usable], seed=seed, advance=advance).centroids_KP
 
 
 def means(reader: TableReader, held: Held, cluster_N: NDArray[np.int64], n_clusters: int) -> Tensor:
