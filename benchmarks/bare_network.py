@@ -8,20 +8,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.core.device import Machine
-from deepcluster.models.heads import ClusterHead
+from deepcluster.models.heads import ClusterHead, HeadLoss
 from deepcluster.models.projection import CropPoints, Projection, prototype_losses
 from deepcluster.run.features import FEATURE_BATCH, make_run_trunk
 from deepcluster.run.settings import Settings
 from deepcluster.training.lars import parameter_groups
-from deepcluster.training.optim import (
-    Learner,
-    TrunkRows,
-    descend,
-    head_optimizer,
-    make_optimizer,
-    prepared,
-    trunk_optimizer,
-)
+from deepcluster.training.optim import Optimizers, head_optimizer, make_optimizer, trunk_optimizer
+
+
+def has_feature_pass(settings: Settings) -> bool:
+    """Return True if a run extracts the features of all images before each clustering."""
+    return settings.method == "deepcluster" or settings.look_again
 
 
 class BareNetwork:
@@ -35,24 +32,28 @@ class BareNetwork:
         self.images_BCHW = self._random(max(self.feature_batch, settings.batch_size), settings.image_size)
         shape = (len(settings.heads), settings.batch_size)
         self.labels_HB = torch.stack([torch.randint(count, shape[1:], device=machine.device) for count in settings.heads])
-        if self.is_v2:
-            self._make_v2()
-        else:
-            head = ClusterHead(trunk.dim, settings.n_clusters, seed=0).to(machine.device, machine.dtype)
-            optimizers = trunk_optimizer(trunk, settings, machine), head_optimizer(head, settings, machine)
-            self.network = prepared(TrunkRows(trunk, settings.cluster_stage), machine, compiled=settings.compile)
-            self.learner = Learner(self.network, head, optimizers, machine, settings.clip_gradient)
+        network = self._make_v2() if self.is_v2 else self._make_head()
+        self.network = torch.compile(network) if settings.compile else network
 
-    def _make_v2(self) -> None:
+    def _make_head(self) -> torch.nn.Module:
+        settings, machine = self.settings, self.machine
+        head = ClusterHead(self.trunk.dim, settings.n_clusters, seed=0).to(machine.device, machine.dtype)
+        optimizers = [trunk_optimizer(self.trunk, settings, machine), head_optimizer(head, settings, machine)]
+        self.optimizers = Optimizers(optimizers, settings.clip_gradient)
+        self.head_losses = HeadLoss(head)
+        return self.trunk
+
+    def _make_v2(self) -> torch.nn.Module:
         settings, machine = self.settings, self.machine
         projection = Projection(self.trunk.dim, *settings.projection, seed=0).to(machine.device, machine.dtype)
         self.points = points = CropPoints(self.trunk, projection)
-        self.network = prepared(points, machine, compiled=settings.compile)
-        groups = parameter_groups(points, settings.weight_decay)
-        self.optimizer = make_optimizer(groups, settings, machine, momentum=settings.momentum)
+        weights = parameter_groups(points, settings.weight_decay)
+        optimizer = make_optimizer(weights, settings, machine, momentum=settings.momentum)
+        self.optimizers = Optimizers([optimizer], settings.clip_gradient)
         width = settings.projection[1]
         self.prototypes = [normalize(torch.randn(count, width, device=machine.device)) for count in settings.heads]
         self.crops = [self._random(count * settings.batch_size, side) for count, side in settings.crop_groups]
+        return points
 
     def _random(self, count: int, side: int) -> Tensor:
         images_BCHW = torch.randn(count, 3, side, side, device=self.machine.device, dtype=self.machine.dtype)
@@ -72,18 +73,24 @@ class BareNetwork:
 
     def train_step(self, count: int) -> None:
         """Make a training step on all crops of `count` images, at most a batch."""
-        settings, rate = self.settings, self.settings.lr
         self.network.train()
-        if not self.is_v2:
-            images_BCHW = self.images_BCHW[:count]
-            self.learner.step(images_BCHW, self.labels_HB[0, :count], rates=(rate, rate), seed=0)
-            return
+        losses_B = self._crop_losses(count) if self.is_v2 else self._head_losses(count)
+        self.optimizers.start([self.settings.lr] * len(self.optimizers.optimizers))
+        losses_B.mean().backward()
+        self.optimizers.step()
+
+    def _head_losses(self, count: int) -> Tensor:
+        with self.machine.autocast():
+            losses_B: Tensor = self.head_losses(self.network(self.images_BCHW[:count]), self.labels_HB[0, :count])
+        return losses_B
+
+    def _crop_losses(self, count: int) -> Tensor:
+        settings = self.settings
         crops = [images[: n * count] for images, (n, _) in zip(self.crops, settings.crop_groups, strict=True)]
         with self.machine.autocast():
             points_NP = self.network(crops)
         points_VBP, labels_HB = points_NP.view(-1, count, points_NP.shape[1]), self.labels_HB[:, :count]
-        losses_B = prototype_losses(points_VBP, self.prototypes, labels_HB, temperature=settings.temperature)
-        descend(losses_B.mean(), [self.optimizer], [rate], longest_gradient=settings.clip_gradient)
+        return prototype_losses(points_VBP, self.prototypes, labels_HB, temperature=settings.temperature)
 
     def finish(self) -> None:
         """Wait until the device has finished."""

@@ -39,15 +39,15 @@ from typing import Any
 
 import sklearn.metrics  # noqa: F401 - used for the NMI in the second epoch: loading takes 2 s, once per run
 import torch
-from bare_network import BareNetwork
-from deepcluster.training.clock import STEPS
+from bare_network import BareNetwork, has_feature_pass
 from input import copied
 from plain import epoch_2018, epoch_v2
 
 from deepcluster.core.device import Machine
-from deepcluster.core.interruption import Interruption
+from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
+from deepcluster.core.work import Work
 from deepcluster.data.cache_plan import CachePlan, decoded_images
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
@@ -58,6 +58,8 @@ from deepcluster.run.settings import Settings
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
+from deepcluster.training.loop import Loop
+from deepcluster.training.metrics import STEPS
 
 _PHOTOS = {"image_size": 96, "crops": "2x96,4x48", "blur": 0.5, "reduce_to": 160}
 # As published, and as in the plain loop: memory bank, no whitening.
@@ -132,19 +134,12 @@ def our_epochs(data: Path, settings: Settings) -> Epochs:
     images = decoded_images(open_source(data), plan, reduce_to=settings.reduce_to, data=data, device=machine.device)
     make = DeepClusterV2 if settings.method == "deepcluster-v2" else DeepCluster
     with closing(Loader(images, workers=settings.workers or 0, device=machine.device)) as loader:
-        method = make(
-            make_run_trunk(settings),
-            loader,
-            settings,
-            machine,
-            reporter=Reporter(quiet=True),
-            interruption=Interruption(),
-            save=lambda: None,
-        )
+        method = make(make_run_trunk(settings), loader, settings, machine, Work(Reporter(quiet=True)))
+        loop = Loop(method)
         warm_up(method.trunk, settings, machine)
         epochs = {}
         for name in ("first", "second"):
-            before, metrics = cpu_seconds(), method.run_epoch()
+            before, metrics = cpu_seconds(), loop.run_epoch()
             cost = {"cpu": cpu_seconds() - before, "data_wait_share": metrics["data_wait_share"]}
             epochs[f"ours {machine.precision}, {name} epoch"] = {**metrics["seconds"], **cost}
     return epochs
@@ -154,8 +149,8 @@ def bare_epoch(data: Path, settings: Settings) -> Epochs:
     """Run the feature batches, if the method has a feature pass, and training steps of an epoch, without images."""
     machine, n_images = Machine.choose(settings.device, settings.precision), len(open_source(data))
     network = BareNetwork(settings, machine)
-    batches = batch_sizes(n_images, network.feature_batch) if settings.looks_again else []
-    steps = [part.stop - part.start for part in even_batches(n_images, settings.batch_size)]
+    batches = batch_sizes(n_images, network.feature_batch) if has_feature_pass(settings) else []
+    steps = [part.stop - part.start for part in even_batches(n_images, settings.batch_size, ONE_PROCESS)]
     # Kernels are built for each batch size, once per run.
     for count in sorted(set(batches)):
         network.extract(count)

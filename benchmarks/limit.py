@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = RunFolder(arguments.run)
     config, metrics = folder.read_config(), folder.read_metrics()
-    settings = Settings.from_dict(config["settings"])
+    settings = Settings.from_saved(config["settings"])
     machine = Machine.choose(settings.device, settings.precision)
     limit = bare_rates(settings, machine, arguments.repeats)
     print(f"{settings.arch} at {settings.image_size} px, batch {settings.batch_size}, {machine.describe()}")

@@ -88,7 +88,7 @@ def job_of(settings: Settings, images: int, ranks: int) -> Job:
         iterations=settings.kmeans_iterations,
         super_clusters=settings.super_clusters,
         hidden=settings.projection[0],
-        look_again=v2 and settings.looks_again,
+        look_again=v2 and settings.look_again,
         whitened=min(settings.pca, settings.projection[1]) if v2 and settings.whiten else 0,
         number_bytes=4 if settings.precision == "fp32" else 2,
     )
