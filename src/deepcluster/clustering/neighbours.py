@@ -234,6 +234,8 @@ class _Search:
 
     def run(self, on_rows: Callable[[int], None]) -> None:
         """Let all queries meet all rows."""
+        if not len(self.queries_MP):
+            return
         centre = _centre(self.rows_NP)
         sample_S = _sample(len(self.rows_NP), self.k, self.rows_NP.device)
         sample = self._quickest(centre, sample_S)
