@@ -203,7 +203,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     between = stream.tell()
     assert "is cut off" in told(whole[:between])  # after the first of five batches
     path.unlink()
-    assert complaint(tmp_path) == f"{path} does not exist, or is no file"
+    assert complaint(tmp_path) == f"{path} does not exist, or is not a regular file"
     save(tmp_path, rows_of(0, 0))
     assert complaint(tmp_path) == f"{tmp_path} is a saved dataset without rows, and so without images"
     save(tmp_path, rows_of(0, 2).drop_columns("image"))
