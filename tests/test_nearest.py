@@ -242,7 +242,7 @@ def fused_search(data: Case, labels_N: Tensor | None = None) -> Nearest:
     search.use(data.centroids_KP)
     if labels_N is None:
         return search.search()
-    return search.search(None, None, labels_N, search.distances(slice(None), labels_N))
+    return search.search(None, None, labels_N, search.squared_distances(slice(None), labels_N))
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -275,7 +275,7 @@ def test_the_fused_path_where_all_points_are_contested() -> None:
     search.use(data.centroids_KP)
     found, plain = search.search(), data.search(torch.bfloat16).search()
     assert torch.equal(found.labels_R, plain.labels_R)
-    assert torch.equal(found.distances_R, plain.distances_R)
+    assert torch.equal(found.squared_R, plain.squared_R)
     check(fused_search(data, data.known("worst")), data)
 
 
@@ -291,7 +291,7 @@ def test_no_rows(best_two: module.BestTwo | None) -> None:
         for known in (None, (none, torch.empty(0))):
             part = module._Columns(search, None, torch.bfloat16).search(none, known)
             assert part is not None
-            assert len(part.labels_R) == len(part.distances_R) == len(part.others_R) == 0
+            assert len(part.labels_R) == len(part.squared_R) == len(part.others_R) == 0
 
 
 # Some of the rows, some of the centroids

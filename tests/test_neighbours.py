@@ -249,9 +249,7 @@ def test_a_gpu_finds_the_same() -> None:
     assert (indices_MK.cpu() == order).double().mean() > 0.9999
 
 
-@pytest.mark.parametrize("kinds", [[torch.float32], [torch.bfloat16, torch.float32]])
-def test_no_queries_have_no_neighbours(kinds: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where products are judged by the first queries, as on CUDA."""
-    monkeypatch.setattr(module, "_kinds", lambda device, n_components: kinds)
-    distances_MK, indices_MK = nearest_neighbours(torch.empty(0, 16), torch.randn(50, 16), k=3)
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_no_queries_have_no_neighbours(metric: Metric) -> None:
+    distances_MK, indices_MK = nearest_neighbours(torch.empty(0, 16), torch.randn(50, 16), k=3, metric=metric)
     assert distances_MK.shape == indices_MK.shape == (0, 3)
