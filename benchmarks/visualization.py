@@ -28,10 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
 from deepcluster.run.model import Model, loaded
-from deepcluster.visualization.filters.ascent import Ascent, new_ascent
+from deepcluster.visualization.filters.ascent import Ascent, Settings, default_batch_size, settings_of
 from deepcluster.visualization.filters.responses import Responses
-from deepcluster.visualization.filters.settings import Settings, settings_of
-from deepcluster.visualization.filters.show import usual_batch_size
 from deepcluster.visualization.options import FilterOptions
 
 
@@ -59,9 +57,9 @@ def climb(filters: Responses, settings: Settings, channels: Sequence[int], size:
     """Run the ascents of these filters to the end, `size` at once, and return them."""
     done = []
     for first in range(0, len(channels), size):
-        ascent = new_ascent(filters, settings, channels[first : first + size])
-        while ascent.done < settings.steps:
-            ascent.advance()
+        ascent = Ascent(filters, settings, channels[first : first + size])
+        for _ in ascent.steps():
+            pass
         done.append(ascent)
     synchronise(filters.machine)
     return done
@@ -69,15 +67,15 @@ def climb(filters: Responses, settings: Settings, channels: Sequence[int], size:
 
 def step_flops(filters: Responses, settings: Settings) -> int:
     """Return the operations of the network in a step of one picture, forward and backward."""
-    ascent = new_ascent(filters, settings, [0])
+    ascent = Ascent(filters, settings, [0])
     with FlopCounterMode(display=False) as counter:
-        ascent.advance()
+        next(ascent.steps())
     return int(counter.get_total_flops())
 
 
 def compare(filters: Responses, settings: Settings, count: int, repeats: int, speed: float, *, profile: bool) -> None:
     """Print one line of the table."""
-    channels, size = list(range(min(count, filters.n_channels))), usual_batch_size(filters)
+    channels, size = list(range(min(count, filters.n_channels))), default_batch_size(filters)
     climb(filters, settings, channels[:2], 2)  # warms up
     ways: dict[str, Callable[[], Any]] = {
         "batch": lambda: climb(filters, settings, channels, size),

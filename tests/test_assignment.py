@@ -1,5 +1,6 @@
 """What can be said of an assignment, against scikit-learn and by hand; images drawn evenly over clusters; the table."""
 
+from dataclasses import replace
 from itertools import permutations
 from math import dist, exp, log
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from thread_ranks import on_ranks
 from torch import Tensor
 
 from deepcluster.clustering import assignment as module
@@ -22,7 +24,9 @@ from deepcluster.clustering.assignment import (
     draw_uniform,
     member_distances,
 )
+from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import InputError
+from deepcluster.run.folder import save_assignment
 
 
 def assignment_of(labels: list[int] | Tensor, n_clusters: int | None = None) -> Assignment:
@@ -274,14 +278,29 @@ def test_means_and_distances_of_members() -> None:
     torch.testing.assert_close(means_KP, torch.tensor([[11 / 3, 3.0], [0.0, 0.0], [5.0, 5.0], [0.0, 0.0]]))
     expected = [dist(point, means_KP[label].tolist()) for point, label in zip(points_NP.tolist(), labels_N, strict=True)]
     torch.testing.assert_close(member_distances(points_NP, labels_N, means_KP), torch.tensor(expected))
-    doubled_KP = cluster_means(points_NP, labels_N, 4, all_reduce=lambda value: value * 2)
-    torch.testing.assert_close(doubled_KP, means_KP)
+
+    def work(rows: slice, ranks: Ranks) -> Tensor:
+        return cluster_means(points_NP[rows], labels_N[rows], 4, ranks=ranks)
+
+    for found_KP in on_ranks([slice(0, 1), slice(1, 1), slice(1, 4)], work):
+        torch.testing.assert_close(found_KP, means_KP)
 
 
-def test_over_rows_leaves_out_what_was_not_seen() -> None:
-    seen_N = torch.tensor([True, False, True])
-    assignment = Assignment.over_rows(
-        seen_N, torch.tensor([1, 0]), torch.tensor([0.5, 2.0]), torch.zeros(2, 3), remark="why"
+def test_over_ranks_gathers_the_images_of_all() -> None:
+    whole = assignment_of([1, -1, 0, 1, 2])
+
+    def work(rows: slice, ranks: Ranks) -> Assignment:
+        return replace(whole, labels_N=whole.labels_N[rows], distances_N=whole.distances_N[rows]).over_ranks(ranks)
+
+    for found in on_ranks([slice(0, 2), slice(2, 2), slice(2, 5)], work):
+        assert torch.equal(found.labels_N, whole.labels_N)
+        assert torch.equal(found.distances_N.nan_to_num(-1), whole.distances_N.nan_to_num(-1))
+
+
+def test_rows_that_are_not_finite_are_unassigned() -> None:
+    finite_N = torch.tensor([True, False, True])
+    assignment = Assignment.from_finite(
+        finite_N, torch.tensor([1, 0]), torch.tensor([0.5, 2.0]), torch.zeros(2, 3), remark="why"
     )
     assert assignment.labels_N.tolist() == [1, -1, 0]
     torch.testing.assert_close(assignment.distances_N, torch.tensor([0.5, torch.nan, 2.0]), equal_nan=True)
@@ -326,9 +345,9 @@ def test_matching_only_renumbers(data: st.DataObject, n_previous: int) -> None:
     matched = assignment.matched_to(assignment_of(before, n_previous))
     old_number_K = matched.centroids_KP[:, 0].long()
     assert sorted(old_number_K.tolist()) == list(range(8))
-    seen_N = assignment.labels_N >= 0
-    assert torch.equal(old_number_K[matched.labels_N[seen_N]], assignment.labels_N[seen_N])
-    assert torch.equal(matched.labels_N >= 0, seen_N)
+    finite_N = assignment.labels_N >= 0
+    assert torch.equal(old_number_K[matched.labels_N[finite_N]], assignment.labels_N[finite_N])
+    assert torch.equal(matched.labels_N >= 0, finite_N)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -401,7 +420,7 @@ def test_sizes_and_inertia() -> None:
 def test_save_writes_one_row_an_image(tmp_path: Path) -> None:
     names = ["b/ü 1.jpg", "a.png", "part-0.tar::000.jpg", "c.jpg"]
     assignment = assignment_of([1, -1, 0, 1])
-    assignment.save(tmp_path / "epoch-0001.parquet", names)
+    save_assignment(tmp_path / "epoch-0001.parquet", names, assignment)
     table = pq.read_table(tmp_path / "epoch-0001.parquet")
     assert table.schema.names == ["name", "cluster", "distance"]
     assert table.schema.types == [pa.string(), pa.int64(), pa.float32()]
@@ -413,12 +432,12 @@ def test_save_writes_one_row_an_image(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_leaves_the_old_table(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    assignment_of([0, 1]).save(path, ["x", "y"])
+    save_assignment(path, ["x", "y"], assignment_of([0, 1]))
     before = path.read_bytes()
     with pytest.raises(pa.ArrowInvalid):
-        assignment_of([0, 1]).save(path, ["x"])
+        save_assignment(path, ["x"], assignment_of([0, 1]))
     assert path.read_bytes() == before
-    assignment_of([1, 0]).save(path, ["x", "y"])
+    save_assignment(path, ["x", "y"], assignment_of([1, 0]))
     assert pq.read_table(path)["cluster"].to_pylist() == [1, 0]
     assert list(tmp_path.iterdir()) == [path]
 

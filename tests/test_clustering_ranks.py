@@ -11,18 +11,15 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.kmeans import KMeans, LloydState
-from deepcluster.core.distributed import all_reduce
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.core.distributed import TorchRanks
 from deepcluster.core.errors import InputError
 
 N, CLUSTERS = 600, 30
-# Numbers of each rank's points; rows 400 to 402 are not finite.
+# Where the rows of each rank begin and end; rows 400 to 402 are not finite.
 SHARES = {
-    2: {"uneven": [range(130), range(130, N)], "no rows on the first": [range(0), range(N)]},
-    4: {
-        "one without rows, one without finite ones": [range(400), range(400, 403), range(0), range(403, N)],
-        "dealt in turn": [range(rank, N, 4) for rank in range(4)],
-    },
+    2: {"uneven": [0, 130, N], "no rows on the first": [0, 0, N]},
+    4: {"one without rows, one without finite ones": [0, 400, 403, 403, N], "even": [0, 150, 300, 450, N]},
 }
 FITS: dict[str, dict[str, Any]] = {
     "random": {"start": "random", "iterations": 12},
@@ -59,22 +56,13 @@ def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
     found: dict[tuple[str, str], Assignment] = {}
-    for shares, numbers in SHARES[world].items():
-        numbers_N = torch.tensor(numbers[rank], dtype=torch.int64)
-        mine_NP = points()[numbers_N]
+    for shares, bounds in SHARES[world].items():
+        own_NP = points()[bounds[rank] : bounds[rank + 1]]
         for name, settings in FITS.items():
-            kmeans = KMeans(CLUSTERS, seed=3, all_reduce=all_reduce, **settings)
-            found[shares, name] = kmeans.fit(mine_NP, numbers_N=numbers_N, start_KP=start(name))
-        states: list[LloydState] = []
-        kmeans = KMeans(CLUSTERS, seed=3, iterations=12, all_reduce=all_reduce)
-        kmeans.fit(mine_NP, numbers_N=numbers_N, on_iteration=states.append)
-        found[shares, "resumed"] = kmeans.fit(mine_NP, numbers_N=numbers_N, resume=states[4])
+            kmeans = KMeans(CLUSTERS, **settings)
+            found[shares, name] = kmeans.fit(own_NP, start_KP=start(name), seed=3, ranks=TorchRanks())
         with pytest.raises(InputError, match=f"clusters={N} .* {N - 5} points"):
-            KMeans(N, all_reduce=all_reduce).fit(mine_NP, numbers_N=numbers_N)
-    with pytest.raises(InputError, match="rows of two ranks have the same"):
-        KMeans(3, all_reduce=all_reduce).fit(points())
-    with pytest.raises(InputError, match="one a row"):
-        KMeans(3, all_reduce=all_reduce).fit(points(), numbers_N=torch.arange(N) // (1 + rank))
+            KMeans(N).fit(own_NP, ranks=TorchRanks())
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -89,16 +77,14 @@ def ranks(
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-@pytest.mark.parametrize("name", [*FITS, "resumed"])
+@pytest.mark.parametrize("name", FITS)
 def test_ranks_find_what_one_process_finds(name: str, ranks: list[dict[tuple[str, str], Assignment]]) -> None:
-    settings = FITS["random" if name == "resumed" else name]
-    expected = KMeans(CLUSTERS, seed=3, **settings).fit(points(), start_KP=start(name))
+    expected = KMeans(CLUSTERS, **FITS[name]).fit(points(), start_KP=start(name), seed=3)
     assert expected.n_repaired > 0 or not name.startswith("many become empty")
-    for shares, numbers in SHARES[len(ranks)].items():
+    for shares in SHARES[len(ranks)]:
         found = [rank[shares, name] for rank in ranks]
-        order_N = torch.tensor([number for some in numbers for number in some]).argsort()
-        assert torch.equal(torch.cat([assignment.labels_N for assignment in found])[order_N], expected.labels_N)
-        distances_N = torch.cat([assignment.distances_N for assignment in found])[order_N]
+        assert torch.equal(torch.cat([assignment.labels_N for assignment in found]), expected.labels_N)
+        distances_N = torch.cat([assignment.distances_N for assignment in found])
         assert torch.equal(distances_N.nan_to_num(-1), expected.distances_N.nan_to_num(-1))
         for assignment in found:
             assert torch.equal(assignment.centroids_KP, expected.centroids_KP)

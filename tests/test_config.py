@@ -19,10 +19,10 @@ from click.testing import CliRunner
 import deepcluster
 from deepcluster.cli import main
 from deepcluster.cli.options import with_settings
-from deepcluster.core.errors import InputError
 from deepcluster.core import options
+from deepcluster.core.errors import InputError
 from deepcluster.core.options import coerce, flag, parts_of, plain_type
-from deepcluster.models.trunk import ARCHITECTURES
+from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.run import settings as config
 from deepcluster.run.recipes import RECIPES
 from deepcluster.run.settings import REMOVED, Settings, size_in_bytes
@@ -276,7 +276,12 @@ class WithOneMore(Settings):
 def test_an_option_is_defined_in_one_place() -> None:
     """Command line, help, bounds, method, saved settings: all are derived from the field."""
     V2: dict[str, Any] = {"method": "deepcluster-v2"}
-    command = with_settings(WithOneMore)(click.Command("train", callback=lambda **options: options, params=[]))
+
+    @click.command()
+    @with_settings(WithOneMore)
+    def command(**options: Any) -> dict[str, Any]:
+        return options
+
     given = CliRunner().invoke(command, ["--sharpness", "0.25"], standalone_mode=False).return_value
     assert {name: value for name, value in given.items() if value is not None} == {"sharpness": 0.25}
     assert "how sharp  [0.5]" in CliRunner().invoke(command, ["--help"]).output

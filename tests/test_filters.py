@@ -1,7 +1,6 @@
 """Pictures of filters: what they excite, each step against plain arithmetic, and the folder they are kept in."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,24 @@ from torch import nn
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
+from deepcluster.core.work import Work
+from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.models.convnets import ConvNet
-from deepcluster.models.trunk import ARCHITECTURES, IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk, make_trunk
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
 from deepcluster.run.model import Model
-from deepcluster.visualization.filters import ascent as ascents
-from deepcluster.visualization.filters import show
-from deepcluster.visualization.filters.ascent import Ascent, jittered, new_ascent
+from deepcluster.visualization.filters.ascent import (
+    Ascent,
+    Settings,
+    default_batch_size,
+    filter_pictures,
+    jitter,
+    jittered,
+    settings_of,
+)
+from deepcluster.visualization.filters.command import show_filters
 from deepcluster.visualization.filters.parametrisation import Pixels, Waves, blur, generator_of, photo_colours, random_images
 from deepcluster.visualization.filters.responses import Responses, mean_scores, own_means
-from deepcluster.visualization.filters.settings import Settings, settings_of
-from deepcluster.visualization.filters.show import filter_pictures, show_filters
 from deepcluster.visualization.options import FilterOptions
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +44,7 @@ SIZES = {"alexnet": 64, "vgg16": 32, "resnet18": 32, "resnet50": 32}
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Model:
+def model(tmp_path: Path) -> Model:
     return make_model(tmp_path / "cache")
 
 
@@ -59,15 +66,15 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 class StopAfter(Interruption):
-    """Asks to stop at the n-th look."""
+    """Requests a stop after `checks` checks."""
 
-    def __init__(self, looks: int) -> None:
-        super().__init__(advice="the same command goes on")
-        self.looks = looks
+    def __init__(self, checks: int) -> None:
+        super().__init__(advice="the same command continues")
+        self.left = checks
 
     def check(self, save: Any = None) -> None:
-        self.looks -= 1
-        if self.looks < 0:
+        self.left -= 1
+        if self.left < 0:
             self.requested = "SIGINT"
         super().check(save)
 
@@ -95,10 +102,9 @@ def test_filters_answer_far_more_to_their_pictures_than_to_random_images(model: 
 
 def test_the_published_aim_sets_a_filter_apart_from_the_others(model: Model) -> None:
     filters = responses(model, "conv5")
-    ascent = new_ascent(filters, settings(objective="published", steps=60), [3, 200])
+    ascent = Ascent(filters, settings(objective="published", steps=60), [3, 200])
     before_BC = filters.means(ascent.form.inputs(ascent.parameters)).softmax(dim=1)
-    for _ in range(60):
-        ascent.advance()
+    assert len(list(ascent.steps())) == 60
     after_BC = filters.means(ascent.form.inputs(ascent.parameters)).softmax(dim=1)
     assert (after_BC[[0, 1], [3, 200]] > 3 * before_BC[[0, 1], [3, 200]]).all()
     assert after_BC.argmax(dim=1).tolist() == [3, 200]
@@ -118,7 +124,7 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch(model: Model, obje
 def test_starts_depend_on_seed_stage_and_channel(model: Model, objective: str) -> None:
     def start(stage: str, channel: int, seed: int) -> torch.Tensor:
         wanted = settings(objective=objective, seed=seed)
-        return new_ascent(responses(model, stage), wanted, [channel]).parameters.detach()
+        return Ascent(responses(model, stage), wanted, [channel]).parameters.detach()
 
     first = start("conv1", 0, 31)
     assert torch.equal(first, start("conv1", 0, 31))
@@ -176,12 +182,11 @@ def test_a_published_step_is_that_of_plain_arithmetic(model: Model) -> None:
     # Weight decay and blur are large, that they are seen.
     wanted = settings(objective="published", weight_decay=0.02, sigma=0.8, blur_every=3, lr=2.0)
     filters, channels = responses(model, "conv2"), [4, 90, 11]
-    ascent = new_ascent(filters, wanted, channels)
+    ascent = Ascent(filters, wanted, channels)
     trunk = model.copy_of_trunk().double()
     assert isinstance(trunk, ConvNet)
     expected = ascent.parameters.detach().double().numpy().copy()
-    for step in range(5):
-        ascent.advance()
+    for step, _ in zip(range(5), ascent.steps(), strict=False):
         expected = np.stack(
             [softmax_step(trunk, one, channel, 2.0, 0.02) for one, channel in zip(expected, channels, strict=True)]
         )
@@ -245,11 +250,11 @@ def test_jitter_moves_turns_and_zooms() -> None:
     torch.testing.assert_close(jittered(images_BCHW, np.array([2.2, -0.9, 0, 1.0])), moved_BCHW, atol=1e-5, rtol=0)
     turned_BCHW = jittered(images_BCHW, np.array([0, 0, np.pi / 2, 1.0]))
     torch.testing.assert_close(turned_BCHW.rot90(-1, (2, 3)), images_BCHW, atol=1e-4, rtol=0)
-    draws_S4 = ascents._jitter(settings(96, steps=500), "conv1")
+    draws_S4 = jitter(settings(96, steps=500), "conv1")
     assert np.abs(draws_S4[:, :2]).max() <= 6
     assert np.abs(draws_S4[:, 2]).max() <= 0.1
     assert np.abs(draws_S4[:, 3] - 1).max() <= 0.1
-    np.testing.assert_array_equal(draws_S4[:9], ascents._jitter(settings(96, steps=9), "conv1"))
+    np.testing.assert_array_equal(draws_S4[:9], jitter(settings(96, steps=9), "conv1"))
 
 
 # Filters that are shut
@@ -271,7 +276,7 @@ def test_a_shut_filter_is_opened(model: Model, objective: str) -> None:
     assert maps.before_BCHW is not None
     # Lower than random images ever bring it: the gradient through its ReLU is zero at the start.
     shut(trunk, 5, -1.05 * float(maps.before_BCHW[:, 5].max()), 1.0)
-    ascent = new_ascent(filters, settings(objective=objective, steps=80), [5, 6])
+    ascent = Ascent(filters, settings(objective=objective, steps=80), [5, 6])
     start = filters(ascent.form.inputs(ascent.parameters))
     assert start.before_BCHW is not None
     assert float(start.after_BCHW[0, 5].detach().max()) == 0
@@ -279,8 +284,7 @@ def test_a_shut_filter_is_opened(model: Model, objective: str) -> None:
     before_BC, after_BC = (one.detach().mean(dim=(2, 3)) for one in (start.before_BCHW, start.after_BCHW))
     torch.testing.assert_close(mean_scores(start, [5, 6]).detach(), torch.stack([before_BC[0], after_BC[1]]))
     torch.testing.assert_close(own_means(start, [5, 6]).detach(), torch.stack([before_BC[0, 5], after_BC[1, 6]]))
-    for _ in range(80):
-        ascent.advance()
+    assert len(list(ascent.steps())) == 80
     assert float(ascent.activations()[0]) > 0
 
 
@@ -292,12 +296,11 @@ def test_a_dead_filter_is_told_and_the_others_are_not_harmed(
     shut(one.trunk, 1, -1.0, 0.0)  # gives nothing, ever
     shut(one.trunk, 2, 1.0, 0.0)  # gives one number, whatever it sees
     options = FilterOptions(stage="conv2", channels="0-3", objective=objective, steps=20)
-    (found,) = show_filters(one, options, tmp_path / "out")
-    assert found.dead == (1, 2)
-    channels = facts(found.folder)["channels"]
+    (grid,) = show_filters(one, options, tmp_path / "out")
+    channels = facts(grid.parent)["channels"]
     assert [about["dead"] for about in channels.values()] == [False, True, True, False]
     assert channels["1"] == {"activation": 0.0, "random_images": 0.0, "dead": True}
-    assert "conv2: 2 filters answer to nothing that was tried (1, 2)" in capsys.readouterr().err
+    assert "conv2: no picture excites 2 filters (1, 2)" in capsys.readouterr().err
     assert all(np.isfinite(about["activation"]) for about in channels.values())
 
 
@@ -314,65 +317,75 @@ def test_the_trunk_is_left_as_it_was(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_folder_for_each_stage(model: Model, tmp_path: Path) -> None:
-    found = show_filters(model, FilterOptions(stage="all", channels="0-2,95", steps=1), tmp_path / "out")
-    assert [one.stage for one in found] == list(model.trunk.stages)
-    for one in found:
-        assert one.folder == tmp_path / "out" / one.stage
+    grids = show_filters(model, FilterOptions(stage="all", channels="0-2,95", steps=1), tmp_path / "out")
+    assert grids == [tmp_path / "out" / stage / "grid.png" for stage in model.trunk.stages]
+    for stage, grid in zip(model.trunk.stages, grids, strict=True):
         names = {"0000.png", "0001.png", "0002.png", "0095.png", "filters.json", "grid.png"}
-        assert set(pictures_in(one.folder)) == names
-        about = facts(one.folder)
-        assert about["stage"] == one.stage
+        assert set(pictures_in(grid.parent)) == names
+        about = facts(grid.parent)
+        assert about["stage"] == stage
         assert (about["objective"], about["steps"], about["lr"], about["image_size"]) == ("fourier", 1, 0.05, 16)
         assert (about["model"], about["weights"]) == (model.name, model.weights)
         assert list(about["channels"]) == ["0", "1", "2", "95"]
-        # Pictures of 16 px are enlarged to 96 in the grid, two a line.
-        with Image.open(one.grid) as grid:
-            assert grid.width == 2 + 2 * 98
+        # Pictures of 16 px are enlarged to 96 in the grid, two per row.
+        with Image.open(grid) as opened:
+            assert opened.width == 2 + 2 * 98
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("looks", [0, 3, 6, 9])
-def test_a_stop_changes_nothing(tmp_path: Path, objective: str, looks: int) -> None:
-    options = FilterOptions(stage="conv3", channels="0-4", objective=objective, steps=5, batch_size=2)
-    show_filters(make_model(tmp_path / "cache"), options, tmp_path / "whole")
-    stopped = make_model(tmp_path / "other", interruption=StopAfter(looks))
-    with pytest.raises(Interrupted, match="the same command goes on"):
-        show_filters(stopped, options, tmp_path / "stopped")
-    assert len(list((tmp_path / "stopped").rglob("0*.png"))) == looks // 5 * 2
-    show_filters(make_model(tmp_path / "other"), options, tmp_path / "stopped")
-    assert pictures_in(tmp_path / "stopped") == pictures_in(tmp_path / "whole")
-    assert not list((tmp_path / "other" / "unfinished").iterdir())
+@pytest.mark.parametrize("checks", [0, 8, 14, 15, 29])
+def test_a_stop_keeps_finished_stages_and_nothing_else(tmp_path: Path, objective: str, checks: int) -> None:
+    # Two stages, 3 batches each, 5 steps each.
+    options = FilterOptions(stage="conv2,conv3", channels="0-4", objective=objective, steps=5, batch_size=2)
+    stopped, out = make_model(tmp_path / "cache", interruption=StopAfter(checks)), tmp_path / "stopped"
+    with pytest.raises(Interrupted, match="the same command continues"):
+        show_filters(stopped, options, out)
+    kept = pictures_in(out) if out.exists() else {}
+    grids = show_filters(make_model(tmp_path / "cache"), options, tmp_path / "whole")
+    assert kept == (pictures_in(grids[0].parent) if checks >= 15 else {})
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    show_filters(make_model(tmp_path / "cache"), options, out)
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    for stage in ("conv2", "conv3"):
+        assert pictures_in(out / stage) == pictures_in(tmp_path / "whole" / stage)
+    # With other settings, a stop leaves the pictures that were there.
+    before = pictures_in(out)
+    with pytest.raises(Interrupted):
+        show_filters(make_model(tmp_path, interruption=StopAfter(min(checks, 14))), replace(options, seed=1), out)
+    assert pictures_in(out) == before
 
 
-def test_what_is_there_is_not_made_again(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_stage_is_not_computed_again(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = FilterOptions(stage="conv3", channels="0-2", steps=1)
-    talking = replace(model, reporter=Reporter())
-    (found,) = show_filters(talking, options, tmp_path)
-    first = pictures_in(found.folder)
-    made: list[Sequence[int]] = []
-    original = show.new_ascent
-
-    def noted(filters: Responses, wanted: Settings, channels: Sequence[int]) -> Ascent:
-        made.append(tuple(channels))
-        return original(filters, wanted, channels)
-
-    monkeypatch.setattr(show, "new_ascent", noted)
+    talking = replace(model, work=Work(Reporter()))
+    folder = show_filters(talking, options, tmp_path)[0].parent
+    first, there = pictures_in(folder), "the pictures of this model and these settings are already there"
+    assert there not in capsys.readouterr().out
     show_filters(talking, options, tmp_path)
-    assert "the pictures are there already" in capsys.readouterr().out
-    assert pictures_in(found.folder) == first
-    # More channels are put beside them; one that is missing is made again.
-    (found.folder / "0001.png").unlink()
-    show_filters(talking, replace(options, channels="1,2,7"), tmp_path)
-    assert made == [(1, 7)]
-    assert list(facts(found.folder)["channels"]) == ["0", "1", "2", "7"]
-    assert pictures_in(found.folder)["0001.png"] == first["0001.png"]
-    # With other settings nothing that was made before stays.
-    (found.folder / "mine.png").write_bytes(b"")
+    assert there in capsys.readouterr().out
+    assert pictures_in(folder) == first
+    for missing in ("0001.png", "grid.png"):
+        (folder / missing).unlink()
+        show_filters(talking, options, tmp_path)
+        assert there not in capsys.readouterr().out
+        assert pictures_in(folder) == first
+    # Other filters or settings replace all pictures; other files stay.
+    (folder / "mine.png").write_bytes(b"")
+    show_filters(talking, replace(options, channels="1,7"), tmp_path)
+    assert set(pictures_in(folder)) == {"0001.png", "0007.png", "filters.json", "grid.png", "mine.png"}
+    assert pictures_in(folder)["0001.png"] == first["0001.png"]
     show_filters(talking, replace(options, channels="1", seed=1), tmp_path)
-    assert set(pictures_in(found.folder)) == {"0001.png", "filters.json", "grid.png", "mine.png"}
-    assert pictures_in(found.folder)["0001.png"] != first["0001.png"]
+    assert set(pictures_in(folder)) == {"0001.png", "filters.json", "grid.png", "mine.png"}
+    assert pictures_in(folder)["0001.png"] != first["0001.png"]
+
+
+def test_pictures_of_version_0_1_0_are_replaced(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "conv3").mkdir()
+    old = {"stage": "conv3", "objective": "fourier", "key": "a1", "channels": {"5": {"dead": False}}}
+    (tmp_path / "conv3" / "filters.json").write_text(json.dumps(old))
+    (tmp_path / "conv3" / "0005.png").write_bytes(b"old")
+    (grid,) = show_filters(model, FilterOptions(stage="conv3", channels="0", steps=1), tmp_path)
+    assert set(pictures_in(grid.parent)) == {"0000.png", "filters.json", "grid.png"}
 
 
 def test_files_of_others_are_not_overwritten(model: Model, tmp_path: Path) -> None:
@@ -415,8 +428,8 @@ def test_fully_connected_layers_fix_the_size(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--image-size 96: .*no features of images of 96 px.*made for 64 px"):
         show_filters(one, FilterOptions(stage="all", image_size=96, steps=1), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    (found,) = show_filters(one, FilterOptions(stage="conv2", channels="0", image_size=96, steps=1), tmp_path / "out")
-    with Image.open(found.folder / "0000.png") as picture:
+    (grid,) = show_filters(one, FilterOptions(stage="conv2", channels="0", image_size=96, steps=1), tmp_path / "out")
+    with Image.open(grid.parent / "0000.png") as picture:
         assert picture.size == (96, 96)
 
 
@@ -444,9 +457,9 @@ def test_batches_are_bounded_by_memory(tmp_path: Path) -> None:
     small = responses(make_model(tmp_path), "conv1")
     assert small.n_channels == 96
     # A convolution, BatchNorm and ReLU of 96 maps of 8 × 8 float32.
-    assert small.bytes_an_image == 3 * 96 * 8 * 8 * 4
-    assert show.usual_batch_size(small) == 256
-    small.bytes_an_image = 6_000_000
-    assert show.usual_batch_size(small) == (128 << 20) // 12_000_000
-    small.bytes_an_image = 10**10
-    assert show.usual_batch_size(small) == 2
+    assert small.bytes_per_image == 3 * 96 * 8 * 8 * 4
+    assert default_batch_size(small) == 256
+    small.bytes_per_image = 6_000_000
+    assert default_batch_size(small) == (128 << 20) // 12_000_000
+    small.bytes_per_image = 10**10
+    assert default_batch_size(small) == 2

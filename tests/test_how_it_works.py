@@ -29,7 +29,8 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView, Colours, TrainingView
 from deepcluster.models.heads import ClusterHead
-from deepcluster.models.trunk import make_trunk, normalise
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import normalise
 from deepcluster.run.features import image_features, make_run_trunk
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.report.collection import Collection, Past
@@ -162,7 +163,7 @@ def untrained(source: Any, arch: str, image_size: int, *, sobel: bool, clusters:
         seed=1,
     )
     points_NP = pipeline.whitening.fit_transform(features_of(source, pipeline))
-    assignment = KMeans(clusters, seed=1).fit(points_NP)
+    assignment = KMeans(clusters).fit(points_NP, seed=1)
     pipeline = replace(pipeline, centroids_KP=assignment.centroids_KP)
     return collect(source, assignment, pipeline), pipeline
 

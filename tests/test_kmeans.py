@@ -3,31 +3,29 @@
 import math
 import subprocess
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from deepcluster.clustering.reduction import alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
+from thread_ranks import on_ranks
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.clustering import kmeans as module
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.kmeans import KMeans, LloydResult, LloydState, lloyd, nearest_centroids
+from deepcluster.clustering.kmeans import KMeans, LloydResult, lloyd
+from deepcluster.clustering.nearest import nearest_centroids
 from deepcluster.clustering.repair import fill_empty, split_largest
 from deepcluster.clustering.sums import ExactSums
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
-
-AllReduce = Callable[[Tensor], Tensor]
 
 
 def blobs(n: int, dim: int, n_clusters: int, *, seed: int = 0, spread: float = 0.5) -> Tensor:
@@ -37,42 +35,11 @@ def blobs(n: int, dim: int, n_clusters: int, *, seed: int = 0, spread: float = 0
     return centres[which] + spread * torch.randn(n, dim, generator=generator)
 
 
-def on_ranks(shares: Sequence[Tensor], work: Callable[[int, Tensor, AllReduce], Any]) -> list[Any]:
-    """What `work(rank, share, all_reduce)` returns on each rank; threads stand for ranks."""
-    barrier, slots, results = threading.Barrier(len(shares), timeout=60), [torch.empty(0)] * len(shares), {}
-    errors: list[Exception] = []
-
-    def run(rank: int) -> None:
-        def all_reduce(value: Tensor) -> Tensor:
-            slots[rank] = value
-            barrier.wait()
-            total = sum(slots[1:], start=slots[0])
-            barrier.wait()
-            return total
-
-        try:
-            results[rank] = work(rank, shares[rank], all_reduce)
-        except threading.BrokenBarrierError:
-            pass  # Another rank has failed.
-        except Exception as error:
-            errors.append(error)
-            barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(shares))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return [results[rank] for rank in range(len(shares))]
-
-
 def assert_same(one: LloydResult, two: LloydResult) -> None:
     """Bit for bit."""
     assert torch.equal(one.labels_N, two.labels_N)
     assert torch.equal(one.centroids_KP, two.centroids_KP)
-    assert torch.equal(one.distances_N, two.distances_N)
+    assert torch.equal(one.squared_N, two.squared_N)
     assert one.inertia_history == two.inertia_history
     assert one.n_repaired == two.n_repaired
 
@@ -95,7 +62,7 @@ def test_four_points_by_hand() -> None:
     result = lloyd(points_NP, points_NP[[0, 2]], iterations=5)
     assert result.labels_N.tolist() == [0, 0, 1, 1]
     assert result.centroids_KP.tolist() == [[0, 1], [10, 1]]
-    assert result.distances_N.tolist() == [1, 1, 1, 1]
+    assert result.squared_N.tolist() == [1, 1, 1, 1]
     assert result.inertia_history == (8, 4)  # it ends early: the second assignment changes no label
     assert result.n_repaired == 0
 
@@ -108,7 +75,7 @@ def test_equals_a_naive_loop(iterations: int) -> None:
     assert result.labels_N.tolist() == labels.tolist()
     np.testing.assert_allclose(result.centroids_KP, centroids, atol=1e-5)
     np.testing.assert_allclose(result.inertia_history, history[: len(result.inertia_history)], rtol=1e-5)
-    np.testing.assert_allclose(result.distances_N.sum(), history[-1], rtol=1e-5)
+    np.testing.assert_allclose(result.squared_N.sum(), history[-1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 20])
@@ -202,16 +169,16 @@ def test_no_cluster_is_empty(
     assert torch.bincount(result.labels_N, minlength=n_clusters).min() > 0
     history = np.array(result.inertia_history)
     assert (np.diff(history) <= 1e-5 * history[0] + 1e-9).all()
-    labels_N, distances_N = nearest_centroids(points_NP, result.centroids_KP)
+    labels_N, squared_N = nearest_centroids(points_NP, result.centroids_KP)
     assert torch.equal(result.labels_N, labels_N)
-    assert torch.equal(result.distances_N, distances_N)
+    assert torch.equal(result.squared_N, squared_N)
 
 
 def test_no_cluster_is_empty_where_the_largest_holds_one_image_many_times() -> None:
     """A third of the rows are the same: that cluster is the largest at every iteration, and can't be split."""
     points_NP = torch.cat([torch.full((300, 16), 8.0), torch.randn(700, 16, generator=torch.Generator().manual_seed(0))])
     for seed in range(5):
-        assignment = KMeans(10, iterations=20, seed=seed).fit(points_NP)
+        assignment = KMeans(10, iterations=20).fit(points_NP, seed=seed)
         assert assignment.sizes_K().min() > 0
 
 
@@ -270,10 +237,9 @@ def test_empty_clusters_are_filled_with_the_farthest_points(bounds: list[int]) -
     centroids_KP = torch.tensor([[0.0], [50.0], [60.0], [70.0], [80.0]])
     sizes_K = torch.tensor([6, 0, 0, 0, 1])
 
-    def work(rank: int, numbers_N: Tensor, all_reduce: AllReduce) -> tuple[int, list[float]]:
+    def work(rows: Tensor, ranks: Ranks) -> tuple[int, list[float]]:
         filled_KP = centroids_KP.clone()
-        rows = numbers_N, points_NP[numbers_N], labels_N[numbers_N], distances_N[numbers_N]
-        n_filled = fill_empty(filled_KP, sizes_K, *rows[1:], numbers_N=rows[0], all_reduce=all_reduce)
+        n_filled = fill_empty(filled_KP, sizes_K, points_NP[rows], labels_N[rows], distances_N[rows], ranks=ranks)
         return n_filled, filled_KP.flatten().tolist()
 
     shares = [torch.arange(first, end) for first, end in pairwise(bounds)]
@@ -291,7 +257,7 @@ def test_equal_rows_end_in_one_cluster_without_inertia(value: float) -> None:
 def test_many_duplicates() -> None:
     """Three places, 100 rows each: three clusters are enough, the other four are free to be empty."""
     places = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
-    assignment = KMeans(7, seed=3).fit(places.repeat(100, 1))
+    assignment = KMeans(7).fit(places.repeat(100, 1), seed=3)
     assert assignment.inertia == pytest.approx(0, abs=1e-6)
     of_place = assignment.labels_N.reshape(100, 3)
     assert all(len(of_place[:, place].unique()) == 1 for place in range(3))
@@ -300,7 +266,7 @@ def test_many_duplicates() -> None:
 
 def test_rows_of_zeros_are_points_like_others() -> None:
     points_NP = torch.cat([normalize(blobs(90, 4, 3)), torch.zeros(10, 4)])
-    assignment = KMeans(4, seed=1).fit(points_NP)
+    assignment = KMeans(4).fit(points_NP, seed=1)
     assert (assignment.labels_N >= 0).all()
     assert len(assignment.labels_N[90:].unique()) == 1
     assert assignment.distances_N.isfinite().all()
@@ -351,27 +317,39 @@ def test_rows_that_are_not_finite_stay_unassigned(bad: float) -> None:
 def test_the_seed_alone_decides() -> None:
     points_NP = blobs(300, 4, 10)
     torch.manual_seed(5)
-    one = KMeans(10, seed=7, iterations=2).fit(points_NP)
+    one = KMeans(10, iterations=2).fit(points_NP, seed=7)
     torch.manual_seed(6)
-    two = KMeans(10, seed=7, iterations=2).fit(points_NP)
+    two = KMeans(10, iterations=2).fit(points_NP, seed=7)
     assert torch.equal(one.labels_N, two.labels_N)
     assert torch.equal(one.centroids_KP, two.centroids_KP)
-    assert not torch.equal(one.centroids_KP, KMeans(10, seed=8, iterations=2).fit(points_NP).centroids_KP)
+    assert not torch.equal(one.centroids_KP, KMeans(10, iterations=2).fit(points_NP, seed=8).centroids_KP)
 
 
-def test_on_iteration_sees_each_inertia_and_may_stop() -> None:
+def test_advance_is_called_after_each_assignment_and_may_stop() -> None:
     points_NP = blobs(200, 4, 6)
-    seen: list[LloydState] = []
-    result = lloyd(points_NP, points_NP[:6], iterations=4, on_iteration=seen.append)
-    assert [(state.iteration, state.inertia) for state in seen] == list(enumerate(result.inertia_history))
-    assert torch.equal(seen[-1].centroids_KP, result.centroids_KP)
+    units: list[int] = []
+    clusterer = KMeans(6, iterations=4)
+    result = clusterer.fit(points_NP, start_KP=points_NP[:6], advance=units.append)
+    assert units == [1] * len(result.inertia_history)
+    assert sum(units) == clusterer.most_steps
 
-    def stop(state: LloydState) -> None:
-        if state.iteration == 1:
+    def stop(unit: int) -> None:
+        units.append(unit)
+        if len(units) == 2:
             raise KeyboardInterrupt
 
+    units.clear()
     with pytest.raises(KeyboardInterrupt):
-        lloyd(points_NP, points_NP[:6], iterations=4, on_iteration=stop)
+        lloyd(points_NP, points_NP[:6], iterations=4, advance=stop)
+
+
+def test_assignments_that_fill_empty_clusters_are_no_units() -> None:
+    points_NP = blobs(600, 4, 6, spread=0.3)
+    start_KP = torch.cat([points_NP[:4], torch.full((8, 4), 1e3) + torch.arange(8.0)[:, None]])
+    units: list[int] = []
+    result = lloyd(points_NP, start_KP, iterations=1, advance=units.append)
+    assert len(units) == len(result.inertia_history) > 2
+    assert sum(units) == 2
 
 
 # Skipping what can't change
@@ -424,9 +402,9 @@ def test_what_is_skipped_changes_nothing(name: str, spherical: bool, monkeypatch
     whole = lloyd(points_NP, start_KP, iterations=20, spherical=spherical)
     assert_same(skipping, whole)
     assert set(whole.compared_history) == {1.0}
-    labels_N, distances_N = nearest_centroids(points_NP, whole.centroids_KP)
+    labels_N, squared_N = nearest_centroids(points_NP, whole.centroids_KP)
     assert torch.equal(whole.labels_N, labels_N)
-    assert torch.equal(whole.distances_N, distances_N)
+    assert torch.equal(whole.squared_N, squared_N)
 
 
 @settings(max_examples=60, deadline=None)
@@ -469,7 +447,7 @@ def test_centroids_left_behind_are_found_again() -> None:
 
 
 def sums_of(points_NP: Tensor, labels_N: Tensor, n_clusters: int) -> Tensor:
-    return ExactSums(points_NP, n_clusters, alone).follow(labels_N)[0]
+    return ExactSums(points_NP, n_clusters, ONE_PROCESS).update(labels_N)[0]
 
 
 def heavy(n: int, dim: int) -> Tensor:
@@ -481,7 +459,7 @@ def heavy(n: int, dim: int) -> Tensor:
 def test_sums_are_those_of_fsum() -> None:
     points_NP, labels_N = heavy(3000, 8), torch.randint(20, (3000,), generator=torch.Generator().manual_seed(0))
     labels_N[labels_N == 7] = 8
-    sums_KP, sizes_K = ExactSums(points_NP, 20, alone).follow(labels_N)
+    sums_KP, sizes_K = ExactSums(points_NP, 20, ONE_PROCESS).update(labels_N)
     for cluster in range(20):
         rows = points_NP[labels_N == cluster].double().tolist()
         exact_P = [math.fsum(column) for column in zip(*rows, strict=True)] if rows else [0.0] * 8
@@ -499,9 +477,9 @@ def test_sums_are_the_same_in_any_order_and_by_any_way(points_NP: Tensor) -> Non
     order_N = torch.randperm(len(points_NP), generator=generator)
     assert torch.equal(sums_of(points_NP[order_N], labels[-1][order_N], 12), expected_KP)
 
-    def work(rank: int, rows: Tensor, all_reduce: AllReduce) -> tuple[Tensor, Tensor]:
-        sums = ExactSums(points_NP[rows], 12, all_reduce)
-        return [sums.follow(labels_N[rows]) for labels_N in labels][-1]
+    def work(rows: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+        sums = ExactSums(points_NP[rows], 12, ranks)
+        return [sums.update(labels_N[rows]) for labels_N in labels][-1]
 
     n = len(points_NP)
     every_N = torch.arange(n)
@@ -511,39 +489,17 @@ def test_sums_are_the_same_in_any_order_and_by_any_way(points_NP: Tensor) -> Non
             assert torch.equal(sizes_K, torch.bincount(labels[-1], minlength=12))
 
 
-# Going on, ending early
-
-
-@pytest.mark.parametrize("spherical", [False, True])
-@pytest.mark.parametrize("tolerance", [0.0, 0.05])
-@pytest.mark.parametrize("name", ["mixture", "many become empty", "ties, equal centroids", "half of the centroids equal"])
-def test_resuming_from_any_state_gives_the_same(name: str, tolerance: float, spherical: bool) -> None:
-    points_NP, start_KP = starting(name, spherical)
-    states: list[LloydState] = []
-    whole = lloyd(points_NP, start_KP, iterations=8, tolerance=tolerance, spherical=spherical, on_iteration=states.append)
-    assert len(states) == len(whole.inertia_history)
-    assert tolerance == 0 or len(states) < 9
-    for state in states:
-        assert_same(lloyd(points_NP, state, iterations=8, tolerance=tolerance, spherical=spherical), whole)
-
-
-def test_resuming_a_fit_with_more_iterations() -> None:
-    points_NP, states = blobs(500, 6, 12), []
-    KMeans(12, iterations=3).fit(points_NP, on_iteration=states.append)
-    resumed, whole = KMeans(12, iterations=9).fit(points_NP, resume=states[-1]), KMeans(12, iterations=9).fit(points_NP)
-    assert torch.equal(resumed.labels_N, whole.labels_N)
-    assert torch.equal(resumed.centroids_KP, whole.centroids_KP)
-    assert resumed.inertia_history == whole.inertia_history
+# Ending early
 
 
 @pytest.mark.parametrize("tolerance", [0.2, 0.01, 0.001])
 def test_tolerance_ends_where_the_inertia_falls_by_less_than_that_share(tolerance: float) -> None:
-    points_NP, states = blobs(1000, 6, 30), []
-    history = lloyd(points_NP, points_NP[:30], iterations=30, on_iteration=states.append).inertia_history
+    points_NP = blobs(1000, 6, 30)
+    history = lloyd(points_NP, points_NP[:30], iterations=30).inertia_history
     end = next(i for i in range(1, len(history)) if history[i - 1] - history[i] <= tolerance * history[i - 1])
     result = lloyd(points_NP, points_NP[:30], iterations=30, tolerance=tolerance)
     assert result.inertia_history == history[: end + 1]
-    assert torch.equal(result.centroids_KP, states[end].centroids_KP)
+    assert torch.equal(result.centroids_KP, lloyd(points_NP, points_NP[:30], iterations=end).centroids_KP)
     assert end < len(history) - 1
 
 
@@ -651,16 +607,15 @@ def test_equals_scikit_learn_in_256_components() -> None:
 @pytest.mark.parametrize("spherical", [False, True])
 @pytest.mark.parametrize("iterations", [1, 6])
 def test_rows_spread_over_ranks_give_the_same(iterations: int, spherical: bool) -> None:
-    """Three ranks with 200, 0 and 300 rows; sums over all are all they share."""
+    """Three ranks with 200, 0 and 300 rows."""
     points_NP = normalize(blobs(500, 4, 6)) if spherical else blobs(500, 4, 6)
     start_KP = torch.cat([points_NP[:6], torch.full((14, 4), 50.0)])
     expected = lloyd(points_NP, start_KP, iterations=iterations, spherical=spherical)
 
-    def work(rank: int, numbers_N: Tensor, all_reduce: AllReduce) -> LloydResult:
-        settings = {"iterations": iterations, "spherical": spherical}
-        return lloyd(points_NP[numbers_N], start_KP, numbers_N=numbers_N, all_reduce=all_reduce, **settings)
+    def work(rows_NP: Tensor, ranks: Ranks) -> LloydResult:
+        return lloyd(rows_NP, start_KP, iterations=iterations, spherical=spherical, ranks=ranks)
 
-    results = on_ranks(torch.arange(500).split([200, 0, 300]), work)
+    results = on_ranks(points_NP.split([200, 0, 300]), work)
     assert torch.equal(torch.cat([result.labels_N for result in results]), expected.labels_N)
     for result in results:
         assert torch.equal(result.centroids_KP, expected.centroids_KP)
@@ -677,12 +632,11 @@ def test_a_fit_spread_over_ranks_is_the_same(start: str) -> None:
     bounds = [0, 130, 133, 133, 340, 500]
     shares = [points_NP[first:end] for first, end in pairwise(bounds)]
 
-    def work(rank: int, rows: Tensor, all_reduce: AllReduce) -> Assignment:
-        numbers_N = torch.arange(bounds[rank], bounds[rank + 1])
-        return KMeans(30, start=start, seed=4, all_reduce=all_reduce).fit(rows, numbers_N=numbers_N)
+    def work(rows_NP: Tensor, ranks: Ranks) -> Assignment:
+        return KMeans(30, start=start).fit(rows_NP, seed=4, ranks=ranks)
 
     results = on_ranks(shares, work)
-    expected = KMeans(30, start=start, seed=4).fit(points_NP)
+    expected = KMeans(30, start=start).fit(points_NP, seed=4)
     assert torch.equal(torch.cat([result.labels_N for result in results]), expected.labels_N)
     assert all(torch.equal(result.centroids_KP, expected.centroids_KP) for result in results)
 

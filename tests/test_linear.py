@@ -20,20 +20,18 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.progress import Meter, Reporter
-from deepcluster.evaluation import linear
 from deepcluster.evaluation.datasets.labelled import open_train_val
 from deepcluster.evaluation.learners import logistic
-from deepcluster.evaluation.learners.linear_heads import LinearHeads, learning_rate
 from deepcluster.evaluation.learners.logistic import fit_logistic, probe_accuracy, right_among
-from deepcluster.evaluation.linear import evaluate
+from deepcluster.evaluation.linear import LinearHeads, evaluate, learning_rate, score_heads, train_heads, train_step
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Results
+from deepcluster.evaluation.trainer import Training
 from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model
 from deepcluster.run.pooling import Pooled
 
 QUICK = LinearOptions(epochs=3, batch_size=8, lr=0.05)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -62,47 +60,51 @@ def some_rows(widths: dict[Pooled, int], seed: int) -> tuple[dict[Pooled, Tensor
     return rows, torch.randint(3, (8,), generator=generator)
 
 
+def new_training(widths: dict[Pooled, int], seed: int = 31) -> Training[LinearHeads]:
+    heads = LinearHeads(widths, 3, seed=seed)
+    return Training(heads, torch.optim.SGD(heads.parameters(), 0.3, 0.9, weight_decay=0.7), steps=6)
+
+
 def test_classifiers_side_by_side_are_those_of_plain_pytorch_one_by_one() -> None:
-    options = LinearOptions(lr=0.3, weight_decay=0.7)
     widths = {Pooled("conv1"): 5, Pooled("conv2"): 9, Pooled("conv3"): 2}
-    heads = LinearHeads(widths, 3, options, CPU)
+    training = new_training(widths)
+    layers = dict(zip(widths, training.network.layers, strict=True))
     plain = {one: nn.Linear(width, 3) for one, width in widths.items()}
     for one, head in plain.items():
-        head.load_state_dict(heads.heads[one].state_dict())
+        head.load_state_dict(layers[one].state_dict())
     sgd = {one: torch.optim.SGD(head.parameters(), 0.3, 0.9, weight_decay=0.7) for one, head in plain.items()}
     for step in range(6):
         rows, labels_B = some_rows(widths, step)
-        sums_2S = heads.step(rows, labels_B, step)
-        for column, (one, head) in enumerate(plain.items()):
-            sgd[one].param_groups[0]["lr"] = 0.3 / (1 + 0.3 * 0.7 * step) ** 0.5
+        values = train_step(training, rows, labels_B)
+        for one, head in plain.items():
             scores_BC = head(rows[one])
             loss = cross_entropy(scores_BC, labels_B)
             sgd[one].zero_grad()
             loss.backward()
             sgd[one].step()
-            assert sums_2S[0, column].item() == pytest.approx(8 * loss.item(), rel=1e-6)
-            assert sums_2S[1, column].item() == int((scores_BC.argmax(1) == labels_B).sum())
+            assert values[one.stage].item() == pytest.approx(loss.item(), rel=1e-6)
+            right = int((scores_BC.argmax(1) == labels_B).sum())
+            assert values[f"top-1 {one.stage}"].item() == pytest.approx(right / 8)
     for one, head in plain.items():
-        torch.testing.assert_close(heads.heads[one].weight, head.weight, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(heads.heads[one].bias, head.bias, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(layers[one].weight, head.weight, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(layers[one].bias, head.bias, rtol=1e-6, atol=1e-7)
 
 
 def test_a_stage_learns_the_same_bits_alone_as_with_others() -> None:
     widths = {Pooled("conv1"): 50, Pooled("conv2"): 700, Pooled("conv3"): 20}
-    alone_of = {one: LinearHeads({one: width}, 3, QUICK, CPU) for one, width in widths.items()}
-    together = LinearHeads(widths, 3, QUICK, CPU)
+    alone_of = {one: new_training({one: width}) for one, width in widths.items()}
+    together = new_training(widths)
     for step in range(5):
         rows, labels_B = some_rows(widths, step)
-        together.step(rows, labels_B, step)
+        train_step(together, rows, labels_B)
         for one, alone in alone_of.items():
-            alone.step({one: rows[one]}, labels_B, step)
-    for one, alone in alone_of.items():
-        torch.testing.assert_close(alone.heads[one].weight, together.heads[one].weight, rtol=0, atol=0)
+            train_step(alone, {one: rows[one]}, labels_B)
+    for layer, alone in zip(together.network.layers, alone_of.values(), strict=True):
+        torch.testing.assert_close(alone.network.layers[0].weight, layer.weight, rtol=0, atol=0)
 
 
 def test_the_first_weights_are_a_function_of_the_seed_as_wide_as_those_of_pytorch() -> None:
-    widths = {Pooled("conv1"): 400}
-    weights = [LinearHeads(widths, 30, LinearOptions(seed=seed), CPU).heads[Pooled("conv1")].weight for seed in (1, 1, 2)]
+    weights = [LinearHeads({Pooled("conv1"): 400}, 30, seed=seed).layers[0].weight.detach() for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert weights[0].abs().max().item() == pytest.approx(1 / 20, rel=0.01)
@@ -152,11 +154,10 @@ def test_one_pass_over_all_stages_gives_what_a_pass_for_each_gives(colours: Path
         assert alone == {stage: together[stage]}  # type: ignore[index]
 
 
-def weights_after(model: Model, data: Path, options: LinearOptions) -> tuple[linear._Training, Tensor]:
+def weights_after(model: Model, data: Path, options: LinearOptions) -> tuple[Training[LinearHeads], Tensor]:
     wanted = [Pooled("conv2", "pooled"), Pooled("features", "pooled")]
-    training = linear._Training(model, open_train_val(data).train, options, wanted)
-    training.run()
-    return training, torch.cat([head.weight.flatten() for head in training.heads.heads.values()])
+    training, _ = train_heads(model, open_train_val(data).train, options, wanted)
+    return training, torch.cat([layer.weight.flatten() for layer in training.network.layers])
 
 
 def test_the_seed_and_nothing_else_decides(colours: Path, tmp_path: Path) -> None:
@@ -178,10 +179,11 @@ def test_the_trunk_stays_as_it_is(colours: Path, tmp_path: Path) -> None:
 def test_the_test_is_torchvisions_crops_image_by_image(colours: Path, tmp_path: Path, ten_crops: bool) -> None:
     """Images of 20 px: resized to 18, of which the centre, or ten crops, of 16 are seen."""
     model, parts = make_model(tmp_path), open_train_val(colours)
-    training, _ = weights_after(model, colours, replace(QUICK, epochs=1, lr=0.001, ten_crops=ten_crops))
-    shares, bad = linear._test(training, parts.val, (1, 2))
+    options = replace(QUICK, epochs=1, lr=0.001, ten_crops=ten_crops)
+    training, _ = weights_after(model, colours, options)
+    shares, bad = score_heads(model, training, parts.val, options, (1, 2), model.resumable("test"))
     assert bad == {}
-    for one, head in training.heads.heads.items():
+    for one, head in zip(training.network.wanted, training.network.layers, strict=True):
         ranks = []
         for index, label in enumerate(parts.val.labels_N.tolist()):
             with Image.open(str(parts.val.source.path(index))) as image:
@@ -197,10 +199,10 @@ def test_the_test_is_torchvisions_crops_image_by_image(colours: Path, tmp_path: 
 
 def test_ten_crops_average_the_probabilities() -> None:
     widths = {Pooled("conv1"): 4}
-    heads = LinearHeads(widths, 3, QUICK, CPU)
+    heads = LinearHeads(widths, 3, seed=31)
     rows, _ = some_rows(widths, 0)
     got = heads.probabilities(rows, 4)[Pooled("conv1")]
-    each = heads.heads[Pooled("conv1")](rows[Pooled("conv1")]).softmax(1)
+    each = heads.layers[0](rows[Pooled("conv1")]).softmax(1)
     torch.testing.assert_close(got, torch.stack([each[:4].mean(0), each[4:].mean(0)]))
 
 
@@ -227,7 +229,7 @@ class StoppedAfter(Reporter):
 
     @contextmanager
     def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Meter]:
-        yield _Stop(self) if what.startswith(("epoch", "testing")) else Meter()
+        yield _Stop(self) if what in ("training", "testing") else Meter()
 
 
 class _Stop(Meter):
@@ -278,8 +280,7 @@ def never_stopped(spoiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
 def test_a_stop_at_any_batch_changes_nothing(spoiled: Path, tmp_path: Path, never_stopped: Results, count: int) -> None:
     got, said = stopped(tmp_path, spoiled, UNSURE, count)
     assert got == never_stopped
-    place = f"epoch {(count - 1) // 6 + 1}, batch {(count - 1) % 6 + 1} of 6"
-    assert f"going on from {place if count <= 18 else 'the test'}" in said
+    assert f"resuming after step {min(count, 18)}/18" in said
 
 
 def test_a_stop_leaves_the_very_weights(spoiled: Path, tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_other_options_do_not_go_on_from_this_state(spoiled: Path, tmp_path: Pat
     for other in (replace(QUICK, lr=0.1), replace(QUICK, stages="conv1"), replace(QUICK, head="avgpool")):
         stream = StringIO()
         evaluate(make_model(tmp_path, reporter=Reporter(stream=stream)), spoiled, replace(other, epochs=1))
-        assert "going on" not in stream.getvalue()
+        assert "resuming" not in stream.getvalue()
 
 
 # Wrong input
@@ -332,7 +333,7 @@ def test_what_a_person_can_get_wrong_is_told(colours: Path, tmp_path: Path) -> N
         evaluate(model, colours, replace(QUICK, stages="conv1,conv9"))
     with pytest.raises(InputError, match="has no train folder"):
         evaluate(model, colours / "train", QUICK)
-    with pytest.raises(InputError, match=r"the loss of conv1 is not finite after epoch 1: use a lower --lr than 1e\+30"):
+    with pytest.raises(InputError, match=r"the loss of conv1 is not finite at step 4/12: use a lower --lr than 1e\+30"):
         evaluate(model, colours, replace(QUICK, lr=1e30))
     with pytest.raises(InputError, match="unknown head 'average'"):
         LinearOptions(head="average")

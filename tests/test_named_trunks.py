@@ -14,8 +14,9 @@ from trunk_contract import TrunkContract, images, trunk_of
 
 from deepcluster.core.errors import InputError
 from deepcluster.models.archs import ARCHITECTURES, check_arch
+from deepcluster.models.make import make_trunk
 from deepcluster.models.named import NamedTrunk, misfit
-from deepcluster.models.trunk import FEATURES, Trunk, make_trunk
+from deepcluster.models.trunk import FEATURES
 from deepcluster.visualization.receptive_field import stage_shapes
 
 # One of each kind that is small enough: convolutions, pre-activation, tokens, channels last.
@@ -273,12 +274,12 @@ def test_images_of_another_size_are_told() -> None:
 
 def test_a_network_without_rows_of_features_is_refused() -> None:
     class Maps(NamedTrunk):
-        def _found(self, edges_BCHW: Tensor, names: Any) -> Iterator[tuple[str, Tensor]]:
-            yield FEATURES, edges_BCHW
+        def _found(self, edges_BCHW: Tensor, names: Any) -> dict[str, Tensor]:
+            return {FEATURES: edges_BCHW}
 
-    trunk: Trunk = Maps("timm:maps", nn.Conv2d(3, 4, 1), image_size=8, sobel=False)
-    with pytest.raises(InputError, match=r"timm:maps can't be a trunk: it gives \[1, 4, 8, 8\] for an image"):
-        trunk._try_out()
+    trunk = Maps("timm:maps", nn.Conv2d(3, 4, 1), image_size=8, sobel=False)
+    with pytest.raises(InputError, match=r"timm:maps can't be a trunk: it returns \[1, 4, 8, 8\] for an image"):
+        trunk._blank_features()
 
 
 def test_names_of_architectures() -> None:

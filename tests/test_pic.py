@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.datasets import make_blobs, make_moons
 from sklearn.metrics import adjusted_rand_score
+from thread_ranks import on_ranks
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -17,6 +18,7 @@ from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.clustering.pic import PUBLISHED_SIGMA, PowerIterationClustering, auto_sigma
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import InputError
 
 
@@ -276,25 +278,41 @@ def test_a_giant_is_told() -> None:
     assert "images (sigma=50;" in found.remark and found.remark.startswith("one cluster holds")
 
 
-def test_it_says_how_far_it_is() -> None:
-    told: list[tuple[int, float]] = []
-    rows: list[int] = []
+def test_it_counts_the_steps_of_the_walk() -> None:
+    units: list[int] = []
     clusterer = PowerIterationClustering(iterations=7, alpha=0.5)
-    clusterer.fit(cloud(90), on_iteration=lambda number, change: told.append((number, change)), on_rows=rows.append)
-    assert [number for number, _ in told] == list(range(7))
-    assert told[0][1] > told[-1][1] > 0
-    assert rows == [90]
+    clusterer.fit(cloud(90), advance=units.append)
+    assert sum(units) == clusterer.most_steps == 7
+    assert 0 in units  # the search for neighbours
 
 
-def test_it_may_be_stopped() -> None:
+@pytest.mark.parametrize("unit", [0, 1])
+def test_it_may_be_stopped(unit: int) -> None:
     class StopError(Exception): ...
 
-    def stop(*_: object) -> None:
-        raise StopError
+    def stop(done: int) -> None:
+        if done == unit:
+            raise StopError
 
-    for place in ("on_iteration", "on_rows"):
-        with pytest.raises(StopError):
-            PowerIterationClustering().fit(cloud(90), **{place: stop})  # type: ignore[arg-type]
+    with pytest.raises(StopError):
+        PowerIterationClustering().fit(cloud(90), advance=stop)
+
+
+def test_each_rank_gets_the_labels_of_its_own_rows() -> None:
+    points_TP = cloud(90)
+    points_TP[[3, 50]] = torch.nan
+    expected = PowerIterationClustering().fit(points_TP)
+
+    def work(rows: slice, ranks: Ranks) -> Assignment:
+        return PowerIterationClustering().fit(points_TP[rows], ranks=ranks)
+
+    found = on_ranks([slice(0, 20), slice(20, 20), slice(20, 90)], work)
+    assert torch.equal(torch.cat([part.labels_N for part in found]), expected.labels_N)
+    distances_N = torch.cat([part.distances_N for part in found])
+    assert torch.equal(distances_N.nan_to_num(-1), expected.distances_N.nan_to_num(-1))
+    for part in found:
+        assert torch.equal(part.centroids_KP, expected.centroids_KP)
+        assert part.inertia_history == expected.inertia_history
 
 
 @pytest.mark.parametrize(

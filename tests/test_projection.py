@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deepcluster.models.make import make_trunk
 from deepcluster.models.projection import CropPoints, Projection, prototype_losses
-from deepcluster.models.trunk import make_trunk
 
 Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import pytest
 
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.published import PUBLISHED, Published, published_for, published_table
-from deepcluster.models.trunk import ARCHITECTURES
+from deepcluster.models.archs import ARCHITECTURES
 
 DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
 # A paper with its table, or a repository with its file, thread or pull request.

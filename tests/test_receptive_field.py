@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcluster.models.trunk import Trunk, make_trunk
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import Trunk
 from deepcluster.visualization.receptive_field import ReceptiveField, StageShape, stage_shapes
 
 # Architecture, with Sobel or not, and the least image that it is made for.

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_kmeans import AllReduce, on_ranks
+from thread_ranks import on_ranks
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.repair import fill_empty
-from deepcluster.core.errors import InputError
+from deepcluster.core.distributed import Ranks
 
 # Distances with many ties, some of which differ in the last of the digits that the cut is searched by.
 NEAR = torch.tensor(1.0)
@@ -23,15 +23,15 @@ VALUES = torch.tensor(
 
 
 def naive_fill(
-    centroids_KP: Tensor, points_TP: Tensor, labels_T: Tensor, distances_T: Tensor, numbers_T: Tensor
+    centroids_KP: Tensor, points_TP: Tensor, labels_T: Tensor, distances_T: Tensor
 ) -> tuple[int, list[list[float]]]:
     """How many clusters are filled and the centroids then: point by point, the farthest first."""
     centroids = centroids_KP.tolist()
     left = torch.bincount(labels_T, minlength=len(centroids)).tolist()
     empty = [cluster for cluster, size in enumerate(left) if size == 0]
-    labels, distances, numbers, points = (some.tolist() for some in (labels_T, distances_T, numbers_T, points_TP))
+    labels, distances, points = (some.tolist() for some in (labels_T, distances_T, points_TP))
     free = []
-    for row in sorted(range(len(points)), key=lambda row: (-distances[row], numbers[row])):
+    for row in sorted(range(len(points)), key=lambda row: (-distances[row], row)):
         if distances[row] > 0 and left[labels[row]] > 1:
             left[labels[row]] -= 1
             free.append(points[row])
@@ -51,43 +51,40 @@ def filled(
     points_TP: Tensor,
     labels_T: Tensor,
     distances_T: Tensor,
-    numbers_T: Tensor,
     shares: Sequence[Tensor],
 ) -> list[tuple[int, list[list[float]]]]:
     """The same by `fill_empty`, on each rank; rank by rank the rows that it holds."""
     sizes_K = torch.bincount(labels_T, minlength=len(centroids_KP))
 
-    def work(_rank: int, rows: Tensor, all_reduce: AllReduce) -> tuple[int, list[list[float]]]:
+    def work(rows: Tensor, ranks: Ranks) -> tuple[int, list[list[float]]]:
         filled_KP = centroids_KP.clone()
-        mine = points_TP[rows], labels_T[rows], distances_T[rows]
-        count = fill_empty(filled_KP, sizes_K.clone(), *mine, numbers_N=numbers_T[rows], all_reduce=all_reduce)
+        count = fill_empty(filled_KP, sizes_K.clone(), points_TP[rows], labels_T[rows], distances_T[rows], ranks=ranks)
         return count, filled_KP.tolist()
 
     return on_ranks(shares, work)
 
 
 def dealt(n_points: int, n_ranks: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows of each rank, ascending; a rank may have none."""
-    rank_T = torch.randint(n_ranks, (n_points,), generator=generator)
+    """Rows of each rank, contiguous; a rank may have none."""
+    rank_T = torch.randint(n_ranks, (n_points,), generator=generator).sort().values
     return [(rank_T == rank).nonzero().flatten() for rank in range(n_ranks)]
 
 
 @settings(max_examples=150, deadline=None)
-@example(n_points=0, n_clusters=3, n_used=1, n_values=12, n_places=5, step=1, n_ranks=2, seed=0)
-@example(n_points=60, n_clusters=60, n_used=30, n_values=12, n_places=9, step=1, n_ranks=3, seed=0)
-@example(n_points=60, n_clusters=40, n_used=2, n_values=2, n_places=9, step=2**38, n_ranks=4, seed=0)
+@example(n_points=0, n_clusters=3, n_used=1, n_values=12, n_places=5, n_ranks=2, seed=0)
+@example(n_points=60, n_clusters=60, n_used=30, n_values=12, n_places=9, n_ranks=3, seed=0)
+@example(n_points=60, n_clusters=40, n_used=2, n_values=2, n_places=9, n_ranks=4, seed=0)
 @given(
     n_points=st.integers(0, 60),
     n_clusters=st.integers(1, 60),
     n_used=st.integers(1, 30),
     n_values=st.integers(1, len(VALUES)),
     n_places=st.sampled_from([1, 3, 9, 10_000]),
-    step=st.sampled_from([1, 7, 2**11, 2**38]),
     n_ranks=st.integers(1, 4),
     seed=st.integers(0, 2**32),
 )
 def test_fills_with_what_a_naive_loop_takes(
-    n_points: int, n_clusters: int, n_used: int, n_values: int, n_places: int, step: int, n_ranks: int, seed: int
+    n_points: int, n_clusters: int, n_used: int, n_values: int, n_places: int, n_ranks: int, seed: int
 ) -> None:
     """Ties of distances, equal points, clusters of one or two, points on their centroid, ranks without rows."""
     generator = torch.Generator().manual_seed(seed)
@@ -96,8 +93,7 @@ def test_fills_with_what_a_naive_loop_takes(
     chosen = torch.randperm(len(VALUES), generator=generator)[:n_values]
     distances_T = VALUES[chosen[torch.randint(n_values, (n_points,), generator=generator)]]
     points_TP = torch.randint(n_places, (n_points, 2), generator=generator).float()
-    numbers_T = torch.arange(n_points) * step
-    found = -torch.ones(n_clusters, 2), points_TP, labels_T, distances_T, numbers_T
+    found = -torch.ones(n_clusters, 2), points_TP, labels_T, distances_T
     expected = naive_fill(*found)
     assert filled(*found, dealt(n_points, n_ranks, generator)) == [expected] * n_ranks
 
@@ -116,7 +112,7 @@ def test_last_ones_of_clusters_among_the_farthest_leave_enough_others(n_ranks: i
     """
     labels_T = torch.cat([torch.arange(10).repeat_interleave(2), torch.full((280,), 10)])
     points_TP = torch.cat([torch.arange(5).repeat_interleave(4), torch.arange(5, 145).repeat_interleave(2)]).float()
-    found = torch.full((31, 1), -1.0), points_TP[:, None], labels_T, descending(300), torch.arange(300)
+    found = torch.full((31, 1), -1.0), points_TP[:, None], labels_T, descending(300)
     # Of the pairs, 0, 2, …, 18 are taken, which hold each of 0 … 4 twice.
     wanted = [[-1.0]] * 11 + [[float(value)] for value in range(20)]
     shares = dealt(300, n_ranks, torch.Generator().manual_seed(0))
@@ -127,19 +123,16 @@ def test_last_ones_of_clusters_among_the_farthest_leave_enough_others(n_ranks: i
 def test_clusters_of_one_do_not_stand_before_others_however_far_they_are(n_ranks: int) -> None:
     """By hand: 100 of them are farthest, then come the points 100 and 101."""
     labels_T = torch.cat([torch.arange(100), torch.full((200,), 100)])
-    found = torch.full((103, 1), -1.0), torch.arange(300.0)[:, None], labels_T, descending(300), torch.arange(300)
+    found = torch.full((103, 1), -1.0), torch.arange(300.0)[:, None], labels_T, descending(300)
     shares = dealt(300, n_ranks, torch.Generator().manual_seed(0))
     assert filled(*found, shares) == [(2, [[-1.0]] * 101 + [[100.0], [101.0]])] * n_ranks
 
 
 @pytest.mark.parametrize("distance", [0.5, 3.0, math.inf])
-@pytest.mark.parametrize(("first", "step"), [(2**43, 1), (0, 2**29), (5, 2**15)])
-def test_of_many_equally_far_points_the_lowest_numbers_are_taken(first: int, step: int, distance: float) -> None:
-    """The cut lies among 20,000 ties: it is found by numbers, whichever digits they differ in."""
-    numbers_T = first + step * torch.arange(20_000)
+def test_of_many_equally_far_points_the_lowest_numbers_are_taken(distance: float) -> None:
     found = torch.full((4, 1), -1.0), torch.arange(20_000.0)[:, None], torch.zeros(20_000, dtype=torch.int64)
     shares = dealt(20_000, 2, torch.Generator().manual_seed(1))
-    assert filled(*found, torch.full((20_000,), distance), numbers_T, shares) == [(3, [[-1.0], [0.0], [1.0], [2.0]])] * 2
+    assert filled(*found, torch.full((20_000,), distance), shares) == [(3, [[-1.0], [0.0], [1.0], [2.0]])] * 2
 
 
 def test_distances_that_differ_in_their_last_bits_are_told_apart() -> None:
@@ -148,43 +141,41 @@ def test_distances_that_differ_in_their_last_bits_are_told_apart() -> None:
     found = torch.full((4, 1), -1.0), torch.arange(20_000.0)[:, None], torch.zeros(20_000, dtype=torch.int64)
     shares = dealt(20_000, 2, torch.Generator().manual_seed(1))
     wanted = [[-1.0], [19_999.0], [19_998.0], [19_997.0]]
-    assert filled(*found, distances_T, torch.arange(20_000), shares) == [(3, wanted)] * 2
+    assert filled(*found, distances_T, shares) == [(3, wanted)] * 2
 
 
-def test_points_of_two_ranks_with_one_number_are_refused() -> None:
-    found = torch.zeros(3, 1), torch.arange(40.0)[:, None], torch.zeros(40, dtype=torch.int64), torch.ones(40)
-    with pytest.raises(InputError, match="points have numbers that others have as well: give each its own"):
-        filled(*found, torch.arange(40) % 20, [torch.arange(20), torch.arange(20, 40)])
+def test_nothing_is_sent_if_no_cluster_is_empty() -> None:
+    points_NP, labels_N, distances_N = torch.zeros(2, 1), torch.arange(2), torch.ones(2)
 
+    def work(_: None, ranks: Any) -> tuple[int, int]:
+        count = fill_empty(torch.zeros(2, 1), torch.ones(2).long(), points_NP, labels_N, distances_N, ranks=ranks)
+        return count, ranks.sent
 
-def test_nobody_is_asked_where_no_cluster_is_empty() -> None:
-    def fail(value: Tensor) -> Tensor:
-        raise AssertionError
-
-    rows: Any = torch.zeros(2, 1), torch.arange(2), torch.ones(2)
-    assert fill_empty(torch.zeros(2, 1), torch.ones(2).long(), *rows, numbers_N=torch.arange(2), all_reduce=fail) == 0
+    assert on_ranks([None, None], work) == [(0, 0)] * 2
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_what_travels_depends_on_empty_clusters_and_not_on_points(ties: bool) -> None:
-    """Bytes: 7 counts of digits; for each empty cluster 8 candidates of 24, of 8 places of 4 in 6 draws, 2 rows."""
+    """Bytes of a rank: for each empty cluster at most four candidates of 12, and two rows."""
     n_empty, n_used, dim = 50, 150, 8
-    bound = 7 * 2048 * 8 + n_empty * (8 * 24 + 6 * 8 * 8 * 4 + 2 * 4 * dim) + 100
+    bound = n_empty * (4 * 12 + 2 * 4 * dim) + 100
     for n_points in (1_000, 100_000):
         generator = torch.Generator().manual_seed(0)
-        sent: list[int] = []
+        labels_T = torch.arange(n_points) % n_used
+        points_TP = torch.randn(n_points, dim, generator=generator)
+        distances_T = torch.full((n_points,), 2.0) if ties else torch.rand(n_points, generator=generator)
+        sizes_K = torch.bincount(labels_T, minlength=n_used + n_empty)
+        found = points_TP, labels_T, distances_T
 
-        def count(value: Tensor, sent: list[int] = sent) -> Tensor:
-            sent.append(value.numel() * value.element_size())
-            return value
+        def work(rows: slice, ranks: Any, found: tuple[Tensor, ...] = found, sizes_K: Tensor = sizes_K) -> tuple[int, int]:
+            own = (some[rows] for some in found)
+            count = fill_empty(torch.zeros(n_used + n_empty, dim), sizes_K, *own, ranks=ranks)  # type: ignore[misc]
+            return count, ranks.sent
 
-        labels_N = torch.arange(n_points) % n_used
-        points_NP = torch.randn(n_points, dim, generator=generator)
-        distances_N = torch.full((n_points,), 2.0) if ties else torch.rand(n_points, generator=generator)
-        sizes_K = torch.bincount(labels_N, minlength=n_used + n_empty)
-        found = torch.zeros(n_used + n_empty, dim), sizes_K, points_NP, labels_N, distances_N
-        assert fill_empty(*found, numbers_N=torch.arange(n_points), all_reduce=count) == n_empty
-        assert sum(sent) < bound
+        half = n_points // 2
+        for count, sent in on_ranks([slice(0, half), slice(half, n_points)], work):
+            assert count == n_empty
+            assert sent < bound
 
 
 def test_unreadable_rows_are_neither_taken_nor_counted() -> None:
@@ -196,8 +187,8 @@ def test_unreadable_rows_are_neither_taken_nor_counted() -> None:
     holes_NP[1::2] = points_NP
     bounds = [(0, 2), (2, 250), (250, 250), (250, 600)]  # The first rank has no readable row but one, the third none at all.
 
-    def work(_rank: int, rows: Tensor, all_reduce: AllReduce) -> Any:
-        return KMeans(12, iterations=1, all_reduce=all_reduce).fit(holes_NP[rows], numbers_N=rows, start_KP=start_KP)
+    def work(rows: Tensor, ranks: Ranks) -> Any:
+        return KMeans(12, iterations=1).fit(holes_NP[rows], start_KP=start_KP, ranks=ranks)
 
     found = on_ranks([torch.arange(first, end) for first, end in bounds], work)
     assert expected.n_repaired > 0

@@ -260,7 +260,7 @@ def test_assign_of_an_earlier_checkpoint_uses_its_own_projection(crop_run: CropR
     early, model = deepcluster.assign(path, crop_run.data, device="cpu"), deepcluster.load(path)
     features_ND = torch.from_numpy(deepcluster.embed(path, crop_run.data, stage="features", device="cpu").embedding_ND)
     assert model.centroids_KP is not None
-    distances_NK = torch.cdist(model.points(features_ND, device="cpu").double(), model.centroids_KP.double())
+    distances_NK = torch.cdist(model.points(features_ND).double(), model.centroids_KP.double())
     assert early.cluster_N.tolist() == distances_NK.argmin(dim=1).tolist()
     np.testing.assert_allclose(early.distance_N, distances_NK.amin(dim=1), atol=1e-5)
     untrained = deepcluster.embed(f"untrained:{crop_run.run}", crop_run.data, limit=3, device="cpu")
@@ -287,7 +287,6 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ),
     ),
     "past features": ({"look_again": False}, ("at its start and at its end alone",)),
-    "centroids": ({"head_start": "centroids", "cluster_stage": "features"}, ("start from the means of the clusters",)),
 }
 
 

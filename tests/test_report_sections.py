@@ -338,9 +338,9 @@ def write_grids(folder: Path) -> Path:
     for name in (
         "filters/conv10/grid.png",
         "filters/conv2/grid.png",
-        "top-images/conv5/blocks-2.png",
-        "top-images/conv5/blocks-10.png",
-        "top-images/conv5/pairs-1.png",
+        "top-images/conv5/pairs-2.png",
+        "top-images/conv5/pairs-10.png",
+        "top-images/conv5/other-1.png",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (300, 1500, 3), dtype=np.uint8)).save(folder / name)

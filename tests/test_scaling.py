@@ -27,9 +27,9 @@ from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.core.distributed import Ranks
 from deepcluster.models.convnets import ConvNet
+from deepcluster.models.make import make_trunk
 from deepcluster.models.projection import Projection
 from deepcluster.models.synchronised import synchronise_batch_norms
-from deepcluster.models.trunk import make_trunk
 from deepcluster.run.settings import Settings
 
 NETWORK = Network(weights=1_000_000, dim=512, norms=5, channels=1000, flops={32: 1e8})

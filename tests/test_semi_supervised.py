@@ -19,10 +19,22 @@ from deepcluster.core.progress import Meter, Reporter
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import TrainingView
 from deepcluster.evaluation.datasets.label_choice import choose_labelled
-from deepcluster.evaluation.learners.fine_tuning import order_of
-from deepcluster.evaluation.learners.trainings import Exam, Rates, Score, Trainings, batches_of, epochs_of, fall_of_rates
 from deepcluster.evaluation.options import SemiSupervisedOptions
-from deepcluster.evaluation.semi_supervised import Comparison, evaluate, grid_of, middle_of, rank
+from deepcluster.evaluation.semi_supervised import (
+    Comparison,
+    Rates,
+    Score,
+    TestSet,
+    Trials,
+    batches_of,
+    epochs_of,
+    evaluate,
+    grid_of,
+    middle_of,
+    rank,
+    rate_factor,
+)
+from deepcluster.evaluation.trainer import order_of
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.model import Model
 
@@ -105,7 +117,7 @@ def test_rates_fall_as_in_the_published_script() -> None:
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [12, 16], gamma=0.2)
     for epoch in range(20):
-        assert fall_of_rates(epoch, 20) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert rate_factor(epoch, 20) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
 
@@ -152,13 +164,13 @@ def test_each_rate_reaches_its_weights(tmp_path: Path, data: Path) -> None:
     labels_N, chosen = torch.from_numpy(source.labels_N), torch.arange(0, 60, 3)
     before = weights(model.trunk)
     with model.loader(source) as loader:
-        trainings = Trainings(model, options(), loader, labels_N, 3, model.resumable("rates"))
-        head_before = deepcopy(trainings._begun("x", Rates(0, 0), False).classifier.head.state_dict())
+        trials = Trials(model, options(), loader, labels_N, 3, model.resumable("rates"))
+        head_before = deepcopy(trials.begin("x", Rates(0, 0), len(chosen), scratch=False).network.head.state_dict())
         for rates in (Rates(0.0, 0.1), Rates(0.01, 0.0), Rates(0.01, 0.1)):
-            running = trainings._begun("x", rates, False)
-            trainings._learn(running, rates, chosen)
-            trunk, head = running.classifier.trunk.state_dict(), running.classifier.head.state_dict()
-            learned = [name for name, weight in running.classifier.trunk.named_parameters() if weight.requires_grad]
+            running = trials.begin("x", rates, len(chosen), scratch=False)
+            trials.train(running, rates, chosen)
+            trunk, head = running.network.trunk.state_dict(), running.network.head.state_dict()
+            learned = [name for name, weight in running.network.trunk.named_parameters() if weight.requires_grad]
             assert learned
             assert all(torch.equal(trunk[name], before[name]) != bool(rates.trunk) for name in learned)
             assert torch.equal(head["linear.weight"], head_before["linear.weight"]) != bool(rates.head)
@@ -176,26 +188,26 @@ def test_the_steps_are_those_of_sgd(tmp_path: Path, data: Path) -> None:
     labels_N = torch.from_numpy(source.labels_N)
     settings = options(momentum=0.5, weight_decay=0.01, epochs=10)
     with model.loader(source) as loader:
-        trainings = Trainings(model, settings, loader, labels_N, 3, model.resumable("sgd"))
-        running, oracle = (trainings._begun("x", rates, False) for _ in range(2))
-        trainings._learn(running, rates, chosen)
-        speeds = {name: torch.zeros_like(weight) for name, weight in oracle.classifier.named_parameters()}
-        oracle.classifier.train()
+        trials = Trials(model, settings, loader, labels_N, 3, model.resumable("sgd"))
+        running, oracle = (trials.begin("x", rates, len(chosen), scratch=False) for _ in range(2))
+        trials.train(running, rates, chosen)
+        speeds = {name: torch.zeros_like(weight) for name, weight in oracle.network.named_parameters()}
+        oracle.network.train()
         for epoch, fall in enumerate([1.0] * 6 + [0.2] * 2 + [0.04] * 2):
             order = chosen[order_of(6, settings.seed, epoch)]
             views = loader.training_views(TrainingView(16), order, 6, seed=settings.seed, epoch=epoch)
             batch = next(views)
             views.close()
-            scores = oracle.classifier(normalise(batch.images_BCHW))
-            oracle.classifier.zero_grad()
+            scores = oracle.network(normalise(batch.images_BCHW))
+            oracle.network.zero_grad()
             cross_entropy(scores, labels_N[batch.indices_B]).backward()
             with torch.no_grad():
-                for name, weight in oracle.classifier.named_parameters():
+                for name, weight in oracle.network.named_parameters():
                     rate = rates.head if name.startswith("head") else rates.trunk
                     speeds[name] = settings.momentum * speeds[name] + weight.grad + settings.weight_decay * weight
                     weight -= fall * rate * speeds[name]
-    expected = dict(oracle.classifier.named_parameters())
-    for name, weight in running.classifier.named_parameters():
+    expected = dict(oracle.network.named_parameters())
+    for name, weight in running.network.named_parameters():
         torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-6)
 
 
@@ -249,11 +261,11 @@ def test_from_scratch_is_another_network(tmp_path: Path, data: Path) -> None:
         source = open_source(data / "train")
         with model.loader(source) as loader:
             labels_N = torch.from_numpy(source.labels_N)
-            trainings = Trainings(model, short, loader, labels_N, 3, model.resumable("x"))
-            exam = Exam(loader, torch.arange(60), labels_N)
+            trials = Trials(model, short, loader, labels_N, 3, model.resumable("x"))
+            test_set = TestSet(loader, torch.arange(60), labels_N)
             for scratch in (False, True):
-                score = trainings.score(
-                    f"{seed} {scratch}", Rates(0.01, 0.02), torch.arange(0, 60, 2), exam, scratch=scratch
+                score = trials.score(
+                    f"{seed} {scratch}", Rates(0.01, 0.02), torch.arange(0, 60, 2), test_set, scratch=scratch
                 )
                 losses.append(score.loss)
     assert losses[0] == losses[1] == losses[3] != losses[2]
@@ -261,24 +273,24 @@ def test_from_scratch_is_another_network(tmp_path: Path, data: Path) -> None:
 
 def test_the_rates_are_chosen_on_held_images_alone(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No network that is tested on held images was trained on one of them, and no choice sees `val`."""
-    calls: list[tuple[str, set[int], Exam]] = []
-    score = Trainings.score
+    calls: list[tuple[str, set[int], TestSet]] = []
+    score = Trials.score
 
-    def watched(self: Trainings, name: str, rates: Rates, indices_M: Any, exam: Exam, *, scratch: bool) -> Score:
-        calls.append((name, set(indices_M.tolist()), exam))
-        return score(self, name, rates, indices_M, exam, scratch=scratch)
+    def watched(self: Trials, name: str, rates: Rates, indices_M: Any, test_set: TestSet, *, scratch: bool) -> Score:
+        calls.append((name, set(indices_M.tolist()), test_set))
+        return score(self, name, rates, indices_M, test_set, scratch=scratch)
 
-    monkeypatch.setattr(Trainings, "score", watched)
+    monkeypatch.setattr(Trials, "score", watched)
     evaluate(tiny_model(tmp_path), data, options(labels=(0.5,), epochs=1))
     choices = [call for call in calls if ", choice," in call[0]]
     finals = [call for call in calls if ", final," in call[0]]
     assert (len(choices), len(finals)) == (2 * 3, 2)  # of (0 and 0.02) × (1 and 5) two are (0, 0)
-    for _, learned, exam in choices:
-        held = set(exam.indices_M.tolist())
-        assert len(exam.loader.images) == 30
+    for _, learned, test_set in choices:
+        held = set(test_set.indices_M.tolist())
+        assert len(test_set.loader.images) == 30
         assert not learned & held
         assert learned | held == finals[0][1] == set(range(30))
-    assert all(len(exam.loader.images) == 24 for *_, exam in finals)
+    assert all(len(test_set.loader.images) == 24 for *_, test_set in finals)
 
 
 def test_a_list_takes_the_place_of_the_shares(tmp_path: Path, data: Path) -> None:
@@ -310,7 +322,7 @@ def test_one_image_a_class_takes_the_middle_of_the_grid(tmp_path: Path, data: Pa
     trained = results.settings["trained"]["5%"]
     assert (trained["labelled_images"], trained["held_images"]) == (3, 0)
     assert (trained["trunk_lr"], trained["head_lr"]) == (0.01, 0.01)
-    assert any("with one labelled image a class none can be held out" in note for note in results.notes)
+    assert any("with one labelled image per class none can be held out" in note for note in results.notes)
 
 
 def test_rates_that_diverge_lose(tmp_path: Path, data: Path) -> None:
@@ -327,11 +339,11 @@ def test_after_a_divergence_on_all_labels_the_next_best_rates_are_taken(
 ) -> None:
     scores = {"choice": {0.1: 0.9, 0.01: 0.7, 0.001: 0.8}, "final": {0.1: None, 0.01: 0.6, 0.001: 0.75}}
 
-    def score(self: Trainings, name: str, rates: Rates, *_: Any, **__: Any) -> Score:
+    def score(self: Trials, name: str, rates: Rates, *_: Any, **__: Any) -> Score:
         top_1 = scores[name.split(", ")[1]][rates.trunk]
         return Score(0.0, 0.0, float("inf")) if top_1 is None else Score(top_1, 1.0, 1.0)
 
-    monkeypatch.setattr(Trainings, "score", score)
+    monkeypatch.setattr(Trials, "score", score)
     results = evaluate(
         tiny_model(tmp_path), data, options(trunk_lr=(0.1, 0.01, 0.001), head_lr_factor=(1.0,), labels=(0.5,))
     )
@@ -358,13 +370,13 @@ class StopAt(Interruption):
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Score]]:
-    """The scores of all trainings of each whole run: their losses tell networks apart that get the same images right."""
+    """The scores of all trials of each whole run: their losses tell networks apart that get the same images right."""
     scores: list[dict[str, Score]] = []
     run = Comparison.run
 
     def watched(self: Comparison) -> None:
         run(self)
-        scores.append(self.trainings.finished)
+        scores.append(self.trials.finished)
 
     monkeypatch.setattr(Comparison, "run", watched)
     return scores
@@ -452,8 +464,8 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
     results = evaluate(tiny_model(tmp_path / "cache"), tmp_path, short)
     assert results.settings["trained"]["100%"]["labelled_images"] == 59
     assert results.notes[0] == "100%: 59 labelled images, 19 to 20 of each class."
-    assert results.notes[1].startswith("1 labelled image can't be read and left out: class1/000.png (")
-    assert results.notes[2].startswith("3 val images can't be read and left out: class0/000.png (")
+    assert results.notes[1].startswith("1 labelled image can't be read and is left out: class1/000.png (")
+    assert results.notes[2].startswith("3 val images can't be read and are left out: class0/000.png (")
     assert float(results.best() * 57) == pytest.approx(round(results.best() * 57))
 
 
@@ -517,7 +529,7 @@ def test_progress_counts_what_is_left(tmp_path: Path, data: Path, stop: int) -> 
     short = options(labels=(0.5,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), batch_size=9)
     whole = Counted()
     evaluate(tiny_model(tmp_path / "whole", reporter=whole), data, short)
-    assert whole.done == whole.total == 2 * 2 * (2 * 21 + 30)
+    assert whole.done == whole.total == 2 * 2 * (2 * 3 + 4)
     first, rest = Counted(), Counted()
     with pytest.raises(Interrupted):
         evaluate(tiny_model(tmp_path / "parts", reporter=first, interruption=StopAt(stop)), data, short)

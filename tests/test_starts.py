@@ -9,24 +9,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from deepcluster.clustering.reduction import alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from test_kmeans import AllReduce, blobs, on_ranks
+from test_kmeans import blobs
+from thread_ranks import on_ranks
 from torch import Tensor
 
 from deepcluster.clustering import starts as module
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.starts import STARTS, numbers_among_all, plus_plus, random_rows
-from deepcluster.core.errors import InputError
+from deepcluster.clustering.starts import STARTS, number_points, plus_plus, random_rows
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 
 both = pytest.mark.parametrize("start", STARTS)
 
 
 def draw(start: str, points_NP: Tensor, n_clusters: int, seed: int) -> Tensor:
-    numbers_N = torch.arange(len(points_NP))
-    return STARTS[start](points_NP, numbers_N, len(points_NP), n_clusters, seed=seed, all_reduce=lambda value: value)
+    return STARTS[start](points_NP, n_clusters, seed=seed, ranks=ONE_PROCESS)
 
 
 def drawn_numbers(start: str, n: int, n_clusters: int, seed: int, spread: float = 1.0) -> list[int]:
@@ -71,7 +70,7 @@ def test_a_fit_starts_there(start: str) -> None:
     points_NP = blobs(300, 5, 8)
     holes_NP = torch.cat([torch.full((1, 5), torch.nan), points_NP[:100], torch.full((7, 5), torch.inf), points_NP[100:]])
     for rows_NP in (points_NP, holes_NP):
-        assignment = KMeans(10, start=start, seed=5, iterations=0).fit(rows_NP)
+        assignment = KMeans(10, start=start, iterations=0).fit(rows_NP, seed=5)
         assert torch.equal(assignment.centroids_KP, draw(start, points_NP, 10, 5))
 
 
@@ -157,7 +156,7 @@ def test_plus_plus_finds_every_far_blob(offset: float, scale: float) -> None:
 
 def test_plus_plus_leads_to_less_inertia() -> None:
     points_NP = blobs(600, 3, 25, spread=0.05)
-    inertia = {start: [KMeans(25, start=start, seed=seed).fit(points_NP).inertia for seed in range(15)] for start in STARTS}
+    inertia = {start: [KMeans(25, start=start).fit(points_NP, seed=seed).inertia for seed in range(15)] for start in STARTS}
     assert np.median(inertia["k-means++"]) < 0.7 * np.median(inertia["random"])
 
 
@@ -174,57 +173,21 @@ def test_ranks_draw_the_same(start: str, bounds: list[int], dim: int) -> None:
     shares = [points_NP[first:end] for first, end in pairwise(bounds)]
     expected_KP = draw(start, points_NP, 60, 8)
 
-    def work(rank: int, rows: Tensor, all_reduce: AllReduce) -> Tensor:
-        numbers_N = torch.arange(bounds[rank], bounds[rank + 1])
-        return STARTS[start](rows, numbers_N, 700, 60, seed=8, all_reduce=all_reduce)
+    def work(rows_NP: Tensor, ranks: Ranks) -> Tensor:
+        return STARTS[start](rows_NP, 60, seed=8, ranks=ranks)
 
     for drawn_KP in on_ranks(shares, work):
         assert torch.equal(drawn_KP, expected_KP)
 
 
 def test_arguments_are_not_changed() -> None:
-    points_NP, numbers_N = blobs(100, 4, 3), torch.arange(100)
+    points_NP = blobs(100, 4, 3)
     before_NP = points_NP.clone()
     for start in (random_rows, plus_plus):
-        start(points_NP, numbers_N, 100, 10, seed=0, all_reduce=lambda value: value).fill_(7)
+        start(points_NP, 10, seed=0, ranks=ONE_PROCESS).fill_(7)
         assert torch.equal(points_NP, before_NP)
-        assert torch.equal(numbers_N, torch.arange(100))
 
 
-# Numbers
-
-
-@settings(max_examples=60, deadline=None)
-@given(n_ranks=st.integers(1, 4), n=st.integers(0, 90), block=st.integers(1, 40), seed=st.integers(0, 10_000))
-def test_points_are_numbered_by_their_images(n_ranks: int, n: int, block: int, seed: int) -> None:
-    """Any image on any rank or none, some of the rows no points: as a loop over the images counts."""
-    generator = np.random.default_rng(seed)
-    images = np.sort(generator.choice(7 * n + 1, n, replace=False))
-    rank_N, seen_N = generator.integers(n_ranks, size=n), generator.random(n) < 0.8
-    expected = {image: number for number, image in enumerate(images[seen_N])}
-    shares = [torch.from_numpy(images[rank_N == rank]) for rank in range(n_ranks)]
-
-    def work(rank: int, mine: Tensor, all_reduce: AllReduce) -> tuple[list[int], int]:
-        numbers_N, n_all = numbers_among_all(mine, torch.from_numpy(seen_N[rank_N == rank]), all_reduce)
-        return numbers_N.tolist(), n_all
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK_NUMBERS", block)
-        found = on_ranks(shares, work)
-    for rank, (numbers, n_all) in enumerate(found):
-        assert numbers == [expected[image] for image in images[(rank_N == rank) & seen_N]]
-        assert n_all == seen_N.sum()
-
-
-@pytest.mark.parametrize("values", [[0, 0], [5, 2047], [2048, 2047], [3, 96_000_000, 95_999_999], [2**44 - 1, 0]])
-def test_the_largest_by_sums_alone(values: list[int]) -> None:
-    def work(rank: int, value: Tensor, all_reduce: AllReduce) -> int:
-        return module._largest(int(value), all_reduce, value.device)
-
-    assert on_ranks(list(torch.tensor(values)), work) == [max(values)] * len(values)
-
-
-@pytest.mark.parametrize("images", [[0, 1], [-1, 0, 1], [0, 2, 1], [0, 1, 1]])
-def test_numbers_that_do_not_fit_are_told(images: list[int]) -> None:
-    with pytest.raises(InputError, match="one a row, from 0 on, each larger"):
-        numbers_among_all(torch.tensor(images), torch.ones(3, dtype=torch.bool), alone)
+def test_points_are_numbered_in_the_order_of_the_ranks() -> None:
+    counts = [3, 0, 5, 2]
+    assert on_ranks(counts, number_points) == [(0, 10), (3, 10), (3, 10), (8, 10)]

@@ -1,8 +1,9 @@
-"""The images that excite a channel most: against a full sort, stopped and taken up again, drawn, listed and copied."""
+"""The images that excite a channel most: against a full sort, stopped, drawn, listed and copied."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model
 from deepcluster.visualization.channels import parse_channels
 from deepcluster.visualization.options import TopImagesOptions
-from deepcluster.visualization.top_images.pages import TILE, pairs_page, show
+from deepcluster.visualization.top_images.pages import GAP, TILE, image_tile, page_of
 from deepcluster.visualization.top_images.photos import photo_box
 from deepcluster.visualization.top_images.saving import check_copies_folder, file_name, save_top_images
 from deepcluster.visualization.top_images.search import Best, TopImages, find_top_images
@@ -29,7 +30,7 @@ STAGES = "conv1,conv3,features"
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Model:
+def model(tmp_path: Path) -> Model:
     """With biases that let every image excite every channel of the first stages, and most of the others."""
     made = make_model(tmp_path / "cache")
     for layer in made.trunk.modules():
@@ -128,29 +129,25 @@ def test_running_best_against_a_sort_of_random_scores_with_many_ties() -> None:
 
 
 class StopAfter(Interruption):
-    """Asks for a stop at the check of the batch `number`."""
+    """Requests a stop at the n-th check."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.left = number
+    def __init__(self, checks: int) -> None:
+        super().__init__(advice="run the same command again")
+        self.left = checks
 
-    def check(self, save=None) -> None:  # type: ignore[no-untyped-def]
+    def check(self, save: Any = None) -> None:
         self.left -= 1
         self.requested = "SIGINT" if self.left == 0 else None
         super().check(save)
 
 
-def test_stopped_and_taken_up_again_gives_the_same(tmp_path: Path, photos: ImageSource) -> None:
-    options = TopImagesOptions(stage=STAGES, count=3)
-    cache = tmp_path / "cache"
-    expected = find_top_images(make_model(cache), photos, options, batch_size=2)
-    for _ in range(2):  # class1/002.png is met before the first stop, and after it
-        with pytest.raises(Interrupted):
-            find_top_images(make_model(cache, interruption=StopAfter(4)), photos, options, batch_size=2)
-    assert len(list((cache / "unfinished").iterdir())) == 1
-    # One of nine batches is left: a stop at a second one does not come.
-    assert_same(find_top_images(make_model(cache, interruption=StopAfter(2)), photos, options, batch_size=2), expected)
-    assert not list((cache / "unfinished").iterdir())
+def test_a_stop_ends_the_search_and_keeps_nothing(tmp_path: Path, photos: ImageSource) -> None:
+    options, cache = TopImagesOptions(stage=STAGES, count=3), tmp_path / "cache"
+    with pytest.raises(Interrupted, match="run the same command again"):
+        find_top_images(make_model(cache, interruption=StopAfter(4)), photos, options, batch_size=2)
+    assert not (cache / "unfinished").exists()
+    again = find_top_images(make_model(cache), photos, options, batch_size=2)
+    assert_same(again, find_top_images(make_model(tmp_path / "other"), photos, options, batch_size=2))
 
 
 def test_dead_channels_are_told(tmp_path: Path, photos: ImageSource) -> None:
@@ -221,10 +218,9 @@ def test_what_is_written(tmp_path: Path, model: Model, photos: ImageSource) -> N
             edges = [(edge + 1) * 20 / 18 for edge in one["view_box"]]
             assert one["box"] == [*map(int, np.floor(edges[:2])), *map(int, np.ceil(edges[2:]))]
     for page in facts["pages"]:
-        for kind in ("pairs", "blocks"):
-            with Image.open(file.parent / page[kind]) as picture:
-                assert picture.mode == "RGB"
-                assert np.asarray(picture).std() > 10
+        with Image.open(file.parent / page["pairs"]) as picture:
+            assert picture.mode == "RGB"
+            assert np.asarray(picture).std() > 10
     _check_copies(tmp_path / "copies" / "conv2", facts, photos)
 
 
@@ -238,10 +234,13 @@ def _check_copies(folder: Path, facts: dict, photos: ImageSource) -> None:  # ty
 
 
 def test_fewer_pages_leave_none_of_before(tmp_path: Path, model: Model, photos: ImageSource) -> None:
+    old = tmp_path / "out" / "conv1" / "blocks-1.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"a page of version 0.1.0")
     for channels, pages in (("0-39", 2), ("1,7", 1)):
         top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels=channels, count=2))
         save_top_images(top, photos, tmp_path / "out", model, data="photos")
-        assert len(list((tmp_path / "out" / "conv1").glob("*.png"))) == 2 * pages
+        assert len(list((tmp_path / "out" / "conv1").glob("*.png"))) == pages
 
 
 def test_images_of_an_array_are_copied_as_png(tmp_path: Path, model: Model) -> None:
@@ -270,18 +269,22 @@ def test_a_photo_that_went_away_after_the_search(tmp_path: Path, model: Model, p
 def test_the_patch_is_cut_from_the_photo_and_framed_in_it() -> None:
     photo_HWC = np.zeros((60, 60, 3), np.uint8)
     photo_HWC[20:40, 30:60] = (0, 200, 0)
-    one = show(photo_HWC, (0, 0, 60, 60), (30, 20, 60, 40), "")
+    view, part = (0, 0, 60, 60), (30, 20, 60, 40)
+    plain = image_tile(photo_HWC, view, part, patch=False)
+    pair = image_tile(photo_HWC, view, part, patch=True)
+    assert (plain.shape, pair.shape) == ((TILE, TILE, 3), (TILE, 2 * TILE + GAP, 3))
+    whole, patch = pair[:, :TILE], pair[:, TILE + GAP :]
     height, pad = round(TILE * 20 / 30), (TILE - round(TILE * 20 / 30)) // 2
-    assert (one.patch[pad : pad + height] == (0, 200, 0)).all()
-    assert not (one.patch[: pad - 1] == (0, 200, 0)).all(2).any()
-    changed_y, changed_x = np.nonzero((one.whole != one.plain).any(2))
+    assert (patch[pad : pad + height] == (0, 200, 0)).all()
+    assert not (patch[: pad - 1] == (0, 200, 0)).all(2).any()
+    changed_y, changed_x = np.nonzero((whole != plain).any(2))
     assert (changed_y.min(), changed_y.max()) == pytest.approx((TILE / 3, TILE * 2 / 3), abs=2)
     assert (changed_x.min(), changed_x.max()) == pytest.approx((TILE / 2, TILE), abs=2)
 
 
-def test_a_channel_of_many_images_takes_several_lines() -> None:
-    one = show(np.full((20, 20, 3), 90, np.uint8), (0, 0, 20, 20), (5, 5, 10, 10), "a")
-    short, long = pairs_page([1], [[one] * 9], patches=True), pairs_page([1], [[one] * 10], patches=True)
+def test_a_channel_of_many_images_takes_several_rows() -> None:
+    tile = image_tile(np.full((20, 20, 3), 90, np.uint8), (0, 0, 20, 20), (5, 5, 10, 10), patch=True)
+    short, long = (page_of([1], [[tile] * count], [["a"] * count]) for count in (9, 10))
     assert short.width == long.width
     assert long.height > 1.9 * short.height
 

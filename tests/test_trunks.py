@@ -12,7 +12,8 @@ from trunk_contract import TrunkContract, images, size_of, trunk_of
 from deepcluster.core.errors import InputError
 from deepcluster.models.archs import ARCHITECTURES
 from deepcluster.models.convnets import sobel_layer
-from deepcluster.models.trunk import FEATURES, make_trunk, normalise
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import FEATURES, normalise
 
 
 @pytest.fixture(autouse=True, scope="module")

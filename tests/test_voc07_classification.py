@@ -16,20 +16,22 @@ from deepcluster.core.errors import InputError, Interrupted, TrainingError
 from deepcluster.core.interruption import Interruption
 from deepcluster.data.views import TenCrops, TrainingView, draws
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
-from deepcluster.evaluation.learners.fine_tuning import Classifier, logits_of
 from deepcluster.evaluation.options import VocClassificationOptions
+from deepcluster.evaluation.trainer import Classifier, logits_of
 from deepcluster.evaluation.voc07_classification import (
     NAME,
     TEST_EPOCH,
-    Training,
+    crop_size,
     evaluate,
+    fine_tune,
+    fully_connected,
     loss_of,
     make_classifier,
     rate,
     reduced,
     score,
 )
-from deepcluster.models.trunk import make_trunk
+from deepcluster.models.make import make_trunk
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import weights_hash
 
@@ -72,7 +74,7 @@ def trained(model: Model, data: Path, options: VocClassificationOptions) -> tupl
     """The weights before the training, and the classifier after it."""
     classifier = make_classifier(model.copy_of_trunk(), options)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    Training(model, classifier, open_voc(data).split("trainval"), model.image_size, options).run()
+    fine_tune(model, classifier, open_voc(data).split("trainval"), model.image_size, options)
     return before, classifier
 
 
@@ -95,8 +97,7 @@ def test_the_published_rate(iteration: int, expected: float) -> None:
 def test_the_rate_reaches_the_optimizer(tmp_path: Path, devkit: Path) -> None:
     model, options = make_model(tmp_path), quick(iterations=5, halve_every=2, lr=0.04)
     classifier = make_classifier(model.copy_of_trunk(), options)
-    training = Training(model, classifier, open_voc(devkit).split("trainval"), 16, options)
-    training.run()
+    training, _ = fine_tune(model, classifier, open_voc(devkit).split("trainval"), 16, options)
     assert [group["lr"] for group in training.optimizer.param_groups] == [0.01]
     assert training.optimizer.defaults["momentum"] == 0.9
     assert training.optimizer.defaults["weight_decay"] == 1e-6
@@ -127,19 +128,40 @@ def test_the_loss_equals_a_naive_loop_and_skips_difficult_ones() -> None:
 
 @pytest.mark.parametrize("finetune", ["all", "fc6-8"])
 def test_all_linear_layers_are_made_anew_and_no_convolution(tmp_path: Path, finetune: str) -> None:
-    """As the release's script: in both modes; deviation 0.01, biases 0.1."""
+    """As the release's script: in both modes; deviation 0.01, biases 0.1; a function of the seed."""
     model = make_model(tmp_path, arch="alexnet", image_size=64)
-    classifier = make_classifier(model.copy_of_trunk(), quick(finetune=finetune))
+    classifier, again = (make_classifier(model.copy_of_trunk(), quick(finetune=finetune)) for _ in range(2))
+    assert all(torch.equal(one, same) for one, same in zip(classifier.parameters(), again.parameters(), strict=True))
     old = model.trunk.state_dict()
     linear = {name: module for name, module in classifier.named_modules() if isinstance(module, nn.Linear)}
     assert set(linear) == {"trunk.classifier.1", "trunk.classifier.4", "head.linear"}
     for name, module in linear.items():
         assert float(module.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
         assert (module.bias == 0.1).all()
+        assert module.weight.requires_grad and module.bias.requires_grad
         assert name == "head.linear" or not torch.equal(module.weight, old[name.removeprefix("trunk.") + ".weight"])
     assert classifier.head.linear.out_features == 20
     for name, value in classifier.trunk.state_dict().items():
         assert name.startswith("classifier.") or torch.equal(value, old[name])
+
+
+def test_fully_connected_layers_by_architecture() -> None:
+    widths = [layer.out_features for layer in fully_connected(make_trunk("alexnet", image_size=64))]
+    assert widths == [4096, 4096]
+    assert fully_connected(make_trunk("alexnet-small", image_size=16)) == []
+    assert fully_connected(make_trunk("resnet18-small", image_size=16)) == []
+
+
+def test_the_size_of_crops(tmp_path: Path) -> None:
+    """Trunks without fully connected layers take any size; AlexNet those whose last map is as wide."""
+    model = make_model(tmp_path)
+    assert [crop_size(model, asked) for asked in (None, 16, 40)] == [16, 16, 40]
+    with pytest.raises(InputError, match="image_size=2 does not fit this alexnet-small, which takes images of 16 px"):
+        crop_size(make_model(tmp_path, arch="alexnet-small"), 2)
+    model = make_model(tmp_path, arch="alexnet", image_size=64)
+    assert crop_size(model, 66) == 66
+    with pytest.raises(InputError, match=r"image_size=128 .* alexnet, which takes images of 64 px \(its fully connected"):
+        crop_size(model, 128)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +202,7 @@ def test_a_network_without_fully_connected_layers(tmp_path: Path, devkit: Path, 
     assert trains or new == {"head.linear.weight", "head.linear.bias"}
     assert not any("running" in name or "num_batches" in name for name in new)
     notes = " ".join(evaluate(model, devkit, options).notes)
-    assert ("resnet18-small has no fully connected layers: the linear classifier alone is trained" in notes) != trains
+    assert ("resnet18-small has no fully connected layers: only the linear classifier is trained" in notes) != trains
 
 
 def test_a_step_is_clipped_at_norm_ten(tmp_path: Path, devkit: Path) -> None:
@@ -304,7 +326,7 @@ def test_a_stop_at_any_iteration_changes_no_weight(
         with pytest.raises(Interrupted, match="the same command goes on"):
             trained(make_model(cache, arch=arch, image_size=side, interruption=StopAt(stop)), devkit, options)
         (kept,) = (cache / "unfinished").iterdir()
-        assert torch.load(kept, weights_only=True)["iteration"] == stop
+        assert torch.load(kept, weights_only=True)["step"] == stop
         _, gone_on = trained(make_model(cache, arch=arch, image_size=side), devkit, options)
         assert not changed(whole.state_dict(), gone_on)
 
@@ -316,7 +338,7 @@ def test_a_stop_changes_no_result(tmp_path: Path, devkit: Path, stop: int) -> No
     with pytest.raises(Interrupted):
         evaluate(make_model(tmp_path, interruption=StopAt(stop)), devkit, quick(image_size=8))
     (kept,) = (tmp_path / "unfinished").iterdir()
-    assert torch.load(kept, weights_only=True)["iteration"] == min(stop, 4)
+    assert torch.load(kept, weights_only=True)["step"] == min(stop, 4)
     assert evaluate(make_model(tmp_path), devkit, quick(image_size=8)) == whole
     assert not list((tmp_path / "unfinished").iterdir())
 
@@ -381,7 +403,7 @@ def test_wrong_input(tmp_path: Path, devkit: Path) -> None:
 
 
 def test_a_rate_that_is_too_high_is_told(tmp_path: Path, devkit: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at iteration \d+/30; try a lower learning rate"):
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+/30; try a lower learning rate"):
         evaluate(make_model(tmp_path), devkit, quick(iterations=30, lr=1e20))
 
 

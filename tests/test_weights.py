@@ -15,7 +15,8 @@ import torchvision
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError
-from deepcluster.models.trunk import Trunk, make_trunk
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import Trunk
 from deepcluster.models.weights import read_weights, take_weights
 
 Weights = dict[str, Tensor]
@@ -149,10 +150,10 @@ def refusal(trunk: Trunk, weights: Weights) -> str:
 def test_what_does_not_fit_is_told(saved: Weights, trunk: Trunk) -> None:
     text = refusal(trunk, torchvision.models.squeezenet1_1().state_dict())
     assert (
-        "FILE does not hold the weights of resnet18: 0 of 100 names fit; the network has 100 tensors (conv1.weight" in text
+        "FILE does not hold the weights of resnet18: 0 of 100 names match; the network has 100 tensors (conv1.weight" in text
     )
     assert "the file 52 tensors (features.0.weight" in text
-    assert "0 of 100 names fit" in refusal(trunk, {"a": torch.zeros(2)})
+    assert "0 of 100 names match" in refusal(trunk, {"a": torch.zeros(2)})
     text = refusal(make_trunk("resnet18-small", image_size=32, sobel=False), saved)
     assert "FILE does not fit resnet18-small: 1 tensors have another shape (conv1.weight 64×3×7×7 for 64×3×3×3)" in text
     small, large = (make_trunk("timm:test_vit", image_size=size, sobel=False) for size in (32, 64))
@@ -162,12 +163,10 @@ def test_what_does_not_fit_is_told(saved: Weights, trunk: Trunk) -> None:
 def test_colour_and_sobel_do_not_mix(saved: Weights, trunk: Trunk) -> None:
     with_sobel = make_trunk("resnet18", image_size=32, sobel=True)
     assert refusal(with_sobel, saved) == (
-        "FILE was trained on colour images (3 channels), this resnet18 looks at the 2 channels of the Sobel layer "
+        "FILE was trained on colour images (3 channels), this resnet18 takes the 2 channels of the Sobel layer "
         "(conv1.weight); use --no-sobel"
     )
-    assert refusal(trunk, with_sobel.state_dict()).endswith(
-        "looks at colour images (3 channels) (conv1.weight); use --sobel"
-    )
+    assert refusal(trunk, with_sobel.state_dict()).endswith("takes colour images (3 channels) (conv1.weight); use --sobel")
 
 
 def test_weights_that_are_not_finite_are_refused(saved: Weights, trunk: Trunk) -> None:
@@ -248,7 +247,7 @@ def test_files_that_hold_no_weights_are_told(tmp_path: Path, monkeypatch: pytest
         "empty.safetensors": "holds no weights",
         "cut.safetensors": "can't be read: truncated, damaged or not safetensors",
         "cut.pt": "can't be read: truncated, damaged",
-        "notes.txt": r"is no file of weights: use one that ends in \.pt, .*\.safetensors",
+        "notes.txt": r"is not a file of weights: use one that ends in \.pt, .*\.safetensors",
         "folder": "folder without weights: it has none of checkpoints/last.pt",
         "gone.pt": "gone.pt does not exist",
     }.items():

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
+from thread_ranks import on_ranks
 from torch import Tensor
 
 from deepcluster.clustering import whitening as module
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import InputError
 
 
@@ -286,47 +287,26 @@ def test_state_round_trip(tmp_path, unit_rows: bool) -> None:
     assert again.state_dict().keys() == whitening.state_dict().keys()
 
 
-# Ranks: real processes, each with its share of the rows. Ranks 0 and 1 are also a group of their own.
-ON_A_RANK = """
-    import sys
-    import torch
-    from torch import distributed
-    from deepcluster.clustering.whitening import Whitening
-
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    features_ND = torch.load(f"{folder}/features.pt")
-    for size in (2, world):
-        group = distributed.new_group(list(range(size)))
-        if rank >= size:
-            continue
-
-        def all_reduce(value):
-            distributed.all_reduce(value, group=group)
-            return value
-
-        for name, share in (("even", features_ND[rank::size]), ("few", features_ND[:9][rank::size]),
-                            ("one", features_ND if rank == 1 else features_ND[:0])):
-            torch.save(Whitening(6, all_reduce=all_reduce).fit(share).state_dict(), f"{folder}/{name}-{size}-{rank}.pt")
-    distributed.destroy_process_group()
-"""
+# Ranks
 
 
-def test_rows_spread_over_2_and_4_processes_give_what_one_gives(tmp_path: Path) -> None:
-    """Evenly spread; fewer rows than features; all on one rank and none on the others."""
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", ["even", "few", "one"])
+def test_rows_split_over_ranks_give_what_one_process_gives(name: str, size: int) -> None:
+    """Evenly split; fewer rows than features; all on one rank and none on the others."""
     features_ND = correlated(4500, 12, mean=100.0)
-    torch.save(features_ND, tmp_path / "features.pt")
-    (tmp_path / "rank.py").write_text(textwrap.dedent(ON_A_RANK))
-    ranks = [subprocess.Popen([sys.executable, tmp_path / "rank.py", str(rank), "4", tmp_path]) for rank in range(4)]
-    assert [rank.wait(120) for rank in ranks] == [0] * 4
-    for size in (2, 4):
-        for name, rows in (("even", features_ND), ("few", features_ND[:9]), ("one", features_ND)):
-            states = [torch.load(tmp_path / f"{name}-{size}-{rank}.pt", weights_only=True) for rank in range(size)]
-            alone = Whitening(6).fit(rows)
-            assert_same(Whitening.from_state_dict(states[0]), alone, rtol=2e-4, atol=2e-5)
-            for other in states[1:]:
-                assert_same(Whitening.from_state_dict(other), Whitening.from_state_dict(states[0]))
+    rows_ND = features_ND[:9] if name == "few" else features_ND
+    shares = [rows_ND[rank::size] for rank in range(size)]
+    if name == "one":
+        shares = [rows_ND if rank == 1 else rows_ND[:0] for rank in range(size)]
+
+    def work(share_ND: Tensor, ranks: Ranks) -> Whitening:
+        return Whitening(6, ranks=ranks).fit(share_ND)
+
+    found = on_ranks(shares, work)
+    assert_same(found[0], Whitening(6).fit(rows_ND), rtol=2e-4, atol=2e-5)
+    for other in found[1:]:
+        assert_same(other, found[0])
 
 
 STREAM = """

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError
-from deepcluster.models.trunk import FEATURES, Trunk, make_trunk
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import FEATURES, Trunk
 
 
 def size_of(arch: str) -> int:

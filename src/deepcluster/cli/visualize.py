@@ -1,4 +1,4 @@
-"""`deepcluster visualize` and `deepcluster report`: pictures of what was learned, and a page of it."""
+"""`deepcluster visualize` and `deepcluster report`: pictures and a page of what was learned."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def visualize_group() -> None:
 
 
 def _into(text: str) -> Callable[..., Any]:
-    return click.option("--out", type=Path, help=f"folder of the pictures  [{text}]")
+    return click.option("--out", type=Path, help=f"folder to write the pictures to  [{text}]")
 
 
 @visualize_group.command("filters")
@@ -30,28 +30,28 @@ def _into(text: str) -> Callable[..., Any]:
 @talk
 @with_settings(FilterOptions)
 def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Pictures that excite each filter of a stage most, found by gradient ascent."""
-    from deepcluster.visualization import commands as visualize
+    """Make pictures that excite each filter of a stage most, by gradient ascent."""
+    from deepcluster.visualization.filters import command
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    for path in visualize.filters(model, reporter=reporter, **explicit(options)):
+    for path in command.filters(model, reporter=reporter, **explicit(options)):
         reporter.say(str(path))
 
 
 @visualize_group.command("top-images")
 @click.argument("model")
-@click.option("--data", multiple=True, required=True, help="images to look through: a folder, list, shards, …")
+@click.option("--data", multiple=True, required=True, help="images to search: a folder, list, shards, …")
 @_into("RUN/visualization/top-images")
-@click.option("--copies", type=Path, help="also copy the images into a folder of each filter here")
+@click.option("--copies", type=Path, help="also copy the images to a folder per filter in this folder")
 @on_machine
 @talk
 @with_settings(TopImagesOptions)
 def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
-    """The images that excite each filter of a stage most, and the patches that do."""
-    from deepcluster.visualization import commands as visualize
+    """Find the images, and the patches of them, that excite each filter of a stage most."""
+    from deepcluster.visualization.top_images import command
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    for path in visualize.top_images(model, data, reporter=reporter, **explicit(options)):
+    for path in command.top_images(model, data, reporter=reporter, **explicit(options)):
         reporter.say(str(path))
 
 

@@ -181,8 +181,8 @@ class KMeans:
     """
 
     explanation: ClassVar[str] = (
-        "k-means starts from random images and alternates two steps: each image joins the cluster with the nearest centroid, "
-        "and each centroid moves to the mean of its images. A cluster that becomes empty takes half of a large one."
+        "k-means starts from random images and repeats two steps: each image joins the cluster with the nearest centroid, and "
+        "each centroid moves to the mean of its images. A cluster that becomes empty takes half of a large one."
     )
 
     def __init__(

@@ -76,7 +76,7 @@ def nearest_neighbours(
         metric: "euclidean", "sqeuclidean" (squared distances) or "cosine" (similarities, highest first; that of a row of
             zeros is 0).
         exclude_self: the queries are the rows, and none is its own neighbour; copies of it may be.
-        advance: called with the number of queries (of M) that the work done since the last call amounts to; may raise to stop.
+        advance: called with the number of queries done since the last call; may raise to stop.
 
     Returns:
         distances_MK or similarities_MK, float32, and indices_MK.

@@ -27,7 +27,7 @@ def blocks_of(rows: slice, block_rows: int) -> list[slice]:
 
 
 def map_blocks(work: Callable[[slice], Result], blocks: list[slice], device: torch.device) -> list[Result]:
-    """Return `work` of each block, in order; on the CPU on as many threads as torch may use, on a GPU one after the other."""
+    """Return `work` of each block, in order; on the CPU by as many threads as torch may use, on a GPU one by one."""
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or len(blocks) < 2:
         return [work(block) for block in blocks]

@@ -44,7 +44,7 @@ def fill_empty(
     """Give each empty cluster the point that is farthest from its centroid, in place; return how many got one.
 
     This is for the end, where no iteration follows in which a split could settle. A point that lies on its centroid is not
-    taken, nor the last one of a cluster, nor one that equals another. Among equally far points the lowest number comes first.
+    taken, nor the last one of a cluster, nor one that equals another. Of equally far points the lowest number comes first.
 
     Each rank sends only its farthest points, at most four per empty cluster.
 

@@ -1,35 +1,33 @@
 """Linear classifiers on frozen stages (the paper's section 4.2 and table 1): all stages in one pass over the images.
 
-A trunk that does not change gives every stage on the way to the last one, so each batch goes through it once, and each
-stage's rows go to a classifier of their own. The classifiers share nothing: the sum of their losses has for each the
-gradient of its own loss.
+A frozen trunk computes every stage on the way to the last one, so each batch goes through it once, and the rows of each
+stage go to a classifier of their own. The classifiers share nothing: the gradient of the sum of their losses is, for each,
+the gradient of its own loss.
 
-B batch, V views of an image, D features, C classes.
+B batch, V views of an image, D features, C classes, N images, S size of the views in pixels.
 """
 
 import hashlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
-from math import isfinite
+from math import sqrt
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of, duration
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.survey import MOST_UNREADABLE, check_unreadable
 from deepcluster.data.views import ClusterView, ShiftedView, TenCrops
-from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
-from deepcluster.evaluation.learners.linear_heads import LinearHeads, learning_rate
+from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val, some
 from deepcluster.evaluation.learners.logistic import fit_logistic, right_among
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
+from deepcluster.evaluation.trainer import Diverged, Training, fit_source
 from deepcluster.run.model import Model, data_key, readable
 from deepcluster.run.pooling import Pooled
 from deepcluster.run.resumable import ResumableState
@@ -38,13 +36,17 @@ KINDS = {"pooled": "pooled", "avgpool": "average"}
 CROPS = 10
 TOP = 5
 
+# For each of the stages the shares of images whose class is among the highest scores.
+Shares = dict[Pooled, list[float]]
+
 
 def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
-    """Top-1 and top-5 accuracy on `val` of a linear classifier of each stage, learned on `train`.
+    """Return top-1 and top-5 accuracy on `val` of a linear classifier of each stage, trained on `train`.
 
     Raises:
-        InputError: the data are not laid out so, the trunk has no such stage, more than 10 % of the images can't be read,
-            or the loss became infinite.
+        InputError: wrong layout of the data, the trunk has no such stage, more than 10 % of the images can't be read, or
+            the loss became infinite.
+        Interrupted: the state is kept; the same call continues.
     """
     wanted = [Pooled(stage, KINDS[options.head]) for stage in dict.fromkeys(model.stages(options.stages))]
     parts = open_train_val(data)
@@ -63,155 +65,152 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     return Results("linear", parts.describe(), settings, results, ("top-1", best.stage), notes)
 
 
-class _Training:
-    """The passes over the training images, from wherever a stopped one had come to."""
+def learning_rate(lr: float, weight_decay: float, step: int) -> float:
+    """Return the rate at a step: lr / √(1 + lr · weight decay · step), as in the published script."""
+    return lr / sqrt(1 + lr * weight_decay * step)
 
-    def __init__(self, model: Model, train: Labelled, options: LinearOptions, wanted: Sequence[Pooled]) -> None:
-        self.model, self.train, self.options, self.wanted = model, train, options, wanted
-        device = model.machine.device
-        self.labels_N = train.labels_N.to(device)
-        self.heads = LinearHeads(model.widths(wanted), len(train.class_names), options, device)
-        self.batches = -(-len(train.source) // options.batch_size)
-        self.epoch = self.batch = self.seen = 0
-        self.sums_2S = torch.zeros(2, len(wanted), device=device)  # losses, and right answers, of this epoch
-        self.unreadable: dict[int, str] = {}
-        self.unfinished = self._open()
 
-    def _open(self) -> ResumableState:
-        """The state that was kept of this very training, taken up if there is one."""
-        ignored = ("ten_crops", "fast", "stages")
-        facts = {name: value for name, value in self.options.as_dict().items() if name not in ignored}
-        labels = hashlib.sha256(self.train.labels_N.numpy().tobytes()).hexdigest()
-        where = (data_key(self.train.source), labels, self.model.image_size, self.model.settings.reduce_to)
-        unfinished = self.model.resumable("linear-1", sorted(facts.items()), self.wanted, *where)
-        state = unfinished.load()
-        if state is not None:
-            self.heads.load(state["heads"])
-            self.epoch, self.batch, self.seen = state["epoch"], state["batch"], state["seen"]
-            self.sums_2S.copy_(state["sums"])
-            self.unreadable.update(state["unreadable"])
-            place = f"epoch {self.epoch + 1}, batch {self.batch:,} of {self.batches:,}"
-            self.model.work.reporter.say(f"going on from {'the test' if self.epoch == self.options.epochs else place}")
-        return unfinished
+class LinearHeads(nn.Module):
+    """A linear classifier for each stage.
 
-    def state(self) -> dict[str, Any]:
-        """All that the rest depends on."""
-        return {
-            "heads": self.heads.state(),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "seen": self.seen,
-            "sums": self.sums_2S.cpu(),
-            "unreadable": dict(self.unreadable),
-        }
+    Args:
+        widths: D of the rows of each stage.
+        seed: of the first weights, which are uniform within ± 1/√D, as those of `nn.Linear`.
+    """
 
-    def check(self) -> None:
-        """Keep the state now and then, and where a stop is asked for."""
-        self.unfinished.check(self.state)
+    def __init__(self, widths: Mapping[Pooled, int], n_classes: int, *, seed: int) -> None:
+        super().__init__()
+        self.wanted = list(widths)
+        self.layers = nn.ModuleList(_layer(width, n_classes, seed) for width in widths.values())
 
-    def run(self) -> None:
-        """All epochs that are left."""
-        if self.epoch == self.options.epochs:
-            return
-        with self.model.loader(self.train.source) as loader:
-            loader.unreadable.update(self.unreadable)
-            self.unreadable = loader.unreadable
-            while self.epoch < self.options.epochs:
-                self._epoch(loader)
+    def forward(self, rows: Mapping[Pooled, Tensor]) -> dict[Pooled, Tensor]:
+        """Return scores (B, C) of rows (B, D) by stage."""
+        return {one: layer(rows[one].float()) for one, layer in zip(self.wanted, self.layers, strict=True)}
 
-    def _epoch(self, loader: Loader) -> None:
-        started, waited, options = time.perf_counter(), loader.wait_seconds, self.options
-        first = self.batch
-        with self.model.work.reporter.track(f"epoch {self.epoch + 1}", len(self.train.source)) as progress:
-            progress(min(first * options.batch_size, len(self.train.source)))
-            with closing(self._batches(loader)) as batches:
-                for batch in batches:
-                    self._learn(batch)
-                    progress(len(batch.indices_B))
-                    check_unreadable(loader, len(self.train.source))
-                    self.check()
-        self._report(time.perf_counter() - started, loader.wait_seconds - waited)
-        self.epoch, self.batch, self.seen = self.epoch + 1, 0, 0
-        self.sums_2S.zero_()
+    def probabilities(self, rows: Mapping[Pooled, Tensor], n_views: int) -> dict[Pooled, Tensor]:
+        """Return probabilities (B, C) for rows (B·V, D) by stage, averaged over the views of an image."""
+        with torch.no_grad():
+            return {one: scores.softmax(1).unflatten(0, (-1, n_views)).mean(1) for one, scores in self(rows).items()}
 
-    def _batches(self, loader: Loader) -> Generator[Batch, None, None]:
-        options, count = self.options, len(self.train.source)
-        order_N = torch.from_numpy(np.random.default_rng([options.seed, self.epoch]).permutation(count))
-        return loader.training_views(
-            ShiftedView(self.model.image_size),
-            order_N,
-            options.batch_size,
+
+def _layer(width: int, n_classes: int, seed: int) -> nn.Linear:
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, width, n_classes)
+    generator, bound = torch.Generator().manual_seed(seed), 1 / sqrt(width)
+    with torch.no_grad():
+        for value in layer.parameters():
+            value.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def train_step(training: Training[LinearHeads], rows: Mapping[Pooled, Tensor], labels_B: Tensor) -> dict[str, Tensor]:
+    """Take one step, and return for each stage its loss, and its top-1 accuracy as `top-1 STAGE`."""
+    scores = training.network(rows)
+    losses = {one.stage: cross_entropy(scores_BC, labels_B) for one, scores_BC in scores.items()}
+    training.optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(losses.values())).sum().backward()
+    training.optimizer.step()
+    values = {stage: loss.detach() for stage, loss in losses.items()}
+    for one, scores_BC in scores.items():
+        values[f"top-1 {one.stage}"] = (scores_BC.detach().argmax(1) == labels_B).float().mean()
+    return values
+
+
+def train_heads(
+    model: Model, train: Labelled, options: LinearOptions, wanted: Sequence[Pooled]
+) -> tuple[Training[LinearHeads], ResumableState]:
+    """Train the classifiers on random crops, or continue where an earlier call was stopped.
+
+    Raises:
+        InputError: the loss of a stage is not finite, or more than 10 % of the images can't be read.
+    """
+    heads = LinearHeads(model.widths(wanted), len(train.class_names), seed=options.seed).to(model.machine.device)
+    optimizer = torch.optim.SGD(
+        heads.parameters(),
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        fused=model.machine.device.type == "cuda",
+    )
+    steps_per_epoch, device = -(-len(train.source) // options.batch_size), model.machine.device
+    training, labels_N = Training(heads, optimizer, options.epochs * steps_per_epoch), train.labels_N.to(device)
+    # The training does not depend on how the classifiers are tested.
+    facts = {name: value for name, value in options.as_dict().items() if name not in ("ten_crops", "fast", "stages")}
+    labels = hashlib.sha256(train.labels_N.numpy().tobytes()).hexdigest()
+    where = (data_key(train.source), labels, model.image_size, model.settings.reduce_to)
+    resumable = model.resumable("linear-2", sorted(facts.items()), wanted, *where)
+
+    def line(means: Mapping[str, float]) -> str:
+        best = max((one.stage for one in wanted), key=lambda stage: means[f"top-1 {stage}"])
+        epoch = f"epoch {training.step // steps_per_epoch:>3}/{options.epochs}"
+        return f"{epoch}  {best}: loss {means[best]:.3f}, train top-1 {100 * means[f'top-1 {best}']:.1f}%"
+
+    try:
+        fit_source(
+            model,
+            training,
+            train.source,
+            ShiftedView(model.image_size),
+            lambda batch, _: train_step(
+                training, model.extract(batch.images_BCHW, wanted), labels_N[batch.indices_B.to(device)]
+            ),
+            batch_size=options.batch_size,
             seed=options.seed,
-            epoch=self.epoch,
-            first_batch=self.batch,
+            rates=lambda step: [learning_rate(options.lr, options.weight_decay, step)],
+            resumable=resumable,
+            report_every=steps_per_epoch,
+            line=line,
         )
-
-    def _learn(self, batch: Batch) -> None:
-        if len(batch.indices_B):
-            rows = self.model.extract(batch.images_BCHW, self.wanted)
-            labels_B = self.labels_N[batch.indices_B.to(self.labels_N.device)]
-            self.sums_2S += self.heads.step(rows, labels_B, self.epoch * self.batches + self.batch)
-            self.seen += len(labels_B)
-        self.batch += 1
-
-    def _report(self, seconds: float, waited: float) -> None:
-        losses_S, right_S = (self.sums_2S / max(1, self.seen)).tolist()
-        for one, loss in zip(self.wanted, losses_S, strict=True):
-            if not isfinite(loss):
-                self.unfinished.done()
-                raise InputError(
-                    f"the loss of {one.stage} is not finite after epoch {self.epoch + 1}: use a lower --lr than "
-                    f"{self.options.lr:g}, or leave this stage out with --stages"
-                )
-        best = max(range(len(self.wanted)), key=right_S.__getitem__)
-        rate = learning_rate(self.options.lr, self.options.weight_decay, (self.epoch + 1) * self.batches - 1)
-        self.model.work.reporter.say(
-            f"epoch {self.epoch + 1:>3}/{self.options.epochs}  {self.wanted[best].stage}: loss {losses_S[best]:.3f}, "
-            f"train top-1 {100 * right_S[best]:.1f}%  lr {rate:.4g}  {duration(seconds)}  "
-            f"data-wait {waited / max(seconds, 1e-9):.0%}"
-        )
-
-
-Shares = dict[Pooled, list[float]]
+    except Diverged as fault:
+        resumable.done()
+        raise InputError(
+            f"the loss of {fault.name} is not finite at {training.where}: use a lower --lr than {options.lr:g}, or leave "
+            "this stage out with --stages"
+        ) from None
+    return training, resumable
 
 
 def _trained(
     model: Model, parts: TrainVal, options: LinearOptions, wanted: Sequence[Pooled], top: Sequence[int]
 ) -> tuple[Shares, list[str]]:
-    """Shares by SGD on random crops, as the paper does it."""
-    training = _Training(model, parts.train, options, wanted)
-    training.run()
-    shares, bad = _test(training, parts.val, top)
-    training.unfinished.done()
+    """Return the shares of classifiers trained by SGD on random crops, as in the paper."""
+    training, resumable = train_heads(model, parts.train, options, wanted)
+    shares, bad = score_heads(model, training, parts.val, options, top, resumable)
+    resumable.done()
     return shares, [*_left_out("train", parts.train, training.unreadable), *_left_out("val", parts.val, bad)]
 
 
-def _test(training: _Training, val: Labelled, top: Sequence[int]) -> tuple[Shares, dict[int, str]]:
-    """Shares of the images that each classifier ranks among its `top` classes, and the images that can't be read."""
-    model, n_views = training.model, CROPS if training.options.ten_crops else 1
-    right = {one: torch.zeros(len(top), dtype=torch.int64) for one in training.wanted}
+def score_heads(
+    model: Model,
+    training: Training[LinearHeads],
+    val: Labelled,
+    options: LinearOptions,
+    top: Sequence[int],
+    resumable: ResumableState,
+) -> tuple[Shares, dict[int, str]]:
+    """Return the shares of images that each classifier ranks among its `top` classes, and why images can't be read."""
+    heads, n_views = training.network, CROPS if options.ten_crops else 1
+    right = {one: torch.zeros(len(top), dtype=torch.int64) for one in heads.wanted}
     seen = 0
     with (
         model.loader(val.source) as loader,
-        model.work.reporter.track("testing", len(val.source)) as progress,
-        closing(_test_batches(loader, model.image_size, training.options)) as batches,
+        resumable.track("testing", len(val.source), state=training.state) as advance,
+        closing(_test_batches(loader, model.image_size, options)) as batches,
     ):
         for batch in batches:
             if len(batch.indices_B):
                 images = batch.images_BCHW.flatten(0, 1) if n_views > 1 else batch.images_BCHW
-                probabilities = training.heads.probabilities(model.extract(images, training.wanted), n_views)
+                probabilities = heads.probabilities(model.extract(images, heads.wanted), n_views)
                 labels_B = val.labels_N[batch.indices_B].to(model.machine.device)
                 for one, probabilities_BC in probabilities.items():
                     right[one] += right_among(probabilities_BC, labels_B, top).cpu()
             seen += len(batch.indices_B)
-            progress(len(batch.indices_B))
             check_unreadable(loader, len(val.source))
-            training.check()
+            advance(len(batch.indices_B))
         return {one: [int(n) / seen for n in right_T] for one, right_T in right.items()}, dict(loader.unreadable)
 
 
 def _test_batches(loader: Loader, image_size: int, options: LinearOptions) -> Generator[Batch, None, None]:
-    """The centre crop of each image, or its ten crops: (B, V, 3, S, S)."""
+    """Return batches of the centre crop of each image, or of its ten crops: (B, V, 3, S, S)."""
     everything_N = torch.arange(len(loader.images))
     if not options.ten_crops:
         return loader.cluster_views(ClusterView(image_size), everything_N, options.batch_size)
@@ -223,21 +222,21 @@ def _test_batches(loader: Loader, image_size: int, options: LinearOptions) -> Ge
 def _fast(
     model: Model, parts: TrainVal, options: LinearOptions, wanted: Sequence[Pooled], top: Sequence[int]
 ) -> tuple[Shares, list[str]]:
-    """Shares by L-BFGS on the features of centre crops, which are kept on disk."""
+    """Return the shares of classifiers fitted by L-BFGS on features of centre crops, which are kept on disk."""
     (train_rows, train_labels_N, train_notes), (val_rows, val_labels_N, val_notes) = (
         _frozen(model, name, labelled, wanted) for name, labelled in (("train", parts.train), ("val", parts.val))
     )
     shares: Shares = {}
     for one in wanted:
         started = time.perf_counter()
-        with model.work.reporter.track(f"fitting {one.stage}", None, "passes") as progress:
+        with model.work.track(f"fitting {one.stage}", None, "passes") as advance:
             fitted = fit_logistic(
                 train_rows[one],
                 train_labels_N,
                 len(parts.train.class_names),
                 seed=options.seed,
                 device=model.machine.clustering_device,
-                on_pass=partial(_passed, model, progress),
+                advance=advance,
             )
         shares[one] = fitted.accuracy(val_rows[one], val_labels_N, top=top)
         model.work.reporter.say(
@@ -246,15 +245,10 @@ def _fast(
     return shares, [*train_notes, *val_notes]
 
 
-def _passed(model: Model, progress: Any) -> None:
-    progress(1)
-    model.work.interruption.check()
-
-
 def _frozen(
     model: Model, part: str, labelled: Labelled, wanted: Sequence[Pooled]
 ) -> tuple[dict[Pooled, Tensor], Tensor, list[str]]:
-    """Rows of each stage; labels, -1 where an image can't be read; and a note of these."""
+    """Return the rows of each stage, labels (-1 for unreadable images), and a note on unreadable images."""
     rows = model.rows(labelled.source, wanted)
     reads_N = readable(rows[wanted[0]])
     bad = (~reads_N).nonzero()[:, 0].tolist()
@@ -264,12 +258,10 @@ def _frozen(
     return rows, torch.where(reads_N, labelled.labels_N, -1), notes
 
 
-def _left_out(part: str, labelled: Labelled, unreadable: dict[int, str]) -> list[str]:
-    """A sentence on the images of a part that can't be read."""
+def _left_out(part: str, labelled: Labelled, unreadable: Mapping[int, str]) -> list[str]:
+    """Return a note on the images of a part that can't be read."""
     if not unreadable:
         return []
     names = [labelled.source.name(index) for index in sorted(unreadable)]
-    some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return [
-        f"{count_of(len(names), 'image')} of {part} can't be read and {'is' if len(names) == 1 else 'are'} left out: {some}"
-    ]
+    verb = "is" if len(names) == 1 else "are"
+    return [f"{count_of(len(names), 'image')} of {part} can't be read and {verb} left out: {some(names, 5)}"]

@@ -1,186 +1,373 @@
-"""Fine-tuning of the whole network on few labels, beside the same network from random weights.
+"""Fine-tuning of the whole network on few labels, compared with the same network from random weights.
 
-As in the papers that report 1 % and 10 % of ImageNet's labels (among them SwAV, whose published script the schedule, the
-views, the momentum and the missing weight decay are from: `trainings`), with two differences. The rates are chosen on a
-held part of the labelled images, not on the validation images that the accuracy is of; and that accuracy is of the last
-epoch, not of the best one.
+As in the papers that report 1 % and 10 % of ImageNet's labels, with the schedule, the views, the momentum and the missing
+weight decay of SwAV's published script (facebookresearch/swav, eval_semisup.py), and with two differences. The learning
+rates are chosen on a held-out part of the labelled images, not on the validation images that the accuracy is measured on;
+and that accuracy is the one after the last epoch, not after the best one.
 
-N images, M of them.
+N images of a loader, M of them, B batch, C classes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass
 from itertools import product
-from math import isfinite
+from math import ceil, inf, isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.text import count_of
-from deepcluster.data.loader import Loader
+from deepcluster.core.work import Advance, no_advance
+from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.data.survey import check_unreadable
+from deepcluster.data.views import ClusterView, TrainingView
 from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
-from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
-from deepcluster.evaluation.learners.trainings import Exam, Rates, Score, Trainings, batches_of, epochs_of, top_of
+from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val, some
+from deepcluster.evaluation.learners.logistic import right_among
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.results import Results
+from deepcluster.evaluation.trainer import Classifier, Diverged, Training, fit, logits_of, seed_of, sgd, shuffled, step
+from deepcluster.run.features import FEATURE_BATCH
 from deepcluster.run.model import Model, data_key
-from deepcluster.run.resumable import digest_of
+from deepcluster.run.resumable import ResumableState, digest_of
 
 NAME = "semi-supervised"
-# A state of an older program is not gone on with.
-STATE_FORMAT = 1
+# Changes with the format of the state: a state of an older version is not continued.
+STATE_FORMAT = 2
 FROM_SCRATCH = " from scratch"
+# SwAV's views and schedule: of 20 epochs, learning rates are multiplied by 0.2 before the 13th and the 17th.
+SCALE = (0.08, 1.0)
+FALL = 0.2
+FALLS_AT_TENTHS = (6, 8)
+# With few images an epoch has this many steps, unless its batches would be smaller than this many images.
+STEPS_PER_EPOCH, SMALLEST_BATCH = 4, 16
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates at the start."""
+
+    trunk: float
+    head: float
+
+    def __str__(self) -> str:
+        return f"{self.trunk:g} (trunk) and {self.head:g} (head)"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of the images whose class is ranked first, or among the first, and the mean cross-entropy."""
+
+    top_1: float
+    top_k: float
+    loss: float
+
+
+DIVERGED = Score(0.0, 0.0, inf)
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images on which a network is tested: those of a loader at `indices_M`; `labels_N` are of all images of the loader."""
+
+    __test__ = False  # Not a class of tests, whatever pytest makes of its name.
+
+    loader: Loader
+    indices_M: Tensor
+    labels_N: Tensor
 
 
 @dataclass(frozen=True)
 class Case:
-    """Images with a label, and how the rates are chosen on them; all are indices into the chosen images.
+    """Labelled images, and how the learning rates are chosen on them; all are indices into the chosen images.
 
     Attributes:
         name: the share of the labels, as in `10%`.
-        everything_M: what the final network is trained on.
-        learned_M, held_M: what the networks of the grid are trained on, and what they are compared on; none is held where
-            there is nothing to choose, or nothing to choose by.
+        everything_M: images on which the final network is trained.
+        trained_M, held_M: images on which the networks of the grid are trained, and on which they are compared; none are
+            held out where there is nothing to choose, or nothing to choose by.
     """
 
     name: str
     everything_M: Tensor
-    learned_M: Tensor
+    trained_M: Tensor
     held_M: Tensor
 
 
 def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Results:
-    """Top-1 and top-5 on `val` of networks fine-tuned on a part of the labels of `train`, for each share of them.
+    """Return top-1 and top-5 on `val` of networks fine-tuned on a part of the labels of `train`, for each share of them.
 
     Raises:
-        InputError: the data are not laid out so, the shares, rates or the list can't be used, or more than 10 % of the
-            images can't be read.
-        TrainingError: with no rates did the loss stay finite.
-        Interrupted: the state is kept; the same call goes on to the very result it would have had.
+        InputError: wrong layout of the data, the shares, rates or the list can't be used, or more than 10 % of the images
+            can't be read.
+        TrainingError: the loss stayed finite with none of the rates.
+        Interrupted: the state is kept; the same call continues to exactly the result it would have had.
     """
     _check(options)
     parts = open_train_val(data)
     chosen = _choose(parts.train, options)
-    looked_at_M = torch.cat(list(chosen.values())).unique()
-    source = ChosenImages(parts.train.source, looked_at_M.numpy(), about="with a label")
-    labels_M = parts.train.labels_N[looked_at_M]
+    chosen_M = torch.cat(list(chosen.values())).unique()
+    source = ChosenImages(parts.train.source, chosen_M.numpy(), about="with a label")
+    labels_M = parts.train.labels_N[chosen_M]
     with model.loader(source) as loader, model.loader(parts.val.source) as val_loader:
-        _read(model, {"labelled": loader, "val": val_loader})
+        loaders = {"labelled": loader, "val": val_loader}
+        _read(model, loaders)
         cases = [
-            _case(name, _readable(torch.searchsorted(looked_at_M, indices_M), loader), labels_M, options)
+            _case(name, _readable(torch.searchsorted(chosen_M, indices_M), loader), labels_M, options)
             for name, indices_M in chosen.items()
         ]
-        facts = (NAME, STATE_FORMAT, options.as_dict(), data_key(source), data_key(parts.val.source), _facts(model, cases))
-        unfinished = model.resumable(*facts)
-        trainings = Trainings(model, options, loader, labels_M, len(parts.train.class_names), unfinished)
-        exam = Exam(val_loader, _readable(torch.arange(len(parts.val.source)), val_loader), parts.val.labels_N)
-        comparison = Comparison(model, options, trainings, cases, exam)
+        images = [digest_of(case.name, case.everything_M.tolist()) for case in cases]
+        facts = (data_key(source), data_key(parts.val.source), model.image_size, model.settings.reduce_to, images)
+        resumable = model.resumable(NAME, STATE_FORMAT, options.as_dict(), *facts)
+        trials = Trials(model, options, loader, labels_M, len(parts.train.class_names), resumable)
+        test_set = TestSet(val_loader, _readable(torch.arange(len(parts.val.source)), val_loader), parts.val.labels_N)
+        comparison = Comparison(options, trials, cases, test_set)
         comparison.run()
-        unfinished.done()
-        notes = [*_notes(parts, cases, labels_M, options), *_unreadable({"labelled": loader, "val": val_loader})]
-    return _results(model, parts, options, comparison, [*notes, *comparison.notes])
+        resumable.done()
+        notes = [*_notes(parts, cases, labels_M, options), *_unreadable(loaders), *comparison.notes]
+    return _results(model, parts, options, comparison, notes)
 
 
-class Comparison:
-    """For each case, from the model's weights and from random ones: the grid of rates, then the network that counts.
+def batches_of(count: int, batch_size: int) -> tuple[int, int]:
+    """Return the images per step, and the steps per epoch, for a number of images (2 or more).
+
+    All batches are nearly equally large: a small last batch would have unusual BatchNorm statistics. A last batch of one
+    image, which BatchNorm can't take, is left out.
+    """
+    steps = max(ceil(count / batch_size), min(STEPS_PER_EPOCH, count // SMALLEST_BATCH), 1)
+    size = ceil(count / steps)
+    return size, count // size + (count % size > 1)
+
+
+def epochs_of(count: int, options: SemiSupervisedOptions) -> int:
+    """Return the passes over a number of images: those of the options, or more where these are fewer than `min_steps`."""
+    return max(options.epochs, ceil(options.min_steps / batches_of(count, options.batch_size)[1]))
+
+
+def rate_factor(epoch: int, epochs: int) -> float:
+    """Return the factor of the rates in `epoch` (from 0): 1; 0.2 after six tenths of the epochs; 0.04 after eight."""
+    return FALL ** sum(10 * epoch >= tenths * epochs for tenths in FALLS_AT_TENTHS)
+
+
+def top_of(n_classes: int) -> Sequence[int]:
+    """Return the ranks up to which the right class counts: 1 and 5, or all classes where there are fewer."""
+    return sorted({1, min(5, n_classes)})
+
+
+class Trials:
+    """Fine-tunes copies of a network on parts of the labelled images, one after the other, and keeps each one's score.
+
+    Args:
+        loader: of the labelled images.
+        labels_N: of all of these.
 
     Attributes:
-        scores, rates: of that network, by name of its column.
-        notes: what went otherwise than planned.
+        finished: score of each finished training, by its name.
+        advance: called after each step and each batch of a test; keeps the state.
     """
 
     def __init__(
         self,
         model: Model,
         options: SemiSupervisedOptions,
-        trainings: Trainings,
-        cases: list[Case],
-        exam: Exam,
+        loader: Loader,
+        labels_N: Tensor,
+        n_classes: int,
+        resumable: ResumableState,
     ) -> None:
-        self.model, self.options, self.trainings, self.cases, self.exam = model, options, trainings, cases, exam
+        self.model, self.options, self.loader, self.n_classes, self.resumable = model, options, loader, n_classes, resumable
+        self.labels_N = labels_N.to(model.machine.device)
+        kept = resumable.load() or {"finished": {}, "running": None}
+        self.finished = {name: Score(*values) for name, values in kept["finished"].items()}
+        self.advance: Advance = no_advance
+        # The training that was stopped, until it continues; and the one under way.
+        self._stopped: dict[str, Any] | None = kept["running"]
+        self._running: tuple[str, Training[Classifier]] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return the state from which another process continues."""
+        running = {"name": self._running[0], **self._running[1].state()} if self._running else None
+        return {"finished": {name: list(astuple(score)) for name, score in self.finished.items()}, "running": running}
+
+    def has_begun(self, name: str) -> bool:
+        """Return whether the training `name` is finished, or is the one that was stopped."""
+        return name in self.finished or (self._stopped is not None and self._stopped["name"] == name)
+
+    def steps_left(self, name: str, count: int) -> int:
+        """Return the number of remaining steps of the training `name` on `count` images."""
+        if name in self.finished:
+            return 0
+        done = self._stopped["step"] if self._stopped is not None and self.has_begun(name) else 0
+        return int(epochs_of(count, self.options) * batches_of(count, self.options.batch_size)[1] - done)
+
+    def score(self, name: str, rates: Rates, indices_M: Tensor, test_set: TestSet, *, scratch: bool) -> Score:
+        """Train a network on the labelled images `indices_M` and test it, unless that is done already.
+
+        Args:
+            name: of the training, which no other has.
+            scratch: from random weights instead of the model's.
+        """
+        if name not in self.finished:
+            training = self.begin(name, rates, len(indices_M), scratch=scratch)
+            self._running = name, training
+            try:
+                self.train(training, rates, indices_M)
+                score = self.test(training.network, test_set)
+            except Diverged:
+                score = DIVERGED
+            self.finished[name], self._running, self._stopped = score, None, None
+            if training.step < training.steps:
+                self.advance(training.steps - training.step)
+        return self.finished[name]
+
+    def begin(self, name: str, rates: Rates, count: int, *, scratch: bool) -> Training[Classifier]:
+        """Return a training on `count` images before its first step, or where it was stopped."""
+        machine, options = self.model.machine, self.options
+        trunk = self.model.new_trunk(options.seed) if scratch else self.model.copy_of_trunk()
+        trunk.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier = Classifier(trunk, self.n_classes, seed=options.seed)
+        groups: list[dict[str, object]] = [
+            {"params": [weight for weight in trunk.parameters() if weight.requires_grad], "lr": rates.trunk},
+            {"params": list(classifier.head.parameters()), "lr": rates.head},
+        ]
+        optimizer = sgd(groups, machine, lr=rates.trunk, momentum=options.momentum, weight_decay=options.weight_decay)
+        steps = epochs_of(count, options) * batches_of(count, options.batch_size)[1]
+        training = Training(classifier, optimizer, steps)
+        if self._stopped is not None and self._stopped["name"] == name:
+            training.load(self._stopped)
+        return training
+
+    def train(self, training: Training[Classifier], rates: Rates, indices_M: Tensor) -> None:
+        """Take the remaining steps.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        options, count = self.options, len(indices_M)
+        (size, per_epoch), epochs = batches_of(count, options.batch_size), epochs_of(count, options)
+        training.network.train()
+
+        def learn(batch: Batch, number: int) -> dict[str, Tensor]:
+            labels_B = self.labels_N[batch.indices_B.to(self.labels_N.device)]
+            seed, machine = seed_of(options.seed, *divmod(number, per_epoch)), self.model.machine
+            network, optimizer, images = training.network, training.optimizer, batch.images_BCHW
+            return {"": step(network, optimizer, images, labels_B, cross_entropy, machine, seed=seed)}
+
+        def rates_at(number: int) -> list[float]:
+            factor = rate_factor(number // per_epoch, epochs)
+            return [factor * rates.trunk, factor * rates.head]
+
+        view = TrainingView(self.model.image_size, scale=SCALE)
+        batches = shuffled(self.loader, view, indices_M, size, seed=options.seed, steps_per_epoch=per_epoch)
+        fit(training, batches, learn, steps_per_epoch=per_epoch, rates=rates_at, smallest=2, advance=self.advance)
+
+    def test(self, classifier: Classifier, test_set: TestSet) -> Score:
+        """Return the score of a network on the centre crops of a test set."""
+        top = top_of(self.n_classes)
+        right_T, loss, count = torch.zeros(len(top), dtype=torch.int64), 0.0, 0
+        view, labels_N = ClusterView(self.model.image_size), test_set.labels_N.to(self.model.machine.device)
+        with closing(test_set.loader.cluster_views(view, test_set.indices_M, FEATURE_BATCH)) as batches:
+            for batch in batches:
+                scores_BC = logits_of(classifier, batch.images_BCHW, self.model.machine)
+                labels_B = labels_N[batch.indices_B.to(labels_N.device)]
+                right_T += right_among(scores_BC, labels_B, top).cpu()
+                loss += float(cross_entropy(scores_BC, labels_B, reduction="sum"))
+                count += len(labels_B)
+                self.advance(0)
+        return Score(int(right_T[0]) / count, int(right_T[-1]) / count, loss / count) if isfinite(loss) else DIVERGED
+
+
+class Comparison:
+    """For each case, from the model's weights and from random ones: the grid of rates, then the final network.
+
+    Attributes:
+        scores, rates: of the final network, by name of its column.
+        notes: deviations from the plan.
+    """
+
+    def __init__(self, options: SemiSupervisedOptions, trials: Trials, cases: list[Case], test_set: TestSet) -> None:
+        self.options, self.trials, self.cases, self.test_set = options, trials, cases, test_set
+        self.say = trials.model.work.reporter.say
         self.grid = grid_of(options)
         self.scores: dict[str, Score] = {}
         self.rates: dict[str, Rates] = {}
         self.notes: list[str] = []
 
     def run(self) -> None:
-        """Train them all."""
-        total = sum(self.trainings.images_left(name, count) for name, count in self._planned())
-        with self.model.work.reporter.track("fine-tuning", total) as progress:
-            self.trainings.progress = progress
-            for case, column, scratch in self._columns():
-                self.scores[column], self.rates[column] = self._final(case, column, scratch)
-                self._say(column)
+        """Train all networks."""
+        trials, top = self.trials, top_of(self.trials.n_classes)
+        total = sum(trials.steps_left(name, count) for name, count in self._planned())
+        with trials.resumable.track("fine-tuning", total, "steps", state=trials.state) as trials.advance:
+            for case, column, scratch in self.columns():
+                score, self.rates[column] = self._final(case, column, scratch)
+                self.scores[column] = score
+                self.say(f"{column}: top-1 {score.top_1:.1%}, top-{top[-1]} {score.top_k:.1%}")
 
-    def _columns(self) -> Iterator[tuple[Case, str, bool]]:
+    def columns(self) -> Iterator[tuple[Case, str, bool]]:
+        """Yield each case, the name of its column, and whether the network starts from random weights."""
         for case in self.cases:
             yield case, case.name, False
             if self.options.scratch:
                 yield case, case.name + FROM_SCRATCH, True
 
     def _planned(self) -> Iterator[tuple[str, int]]:
-        """Each training's name and number of images; of the final ones, whose rates are not chosen yet, the first try."""
-        for case, column, _ in self._columns():
+        """Yield each training's name and number of images; of final ones, whose rates are not chosen yet, the first try."""
+        for case, column, _ in self.columns():
             if len(case.held_M):
-                yield from ((_name(column, "choice", rates), len(case.learned_M)) for rates in self.grid)
+                yield from ((_name(column, "choice", rates), len(case.trained_M)) for rates in self.grid)
             finals = [_name(column, "final", rates) for rates in self.grid]
-            yield next(filter(self.trainings.begun, finals), finals[0]), len(case.everything_M)
+            yield next(filter(self.trials.has_begun, finals), finals[0]), len(case.everything_M)
 
     def _ranked(self, case: Case, column: str, scratch: bool) -> list[Rates]:
-        """The rates of the grid, those that did best on the held images first."""
+        """Return the rates of the grid, those that did best on the held-out images first."""
         if not len(case.held_M):
             return [middle_of(self.options)]
-        held = Exam(self.trainings.loader, case.held_M, self.trainings.labels_N)
+        held = TestSet(self.trials.loader, case.held_M, self.trials.labels_N)
         scores = {
-            rates: self.trainings.score(_name(column, "choice", rates), rates, case.learned_M, held, scratch=scratch)
+            rates: self.trials.score(_name(column, "choice", rates), rates, case.trained_M, held, scratch=scratch)
             for rates in self.grid
         }
         ranked = sorted(self.grid, key=lambda rates: rank(scores[rates]), reverse=True)
-        best = scores[ranked[0]]
-        right = f"{best.top_1:.1%} of {count_of(len(case.held_M), 'held image')}"
-        self.model.work.reporter.say(f"{column}: chose the rates {_said(ranked[0])}, which get {right} right")
+        right = f"{scores[ranked[0]].top_1:.1%} of {count_of(len(case.held_M), 'held-out image')}"
+        self.say(f"{column}: chose the rates {ranked[0]}, with which {right} are right")
         return ranked
 
     def _final(self, case: Case, column: str, scratch: bool) -> tuple[Score, Rates]:
-        """The network trained on all labelled images with the best rates; with the next best, should it diverge."""
+        """Train on all labelled images with the best rates, or with the next best should it diverge."""
         ranked = self._ranked(case, column, scratch)
         for rates in ranked:
             name = _name(column, "final", rates)
-            score = self.trainings.score(name, rates, case.everything_M, self.exam, scratch=scratch)
+            score = self.trials.score(name, rates, case.everything_M, self.test_set, scratch=scratch)
             if isfinite(score.loss):
                 return score, rates
-            self.notes.append(f"{column}: with the rates {_said(rates)} training on all labelled images diverged.")
+            self.notes.append(f"{column}: with the rates {rates} training on all labelled images diverged.")
         raise TrainingError(
-            f"{column}: the loss did not stay finite with any of the rates {'; '.join(map(_said, ranked))}. "
+            f"{column}: the loss did not stay finite with any of the rates {'; '.join(map(str, ranked))}. "
             "Try lower ones (--trunk-lr, --head-lr-factor)"
         )
 
-    def _say(self, column: str) -> None:
-        score = self.scores[column]
-        top = top_of(self.trainings.n_classes)
-        self.model.work.reporter.say(f"{column}: top-1 {score.top_1:.1%}, top-{top[-1]} {score.top_k:.1%}")
-
 
 def grid_of(options: SemiSupervisedOptions) -> list[Rates]:
-    """All rates to try: each one of the trunk with each multiple of it for the head."""
+    """Return all rates to try: each rate of the trunk with each multiple of it for the head."""
     pairs = product(options.trunk_lr, options.head_lr_factor)
     return list(dict.fromkeys(Rates(trunk, trunk * factor) for trunk, factor in pairs))
 
 
 def middle_of(options: SemiSupervisedOptions) -> Rates:
-    """The rates in the middle of the grid, the smaller ones of two, for where there is nothing to choose by."""
+    """Return the rates in the middle of the grid, the smaller ones of two, for cases with nothing to choose by."""
     trunks, factors = sorted(set(options.trunk_lr)), sorted(set(options.head_lr_factor))
     trunk = trunks[(len(trunks) - 1) // 2]
     return Rates(trunk, trunk * factors[(len(factors) - 1) // 2])
 
 
 def rank(score: Score) -> tuple[float, float]:
-    """What the rates are chosen by, the greater the better: top-1, then the loss; 0 and infinite of what diverged."""
+    """Return the key by which rates are chosen, higher is better: top-1, then the loss."""
     return score.top_1, -score.loss
 
 
@@ -193,24 +380,20 @@ def _check(options: SemiSupervisedOptions) -> None:
 
 
 def _choose(train: Labelled, options: SemiSupervisedOptions) -> dict[str, Tensor]:
-    """Indices (M,) of the images that keep their label, by the share that they are; smaller shares first."""
+    """Return indices (M,) of the images that keep their label, by their share of all; smaller shares first."""
     if options.label_list is not None:
         indices_M = listed(train.source, Path(options.label_list))
-        return {_percent(float(f"{len(indices_M) / len(train.source):.2g}")): indices_M}
-    return {_percent(share): choose_labelled(train.labels_N, share, options.seed) for share in sorted(set(options.labels))}
+        return {f"{100 * float(f'{len(indices_M) / len(train.source):.2g}'):g}%": indices_M}
+    shares = sorted(set(options.labels))
+    return {f"{100 * share:g}%": choose_labelled(train.labels_N, share, options.seed) for share in shares}
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:g}%"
-
-
-def _read(model: Model, loaders: dict[str, Loader]) -> None:
+def _read(model: Model, loaders: Mapping[str, Loader]) -> None:
     """Decode all images once: unreadable ones are known before hours are spent, and the others are kept ready."""
-    with model.work.reporter.track("reading", sum(len(loader.images) for loader in loaders.values())) as progress:
+    with model.work.track("reading", sum(len(loader.images) for loader in loaders.values())) as advance:
         for loader in loaders.values():
-            for done in loader.read_all(torch.arange(len(loader.images))):
-                progress(done)
-                model.work.interruption.check()
+            for count in loader.read_all(torch.arange(len(loader.images))):
+                advance(count)
             check_unreadable(loader, len(loader.images))
 
 
@@ -224,23 +407,14 @@ def _case(name: str, indices_M: Tensor, labels_N: Tensor, options: SemiSupervise
             f"{name} of the labels: {count_of(len(indices_M), 'image')} of a single class can't be learned from; "
             "at least two classes are needed"
         )
-    learned_M, held_M = hold_out(labels_N[indices_M], options.held_out, options.seed)
+    trained_M, held_M = hold_out(labels_N[indices_M], options.held_out, options.seed)
     if len(grid_of(options)) == 1:
         held_M = held_M[:0]
-    return Case(name, indices_M, indices_M[learned_M], indices_M[held_M])
-
-
-def _facts(model: Model, cases: list[Case]) -> tuple[object, ...]:
-    images = [digest_of(case.name, case.everything_M.tolist()) for case in cases]
-    return model.image_size, model.settings.reduce_to, images
+    return Case(name, indices_M, indices_M[trained_M], indices_M[held_M])
 
 
 def _name(column: str, purpose: str, rates: Rates) -> str:
     return f"{column}, {purpose}, {rates.trunk!r}, {rates.head!r}"
-
-
-def _said(rates: Rates) -> str:
-    return f"{rates.trunk:g} (trunk) and {rates.head:g} (head)"
 
 
 def _notes(parts: TrainVal, cases: list[Case], labels_N: Tensor, options: SemiSupervisedOptions) -> Iterator[str]:
@@ -252,27 +426,27 @@ def _notes(parts: TrainVal, cases: list[Case], labels_N: Tensor, options: SemiSu
         yield f"{case.name}: {len(case.everything_M):,} labelled images, {each} of each class."
         without = [name for name, count in zip(names, count_C.tolist(), strict=True) if not count]
         if without:
-            some = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
-            yield f"{case.name}: {count_of(len(without), 'class')} without any labelled image: {some}."
+            yield f"{case.name}: {count_of(len(without), 'class')} without any labelled image: {some(without, 5)}."
         if not len(case.held_M) and len(grid_of(options)) > 1:
             yield (
-                f"{case.name}: with one labelled image a class none can be held out to choose rates by; those in the middle "
-                f"of the grid were taken, {_said(middle_of(options))}."
+                f"{case.name}: with one labelled image per class none can be held out to choose rates by; those in the "
+                f"middle of the grid were used, {middle_of(options)}."
             )
 
 
-def _unreadable(loaders: dict[str, Loader]) -> Iterator[str]:
+def _unreadable(loaders: Mapping[str, Loader]) -> Iterator[str]:
     for part, loader in loaders.items():
         bad = sorted(loader.unreadable.items())
         if bad:
-            some = "; ".join(f"{loader.images.source.name(index)} ({reason})" for index, reason in bad[:3])
+            examples = "; ".join(f"{loader.images.source.name(index)} ({reason})" for index, reason in bad[:3])
             more = "; …" if len(bad) > 3 else ""
-            yield f"{count_of(len(bad), f'{part} image')} can't be read and left out: {some}{more}."
+            verb = "is" if len(bad) == 1 else "are"
+            yield f"{count_of(len(bad), f'{part} image')} can't be read and {verb} left out: {examples}{more}."
 
 
 def _results(model: Model, parts: TrainVal, options: SemiSupervisedOptions, found: Comparison, notes: list[str]) -> Results:
     trained: dict[str, Any] = {}
-    for case, column, _ in found._columns():
+    for case, column, _ in found.columns():
         count = len(case.everything_M)
         trained[column] = {
             "trunk_lr": found.rates[column].trunk,
@@ -282,7 +456,7 @@ def _results(model: Model, parts: TrainVal, options: SemiSupervisedOptions, foun
             "batch_size": batches_of(count, options.batch_size)[0],
             "epochs": epochs_of(count, options),
         }
-    top = top_of(found.trainings.n_classes)
+    top = top_of(found.trials.n_classes)
     return Results(
         protocol=NAME,
         data=parts.describe() | {"labelled_images": {case.name: len(case.everything_M) for case in found.cases}},

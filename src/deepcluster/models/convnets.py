@@ -1,4 +1,4 @@
-"""The convolutional networks of the paper as tables over one class; the fixed Sobel layer once.
+"""The convolutional networks of the paper as tables for one class; the fixed Sobel layer.
 
 B batch, C channels, H and W pixels, D features.
 """
@@ -34,10 +34,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Table:
-    """A whole network: its convolutions, then its two fully connected layers, each `hidden` wide.
+    """A whole network: its convolutions, then two fully connected layers.
 
-    `hidden` None: no such layers, the features are the average of the last map, as in a ResNet.
-    `input_dropout`: dropout before the first fully connected layer too, not only between the two.
+    Attributes:
+        hidden: width of the fully connected layers; None: there are none, the features are the average of the last map.
+        embed_stage: as in `Trunk`.
+        input_dropout: dropout also before the first fully connected layer, not only between the two.
     """
 
     rows: tuple[Convolution | Pool, ...]
@@ -68,13 +70,7 @@ def _vgg_block(channels: int, convolutions: int) -> tuple[Convolution | Pool, ..
 
 # Configuration D of Simonyan and Zisserman (arXiv 1409.1556, table 1), with BatchNorm.
 VGG16 = Table(
-    rows=(
-        *_vgg_block(64, 2),
-        *_vgg_block(128, 2),
-        *_vgg_block(256, 3),
-        *_vgg_block(512, 3),
-        *_vgg_block(512, 3),
-    ),
+    rows=(*_vgg_block(64, 2), *_vgg_block(128, 2), *_vgg_block(256, 3), *_vgg_block(512, 3), *_vgg_block(512, 3)),
     hidden=4096,
     embed_stage="conv13",
     input_dropout=False,
@@ -99,7 +95,7 @@ TABLES = {"alexnet": ALEXNET, "vgg16": VGG16, "alexnet-small": ALEXNET_SMALL}
 
 
 def sobel_layer() -> nn.Sequential:
-    """The fixed layer of the paper (section 3): grey as the mean of RGB, then the two Sobel filters; never trained."""
+    """Return the fixed layer of the paper (section 3): grey as the mean of RGB, then two Sobel filters; never trained."""
     grey = nn.Conv2d(3, 1, kernel_size=1)
     edges = nn.Conv2d(1, 2, kernel_size=3, padding=1)
     horizontal = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
@@ -112,23 +108,19 @@ def sobel_layer() -> nn.Sequential:
     return nn.Sequential(grey, edges).requires_grad_(False)
 
 
-def _after_row(row: Convolution | Pool, size: int) -> int:
-    padding = row.padding if isinstance(row, Convolution) else 0
-    return (size + 2 * padding - row.kernel) // row.stride + 1
-
-
 def _map_size(rows: Sequence[Convolution | Pool], image_size: int) -> int:
-    """Width of the last map for a square image, 0 or less where the image is too small."""
+    """Return the width of the last map for a square image, 0 where the image is too small."""
     size = image_size
     for row in rows:
-        size = _after_row(row, size)
+        padding = row.padding if isinstance(row, Convolution) else 0
+        size = (size + 2 * padding - row.kernel) // row.stride + 1
         if size < 1:
             return 0
     return size
 
 
 def _convolutions(rows: Sequence[Convolution | Pool], channels: int) -> tuple[nn.Sequential, dict[str, int]]:
-    """The layers, and for each stage the number of layers up to and with its ReLU."""
+    """Return the layers, and for each stage the number of layers up to its ReLU, which is included."""
     layers: list[nn.Module] = []
     stage_ends: dict[str, int] = {}
     for row in rows:
@@ -146,6 +138,7 @@ def _convolutions(rows: Sequence[Convolution | Pool], channels: int) -> tuple[nn
 
 
 def _fully_connected(table: Table, inputs: int, dropout: float) -> nn.Sequential | None:
+    """Return the two layers with their dropout, where the table has them."""
     if table.hidden is None:
         return None
     return nn.Sequential(
@@ -158,16 +151,16 @@ def _fully_connected(table: Table, inputs: int, dropout: float) -> nn.Sequential
 
 
 class ConvNet(Trunk):
-    """AlexNet, VGG-16 and their kin, with the parameter names of the 2018 release.
+    """AlexNet, VGG-16 and the small AlexNet, with the parameter names of the 2018 release.
 
     `features.N` are the convolutions, `classifier.N` the two fully connected layers, `sobel.N` the fixed layer where it
-    is used. The features are those before the last ReLU, which belongs to the head.
+    is used. The features are taken before the last ReLU, which belongs to the head.
 
     Args:
         arch: a name in `TABLES`.
         image_size: side of the square images in pixels; fixes the width of the first fully connected layer.
         sobel: put the fixed Sobel layer in front.
-        dropout: rate before the fully connected layers (in VGG-16 before the second only); 0.5 in the paper.
+        dropout: dropout rate before the fully connected layers (in VGG-16 only before the second); 0.5 in the paper.
 
     Raises:
         InputError: the image is too small for the pools and strides.
@@ -194,35 +187,32 @@ class ConvNet(Trunk):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Normal weights: sqrt(2 / fan-out) for convolutions, 0.01 for the rest, as the 2018 release."""
-        for layer in self.features:
+        """Draw normal weights as in the 2018 release: deviation sqrt(2 / fan-out) for convolutions, else 0.01; biases 0."""
+        for layer in (*self.features, *(self.classifier or ())):
             if isinstance(layer, nn.Conv2d):
                 fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
                 nn.init.normal_(layer.weight, std=sqrt(2.0 / fan_out))
-        for layer in self.classifier or ():
-            if isinstance(layer, nn.Linear):
+            elif isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)
-        for layer in (*self.features, *(self.classifier or ())):
-            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+            else:
+                continue
+            if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def _edges(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW if self.sobel is None else self.sobel(x_BCHW)
-
-    def _describe(self, maps_BCHW: Tensor) -> Tensor:
+    def _features_of(self, maps_BCHW: Tensor) -> Tensor:
         if self.classifier is None:
             return maps_BCHW.mean(dim=(2, 3))
         return self.classifier(maps_BCHW.flatten(1))  # type: ignore[no-any-return]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self._describe(self.features(self._edges(x_BCHW)))
+        return self._features_of(self.features(self.edges(x_BCHW)))
 
     def walk(self, x_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
-        map_BCHW, first = self._edges(x_BCHW), 0
+        map_BCHW, first = self.edges(x_BCHW), 0
         for name, end in self._stage_ends.items():
             map_BCHW, first = self.features[first:end](map_BCHW), end
             yield name, map_BCHW
-        yield FEATURES, self._describe(self.features[first:](map_BCHW))[:, :, None, None]
+        yield FEATURES, self._features_of(self.features[first:](map_BCHW))[:, :, None, None]
 
     def convolutions(self) -> nn.Module:
         return self.features

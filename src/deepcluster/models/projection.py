@@ -1,6 +1,6 @@
-"""What DeepCluster-v2 puts on a trunk: a projection onto the sphere, and clusters as fixed prototypes (arXiv 2006.09882).
+"""The head of DeepCluster-v2: a projection onto the unit sphere, and clusters as fixed prototypes (arXiv 2006.09882).
 
-B batch, V crops of an image, D features, P components, H heads, K clusters of a head.
+B batch, V crops of an image, D features, P components, H heads, K clusters of a head, N crops of the batch.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Projection(nn.Module):
 
     Args:
         dim: D, the width of the features.
-        hidden: width of the layer between.
+        hidden: width of the hidden layer.
         components: P.
-        seed: of the weights.
+        seed: seed of the weights.
     """
 
     def __init__(self, dim: int, hidden: int, components: int, *, seed: int) -> None:
@@ -31,33 +31,33 @@ class Projection(nn.Module):
             )
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Points (B, P) of unit length, in float32 or wider."""
+        """Return points (B, P) of unit length, in float32 or wider."""
         points_BP = self.layers(features_BD)
         return normalize(points_BP.float() if points_BP.itemsize < 4 else points_BP)
 
 
 class CropPoints(nn.Module):
-    """A trunk and a projection that give the points of several crops of each image in one pass for each size of crops."""
+    """A trunk and a projection: the points of several crops per image, with one pass of the trunk per size of crops."""
 
     def __init__(self, trunk: Trunk, projection: Projection) -> None:
         super().__init__()
         self.trunk, self.projection = trunk, projection
 
     def forward(self, crops: Sequence[Tensor]) -> Tensor:
-        """Points (V · B, P), crop after crop, of normalised crops: a tensor (V' · B, 3, S, S) for each size."""
+        """Return the points (V · B, P), crop after crop, of normalised crops: a tensor (V' · B, 3, S, S) for each size."""
         return self.projection(torch.cat([self.trunk(crops_BCHW) for crops_BCHW in crops]))  # type: ignore[no-any-return]
 
 
 def prototype_losses(points_VBP: Tensor, prototypes: Sequence[Tensor], labels_HB: Tensor, *, temperature: float) -> Tensor:
-    """Loss (B,) of each image: cross-entropy of every crop against the image's clusters, the mean over crops and heads.
+    """Return the loss (B,) of each image: cross-entropy of its crops with its cluster, averaged over crops and heads.
 
-    The softmax is over the cosines with all prototypes of a head, over the temperature (SwAV, section 3.1, equation 2, with
-    k-means assignments in the place of the codes). Clusters come of the epoch before, of other crops than these.
+    The logits are the cosines with all prototypes of a head, divided by the temperature (SwAV, section 3.1, equation 2,
+    with k-means assignments instead of codes). The clusters are those of the previous epoch, from other crops.
 
     Args:
-        points_VBP: of unit length.
-        prototypes: for each head (K, P), of unit length, fixed.
-        labels_HB: cluster of each image in each head; -1: the image counts for nothing.
+        points_VBP: points of unit length.
+        prototypes: (K, P) of unit length for each head, fixed.
+        labels_HB: cluster of each image in each head; -1: the image is ignored.
     """
     n_views, n_images, _ = points_VBP.shape
     points_NP = points_VBP.flatten(0, 1) / temperature

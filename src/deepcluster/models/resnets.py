@@ -1,4 +1,7 @@
-"""ResNets of torchvision as trunks, and the 3×3 stem of the CIFAR literature for small images."""
+"""ResNets of torchvision as trunks, also with the 3×3 stem of the CIFAR literature for small images.
+
+B batch, C channels, H and W pixels.
+"""
 
 from collections.abc import Iterator
 
@@ -32,30 +35,22 @@ class ResNet(Trunk):
         self.backbone.fc = nn.Identity()
         self.sobel = sobel_layer() if sobel else None
         if small or sobel:
-            self.backbone.conv1 = self._stem(channels=2 if sobel else 3, small=bool(small))
+            kernel, stride = (3, 1) if small else (7, 2)
+            stem = nn.Conv2d(2 if sobel else 3, 64, kernel, stride, padding=kernel // 2, bias=False)
+            nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+            self.backbone.conv1 = stem
         if small:
             self.backbone.maxpool = nn.Identity()
         self.arch = arch
         self.stages = ("stem", *LAYERS, FEATURES)
         self.embed_stage = FEATURES
 
-    @staticmethod
-    def _stem(channels: int, *, small: bool) -> nn.Conv2d:
-        stem = (
-            nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
-            if small
-            else nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        )
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-        return stem
-
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.maps(x_BCHW, (FEATURES,))[FEATURES].flatten(1)
 
     def walk(self, x_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
         net = self.backbone
-        x = x_BCHW if self.sobel is None else self.sobel(x_BCHW)
-        x = net.relu(net.bn1(net.conv1(x)))
+        x = net.relu(net.bn1(net.conv1(self.edges(x_BCHW))))
         yield "stem", x
         x = net.maxpool(x)
         for layer in LAYERS:

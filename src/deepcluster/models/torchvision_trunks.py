@@ -1,9 +1,10 @@
-"""Any classifier of torchvision as a trunk: its blocks are found by watching an image go through.
+"""Any classifier of torchvision as a trunk: its stages are found by recording one pass of a blank image.
 
-B batch, C channels, H and W pixels, T tokens, D features.
+B batch, C channels, H and W pixels, D features.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,24 +12,24 @@ import torchvision
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.models.named import MISFITS, NamedTrunk, check_options, misfit, name_and_options
+from deepcluster.models.named import NamedTrunk, check_options, name_and_options
 from deepcluster.models.trunk import FEATURES
 
-# Where networks keep their blocks; what is elsewhere is a block itself.
+# Where networks keep their blocks; everything else is a block itself.
 CONTAINERS = ("features", "layers", "blocks", "trunk_output", "encoder", "encoder.layers")
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
 _CLASSES = 1000
 
 
-class _AllSeen(Exception):
-    """The last map that is wanted is there."""
+class _AllRecorded(Exception):
+    """Ends a pass at the last map that is needed."""
 
 
 class TorchvisionTrunk(NamedTrunk):
     """A classifier of torchvision, `torchvision:NAME`, with random weights.
 
-    A stage ends at each block of the network, and at each ReLU that stands outside of blocks. Dropout right before the
-    classifier goes with it; that between fully connected layers (AlexNet, VGG) has the rate `dropout`.
+    A stage ends at each block of the network, and at each ReLU outside of blocks. A dropout right before the classifier is
+    removed with it; the one between fully connected layers (AlexNet, VGG) has the rate `dropout`.
 
     Raises:
         InputError: no such classifier, or it can't take images of this size.
@@ -41,63 +42,56 @@ class TorchvisionTrunk(NamedTrunk):
             if isinstance(layer, nn.Dropout):
                 layer.p = dropout
         if sobel:
-            _look_at_two_channels(self.backbone)
-        self.stages = tuple(name for name, layer in _blocks(self.backbone) if _is_stage(layer))
-        shapes: dict[str, Tensor] = {}
-        hooks = [
-            self.backbone.get_submodule(name).register_forward_hook(partial(_note, shapes, name, 0)) for name in self.stages
-        ]
-        try:
-            self.dim = self._try_out().shape[1]
-        finally:
-            for hook in hooks:
-                hook.remove()
-        # What comes after the pooling gives rows.
-        self.stages = (*(name for name, map_1CHW in shapes.items() if map_1CHW.dim() > 2), FEATURES)
+            # The first convolution keeps the weights that it drew for two of its three channels.
+            first = next(layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d))
+            first.in_channels, first.weight = 2, nn.Parameter(first.weight.detach()[:, :2].clone())
+        with self._recorded([name for name, layer in _blocks(self.backbone) if _is_stage(layer)]) as outputs:
+            self.dim = self._blank_features().shape[1]
+        # Blocks after the pooling return rows.
+        self.stages = (*(name for name, output in outputs.items() if output.dim() > 2), FEATURES)
 
-    def _found(self, edges_BCHW: Tensor, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        blocks = [name for name in self.stages if name in names and name != FEATURES]
-        seen: dict[str, Tensor] = {}
-        last = 0 if FEATURES in names else len(blocks)
-        hooks = [
-            self.backbone.get_submodule(name).register_forward_hook(partial(_note, seen, name, last)) for name in blocks
-        ]
-        try:
+    def _found(self, edges_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        blocks = [name for name in self.stages[:-1] if name in names]
+        with self._recorded(blocks, only=FEATURES not in names) as outputs:
             features_BD = self.backbone(edges_BCHW)
-        except _AllSeen:
+        found = {name: self._as_map(output, edges_BCHW) for name, output in outputs.items()}
+        return found | ({FEATURES: features_BD} if FEATURES in names else {})
+
+    @contextmanager
+    def _recorded(self, names: Sequence[str], *, only: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Record the outputs of the blocks `names` in the pass inside the context; `only` these: the pass ends there."""
+        outputs: dict[str, Tensor] = {}
+
+        def record(name: str, layer: nn.Module, given: Any, output: Tensor) -> None:
+            outputs[name] = output
+            if only and len(outputs) == len(names):
+                raise _AllRecorded
+
+        hooks = [self.backbone.get_submodule(name).register_forward_hook(partial(record, name)) for name in names]
+        try:
+            yield outputs
+        except _AllRecorded:
             pass
         finally:
             for hook in hooks:
                 hook.remove()
-        for name, activations in seen.items():
-            yield name, self._as_map(activations, edges_BCHW)
-        if FEATURES in names:
-            yield FEATURES, features_BD
 
-    def _as_map(self, activations: Tensor, edges_BCHW: Tensor) -> Tensor:
-        """Channels first; tokens on their grid, without the class token."""
+    def _as_map(self, output: Tensor, edges_BCHW: Tensor) -> Tensor:
+        """Put channels first, and tokens on their grid, without the class token."""
         if isinstance(self.backbone, torchvision.models.SwinTransformer):
-            return activations.permute(0, 3, 1, 2)
+            return output.permute(0, 3, 1, 2)
         if isinstance(self.backbone, torchvision.models.VisionTransformer):
             rows, columns = (side // self.backbone.patch_size for side in edges_BCHW.shape[2:])
-            return activations[:, 1:].transpose(1, 2).reshape(len(activations), -1, rows, columns)
-        return activations
-
-
-def torchvision_trunk(arch: str, *, image_size: int, sobel: bool, dropout: float) -> TorchvisionTrunk:
-    """Make the trunk, or tell which sizes it can take.
-
-    Raises:
-        InputError: as `TorchvisionTrunk`.
-    """
-    make = partial(TorchvisionTrunk, arch, sobel=sobel, dropout=dropout)
-    try:
-        return make(image_size=image_size)
-    except MISFITS as fault:
-        raise misfit(arch, image_size, fault, lambda size: make(image_size=size), sobel=sobel) from fault
+            return output[:, 1:].transpose(1, 2).reshape(len(output), -1, rows, columns)
+        return output
 
 
 def _classifier(arch: str, image_size: int) -> nn.Module:
+    """Return torchvision's own network.
+
+    Raises:
+        InputError: torchvision does not know the name or one of the options.
+    """
     name, options = name_and_options(arch)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -111,7 +105,7 @@ def _classifier(arch: str, image_size: int) -> nn.Module:
     elif name.startswith("maxvit"):
         own = {"input_size": (image_size, image_size)}
     elif name in ("googlenet", "inception_v3"):
-        # Their second classifiers would come out beside the features while training.
+        # In training mode they would return the outputs of their auxiliary classifiers as well.
         own = {"aux_logits": False, "init_weights": True}
     try:
         return torchvision.models.get_model(name, weights=None, **own, **options)  # type: ignore[no-any-return]
@@ -121,7 +115,7 @@ def _classifier(arch: str, image_size: int) -> nn.Module:
 
 
 def _remove_classifier(backbone: nn.Module) -> None:
-    """Put the identity in the place of the last layer, and of a dropout right before it."""
+    """Replace the last layer by the identity, and a dropout right before it."""
     name = [
         name
         for name, layer in backbone.named_modules()
@@ -130,17 +124,11 @@ def _remove_classifier(backbone: nn.Module) -> None:
     ][-1]
     owner, _, last = name.rpartition(".")
     parent = backbone.get_submodule(owner)
-    before = list(parent.named_children())[: [child for child, _ in parent.named_children()].index(last)]
+    children = list(parent.named_children())
+    number = [child for child, _ in children].index(last)
     setattr(parent, last, nn.Identity())
-    if before and isinstance(before[-1][1], nn.Dropout):
-        setattr(parent, before[-1][0], nn.Identity())
-
-
-def _look_at_two_channels(backbone: nn.Module) -> None:
-    """The first convolution keeps the weights that it drew for two of its three channels."""
-    first = next(layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d))
-    first.in_channels = 2
-    first.weight = nn.Parameter(first.weight.detach()[:, :2].clone())
+    if number and isinstance(children[number - 1][1], nn.Dropout):
+        setattr(parent, children[number - 1][0], nn.Identity())
 
 
 def _blocks(backbone: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -152,12 +140,6 @@ def _blocks(backbone: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
 
 
 def _is_stage(layer: nn.Module) -> bool:
-    """A ReLU, what ends in one, or what has blocks of its own; a convolution, a pool or a downsampling is on the way."""
+    """Return True for an activation, a layer that ends in one or has nested blocks; False for a convolution or a pool."""
     inner = list(layer.children())
     return isinstance(inner[-1] if inner else layer, ACTIVATIONS) or any(list(child.children()) for child in inner)
-
-
-def _note(seen: dict[str, Tensor], name: str, last: int, layer: nn.Module, images: Any, result: Tensor) -> None:
-    seen[name] = result
-    if len(seen) == last:
-        raise _AllSeen

@@ -1,4 +1,4 @@
-"""What a trunk is: images in, activations out. Names become trunks here.
+"""The contract of a trunk: images in, features and feature maps out. Its makers are in `models.make`.
 
 B batch, C channels, H and W pixels, D features.
 """
@@ -10,45 +10,49 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.models.archs import ARCHITECTURES as ARCHITECTURES
-from deepcluster.models.archs import TIMM, TORCHVISION, check_arch
 
 FEATURES = "features"
-# Of all images that are normalised together.
-_NORMALISED_PIXELS = 400_000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+# Pixels of the images that a processor normalises together, so that they stay in its cache.
+_PIXELS_IN_CACHE = 400_000
 
 
 class Trunk(nn.Module, ABC):
-    """A network without its head. It declares what it gives; it is never cut or glued.
+    """A network without its head, which declares its stages; it is never cut or glued.
 
     Attributes:
-        arch: the name that `make_trunk` knows it by.
-        dim: D, the width of `forward`'s rows.
+        arch: its name for `make_trunk`.
+        dim: D, the number of features.
         stages: names from the input side to the output side; the last one, "features", is `forward` itself.
-        embed_stage: the stage whose average `embed` gives by default, chosen by measurement (docs/benchmarks.md).
+        embed_stage: the stage whose average `embed` returns by default, chosen by measurement (docs/results.md).
+        sobel: the fixed Sobel layer, where it is put in front.
     """
 
     arch: str
     dim: int
     stages: tuple[str, ...]
     embed_stage: str
+    sobel: nn.Module | None
 
     @abstractmethod
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Features (B, D) of normalised images (B, 3, H, W), before the last ReLU where there is one."""
+        """Return the features (B, D) of normalised images (B, 3, H, W), before the last ReLU where there is one."""
 
     @abstractmethod
     def walk(self, x_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and activations (B, C, H, W) of each stage, after its ReLU, as the network gets there; "features" last."""
+        """Yield name and map (B, C, H, W) of each stage, after its ReLU, as the network computes it; "features" last."""
 
     @abstractmethod
     def convolutions(self) -> nn.Module:
-        """What is frozen where the fully connected layers alone are trained; all of a network that has none."""
+        """Return what is frozen where only fully connected layers are trained; the whole network if it has none."""
+
+    def edges(self, x_BCHW: Tensor) -> Tensor:
+        """Return what the network itself takes: the images, or their Sobel edges."""
+        return x_BCHW if self.sobel is None else self.sobel(x_BCHW)
 
     def stage(self, x_BCHW: Tensor, name: str) -> Tensor:
-        """Activations (B, C, H, W) of the stage `name`; "features" are (B, D, 1, 1).
+        """Return the map (B, C, H, W) of the stage `name`; "features" are (B, D, 1, 1).
 
         Raises:
             InputError: the trunk has no such stage.
@@ -56,7 +60,7 @@ class Trunk(nn.Module, ABC):
         return self.maps(x_BCHW, (name,))[name]
 
     def maps(self, x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Activations (B, C, H, W) of several stages in one pass, which ends at the last of them; as `stage` gives each.
+        """Return the maps (B, C, H, W) of several stages, as `stage` does, from one pass that ends at the last of them.
 
         Raises:
             InputError: the trunk has no such stage.
@@ -72,7 +76,7 @@ class Trunk(nn.Module, ABC):
         return found
 
     def vectors(self, x_BCHW: Tensor, name: str) -> Tensor:
-        """One row an image, (B, C): the average of the stage's map over its pixels; "features" as they are."""
+        """Return one row per image, (B, C): the average of the stage's map over its pixels; "features" as they are."""
         return self.stage(x_BCHW, name).mean(dim=(2, 3))
 
     def check_stage(self, name: str) -> None:
@@ -83,52 +87,25 @@ class Trunk(nn.Module, ABC):
             )
 
 
-def make_trunk(arch: str, *, image_size: int = 224, sobel: bool = True, dropout: float = 0.5, seed: int = 0) -> Trunk:
-    """Make the trunk named `arch` with random weights that are a function of `seed` alone.
+def normalise(images_BCHW: Tensor) -> Tensor:
+    """Normalise images by ImageNet's mean and standard deviation, as trunks take them.
+
+    A processor does a few images at a time, so that they stay in its cache (320 µs per image of 224 px, and 1,250 for the
+    whole batch at once).
 
     Args:
-        arch: one of `ARCHITECTURES`, or `torchvision:NAME` or `timm:NAME` for any classifier of these libraries.
-        image_size: side of the square images in pixels.
-        sobel: put the fixed Sobel layer in front.
-        dropout: rate in the fully connected layers, where the trunk has any.
-        seed: of the random weights.
+        images_BCHW: uint8, or floating-point numbers in [0, 1].
 
-    Raises:
-        InputError: an unknown name, or an image size that the trunk can't take.
+    Returns:
+        float32 for uint8, else the type of the images; channels last.
     """
-    from deepcluster.models.convnets import TABLES, ConvNet
-
-    check_arch(arch)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reset the generators of all GPUs too, which fork_rng does not put back.
-        torch.default_generator.manual_seed(seed)
-        if arch in TABLES:
-            return ConvNet(arch, image_size=image_size, sobel=sobel, dropout=dropout)
-        if arch.startswith(TORCHVISION):
-            from deepcluster.models.torchvision_trunks import torchvision_trunk
-
-            return torchvision_trunk(arch, image_size=image_size, sobel=sobel, dropout=dropout)
-        if arch.startswith(TIMM):
-            from deepcluster.models.timm_trunks import timm_trunk
-
-            return timm_trunk(arch, image_size=image_size, sobel=sobel)
-        from deepcluster.models.resnets import ResNet  # torchvision takes three seconds
-
-        return ResNet(arch, image_size=image_size, sobel=sobel)
-
-
-def normalise(images_BCHW: Tensor) -> Tensor:
-    """Images of uint8, or in [0, 1] → what trunks take: less ImageNet's mean, over its deviation; channels last.
-
-    A few images at a time on a processor, so that all is done while they are in its cache (320 µs an image of 224 px, and
-    1,250 batch by batch).
-    """
-    white, kind = (255, torch.float32) if images_BCHW.dtype == torch.uint8 else (1, images_BCHW.dtype)
+    white, dtype = (255, torch.float32) if images_BCHW.dtype == torch.uint8 else (1, images_BCHW.dtype)
     scale_3 = 1 / (white * torch.tensor(IMAGENET_DEVIATION))
     shift_3 = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_DEVIATION)
     count, _, height, width = images_BCHW.shape
-    result_BCHW = torch.empty_like(images_BCHW, dtype=kind, memory_format=torch.channels_last)
-    together = max(1, _NORMALISED_PIXELS // (height * width)) if images_BCHW.device.type == "cpu" else max(1, count)
+    result_BCHW = torch.empty_like(images_BCHW, dtype=dtype, memory_format=torch.channels_last)
+    together = max(1, _PIXELS_IN_CACHE // (height * width)) if images_BCHW.device.type == "cpu" else max(1, count)
+    # Rows of the image in memory: pixel by pixel, three channels each.
     scale_R, shift_R = (factor_3.repeat(width).to(result_BCHW) for factor_3 in (scale_3, shift_3))
     for first in range(0, count, together):
         some_BCHW = result_BCHW[first : first + together].copy_(images_BCHW[first : first + together])

@@ -1,12 +1,12 @@
-"""Weights to start from: read from a file, and fitted to a trunk by their names and shapes.
+"""Initial weights: read from a file, and matched with a trunk by their names and shapes.
 
-A file may be of this project, of torchvision or timm, or of another program that trained such a network: what its names
-have in front of the trunk's own (`module.backbone.`, `encoder_q.`) is found by matching them, not by a list.
+A file may come from this project, from torchvision or timm, or from another program that trained such a network: its
+prefix of the trunk's own names (`module.backbone.`, `encoder_q.`) is found by matching, not from a list.
 """
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,22 @@ from deepcluster.models.trunk import Trunk
 
 TORCH_FILES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
-# Where programs keep a network's weights among other things, those of a trunk or of a teacher first.
+# Where programs keep a network's weights among other values; those of a trunk or of a teacher first.
 NESTED = (
     *("trunk", "state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model"),
     *("student", "backbone", "encoder", "net", "network", "module", "weights"),
 )
-# What a folder may hold: a run, or a model as hubs keep it.
+# What a folder may hold: a run, or a model in the layout of hubs.
 IN_FOLDERS = ("checkpoints/last.pt", "model.safetensors", "pytorch_model.bin")
-# Wrappers put these anywhere into names (DataParallel around a part in the release of 2018, torch.compile).
+# Wrappers put these anywhere into names (DataParallel around a part in the 2018 release, torch.compile).
 _WRAPPERS = ("module", "_orig_mod")
-# Under this share of the trunk's tensors the file is not of this network.
+# With a smaller share of the trunk's tensors the file is of another network.
 LEAST_SHARE = 0.8
 _EXAMPLES = 4
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Names and tensors of a file, or of a run folder; no code in it is ever run.
+    """Read the names and tensors of a file or a run folder; code in it is never run.
 
     Args:
         path: .pt, .pth, .pth.tar, .bin or .ckpt as torch saves them, .safetensors, or a folder with a run or one of these.
@@ -42,12 +42,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, of another kind, damaged, with code in it, or without tensors.
     """
-    path = _file_of(Path(path))
+    path = Path(path)
+    if path.is_dir():
+        file = next((path / inner for inner in IN_FOLDERS if (path / inner).is_file()), None)
+        if file is None:
+            raise InputError(f"{path} is a folder without weights: it has none of {', '.join(IN_FOLDERS)}")
+        path = file
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path)
     if path.suffix not in TORCH_FILES:
-        raise InputError(f"{path} is no file of weights: use one that ends in {', '.join((*TORCH_FILES, SAFETENSORS))}")
-    # Many programs keep their options beside the weights: a plain holder of values.
+        raise InputError(f"{path} is not a file of weights: use one that ends in {', '.join((*TORCH_FILES, SAFETENSORS))}")
+    # Many programs keep their options beside the weights, in a plain Namespace.
     with torch.serialization.safe_globals([Namespace]):
         state = load_tensors(path)
     found = _tensors(state)
@@ -58,47 +65,48 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def take_weights(trunk: Trunk, weights: Mapping[str, Tensor], *, name: str) -> str:
-    """Put weights into the trunk where their names fit; all or nothing, but for a few tensors that the file may lack.
+    """Copy weights into the trunk where their names match: all or nothing, except that the file may lack a few tensors.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Returns:
-        A sentence for the log: how many tensors were taken, which the trunk keeps as they were, which were left out.
+        A sentence for the log: how many tensors were copied, which stay random, which were left out.
 
     Raises:
-        InputError: too few names fit, shapes differ, or weights are not finite; the trunk is as it was.
+        InputError: too few names match, shapes differ, or weights are not finite; the trunk is unchanged.
     """
-    wanted = _wanted(trunk)
-    given = {_unwrapped(key): value for key, value in weights.items()}
+    # The network's own names, without the fixed Sobel layer.
+    state = {key: value for key, value in trunk.state_dict().items() if not key.startswith("sobel.")}
+    wanted = {key.removeprefix("backbone."): value for key, value in state.items()}
+    given = {".".join(part for part in key.split(".") if part not in _WRAPPERS): value for key, value in weights.items()}
     prefix = _prefix(wanted, given)
-    fitting = {key: given[prefix + key] for key in wanted if prefix + key in given}
-    _check_names(trunk, wanted, fitting, given, name)
-    _check_values(trunk, wanted, fitting, name)
+    matching = {key: given[prefix + key] for key in wanted if prefix + key in given}
+    # BatchNorm's counters of batches are not counted: older files lack them, and nothing here reads them.
+    counted = [key for key in wanted if not key.endswith("num_batches_tracked")]
+    missing = [key for key in counted if key not in matching]
+    share = f"{len(counted) - len(missing)} of {len(counted)}"
+    if len(missing) > (1 - LEAST_SHARE) * len(counted):
+        raise InputError(
+            f"{name} does not hold the weights of {trunk.arch}: {share} names match; "
+            f"the network has {_some(missing)}, the file {_some(list(given))}; use the --arch that the file was trained with"
+        )
+    _check_values(trunk.arch, wanted, matching, name)
     with torch.no_grad():
-        for key, value in fitting.items():
+        for key, value in matching.items():
             wanted[key].copy_(value)
-    counted = _counted(wanted)
-    missing = [key for key in counted if key not in fitting]
-    taken = {prefix + key for key in fitting}
-    left = [key for key in given if key not in taken and not key.startswith("sobel.")]
-    text = f"initialised {len(counted) - len(missing)} of {len(counted)} tensors of {trunk.arch} from {name}"
+    copied = {prefix + key for key in matching}
+    left = [key for key in given if key not in copied and not key.startswith("sobel.")]
     kept = f"; kept at random {_some(missing)}" if missing else ""
-    return text + kept + (f"; left out {_some(left)}" if left else "")
-
-
-def _file_of(path: Path) -> Path:
-    if path.is_dir():
-        file = next((path / inner for inner in IN_FOLDERS if (path / inner).is_file()), None)
-        if file is None:
-            raise InputError(f"{path} is a folder without weights: it has none of {', '.join(IN_FOLDERS)}")
-        return file
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    return path
+    return f"initialised {share} tensors of {trunk.arch} from {name}{kept}" + (f"; left out {_some(left)}" if left else "")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of safetensors.
+
+    Raises:
+        InputError: safetensors is not installed, or the file is damaged or empty.
+    """
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -114,7 +122,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
-    """The tensors of a dictionary, or of the first one nested in it that has the name of a network."""
+    """Return the tensors of the first dictionary nested in the state under the name of a network, or of the state itself."""
     if not isinstance(state, Mapping):
         return {}
     for name in NESTED:
@@ -124,72 +132,38 @@ def _tensors(state: Any) -> dict[str, Tensor]:
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def _unwrapped(key: str) -> str:
-    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-
-
-def _wanted(trunk: Trunk) -> dict[str, Tensor]:
-    """The trunk's tensors under the network's own names, without the fixed Sobel layer."""
-    state = {key: value for key, value in trunk.state_dict().items() if not key.startswith("sobel.")}
-    return {key.removeprefix("backbone."): value for key, value in state.items()}
-
-
-def _counted(wanted: Mapping[str, Tensor]) -> list[str]:
-    """All but BatchNorm's counters of batches, which older files lack and nothing here reads."""
-    return [key for key in wanted if not key.endswith("num_batches_tracked")]
-
-
-def _endings(key: str) -> Iterator[str]:
-    """`a.b.c`, `b.c`, `c`."""
-    parts = key.split(".")
-    return (".".join(parts[first:]) for first in range(len(parts)))
-
-
 def _prefix(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """What most names of the file that end like one of the trunk's have in front of that; of two copies, the first."""
-    fronts = Counter(
-        key.removesuffix(ending)
-        for key, value in given.items()
-        for ending in _endings(key)
-        if ending in wanted and wanted[ending].ndim == value.ndim
-    )
-    return fronts.most_common(1)[0][0] if fronts else ""
+    """Return the most frequent prefix of the file's names that end like the trunk's; the first one of two copies."""
+    prefixes: Counter[str] = Counter()
+    for key, value in given.items():
+        parts = key.split(".")
+        for ending in (".".join(parts[first:]) for first in range(len(parts))):
+            if ending in wanted and wanted[ending].ndim == value.ndim:
+                prefixes[key.removesuffix(ending)] += 1
+    return prefixes.most_common(1)[0][0] if prefixes else ""
 
 
-def _check_names(
-    trunk: Trunk, wanted: Mapping[str, Tensor], fitting: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str
-) -> None:
-    counted = _counted(wanted)
-    missing = [key for key in counted if key not in fitting]
-    if len(missing) > (1 - LEAST_SHARE) * len(counted):
-        raise InputError(
-            f"{name} does not hold the weights of {trunk.arch}: {len(counted) - len(missing)} of {len(counted)} names fit; "
-            f"the network has {_some(missing)}, the file {_some(list(given))}; use the --arch that the file was trained with"
-        )
-
-
-def _check_values(trunk: Trunk, wanted: Mapping[str, Tensor], fitting: Mapping[str, Tensor], name: str) -> None:
-    differing = [key for key, value in fitting.items() if value.shape != wanted[key].shape]
+def _check_values(arch: str, wanted: Mapping[str, Tensor], matching: Mapping[str, Tensor], name: str) -> None:
+    """Raise `InputError` where shapes differ or a weight is not finite."""
+    differing = [key for key, value in matching.items() if value.shape != wanted[key].shape]
     if differing:
         first = differing[0]
-        ours, theirs = wanted[first], fitting[first]
+        ours, theirs = wanted[first], matching[first]
         if ours.ndim == 4 and ours.shape[2:] == theirs.shape[2:] and {ours.shape[1], theirs.shape[1]} == {2, 3}:
+            colour, edges = "colour images (3 channels)", "the 2 channels of the Sobel layer"
+            used, made = (colour, edges) if theirs.shape[1] == 3 else (edges, colour)
             raise InputError(
-                f"{name} was trained on {_images_of(theirs)}, this {trunk.arch} looks at {_images_of(ours)} ({first}); "
-                f"use {'--no-sobel' if theirs.shape[1] == 3 else '--sobel'}"
+                f"{name} was trained on {used}, this {arch} takes {made} ({first}); "
+                f"use {'--no-sobel' if used == colour else '--sobel'}"
             )
-        shapes = ", ".join(f"{key} {_shape(fitting[key])} for {_shape(wanted[key])}" for key in differing[:_EXAMPLES])
+        shapes = ", ".join(f"{key} {_shape(matching[key])} for {_shape(wanted[key])}" for key in differing[:_EXAMPLES])
         raise InputError(
-            f"{name} does not fit {trunk.arch}: {len(differing)} tensors have another shape ({shapes}); "
+            f"{name} does not fit {arch}: {len(differing)} tensors have another shape ({shapes}); "
             "use the --arch and the --image-size that the file was trained with"
         )
-    broken = [key for key, value in fitting.items() if not value.isfinite().all()]
+    broken = [key for key, value in matching.items() if not value.isfinite().all()]
     if broken:
         raise InputError(f"{name} has weights that are not finite: {_some(broken)}; use an earlier checkpoint")
-
-
-def _images_of(filters: Tensor) -> str:
-    return "colour images (3 channels)" if filters.shape[1] == 3 else "the 2 channels of the Sobel layer"
 
 
 def _shape(tensor: Tensor) -> str:
@@ -197,6 +171,6 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """All of a few names, or how many and the first."""
+    """Write all of a few names, or how many there are and the first of them."""
     shown = ", ".join(names[:_EXAMPLES])
     return shown if len(names) <= _EXAMPLES else f"{len(names)} tensors ({shown}, …)"

@@ -13,7 +13,8 @@ from deepcluster.core.device import Machine
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.loader import Loader
 from deepcluster.data.views import ClusterView, rotate_quarters
-from deepcluster.models.trunk import Trunk, make_trunk, normalise
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.pooling import Pooled
 
 if TYPE_CHECKING:

@@ -136,7 +136,7 @@ class Model:
 
     def resumable(self, *facts: object) -> ResumableState:
         """Return the state of long work on this model that also depends on these facts."""
-        return ResumableState(self.cache, self.work.interruption, self.weights, *facts)
+        return ResumableState(self.cache, self.work, self.weights, *facts)
 
     @contextmanager
     def loader(self, source: ImageSource, *, reduce_to: int | None = None, keep: bool = True) -> Iterator[Loader]:
@@ -373,9 +373,9 @@ def loaded(
     return model.on(device, precision=precision, workers=workers, work=Work(reporter, interruption or new_interruption()))
 
 
-def new_interruption() -> Interruption:
-    """Return the request to stop for work whose state is kept."""
-    return Interruption(on_request=end_waits, advice="the state is saved: the same command continues from here")
+def new_interruption(advice: str = "the state is saved: the same command continues from here") -> Interruption:
+    """Return the request to stop for long work; `advice` says what was kept and how to continue."""
+    return Interruption(on_request=end_waits, advice=advice)
 
 
 def _settings_of(state: dict[str, Any], path: Path) -> Settings:

@@ -62,7 +62,7 @@ _SMALL_STEPS = (
     Change("lr_schedule", "cosine", "the last epochs settle"),
     Change("pca", 64, "more components of few images add noise to the clusters"),
 )
-# Measured on this trunk only. What a head bears goes with the squared length of its features: a new alexnet-small's is 46
+# Measured on this trunk only. The largest stable rate falls with the features' squared norm: a new alexnet-small's is 46
 # (photos at 48 px), a new resnet18's and resnet18-small's some 400, that of a new resnet50, alexnet or vgg16 some 3,000. At
 # these rates the ResNets collapsed: the paper's head, with the trunk's rate and no momentum, is stable on all.
 _HEAD_TRUNK = "alexnet-small"

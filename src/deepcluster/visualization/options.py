@@ -1,40 +1,42 @@
-"""What the pictures and the report can be told. The command line is drawn from here: nothing of this imports torch."""
+"""Options of the pictures and of the report. The command line is built from them: nothing here imports torch."""
 
 from dataclasses import dataclass
 
 from deepcluster.core.options import Checked, option
 
-STAGES = "stages whose filters are shown, with commas between, or all; by default the last that has maps"
+STAGES = "stages whose filters to show, separated by commas, or all; by default the last one with feature maps"
 
 
 @dataclass(frozen=True)
 class FilterOptions(Checked):
-    """Images that excite a filter, by gradient ascent."""
+    """Pictures that excite a filter, by gradient ascent."""
 
     stage: str | None = option(None, STAGES)
-    channels: str = option("0-63", "filters, as 0-63 or 1,5,9; all")
+    channels: str = option("0-63", "filters to show: 0-63, 1,5,9 or all")
     objective: str = option(
-        "fourier", "how images are sought: fourier, or published (pixels, as in the paper)", choices=("fourier", "published")
+        "fourier", "fourier, or published (of pixels, as in the paper)", choices=("fourier", "published")
     )
-    steps: int | None = option(None, "steps of the ascent; by default 200, or 1,000 for published", at_least=1)
+    steps: int | None = option(None, "steps of the ascent; by default 200, or 1,000 with published", at_least=1)
     image_size: int | None = option(None, "side of the pictures in pixels; by default the model's", at_least=8, below=4097)
-    lr: float | None = option(None, "rate of the ascent; by default 0.05, or 3 for published", at_least=0)
+    lr: float | None = option(None, "learning rate of the ascent; by default 0.05, or 3 with published", at_least=0)
     weight_decay: float | None = option(None, "published: weight decay of the picture; by default 1e-5", at_least=0)
-    sigma: float | None = option(None, "published: deviation of the blur in pixels; by default 0.3", at_least=0, below=64)
-    blur_every: int | None = option(None, "published: steps from blur to blur; by default 5", at_least=1)
-    batch_size: int | None = option(None, "filters at once; by default as many as a little memory holds", at_least=1)
-    seed: int = option(31, "seed of the start", at_least=0, below=2**63)
+    sigma: float | None = option(
+        None, "published: standard deviation of the blur in pixels; by default 0.3", at_least=0, below=64
+    )
+    blur_every: int | None = option(None, "published: steps between two blurs; by default 5", at_least=1)
+    batch_size: int | None = option(None, "filters per batch; by default as many as fit into a little memory", at_least=1)
+    seed: int = option(31, "seed of the starting points", at_least=0, below=2**63)
 
 
 @dataclass(frozen=True)
 class TopImagesOptions(Checked):
-    """Images that excite a filter most, of a data set."""
+    """Images of a data set that excite a filter most."""
 
     stage: str | None = option(None, STAGES)
-    channels: str = option("all", "filters, as 0-63 or 1,5,9; all")
-    count: int = option(9, "images of each filter", at_least=1)
+    channels: str = option("all", "filters to show: 0-63, 1,5,9 or all")
+    count: int = option(9, "images per filter", at_least=1)
     rank: str = option(
-        "peak", "what an image is ranked by: the highest activation of its map (peak), or the mean", choices=("peak", "mean")
+        "peak", "score of an image: the highest activation of its map (peak), or the mean", choices=("peak", "mean")
     )
 
 

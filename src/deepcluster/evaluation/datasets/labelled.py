@@ -4,6 +4,7 @@ N images, C classes.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,3 +117,9 @@ def seen_in(data: Path) -> str:
         return "it is not a folder" if data.exists() else "it does not exist"
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in data.iterdir())
     return f"there are {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else "it is empty"
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Return the first of the names, for a message."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

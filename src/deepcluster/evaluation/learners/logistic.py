@@ -12,7 +12,7 @@ long. It goes on in coordinates in which the widest directions are no wider than
 N rows, B rows of a block, D features, C classes, W widest directions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.core.device import free_memory_bytes
+from deepcluster.core.work import Advance, no_advance
 
 # From strong to weak; tried in this order, each from the solution of the one before.
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5)
@@ -38,8 +39,6 @@ NARROWEST = 0.01
 BLOCK_BYTES = 64 << 20
 # Rows that a probe in the midst of training looks at; more tell nothing new, and take their time.
 MOST_PROBED = 50_000
-
-OnPass = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def fit_logistic(
     device: torch.device | None = None,
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = TOLERANCE,
-    on_pass: OnPass = lambda: None,
+    advance: Advance = no_advance,
 ) -> Logistic:
     """Fit a classifier; the result depends on the arguments alone, and no generator but its own is drawn from.
 
@@ -102,7 +101,7 @@ def fit_logistic(
         device: where products are made; must know float64.
         max_iterations: of L-BFGS.
         tolerance: it ends where no part of the gradient is larger.
-        on_pass: called before each pass over the rows; may raise to stop.
+        advance: called before each pass over the rows; may raise to stop.
     """
     device = device or torch.device("cpu")
     used_M = (labels_N >= 0).nonzero()[:, 0]
@@ -117,9 +116,9 @@ def fit_logistic(
     solution_CD1 = torch.zeros(n_classes, rows_ND.shape[1] + 1, device=device)
     narrow = _Narrowing.of([learned, held], scaling, seed)
     if chooses:
-        l2, solution_CD1 = _choose(_Objective([learned], scaling, narrow, on_pass), held, solution_CD1, max_iterations)
+        l2, solution_CD1 = _choose(_Objective([learned], scaling, narrow, advance), held, solution_CD1, max_iterations)
     strength = USUAL_STRENGTH if l2 is None else l2
-    objective = _Objective([learned, held], scaling, narrow, on_pass)
+    objective = _Objective([learned, held], scaling, narrow, advance)
     solution_CD1, loss = _minimise(objective, solution_CD1, strength, max_iterations, tolerance)
     return Logistic(*scaling.for_raw_rows(narrow(solution_CD1)), strength, loss)
 
@@ -249,11 +248,11 @@ class _Objective:
     data: Sequence[_Rows]
     scaling: _Scaling
     narrow: _Narrowing
-    on_pass: OnPass
+    advance: Advance
 
     def __call__(self, solution_CD1: Tensor, l2: float) -> tuple[Tensor, Tensor]:
         """What is minimised (float64), and its gradient (C, D + 1), at weights and biases (last) of the search."""
-        self.on_pass()
+        self.advance(1)
         solution_CD1 = self.narrow(solution_CD1)
         weight_CD, bias_C = self.scaling.for_raw_rows(solution_CD1)
         gradient_CD, gradient_C = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
@@ -296,7 +295,7 @@ def _minimise(
 
 def _choose(learned: _Objective, held: _Rows, start_CD1: Tensor, max_iterations: int) -> tuple[float, Tensor]:
     """The strength with the least cross-entropy on the rows `held`, and its solution; weaker ones end at the first rise."""
-    tested = _Objective([held], learned.scaling, learned.narrow, learned.on_pass)
+    tested = _Objective([held], learned.scaling, learned.narrow, learned.advance)
     best: tuple[float, float, Tensor] | None = None
     solution_CD1 = start_CD1
     for strength in STRENGTHS:

@@ -1,1 +1,1 @@
-"""Input images that excite the filters of a trunk, found by gradient ascent."""
+"""Pictures that excite a filter, by gradient ascent."""

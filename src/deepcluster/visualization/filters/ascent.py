@@ -1,11 +1,11 @@
-"""The ascent: pictures of several filters of a stage at once, each on its own.
+"""Gradient ascent: pictures of several filters of a stage at once, each independent of the others.
 
-B pictures, C channels, H and W pixels. No picture depends on which others are with it, nor on their number, up to rounding:
-it has its own start, its own gradient and its own length of step, and the jitter of a step is the same for all.
+B pictures, C channels, S steps, H and W pixels. Up to rounding, no picture depends on the others of its batch: each
+has a start, a gradient and a step length of its own, and the jitter of a step is the same for all.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from math import cos, sin
 from typing import Any
 
@@ -16,117 +16,165 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.options import flag
+from deepcluster.core.work import Advance, no_advance
 from deepcluster.visualization.filters.parametrisation import Pixels, Waves, blur, generator_of
-from deepcluster.visualization.filters.responses import Responses, mean_scores, own, own_means
-from deepcluster.visualization.filters.settings import PUBLISHED, Settings
+from deepcluster.visualization.filters.responses import Responses, mean_scores, own_maps, own_means
+from deepcluster.visualization.options import FilterOptions
 
+PUBLISHED, FOURIER = "published", "fourier"
+# Published: the script of the paper's release; the paper's section 4.1 names the method (Yosinski et al., arXiv 1506.06579).
+DEFAULTS: dict[str, dict[str, Any]] = {
+    PUBLISHED: {"steps": 1000, "lr": 3.0, "weight_decay": 1e-5, "sigma": 0.3, "blur_every": 5},
+    FOURIER: {"steps": 200, "lr": 0.05, "weight_decay": None, "sigma": None, "blur_every": None},
+}
 # Largest jitter: a share of the side, radians, and a share of the scale.
 SHIFT, TURN, ZOOM = 1 / 16, 0.1, 0.1
+# Bytes of the activations of a batch and their gradients: fixed, not measured, so that batches are reproducible. On a CPU
+# larger batches are no faster, and at 224 px conv1 is half as fast (benchmarks/visualization.py).
+MEMORY = {"cpu": 128 << 20}
+DEVICE_MEMORY = 4 << 30
+SMALLEST_BATCH, LARGEST_BATCH = 2, 256
 
 
-class Ascent(ABC):
-    """Pictures of several filters, which `advance` makes better.
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of one gradient ascent, shared by all filters.
 
     Attributes:
-        channels: own filter of each picture.
-        done: steps so far.
-        parameters: of the pictures, (B, …).
+        steps: number of steps.
+        lr: published: length of a step, in normalised pixels; fourier: learning rate of Adam.
+        weight_decay: published: weight of the squared norm of the picture.
+        sigma: published: standard deviation of the blur in pixels.
+        blur_every: published: steps between two blurs.
+        seed: seed of the starting point and of the jitter.
+        image_size: side of the pictures in pixels.
     """
 
-    def __init__(self, responses: Responses, settings: Settings, channels: Sequence[int], form: Pixels | Waves) -> None:
-        self.responses, self.settings, self.channels, self.form = responses, settings, tuple(channels), form
-        self.done = 0
+    objective: str
+    steps: int
+    lr: float
+    weight_decay: float | None
+    sigma: float | None
+    blur_every: int | None
+    seed: int
+    image_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return those that the objective has, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def settings_of(options: FilterOptions, image_size: int) -> Settings:
+    """Return the settings that the options mean for a trunk made for images of `image_size` pixels.
+
+    Raises:
+        InputError: an option that the objective does not have.
+    """
+    chosen = {}
+    for name, default in DEFAULTS[options.objective].items():
+        value = getattr(options, name)
+        if value is not None and default is None:
+            raise InputError(f"{flag(name)}: --objective {options.objective} has no such setting; leave it out")
+        chosen[name] = default if value is None else value
+    return Settings(objective=options.objective, seed=options.seed, image_size=options.image_size or image_size, **chosen)
+
+
+class Ascent:
+    """Pictures of several filters, improved step by step.
+
+    Attributes:
+        channels: the filter of each picture.
+        form: what the parameters of a picture are.
+        parameters: parameters of the pictures, (B, …), after the steps so far.
+    """
+
+    def __init__(self, responses: Responses, settings: Settings, channels: Sequence[int]) -> None:
+        self.responses, self.settings, self.channels = responses, settings, tuple(channels)
+        # Trunks with Sobel filters see only the mean of the colours.
+        grey = getattr(responses.trunk, "sobel", None) is not None
+        device, size = responses.machine.device, settings.image_size
+        published = settings.objective == PUBLISHED
+        self.form = Pixels(size, grey=grey) if published else Waves(size, grey=grey, device=device)
         starts = [generator_of("start", settings.seed, responses.stage, channel) for channel in self.channels]
-        self.parameters = form.start(starts).to(responses.machine.device)
+        self.parameters = self.form.start(starts).to(device)
 
-    @abstractmethod
-    def advance(self) -> None:
-        """One step."""
+    def steps(self) -> Iterator[None]:
+        """Take all steps of the objective, one per iteration."""
+        return self._published_steps() if self.settings.objective == PUBLISHED else self._fourier_steps()
 
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values from which the ascent goes on, bit for bit."""
-        return {"channels": list(self.channels), "done": self.done, "parameters": self.parameters.detach().cpu()}
+    def _published_steps(self) -> Iterator[None]:
+        """Take steps of one length in pixels, up the log-softmax of the filter among all filters of the stage (section 4.1).
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state of an ascent of the same filters and settings.
-
-        Raises:
-            InputError: it is of another ascent.
+        Scores are mean activations. Weight decay lowers the squared norm of the picture, which is blurred now and then.
         """
-        if tuple(state["channels"]) != self.channels or state["parameters"].shape != self.parameters.shape:
-            raise InputError("the state that was kept is of other filters")
-        self.done = state["done"]
-        self.parameters.data.copy_(state["parameters"])
+        settings = self.settings
+        decay, sigma, every = settings.weight_decay or 0.0, settings.sigma or 0.0, settings.blur_every or 1
+        channels_B = torch.tensor(self.channels, device=self.parameters.device)
+        for step in range(settings.steps):
+            images_BCHW = self.parameters.requires_grad_()
+            scores_BC = mean_scores(self.responses(images_BCHW), self.channels)
+            objective = -cross_entropy(scores_BC, channels_B, reduction="sum") - decay * images_BCHW.square().sum()
+            (gradient_BCHW,) = torch.autograd.grad(objective, images_BCHW)
+            norm_B = gradient_BCHW.flatten(1).norm(dim=1)[:, None, None, None]
+            with torch.no_grad():
+                images_BCHW = images_BCHW + settings.lr * gradient_BCHW / (norm_B + 1e-8)
+                self.parameters = blur(images_BCHW, sigma) if step % every == 0 else images_BCHW
+            yield
+
+    def _fourier_steps(self) -> Iterator[None]:
+        """Take steps of Adam on the waves of a picture, up the mean activation of its filter on the jittered picture."""
+        self.parameters.requires_grad_()
+        adam = torch.optim.Adam([self.parameters], lr=self.settings.lr)
+        for jitter_4 in jitter(self.settings, self.responses.stage):
+            adam.zero_grad()
+            images_BCHW = jittered(self.form.inputs(self.parameters), jitter_4)
+            (-own_means(self.responses(images_BCHW), self.channels).sum()).backward()
+            adam.step()
+            yield
 
     def pictures(self) -> NDArray[np.uint8]:
-        """What the ascent has found, uint8 (B, H, W, 3)."""
+        """Return the pictures, uint8 (B, H, W, 3)."""
         return self.form.pictures(self.parameters)
 
     @torch.no_grad()
     def activations(self) -> Tensor:
-        """Mean activation (B,) of each picture's own filter over its map, without jitter."""
-        return own(self.responses(self.form.inputs(self.parameters)).after_BCHW, self.channels).float().mean(dim=(1, 2))
+        """Return the mean activation (B,) of the filter of each picture over its map, without jitter."""
+        maps_BCHW = self.responses(self.form.inputs(self.parameters)).after_BCHW
+        return own_maps(maps_BCHW, self.channels).float().mean(dim=(1, 2))
 
 
-class PublishedAscent(Ascent):
-    """Steps of one length in pixels, up the log-softmax of the own filter among all of its stage (section 4.1).
+def filter_pictures(
+    responses: Responses, settings: Settings, channels: Sequence[int], advance: Advance = no_advance
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return pictures (B, H, W, 3) that excite filters, optimised in one batch, and the mean activations (B,) on them.
 
-    Scores are the filters' mean activations; less weight decay times the picture's squared length. Blurred now and then.
+    Args:
+        advance: called with B after each step.
     """
-
-    def __init__(self, responses: Responses, settings: Settings, channels: Sequence[int], *, grey: bool) -> None:
-        super().__init__(responses, settings, channels, Pixels(settings.image_size, grey=grey))
-
-    def advance(self) -> None:
-        decay, sigma, every = self.settings.weight_decay or 0.0, self.settings.sigma or 0.0, self.settings.blur_every or 1
-        images_BCHW = self.parameters.requires_grad_()
-        scores_BC = mean_scores(self.responses(images_BCHW), self.channels)
-        numbers_B = torch.tensor(self.channels, device=scores_BC.device)
-        aim = -cross_entropy(scores_BC, numbers_B, reduction="sum") - decay * images_BCHW.square().sum()
-        (gradient_BCHW,) = torch.autograd.grad(aim, images_BCHW)
-        lengths_B = gradient_BCHW.flatten(1).norm(dim=1)[:, None, None, None]
-        with torch.no_grad():
-            images_BCHW = images_BCHW + self.settings.lr * gradient_BCHW / (lengths_B + 1e-8)
-            self.parameters = blur(images_BCHW, sigma) if self.done % every == 0 else images_BCHW
-        self.done += 1
+    ascent = Ascent(responses, settings, channels)
+    for _ in ascent.steps():
+        advance(len(channels))
+    return ascent.pictures(), ascent.activations().cpu().numpy()
 
 
-class FourierAscent(Ascent):
-    """Adam on the waves of a picture, up the mean activation of its own filter, seen with a little jitter."""
-
-    def __init__(self, responses: Responses, settings: Settings, channels: Sequence[int], *, grey: bool) -> None:
-        form = Waves(settings.image_size, grey=grey, device=responses.machine.device)
-        super().__init__(responses, settings, channels, form)
-        self.parameters.requires_grad_()
-        self.adam = torch.optim.Adam([self.parameters], lr=settings.lr)
-        self.jitter_S4 = _jitter(settings, responses.stage)
-
-    def advance(self) -> None:
-        self.adam.zero_grad()
-        images_BCHW = jittered(self.form.inputs(self.parameters), self.jitter_S4[self.done])
-        (-own_means(self.responses(images_BCHW), self.channels).sum()).backward()
-        self.adam.step()
-        self.done += 1
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "adam": self.adam.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        self.adam.load_state_dict(state["adam"])
+def default_batch_size(responses: Responses) -> int:
+    """Return the number of filters whose activations and gradients fit into a little memory."""
+    memory = MEMORY.get(responses.machine.device.type, DEVICE_MEMORY)
+    return int(min(max(memory // (2 * responses.bytes_per_image), SMALLEST_BATCH), LARGEST_BATCH))
 
 
-def _jitter(settings: Settings, stage: str) -> NDArray[np.float64]:
-    """For each step: shift down and across in pixels, turn in radians, zoom; a function of seed and stage."""
-    most = settings.image_size * SHIFT
+def jitter(settings: Settings, stage: str) -> NDArray[np.float64]:
+    """Return (S, 4): for each step shifts down and across in pixels, rotation in radians, zoom; from seed and stage."""
+    largest = settings.image_size * SHIFT
     draws_S4 = generator_of("jitter", settings.seed, stage).uniform(-1, 1, (settings.steps, 4))
-    return draws_S4 * (most, most, TURN, ZOOM) + (0, 0, 0, 1)
+    return draws_S4 * (largest, largest, TURN, ZOOM) + (0, 0, 0, 1)
 
 
 def jittered(images_BCHW: Tensor, jitter_4: NDArray[np.float64]) -> Tensor:
-    """Images moved, turned and zoomed a little, all alike.
+    """Return the images shifted, rotated and zoomed a little, all alike.
 
-    What moves out on one side comes in on the other; what a turn or zoom brings in from beyond the edges is mirrored.
+    Shifts wrap around; beyond the edges, rotation and zoom see the image reflected.
     """
     down, across, turn, zoom = map(float, jitter_4)
     moved_BCHW = images_BCHW.roll((round(down), round(across)), dims=(2, 3))
@@ -135,11 +183,3 @@ def jittered(images_BCHW: Tensor, jitter_4: NDArray[np.float64]) -> Tensor:
     grid_1HW2 = affine_grid(theta_23[None], [1, colours, height, width], align_corners=False)
     grid_BHW2 = grid_1HW2.expand(count, -1, -1, -1)
     return grid_sample(moved_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False)
-
-
-def new_ascent(responses: Responses, settings: Settings, channels: Sequence[int]) -> Ascent:
-    """The ascent of these filters by the objective of the settings."""
-    # Sobel trunks see the mean of the colours alone.
-    grey = getattr(responses.trunk, "sobel", None) is not None
-    kind = PublishedAscent if settings.objective == PUBLISHED else FourierAscent
-    return kind(responses, settings, channels, grey=grey)

@@ -1,6 +1,6 @@
-"""What an ascent changes: pixels, or the waves that a picture is a sum of; and the pictures that are made of them.
+"""Parametrisations of a picture that is optimised: its pixels, or the waves whose sum it is.
 
-B pictures, C colours, H and W pixels, F frequencies along a line (W // 2 + 1).
+B pictures, C colours, H and W pixels, F frequencies along a row (W // 2 + 1).
 """
 
 import hashlib
@@ -13,29 +13,29 @@ from torch import Tensor
 
 from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN
 
-# The release's pictures start as pixels of this mean and deviation, of 255, and are shown with this contrast, of 1.
+# In the paper's release, pixels start with this mean and standard deviation (of 255); contrast of the saved pictures (of 1).
 PIXEL_MEAN, PIXEL_DEVIATION = 128.0, 20.0
 SHOWN_CONTRAST = 0.1
-# Coefficients at the start, small against what a hundred steps of Adam's usual rate add up to: the start is soon forgotten.
+# Standard deviation of the initial coefficients: small, so that a hundred steps of Adam make the start irrelevant.
 WAVE_DEVIATION = 0.05
-# Root mean square of the waves' sum, before the sigmoid. Free, pictures of conv1 end as black and white patches with hard
-# edges; at 1.5 they are harsher and noisier than at 1, where pixels deviate about as much as those of photos.
+# Root mean square of the sum of waves, before the sigmoid. Without this constraint, pictures of conv1 end as black and white
+# patches with hard edges; at 1.5 they are noisier than at 1, where pixels vary about as much as those of photos.
 CONTRAST = 1.0
-# Covariance of red, green and blue (0 to 1) over the pixels of every third training photo of imagenette-mini (1,500 photos,
-# each made 64 × 64): its eigenvectors are brightness, blue against orange, and green against purple.
+# Covariance of red, green and blue (0 to 1) over the pixels of every third training photo of imagenette-mini (1,500 photos
+# resized to 64 × 64): its eigenvectors are brightness, blue against orange, and green against purple.
 PHOTO_COVARIANCE = ((0.0754, 0.0677, 0.0630), (0.0677, 0.0737, 0.0728), (0.0630, 0.0728, 0.0861))
 
 
 def generator_of(*facts: object) -> np.random.Generator:
-    """Random numbers that are a function of the facts alone."""
+    """Return a generator of random numbers that depends only on the facts."""
     digest = hashlib.sha256("\n".join(map(str, facts)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest))
 
 
 def photo_colours() -> Tensor:
-    """(3, 3): three independent numbers of unit variance → red, green and blue that vary together as in photos.
+    """Return the matrix (3, 3) that turns three independent numbers into red, green and blue that covary as in photos.
 
-    The square root U √Λ of the covariance of photos, scaled so that its longest row is 1.
+    It is the square root U √Λ of the covariance of photos, scaled so that its longest row has norm 1.
     """
     variances_3, directions_33 = np.linalg.eigh(np.array(PHOTO_COVARIANCE))
     root_33 = directions_33 * np.sqrt(variances_3)
@@ -43,29 +43,29 @@ def photo_colours() -> Tensor:
 
 
 class Pixels:
-    """Pictures as normalised pixels, as the network takes them; there is no bound.
+    """Pictures as normalised pixels, the input of the network; unbounded.
 
     Args:
         size: side in pixels.
-        grey: show them without colours, which the network can't see.
+        grey: save pictures without colours, which the network can't see.
     """
 
     def __init__(self, size: int, *, grey: bool) -> None:
         self.size, self.grey = size, grey
 
     def start(self, generators: Sequence[np.random.Generator]) -> Tensor:
-        """Parameters (B, 3, H, W), one picture a generator: independent normal pixels."""
+        """Return parameters (B, 3, H, W), one picture per generator: independent normal pixels."""
         mean_3, deviation_3 = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
         shape = (3, self.size, self.size)
         pixels = [(PIXEL_MEAN + PIXEL_DEVIATION * one.standard_normal(shape)) / 255 for one in generators]
         return torch.from_numpy(np.stack([(one - mean_3) / deviation_3 for one in pixels])).float()
 
     def inputs(self, parameters: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W)."""
+        """Return normalised images (B, 3, H, W)."""
         return parameters
 
     def pictures(self, parameters: Tensor) -> NDArray[np.uint8]:
-        """uint8 (B, H, W, 3): each around grey, with the contrast of the release."""
+        """Return pictures, uint8 (B, H, W, 3), with mean grey and the contrast of the release."""
         images_BCHW = parameters.detach().float()
         if self.grey:
             images_BCHW = images_BCHW.mean(dim=1, keepdim=True).expand_as(images_BCHW)
@@ -74,14 +74,14 @@ class Pixels:
 
 
 class Waves:
-    """Pictures as sums of waves (Olah et al., "Feature Visualization", 2017): steps are alike at all scales and colours.
+    """Pictures as sums of waves (Olah et al., "Feature Visualization", 2017): steps are alike in all scales and colours.
 
-    Each wave is divided by its frequency, as photos have it, so that a step does not make noise; colours are independent
-    directions of those of photos; all pictures have one contrast; a sigmoid keeps pixels between black and white.
+    Amplitudes fall with frequency, as in photos, so that a step does not add noise; colours are decorrelated as in photos;
+    all pictures have the same contrast; a sigmoid keeps pixels between black and white.
 
     Args:
         size: side in pixels.
-        grey: without colours, which the network can't see.
+        grey: leave out colours, which the network can't see.
     """
 
     def __init__(self, size: int, *, grey: bool, device: torch.device) -> None:
@@ -93,12 +93,12 @@ class Waves:
         self.to_rgb = (torch.ones(3, 1) if grey else photo_colours()).to(device)
 
     def start(self, generators: Sequence[np.random.Generator]) -> Tensor:
-        """Parameters (B, C, H, F, 2), one picture a generator: real and imaginary parts, normal and small."""
+        """Return parameters (B, C, H, F, 2), one picture per generator: real and imaginary parts, normal and small."""
         shape = (self.colours, self.size, self.size // 2 + 1, 2)
         return torch.from_numpy(np.stack([WAVE_DEVIATION * one.standard_normal(shape) for one in generators])).float()
 
     def images(self, parameters: Tensor) -> Tensor:
-        """Images (B, 3, H, W) between 0 and 1."""
+        """Return images (B, 3, H, W) between 0 and 1."""
         spectrum_BCHF = torch.view_as_complex(parameters) * self.scale_HF
         waves_BCHW = torch.fft.irfft2(spectrum_BCHF, s=(self.size, self.size))
         power_B = waves_BCHW.square().mean(dim=(1, 2, 3), keepdim=True)
@@ -106,7 +106,7 @@ class Waves:
         return torch.einsum("rc,bchw->brhw", self.to_rgb, waves_BCHW).sigmoid()
 
     def inputs(self, parameters: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W)."""
+        """Return normalised images (B, 3, H, W)."""
         images_BCHW = self.images(parameters)
         mean_3, deviation_3 = (
             images_BCHW.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
@@ -114,21 +114,21 @@ class Waves:
         return (images_BCHW - mean_3) / deviation_3
 
     def pictures(self, parameters: Tensor) -> NDArray[np.uint8]:
-        """uint8 (B, H, W, 3)."""
+        """Return pictures, uint8 (B, H, W, 3)."""
         return as_bytes(self.images(parameters.detach()))
 
 
 def as_bytes(images_BCHW: Tensor) -> NDArray[np.uint8]:
-    """uint8 (B, H, W, 3) of images between 0 and 1; what lies beyond is cut off."""
+    """Return images as uint8 (B, H, W, 3); values beyond 0 and 1 are clipped."""
     bytes_BCHW = (images_BCHW.clamp(0, 1) * 255).round().to(torch.uint8)
     result: NDArray[np.uint8] = bytes_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return result
 
 
 def random_images(count: int, size: int, *, device: torch.device) -> Tensor:
-    """Normalised images (B, 3, H, W) that show nothing: `Waves` with random coefficients; always the same.
+    """Return normalised images (B, 3, H, W) without content: `Waves` with random coefficients, the same at every call.
 
-    A filter's answer to them is what its answer to a picture is held against.
+    They are the baseline of the activation of a filter on its picture.
     """
     waves = Waves(size, grey=False, device=device)
     parameters = waves.start([generator_of("random images", number) for number in range(count)]).to(device)
@@ -136,27 +136,24 @@ def random_images(count: int, size: int, *, device: torch.device) -> Tensor:
 
 
 def blur(images_BCHW: Tensor, sigma: float) -> Tensor:
-    """Each colour of each image blurred by a Gaussian of `sigma` pixels; edges are mirrored, the last pixel twice.
+    """Return the images blurred by a Gaussian of `sigma` pixels; edges are reflected, repeating the last pixel.
 
-    As `scipy.ndimage.gaussian_filter` does by default: weights end at four deviations.
+    Like `scipy.ndimage.gaussian_filter` with its defaults: the kernel is cut off at four standard deviations.
     """
     radius = int(4 * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2) if sigma else np.ones(1)
-    weights /= weights.sum()
+    offsets_R = np.arange(-radius, radius + 1)
+    weights_R = np.exp(-0.5 * (offsets_R / sigma) ** 2) if sigma else np.ones(1)
+    weights_R /= weights_R.sum()
     for dim in (2, 3):
-        length = images_BCHW.shape[dim]
-        places = [_mirrored(np.arange(length) + offset, length) for offset in offsets]
+        positions = np.arange(images_BCHW.shape[dim])
+        shifted = [torch.from_numpy(_reflected(positions + offset, len(positions))) for offset in offsets_R]
+        parts = [images_BCHW.index_select(dim, one.to(images_BCHW.device)) for one in shifted]
         images_BCHW = sum(
-            (
-                float(weight) * images_BCHW.index_select(dim, torch.from_numpy(place).to(images_BCHW.device))
-                for weight, place in zip(weights, places, strict=True)
-            ),
-            start=torch.zeros((), dtype=images_BCHW.dtype, device=images_BCHW.device),
+            (float(weight) * part for weight, part in zip(weights_R, parts, strict=True)), start=torch.zeros_like(parts[0])
         )
     return images_BCHW
 
 
-def _mirrored(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+def _reflected(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     places = places % (2 * length)
     return np.where(places < length, places, 2 * length - 1 - places)

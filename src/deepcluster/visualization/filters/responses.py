@@ -1,6 +1,6 @@
-"""How much each filter of a stage answers to images, with a gradient even where its ReLU is shut.
+"""Activations of the filters of a stage, with a gradient even where the last ReLU outputs only zeros.
 
-B pictures, C channels, H and W pixels of a map.
+B pictures, C channels, H and W pixels of a feature map.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from deepcluster.models.trunk import Trunk, normalise
 
 @dataclass(frozen=True)
 class Maps:
-    """A stage's activations (B, C, H, W), and what came into its last ReLU; None where the stage ends with none."""
+    """Activations (B, C, H, W) of a stage, and the input of its last ReLU; None if the stage does not end with a ReLU."""
 
     after_BCHW: Tensor
     before_BCHW: Tensor | None
@@ -27,76 +27,80 @@ class Responses:
     """The filters of one stage.
 
     Args:
-        trunk: a copy in eval mode that is ours alone: its weights are frozen.
+        trunk: a copy used for nothing else: it is put into eval mode, and its weights are frozen.
         size: side of the images in pixels.
         made_for: side of the images that the trunk was made for.
 
+    Attributes:
+        last_relu: the ReLU that the stage ends with, or None.
+        n_channels: number of filters.
+        bytes_per_image: bytes of all activations up to the stage, per image.
+
     Raises:
-        InputError: no such stage, or images of this size do not get there.
+        InputError: no such stage, or the trunk can't process images of this size.
     """
 
     def __init__(self, trunk: Trunk, stage: str, machine: Machine, *, size: int, made_for: int) -> None:
         trunk.check_stage(stage)
         self.trunk, self.stage, self.machine = trunk.eval().requires_grad_(False), stage, machine
         self.last_relu: nn.ReLU | None = None
+        self.bytes_per_image = 0
         try:
-            self.n_channels, self.bytes_an_image = self._look(size)
+            self.n_channels = self._inspect(size)
         except (RuntimeError, ZeroDivisionError):
             text = f"--image-size {size}: {trunk.arch} makes no {stage} of images of {size} px"
-            raise InputError(f"{text}; it was made for {made_for} px (left out, that is the size)") from None
+            raise InputError(f"{text}; it was made for {made_for} px, the default") from None
 
     @torch.no_grad()
-    def _look(self, size: int) -> tuple[int, int]:
-        """Channels, and the bytes of all that is computed of an image on the way; finds the last ReLU."""
-        called: list[tuple[nn.ReLU, Tensor]] = []
-        counted = [0]
+    def _inspect(self, size: int) -> int:
+        """Find the last ReLU and count the bytes of the activations of one image; return the number of channels."""
+        inputs: list[tuple[nn.ReLU, Tensor]] = []
 
-        def note(layer: nn.Module, images: tuple[Tensor], result: Tensor) -> None:
-            counted[0] += result.numel() * result.element_size()
-
-        def note_relu(layer: nn.Module, images: tuple[Tensor]) -> None:
+        def note_input(layer: nn.Module, images: tuple[Tensor]) -> None:
             if isinstance(layer, nn.ReLU):
-                called.append((layer, images[0].clone()))
+                inputs.append((layer, images[0].clone()))
+
+        def count_bytes(layer: nn.Module, images: tuple[Tensor], result: Tensor) -> None:
+            self.bytes_per_image += result.numel() * result.element_size()
 
         layers = [layer for layer in self.trunk.modules() if not list(layer.children())]
-        hooks: list[Any] = [layer.register_forward_hook(note) for layer in layers]
-        hooks += [layer.register_forward_pre_hook(note_relu) for layer in layers]
-        generator = torch.Generator().manual_seed(0)
-        image_BCHW = normalise(torch.rand(1, 3, size, size, generator=generator).to(self.machine.device))
+        hooks: list[Any] = [layer.register_forward_pre_hook(note_input) for layer in layers]
+        hooks += [layer.register_forward_hook(count_bytes) for layer in layers]
+        image_1CHW = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
         try:
-            map_BCHW = self.trunk.stage(image_BCHW, self.stage)
+            map_1CHW = self.trunk.stage(normalise(image_1CHW.to(self.machine.device)), self.stage)
         finally:
             for hook in hooks:
                 hook.remove()
-        if called and _ends_with(called[-1][1], map_BCHW):
-            self.last_relu = called[-1][0]
-        return map_BCHW.shape[1], counted[0]
+        if inputs and _ends_with_relu(inputs[-1][1], map_1CHW):
+            self.last_relu = inputs[-1][0]
+        return map_1CHW.shape[1]
 
     def __call__(self, images_BCHW: Tensor) -> Maps:
-        """Maps of normalised images."""
-        seen: list[Tensor] = []
-        hook: Any = None
+        """Return the maps of normalised images."""
         images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
-        if self.last_relu is not None:
-            in_place, self.last_relu.inplace = self.last_relu.inplace, False
-            hook = self.last_relu.register_forward_pre_hook(lambda layer, images: seen.append(images[0]))
+        if self.last_relu is None:
+            with self.machine.autocast():
+                return Maps(self.trunk.stage(images_BCHW, self.stage), None)
+        before: list[Tensor] = []
+        hook = self.last_relu.register_forward_pre_hook(lambda layer, images: before.append(images[0]))
+        in_place, self.last_relu.inplace = self.last_relu.inplace, False
         try:
             with self.machine.autocast():
                 after_BCHW = self.trunk.stage(images_BCHW, self.stage)
         finally:
-            if self.last_relu is not None:
-                self.last_relu.inplace = in_place
-                hook.remove()
-        return Maps(after_BCHW, seen[-1] if seen else None)
+            self.last_relu.inplace = in_place
+            hook.remove()
+        return Maps(after_BCHW, before[-1])
 
     @torch.no_grad()
     def means(self, images_BCHW: Tensor) -> Tensor:
-        """Mean activation (B, C) of each filter over its map, float32."""
+        """Return the mean activation (B, C) of each filter over its map, float32."""
         return self(images_BCHW).after_BCHW.float().mean(dim=(2, 3))
 
 
-def _ends_with(before_BCHW: Tensor, map_BCHW: Tensor) -> bool:
-    """Whether the map is the ReLU of this, or its average."""
+def _ends_with_relu(before_BCHW: Tensor, map_BCHW: Tensor) -> bool:
+    """Return whether the map is the ReLU of `before_BCHW`, or the average of that."""
     if before_BCHW.ndim != 4 or before_BCHW.shape[1] != map_BCHW.shape[1]:
         return False
     relu_BCHW = before_BCHW.relu()
@@ -106,33 +110,32 @@ def _ends_with(before_BCHW: Tensor, map_BCHW: Tensor) -> bool:
 
 
 def mean_scores(maps: Maps, channels: Sequence[int]) -> Tensor:
-    """Mean (B, C) of each filter over its map; before the ReLU in the pictures to which the own filter gives nothing.
+    """Return the mean (B, C) of each filter over its map; before the ReLU for pictures whose own filter is all zero.
 
     Args:
-        channels: own filter of each picture.
+        channels: the filter of each picture.
     """
     scores_BC = maps.after_BCHW.float().mean(dim=(2, 3))
     if maps.before_BCHW is None:
         return scores_BC
-    shut_B = own(maps.after_BCHW, channels).detach().flatten(1).amax(dim=1) <= 0
-    if not shut_B.any():
+    zero_B = own_maps(maps.after_BCHW, channels).detach().flatten(1).amax(dim=1) <= 0
+    if not zero_B.any():
         return scores_BC
-    return torch.where(shut_B[:, None], maps.before_BCHW.float().mean(dim=(2, 3)), scores_BC)
+    return torch.where(zero_B[:, None], maps.before_BCHW.float().mean(dim=(2, 3)), scores_BC)
 
 
 def own_means(maps: Maps, channels: Sequence[int]) -> Tensor:
-    """Mean (B,) of each picture's own filter over its map; before the ReLU where that gives nothing."""
-    after_BHW = own(maps.after_BCHW, channels).float()
+    """Return the mean (B,) of each picture's own filter over its map; before the ReLU where the map is all zero."""
+    after_BHW = own_maps(maps.after_BCHW, channels).float()
     if maps.before_BCHW is None:
         return after_BHW.mean(dim=(1, 2))
-    shut_B = after_BHW.detach().flatten(1).amax(dim=1) <= 0
-    before_BHW = own(maps.before_BCHW, channels).float()
-    return torch.where(shut_B, before_BHW.mean(dim=(1, 2)), after_BHW.mean(dim=(1, 2)))
+    zero_B = after_BHW.detach().flatten(1).amax(dim=1) <= 0
+    before_BHW = own_maps(maps.before_BCHW, channels).float()
+    return torch.where(zero_B, before_BHW.mean(dim=(1, 2)), after_BHW.mean(dim=(1, 2)))
 
 
-def own(map_BCHW: Tensor, channels: Sequence[int]) -> Tensor:
-    """The map (B, H, W) of each picture's own filter."""
-    numbers_B = torch.tensor(list(channels), device=map_BCHW.device)
-    if map_BCHW.ndim == 2:  # not pooled yet
-        map_BCHW = map_BCHW[:, :, None, None]
-    return map_BCHW[torch.arange(len(numbers_B), device=map_BCHW.device), numbers_B]
+def own_maps(maps_BCHW: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return the map (B, H, W) of each picture's own filter."""
+    if maps_BCHW.ndim == 2:  # the input of a ReLU between fully connected layers
+        maps_BCHW = maps_BCHW[:, :, None, None]
+    return maps_BCHW[range(len(channels)), list(channels)]

@@ -1,9 +1,12 @@
-"""The folder of the pictures of a stage: one file a channel, a grid of them all, and `filters.json`."""
+"""The folder of the pictures of a stage: a file per filter, a grid of all of them, and `filters.json`.
+
+B pictures, H and W pixels.
+"""
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -18,81 +21,67 @@ from deepcluster.visualization.grid import picture_grid
 
 JSON_FILE, GRID_FILE = "filters.json", "grid.png"
 OUR_NAMES = re.compile(r"[0-9]{4,}\.png|grid\.png|filters\.json")
-# Pictures of the grid: smaller ones are enlarged, and all are made smaller where the grid were wider than this.
+# Smaller pictures are enlarged in the grid, and all pictures are reduced where the grid would be wider.
 SMALLEST, WIDEST = 96, 8_192
+
+# What is known of a filter, for `filters.json`.
+About = dict[str, Any]
 
 
 class StageFolder:
-    """Pictures of the filters of one stage.
-
-    Those made before with the same settings and weights are kept, and new ones are put beside them; those made otherwise
-    are deleted as soon as there is a new one.
+    """Pictures of the filters of one stage, written when all of them are made.
 
     Args:
-        folder: of the stage; made when there is something to write.
-        key: changes with all that the pictures depend on.
-        facts: how they are made, for `filters.json`.
+        path: the folder; created by `write`.
+        facts: how the pictures are made, for `filters.json`.
 
     Raises:
-        InputError: it can't be written to, or holds files of such names that this program did not write.
+        InputError: the folder can't be written to, or holds files of these names that this program did not write.
     """
 
-    def __init__(self, folder: Path, key: str, facts: Mapping[str, Any]) -> None:
-        self.folder, self.key, self.facts = folder, key, dict(facts)
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise InputError(f"{folder}: {there} is a file or can't be written to; name a folder for the pictures")
-        content = _content(folder / JSON_FILE)
-        theirs = [] if content else sorted(path.name for path in folder.glob("*.*") if OUR_NAMES.fullmatch(path.name))
-        if theirs:
-            raise InputError(f"{folder} holds a {theirs[0]} of something else; name another folder with --out")
-        same = content.get("key") == key
-        named = [int(channel) for channel in content.get("channels", {})]
-        self._old = [] if same else named
-        self.channels: dict[int, dict[str, Any]] = {
-            channel: content["channels"][str(channel)] for channel in named if same and self.path(channel).is_file()
-        }
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path, self.facts = path, dict(facts)
+        parent = next(one for one in (path, *path.absolute().parents) if one.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise InputError(f"{path}: {parent} is a file or can't be written to; name a folder for the pictures")
+        self._content = _read(path / JSON_FILE)
+        foreign = sorted(file.name for file in path.glob("*.*") if OUR_NAMES.fullmatch(file.name))
+        if foreign and not self._content:
+            raise InputError(f"{path} holds a {foreign[0]} of something else; name another folder with --out")
 
     @property
     def grid(self) -> Path:
         """The picture of all pictures."""
-        return self.folder / GRID_FILE
+        return self.path / GRID_FILE
 
-    def path(self, channel: int) -> Path:
-        """The picture of a channel."""
-        return self.folder / f"{channel:04}.png"
+    def is_finished(self, channels: Sequence[int]) -> bool:
+        """Return whether the folder holds the pictures of exactly these filters, made as `facts` say."""
+        there = self._content.get("channels", {})
+        same = self._content == {**self.facts, "channels": there} and [*there] == [*map(str, channels)]
+        return same and all(file.is_file() for file in [self.grid, *map(self._file, channels)])
 
-    def add(self, pictures: Mapping[int, NDArray[np.uint8]], facts: Mapping[int, dict[str, Any]]) -> None:
-        """Write the picture (H, W, 3) of each channel, and what is known of it; each file is whole at every moment."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for old in self._old:
-            self.path(old).unlink(missing_ok=True)
-        if self._old:
-            self.grid.unlink(missing_ok=True)
-        self._old = []
-        # The list goes first: what it names and is not there will be made again, and what is there is known to be ours.
-        self.channels = dict(sorted({**self.channels, **facts}.items()))
-        channels = {str(channel): about for channel, about in self.channels.items()}
-        content = {**self.facts, "key": self.key, "channels": channels}
-        write_whole(self.folder / JSON_FILE, json.dumps(content, indent=1) + "\n")
-        for channel, picture in pictures.items():
-            _save(Image.fromarray(picture), self.path(channel))
+    def write(self, pictures_BHW3: NDArray[np.uint8], about: Mapping[int, About]) -> None:
+        """Replace the pictures of an earlier call by those of the filters in `about`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for old in [self.grid, *(self._file(int(channel)) for channel in self._content.get("channels", {}))]:
+            old.unlink(missing_ok=True)
+        # The list comes first, so that no picture is unknown; a stage without its grid is not finished.
+        write_whole(self.path / JSON_FILE, json.dumps({**self.facts, "channels": about}, indent=1) + "\n")
+        for channel, picture in zip(about, pictures_BHW3, strict=True):
+            _save(Image.fromarray(picture), self._file(channel))
+        across = ceil(sqrt(len(about)))
+        pictures = [_resized(Image.fromarray(picture), WIDEST // across) for picture in pictures_BHW3]
+        _save(picture_grid(pictures, across=across, captions=list(map(str, about))), self.grid)
 
-    def draw_grid(self) -> None:
-        """Write the grid of all channels."""
-        across = ceil(sqrt(len(self.channels)))
-        pictures = []
-        for channel in self.channels:
-            with Image.open(self.path(channel)) as opened:
-                pictures.append(_resized(opened.convert("RGB"), WIDEST // across))
-        _save(picture_grid(pictures, across=across, captions=list(map(str, self.channels))), self.grid)
+    def _file(self, channel: int) -> Path:
+        return self.path / f"{channel:04}.png"
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """What an earlier call wrote; nothing where it is missing, spoiled or something else."""
+def _read(path: Path) -> dict[str, Any]:
+    """Return what an earlier call wrote; nothing if the file is missing, damaged or something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        ours = isinstance(content["key"], str) and all(channel.isdecimal() for channel in content["channels"])
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        ours = "stage" in content and all(channel.isdecimal() for channel in content["channels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return content if ours else {}
@@ -106,6 +95,7 @@ def _resized(picture: Image.Image, widest: int) -> NDArray[np.uint8]:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
+    """Write a picture beside and rename it."""
     beside = path.with_name(path.name + ".part")
     picture.save(beside, "PNG")
     beside.replace(path)

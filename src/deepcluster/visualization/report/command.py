@@ -19,7 +19,7 @@ from deepcluster.data.sources import open_source
 from deepcluster.data.storage.retries import end_waits
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.metrics import health
-from deepcluster.visualization.commands import PICTURES
+from deepcluster.visualization.folder import PICTURES
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import build_report
 from deepcluster.visualization.report.collection import Collection

@@ -18,7 +18,7 @@ NAME: Final = "filters"
 # What the folder holds, by the names of its folders: the JSON file of each stage, a title, and the pictures to show.
 KINDS: Final = {
     "filters": ("filters.json", "Filters of", ("grid",)),
-    "top-images": ("top-images.json", "Images that excite", ("blocks",)),
+    "top-images": ("top-images.json", "Images that excite", ("pairs",)),
 }
 # Width in pixels and quality, tried in this order until a picture fits.
 SIZES: Final = ((1_200, 82), (1_200, 70), (1_000, 70), (1_000, 55), (800, 55), (600, 50), (400, 45))
@@ -47,7 +47,7 @@ def pictures_section(folder: Path | None, *, max_bytes: int = 4_000_000, run: st
     """The section; where nothing was made, the commands that make it.
 
     Args:
-        folder: with `filters/STAGE/grid.png` and `top-images/STAGE/blocks-1.png` and so on; None: there is none.
+        folder: with `filters/STAGE/grid.png` and `top-images/STAGE/pairs-1.png` and so on; None: there is none.
         max_bytes: most bytes of all pictures together, as they are in the page. What does not fit is named.
         run: the run folder, as a person would type it.
     """

@@ -1,1 +1,1 @@
-"""The images that excite a filter most: `search` finds them, `pages` draws them, `saving` writes the files."""
+"""The images of a data set that excite a filter most."""

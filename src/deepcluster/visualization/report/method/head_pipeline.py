@@ -30,7 +30,6 @@ class HeadPipeline(Pipeline):
         head_labels_N: what it was trained on: cluster of every image in that epoch, -1 = unassigned.
         sampling: "uniform" or "as-published".
         looks_again: whether images are looked at before each clustering.
-        head_start: "random" or "centroids".
         quarters_N: by how many quarters `trained_epoch` turned each image; None: none was.
     """
 
@@ -41,7 +40,6 @@ class HeadPipeline(Pipeline):
     head_labels_N: Tensor | None
     sampling: str = "uniform"
     looks_again: bool = True
-    head_start: str = "random"
     quarters_N: Tensor | None = None
 
     @property

@@ -34,12 +34,15 @@ from deepcluster.visualization.report.page import Section, render
 NAME, TITLE = "method", "How it works"
 # The file that does each step, below the package, and what it does there.
 FILES: Mapping[str, Sequence[tuple[str, str]]] = {
-    "loop": (("training/deepcluster.py", "the loop, whose methods are the steps"),),
+    "loop": (
+        ("training/loop.py", "the loop of the steps (`run_epoch`)"),
+        ("training/deepcluster.py", "what this method does at each of them"),
+    ),
     "look": (
         ("data/views.py", "cuts the view"),
         ("models/convnets.py", "the paper's networks and the Sobel filters"),
         ("models/resnets.py", "the ResNets"),
-        ("clustering/features.py", "keeps the features of all images"),
+        ("run/features.py", "extracts the features"),
     ),
     "whiten": (("clustering/whitening.py", "PCA, whitening, unit length"),),
     "group": (
@@ -60,13 +63,16 @@ FILES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
 }
 CROP_FILES: Mapping[str, Sequence[tuple[str, str]]] = {
-    "loop": (("training/deepcluster_v2.py", "what this method does at each step"), ("training/loop.py", "the loop of both")),
+    "loop": (
+        ("training/loop.py", "the loop of the steps (`run_epoch`)"),
+        ("training/deepcluster_v2.py", "what this method does at each of them"),
+    ),
     "look": (
         ("training/memory_bank.py", "remembers the points of the epoch before"),
         ("data/views.py", "cuts the view"),
         ("models/trunk.py", "makes the network"),
     ),
-    "whiten": (("models/projection.py", "the projection"), ("training/space.py", "the sphere, for assign and this page")),
+    "whiten": (("models/projection.py", "the projection"), ("run/space.py", "the sphere, for assign and this page")),
     "group": (
         ("clustering/kmeans.py", "k-means, on a sphere too"),
         ("clustering/repair.py", "fills empty clusters"),

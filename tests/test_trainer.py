@@ -1,31 +1,36 @@
 """A step against autograd and arithmetic by hand; randomness that is a function of seeds; what the modes leave alone."""
 
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Generator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from models_helper import make_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from deepcluster.core.device import Machine
-from deepcluster.core.errors import InputError, TrainingError
-from deepcluster.evaluation.learners.fine_tuning import (
-    LOOK_STEPS,
+from deepcluster.core.errors import TrainingError
+from deepcluster.data.loader import Batch
+from deepcluster.evaluation.trainer import (
+    CHECK_STEPS,
     Classifier,
-    RunningLoss,
-    crop_size,
-    fully_connected,
+    Diverged,
+    Means,
+    Training,
+    fit,
     logits_of,
-    make_anew,
     order_of,
     seed_of,
     seeded,
     sgd,
     step,
 )
-from deepcluster.models.trunk import make_trunk, normalise
+from deepcluster.models.make import make_trunk
+from deepcluster.models.trunk import normalise
 
 CPU = Machine.choose("cpu", "fp32")
 
@@ -164,53 +169,109 @@ def test_scores_are_float32_whatever_the_precision() -> None:
     assert logits_of(classifier, images(), Machine(torch.device("cpu"), "bf16")).dtype == torch.float32
 
 
-def test_running_losses() -> None:
-    losses = RunningLoss()
-    assert losses.settle("the start") == 0
-    for value in range(LOOK_STEPS):
-        losses.add(torch.tensor(float(value)), f"step {value}")
-    assert (losses.total, losses.count) == (LOOK_STEPS * (LOOK_STEPS - 1) / 2, LOOK_STEPS)
-    goes_on = RunningLoss(losses.total, losses.count)
-    goes_on.add(torch.tensor(1.0), "the end")
-    assert goes_on.settle("the end") == (losses.total + 1) / (LOOK_STEPS + 1)
+def test_means_of_named_values() -> None:
+    means = Means()
+    assert means.settle("the start") == {}
+    for value in range(CHECK_STEPS):
+        means.add({"loss": torch.tensor(float(value)), "top-1": torch.tensor(0.5)}, f"step {value}")
+    assert (means.totals["loss"], means.count) == (CHECK_STEPS * (CHECK_STEPS - 1) / 2, CHECK_STEPS)
+    resumed = Means(means.totals, means.count)
+    total = means.totals["loss"]
+    resumed.add({"loss": torch.tensor(1.0), "top-1": torch.tensor(0.5)}, "the end")
+    assert resumed.settle("the end") == {"loss": (total + 1) / (CHECK_STEPS + 1), "top-1": 0.5}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_is_told(value: float) -> None:
-    losses = RunningLoss()
-    losses.add(torch.tensor(value), "step 3")
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step 9; try a lower learning rate"):
-        losses.settle("step 9")
+def test_a_loss_that_is_not_finite_is_an_error(value: float) -> None:
+    means = Means()
+    means.add({"conv1": torch.tensor(value)}, "step 3")
+    with pytest.raises(Diverged, match=r"the loss of conv1 became (nan|inf) at step 9; try a lower learning rate") as caught:
+        means.settle("step 9")
+    assert isinstance(caught.value, TrainingError) and caught.value.name == "conv1"
+    assert means.settle("step 10") == {}
 
 
-def test_layers_made_anew() -> None:
-    layers = [nn.Linear(400, 500), nn.Linear(500, 20)]
-    make_anew([layer.requires_grad_(False) for layer in layers], deviation=0.01, bias=0.1, seed=4)
-    for layer in layers:
-        assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.03)
-        assert float(layer.weight.detach().mean()) == pytest.approx(0, abs=4e-4)
-        assert (layer.bias == 0.1).all()
-        assert layer.weight.requires_grad and layer.bias.requires_grad
-    again = nn.Linear(400, 500)
-    make_anew([again], deviation=0.01, bias=0.1, seed=4)
-    assert torch.equal(again.weight, layers[0].weight)
-    assert not torch.equal(layers[0].weight.flatten()[:100], layers[1].weight.flatten()[:100])
+# The trainer
 
 
-def test_fully_connected_layers_by_architecture() -> None:
-    widths = [layer.out_features for layer in fully_connected(make_trunk("alexnet", image_size=64))]
-    assert widths == [4096, 4096]
-    assert fully_connected(make_trunk("alexnet-small", image_size=16)) == []
-    assert fully_connected(make_trunk("resnet18-small", image_size=16)) == []
+@dataclass
+class Stop(Exception):
+    """Raised in the place of a request to stop."""
+
+    state: dict[str, Any]
 
 
-def test_the_size_of_crops(tmp_path: Path) -> None:
-    """Trunks without fully connected layers take any size; AlexNet those whose last map is as wide."""
-    model = make_model(tmp_path)
-    assert [crop_size(model, asked) for asked in (None, 16, 40)] == [16, 16, 40]
-    with pytest.raises(InputError, match="image_size=2 does not fit this alexnet-small, which takes images of 16 px"):
-        crop_size(make_model(tmp_path, arch="alexnet-small"), 2)
-    model = make_model(tmp_path, arch="alexnet", image_size=64)
-    assert crop_size(model, 66) == 66
-    with pytest.raises(InputError, match=r"image_size=128 .* alexnet, which takes images of 64 px \(its fully connected"):
-        crop_size(model, 128)
+BATCHES = [torch.arange(2), torch.arange(2, 4), torch.arange(4, 4)]
+
+
+def run(kept: dict[str, Any] | None = None, stop: int = 0, steps: int = 8) -> tuple[Training[nn.Sequential], list[Any]]:
+    """A training of batches of two, two and no images per epoch; `stop` steps in this call raise `Stop`."""
+    network = small_network(dropout=0.5)
+    training = Training(network, sgd(network.parameters(), CPU, lr=0.1, momentum=0.9, weight_decay=0.0), steps)
+    if kept is not None:
+        training.load(kept)
+    seen: list[Any] = []
+
+    def batches(epoch: int, first: int) -> Generator[Batch, None, None]:
+        order = order_of(4, 5, epoch)
+        for places in BATCHES[first:]:
+            yield Batch((images(side=4)[order[places]],), order[places], np.empty((len(places), 0)))
+
+    def learn(batch: Batch, number: int) -> dict[str, Tensor]:
+        target_B, optimizer = batch.indices_B % 3, training.optimizer
+        seen.append((number, batch.indices_B.tolist(), optimizer.param_groups[0]["lr"]))
+        return {"": step(network, optimizer, batch.images_BCHW, target_B, cross_entropy, CPU, seed=number)}
+
+    def advance(units: int) -> None:
+        assert units == 1
+        if stop and training.step == stop:
+            raise Stop(deepcopy(training.state()))
+
+    reports: list[Any] = []
+    fit(
+        training,
+        batches,
+        learn,
+        steps_per_epoch=3,
+        rates=lambda number: [0.1 * 0.5**number],
+        report_every=4,
+        report=lambda means: reports.append((training.step, means[""])),
+        advance=advance,
+    )
+    return training, [seen, reports]
+
+
+def test_every_step_has_its_batch_and_its_rate() -> None:
+    training, (seen, reports) = run()
+    assert [number for number, *_ in seen] == [0, 1, 3, 4, 6, 7], "the last batch of each epoch has no image"
+    assert [rate for *_, rate in seen] == [0.1 * 0.5**number for number, *_ in seen]
+    for epoch in range(2):
+        assert sum((indices for number, indices, _ in seen if number // 3 == epoch), []) == order_of(4, 5, epoch).tolist()
+    assert [number for number, _ in reports] == [4, 8]
+    assert training.where == "step 8/8"
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_a_stop_at_any_step_continues_to_the_same_bits(stop: int) -> None:
+    whole, (seen, reports) = run()
+    with pytest.raises(Stop) as caught:
+        run(stop=stop)
+    resumed, (seen_after, reports_after) = run(caught.value.state)
+    assert seen_after == [one for one in seen if one[0] >= stop]
+    assert reports_after == [one for one in reports if one[0] > stop]
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name])
+
+
+def test_a_rate_that_is_too_high_diverges() -> None:
+    network = small_network()
+    training = Training(network, sgd(network.parameters(), CPU, lr=1.0, momentum=0.0, weight_decay=0.0), steps=3)
+    batch = Batch((images(side=4),), torch.arange(6), np.empty((6, 0)))
+    with pytest.raises(Diverged, match="the loss became nan at step 3/3"):
+        fit(
+            training,
+            lambda epoch, first: (batch for _ in range(1)),
+            lambda batch, number: {"": torch.tensor(float("nan") if number == 2 else 1.0)},
+            steps_per_epoch=1,
+            rates=lambda number: [1.0],
+        )

@@ -1,7 +1,7 @@
 """Balanced k-means: the sizes it promises, its scaling against a plan that is written out in float64, and ranks."""
 
-import threading
 from collections.abc import Callable
+from itertools import pairwise
 from math import ceil, floor
 from pathlib import Path
 
@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from deepcluster.clustering.balance import BalancedKMeans, sinkhorn_pass
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thread_ranks import on_ranks
 from torch import Tensor
 from torch.multiprocessing import spawn
 
-from deepcluster.clustering import balance as module
+from deepcluster.clustering import balanced as module
 from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.balanced import BalancedKMeans, sinkhorn_pass
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.core.distributed import all_reduce
+from deepcluster.core.distributed import Ranks, TorchRanks
 from deepcluster.core.errors import InputError
 
 
@@ -43,7 +44,7 @@ def assert_sizes(found: Assignment, n_points: int, spread: float = 0.1) -> None:
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
 def test_no_giant_where_k_means_makes_one(spread: float) -> None:
     points = skewed()
-    usual = KMeans(20, seed=0).fit(points)
+    usual = KMeans(20).fit(points, seed=0)
     assert int(usual.sizes_K().max()) > 5 * 1500 / 20
     found = BalancedKMeans(20, spread=spread).fit(points)
     assert_sizes(found, 1500, spread)
@@ -63,7 +64,7 @@ def test_sizes_whatever_the_points(n: int, share: float, values: int, spread: fl
     """Copies and nothing but copies included; as many clusters as points, too."""
     n_clusters = max(1, round(share * n))
     points = torch.randint(-values, values + 1, (n, 3), generator=torch.Generator().manual_seed(seed)).float()
-    assert_sizes(BalancedKMeans(n_clusters, iterations=3, spread=spread, seed=seed).fit(points), n, spread)
+    assert_sizes(BalancedKMeans(n_clusters, iterations=3, spread=spread).fit(points, seed=seed), n, spread)
 
 
 def test_points_that_no_round_of_offers_placed_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,12 +144,12 @@ def test_centroids_and_distances_are_those_of_the_members() -> None:
 
 def test_the_same_for_the_same_seed_whatever_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     points = skewed()
-    found = BalancedKMeans(20, seed=4).fit(points)
-    assert torch.equal(BalancedKMeans(20, seed=4).fit(points).labels_N, found.labels_N)
-    assert not torch.equal(BalancedKMeans(20, seed=5).fit(points).labels_N, found.labels_N)
+    found = BalancedKMeans(20).fit(points, seed=4)
+    assert torch.equal(BalancedKMeans(20).fit(points, seed=4).labels_N, found.labels_N)
+    assert not torch.equal(BalancedKMeans(20).fit(points, seed=5).labels_N, found.labels_N)
     monkeypatch.setattr(module, "BLOCK_SCORES", 20 * 33)
     monkeypatch.setattr(module, "BLOCK_ROWS", 50)
-    other = BalancedKMeans(20, seed=4).fit(points)
+    other = BalancedKMeans(20).fit(points, seed=4)
     assert other.ari(found.labels_N) > 0.95 and other.inertia == pytest.approx(found.inertia, rel=0.01)
 
 
@@ -161,20 +162,21 @@ def test_rows_that_are_not_finite_are_unassigned() -> None:
     assert_sizes(found, 1498)
 
 
-def test_it_says_how_far_it_is_and_may_be_stopped() -> None:
-    told: list[tuple[int, float]] = []
+def test_it_counts_its_iterations_and_may_be_stopped() -> None:
+    units: list[int] = []
     clusterer = BalancedKMeans(20, iterations=4)
-    found = clusterer.fit(skewed(), on_iteration=lambda step, inertia: told.append((step, inertia)))
-    assert [step for step, _ in told] == list(range(len(told)))
-    assert len(told) == clusterer.most_steps
-    assert tuple(inertia for _, inertia in told[-4:]) == found.inertia_history
+    found = clusterer.fit(skewed(), advance=units.append)
+    assert sum(units) == clusterer.most_steps
+    assert len(found.inertia_history) == 4
 
-    def stop(step: int, inertia: float) -> None:
-        if step == 7:
+    def stop(unit: int) -> None:
+        units.append(unit)
+        if len(units) == 8:
             raise InterruptedError
 
+    units.clear()
     with pytest.raises(InterruptedError):
-        clusterer.fit(skewed(), on_iteration=stop)
+        clusterer.fit(skewed(), advance=stop)
 
 
 @pytest.mark.parametrize(
@@ -196,29 +198,6 @@ def test_faults_are_told(make: Callable[[], object], told: str) -> None:
 # Ranks
 
 
-def on_ranks(bounds: list[int], fit: Callable[[int, Callable[[Tensor], Tensor]], Assignment]) -> list[Assignment]:
-    """Fits in threads, one a rank, with an all_reduce that waits for all."""
-    world = len(bounds) - 1
-    barrier, slots, found = threading.Barrier(world, timeout=60), [torch.empty(0)] * world, [None] * world
-
-    def run(rank: int) -> None:
-        def reduce(value: Tensor) -> Tensor:
-            slots[rank] = value.clone()
-            barrier.wait()
-            total = torch.stack(slots).sum(dim=0).to(value.dtype)
-            barrier.wait()
-            return total
-
-        found[rank] = fit(rank, reduce)  # type: ignore[call-overload]
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [assignment for assignment in found if assignment is not None]
-
-
 def assert_as_one_process(found: list[Assignment], expected: Assignment, n_points: int) -> None:
     labels_N = torch.cat([assignment.labels_N for assignment in found])
     whole = Assignment(labels_N, torch.cat([assignment.distances_N for assignment in found]), found[0].centroids_KP)
@@ -235,20 +214,19 @@ def test_ranks_find_what_one_process_finds(bounds: list[int]) -> None:
     points = skewed()
     points[[3, 700]] = torch.nan
 
-    def fit(rank: int, reduce: Callable[[Tensor], Tensor]) -> Assignment:
-        numbers_N = torch.arange(bounds[rank], bounds[rank + 1])
-        clusterer = BalancedKMeans(20, iterations=5, all_reduce=reduce)
-        return clusterer.fit(points[numbers_N], numbers_N=numbers_N)
+    def fit(rows: slice, ranks: Ranks) -> Assignment:
+        return BalancedKMeans(20, iterations=5).fit(points[rows], ranks=ranks)
 
-    assert_as_one_process(on_ranks(bounds, fit), BalancedKMeans(20, iterations=5).fit(points), 1498)
+    shares = [slice(first, end) for first, end in pairwise(bounds)]
+    assert_as_one_process(on_ranks(shares, fit), BalancedKMeans(20, iterations=5).fit(points), 1498)
 
 
 def work(rank: int, folder: Path) -> None:
     """The fit of one of two processes, kept in a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    numbers_N = torch.arange(*((0, 400), (400, 1500))[rank])
-    found = BalancedKMeans(20, iterations=5, all_reduce=all_reduce).fit(skewed()[numbers_N], numbers_N=numbers_N)
+    own_NP = skewed()[slice(*((0, 400), (400, 1500))[rank])]
+    found = BalancedKMeans(20, iterations=5).fit(own_NP, ranks=TorchRanks())
     torch.save(found.state_dict(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 

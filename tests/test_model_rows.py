@@ -87,8 +87,8 @@ def changed_weight(model: Model) -> Model:
     "change",
     [
         changed_weight,
-        lambda model: replace(model, image_size=24),
-        lambda model: replace(model, reduce_to=18),
+        lambda model: replace(model, settings=replace(model.settings, image_size=24)),
+        lambda model: replace(model, settings=replace(model.settings, reduce_to=18)),
         lambda model: replace(model, machine=Machine(torch.device("cpu"), "bf16")),
     ],
     ids=["weight", "image_size", "reduce_to", "precision"],
@@ -98,7 +98,7 @@ def test_another_model_or_view_is_made_anew(folder: Path, tmp_path: Path, change
     model.rows(source, ALL[:1])
     other = change(model)
     counted = Counted(other)
-    other.features(source, ALL[:1])
+    other.rows(source, ALL[:1])
     assert counted.images == len(source) + 1
 
 
@@ -122,7 +122,7 @@ def test_names_and_order_are_part_of_the_key(folder: Path) -> None:
 
 def test_images_that_cannot_be_read_have_no_row(folder: Path, tmp_path: Path) -> None:
     (folder / "class1" / "002.png").write_bytes(b"\x89PNG and no more")
-    rows_ND = make_model(tmp_path / "cache").features(open_source(folder), ALL[:1])[ALL[0]]
+    rows_ND = make_model(tmp_path / "cache").rows(open_source(folder), ALL[:1])[ALL[0]]
     assert (~readable(rows_ND)).nonzero().flatten().tolist() == [8]
     assert torch.isfinite(rows_ND[readable(rows_ND)]).all()
 
@@ -132,14 +132,14 @@ def test_a_single_image_has_features_too(images: dict[str, bytes], tmp_path: Pat
     folder = write_classes(tmp_path / "images", 1, classes=1)
     if images:
         (folder / "class0" / "000.png").write_bytes(images["one.png"])
-    rows_ND = make_model(tmp_path / "cache").features(open_source(folder), ALL[:1])[ALL[0]]
+    rows_ND = make_model(tmp_path / "cache").rows(open_source(folder), ALL[:1])[ALL[0]]
     assert readable(rows_ND).tolist() == [not images]
 
 
 def test_a_stop_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "cache")
     model.work.interruption.requested = "SIGINT"
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command continues"):
         model.rows(open_source(folder), ALL)
     assert list((tmp_path / "cache" / "features").iterdir()) == []
 
@@ -189,7 +189,7 @@ def test_an_unfinished_evaluation_goes_on(tmp_path: Path) -> None:
     assert state is not None
     assert (state["epoch"], state["weights"].tolist()) == (2, [0.0, 1.0, 2.0])
     assert model.resumable("linear", {"lr": 0.2}).load() is None, "other settings are another evaluation"
-    assert changed_weight(model).unfinished("linear", {"lr": 0.1}).load() is None, "and so are other weights"
+    assert changed_weight(model).resumable("linear", {"lr": 0.1}).load() is None, "and so are other weights"
     unfinished.path.write_bytes(unfinished.path.read_bytes()[:100])
     assert unfinished.load() is None, "damaged: begun anew"
     unfinished.done()
