@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections import Counter
@@ -11,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.lists import parse_list, parse_table
 from deepcluster.data.sources.names import PackedNames
+from deepcluster.data.sources.remote_files import open_remote_list
 from deepcluster.data.storage import check_regular, file_stamp
 from deepcluster.data.storage.addresses import is_address, shown
 from deepcluster.data.storage.blocks import BlockStore
@@ -23,8 +23,6 @@ from deepcluster.data.storage.retries import Patience
 IMAGE_ENDINGS: Final = frozenset(
     "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm avif".split()  # noqa: SIM905 (a list of words)
 )
-_PATH_COLUMNS: Final = ("path", "file", "filename", "file_name", "image", "image_path", "name")
-_LABEL_COLUMNS: Final = ("label", "class", "target")
 _CHECK_ALL: Final = 10_000
 _CHECK_SAMPLE: Final = 1_000
 _MISSING_SHARE: Final = 0.1
@@ -90,48 +88,6 @@ def open_table(file: Path, *, blocks: BlockStore, patience: Patience | None = No
     return _open_pairs(file, pairs, notes, blocks, patience)
 
 
-def parse_list(text: str) -> list[tuple[str, str]]:
-    """Return the path and the label of each line of a list: labels are unknown, "", since a list has none."""
-    lines = (line.strip() for line in text.split("\n"))
-    return [(line, "") for line in lines if line and not line.startswith("#")]
-
-
-def parse_table(text: str, file: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return the path and the label ("" = unknown) of each row of a table, and notes on what was found in it.
-
-    Raises InputError, which calls the table `file`, where it has no column of paths.
-    """
-    header_line = text.partition("\n")[0]
-    delimiter = "\t" if file.lower().endswith(".tsv") else max(",;\t", key=header_line.count)
-    rows = csv.reader(io.StringIO(text), delimiter=delimiter)
-    try:
-        header = [column.strip() for column in next(rows, [])]
-        path_at, label_at = _find_columns(header, file)
-        cells = ((_cell(row, path_at), _cell(row, label_at)) for row in rows)
-        pairs = [(path, "" if label == "-1" else label) for path, label in cells if path]
-    except csv.Error as error:
-        raise InputError(f"{file} can't be read as a table: {error}") from error
-    classes = len({label for _, label in pairs if label})
-    if label_at is None or not classes:
-        return pairs, []
-    return pairs, [f"{count_of(classes, 'class')} from column {header[label_at]}"]
-
-
-def _find_columns(header: list[str], file: str) -> tuple[int, int | None]:
-    """Return the columns of the paths and of the labels, the latter None where there is none."""
-    lower = [column.lower() for column in header]
-    path_at = next((lower.index(column) for column in _PATH_COLUMNS if column in lower), None)
-    if path_at is None:
-        found = f"its first line names {', '.join(header)}" if header else "it is empty"
-        hint = next(filter(None, (did_you_mean(column, _PATH_COLUMNS) for column in lower)), "")
-        raise InputError(f"{file} has no column of image paths: {found}{hint}; name one of the columns path")
-    return path_at, next((lower.index(column) for column in _LABEL_COLUMNS if column in lower), None)
-
-
-def _cell(row: list[str], column: int | None) -> str:
-    return row[column].strip() if column is not None and column < len(row) else ""
-
-
 def _read_text(file: Path) -> str:
     try:
         check_regular(file)
@@ -147,8 +103,6 @@ def _open_pairs(
     if not pairs:
         raise InputError(f"{file} names no images; write the path of one image a line")
     if _are_addresses(file, pairs):
-        from deepcluster.data.sources.remote_files import open_remote_list
-
         return open_remote_list(file.name, pairs, notes, blocks, patience)
     base = file.absolute().parent
     _check_exist(file, base, [path for path, _ in pairs])

@@ -13,6 +13,7 @@ from typing import Final
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.lists import parse_list, parse_table
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.storage.addresses import host_of, is_address, is_web, names_below, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
@@ -97,8 +98,6 @@ def open_list_at(address: str, blocks: BlockStore, patience: Patience | None = N
 
     Raises InputError where it can't be read, and as `open_remote_list`.
     """
-    from deepcluster.data.sources.files import parse_list, parse_table
-
     patience = patience or Patience()
     content = ask(address, lambda site: site.whole(address), patience)
     try:
