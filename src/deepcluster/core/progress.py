@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from deepcluster.core.text import duration
 
-# Without a terminal, a line this often is enough to see that work goes on, and little enough for a log.
+# Without a terminal, a line at this interval shows that work continues, and is little enough for a log.
 PLAIN_LINE_SECONDS = 30.0
 
 

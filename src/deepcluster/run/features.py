@@ -4,7 +4,6 @@ N images, B batch, D features.
 """
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,15 +15,13 @@ from deepcluster.data.views import ClusterView, rotate_quarters
 from deepcluster.models.make import make_trunk
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.pooling import Pooled
-
-if TYPE_CHECKING:
-    from deepcluster.run.settings import Settings
+from deepcluster.run.settings import Settings
 
 # Images per batch where no gradient is needed. Results depend on it in their last digits.
 FEATURE_BATCH = 256
 
 
-def make_run_trunk(settings: "Settings") -> Trunk:
+def make_run_trunk(settings: Settings) -> Trunk:
     """Return the trunk of a run with the random weights that it starts from."""
     return make_trunk(
         settings.arch,

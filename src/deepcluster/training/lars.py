@@ -1,4 +1,4 @@
-"""LARS: a rate of its own for each layer, for batches of thousands (You, Gitman, Ginsburg 2017, arXiv 1708.03888).
+"""LARS: layer-wise adaptive rates, for batches of thousands (You, Gitman, Ginsburg 2017, arXiv 1708.03888).
 
 N weights (tensors) of a group.
 """
@@ -14,7 +14,7 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose step is, in each layer, in proportion to the layer's weights (algorithm 1).
+    """SGD with momentum whose step in each layer is proportional to the norm of the layer's weights (algorithm 1).
 
     For weights w of two dimensions or more, with gradient g and buffer v:
 
@@ -22,15 +22,15 @@ class LARS(torch.optim.Optimizer):
         v = momentum v + lr local (g + weight_decay w)
         w = w - v
 
-    Other weights, and groups with `adapt` False, have local = 1: plain SGD. Nothing waits for a GPU.
+    Other weights, and groups with `adapt` False, have local = 1: plain SGD. No step waits for the GPU.
 
     Args:
-        params: weights, or groups of them, as other optimizers take them.
+        params: weights, or groups of them, as for other optimizers.
         lr: global rate, the paper's gamma.
-        momentum: share of the last step that is kept.
+        momentum: factor of the last step.
         weight_decay: beta in the paper.
-        trust: eta in the paper, how much of its length a layer may change by in a step of rate 1.
-        adapt: whether layers have rates of their own.
+        trust: eta in the paper, the share of its norm by which a layer changes in a step of rate 1.
+        adapt: True to adapt the rate of each layer.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; returns what `closure` does, which makes the gradients anew, if there is one."""
+        """Make one step; return the loss of `closure`, which recomputes the gradients, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -63,7 +63,7 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     def _move(self, weights: list[Tensor], group: dict[str, Any], local_N: Tensor | None) -> None:
-        """Change the weights and their buffers."""
+        """Update the weights and their buffers."""
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         steps = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
         torch._foreach_mul_(steps, group["lr"])
@@ -82,7 +82,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def _local_rates(layers: list[Tensor], trust: float, weight_decay: float) -> Tensor:
-    """The factor (N,) of each layer's rate, on its device."""
+    """Return the factor (N,) of each layer's rate, on its device."""
     lengths_N = torch.stack(torch._foreach_norm(layers))
     steep_N = torch.stack(torch._foreach_norm([layer.grad for layer in layers if layer.grad is not None]))
     local_N = trust * lengths_N / (steep_N + weight_decay * lengths_N)
@@ -90,10 +90,10 @@ def _local_rates(layers: list[Tensor], trust: float, weight_decay: float) -> Ten
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable weights in two groups, in the network's order: those that decay, and those that do not.
+    """Return the trainable weights in two groups, in the order of the network: those that decay, and those that do not.
 
-    Norms' weights, all biases, and other weights of one dimension (the scales of layers in ViTs and ConvNeXts) do not
-    decay, and have no rate of their own in `LARS`. Other optimizers do not know `adapt`.
+    Weights of norms, biases, and other one-dimensional weights (layer scales in ViTs and ConvNeXts) do not decay, and have
+    no adapted rate in `LARS`. Other optimizers do not have `adapt`.
     """
     free = {
         id(weight)
