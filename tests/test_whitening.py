@@ -227,7 +227,7 @@ def test_rows_of_another_width_are_told() -> None:
 @pytest.mark.parametrize("n", [5, 50])
 @pytest.mark.parametrize("value", [1e25, 3e38])
 def test_features_whose_squares_overflow_are_told(n: int, value: float) -> None:
-    with pytest.raises(InputError, match="so large"):
+    with pytest.raises(InputError, match="too large to be squared"):
         Whitening(2).fit(torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).sign() * value)
 
 

@@ -231,7 +231,7 @@ class KMeans:
         """Cluster the points of all ranks; return the assignment of the points of this rank.
 
         Args:
-            points_NP, seed, ranks, advance: see `Clusterer.fit`; however the rows are split over ranks, the result is the same.
+            points_NP, seed, ranks, advance: see `Clusterer.fit`; however the rows are split, the result is the same.
             start_KP: initial centroids, instead of drawn ones.
 
         Raises:
