@@ -35,10 +35,9 @@ from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation import linear
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.evaluation.protocols import workbench
 from deepcluster.models.trunk import normalise
 from deepcluster.run.features import FEATURE_BATCH
-from deepcluster.run.model import Model
+from deepcluster.run.model import Model, loaded
 from deepcluster.run.pooling import Pooled
 
 NEIGHBOURS = 20
@@ -185,7 +184,7 @@ def compare_features(bench: Model, data: Path, folder: Path, repeats: int) -> No
     bare = bare_network(bench, len(source), bench.trunk.embed_stage)
 
     def read_all(one: Model) -> float:
-        return float(one.features(source, wanted)[wanted[0]].float().sum())
+        return float(one.rows(source, wanted)[wanted[0]].float().sum())
 
     ways: dict[str, Callable[[], Any]] = {
         "bare": bare,
@@ -216,7 +215,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--only", choices=("linear", "knn", "features"), help="this part alone")
+    parser.add_argument("--only", choices=("linear", "knn", "features"), help="only this part")
     parser.add_argument("--folder", type=Path, help="an existing folder for temporary files")
     parser.add_argument("--quick", action="store_true", help="small and once: a look whether it runs")
     options = parser.parse_args()
@@ -229,7 +228,7 @@ def main() -> None:
         data = folder / "data"
         subset(options.data, "train", options.images, data)
         subset(options.data, "val", max(options.images // 4, 1), data)
-        bench = replace(workbench(options.model, device=options.device), cache=folder / "cache")
+        bench = replace(loaded(options.model, device=options.device), cache=folder / "cache")
         print(f"{bench.trunk.arch} of {options.model}, {bench.machine.describe()}")
         if options.only in (None, "features"):
             compare_features(bench, data, folder, options.repeats)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_helper import write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models_helper import write_classes
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
