@@ -1,4 +1,4 @@
-"""Models for tests: a small untrained trunk on the CPU, and classes that are easy to tell apart."""
+"""Models for tests of the protocols and pictures: a small untrained trunk on the CPU, and classes easy to separate."""
 
 from pathlib import Path
 from typing import Any

@@ -92,7 +92,7 @@ def test_unreadable_images_are_left_out_and_named(data: Path, tmp_path: Path) ->
         (folder / part / "class1" / "000.png").write_bytes(b"no image")
     found = evaluate(make_model(tmp_path / "cache"), folder, ClustersOptions(stages="conv1"))
     assert found.results["accuracy"] == {"train": 1.0, "val": 1.0}
-    assert found.notes == [f"{part}: 1 image can't be read, and is left out" for part in ("train", "val")]
+    assert found.notes == [f"{part}: 1 image can't be read and is left out: class1/000.png" for part in ("train", "val")]
     with pytest.raises(InputError, match=r"k=36 clusters are more than the 35 images of .* that can be read"):
         evaluate(make_model(tmp_path / "cache"), folder, ClustersOptions(k=(36,)))
 
@@ -105,7 +105,7 @@ def test_images_without_a_class_are_told(tmp_path: Path, images: Path) -> None:
 @pytest.mark.parametrize("where", ["", "train"])
 def test_a_runs_own_clusters_by_epoch(data: Path, cache: Path, run: Path, where: str) -> None:
     """The names of the run start in the training folder, whether this one is given or the one above."""
-    found = evaluate(make_model(cache, model=str(run)), data / where, ClustersOptions(stages="conv1"))
+    found = evaluate(replace(make_model(cache), name=str(run)), data / where, ClustersOptions(stages="conv1"))
     tables = [pq.read_table(run / "assignments" / f"epoch-000{epoch}.parquet").to_pydict() for epoch in (1, 2)]
     assert -1 in tables[0]["cluster"]
     for epoch, table in enumerate(tables, start=1):
@@ -117,13 +117,13 @@ def test_a_runs_own_clusters_by_epoch(data: Path, cache: Path, run: Path, where:
 
 def test_a_run_on_both_parts_is_known_by_the_folders_names(data: Path, cache: Path, tmp_path: Path) -> None:
     run = train_small(data, tmp_path / "run", epochs=1)
-    found = evaluate(make_model(cache, model=str(run)), data, ClustersOptions(stages="conv1"))
+    found = evaluate(replace(make_model(cache), name=str(run)), data, ClustersOptions(stages="conv1"))
     assert next(iter(found.results["nmi of the run"])) == "epoch 1"
     assert found.results["purity of the run"]["epoch 1"] > 1 / CLASSES
 
 
 def test_a_run_on_other_images_is_noted(data: Path, cache: Path, trained: Path) -> None:
-    found = evaluate(make_model(cache, model=str(trained)), data, ClustersOptions(stages="conv1"))
+    found = evaluate(replace(make_model(cache), name=str(trained)), data, ClustersOptions(stages="conv1"))
     assert set(found.results) == set(MEASURES)
     assert len(found.notes) == 1 and "0% are among these; it was trained on others" in found.notes[0]
 
@@ -132,12 +132,12 @@ def test_damaged_tables_are_left_out_and_named(data: Path, cache: Path, run: Pat
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "assignments" / "epoch-0001.parquet").write_bytes(b"PAR1 cut off")
     pq.write_table(pa.table({"other": [1]}), copy / "assignments" / "epoch-0003.parquet")
-    found = evaluate(make_model(cache, model=str(copy)), data, ClustersOptions(stages="conv1"))
+    found = evaluate(replace(make_model(cache), name=str(copy)), data, ClustersOptions(stages="conv1"))
     assert list(found.results["nmi of the run"]) == ["epoch 2"]
     assert [note.partition(";")[2] for note in found.notes] == [f" the run's epoch {n} is left out" for n in (1, 3)]
 
 
 def test_no_tables_is_no_measure(data: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "assignments").mkdir()
-    found = evaluate(make_model(cache, model=str(tmp_path)), data, ClustersOptions(stages="conv1"))
+    found = evaluate(replace(make_model(cache), name=str(tmp_path)), data, ClustersOptions(stages="conv1"))
     assert set(found.results) == set(MEASURES) and not found.notes

@@ -212,7 +212,10 @@ def test_unreadable_images_are_left_out_and_named(images: Path, tmp_path: Path) 
     (folder / "val" / "class1" / "bad.png").write_bytes(b"no image")
     model = make_model(tmp_path / "cache")
     found = evaluate(model, folder, KnnOptions(stages="conv1", k=(1,)))
-    assert found.notes == ["train: 2 images can't be read, and are left out", "val: 1 image can't be read, and is left out"]
+    assert found.notes == [
+        "train: 2 images can't be read and are left out: class1/000.png, class1/003.png",
+        "val: 1 image can't be read and is left out: class1/bad.png",
+    ]
     # The classes that look the same: of the 20 images that are left, 8.
     assert found.results["top-1"]["k=1"] >= 12 / 20
     with pytest.raises(InputError, match=r"k=47 neighbours are more than the 46 images of .* that can be read; use --k 46"):

@@ -72,5 +72,5 @@ def test_images_without_a_class_are_counted(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     for number in range(3):
         (tmp_path / "made" / f"class{number}" / "000.png").rename(tmp_path / "train" / f"{number}.png")
-    with pytest.raises(InputError, match="0 of 3 images have a class; a folder for each class"):
+    with pytest.raises(InputError, match="0 of 3 images have a class; use a folder for each class"):
         open_train_val(tmp_path)

@@ -310,7 +310,7 @@ def test_other_options_do_not_go_on_from_this_state(spoiled: Path, tmp_path: Pat
 def test_an_image_that_cannot_be_read_is_left_out_and_named(spoiled: Path, tmp_path: Path, fast: bool) -> None:
     results = evaluate(make_model(tmp_path), spoiled, replace(QUICK, stages="conv1", fast=fast, epochs=8))
     assert len(results.notes) == 2
-    assert "1 image of train can't be read and is left out: " in results.notes[0]
+    assert "train: 1 image can't be read and is left out: " in results.notes[0]
     assert "class1/003.png" in results.notes[0]
     assert "class2/004.png" in results.notes[1]
     assert results.best() == 1.0  # of the 14 that can be read

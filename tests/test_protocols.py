@@ -13,10 +13,11 @@ from small_runs import train_small
 
 import deepcluster
 from deepcluster.cli import cli, main
+from deepcluster.cli.evaluate import _protocol_command, evaluate_group
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.comparison import compare
-from deepcluster.evaluation.options import PROTOCOLS
+from deepcluster.evaluation.options import PROTOCOLS, Protocol
 
 KNN = ["--k", "1,3"]
 
@@ -80,7 +81,8 @@ def test_the_baseline_is_not_written_into_the_run(run: Path, classes: Path, tmp_
 
 
 def test_every_protocol_has_a_command_with_all_its_options() -> None:
-    for protocol, owner in PROTOCOLS.items():
+    for protocol, known in PROTOCOLS.items():
+        owner = known.options
         text = evaluate(protocol, "--help").output
         for name in owner.__dataclass_fields__:
             assert f"--{name.replace('_', '-')}" in text, protocol
@@ -205,6 +207,47 @@ def test_results_that_were_not_measured_alike_are_told(run: Path, classes: Path,
     evaluate("knn", run, "--data", classes, "--k", "1,3", "--temperature", "0.1", "--out", tmp_path / "other")
     _, remarks = compare([run, tmp_path / "other"])
     assert remarks == ["knn: not the same settings (temperature)"]
+
+
+TOY = '''
+from dataclasses import dataclass
+
+from deepcluster.core.options import Checked, option
+from deepcluster.evaluation.datasets.labelled import open_train_val
+from deepcluster.evaluation.results import Results
+
+
+@dataclass(frozen=True)
+class ToyOptions(Checked):
+    """Counts images (nobody, 2024)."""
+
+    times: int = option(1, "count each image so many times", at_least=1)
+
+
+def evaluate(model, data, options):
+    count = options.times * len(open_train_val(data).val.source)
+    return Results("toy", {}, options.as_dict(), {"clusters": count}, ("clusters",))
+'''
+
+
+def test_a_protocol_is_one_module_and_one_entry(
+    run: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python, the command line, `all` and `compare` know a new protocol by its entry only."""
+    (tmp_path / "toy_protocol.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    import toy_protocol
+
+    monkeypatch.setitem(PROTOCOLS, "toy", Protocol(toy_protocol.ToyOptions, "toy_protocol", "classes", quick={"times": 3}))
+    assert deepcluster.evaluate("toy", run, classes, times=2).results.best() == 24
+    assert content(run / "evaluation" / "toy.json")["settings"]["times"] == 2
+    monkeypatch.setitem(evaluate_group.commands, "toy", _protocol_command("toy"))
+    assert "count each image so many times" in evaluate("toy", "--help").output
+    assert "Counts images" in evaluate("--help").output
+    assert "clusters" in evaluate("toy", run, "--data", classes, "--times", 5).output
+    done = protocols.evaluate_all(run, classes, only=["toy"], quick=True)
+    assert [one.results.best() for one in done] == [36]
+    assert [row[0] for row in compare([run])[0].rows] == ["toy clusters"]
 
 
 def test_folders_without_results(run: Path, tmp_path: Path) -> None:

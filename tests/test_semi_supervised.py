@@ -19,21 +19,9 @@ from deepcluster.core.progress import Meter, Reporter
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import TrainingView
 from deepcluster.evaluation.datasets.label_choice import choose_labelled
+from deepcluster.evaluation.learners.trials import Rates, Score, TestSet, Trials, batches_of, epochs_of, rate_factor
 from deepcluster.evaluation.options import SemiSupervisedOptions
-from deepcluster.evaluation.semi_supervised import (
-    Comparison,
-    Rates,
-    Score,
-    TestSet,
-    Trials,
-    batches_of,
-    epochs_of,
-    evaluate,
-    grid_of,
-    middle_of,
-    rank,
-    rate_factor,
-)
+from deepcluster.evaluation.semi_supervised import Comparison, evaluate, grid_of, middle_of, rank
 from deepcluster.evaluation.trainer import order_of
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.model import Model
@@ -464,8 +452,8 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
     results = evaluate(tiny_model(tmp_path / "cache"), tmp_path, short)
     assert results.settings["trained"]["100%"]["labelled_images"] == 59
     assert results.notes[0] == "100%: 59 labelled images, 19 to 20 of each class."
-    assert results.notes[1].startswith("1 labelled image can't be read and is left out: class1/000.png (")
-    assert results.notes[2].startswith("3 val images can't be read and are left out: class0/000.png (")
+    assert results.notes[1].startswith("labelled: 1 image can't be read and is left out: class1/000.png (")
+    assert results.notes[2].startswith("val: 3 images can't be read and are left out: class0/000.png (")
     assert float(results.best() * 57) == pytest.approx(round(results.best() * 57))
 
 

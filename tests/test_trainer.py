@@ -15,19 +15,17 @@ from torch.nn.functional import cross_entropy
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import TrainingError
 from deepcluster.data.loader import Batch
+from deepcluster.evaluation.learners.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.trainer import (
     CHECK_STEPS,
-    Classifier,
     Diverged,
     Means,
     Training,
     fit,
-    logits_of,
     order_of,
     seed_of,
     seeded,
     sgd,
-    step,
 )
 from deepcluster.models.make import make_trunk
 from deepcluster.models.trunk import normalise
@@ -246,7 +244,7 @@ def test_every_step_has_its_batch_and_its_rate() -> None:
     assert [number for number, *_ in seen] == [0, 1, 3, 4, 6, 7], "the last batch of each epoch has no image"
     assert [rate for *_, rate in seen] == [0.1 * 0.5**number for number, *_ in seen]
     for epoch in range(2):
-        assert sum((indices for number, indices, _ in seen if number // 3 == epoch), []) == order_of(4, 5, epoch).tolist()
+        assert [one for number, ones, _ in seen if number // 3 == epoch for one in ones] == order_of(4, 5, epoch).tolist()
     assert [number for number, _ in reports] == [4, 8]
     assert training.where == "step 8/8"
 

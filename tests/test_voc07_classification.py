@@ -16,6 +16,7 @@ from deepcluster.core.errors import InputError, Interrupted, TrainingError
 from deepcluster.core.interruption import Interruption
 from deepcluster.data.views import TenCrops, TrainingView, draws
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
+from deepcluster.evaluation.learners.classifier import Classifier, logits_of
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.trainer import Classifier, logits_of
 from deepcluster.evaluation.voc07_classification import (
@@ -358,8 +359,8 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
         (photos / f"{name}.jpg").write_bytes(b"no photo")
     results = evaluate(make_model(tmp_path / "cache"), data, quick(iterations=10))
     assert results.data["test_images"] == 17
-    assert any("1 of 18 images of VOC2007 trainval can't be read" in note and "000004" in note for note in results.notes)
-    assert any("1 of 18 images of VOC2007 test can't be read" in note and "000502" in note for note in results.notes)
+    assert any("18 images of VOC2007 trainval: 1 image can't be read" in note and "000004" in note for note in results.notes)
+    assert any("18 images of VOC2007 test: 1 image can't be read" in note and "000502" in note for note in results.notes)
 
 
 def test_images_that_can_all_not_be_read_are_an_error(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_low_shot_is_deterministic_and_grows_with_the_images(
     assert means["k=16"] == pytest.approx(first.best(), abs=0.05)
     notes = "\n".join(first.notes)
     assert "low-shot: no class has positives for k = 32, 64, 96" in notes
-    assert "low-shot, k=2: all there are, which is fewer, of cow" in notes
+    assert "low-shot, k=2: fewer positives, all there are, for cow" in notes
     other = run(tmp_path / "a", devkit, low_shot=True, draws=2, seed=5)
     assert measured(other, "low-shot mAP")["k=1"] != means["k=1"]
 
@@ -218,7 +218,7 @@ def test_without_annotated_test_images_it_is_train_and_val(tmp_path: Path, devki
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, devkit: Path) -> None:
     data = shutil.copytree(devkit, tmp_path / "data")
     (data / "JPEGImages" / "test03.jpg").write_bytes(b"not an image")
-    assert "left out, can't be read: 1 image (test03)" in "\n".join(run(tmp_path, data).notes)
+    assert "1 image can't be read and is left out: test03" in "\n".join(run(tmp_path, data).notes)
 
 
 def test_no_class_that_can_be_scored_is_told(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`deepcluster evaluate`: a command a protocol, all of them, and runs side by side."""
+"""`deepcluster evaluate`: one command per protocol, all protocols at once, and a comparison of runs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.text import duration
 from deepcluster.evaluation.options import FORMATS, PROTOCOLS
 
-# Of the numbers that others published: those of the same data set and network come first.
+# Rows of published numbers that are printed; those of the same data set and network come first.
 MOST_PUBLISHED = 6
 
 
 @click.group("evaluate")
 def evaluate_group() -> None:
-    """Judge a model by the protocols of the field: a table, published numbers beside it, and a file of the results.
+    """Evaluate a model by the protocols of the field: a table, published numbers beside it, and a file of the results.
 
     MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights: the baseline).
     """
@@ -27,7 +27,9 @@ def evaluate_group() -> None:
 
 def _form(command: Callable[..., Any]) -> Callable[..., Any]:
     forms = click.Choice(FORMATS)
-    return click.option("--format", "form", type=forms, default="text", show_default=True, help="of the tables")(command)
+    return click.option("--format", "form", type=forms, default="text", show_default=True, help="format of the tables")(
+        command
+    )
 
 
 def _protocol_command(protocol: str) -> click.Command:
@@ -37,14 +39,14 @@ def _protocol_command(protocol: str) -> click.Command:
     @_form
     @on_machine
     @talk
-    @with_settings(PROTOCOLS[protocol])
+    @with_settings(PROTOCOLS[protocol].options)
     def command(model: str, data: Path, form: str, quiet: bool, verbose: bool, **options: Any) -> None:
         from deepcluster.evaluation import protocols
 
         reporter = Reporter(quiet=quiet, verbose=verbose)
         _show(protocols.evaluate(protocol, model, data, reporter=reporter, **explicit(options)), form)
 
-    text = PROTOCOLS[protocol].__doc__ or ""
+    text = PROTOCOLS[protocol].options.__doc__ or ""
     return click.command(protocol, cls=GroupedCommand, help=text, short_help=text.partition(" (")[0])(command)
 
 
@@ -55,9 +57,9 @@ for _protocol in PROTOCOLS:
 @evaluate_group.command("all")
 @click.argument("model")
 @click.option("--data-root", type=Path, required=True, help="a data set, or a folder of several")
-@click.option("--only", help="these protocols alone, with commas between")
+@click.option("--only", help="only these protocols, separated by commas")
 @click.option("--quick", is_flag=True, help="shorter settings, for a first look")
-@click.option("--again", is_flag=True, help="judge anew what was judged before, with the same model, data and options")
+@click.option("--again", is_flag=True, help="repeat evaluations whose results exist for the same model, data and options")
 @click.option("--set", "assigned", multiple=True, metavar="PROTOCOL.OPTION=VALUE", help="an option of a protocol")
 @click.option("--out", type=Path, help="folder of the results  [RUN/evaluation]")
 @_form
@@ -73,7 +75,7 @@ def evaluate_all(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Every protocol that finds its data in a folder, and one table of all."""
+    """Run every protocol that finds its data in a folder, and print one table of all."""
     from deepcluster.evaluation import protocols
 
     options["only"] = [name.strip() for name in only.split(",")] if only else []
@@ -90,11 +92,11 @@ def evaluate_all(
 
 @evaluate_group.command("compare")
 @click.argument("runs", nargs=-1, required=True)
-@click.option("--all", "everything", is_flag=True, help="all measures, not the main one of each protocol alone")
+@click.option("--all", "everything", is_flag=True, help="all measures instead of the main one of each protocol")
 @_form
 @talk
 def evaluate_compare(runs: tuple[str, ...], everything: bool, form: str, quiet: bool, verbose: bool) -> None:
-    """What was evaluated of several RUNS (or folders of results), side by side."""
+    """Compare the results of several RUNS (or folders of results), side by side."""
     from deepcluster.evaluation.comparison import compare
 
     table, remarks = compare(runs, everything=everything)
@@ -104,7 +106,7 @@ def evaluate_compare(runs: tuple[str, ...], everything: bool, form: str, quiet: 
 
 
 def _assigned(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`linear.epochs=20` and the like, by protocol."""
+    """Return options such as `linear.epochs=20`, by protocol."""
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -113,12 +115,12 @@ def _assigned(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
             near = did_you_mean(protocol, PROTOCOLS)
             raise InputError(f"--set {text}: write PROTOCOL.OPTION=VALUE, such as linear.epochs=20{near}")
         option = option.replace("-", "_")
-        found.setdefault(protocol, {})[option] = parse(PROTOCOLS[protocol], option, value)
+        found.setdefault(protocol, {})[option] = parse(PROTOCOLS[protocol].options, option, value)
     return found
 
 
 def _show(evaluation: Any, form: str) -> None:
-    """A protocol's table, what must be known of it, and published numbers."""
+    """Print the tables of a protocol, its notes, and published numbers."""
     from deepcluster.evaluation.results import tables_of
 
     results = evaluation.results
@@ -133,7 +135,7 @@ def _show(evaluation: Any, form: str) -> None:
 
 
 def _published(evaluation: Any, form: str) -> str:
-    """What others published of the same protocol: rows of a table, or lines that fit a terminal."""
+    """Return published numbers of the same protocol: rows of a table, or lines that fit a terminal."""
     from deepcluster.evaluation.published import published_table
     from deepcluster.evaluation.results import Table
 

@@ -1,11 +1,10 @@
-"""k-means on frozen features against the classes; for a run, its own clusters too, epoch by epoch.
+"""Agreement of k-means on frozen features with the classes; for a run, also of its own clusters, epoch by epoch.
 
-N images, D features, P components after whitening, K clusters.
+N images, S readable images, D features, P components after whitening.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +32,23 @@ from deepcluster.evaluation.options import ClustersOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
 
-# A run's images are these where so many of their names are known.
+# A run was trained on these images if at least this share of its names is known.
 KNOWN_SHARE = 0.9
 OF_THE_RUN = "of the run"
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Images with classes: two parts, of which the first is clustered, or one.
-
-    Attributes:
-        names: classes by the names that a run may have the images under: from the part's folder, or from the one above.
-    """
-
-    parts: dict[str, Labelled]
-    names: list[dict[str, int]]
-
-
 def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
-    """Cluster the training images (or all, where there is one part), give the held-out ones their nearest centroid, compare.
+    """Cluster the training images (or all, if there is one part), assign the held-out ones, and compare with the classes.
 
     Raises:
         InputError: images have no class, or there are fewer of them than clusters.
     """
-    found = _open(data)
-    (first, images), n_classes = next(iter(found.parts.items())), _n_classes(found)
+    parts, names = _open(data)
+    (first, images), n_classes = next(iter(parts.items())), max(len(part.class_names) for part in parts.values())
     stages = model.stages(options.stages, usual=model.trunk.embed_stage)
     ks = tuple(dict.fromkeys(options.k)) or (n_classes,)
     _check_k(ks, len(images.source), f"images of {data}")
-    rows = {name: readable_rows(model, part, stages) for name, part in found.parts.items()}
+    rows = {name: readable_rows(model, part, stages) for name, part in parts.items()}
     _check_k(ks, len(rows[first].labels_S), f"images of {data} that can be read")
     cases: dict[str, dict[str, float]] = {}
     for stage in stages:
@@ -73,14 +60,11 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
         measure: {case: measures[measure] for case, measures in cases.items()} if headline else cases[""][measure]
         for measure in MEASURES
     }
-    by_epoch, remarks = _of_run(model, found.names)
+    by_epoch, remarks = _of_run(model, names)
+    counts = {f"{name}_images": len(one.source) for name, one in parts.items()}
     return Results(
         protocol="clusters",
-        data={
-            "path": str(data),
-            "classes": n_classes,
-            **{f"{name}_images": len(one.source) for name, one in found.parts.items()},
-        },
+        data={"path": str(data), "classes": n_classes, **counts},
         settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size},
         results={**results, **by_epoch},
         headline=("nmi", headline) if headline else ("nmi",),
@@ -88,25 +72,25 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     )
 
 
-def _open(data: Path) -> _Data:
+def _open(data: Path) -> tuple[dict[str, Labelled], list[dict[str, int]]]:
+    """Return two parts, the first of which is clustered, or one; and classes by image name.
+
+    A run may have named the images from the part's folder, or from the one above: one dict for each way.
+    """
     if not has_train_val(data):
         images = open_labelled(data)
-        return _Data({"all": images}, [_labels_by_name(images)])
+        return {"all": images}, [_labels_by_name(images)]
     both = open_train_val(data)
     parts = {"train": both.train, "val": both.val}
-    joined = {}
+    joined: dict[str, int] = {}
     for part, names in (("train", TRAIN), ("val", HELD_OUT)):
         path = find_part(data, names)
-        joined.update(_labels_by_name(parts[part], "" if path is None else f"{path.name}/"))
-    return _Data(parts, [*map(_labels_by_name, parts.values()), joined])
+        joined |= _labels_by_name(parts[part], "" if path is None else f"{path.name}/")
+    return parts, [*map(_labels_by_name, parts.values()), joined]
 
 
 def _labels_by_name(images: Labelled, before: str = "") -> dict[str, int]:
     return {before + images.source.name(index): label for index, label in enumerate(images.labels_N.tolist())}
-
-
-def _n_classes(found: _Data) -> int:
-    return max(len(part.class_names) for part in found.parts.values())
 
 
 def _check_k(ks: tuple[int, ...], n_images: int, what: str) -> None:
@@ -117,7 +101,7 @@ def _check_k(ks: tuple[int, ...], n_images: int, what: str) -> None:
 def _of_stage(
     model: Model, rows: Mapping[str, ReadableRows], stage: str, ks: tuple[int, ...], options: ClustersOptions
 ) -> Iterator[tuple[int, str, dict[str, float]]]:
-    """k, the part, and its measures, for all k and parts."""
+    """Yield k, the part, and its measures, for all k and parts."""
     points = {name: one.at(stage, model.machine.clustering_device) for name, one in rows.items()}
     first = next(iter(points))
     if options.pca:
@@ -126,8 +110,8 @@ def _of_stage(
     for k in ks:
         found = _cluster(model, points[first], k, options, stage)
         for name, points_SP in points.items():
-            groups_S = found.labels_N if name == first else found.predict(points_SP)
-            yield k, name, agreement(groups_S.cpu(), rows[name].labels_S)
+            clusters_S = found.labels_N if name == first else found.predict(points_SP)
+            yield k, name, agreement(clusters_S.cpu(), rows[name].labels_S)
 
 
 def _cluster(model: Model, points_SP: Tensor, k: int, options: ClustersOptions, stage: str) -> Assignment:
@@ -137,7 +121,7 @@ def _cluster(model: Model, points_SP: Tensor, k: int, options: ClustersOptions, 
 
 
 def _of_run(model: Model, names: list[dict[str, int]]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Measures of the run's own clusters by epoch, where the model is a run; and what is to be said of them."""
+    """Return measures of the run's own clusters by epoch, if the model is a run, and remarks on them."""
     run = Path(model.name)
     if not (run / "assignments").is_dir():
         return {}, []
@@ -153,26 +137,27 @@ def _of_run(model: Model, names: list[dict[str, int]]) -> tuple[dict[str, dict[s
 def agreement_by_epoch(
     run: Path, names: list[dict[str, int]], model: Model
 ) -> tuple[dict[int, dict[str, float]], list[str]]:
-    """Measures of `agreement` by epoch, of the clusters that a run learned from, and remarks on what could not be compared.
+    """Return measures of `agreement`, by epoch, of the clusters that a run was trained on, and remarks on what is missing.
 
     Args:
         run: its folder; tables `assignments/epoch-NNNN.parquet` of name and cluster, -1 = unreadable.
         names: classes by image name, in one or several ways of naming the images; the one that knows most is used.
-        model: who is told, and asked whether to stop.
+        model: shows progress, and is asked for a stop.
     """
     tables = sorted((int(found[1]), path) for path in (run / "assignments").iterdir() if (found := _EPOCH.search(path.name)))
     measures: dict[int, dict[str, float]] = {}
     remarks: list[str] = []
-    labels = _LabelsOfRun(names)
-    with model.work.reporter.track("clusters of the run", len(tables), "epochs") as progress:
+    # The tables of a run have the same images in the same order: names are looked up once.
+    looked_up, labels_N = None, np.empty(0, np.int64)
+    with model.work.track("clusters of the run", len(tables), "epochs") as advance:
         for epoch, path in tables:
-            model.work.interruption.check()
-            progress(1)
+            advance(1)
             table = _read(path)
             if table is None:
                 remarks.append(f"{path} can't be read; the run's epoch {epoch} is left out")
                 continue
-            labels_N = labels.of(table)
+            if looked_up is None or not looked_up.equals(table["name"]):
+                looked_up, labels_N = table["name"], _labels(table["name"].to_pylist(), names)
             known = float((labels_N >= 0).mean()) if len(labels_N) else 0.0
             if known < KNOWN_SHARE:
                 remarks.append(
@@ -188,7 +173,7 @@ _EPOCH = re.compile(r"^epoch-(\d+)\.parquet$")
 
 
 def _read(path: Path) -> Any:
-    """The table's names and clusters, or None where it can't be read."""
+    """Return the table's names and clusters, or None if it can't be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -199,19 +184,7 @@ def _read(path: Path) -> Any:
     return table if table.column_names == ["name", "cluster"] else None
 
 
-class _LabelsOfRun:
-    """Classes of the images of a run's tables, which have the same order in all: names are looked up once."""
-
-    def __init__(self, names: list[dict[str, int]]) -> None:
-        self._names = names
-        self._seen: Any = None
-        self._labels_N: NDArray[np.int64] = np.empty(0, np.int64)
-
-    def of(self, table: Any) -> NDArray[np.int64]:
-        """Classes (N,), -1 where the name is not known; by the way of naming that knows most."""
-        if self._seen is None or not self._seen.equals(table["name"]):
-            self._seen = table["name"]
-            asked = self._seen.to_pylist()
-            ways = [np.array([labels.get(name, -1) for name in asked], np.int64) for labels in self._names]
-            self._labels_N = max(ways, key=lambda labels_N: int((labels_N >= 0).sum()))
-        return self._labels_N
+def _labels(images: list[str], names: list[dict[str, int]]) -> NDArray[np.int64]:
+    """Return classes (N,), -1 where the name is unknown; by the way of naming that knows most."""
+    ways = [np.array([labels.get(image, -1) for image in images], np.int64) for labels in names]
+    return max(ways, key=lambda labels_N: int((labels_N >= 0).sum()))

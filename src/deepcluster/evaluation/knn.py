@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy of frozen features: no training, one number (cosine, weighted votes; Wu et al., CVPR 2018).
+"""k-nearest-neighbour accuracy of frozen features, without training (cosine, weighted votes; Wu et al., CVPR 2018).
 
 N known images, M images to classify, D features, K votes, C classes, B rows of a block.
 """
@@ -19,17 +19,17 @@ from deepcluster.run.model import Model
 
 TEMPERATURE = 0.07
 BLOCK_ROWS = 1024
-# Votes are counted in these parts of the nearest one's: sums of integers do not depend on their order.
+# Votes are counted in this fraction of the nearest one's: sums of integers do not depend on their order.
 PARTS = 2.0**40
-# The number of votes that a summary shows: that of --eval-every.
+# Number of votes that a summary shows; --eval-every uses the same.
 USUAL_K = 20
 USUAL_KS = (1, 5, 10, 20, 200)
-# top-5 of five classes is always right.
+# Only with more classes: top-5 of five classes is always right.
 TOP = 5
 
 
 def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
-    """Accuracy of the votes of the nearest training images, on the held-out ones; one search for all numbers of votes.
+    """Return the accuracy of the votes of the nearest training images on the held-out ones; one search serves all `k`.
 
     Raises:
         InputError: `data` has no two parts with the same classes, or k is over the number of training images.
@@ -76,7 +76,7 @@ def _check_k(ks: Sequence[int], n_known: int, what: str) -> None:
 
 
 def _search(model: Model, rows_MD: Tensor, known_ND: Tensor, k: int, stage: str) -> tuple[Tensor, Tensor]:
-    """Cosines and numbers (M, K) of the nearest known images, told and stoppable on the way."""
+    """Return cosines and indices (M, K) of the nearest known images."""
     with model.work.track(f"neighbours by {stage}", len(rows_MD)) as advance:
         return nearest_neighbours(rows_MD, known_ND, k=k, metric="cosine", advance=advance)
 
@@ -90,12 +90,12 @@ def ranks_of_truth(
     n_classes: int,
     temperature: float = TEMPERATURE,
 ) -> dict[int, Tensor]:
-    """For each k how many classes (M,) come before each image's own one by the votes of its k nearest; 0: it is right.
+    """Return for each k how many classes (M,) are ranked before each image's own by the votes of its k nearest; 0: right.
 
-    Of equal votes, those of none included, the lower class comes first.
+    Ties, including classes without votes, go to the lower class index.
 
     Args:
-        neighbours: cosines and numbers (M, K) of known images, nearest first, K the largest of `ks`.
+        neighbours: cosines and indices (M, K) of known images, nearest first, K the largest of `ks`.
         known_labels_N, labels_M: 0 … n_classes - 1.
     """
     ranks = {k: torch.empty_like(labels_M) for k in ks}
@@ -110,9 +110,9 @@ def ranks_of_truth(
 def _votes(
     cosines_MK: Tensor, voters_MK: Tensor, labels_N: Tensor, n_classes: int, ks: Sequence[int], temperature: float
 ) -> Iterator[tuple[slice, int, Tensor]]:
-    """Rows of a block, k, and the votes_BC of each row's k nearest, in parts of the nearest one's vote.
+    """Yield the rows of a block, k, and votes_BC of each row's k nearest, in fractions of the nearest one's vote.
 
-    The votes of a larger k are those of a smaller one and more: the tensor is the same one, and changes at the next step.
+    The votes of a larger k include those of a smaller one: the same tensor is updated for the next k.
     """
     for start in range(0, len(cosines_MK), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
@@ -136,13 +136,13 @@ def knn_predict(
     temperature: float = TEMPERATURE,
     exclude_self: bool = False,
 ) -> Tensor:
-    """Labels (M,) by the votes of the k nearest known images, each weighted with exp(cosine / temperature).
+    """Return labels (M,) by the votes of the k nearest known images, each weighted with exp(cosine / temperature).
 
-    Equal votes go to the lower class; of images that are equally near, the first ones vote.
+    Ties go to the lower class index; among equally near images the first ones vote.
 
     Args:
-        known_ND, labels_N: features and labels (0 … C-1) to vote.
-        features_MD: what to classify.
+        known_ND, labels_N: features and labels (0 … C-1) of the images that vote.
+        features_MD: features of the images to classify.
         k: number of votes.
         exclude_self: `features_MD` are `known_ND`; an image does not vote for itself.
 
@@ -161,10 +161,10 @@ def knn_predict(
 
 
 def knn_accuracy(known_ND: Tensor, known_labels_N: Tensor, features_MD: Tensor, labels_M: Tensor, *, k: int = 20) -> float:
-    """Share of the M images that `knn_predict` labels rightly (top-1)."""
+    """Return the share of the M images that `knn_predict` labels correctly (top-1)."""
     return float((knn_predict(known_ND, known_labels_N, features_MD, k=k) == labels_M).double().mean())
 
 
 def leave_one_out_accuracy(features_ND: Tensor, labels_N: Tensor, *, k: int = 20) -> float:
-    """`knn_accuracy` of each image by all the others."""
+    """Return the share of images that all the others label correctly."""
     return float((knn_predict(features_ND, labels_N, features_ND, k=k, exclude_self=True) == labels_N).double().mean())

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.text import count_of, duration
+from deepcluster.core.text import duration
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.survey import MOST_UNREADABLE, check_unreadable
 from deepcluster.data.views import ClusterView, ShiftedView, TenCrops
-from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val, some
+from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
 from deepcluster.evaluation.learners.logistic import fit_logistic, right_among
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
@@ -176,7 +176,7 @@ def _trained(
     training, resumable = train_heads(model, parts.train, options, wanted)
     shares, bad = score_heads(model, training, parts.val, options, top, resumable)
     resumable.done()
-    return shares, [*_left_out("train", parts.train, training.unreadable), *_left_out("val", parts.val, bad)]
+    return shares, [*parts.train.left_out("train", training.unreadable), *parts.val.left_out("val", bad)]
 
 
 def score_heads(
@@ -254,14 +254,5 @@ def _frozen(
     bad = (~reads_N).nonzero()[:, 0].tolist()
     if len(bad) > MOST_UNREADABLE * len(reads_N):
         raise InputError(f"{labelled.source.describe()}: {len(bad):,} of {len(reads_N):,} images can't be read")
-    notes = _left_out(part, labelled, dict.fromkeys(bad, ""))
+    notes = labelled.left_out(part, dict.fromkeys(bad, ""))
     return rows, torch.where(reads_N, labelled.labels_N, -1), notes
-
-
-def _left_out(part: str, labelled: Labelled, unreadable: Mapping[int, str]) -> list[str]:
-    """Return a note on the images of a part that can't be read."""
-    if not unreadable:
-        return []
-    names = [labelled.source.name(index) for index in sorted(unreadable)]
-    verb = "is" if len(names) == 1 else "are"
-    return [f"{count_of(len(names), 'image')} of {part} can't be read and {verb} left out: {some(names, 5)}"]

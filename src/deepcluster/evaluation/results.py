@@ -1,16 +1,16 @@
-"""What a protocol gives, and how it is printed and written: as text, Markdown or LaTeX, and as JSON."""
+"""The results of a protocol, as JSON and as tables in text, Markdown or LaTeX."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-# Measures that are printed as they are; all others are shares, printed in percent.
+# Measures that are printed as plain numbers; all others are shares, printed in percent.
 PLAIN = ("nmi", "adjusted_rand", "clusters")
 
 # More cases than this are rows of a table, not columns.
 FEW = 8
-# Of more cases than this some are shown.
+# Of more cases than this only some are shown.
 MANY = 36
 
 Measured = float | Mapping[str, float]
@@ -18,15 +18,15 @@ Measured = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Results:
-    """What a protocol found.
+    """The results of a protocol.
 
     Attributes:
         protocol: its name on the command line.
-        data: what it was measured on, in words and numbers.
-        settings: all that the numbers depend on.
-        results: shares (0 to 1) or plain numbers by measure; of several stages (or other cases) by measure and stage.
-        headline: the one measure, and its stage where there are several, that a summary shows.
-        notes: what a reader must know, such as a class that was left out.
+        data: the data set, in words and numbers.
+        settings: everything that the numbers depend on.
+        results: shares (0 to 1) or plain numbers by measure; by measure and stage (or other case) where there are several.
+        headline: the measure, and its stage where there are several, that a summary shows.
+        notes: what a reader must know, such as classes that were left out.
     """
 
     protocol: str
@@ -37,14 +37,14 @@ class Results:
     notes: Sequence[str] = field(default_factory=tuple)
 
     def best(self) -> float:
-        """The value of the headline."""
+        """Return the value of the headline."""
         value: Any = self.results
         for name in self.headline:
             value = value[name]
         return float(value)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as the JSON file has them."""
+        """Return plain values, as in the JSON file."""
         return {
             "protocol": self.protocol,
             "data": dict(self.data),
@@ -56,19 +56,18 @@ class Results:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Results":
-        """Results of what `as_dict` gave."""
-        return cls(
-            protocol=content["protocol"],
-            data=content["data"],
-            settings=content["settings"],
-            results=content["results"],
-            headline=tuple(content["headline"]),
-            notes=tuple(content["notes"]),
-        )
+        """Return the results of what `as_dict` returned."""
+        words = {"headline": tuple(content["headline"]), "notes": tuple(content["notes"])}
+        return cls(**{one.name: content[one.name] for one in fields(cls)} | words)
+
+
+def by_case(value: Measured | None) -> Mapping[str, float | None]:
+    """Return the values of a measure by case; a plain number has the case ""."""
+    return value if isinstance(value, Mapping) else {"": value}
 
 
 def _plain(value: Measured) -> dict[str, float | None] | float | None:
-    """What JSON can hold: null for what is not a number."""
+    """Return what JSON can hold: null for NaN."""
     if isinstance(value, Mapping):
         return {name: None if one != one else one for name, one in value.items()}
     return None if value != value else value
@@ -82,7 +81,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def render(self, form: str = "text") -> str:
-        """The table as text, markdown or latex."""
+        """Return the table as text, markdown or latex."""
         return {"text": self._text, "markdown": self._markdown, "latex": self._latex}[form]()
 
     def _text(self) -> str:
@@ -98,7 +97,7 @@ class Table:
         )
 
     def _holds_words(self) -> list[bool]:
-        """Of each column, whether it is the first, or has a cell that is no number."""
+        """Return for each column whether it is the first, or has a cell that is no number."""
         return [
             column == 0 or any(re.fullmatch(r"[-+]?[\d.,]+|–", line[column]) is None for line in self.rows)
             for column in range(len(self.header))
@@ -125,7 +124,7 @@ def _escaped(text: str) -> str:
 
 
 def shown(measure: str, value: float | None) -> str:
-    """A value as it is printed: shares in percent with one decimal, what is missing as a dash."""
+    """Return a value as it is printed: shares in percent with one decimal, missing values as a dash."""
     if value is None or value != value:
         return "–"
     if measure == "clusters":
@@ -134,26 +133,26 @@ def shown(measure: str, value: float | None) -> str:
 
 
 def tables_of(results: Mapping[str, Measured], *, most_rows: int = 16) -> list[Table]:
-    """Results as tables: one for the measures that have the same cases, and one for those that are a single number.
+    """Return results as tables: one per set of measures that have the same cases.
 
-    A few cases (stages) are columns and the measures rows; many are rows, and of very many (epochs) some, spread evenly.
+    A few cases (stages) are columns and the measures rows; many are rows, and of very many (epochs) some, evenly spread.
 
     Args:
-        most_rows: how many of very many are shown.
+        most_rows: number of rows shown of very many.
     """
-    groups: dict[tuple[str, ...], dict[str, Mapping[str, float]]] = {}
+    tables: dict[tuple[str, ...], dict[str, Mapping[str, float | None]]] = {}
     for measure, value in results.items():
-        by_case = value if isinstance(value, Mapping) else {"": value}
-        groups.setdefault(tuple(by_case), {})[measure] = by_case
-    return [_table(cases, measures, most_rows) for cases, measures in groups.items() if cases]
+        values = by_case(value)
+        tables.setdefault(tuple(values), {})[measure] = values
+    return [_table(cases, measures, most_rows) for cases, measures in tables.items() if cases]
 
 
-def _table(cases: Sequence[str], measures: Mapping[str, Mapping[str, float]], most_rows: int) -> Table:
+def _table(cases: Sequence[str], measures: Mapping[str, Mapping[str, float | None]], most_rows: int) -> Table:
     names = [measure.replace("_", " ") for measure in measures]
     if len(cases) <= FEW:
         rows = [
-            [name, *(shown(measure, by_case[case]) for case in cases)]
-            for name, (measure, by_case) in zip(names, measures.items(), strict=True)
+            [name, *(shown(measure, values[case]) for case in cases)]
+            for name, (measure, values) in zip(names, measures.items(), strict=True)
         ]
         return Table(["", *(case or "value" for case in cases)], rows)
     last, most = len(cases) - 1, most_rows if len(cases) > MANY else len(cases)

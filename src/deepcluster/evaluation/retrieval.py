@@ -1,7 +1,7 @@
-"""`retrieval`: buildings found again by R-MAC on Oxford5k, Paris6k and their revisited versions, as the paper's table 5.
+"""`retrieval`: buildings retrieved by R-MAC on Oxford5k, Paris6k and their revisited versions, as the paper's table 5.
 
-Tolias, Sicre and Jégou (ICLR 2016), as the 2018 release uses it: images at a larger side of 1,024 px, regions of
-the last convolutional stage, PCA-whitening learned on the other data set, queries cut to their region of interest.
+Tolias, Sicre and Jégou (ICLR 2016), as the 2018 release uses it: images at a longer side of 1,024 px, regions of the last
+convolutional stage, PCA-whitening learned on the other data set, queries cropped to their region of interest.
 N images, Q queries, R regions, C channels, P numbers of a descriptor.
 """
 
@@ -17,9 +17,10 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.evaluation.datasets.building_sets import Buildings, image_folder, open_sets, overlap, some, whitening_folder
+from deepcluster.evaluation.datasets.building_sets import Buildings, image_folder, open_sets, overlap, whitening_folder
 from deepcluster.evaluation.datasets.buildings import REVISITED, GroundTruth, average_precision, precisions_at
-from deepcluster.evaluation.features.regions import Part, RegionReader, View
+from deepcluster.evaluation.datasets.labelled import left_out, some
+from deepcluster.evaluation.features.regions import RegionReader, View
 from deepcluster.evaluation.features.rmac import aggregate
 from deepcluster.evaluation.options import RetrievalOptions
 from deepcluster.evaluation.results import Results
@@ -32,31 +33,31 @@ KS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Describer:
-    """Images to descriptors: regions at one or several sizes, whitened and added up."""
+    """Turns images into descriptors: regions at one or several sizes, whitened and summed."""
 
     reader: RegionReader
     sizes: tuple[int, ...]
     whitening: Whitening
 
     def describe(self, source: ImageSource, views: Sequence[View], what: str) -> tuple[Tensor, dict[int, str]]:
-        """Descriptors (N, P) of unit length on the CPU, and why images can't be read, by place; theirs are zero."""
+        """Return descriptors (N, P) of unit length on the CPU, zero for unreadable images, and why, by place."""
+        device = self.reader.model.machine.clustering_device
         total_NP = torch.zeros(len(views), self.whitening.n_components)
         faults: dict[int, str] = {}
         for size in self.sizes:
             first = 0
             for part in self.reader.parts(source, views, size, what):
-                total_NP[first : first + len(part.counts_N)] += self._of_part(part)
+                count = len(part.counts_N)
+                if len(part.rows_RC):
+                    sums_NP = aggregate(part.rows_RC.to(device), part.counts_N, self.whitening)
+                    total_NP[first : first + count] += sums_NP.cpu()
                 faults |= {first + place: reason for place, reason in part.faults.items()}
-                first += len(part.counts_N)
+                first += count
         return normalize(total_NP, dim=1), faults
-
-    def _of_part(self, part: Part) -> Tensor | float:
-        device = self.reader.model.machine.clustering_device
-        return aggregate(part.rows_RC.to(device), part.counts_N, self.whitening).cpu() if len(part.rows_RC) else 0.0
 
 
 def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
-    """Mean average precision on each data set in a folder, of which each is asked by its own queries.
+    """Return mean average precision on each data set in a folder, each with its own queries.
 
     Args:
         data: a data set (its ground truth, and its images in it or in its `jpg`), or a folder of such.
@@ -73,7 +74,7 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
     results: dict[str, dict[str, float]] = {}
     facts: dict[str, dict[str, int]] = {}
     whitenings: dict[Path, Whitening] = {}
-    alone = sum(len(one.truths) for one in sets) == 1
+    is_single = sum(len(one.truths) for one in sets) == 1
     for one in sets:
         place = learned_on[one.folder]
         if place not in whitenings:
@@ -83,10 +84,10 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
                 f"{one.name}: the whitening was learned on the images that are searched; numbers are not comparable"
             )
         describer = Describer(reader, sizes, whitenings[place])
-        for truth, measured in judge(describer, one, options, notes):
+        for truth, measured in score_set(describer, one, options, notes):
             facts[truth.name] = {"images": len(one.database(truth)), "queries": len(truth.queries)}
             for (measure, case), value in measured.items():
-                label = case if case and alone else f"{truth.name} {case}".strip()
+                label = case if case and is_single else f"{truth.name} {case}".strip()
                 results.setdefault(measure, {})[label] = value
     about = {
         "image_size": options.size,
@@ -96,16 +97,15 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         "pca": {one.name: whitenings[learned_on[one.folder]].n_components for one in sets},
     }
     headline = next((label for label in results["mAP"] if label.endswith("medium")), next(iter(results["mAP"])))
-    return Results(
-        "retrieval", {"datasets": facts}, {**options.as_dict(), **about}, results, ("mAP", headline), tuple(notes)
-    )
+    settings = {**options.as_dict(), **about}
+    return Results("retrieval", {"datasets": facts}, settings, results, ("mAP", headline), tuple(notes))
 
 
 def last_stage(model: Model, stage: str | None) -> str:
-    """The stage that is asked for, or the last convolutional one.
+    """Return the requested stage, or the last convolutional one.
 
     Raises:
-        InputError: there is no such stage, or it is no map.
+        InputError: there is no such stage, or it has no map.
     """
     chosen = model.trunk.stages[-2] if stage is None else stage
     model.trunk.check_stage(chosen)
@@ -117,7 +117,7 @@ def last_stage(model: Model, stage: str | None) -> str:
 
 
 def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions, notes: list[str]) -> Whitening:
-    """PCA-whitening of all regions of all images of a folder, at full size; what limits it goes to the notes.
+    """Return PCA-whitening of all regions of all images of a folder, at full size; limitations are added to the notes.
 
     Raises:
         InputError: there are no images, or none that can be read, or all are alike.
@@ -129,8 +129,8 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
         first += len(part.counts_N)
         if not len(part.rows_RC):
             continue
-        channels = part.rows_RC.shape[1]
         if whitening is None:
+            channels = part.rows_RC.shape[1]
             whitening = Whitening(min(options.pca, channels), unit_rows=True)
             if options.pca > channels:
                 notes.append(
@@ -144,16 +144,15 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
     if found == 0:
         raise InputError(f"{place}: its images are all alike; whitening needs many that differ")
     if found < whitening.n_components:
-        notes.append(f"the regions of {place} vary in {found} directions alone; the other numbers of a descriptor are zero")
-    if faults:
-        notes.append(f"whitening on {place}: {_faults(faults)}")
+        notes.append(f"the regions of {place} vary in only {found} directions; the other numbers of a descriptor are zero")
+    notes += left_out(f"whitening on {place}", faults)
     return whitening
 
 
-def judge(
+def score_set(
     describer: Describer, one: Buildings, options: RetrievalOptions, notes: list[str]
 ) -> Iterator[tuple[GroundTruth, Mapping[tuple[str, str], float]]]:
-    """Each ground truth, with its mean average precision (and precisions, of the revisited sets) by measure and case.
+    """Yield each ground truth with its mean average precision (and precisions, of the revisited sets) by measure and case.
 
     Raises:
         InputError: a query can't be read, or more answers are averaged than there are images.
@@ -161,8 +160,7 @@ def judge(
     names = sorted({name for truth in one.truths for name in one.database(truth)}, key=lambda name: one.index_of[name])
     views = [View(one.index_of[name]) for name in names]
     rows_NP, faults = describer.describe(one.source, views, f"{one.name}: images")
-    if faults:
-        notes.append(f"{one.name}: {_faults({names[place]: reason for place, reason in faults.items()})}")
+    notes += left_out(one.name, {names[place]: reason for place, reason in faults.items()})
     row_of = {name: row for row, name in enumerate(names) if row not in faults}
     for truth in one.truths:
         ranked = [name for name in one.database(truth) if name in row_of]
@@ -179,16 +177,16 @@ def _queries(describer: Describer, one: Buildings, truth: GroundTruth) -> Tensor
     views = [View(one.index_of[query.image], query.box) for query in truth.queries]
     queries_QP, faults = describer.describe(one.source, views, f"{truth.name}: queries")
     if faults:
-        named = {truth.queries[place].image: reason for place, reason in faults.items()}
-        raise InputError(f"{one.folder}: images of queries can't be read: {some([f'{n} ({r})' for n, r in named.items()])}")
+        named = [f"{truth.queries[place].image} ({reason})" for place, reason in faults.items()]
+        raise InputError(f"{one.folder}: images of queries can't be read: {some(named, 5)}")
     return queries_QP
 
 
 def rank(queries_QP: Tensor, rows_NP: Tensor, expansion: int = 0) -> Tensor:
-    """Indexes (Q, N) of the rows by cosine, the best first; all rows have unit length.
+    """Return indices (Q, N) of the rows by cosine, the best first; all rows have unit length.
 
     Args:
-        expansion: K; each query is averaged with its K best answers, and asked again.
+        expansion: K; each query is averaged with its K best answers, and searched again.
     """
     best_QN = (queries_QP @ rows_NP.T).argsort(dim=1, descending=True, stable=True)
     if expansion:
@@ -198,15 +196,13 @@ def rank(queries_QP: Tensor, rows_NP: Tensor, expansion: int = 0) -> Tensor:
 
 
 def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[str]) -> dict[tuple[str, str], float]:
-    """Means over the queries that have a positive, by measure and case."""
+    """Return means over the queries that have a positive, by measure and case."""
     means: dict[tuple[str, str], float] = {}
     for case in truth.cases:
         without = [query.name for query in truth.queries if not query.judged[case].positives]
         if without:
-            count = "1 query" if len(without) == 1 else f"{len(without)} queries"
-            notes.append(
-                f"{f'{truth.name} {case}'.strip()}: {count} without a positive image, left out of the mean: {some(without)}"
-            )
+            where, count = f"{truth.name} {case}".strip(), "1 query" if len(without) == 1 else f"{len(without)} queries"
+            notes.append(f"{where}: {count} without a positive image, left out of the mean: {some(without, 5)}")
         asked = [(query.judged[case], ranked) for query, ranked in zip(truth.queries, rankings, strict=True)]
         asked = [(judged, ranked) for judged, ranked in asked if judged.positives]
         means["mAP", case] = _mean([average_precision(ranked, one.positives, one.junk) for one, ranked in asked])
@@ -218,8 +214,3 @@ def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
-
-
-def _faults(faults: Mapping[str, str]) -> str:
-    verb = "can't be read and is left out" if len(faults) == 1 else "can't be read and are left out"
-    return f"{count_of(len(faults), 'image')} {verb}: {some([f'{name} ({reason})' for name, reason in faults.items()])}"

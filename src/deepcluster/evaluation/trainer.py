@@ -1,7 +1,7 @@
 """The trainer that protocols share: it may be stopped after any step, and continues to exactly the result of a whole run.
 
 Every random draw is a function of seeds and of the number of the step, so nothing but the `Training` needs to be kept.
-B batch, C classes, H and W pixels, M images to train on.
+M images to train on.
 """
 
 import time
@@ -23,8 +23,6 @@ from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.loader import Batch, Loader, View
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.survey import check_unreadable
-from deepcluster.models.heads import ClusterHead
-from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import ResumableState
 
@@ -202,7 +200,7 @@ def fit_source(
     if kept is not None:
         training.load(kept)
         say(f"resuming after {training.where}")
-    left, steps_per_epoch = training.steps - training.step, -(-len(source) // batch_size)
+    left, per_epoch = training.steps - training.step, -(-len(source) // batch_size)
     if not left:
         return
     with (
@@ -224,12 +222,12 @@ def fit_source(
             check_unreadable(loader, len(source))
             advance(steps)
 
-        everything_N = torch.arange(len(source))
+        indices_N = torch.arange(len(source))
         fit(
             training,
-            shuffled(loader, view, everything_N, batch_size, seed=seed, steps_per_epoch=steps_per_epoch),
+            shuffled(loader, view, indices_N, batch_size, seed=seed, steps_per_epoch=per_epoch),
             learn,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=per_epoch,
             rates=rates,
             report_every=report_every,
             report=report,
@@ -286,65 +284,3 @@ def sgd(
     return torch.optim.SGD(
         groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=machine.device.type in ("cpu", "cuda")
     )
-
-
-class Classifier(nn.Module):
-    """A trunk with a new head, as one network: ReLU, then a linear layer (`ClusterHead`).
-
-    The trunk itself is trained: pass a copy. The head is made on the trunk's device.
-
-    Args:
-        n_classes: C.
-        seed: of the head's weights.
-    """
-
-    def __init__(self, trunk: Trunk, n_classes: int, *, seed: int) -> None:
-        super().__init__()
-        self.trunk = trunk
-        device = next(trunk.parameters()).device
-        self.head = ClusterHead(trunk.dim, n_classes, seed=seed).to(device)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return scores (B, C) of normalised images, before any sigmoid or softmax."""
-        return self.head(self.trunk(x_BCHW))  # type: ignore[no-any-return]
-
-
-def step(
-    classifier: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images_BCHW: Tensor,
-    target: Tensor,
-    loss_function: Callable[[Tensor, Tensor], Tensor],
-    machine: Machine,
-    *,
-    seed: int,
-    clip: float | None = None,
-) -> Tensor:
-    """Take one step of the optimizer and return the loss before it, a scalar on the device.
-
-    Modules stay in the mode (train or eval) that the caller has put them in. Torch's random state is left as it was.
-
-    Args:
-        images_BCHW: uint8.
-        target: on the device; second argument of `loss_function`, whose first are the scores (B, C) in float32.
-        seed: of the dropout masks: make it a function of (seed, step).
-        clip: norm to which the gradient of all weights together is scaled down where it is larger; None: never.
-    """
-    with seeded(seed, machine.device):
-        with machine.autocast():
-            scores_BC = classifier(normalise(machine.put(images_BCHW)))
-        loss = loss_function(scores_BC.float(), target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-    if clip is not None:
-        nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], clip)
-    optimizer.step()
-    return loss.detach()
-
-
-def logits_of(classifier: nn.Module, images_BCHW: Tensor, machine: Machine) -> Tensor:
-    """Return scores (B, C), float32, on the device, of uint8 images, without gradient; leave the classifier in eval mode."""
-    classifier.eval()
-    with torch.no_grad(), machine.autocast():
-        scores_BC: Tensor = classifier(normalise(machine.put(images_BCHW)))
-    return scores_BC.float()

@@ -18,7 +18,7 @@ came from Caffe: 150,000 steps, with all at a rate of 0.001 that was cut every 2
 N images, B batch, C classes, V crops of an image, X crops of a batch.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing
 from hashlib import sha256
 from math import ceil, sqrt
@@ -43,10 +43,11 @@ from deepcluster.evaluation.datasets.voc import (
     splits_for,
     without_positives,
 )
+from deepcluster.evaluation.learners.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.measures.average_precision import mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Results
-from deepcluster.evaluation.trainer import Classifier, Training, fit_source, logits_of, seed_of, sgd, step
+from deepcluster.evaluation.trainer import Training, fit_source, seed_of, sgd
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.model import Model, data_key
 from deepcluster.run.resumable import ResumableState
@@ -101,7 +102,7 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
             "AP 11 points": found.by_class_11_points,
         },
         headline=("mAP",),
-        notes=(*notes, *_unreadable(train, training.unreadable), *_unreadable(test, unreadable)),
+        notes=(*notes, *train.left_out(training.unreadable), *test.left_out(unreadable)),
     )
 
 
@@ -265,12 +266,3 @@ def _notes(classifier: Classifier, options: VocClassificationOptions, train: Voc
     if options.finetune == "fc6-8" and not fully_connected(classifier.trunk):
         notes.append(f"{classifier.trunk.arch} has no fully connected layers: only the linear classifier is trained")
     return notes
-
-
-def _unreadable(split: VocSplit, reasons: Mapping[int, str]) -> list[str]:
-    """Return a note on images that can't be read."""
-    if not reasons:
-        return []
-    first = min(reasons)
-    example = f"{split.names[first]}: {reasons[first]}"
-    return [f"{len(reasons):,} of {split.source.describe()} can't be read and are left out ({example})"]

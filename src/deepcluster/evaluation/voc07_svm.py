@@ -1,9 +1,9 @@
-"""`voc07-svm`: linear SVMs on frozen stages, a class at a time, on PASCAL VOC's 20 classes; with `--low-shot` on few images.
+"""`voc07-svm`: linear SVMs on frozen stages, one per class of PASCAL VOC; with `--low-shot` also on few images.
 
-The protocol is that of Goyal et al., "Scaling and Benchmarking Self-Supervised Visual Representation Learning" (ICCV 2019);
-what differs is in `DIFFERENCES` and `LOW_SHOT_DIFFERENCES`, which stand in the results.
+The protocol follows Goyal et al., "Scaling and Benchmarking Self-Supervised Visual Representation Learning" (ICCV 2019);
+the differences are in `DIFFERENCES` and `LOW_SHOT_DIFFERENCES`, which the results include.
 
-N training images, M test images, C classes.
+N training images, n of them chosen for an SVM, M test images, C classes.
 """
 
 import hashlib
@@ -42,13 +42,13 @@ from deepcluster.run.resumable import ResumableState
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
 # k positives of a class come with k negatives for each of the other classes.
-NEGATIVES_A_POSITIVE = len(CLASSES) - 1
+NEGATIVES_PER_POSITIVE = len(CLASSES) - 1
 DIFFERENCES = (
     "not as in the published benchmark: images in which a class is only 'difficult' are left out of that class's SVM (there "
     "they are negatives), folds are shuffled by the seed, and AP is scikit-learn's and VOC 2007's, without interpolation"
 )
 LOW_SHOT_DIFFERENCES = (
-    f"low-shot: k positives and {NEGATIVES_A_POSITIVE} k negatives a class, or all there are; the cost of each SVM is "
+    f"low-shot: k positives and {NEGATIVES_PER_POSITIVE} k negatives per class, or all there are; the cost of each SVM is "
     f"chosen by {FOLDS}-fold cross-validation on these images, and is {FIXED_COST:g} where k is under {FOLDS}; the "
     "published benchmark takes the cost that is best on the test images, so its numbers are higher"
 )
@@ -56,15 +56,15 @@ LOW_SHOT_DIFFERENCES = (
 
 @dataclass(frozen=True)
 class _Part:
-    """The images of a split that can be read: labels, and features by stage (in which all have a row)."""
+    """The readable images of a split: labels, features by stage (in which all images have a row), and notes on others."""
 
     labels_NC: Tensor
     features: dict[str, Tensor]
-    unreadable: list[str]
+    notes: list[str]
 
 
 class _Case:
-    """A class and the training images that show it or do not; in the difficult ones it is neither."""
+    """A class, and the training images that show it or do not; difficult ones are neither."""
 
     def __init__(self, number: int, labels_N: NDArray[np.int8]) -> None:
         self.number, self.name = number, CLASSES[number]
@@ -74,20 +74,20 @@ class _Case:
         self.negatives = np.flatnonzero(labels_N == ABSENT)
 
     def job(self, stage: str, seed: int) -> Job:
-        """An SVM on all images that count."""
+        """Return an SVM on all images that count."""
         return Job(f"{stage} {self.name}", self.counted_n, self.positive_n, seed)
 
     def few(self, stage: str, k: int, *, seed: int, draw: int) -> Job:
-        """An SVM on k positives, and negatives in proportion; or as many as there are."""
+        """Return an SVM on k positives, and negatives in proportion; or as many as there are."""
         rng = np.random.default_rng([seed, self.number, k, draw])
-        wanted = [(self.positives, k), (self.negatives, NEGATIVES_A_POSITIVE * k)]
-        positives, negatives = (rng.choice(some, min(count, some.size), replace=False) for some, count in wanted)
+        wanted = [(self.positives, k), (self.negatives, NEGATIVES_PER_POSITIVE * k)]
+        positives, negatives = (rng.choice(all_n, min(count, all_n.size), replace=False) for all_n, count in wanted)
         chosen_n = np.sort(np.concatenate([positives, negatives]))
         return Job(f"{stage} {self.name} k={k} draw {draw}", chosen_n, np.isin(chosen_n, positives), seed)
 
 
 class _Svms:
-    """Trains the SVMs of one evaluation. What is done is kept, so that a stop loses no more than those under way."""
+    """Trains the SVMs of one evaluation. Finished ones are kept, so that a stop loses only those under way."""
 
     def __init__(self, model: Model, train: _Part, test: _Part, kept: ResumableState) -> None:
         self.model, self.train, self.test, self.kept = model, train, test, kept
@@ -103,7 +103,7 @@ class _Svms:
             )
 
     def score(self, jobs: Sequence[Job], stage: str, what: str) -> list[AveragePrecisions]:
-        """Average precisions of each run of `len(self.cases)` jobs, which are those of the cases in order."""
+        """Return average precisions of each run of `len(self.cases)` jobs, which are those of the cases in order."""
         numbers, names = [case.number for case in self.cases], [case.name for case in self.cases]
         labels_MC = self.test.labels_NC[:, numbers]
         scores = [fitted.scores_M for fitted in self._fit(jobs, stage, what)]
@@ -115,17 +115,15 @@ class _Svms:
             return Rows(unit_rows(self.train.features[stage]), unit_rows(self.test.features[stage]))
 
         missing = [job for job in jobs if job.key not in self.done]
-        with self.model.work.reporter.track(what, len(jobs), unit="SVMs") as progress:
-            progress(len(jobs) - len(missing))
+        with self.kept.track(what, len(missing), "SVMs", state=lambda: self.done) as advance:
             for key, fitted in fit_all(missing, rows, self.model.workers):
                 self.done[key] = vars(fitted)
-                progress(1)
-                self.kept.check(lambda: self.done)
+                advance(1)
         return [Fitted(**self.done[job.key]) for job in jobs]
 
 
 def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
-    """mAP of linear SVMs on each stage; with `low_shot` also of SVMs that saw few images, on the best stage.
+    """Return mAP of linear SVMs on each stage; with `low_shot` also of SVMs trained on few images, on the best stage.
 
     Raises:
         InputError: no VOC devkit, a list, image or annotation is missing or damaged, no class can be scored, no such stage.
@@ -159,7 +157,7 @@ def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
 
 
 def _usual_split(devkit: Devkit) -> str:
-    """trainval, but train where the test images have no annotations, as in VOC 2012."""
+    """Return trainval, or train if the test images have no annotations, as in VOC 2012."""
     return "train" if {"train", "val"} <= set(devkit.lists()) and not devkit.has_answers("test") else "trainval"
 
 
@@ -168,17 +166,17 @@ def _facts(split: VocSplit) -> str:
 
 
 def _part(model: Model, split: VocSplit, stages: Sequence[str]) -> _Part:
-    """Features of all stages in one pass over the images."""
+    """Extract features of all stages in one pass over the images."""
     wanted = {stage: Pooled(stage, "pooled") for stage in stages}
     made = model.rows(split.source, list(wanted.values()))
     features = {stage: made[one] for stage, one in wanted.items()}
     good_N = readable(features[stages[0]])
-    unreadable = [split.names[index] for index in (~good_N).nonzero().flatten().tolist()]
-    return _Part(split.labels_NC[good_N], features, unreadable)
+    unreadable = dict.fromkeys((~good_N).nonzero().flatten().tolist(), "")
+    return _Part(split.labels_NC[good_N], features, split.left_out(unreadable))
 
 
 def _low_shot(svms: _Svms, stage: str, options: VocSvmOptions) -> dict[str, dict[str, float]]:
-    """Mean and deviation of mAP over the draws by k; the deviation is that of the population, as in the benchmark."""
+    """Return mean and (population) deviation of mAP over the draws, by k, as in the benchmark."""
     shots, draws = _shots(svms), range(options.draws)
     jobs = [case.few(stage, k, seed=options.seed, draw=draw) for k in shots for draw in draws for case in svms.cases]
     means = [scores.mean for scores in svms.score(jobs, stage, f"low-shot SVMs on {stage}")]
@@ -190,7 +188,7 @@ def _low_shot(svms: _Svms, stage: str, options: VocSvmOptions) -> dict[str, dict
 
 
 def _shots(svms: _Svms) -> list[int]:
-    """The numbers of positives that at least one class has."""
+    """Return the numbers of positives that at least one class has."""
     return [k for k in SHOTS if any(case.positives.size >= k for case in svms.cases)]
 
 
@@ -214,7 +212,7 @@ def _notes_on_data(devkit: Devkit, options: VocSvmOptions, split: str, train: Vo
 
 
 def _notes(svms: _Svms, scores: AveragePrecisions, options: VocSvmOptions) -> list[str]:
-    """What a reader must know of the mean, and what it is the mean of."""
+    """Return what a reader must know of the mean."""
     notes = []
     if svms.left_out:
         notes.append(f"left out of the mean, no positive or no negative image to train on: {', '.join(svms.left_out)}")
@@ -222,9 +220,7 @@ def _notes(svms: _Svms, scores: AveragePrecisions, options: VocSvmOptions) -> li
         notes.append(f"left out of the mean, no positive image to test on: {', '.join(scores.left_out)}")
     if few := [case.name for case in svms.cases if not cross_validated(case.positive_n)]:
         notes.append(f"cost {FIXED_COST:g}, not cross-validated, for fewer than {FOLDS} images of a kind: {', '.join(few)}")
-    if unreadable := svms.train.unreadable + svms.test.unreadable:
-        some = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
-        notes.append(f"left out, can't be read: {count_of(len(unreadable), 'image')} ({some})")
+    notes += svms.train.notes + svms.test.notes
     if stopped := sum(not kept["converged"] for kept in svms.done.values()):
         notes.append(f"{stopped:,} of {count_of(len(svms.done), 'SVM')} stopped at {MAX_ITERATIONS:,} iterations")
     return [*notes, DIFFERENCES, *(_notes_on_shots(svms) if options.low_shot else [])]
@@ -237,5 +233,5 @@ def _notes_on_shots(svms: _Svms) -> list[str]:
         notes.append(f"low-shot: no class has positives for k = {', '.join(left)}")
     for k in shots:
         if few := [case.name for case in svms.cases if case.positives.size < k]:
-            notes.append(f"low-shot, k={k}: all there are, which is fewer, of {', '.join(few)}")
+            notes.append(f"low-shot, k={k}: fewer positives, all there are, for {', '.join(few)}")
     return notes

@@ -1,4 +1,4 @@
-"""Buildings data sets on disk: images with their ground truth, and the other set that whitening is learned on."""
+"""Buildings data sets on disk: images with their ground truth, and the other set, on which whitening is learned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +10,16 @@ from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.datasets.buildings import (
     DAMAGED_IN_PARIS,
+    LIST_FOLDERS,
+    QUERY_ENDING,
     GroundTruth,
     find_ground_truths,
     is_buildings,
-    none_found,
 )
-from deepcluster.evaluation.datasets.labelled import seen_in
+from deepcluster.evaluation.datasets.labelled import contents_of, some
 
 IMAGE_FOLDERS = ("jpg", "images")
 OTHER = {"oxford": "paris", "paris": "oxford"}
-MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Buildings:
 
     @property
     def name(self) -> str:
-        """What the first ground truth is called."""
+        """The name of the first ground truth."""
         return self.truths[0].name
 
     @property
     def city(self) -> str | None:
-        """Oxford or paris, as far as the names tell it."""
+        """Oxford or paris, if the names say so."""
         named = " ".join([*(truth.name for truth in self.truths), self.folder.resolve().name]).lower()
         return next((city for city in OTHER if city in named), None)
 
@@ -55,23 +55,23 @@ class Buildings:
         return found
 
     def database(self, truth: GroundTruth) -> list[str]:
-        """The images that are ranked."""
+        """Return the images that are ranked."""
         return [name for name in truth.images or self.index_of if name in self.index_of]
 
     def check(self) -> None:
-        """Raise `InputError` where images are not there that a ground truth names."""
+        """Raise `InputError` if images that a ground truth names are missing."""
         for truth in self.truths:
             listed = truth.listed() - DAMAGED_IN_PARIS
             missing = sorted(listed - self.index_of.keys())
             if missing:
                 raise InputError(
                     f"{self.folder}: {len(missing):,} of the {count_of(len(listed), 'image')} that the ground truth "
-                    f"{truth.name} names are not in {image_folder(self.folder)}: {some(missing)}"
+                    f"{truth.name} names are not in {image_folder(self.folder)}: {some(missing, 5)}"
                 )
 
 
 def open_sets(data: Path) -> list[Buildings]:
-    """The data set in a folder, or those in its folders.
+    """Return the data set in a folder, or those in its folders.
 
     Raises:
         InputError: there is none, it does not parse, or images are missing.
@@ -79,7 +79,10 @@ def open_sets(data: Path) -> list[Buildings]:
     below = sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
     folders = [data] if is_buildings(data) else [path for path in below if is_buildings(path)]
     if not folders:
-        raise none_found(data)
+        raise InputError(
+            f"{data} holds no buildings data set: looked for *{QUERY_ENDING} (in it, or in its {', '.join(LIST_FOLDERS)}), "
+            f"gnd_*.pkl and gnd_*.json, here and one folder down; {contents_of(data)}"
+        )
     truths = {path: find_ground_truths(path) for path in folders}
     names = [truth.name for of_one in truths.values() for truth in of_one]
     for path, of_one in truths.items():
@@ -91,12 +94,12 @@ def open_sets(data: Path) -> list[Buildings]:
 
 
 def image_folder(folder: Path) -> Path:
-    """Where the images of a data set lie."""
+    """Return the folder of the images of a data set."""
     return next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), folder)
 
 
 def whitening_folder(one: Buildings, sets: Sequence[Buildings], whiten_on: str | None) -> Path:
-    """The images that the whitening for a data set is learned on: as asked for, else those of the other city.
+    """Return the folder on which the whitening for a data set is learned: as requested, or that of the other city.
 
     Raises:
         InputError: there are none.
@@ -104,7 +107,7 @@ def whitening_folder(one: Buildings, sets: Sequence[Buildings], whiten_on: str |
     if whiten_on is not None:
         named = Path(whiten_on).expanduser()
         if not named.is_dir():
-            raise InputError(f"--whiten-on {whiten_on}: {seen_in(named)}; name a folder of images")
+            raise InputError(f"--whiten-on {whiten_on}: {contents_of(named)}; name a folder of images")
         return image_folder(named)
     wanted = OTHER.get(one.city or "", "")
     beside = sorted(path for path in one.folder.resolve().parent.iterdir() if path.is_dir()) if wanted else []
@@ -120,11 +123,6 @@ def whitening_folder(one: Buildings, sets: Sequence[Buildings], whiten_on: str |
 
 
 def overlap(first: Path, second: Path) -> bool:
-    """Whether two folders hold the same images, all or some."""
+    """Return whether two folders share images."""
     one, other = first.resolve(), second.resolve()
     return one == other or one in other.parents or other in one.parents
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of the names, for a message."""
-    return ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")

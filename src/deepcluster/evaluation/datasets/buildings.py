@@ -1,8 +1,7 @@
 """Ground truth of the buildings data sets (Oxford5k, Paris6k, and both revisited), and average precision as they define it.
 
 Three formats: text files as the Oxford group publishes them (Philbin et al., CVPR 2007 and 2008), lists in JSON, and the
-`gnd_*.pkl` of Revisited Oxford and Paris (Radenovic et al., CVPR 2018). Images are called by their names without folder and
-ending.
+`gnd_*.pkl` of Revisited Oxford and Paris (Radenovic et al., CVPR 2018). Images are named without folder and ending.
 """
 
 import json
@@ -13,7 +12,6 @@ from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
-from deepcluster.evaluation.datasets.labelled import seen_in
 from deepcluster.evaluation.datasets.plain_pickle import read_plain_pickle
 
 LISTS = ("good", "ok", "junk")
@@ -21,13 +19,13 @@ LIST_FOLDERS = ("lab", "gt", "gt_files", "groundtruth")
 QUERY_ENDING = "_query.txt"
 OXFORD_PREFIX = "oxc1_"
 WHOLE = ""
-# Revisited Oxford and Paris: what counts as an answer, and what is skipped; all else is wrong.
+# Revisited Oxford and Paris: right answers, and images that are skipped; all others are wrong.
 REVISITED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "easy": (("easy",), ("hard", "junk")),
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("easy", "junk")),
 }
-# Images of Paris6k that are damaged as they are published; all who report numbers leave them out.
+# Images of Paris6k that are damaged as published; reported numbers leave them out.
 _DAMAGED: Mapping[str, tuple[int, ...]] = {
     "louvre": (136, 146),
     "moulinrouge": (422,),
@@ -45,7 +43,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Judged:
-    """The right answers to a query, and those that are skipped as if they were not in the data set."""
+    """The right answers to a query, and the images that are skipped as if they were not in the data set."""
 
     positives: frozenset[str]
     junk: frozenset[str]
@@ -57,7 +55,7 @@ class Query:
 
     Attributes:
         box: left, top, right and bottom in pixels of the image as it is stored.
-        judged: by case: easy, medium and hard for the revisited sets, else the one case `WHOLE`.
+        judged: by case: easy, medium and hard for the revisited sets, otherwise the single case `WHOLE`.
     """
 
     name: str
@@ -81,22 +79,22 @@ class GroundTruth:
 
     @property
     def cases(self) -> tuple[str, ...]:
-        """The cases that each query is judged in."""
+        """The cases in which each query is judged."""
         return tuple(self.queries[0].judged)
 
     def listed(self) -> set[str]:
-        """All images that the ground truth names."""
+        """Return all images that the ground truth names."""
         of_answers = (name for query in self.queries for one in query.judged.values() for name in one.positives | one.junk)
         return {*(self.images or ()), *(query.image for query in self.queries), *of_answers}
 
 
 def is_buildings(folder: Path) -> bool:
-    """Whether a folder holds ground truth; no file is opened."""
+    """Return whether a folder holds ground truth; no file is opened."""
     return _lists_folder(folder) is not None or bool(_gnd_files(folder))
 
 
 def _lists_folder(folder: Path) -> Path | None:
-    """Where the text files are: in the folder, or in one of its own that has a usual name."""
+    """Return the place of the text files: the folder, or one in it that has a usual name."""
     places = (folder, *(folder / name for name in LIST_FOLDERS), *sorted(folder.glob("gt_files_*")))
     return next((place for place in places if place.is_dir() and any(place.glob("*" + QUERY_ENDING))), None)
 
@@ -106,7 +104,7 @@ def _gnd_files(folder: Path) -> list[Path]:
 
 
 def find_ground_truths(folder: Path) -> list[GroundTruth]:
-    """The ground truths that lie in a folder: its text files, and its `gnd_*.pkl` and `gnd_*.json`; none: an empty list.
+    """Return the ground truths in a folder: its text files, and its `gnd_*.pkl` and `gnd_*.json`; none: an empty list.
 
     Raises:
         InputError: one does not parse (file and line, or place, are named).
@@ -120,35 +118,36 @@ def find_ground_truths(folder: Path) -> list[GroundTruth]:
     return found
 
 
-def none_found(folder: Path) -> InputError:
-    """What is told where a folder has no ground truth."""
-    return InputError(
-        f"{folder} holds no buildings data set: looked for *{QUERY_ENDING} (in it, or in its {', '.join(LIST_FOLDERS)}), "
-        f"gnd_*.pkl and gnd_*.json, here and one folder down; {seen_in(folder)}"
-    )
+def _query(name: str, image: str, box: Box, named: Mapping[str, Iterable[str]]) -> Query:
+    """Return a query of the images named `good` or `ok` (right) and `junk`, or `easy`, `hard` and `junk`."""
+    cases = REVISITED if "easy" in named else {WHOLE: (("good", "ok"), ("junk",))}
+    judged = {
+        case: Judged(*(frozenset(one for kind in kinds for one in named.get(kind, ())) for kinds in of_case))
+        for case, of_case in cases.items()
+    }
+    return Query(name, image, box, judged)
 
 
 def read_lists(folder: Path) -> GroundTruth:
-    """Oxford's format: of each query `NAME_query.txt` (image and box), and `NAME_good.txt`, `_ok.txt` and `_junk.txt`.
+    """Read Oxford's format: for each query `NAME_query.txt` (image and box), `NAME_good.txt`, `_ok.txt` and `_junk.txt`.
 
     Raises:
         InputError: a list is missing, or a line does not parse.
     """
-    queries = []
-    paths = sorted(folder.glob("*" + QUERY_ENDING))
-    for path in paths:
+    queries, prefixed = [], False
+    for path in sorted(folder.glob("*" + QUERY_ENDING)):
         name = path.name.removesuffix(QUERY_ENDING)
         image, box = _query_line(path)
-        good, ok, junk = (_names(folder / f"{name}_{kind}.txt") for kind in LISTS)
-        queries.append(Query(name, image, box, {WHOLE: Judged(frozenset(good + ok), frozenset(junk))}))
+        prefixed |= image.startswith(OXFORD_PREFIX)
+        named = {kind: _names(folder / f"{name}_{kind}.txt") for kind in LISTS}
+        queries.append(_query(name, _bare(image.removeprefix(OXFORD_PREFIX)), box, named))
     of_paris = all(query.image.startswith("paris_") for query in queries)
-    prefixed = any(path.read_text(encoding="utf-8").startswith(OXFORD_PREFIX) for path in paths)
     usual = "paris6k" if of_paris else "oxford5k" if prefixed else folder.name
     return GroundTruth(usual, None, tuple(queries))
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """The words of each line that is not empty, and its number."""
+    """Return the words of each line that is not empty, and its number."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -164,7 +163,7 @@ def _names(path: Path) -> list[str]:
     lines = _lines(path)
     for number, words in lines:
         if len(words) != 1:
-            raise InputError(f"{path}, line {number}: one image name a line is expected, not {' '.join(words)[:60]!r}")
+            raise InputError(f"{path}, line {number}: one image name per line is expected, not {' '.join(words)[:60]!r}")
     return [_bare(words[0]) for _, words in lines]
 
 
@@ -172,39 +171,36 @@ def _query_line(path: Path) -> tuple[str, Box]:
     lines = _lines(path)
     number, words = lines[0] if lines else (1, [])
     try:
-        image, left, top, right, bottom = words
-        box = (float(left), float(top), float(right), float(bottom))
-        sound = box[0] < box[2] and box[1] < box[3]
+        image, *sides = words
+        left, top, right, bottom = map(float, sides)
+        valid = left < right and top < bottom
     except ValueError:
-        sound = False
-    if not sound or len(lines) != 1:
+        valid = False
+    if not valid or len(lines) != 1:
         raise InputError(
             f"{path}, line {number}: one line `IMAGE LEFT TOP RIGHT BOTTOM` in pixels is expected, not "
             f"{' '.join(words)[:60]!r}{'' if len(lines) < 2 else f' and {len(lines) - 1} more'}"
         )
-    return _bare(image.removeprefix(OXFORD_PREFIX)), box
+    return image, (left, top, right, bottom)
 
 
 def _bare(name: str) -> str:
-    """A name without folder and image ending."""
+    """Return a name without folder and image ending."""
     last = name.rpartition("/")[2]
     stem, dot, ending = last.rpartition(".")
     return stem if dot and ending.lower() in ("jpg", "jpeg", "png") else last
 
 
 def read_gnd(path: Path) -> GroundTruth:
-    """`gnd_NAME.pkl` or `.json`: imlist, qimlist, and gnd with `bbx` and indexes: `ok`, `junk`, or `easy`, `hard`, `junk`.
+    """Read `gnd_NAME.pkl` or `.json`: imlist, qimlist, and gnd with `bbx` and indices (`ok` or `easy` and `hard`, `junk`).
 
     Raises:
         InputError: it is not of this form (the place is named), or a pickle asks for more than plain values.
     """
-    if path.suffix == ".pkl":
-        content = read_plain_pickle(path)
-    else:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
-            raise InputError(f"{path} can't be read as JSON: {fault}") from None
+    try:
+        content = read_plain_pickle(path) if path.suffix == ".pkl" else json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise InputError(f"{path} can't be read as JSON: {fault}") from None
     images, query_images, entries = _three_lists(path, content)
     queries = tuple(
         _entry(f"{path}: gnd[{number}]", entry, name, images)
@@ -217,10 +213,11 @@ def read_gnd(path: Path) -> GroundTruth:
 
 def _three_lists(path: Path, content: Any) -> tuple[list[str], list[str], list[Any]]:
     wanted = ("imlist", "qimlist", "gnd")
-    if not isinstance(content, dict) or not all(_is_list(content.get(name)) for name in wanted):
+    lists = [_listed(content.get(name)) for name in wanted] if isinstance(content, dict) else [None]
+    if None in lists:
         there = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise InputError(f"{path}: the lists imlist, qimlist and gnd are expected; there is {there[:80]}")
-    images, queries, entries = (_listed(content[name]) for name in wanted)
+    images, queries, entries = (one or [] for one in lists)
     if not all(isinstance(name, str) for name in [*images, *queries]):
         raise InputError(f"{path}: imlist and qimlist should hold names of images")
     if len(queries) != len(entries) or not queries:
@@ -230,54 +227,43 @@ def _three_lists(path: Path, content: Any) -> tuple[list[str], list[str], list[A
     return [_bare(name) for name in images], [_bare(name) for name in queries], entries
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) or hasattr(value, "tolist")
-
-
-def _listed(value: Any) -> list[Any]:
-    """The list, tuple or array as a list of plain values."""
+def _listed(value: Any) -> list[Any] | None:
+    """Return a list, tuple or array as a list of plain values; None for anything else."""
     whole = value.tolist() if hasattr(value, "tolist") else value
-    return [one.item() if hasattr(one, "item") else one for one in (whole if isinstance(whole, list | tuple) else [whole])]
+    if not isinstance(whole, list | tuple):
+        return [whole] if whole is not value else None
+    return [one.item() if hasattr(one, "item") else one for one in whole]
 
 
 def _entry(place: str, entry: Any, image: str, images: Sequence[str]) -> Query:
     if not isinstance(entry, dict):
-        raise InputError(f"{place} should be a dict with bbx and lists of indexes")
-    box = _listed(entry["bbx"]) if _is_list(entry.get("bbx")) else []
+        raise InputError(f"{place} should be a dict with bbx and lists of indices")
+    box = _listed(entry.get("bbx")) or []
     if len(box) != 4 or not all(isinstance(side, int | float) for side in box) or box[0] >= box[2] or box[1] >= box[3]:
         raise InputError(f"{place}: bbx should be left, top, right and bottom in pixels, not {entry.get('bbx')}")
     kinds = ("easy", "hard", "junk") if "easy" in entry else ("ok", "junk")
-    named = {kind: frozenset(_indexed(f"{place}: {kind!r}", entry.get(kind), images)) for kind in kinds}
-    if "ok" in named:
-        judged = {WHOLE: Judged(named["ok"], named["junk"])}
-    else:
-        judged = {
-            case: Judged(_union(named, positives), _union(named, junk)) for case, (positives, junk) in REVISITED.items()
-        }
-    return Query(image, image, (box[0], box[1], box[2], box[3]), judged)
+    named = {kind: _indexed(f"{place}: {kind!r}", entry.get(kind), images) for kind in kinds}
+    return _query(image, image, (box[0], box[1], box[2], box[3]), named)
 
 
-def _union(named: Mapping[str, frozenset[str]], kinds: Iterable[str]) -> frozenset[str]:
-    return frozenset().union(*(named[kind] for kind in kinds))
-
-
-def _indexed(place: str, indexes: Any, images: Sequence[str]) -> list[str]:
-    if not _is_list(indexes):
-        raise InputError(f"{place} should be a list of indexes into imlist")
-    for index in (plain := _listed(indexes)):
+def _indexed(place: str, indices: Any, images: Sequence[str]) -> list[str]:
+    plain = _listed(indices)
+    if plain is None:
+        raise InputError(f"{place} should be a list of indices into imlist")
+    for index in plain:
         if not isinstance(index, int) or not 0 <= index < len(images):
             raise InputError(
-                f"{place} holds {index!r}; indexes into the {count_of(len(images), 'name')} of imlist are expected"
+                f"{place} holds {index!r}; indices into the {count_of(len(images), 'name')} of imlist are expected"
             )
     return [images[index] for index in plain]
 
 
 def average_precision(ranked: Sequence[str], positives: Collection[str], junk: Collection[str]) -> float:
-    """Area under precision over recall, as the program of the Oxford buildings computes it.
+    """Return the area under precision over recall, as the program of the Oxford buildings computes it.
 
-    Junk is skipped as if it were not there. Between two answers the precision is taken as straight: an answer at rank r
-    (from 1) that is the n-th right one adds ((n - 1) / (r - 1) + n / r) / 2 over the number of positives, where the first
-    fraction is 1 for r = 1. A positive that was not ranked is one that was not found. The revisited sets use the same.
+    Junk is skipped. Precision is interpolated linearly between two answers: an answer at rank r (from 1) that is the n-th
+    right one adds ((n - 1) / (r - 1) + n / r) / 2 over the number of positives, where the first fraction is 1 for r = 1.
+    A positive that is not ranked counts as not found. The revisited sets use the same definition.
 
     Args:
         ranked: names, the best first, each of them once.
@@ -299,9 +285,9 @@ def average_precision(ranked: Sequence[str], positives: Collection[str], junk: C
 def precisions_at(
     ranked: Sequence[str], positives: Collection[str], junk: Collection[str], ks: Sequence[int]
 ) -> dict[int, float]:
-    """The share of right ones among the first k that are not junk, for each k, as the revisited sets define it.
+    """Return the share of right answers among the first k that are not junk, for each k, as the revisited sets define it.
 
-    A query whose last positive is at a rank r before k is looked at up to r alone, so that few positives do not lower it.
+    If the last positive of a query is at a rank r before k, only ranks up to r count, so that few positives do not lower it.
     """
     kept = [name for name in ranked if name not in junk]
     hits = [rank for rank, name in enumerate(kept, 1) if name in positives]

@@ -4,7 +4,7 @@ N images, C classes.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ HOLDERS = (".tar", ".tar.gz", ".tgz", ".parquet", ".csv", ".tsv")
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images of which each has a class.
+    """Images that all have a class.
 
     Attributes:
         labels_N: index into `class_names`, int64; none is missing.
@@ -32,16 +32,20 @@ class Labelled:
     labels_N: Tensor
     class_names: list[str]
 
+    def left_out(self, part: str, unreadable: Mapping[int, str]) -> list[str]:
+        """Return a note on unreadable images, which are given by index; no note if there are none."""
+        return left_out(part, {self.source.name(index): why for index, why in sorted(unreadable.items())})
+
 
 @dataclass(frozen=True)
 class TrainVal:
-    """What is learned from, and what is held out; of the same classes."""
+    """The training part and the held-out part, with the same classes."""
 
     train: Labelled
     val: Labelled
 
     def describe(self) -> dict[str, object]:
-        """For the results."""
+        """Return counts, for the results."""
         return {
             "train_images": len(self.train.source),
             "val_images": len(self.val.source),
@@ -50,10 +54,10 @@ class TrainVal:
 
 
 def open_train_val(data: Path) -> TrainVal:
-    """The two parts of `data`: folders `train` and `val` (or `test`) of class folders, or shards or tables so named.
+    """Return the two parts of `data`: folders `train` and `val` (or `test`) of class folders, or shards or tables so named.
 
     Raises:
-        InputError: the folder is not laid out so, images have no class, or the classes of the two differ.
+        InputError: the folder has another layout, images have no class, or the classes of the two differ.
     """
     train, val = _open(data, TRAIN), _open(data, HELD_OUT)
     missing = sorted(set(train.class_names) ^ set(val.class_names))
@@ -61,18 +65,18 @@ def open_train_val(data: Path) -> TrainVal:
         where = "val" if missing[0] in train.class_names else "train"
         raise InputError(
             f"{data}: the classes of train ({len(train.class_names)}) and val ({len(val.class_names)}) differ: "
-            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}; {missing[0]} is not in {where}"
+            f"{some(missing, 5)}; {missing[0]} is not in {where}"
         )
     return TrainVal(train, val)
 
 
 def has_train_val(data: Path) -> bool:
-    """Whether there are two parts in `data`, going by their names."""
+    """Return whether there are two parts in `data`, judging by their names."""
     return bool(find_part(data, TRAIN) and find_part(data, HELD_OUT))
 
 
 def find_part(data: Path, names: tuple[str, ...]) -> Path | None:
-    """The folder in `data` that is called one of `names`, or the file with one of them as a word in its name."""
+    """Return the folder in `data` that has one of `names`, or the file with one of them as a word in its name."""
     if not data.is_dir():
         return None
     for name in names:
@@ -90,13 +94,13 @@ def _open(data: Path, names: tuple[str, ...]) -> Labelled:
     path = find_part(data, names)
     if path is None:
         raise InputError(
-            f"{data} has no {names[0]} folder of class folders, and no {names[0]} shards or table: {seen_in(data)}"
+            f"{data} has no {names[0]} folder of class folders, and no {names[0]} shards or table: {contents_of(data)}"
         )
     return open_labelled(path)
 
 
 def open_labelled(path: Path) -> Labelled:
-    """Images that all have a class: class folders, or shards or a table with labels.
+    """Return images that all have a class: class folders, or shards or a table with labels.
 
     Raises:
         InputError: there are none, or some have no class.
@@ -105,21 +109,30 @@ def open_labelled(path: Path) -> Labelled:
     if source.labels_N is None or (source.labels_N < 0).any():
         known = 0 if source.labels_N is None else int((source.labels_N >= 0).sum())
         raise InputError(
-            f"{path}: {known:,} of {count_of(len(source), 'image')} have a class; a folder for each class, or a table with "
-            "the columns path,label, tells them"
+            f"{path}: {known:,} of {count_of(len(source), 'image')} have a class; use a folder for each class, or a table "
+            "with the columns path,label"
         )
     return Labelled(source, torch.from_numpy(source.labels_N), source.class_names)
 
 
-def seen_in(data: Path) -> str:
-    """What is there instead, in a few words."""
+def contents_of(data: Path) -> str:
+    """Return what is in a folder, in a few words for an error message."""
     if not data.is_dir():
         return "it is not a folder" if data.exists() else "it does not exist"
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in data.iterdir())
-    return f"there are {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else "it is empty"
+    return f"there are {some(names, 8)}" if names else "it is empty"
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
     """Return the first of the names, for a message."""
     names = list(names)
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def left_out(what: str, reasons: Mapping[str, str]) -> list[str]:
+    """Return a note on images that can't be read: why (or nothing) by name; no note if there are none."""
+    if not reasons:
+        return []
+    named = [f"{name} ({why})" if why else name for name, why in reasons.items()]
+    verb = "is" if len(reasons) == 1 else "are"
+    return [f"{what}: {count_of(len(reasons), 'image')} can't be read and {verb} left out: {some(named, 5)}"]

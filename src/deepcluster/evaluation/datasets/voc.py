@@ -5,7 +5,7 @@ N images, C = 20 classes.
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,46 +17,28 @@ from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.sources.files import FileSource
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.evaluation.datasets.labelled import seen_in
+from deepcluster.evaluation.datasets.labelled import contents_of, left_out, some
 
-CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+NAMES = """
+aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train
+tvmonitor"""
+CLASSES = tuple(NAMES.split())
 PRESENT, DIFFICULT, ABSENT = 1, 0, -1
 SPLITS = ("train", "val", "trainval", "test")
 LISTS = Path("ImageSets") / "Main"
 PARTS = (Path("Annotations"), Path("JPEGImages"), LISTS)
-# Those of VOC have a few kilobytes; what is a thousand times larger is something else.
+# VOC's annotations have a few kilobytes; a file a thousand times larger is something else.
 LARGEST_ANNOTATION = 4 << 20
 
 
 @dataclass(frozen=True)
 class VocSplit:
-    """The images of one list, and what they show.
+    """The images of one list, and the classes that they show.
 
     Attributes:
         source: the images, without labels of their own.
-        labels_NC: int8; 1 = the image has an object of the class that is not difficult, 0 = difficult ones alone, which
-            no score counts, -1 = none.
+        labels_NC: int8; 1 = the image has an object of the class that is not difficult, 0 = only difficult ones, which no
+            score counts, -1 = none.
         names: of the images, without ending, in the order of the list.
         notes: what a reader of the numbers must know.
     """
@@ -65,6 +47,10 @@ class VocSplit:
     labels_NC: Tensor
     names: list[str]
     notes: tuple[str, ...] = ()
+
+    def left_out(self, unreadable: Mapping[int, str]) -> list[str]:
+        """Return a note on unreadable images, which are given by index; no note if there are none."""
+        return left_out(self.source.describe(), {self.names[index]: why for index, why in sorted(unreadable.items())})
 
 
 @dataclass(frozen=True)
@@ -75,18 +61,18 @@ class Devkit:
     name: str = field(default="", compare=False)
 
     def lists(self) -> list[str]:
-        """Which of train, val, trainval and test there are."""
+        """Return which of train, val, trainval and test there are."""
         return [split for split in SPLITS if self._list_file(split).is_file()]
 
     def has_answers(self, split: str) -> bool:
-        """Whether the list is there, and an annotation of its first image; VOC 2012 keeps those of its test images back."""
+        """Return whether the list is there, and an annotation of its first image; VOC 2012 has none of its test images."""
         if split not in self.lists():
             return False
         names, _ = _read_list(self._list_file(split))
         return (self.root / "Annotations" / f"{names[0]}.xml").is_file()
 
     def split(self, name: str) -> VocSplit:
-        """The images of the list `name` (train, val, trainval or test) and their labels.
+        """Return the images of the list `name` (train, val, trainval or test) and their labels.
 
         Raises:
             InputError: no such list, it is empty, an image or an annotation that it names is missing, or an annotation
@@ -117,12 +103,12 @@ class Devkit:
 
 
 def open_voc(data: Path) -> Devkit:
-    """The devkit in `data`: the folder itself, a `VOC20xx` in it, or one in its `VOCdevkit`; of several VOC2007.
+    """Return the devkit in `data`: the folder itself, a `VOC20xx` in it, or one in its `VOCdevkit`; VOC2007 if several.
 
     Raises:
         InputError: there is none.
     """
-    # VOC2007 is what the protocols are named after, and the one whose test annotations are public.
+    # The protocols are named after VOC2007, the one whose test annotations are public.
     inside = [path for folder in (data, data / "VOCdevkit") for path in sorted(folder.glob("VOC20[0-9][0-9]"))]
     candidates = [data, *sorted(inside, key=lambda path: path.name != "VOC2007")]
     for path in candidates:
@@ -135,12 +121,21 @@ def open_voc(data: Path) -> Devkit:
             raise InputError(f"{path} is not a whole VOC devkit: {' and '.join(missing)} not there, of {wanted}")
     raise InputError(
         f"{data} is no VOC devkit: looked for folders {wanted} in it, in VOC2007 or VOC20xx, and in VOCdevkit/VOC20xx; "
-        f"{seen_in(data)}"
+        f"{contents_of(data)}"
     )
 
 
+def is_voc(data: Path) -> bool:
+    """Return whether `open_voc` finds a devkit."""
+    try:
+        open_voc(data)
+    except InputError:
+        return False
+    return True
+
+
 def splits_for(devkit: Devkit, split: str) -> tuple[VocSplit, VocSplit]:
-    """What to train on and what to test on: train and val, or trainval and test.
+    """Return the splits to train and to test on: train and val, or trainval and test.
 
     Raises:
         InputError: a list is missing, or what `Devkit.split` raises.
@@ -159,19 +154,19 @@ def splits_for(devkit: Devkit, split: str) -> tuple[VocSplit, VocSplit]:
 
 
 def without_positives(labels_NC: Tensor, classes: Sequence[str] = CLASSES) -> list[str]:
-    """The classes of which no image has an object that counts: they have no average precision."""
+    """Return the classes of which no image has an object that counts: they have no average precision."""
     return [name for name, labels_N in zip(classes, labels_NC.T, strict=True) if not (labels_N == PRESENT).any()]
 
 
 def _read_list(file: Path) -> tuple[list[str], list[str]]:
-    """The images of a list, and notes. Lists of a class have a second column, which the annotations tell anew."""
+    """Return the images of a list, and notes. Lists of a class have a second column, which repeats the annotations."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} can't be read as UTF-8 text: {error}") from error
     listed = [line.split()[0] for line in lines if line.strip()]
     if not listed:
-        raise InputError(f"{file} names no images; a VOC list has the name of one image a line, without .jpg")
+        raise InputError(f"{file} names no images; a VOC list has the name of one image per line, without .jpg")
     names = list(dict.fromkeys(listed))
     repeated = len(listed) - len(names)
     return names, [f"{count_of(repeated, 'repeated line')} of {file.name} skipped"] if repeated else []
@@ -181,22 +176,22 @@ def _check_there(names: list[str], folder: Path, ending: str, listed_in: Path) -
     there = {path.name for path in folder.iterdir()}
     missing = [name for name in names if name + ending not in there]
     if missing:
-        some = ", ".join(name + ending for name in missing[:3]) + (", …" if len(missing) > 3 else "")
         raise InputError(
-            f"{folder} lacks {len(missing):,} of the {count_of(len(names), 'image')} that {listed_in} lists: {some}; "
-            "unpack the devkit anew"
+            f"{folder} lacks {len(missing):,} of the {count_of(len(names), 'image')} that {listed_in} lists: "
+            f"{some(name + ending for name in missing)}; "
+            "unpack the devkit again"
         )
 
 
 def _labels_of(file: Path, unknown: Counter[str]) -> list[int]:
-    """One label a class, of the objects of an annotation; counts those of `unknown` classes."""
+    """Return one label per class, of the objects of an annotation; count those of `unknown` classes."""
     best = dict.fromkeys(CLASSES, ABSENT)
     for element in _parsed(file).iter("object"):
         name = (element.findtext("name") or "").strip()
         if name not in best:
             unknown[name or "without a name"] += 1
             continue
-        # VOC leaves the tag out where nothing was judged difficult.
+        # VOC omits the tag where nothing was judged difficult.
         difficult = (element.findtext("difficult") or "0").strip()
         if difficult not in ("0", "1"):
             raise InputError(f"{file}: <difficult> of a {name} is {difficult!r}; it must be 0 or 1")
@@ -205,7 +200,7 @@ def _labels_of(file: Path, unknown: Counter[str]) -> list[int]:
 
 
 def _parsed(file: Path) -> ElementTree.Element:
-    """The root of an annotation. No document type is read: VOC has none, and entities can blow up a small file."""
+    """Return the root of an annotation. Document types are refused: VOC has none, and entities can blow up a small file."""
     try:
         with file.open("rb") as opened:
             content = opened.read(LARGEST_ANNOTATION + 1)

@@ -1,6 +1,6 @@
-"""The rows of those images that can be read, with their classes, where neighbours and clusters are looked for.
+"""Averaged stages of the readable images of a data set, with their classes; kNN and clustering compare them.
 
-N images, S images that can be read, D features.
+N images, S readable images, D features.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets.labelled import Labelled
 from deepcluster.run.model import Model, readable
 from deepcluster.run.pooling import Pooled
@@ -18,42 +17,39 @@ from deepcluster.run.pooling import Pooled
 
 @dataclass(frozen=True)
 class ReadableRows:
-    """Averaged stages of the images that can be read.
+    """Averaged stages of the readable images.
 
     Attributes:
-        rows: (N, D) by stage, on the CPU, maybe in a file; NaN where an image can't be read.
-        seen_N: which images can be read.
+        images: all images, with their classes.
+        rows: (N, D) by stage, on the CPU, possibly in a file; NaN for unreadable images.
+        readable_N: which images can be read.
         labels_S: classes of those.
     """
 
+    images: Labelled
     rows: dict[str, Tensor]
-    seen_N: Tensor
+    readable_N: Tensor
     labels_S: Tensor
 
     def at(self, stage: str, device: torch.device) -> Tensor:
-        """Rows (S, D) of a stage, on a device."""
+        """Return rows (S, D) of a stage, on a device."""
         rows_ND = self.rows[stage]
-        return (rows_ND if bool(self.seen_N.all()) else rows_ND[self.seen_N]).to(device)
+        return (rows_ND if bool(self.readable_N.all()) else rows_ND[self.readable_N]).to(device)
 
     def notes(self, part: str) -> list[str]:
-        """What a reader must know of images that are left out."""
-        missing = int((~self.seen_N).sum())
-        return [f"{part}: {count_of(missing, 'image')} can't be read, and {_is(missing)} left out"] if missing else []
-
-
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
+        """Return a note on the images of a part that are left out."""
+        return self.images.left_out(part, dict.fromkeys((~self.readable_N).nonzero()[:, 0].tolist(), ""))
 
 
 def readable_rows(model: Model, images: Labelled, stages: Sequence[str]) -> ReadableRows:
-    """Averages of the stages over their maps, of all images in one pass.
+    """Return the stages averaged over their maps, of all images in one pass.
 
     Raises:
         InputError: no image can be read.
     """
-    wanted = [Pooled(stage) for stage in stages]
-    features = model.rows(images.source, wanted)
-    seen_N = readable(features[wanted[0]])
-    if not bool(seen_N.any()):
+    features = model.rows(images.source, [Pooled(stage) for stage in stages])
+    readable_N = readable(features[Pooled(stages[0])])
+    if not bool(readable_N.any()):
         raise InputError(f"none of the images can be read: {images.source.describe()}")
-    return ReadableRows({one.stage: features[one] for one in wanted}, seen_N, images.labels_N[seen_N])
+    rows = {one.stage: rows_ND for one, rows_ND in features.items()}
+    return ReadableRows(images, rows, readable_N, images.labels_N[readable_N])

@@ -1,13 +1,15 @@
 """Multinomial logistic regression on frozen features: one number in seconds, without augmentation.
 
-Features are made of like size first: each less its mean, over its deviation, which counts as at least a tenth of the root
-mean square of all deviations (a unit that hardly ever fires would weigh as much as all others else). What is minimised is
+Features are standardised first: the mean is subtracted and the result divided by the deviation, which counts as at least a
+tenth of the root mean square of all deviations (otherwise a unit that hardly ever fires would weigh as much as any other).
+The objective is
 
-    mean over the rows of the cross-entropy  +  l2 / 2 · (sum of the squared weights of features of like size)
+    mean over the rows of the cross-entropy  +  l2 / 2 · (sum of the squared weights of standardised features)
 
-by L-BFGS; the biases are free. It is scikit-learn's LogisticRegression at C = 1 / (l2 · N). Neighbouring pixels of a map
-say much the same: along a few directions features vary a thousand times as much as along most, which makes the search
-long. It goes on in coordinates in which the widest directions are no wider than the next one; the optimum is the same.
+minimised by L-BFGS; the biases are free. It equals scikit-learn's LogisticRegression at C = 1 / (l2 · N). Neighbouring
+pixels of a map are strongly correlated: along a few directions features vary a thousand times as much as along most, which
+makes the search long. It uses coordinates in which the widest directions are no wider than the next one; the optimum is
+the same.
 
 N rows, B rows of a block, D features, C classes, W widest directions.
 """
@@ -24,31 +26,31 @@ from deepcluster.core.work import Advance, no_advance
 
 # From strong to weak; tried in this order, each from the solution of the one before.
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5)
-# Where there are too few rows to choose a strength on.
+# Used where there are too few rows to choose a strength on.
 USUAL_STRENGTH = 0.1
 FEWEST_TO_CHOOSE = 20
 HELD_OUT = 0.2
 LEAST_DEVIATION = 0.1
 MAX_ITERATIONS = 200
-# Of the gradient, as scikit-learn's; of the last fit, and while the strength is chosen.
+# Tolerances of the gradient, as scikit-learn's: for the last fit, and while the strength is chosen.
 TOLERANCE, ROUGH_TOLERANCE = 1e-4, 1e-3
-# Directions that are made narrower, and passes over the rows to find them.
+# Number of directions that are narrowed, and of passes over the rows to find them.
 WIDEST, PASSES_TO_FIND = 64, 3
-# Directions with less than this share of the widest one's variance are left as narrow as they are.
+# Directions with less than this share of the widest one's variance are left as they are.
 NARROWEST = 0.01
 BLOCK_BYTES = 64 << 20
-# Rows that a probe in the midst of training looks at; more tell nothing new, and take their time.
+# Most rows that a probe during training uses; more would only take time.
 MOST_PROBED = 50_000
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """A fitted classifier, for rows as they are.
+    """A fitted classifier, for rows that are not standardised.
 
     Attributes:
         weight_CD, bias_C: float32, on the device of the fit.
-        l2: strength that it was fitted with.
-        loss: what was minimised, at the solution.
+        l2: strength of the penalty it was fitted with.
+        loss: the objective at the solution.
     """
 
     weight_CD: Tensor
@@ -57,14 +59,14 @@ class Logistic:
     loss: float
 
     def scores(self, rows_BD: Tensor) -> Tensor:
-        """Scores (B, C) of rows on the device."""
+        """Return scores (B, C) of rows on the device."""
         return torch.addmm(self.bias_C, rows_BD.float(), self.weight_CD.T)
 
     def accuracy(self, rows_ND: Tensor, labels_N: Tensor, *, top: Sequence[int] = (1,)) -> list[float]:
-        """Shares of the rows whose label is among the `top` highest scores; labels of -1 are left out.
+        """Return shares of the rows whose label is among the `top` highest scores; labels of -1 are left out.
 
         Args:
-            rows_ND: on any device; they may lie in a file.
+            rows_ND: on any device, possibly in a file.
         """
         right, count = torch.zeros(len(top), dtype=torch.int64), 0
         for rows_BD, labels_B in _Rows(rows_ND, labels_N, (labels_N >= 0).nonzero()[:, 0], self.bias_C.device):
@@ -74,7 +76,7 @@ class Logistic:
 
 
 def right_among(scores_BC: Tensor, labels_B: Tensor, top: Sequence[int]) -> Tensor:
-    """How many rows have their label among the `top` highest scores; int64, one number for each of `top`."""
+    """Return how many rows have their label among the `top` highest scores; int64, one number for each of `top`."""
     ranked_BK = scores_BC.topk(max(top), dim=1).indices
     return torch.stack([(ranked_BK[:, :most] == labels_B[:, None]).sum() for most in top])
 
@@ -91,16 +93,16 @@ def fit_logistic(
     tolerance: float = TOLERANCE,
     advance: Advance = no_advance,
 ) -> Logistic:
-    """Fit a classifier; the result depends on the arguments alone, and no generator but its own is drawn from.
+    """Fit a classifier; the result is a function of the arguments, and only its own random generator is used.
 
     Args:
-        rows_ND: float16 or float32, on any device; they may lie in a file, and are read in blocks.
-        labels_N: 0 … C-1; rows with -1 are left out (which may hold NaN).
-        seed: of the choice of rows that the strength is chosen on.
-        l2: strength; None: the one of `STRENGTHS` with the least cross-entropy on a fifth of the rows, kept apart for that.
-        device: where products are made; must know float64.
+        rows_ND: float16 or float32, on any device, possibly in a file; read in blocks.
+        labels_N: 0 … C-1; rows with -1, which may hold NaN, are left out.
+        seed: of the choice of rows on which the strength is chosen.
+        l2: strength; None: the one of `STRENGTHS` with the least cross-entropy on a held-out fifth of the rows.
+        device: of the computation; must support float64.
         max_iterations: of L-BFGS.
-        tolerance: it ends where no part of the gradient is larger.
+        tolerance: the search ends when no component of the gradient is larger.
         advance: called before each pass over the rows; may raise to stop.
     """
     device = device or torch.device("cpu")
@@ -124,10 +126,10 @@ def fit_logistic(
 
 
 def probe_accuracy(features_ND: Tensor, labels_N: Tensor, seed: int) -> float:
-    """Top-1 accuracy on a fifth of the rows of a classifier that is fitted on the others.
+    """Return the top-1 accuracy on a fifth of the rows of a classifier fitted on the others.
 
-    The fifth is chosen by a generator of its own; of more than 50,000 labelled rows, so many are looked at. Rows with label
-    -1 or NaN are left out. NaN where fewer than two are left.
+    The fifth is chosen by a separate random generator. At most 50,000 labelled rows are used. Rows with label -1 or NaN are
+    left out; the accuracy is NaN if fewer than two remain.
     """
     labels_N = torch.where(features_ND[:, 0].isnan().cpu(), -1, labels_N.cpu())
     order_M = torch.from_numpy(np.random.default_rng([seed, 80]).permutation((labels_N >= 0).nonzero()[:, 0].numpy()))
@@ -143,7 +145,7 @@ def probe_accuracy(features_ND: Tensor, labels_N: Tensor, seed: int) -> float:
 
 
 class _Rows:
-    """Some of the rows, block by block, as float32 on the device with their labels; kept there where there is room."""
+    """Some of the rows, block by block, as float32 on the device with their labels; kept there if there is room."""
 
     def __init__(
         self, rows_ND: Tensor, labels_N: Tensor, chosen_M: Tensor, device: torch.device, *, keep: bool = False
@@ -164,14 +166,14 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """What makes features of like size: (row - mean_D) * scale_D; float32."""
+    """Standardisation of features: (row - mean_D) * scale_D; float32."""
 
     mean_D: Tensor
     scale_D: Tensor
 
     @classmethod
     def of(cls, data: Sequence[_Rows], width: int, device: torch.device) -> "_Scaling":
-        """In one pass, in float64."""
+        """Compute it in one pass, in float64."""
         count = sum(part.count for part in data)
         sums_D = torch.zeros(width, dtype=torch.float64, device=device)
         squares_D = torch.zeros_like(sums_D)
@@ -187,22 +189,22 @@ class _Scaling:
         return cls(mean_D.float(), scale_D.float())
 
     def for_raw_rows(self, solution_CD1: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (C, D) and biases (C,) for rows as they are, of those for rows of like size (biases last)."""
+        """Return weights (C, D) and biases (C,) for raw rows, from those for standardised rows (biases last)."""
         weight_CD = solution_CD1[:, :-1] * self.scale_D
         return weight_CD, solution_CD1[:, -1] - weight_CD @ self.mean_D
 
     def gradient(self, gradient_CD: Tensor, gradient_C: Tensor) -> Tensor:
-        """Gradient (C, D + 1) for rows of like size, of that for rows as they are."""
+        """Return the gradient (C, D + 1) for standardised rows, from that for raw rows."""
         scaled_CD = torch.addr(gradient_CD, gradient_C, self.mean_D, alpha=-1) * self.scale_D
         return torch.cat([scaled_CD, gradient_C[:, None]], 1)
 
 
 @dataclass(frozen=True)
 class _Narrowing:
-    """Weights in the search's coordinates → weights for rows of like size: less along the widest directions.
+    """A map from weights in the search's coordinates to weights for standardised rows: smaller along the widest directions.
 
     Along these, features have unit variance in the search's coordinates, so that one tolerance of the gradient suits all.
-    It is its own transpose: gradients go back by the same map. Biases, the last column, stay.
+    The map is its own transpose: it also takes gradients back. Biases, the last column, stay.
     """
 
     directions_DW: Tensor
@@ -211,7 +213,7 @@ class _Narrowing:
 
     @classmethod
     def of(cls, data: Sequence[_Rows], scaling: _Scaling, seed: int) -> "_Narrowing":
-        """By subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4)."""
+        """Find the directions by subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4)."""
         width, device = len(scaling.mean_D), scaling.mean_D.device
         start_DW = torch.randn(width, min(WIDEST, width), generator=torch.Generator().manual_seed(seed)).to(device)
         for _ in range(PASSES_TO_FIND):
@@ -224,17 +226,17 @@ class _Narrowing:
 
     @staticmethod
     def _spread(data: Sequence[_Rows], scaling: _Scaling, directions_DW: Tensor) -> Tensor:
-        """The covariance of rows of like size, times directions (D, W)."""
+        """Return the covariance of standardised rows, times directions (D, W)."""
         scaled_DW = directions_DW * scaling.scale_D[:, None]
         shift_W, sums_DW = scaling.mean_D @ scaled_DW, torch.zeros_like(directions_DW)
         for part in data:
             for rows_BD, _ in part:
-                # Each column sums to zero over all rows, so that the mean need not be taken from the other factor too.
+                # Each column sums to zero over all rows, so the mean need not be subtracted from the other factor, too.
                 sums_DW.addmm_(rows_BD.T, rows_BD @ scaled_DW - shift_W)
         return sums_DW * scaling.scale_D[:, None] / max(1, sum(part.count for part in data))
 
     def __call__(self, weight_CD1: Tensor) -> Tensor:
-        """The same as other coordinates, (C, D + 1)."""
+        """Return the weights in the other coordinates, (C, D + 1)."""
         weight_CD = weight_CD1[:, :-1]
         along_CW = (weight_CD @ self.directions_DW) * self.less_W
         narrow_CD = torch.addmm(weight_CD, along_CW, self.directions_DW.T).mul_(self.scale)
@@ -243,7 +245,7 @@ class _Narrowing:
 
 @dataclass(frozen=True)
 class _Objective:
-    """Cross-entropy of all rows, and its gradient."""
+    """Cross-entropy of all rows with the penalty, and its gradient."""
 
     data: Sequence[_Rows]
     scaling: _Scaling
@@ -251,7 +253,7 @@ class _Objective:
     advance: Advance
 
     def __call__(self, solution_CD1: Tensor, l2: float) -> tuple[Tensor, Tensor]:
-        """What is minimised (float64), and its gradient (C, D + 1), at weights and biases (last) of the search."""
+        """Return the objective (float64) and its gradient (C, D + 1) at weights and biases (last) of the search."""
         self.advance(1)
         solution_CD1 = self.narrow(solution_CD1)
         weight_CD, bias_C = self.scaling.for_raw_rows(solution_CD1)
@@ -274,7 +276,7 @@ class _Objective:
 def _minimise(
     objective: _Objective, start_CD1: Tensor, l2: float, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, float]:
-    """The weights and biases (C, D + 1) that L-BFGS gets to from `start_CD1`, and what is minimised there."""
+    """Return the weights and biases (C, D + 1) that L-BFGS reaches from `start_CD1`, and the objective there."""
     solution_CD1 = start_CD1.clone()
     search = torch.optim.LBFGS(
         [solution_CD1],
@@ -294,7 +296,7 @@ def _minimise(
 
 
 def _choose(learned: _Objective, held: _Rows, start_CD1: Tensor, max_iterations: int) -> tuple[float, Tensor]:
-    """The strength with the least cross-entropy on the rows `held`, and its solution; weaker ones end at the first rise."""
+    """Return the strength with the least cross-entropy on the rows `held`, and its solution; stop at the first increase."""
     tested = _Objective([held], learned.scaling, learned.narrow, learned.advance)
     best: tuple[float, float, Tensor] | None = None
     solution_CD1 = start_CD1
@@ -308,5 +310,5 @@ def _choose(learned: _Objective, held: _Rows, start_CD1: Tensor, max_iterations:
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that rows may take on the device."""
+    """Return the bytes that rows may take on the device."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else free_memory_bytes() // 4

@@ -1,4 +1,4 @@
-"""Linear SVMs of one class each: the cost chosen by cross-validation, many of them in processes. scikit-learn does the work.
+"""Linear SVMs of one class each, with the cost chosen by cross-validation, fitted by scikit-learn in several processes.
 
 The costs, folds, weights and limits are those of Goyal et al., "Scaling and Benchmarking Self-Supervised Visual
 Representation Learning" (ICCV 2019, section 6 and its published benchmark).
@@ -24,17 +24,17 @@ from torch import Tensor
 from deepcluster.core.device import free_memory_bytes
 from deepcluster.run.model import readable
 
-# The powers of ten that the instructions of the published benchmark give, and the powers of two that its code adds.
+# The powers of ten in the instructions of the published benchmark, and the powers of two that its code adds.
 COSTS = tuple(sorted([10.0**power for power in range(-7, 3)] + [2.0**-power for power in range(4, 20)]))
 FOLDS = 3
 POSITIVE_WEIGHT = 2.0
 MAX_ITERATIONS = 2_000
 TOLERANCE = 1e-4
-# Where there are too few images to hold a third of them out: LinearSVC's own.
+# For too few images to hold a third of them out: LinearSVC's default.
 FIXED_COST = 1.0
-# Below this many numbers the SVMs take less time than the start of processes.
+# Below this many numbers the SVMs take less time than starting processes.
 WORTH_PROCESSES = 5_000_000
-# A number of a training row: 8 bytes, once more in a fold, and 16 in liblinear's own form.
+# Bytes per number of a training row: 8, once more in a fold, and 16 in liblinear's own form.
 BYTES_A_NUMBER = 32
 
 
@@ -43,10 +43,10 @@ class Job:
     """One SVM to train.
 
     Attributes:
-        key: tells it from all others of an evaluation.
-        chosen_n: indices of the training images that it sees.
+        key: distinguishes it from all others of an evaluation.
+        chosen_n: indices of its training images.
         positive_n: which of these show the class; there are some of both kinds.
-        seed: of the folds and of the order in which liblinear looks at the images.
+        seed: of the folds and of the order in which liblinear visits the images.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Scores (M,) of the test images, the cost that was used, and whether the SVM ended before its last iteration."""
+    """Scores (M,) of the test images, the cost that was used, and whether the SVM converged before its last iteration."""
 
     scores_M: Tensor
     cost: float
@@ -66,14 +66,14 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Rows:
-    """Unit rows of the training and the test images, in float64 as liblinear takes them."""
+    """Unit rows of the training and the test images, in float64 as liblinear needs them."""
 
     train_ND: NDArray[np.float64]
     test_MD: NDArray[np.float64]
 
 
 def unit_rows(features_ND: Tensor) -> NDArray[np.float64]:
-    """Rows of unit length of the images that can be read (no NaN); a row of zeros stays one."""
+    """Return rows of unit length of the readable images (no NaN); rows of zeros stay zero."""
     rows_ND = features_ND[readable(features_ND)].float()
     lengths_N1 = rows_ND.norm(dim=1, keepdim=True)
     unit_ND: NDArray[np.float64] = (rows_ND / lengths_N1.clamp(min=torch.finfo(torch.float32).tiny)).double().numpy()
@@ -81,15 +81,15 @@ def unit_rows(features_ND: Tensor) -> NDArray[np.float64]:
 
 
 def cross_validated(positive_n: NDArray[np.bool_]) -> bool:
-    """Whether there are enough images of both kinds to choose the cost by cross-validation: one of each in each fold."""
+    """Return whether there are enough images of both kinds for cross-validation: one of each in each fold."""
     return min(int(positive_n.sum()), int((~positive_n).sum())) >= FOLDS
 
 
 def in_own_span(rows_nD: NDArray[np.float64], others_MD: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Rows, and others, by n coordinates in the span of the rows instead of D, where that is at most half of D.
+    """Return rows, and others, in n coordinates of the span of the rows instead of D, where n is at most half of D.
 
-    The weights of an SVM lie in the span of its rows, so it gives the very same scores: few images of 9,600 numbers each
-    are quicker by D / n (`rows_nD` keep their products with one another and with the others).
+    The weights of an SVM lie in the span of its rows, so the scores are the same: few images of 9,600 numbers each are
+    faster by D / n (`rows_nD` keep their products with one another and with the others).
     """
     if 2 * len(rows_nD) > rows_nD.shape[1]:
         return rows_nD, others_MD
@@ -98,24 +98,24 @@ def in_own_span(rows_nD: NDArray[np.float64], others_MD: NDArray[np.float64]) ->
 
 
 def train_svm(rows_nD: NDArray[np.float64], positive_n: NDArray[np.bool_], cost: float, seed: int) -> LinearSVC:
-    """A linear SVM with L2 penalty and squared hinge loss, in which positives weigh twice."""
+    """Fit a linear SVM with L2 penalty and squared hinge loss, in which positives weigh twice."""
     svm = LinearSVC(
         C=cost,
         class_weight={True: POSITIVE_WEIGHT, False: 1.0},
-        # The form with fewer unknowns, as "auto" has it; also of rows by as many coordinates as there are rows.
+        # The form with fewer unknowns, as "auto" chooses it; also for rows of as many coordinates as there are rows.
         dual=len(rows_nD) <= rows_nD.shape[1],
         tol=TOLERANCE,
         max_iter=MAX_ITERATIONS,
         random_state=seed,
     )
     with warnings.catch_warnings():
-        # Large costs of the grid may run out of iterations, which is no fault: `Fitted.converged` tells of those used.
+        # Large costs of the grid may run out of iterations, which is no error: `Fitted.converged` reports those used.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return svm.fit(rows_nD, positive_n)
 
 
 def choose_cost(rows_nD: NDArray[np.float64], positive_n: NDArray[np.bool_], seed: int) -> float:
-    """The cost with the best average precision of held-out thirds, stratified and shuffled; of equal ones the smallest."""
+    """Return the cost with the best average precision on held-out thirds, stratified and shuffled; ties: the smallest."""
     if not cross_validated(positive_n):
         return FIXED_COST
     found = np.zeros((FOLDS, len(COSTS)))
@@ -138,9 +138,9 @@ def fit_job(job: Job, rows: Rows) -> Fitted:
 
 
 def fit_all(jobs: Sequence[Job], make_rows: Callable[[], Rows], workers: int) -> Iterator[tuple[str, Fitted]]:
-    """Fit the jobs, and give the key and the result of each in order; in processes where that is worth their start.
+    """Fit the jobs, and yield the key and the result of each in order; in processes if that outweighs starting them.
 
-    Not in threads: liblinear has one random generator a process, so that results would depend on who comes first.
+    Not in threads: liblinear has one random generator per process, so results would depend on the order of the threads.
     """
     if not jobs:
         return
@@ -157,6 +157,6 @@ def fit_all(jobs: Sequence[Job], make_rows: Callable[[], Rows], workers: int) ->
 
 
 def _fit_in_process(job: Job, train_ND: NDArray[np.float64], test_MD: NDArray[np.float64]) -> Fitted:
-    # Ctrl-C goes to all processes of a terminal: the main one answers it, once what is done was kept.
+    # Ctrl-C goes to all processes of a terminal; the main one answers it after keeping the results so far.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return fit_job(job, Rows(train_ND, test_MD))

@@ -1,4 +1,4 @@
-"""Average precision of a ranking: scikit-learn's, and the 11 points of VOC 2007. Both as VOC counts: "difficult" is skipped.
+"""Average precision of a ranking: scikit-learn's, and VOC 2007's of 11 points. Both skip "difficult" images, as VOC does.
 
 N images, C classes, T thresholds.
 """
@@ -22,9 +22,9 @@ class AveragePrecisions:
     """Average precision of each class that has a positive.
 
     Attributes:
-        by_class: scikit-learn's, by name of the class.
-        by_class_11_points: VOC 2007's.
-        left_out: classes without a positive, which are in no mean.
+        by_class: as scikit-learn defines it, by name of the class.
+        by_class_11_points: as VOC 2007 defines it.
+        left_out: classes without a positive, which no mean includes.
     """
 
     by_class: dict[str, float]
@@ -33,26 +33,26 @@ class AveragePrecisions:
 
     @property
     def mean(self) -> float:
-        """mAP of scikit-learn's."""
+        """mAP by scikit-learn's definition."""
         return float(np.mean(list(self.by_class.values())))
 
     @property
     def mean_11_points(self) -> float:
-        """mAP of VOC 2007's."""
+        """mAP by VOC 2007's definition."""
         return float(np.mean(list(self.by_class_11_points.values())))
 
 
 def average_precision(labels_N: Tensor, scores_N: Tensor) -> float:
-    """The step-wise area under precision by recall, as scikit-learn's `average_precision_score`: no interpolation.
+    """Return the step-wise area under precision by recall, as scikit-learn's `average_precision_score`: no interpolation.
 
-    Images of one score are one step, so their order does not matter.
+    Images of equal score are one step, so their order does not matter.
 
     Args:
         labels_N: 1 = positive, -1 = negative, 0 = difficult, which is skipped.
         scores_N: higher = more likely positive.
 
     Returns:
-        a share from 0 to 1; NaN where there is no positive.
+        a share from 0 to 1; NaN if there is no positive.
 
     Raises:
         InputError: a score is not finite.
@@ -62,9 +62,9 @@ def average_precision(labels_N: Tensor, scores_N: Tensor) -> float:
 
 
 def average_precision_11_points(labels_N: Tensor, scores_N: Tensor) -> float:
-    """VOC 2007's: the mean over recall r = 0, 0.1, …, 1 of the highest precision at a recall of at least r.
+    """Return VOC 2007's: the mean over recall r = 0, 0.1, …, 1 of the highest precision at a recall of at least r.
 
-    Everingham et al., IJCV 2010, section 4.2.1. Images of one score are one step, as above. Recalls are compared as whole
+    Everingham et al., IJCV 2010, section 4.2.1. Images of equal score are one step, as above. Recalls are compared as whole
     numbers: a recall of 3 in 10 reaches 0.3. Arguments, result and errors as `average_precision`.
     """
     positive_N, counted_N = _counted(labels_N, scores_N)
@@ -72,14 +72,14 @@ def average_precision_11_points(labels_N: Tensor, scores_N: Tensor) -> float:
     if not positives:
         return float("nan")
     precision_T, recall_T, _ = precision_recall_curve(positive_N, counted_N)
-    # The last point is scikit-learn's own: precision 1 at recall 0, where nothing was found yet.
+    # The last point is added by scikit-learn: precision 1 at recall 0.
     precision_T, found_T = precision_T[:-1], np.rint(recall_T[:-1] * positives).astype(np.int64)
     best = [precision_T[found_T * (RECALLS - 1) >= tenths * positives].max() for tenths in range(RECALLS)]
     return float(np.mean(best))
 
 
 def mean_average_precision(labels_NC: Tensor, scores_NC: Tensor, classes: Sequence[str]) -> AveragePrecisions:
-    """Both average precisions of each class; a class without a positive is left out and named.
+    """Return both average precisions of each class; classes without a positive are left out and named.
 
     Raises:
         InputError: no class has a positive, or a score is not finite.
@@ -96,12 +96,12 @@ def mean_average_precision(labels_NC: Tensor, scores_NC: Tensor, classes: Sequen
 
 
 def _counted(labels_N: Tensor, scores_N: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Which images are positive, and their scores in float64, of those that are not difficult."""
+    """Return which images are positive, and their scores in float64, without difficult ones."""
     labels, scores = labels_N.cpu().numpy(), scores_N.detach().double().cpu().numpy()
     wrong = int((~np.isfinite(scores)).sum())
     if wrong:
         raise InputError(
-            f"{wrong:,} of {count_of(len(scores), 'score')} are not finite numbers, so they have no order; the classifier "
+            f"{wrong:,} of {count_of(len(scores), 'score')} are not finite numbers, so they can't be ranked; the classifier "
             "diverged (use a lower learning rate) or an image could not be read"
         )
     counts = labels != 0
