@@ -32,39 +32,6 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 # Images that go through the network together.
 BATCH = 32
-# How each clusterer works, in plain words. To be replaced by `deepcluster.clustering.clusterer(name).explanation`.
-EXPLANATIONS = {
-    "kmeans": (
-        "k-means starts from random images and alternates two steps: each image joins the cluster with the nearest "
-        "centroid, and each centroid moves to the mean of its images. A cluster that becomes empty takes half of a large one."
-    ),
-    "balanced": (
-        "Balanced k-means alternates two steps: images join the clusters with the nearest centroids so that all clusters "
-        "get nearly the same number of images, and each centroid moves to the mean of its images."
-    ),
-    "pic": (
-        "Power iteration clustering joins each image to its nearest neighbours; a random walk along these edges gives each "
-        "image a density, and each image follows its neighbours uphill. Images that end at the same peak are a cluster: "
-        "their number is found, not set."
-    ),
-    "hierarchical": (
-        "k-means first divides all images into a few super-clusters. Each super-cluster is then divided by k-means again, "
-        "into a number of clusters in proportion to its images."
-    ),
-}
-# Why an image may be in a cluster whose centroid is not the nearest, where that is not the doing of later training.
-WHY_NOT_NEAREST = {
-    "balanced": "In balanced clusters that happens where the nearest one is full.",
-    "pic": "Power iteration clustering does not use the nearest mean.",
-    "hierarchical": "Clusters lie within super-clusters, and the nearest is not always in the image's own.",
-}
-
-
-def clusterer_of(settings: Settings) -> str:
-    """Return the name of a run's clusterer: "kmeans", "balanced", "pic" or "hierarchical"."""
-    if settings.super_clusters:
-        return "hierarchical"
-    return "balanced" if getattr(settings, "balance", False) else settings.clustering
 
 
 @dataclass(frozen=True)
@@ -158,24 +125,11 @@ class Explained:
         return self.centroids_KP.shape[1]
 
     @property
-    def explanation(self) -> str:
-        """How the run's clusterer works, in plain words."""
-        return EXPLANATIONS[self.clusterer]
-
-    @property
-    def why_not_nearest(self) -> str:
-        """Why an image may not be in the cluster of the nearest centroid; empty where k-means puts each there."""
-        return WHY_NOT_NEAREST.get(self.clusterer, "")
-
-    @property
     def clusterer(self) -> str:
-        """Name of the run's clusterer."""
-        return clusterer_of(self.settings)
-
-    @property
-    def clusters_in_words(self) -> str:
-        """The clusters that the run asks for, such as "100 clusters"."""
-        return self.settings.describe_clusters()
+        """Name of the run's clusterer: "kmeans", "balanced", "pic" or "hierarchical"."""
+        if self.settings.super_clusters:
+            return "hierarchical"
+        return "balanced" if getattr(self.settings, "balance", False) else self.settings.clustering
 
     @property
     def has_sobel(self) -> bool:
