@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from models_helper import make_model, write_classes
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -35,7 +36,6 @@ from deepcluster.visualization.report.method.steps import edges, liveliest, view
 from deepcluster.visualization.report.method.trace import Trace, cluster_history, features_of_some, trace_image
 from deepcluster.visualization.report.method.training_views import VIEWS, training_views
 from deepcluster.visualization.report.page import Section
-from models_helper import make_model, write_classes
 from tests.small_runs import checkpoint, train_small
 
 HARMFUL = "<img src=x onerror=alert(1)>.png"

@@ -101,7 +101,9 @@ class Explained:
     def whitening(self) -> Whitening | None:
         """The whitening of the points that are clustered; None where DeepCluster-v2 clusters them as they are."""
         space = self.model.space
-        return space.whitening if isinstance(space, ProjectedSpace) else space  # type: ignore[return-value]
+        if isinstance(space, ProjectedSpace):
+            return space.whitening
+        return space if isinstance(space, Whitening) else None
 
     @property
     def has_trained_since(self) -> bool:
@@ -196,12 +198,12 @@ class Explained:
     @torch.no_grad()
     def unscaled(self, features_BD: Tensor) -> Tensor:
         """Return components (B, P) before the rows are scaled to unit length, on the CPU; before v2's whitening."""
-        model = self.model
-        if self.projection is None:
-            whitening = self.whitening or Whitening(0)
-            return Whitening.from_state_dict(whitening.state_dict(), unit_rows=False).transform(features_BD)
-        with model.machine.autocast():
-            rows_BP: Tensor = self.projection.layers(features_BD.to(model.machine.device, model.machine.dtype))
+        machine, projection = self.model.machine, self.projection
+        if projection is None:
+            space, _ = self.model.clusters()
+            return Whitening.from_state_dict(space.state_dict(), unit_rows=False).transform(features_BD)
+        with machine.autocast():
+            rows_BP: Tensor = projection.layers(features_BD.to(machine.device, machine.dtype))
         return rows_BP.float().cpu()
 
     def distances(self, points_BP: Tensor) -> Floats:
