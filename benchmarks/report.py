@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ def main() -> None:
         seconds, began = timed_parts(), time.perf_counter()
         collection = read(folder, args.clusters)
         seconds["reading tables"].append(time.perf_counter() - began)
-        about = RunFacts("a made-up run", {}, [], [], str(folder), finished=True, made_at=datetime.now())
+        about = RunFacts("a made-up run", str(folder))
         n_bytes = build.build_report(
             args.out or folder / "page.html", context.Context(collection, about, workers=usual_workers())
         )

@@ -1,6 +1,7 @@
 """k-means on features against classes: whole evaluations on generated images, and a run's own clusters by epoch."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa

@@ -16,7 +16,7 @@ from models_helper import write_classes
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from small_runs import checkpoint, train_small
-from test_how_it_works import bars, figures_drawn, text_of, values_of
+from test_how_it_works import bars, figures_drawn, files_named, text_of, values_of
 
 import deepcluster
 from deepcluster.core.errors import InputError
@@ -33,7 +33,7 @@ from deepcluster.visualization.report.command import report
 from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.curves import guess_of
 from deepcluster.visualization.report.method.explained import Explained
-from deepcluster.visualization.report.method.how_it_works import FILES, method_section
+from deepcluster.visualization.report.method.how_it_works import method_section
 from deepcluster.visualization.report.method.steps import shares_of_variance
 from deepcluster.visualization.report.method.training_views import random_views, training_views
 from deepcluster.visualization.report.run import read_run
@@ -184,7 +184,8 @@ def test_the_section_tells_the_second_version(crop_run: CropRun, context: Contex
         assert words in text
     assert "hiten each" not in text and "new head" not in text.replace("no new head", "")
     package = Path(deepcluster.__file__).parent
-    assert all((package / path).is_file() for files in FILES[2].values() for path, _ in files)
+    named = files_named(section)
+    assert "training/loop.py" in named and all((package / path).is_file() for path in named)
     state = checkpoint(crop_run.run)["final"]
     own = int(state["assignment"]["labels_N"][INDEX])
     point_P = np.array(values_of(section_figure(section, "method-point")["y"]))

@@ -261,7 +261,7 @@ def metrics_line(epoch: int, **changes: Any) -> dict[str, Any]:
 
 def facts_of(metrics: list[dict[str, Any]], **changes: Any) -> RunFacts:
     config = {"settings": {"epochs": 9, "arch": "alexnet-small", "reassign_every": 2}, "data": {"images": 40}}
-    return RunFacts("a run", config, metrics, [], "runs/a", False, datetime(2026, 11, 22, 10, 30), **changes)
+    return RunFacts("a run", "runs/a", config, metrics, [], False, datetime(2026, 11, 22, 10, 30), **changes)
 
 
 def figures_of(about: RunFacts) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def test_one_epoch_missing_values_and_no_run_at_all() -> None:
     bare = facts_of([{"epoch": 1, "loss": None, "nmi_previous": None, "seconds": {}}])
     assert figures_of(bare) == {}
     assert curves_of([], None) == []
-    html = glance_section(RunFacts("t", {}, [], [], "", False, datetime(2026, 11, 22), n_images=7)).html
+    html = glance_section(RunFacts("t", "", made_at=datetime(2026, 11, 22), n_images=7)).html
     assert ">7<" in html and "This page was made on 2026-11-22" in html
 
 

@@ -21,7 +21,8 @@ from deepcluster.data.sources import open_source
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report import table as tables
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.table import MISSING, MOST_NUMBER, NOT_FINITE, read_table
+from deepcluster.visualization.report.table import MISSING, NOT_FINITE, read_table
+from deepcluster.visualization.report.table_columns import MOST_NUMBER
 
 QUIET = Reporter(quiet=True)
 
@@ -193,8 +194,7 @@ def test_other_formats_are_refused_with_a_way_to_convert_them(tmp_path: Path, na
     assert list(read(tmp_path / "t.parquet", clusters=1).names) == list("abcd")
 
 
-def test_a_large_table_learns_from_some_rows_and_assigns_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "LEARNED_ROWS", 1500)
+def test_rows_of_several_groups_and_a_sample_of_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "MOST_POINTS", 300)
     rows, kind_N = rows_of(5000)
     fixed = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 12, mask=pa.array(np.arange(5000) < 1500))

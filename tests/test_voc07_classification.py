@@ -18,7 +18,6 @@ from deepcluster.data.views import TenCrops, TrainingView, draws
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
 from deepcluster.evaluation.learners.classifier import Classifier, logits_of
 from deepcluster.evaluation.options import VocClassificationOptions
-from deepcluster.evaluation.trainer import Classifier, logits_of
 from deepcluster.evaluation.voc07_classification import (
     NAME,
     TEST_EPOCH,

@@ -84,10 +84,10 @@ class RunFacts:
 
     Attributes:
         title: name of the run.
+        folder: the run folder, as the user would type it.
         config: content of `config.json`: settings, changed_by_recipe, data, versions, command.
         metrics: lines of `metrics.jsonl`, one per epoch.
         evaluations: contents of `evaluation/*.json`.
-        folder: the run folder, as the user would type it.
         finished: True if the last epoch is done.
         made_at: when this page was made.
         started, ended: of the training, where known.
@@ -97,12 +97,12 @@ class RunFacts:
     """
 
     title: str
-    config: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]]
-    evaluations: Sequence[Mapping[str, Any]]
     folder: str
-    finished: bool
-    made_at: datetime
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    evaluations: Sequence[Mapping[str, Any]] = ()
+    finished: bool = True
+    made_at: datetime = field(default_factory=datetime.now)
     started: datetime | None = None
     ended: datetime | None = None
     n_images: int | None = None

@@ -4,7 +4,6 @@ import os
 import time
 import webbrowser
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +103,8 @@ def table_context(path: Path, data: Data | None, options: ReportOptions, workers
     """Return what the page of a table shows."""
     images = open_source(data, on_trouble=work.reporter.warn) if data is not None else None
     collection = read_table(path, options, images=images, work=work)
-    facts = RunFacts(
-        title=collection.title,
-        config={},
-        metrics=[],
-        evaluations=[],
-        folder=str(path),
-        finished=True,
-        made_at=datetime.now(),
-        n_images=len(collection),
-        n_unreadable=len(collection.unreadable),
-        sizes_K=collection.sizes_K(),
-    )
+    n_unreadable, sizes_K = len(collection.unreadable), collection.sizes_K()
+    facts = RunFacts(collection.title, str(path), n_images=len(collection), n_unreadable=n_unreadable, sizes_K=sizes_K)
     return Context(collection, facts, options=options, workers=workers, work=work)
 
 

@@ -1,6 +1,5 @@
 """The section of the odd ones: what was found, in words, with what to do."""
 
-from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -24,34 +23,6 @@ from deepcluster.visualization.report.page import Section, render, shown
 MOST_UNREADABLE: Final = 100
 # Clusters named in a sentence.
 MOST_CLUSTERS: Final = 40
-# Kinds of odd clusters, by their field of `Odd`: what one of them does, what several do, what to do about it.
-KINDS: Final = (
-    (
-        "giants",
-        "holds more than half of all {assigned:,} images",
-        "hold more than half",
-        "Check whether its images are alike at all. If not, training has collapsed: try --clustering balanced, a lower "
-        "--lr, or another --cluster-stage. If they are, the data holds many copies or blank images.",
-    ),
-    (
-        "copies",
-        "holds only copies of one image",
-        "hold only copies of one image",
-        "Leave the copies out of the data: the network memorises this image.",
-    ),
-    (
-        "singletons",
-        "holds a single image",
-        "hold a single image",
-        "Each of these images is like no other, or there are more clusters than the data needs: try fewer --clusters.",
-    ),
-    (
-        "empty",
-        "is empty",
-        "are empty",
-        "There are more clusters than different images near them: try fewer --clusters.",
-    ),
-)
 
 
 def section(context: Context) -> Section:
@@ -65,7 +36,9 @@ def odd_section(collection: Collection, odd: Odd, listing: Listing, complaint: s
         "odd.html.jinja",
         complaint=complaint,
         scope=_scope(collection, odd),
-        clusters=_odd_clusters(collection, odd),
+        odd=odd,
+        most_clusters=MOST_CLUSTERS,
+        n_assigned=int(collection.sizes_K().sum()),
         unreadable=[(shown(name), shown(why)) for name, why in islice(collection.unreadable.items(), MOST_UNREADABLE)],
         n_unreadable=len(collection.unreadable),
         duplicates=[_set_of_duplicates(collection, listing, one) for one in odd.duplicates[:MOST_SETS]],
@@ -90,20 +63,6 @@ def _scope(collection: Collection, odd: Odd) -> str:
         f"{odd.n_compared:,} of {len(collection):,} images were compared with each other, by their features; duplicates and "
         "outliers among the others are not found here."
     )
-
-
-def _odd_clusters(collection: Collection, odd: Odd) -> list[dict[str, Any]]:
-    """Return the kinds of odd clusters that there are: which clusters, what it means, what to do."""
-    assigned = int(collection.sizes_K().sum())
-    kinds = []
-    for name, one, several, advice in KINDS:
-        found: Sequence[int] = getattr(odd, name)
-        if found:
-            what = (one if len(found) == 1 else several).format(assigned=assigned)
-            clusters, more = list(found[:MOST_CLUSTERS]), max(0, len(found) - MOST_CLUSTERS)
-            words = f"{count_of(len(found), 'cluster')} {what}."
-            kinds.append({"words": words, "advice": advice, "clusters": clusters, "more": more})
-    return kinds
 
 
 def _image(collection: Collection, listing: Listing, index: int) -> dict[str, Any]:

@@ -177,12 +177,11 @@ def _facts(
     evaluations = (_json(path) for path in sorted(folder.path.glob("evaluation/*.json")))
     return RunFacts(
         title=collection.title,
+        folder=str(folder.path),
         config=config,
         metrics=metrics,
         evaluations=[content for content in evaluations if content],
-        folder=str(folder.path),
         finished=finished,
-        made_at=datetime.now(),
         started=moments[0],
         ended=moments[-1] if metrics else None,
         n_images=len(collection),

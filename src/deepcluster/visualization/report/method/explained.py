@@ -32,39 +32,6 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 # Images that go through the network together.
 BATCH = 32
-# How each clusterer works, in plain words. To be replaced by `deepcluster.clustering.clusterer(name).explanation`.
-EXPLANATIONS = {
-    "kmeans": (
-        "k-means starts from random images and alternates two steps: each image joins the cluster with the nearest "
-        "centroid, and each centroid moves to the mean of its images. A cluster that becomes empty takes half of a large one."
-    ),
-    "balanced": (
-        "Balanced k-means alternates two steps: images join the clusters with the nearest centroids so that all clusters "
-        "get nearly the same number of images, and each centroid moves to the mean of its images."
-    ),
-    "pic": (
-        "Power iteration clustering joins each image to its nearest neighbours; a random walk along these edges gives each "
-        "image a density, and each image follows its neighbours uphill. Images that end at the same peak are a cluster: "
-        "their number is found, not set."
-    ),
-    "hierarchical": (
-        "k-means first divides all images into a few super-clusters. Each super-cluster is then divided by k-means again, "
-        "into a number of clusters in proportion to its images."
-    ),
-}
-# Why an image may be in a cluster whose centroid is not the nearest, where that is not the doing of later training.
-WHY_NOT_NEAREST = {
-    "balanced": "In balanced clusters that happens where the nearest one is full.",
-    "pic": "Power iteration clustering does not use the nearest mean.",
-    "hierarchical": "Clusters lie within super-clusters, and the nearest is not always in the image's own.",
-}
-
-
-def clusterer_of(settings: Settings) -> str:
-    """Return the name of a run's clusterer: "kmeans", "balanced", "pic" or "hierarchical"."""
-    if settings.super_clusters:
-        return "hierarchical"
-    return "balanced" if getattr(settings, "balance", False) else settings.clustering
 
 
 @dataclass(frozen=True)
@@ -134,7 +101,9 @@ class Explained:
     def whitening(self) -> Whitening | None:
         """The whitening of the points that are clustered; None where DeepCluster-v2 clusters them as they are."""
         space = self.model.space
-        return space.whitening if isinstance(space, ProjectedSpace) else space  # type: ignore[return-value]
+        if isinstance(space, ProjectedSpace):
+            return space.whitening
+        return space if isinstance(space, Whitening) else None
 
     @property
     def has_trained_since(self) -> bool:
@@ -158,24 +127,11 @@ class Explained:
         return self.centroids_KP.shape[1]
 
     @property
-    def explanation(self) -> str:
-        """How the run's clusterer works, in plain words."""
-        return EXPLANATIONS[self.clusterer]
-
-    @property
-    def why_not_nearest(self) -> str:
-        """Why an image may not be in the cluster of the nearest centroid; empty where k-means puts each there."""
-        return WHY_NOT_NEAREST.get(self.clusterer, "")
-
-    @property
     def clusterer(self) -> str:
-        """Name of the run's clusterer."""
-        return clusterer_of(self.settings)
-
-    @property
-    def clusters_in_words(self) -> str:
-        """The clusters that the run asks for, such as "100 clusters"."""
-        return self.settings.describe_clusters()
+        """Name of the run's clusterer: "kmeans", "balanced", "pic" or "hierarchical"."""
+        if self.settings.super_clusters:
+            return "hierarchical"
+        return "balanced" if getattr(self.settings, "balance", False) else self.settings.clustering
 
     @property
     def has_sobel(self) -> bool:
@@ -242,12 +198,12 @@ class Explained:
     @torch.no_grad()
     def unscaled(self, features_BD: Tensor) -> Tensor:
         """Return components (B, P) before the rows are scaled to unit length, on the CPU; before v2's whitening."""
-        model = self.model
-        if self.projection is None:
-            whitening = self.whitening or Whitening(0)
-            return Whitening.from_state_dict(whitening.state_dict(), unit_rows=False).transform(features_BD)
-        with model.machine.autocast():
-            rows_BP: Tensor = self.projection.layers(features_BD.to(model.machine.device, model.machine.dtype))
+        machine, projection = self.model.machine, self.projection
+        if projection is None:
+            space, _ = self.model.clusters()
+            return Whitening.from_state_dict(space.state_dict(), unit_rows=False).transform(features_BD)
+        with machine.autocast():
+            rows_BP: Tensor = projection.layers(features_BD.to(machine.device, machine.dtype))
         return rows_BP.float().cpu()
 
     def distances(self, points_BP: Tensor) -> Floats:

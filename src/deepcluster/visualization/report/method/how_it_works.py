@@ -4,7 +4,6 @@ N images.
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepcluster.core.work import Advance, Work
@@ -25,65 +24,32 @@ from deepcluster.visualization.report.method.training_views import training_view
 from deepcluster.visualization.report.page import Section, asset, render, shown
 
 NAME, TITLE = "method", "How it works"
-Files = Mapping[str, Sequence[tuple[str, str]]]
-# The file that does each step, below the package, and what it does there, by the version of the method.
-FILES: Mapping[int, Files] = {
-    1: {
-        "loop": (
-            ("training/loop.py", "the loop of the steps, run_epoch"),
-            ("training/deepcluster.py", "what this method does at each of them"),
-        ),
-        "extract": (
-            ("data/views.py", "cuts the view"),
-            ("models/convnets.py", "the paper's networks and the Sobel filters"),
-            ("models/resnets.py", "the ResNets"),
-            ("run/features.py", "extracts the features"),
-        ),
-        "whiten": (("clustering/whitening.py", "PCA, whitening, unit length"),),
-        "cluster": (
-            ("clustering/kmeans.py", "k-means"),
-            ("clustering/repair.py", "fills empty clusters"),
-            ("clustering/balance.py", "clusters of nearly equal size, where a run asks for them"),
-            ("clustering/pic.py", "power iteration clustering, the paper's other way"),
-            ("clustering/hierarchical.py", "clusters within super-clusters, where a run asks for them"),
-        ),
-        "label": (
-            ("clustering/assignment.py", "the labels, their numbers from epoch to epoch, and the draw"),
-            ("models/heads.py", "the head"),
-        ),
-        "learn": (
-            ("data/views.py", "random crops, flips and colours"),
-            ("data/loader.py", "makes them ahead of the training"),
-            ("training/optim.py", "one step of cross-entropy and SGD"),
-        ),
-    },
-    2: {
-        "loop": (
-            ("training/loop.py", "the loop of the steps, run_epoch"),
-            ("training/deepcluster_v2.py", "what this method does at each of them"),
-        ),
-        "extract": (
-            ("training/memory_bank.py", "keeps the points of the previous epoch"),
-            ("data/views.py", "cuts the view"),
-            ("models/trunk.py", "makes the network"),
-        ),
-        "whiten": (
-            ("models/projection.py", "the projection"),
-            ("run/space.py", "the sphere, for assign and this page"),
-        ),
-        "cluster": (
-            ("clustering/kmeans.py", "k-means, on a sphere too"),
-            ("clustering/repair.py", "fills empty clusters"),
-        ),
-        "label": (("clustering/assignment.py", "the labels, and their numbers from epoch to epoch"),),
-        "learn": (
-            ("data/multi_crop.py", "random crops of several sizes"),
-            ("data/views.py", "flips, colours and blur"),
-            ("data/loader.py", "makes them ahead of the training"),
-            ("models/projection.py", "the loss"),
-            ("training/lars.py", "LARS, for very large batches"),
-        ),
-    },
+# How each clusterer works, in plain words. To be replaced by `deepcluster.clustering.clusterer(name).explanation`.
+EXPLANATIONS = {
+    "kmeans": (
+        "k-means starts from random images and alternates two steps: each image joins the cluster with the nearest "
+        "centroid, and each centroid moves to the mean of its images. A cluster that becomes empty takes half of a large "
+        "one."
+    ),
+    "balanced": (
+        "Balanced k-means alternates two steps: images join the clusters with the nearest centroids so that all clusters "
+        "get nearly the same number of images, and each centroid moves to the mean of its images."
+    ),
+    "pic": (
+        "Power iteration clustering joins each image to its nearest neighbours; a random walk along these edges gives each "
+        "image a density, and each image follows its neighbours uphill. Images that end at the same peak are a cluster: "
+        "their number is found, not set."
+    ),
+    "hierarchical": (
+        "k-means first divides all images into a few super-clusters. Each super-cluster is then divided by k-means again, "
+        "into a number of clusters in proportion to its images."
+    ),
+}
+# Why an image may be in a cluster whose centroid is not the nearest, where that is not the doing of later training.
+WHY_NOT_NEAREST = {
+    "balanced": "In balanced clusters that happens where the nearest one is full.",
+    "pic": "Power iteration clustering does not use the nearest mean.",
+    "hierarchical": "Clusters lie within super-clusters, and the nearest is not always in the image's own.",
 }
 
 
@@ -145,10 +111,11 @@ def _section(collection: Collection, run: Explained, trace: Trace, images: Decod
         arch=run.model.trunk.arch,
         name=shown(collection.names[trace.index]),
         own=own,
+        explanation=EXPLANATIONS[run.clusterer],
+        why_not_nearest=WHY_NOT_NEAREST.get(run.clusterer),
         n_images=n_images,
         n_clusters=collection.n_clusters,
         table=shown(collection.table),
-        files=FILES[run.version],
         heights={name: json.loads(figure)["layout"]["height"] for name, figure in figures.items()},
         **parts,
     )
