@@ -203,21 +203,16 @@ class RunFolder:
         files = rows.get("files", ())
         # Only what is read of a mapped file comes into memory: all files together may be more than it holds.
         saved = [load_tensors(self.checkpoints / name, mapped=True)["rows"] for name in files] if files else [rows]
-        parts = [{name: _of_images(one, mine) for name, one in each.items()} for each in saved]
-        return {name: _merge([part[name] for part in parts]) for name in parts[0]}
-
-
-def _of_images(rows: Mapping[str, Tensor], mine: slice) -> dict[str, Tensor]:
-    """Return the rows of the images `mine`."""
-    wanted_N = (rows["indices"] >= mine.start) & (rows["indices"] < mine.stop)
-    return {key: values[wanted_N] for key, values in rows.items()}
-
-
-def _merge(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the rows of several files by image. A file without rows does not know how wide they are."""
-    filled = [part for part in parts if len(part["indices"])] or parts[:1]
-    order_N = torch.argsort(torch.cat([part["indices"] for part in filled]), stable=True)
-    return {key: torch.cat([part[key] for part in filled])[order_N] for key in filled[0]}
+        found = {}
+        for name in saved[0]:
+            wanted = [(one[name]["indices"] >= mine.start) & (one[name]["indices"] < mine.stop) for one in saved]
+            # A file without rows does not know how wide they are.
+            filled = [number for number, wanted_N in enumerate(wanted) if wanted_N.any()] or [0]
+            order_N = torch.argsort(torch.cat([saved[n][name]["indices"][wanted[n]] for n in filled]), stable=True)
+            found[name] = {
+                key: torch.cat([saved[n][name][key][wanted[n]] for n in filled])[order_N] for key in saved[0][name]
+            }
+        return found
 
 
 def save_assignment(path: Path, names: Sequence[str], assignment: Assignment) -> None:
