@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = load_tensors(path)
     if state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"{path} is not a checkpoint of deepcluster")
+    _join_parts(state, path.parent)
     return state
+
+
+def _join_parts(state: dict[str, Any], folder: Path) -> None:
+    """Join a hierarchical head with the layers that version 0.1.0 has saved apart, one file per rank or in `state`."""
+    saved = [state.pop("parts", {})]
+    for name in state.get("rows", {}).get("files", ()):
+        with suppress(InputError):  # A run that is being trained may have replaced the file.
+            saved.append(load_tensors(folder / name, mapped=True).get("parts", {}))
+    layers = {name: value for parts in saved for name, value in parts.get("head", {}).items()}
+    if layers:
+        layers = {name: layers[name] for name in sorted(layers, key=lambda name: int(name.split(".")[1]))}
+        names = [*state["head"], *layers]
+        momenta = {name: one for parts in saved for name, one in parts.get("head_optimizer", {}).items()}
+        state["head"] = {**state["head"], **layers}
+        state["head_optimizer"]["state"].update({names.index(name): one for name, one in momenta.items()})
 
 
 def check_same_settings(user_options: Mapping[str, Any], saved: Settings) -> None:
