@@ -440,7 +440,7 @@ def test_a_run_of_version_0_1_0_is_used_and_resumed(name: str, mixed: Path, tmp_
 FULL_DISK = """
 import resource, signal, sys
 from deepcluster import cli
-    from deepcluster.core import progress
+from deepcluster.core import progress
 
 class Reporter(progress.Reporter):
     def track(self, what, *others):
