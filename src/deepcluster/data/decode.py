@@ -166,7 +166,7 @@ def _reduce(
         return image_HWC
     import torch
 
-    from deepcluster.data.resize import resize
+    from deepcluster.data.resample import resize
 
     writable = image_HWC if image_HWC.flags.writeable else image_HWC.copy()  # torch warns of any other
     size = height * shorter_side // shorter, width * shorter_side // shorter
@@ -278,19 +278,14 @@ def _reason(encoded: bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         counts = [f"{int(count):,}" for count in re.findall(r"\d+", message)]
         return f"{counts[0]} pixels is over the limit of {counts[1]} pixels" if len(counts) == 2 else message
-    if _is_out_of_memory(error):
+    # Python's, Pillow's or torch's, which has no type for it.
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "DefaultCPUAllocator" in str(error):
         return f"not enough memory to decode {_pixels(encoded)}"
     if _is_cut_short(encoded, error):
         return f"truncated: the file ends after {len(encoded):,} bytes, before the image does"
     if isinstance(error, UnidentifiedImageError):
         return _what_it_is(encoded)
     return f"damaged: {message or type(error).__name__}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, Pillow or torch (which has no type for it) could not get the memory that it needs."""
-    message = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in message or "DefaultCPUAllocator" in message
 
 
 def _pixels(encoded: bytes) -> str:

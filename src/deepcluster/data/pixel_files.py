@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.data.storage.cache_folder import beside_of
+from deepcluster.data.storage import beside_of
 
 # What is known of an image: its pixels (H, W, 3), or why it can't be decoded.
 Known = Tensor | str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import threading
@@ -15,8 +14,7 @@ from typing import IO, Final
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import printable
-from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.data.storage.cache_folder import beside_of
+from deepcluster.data.storage import LocalFile, StoredFile, beside_of, digest
 
 _PIECE: Final = 8 << 20
 _SLICE: Final = 1 << 14  # It holds 17 MB at most (gzip saves a factor of 1,032), and so much at once is in memory.
@@ -64,7 +62,7 @@ def unpack(file: StoredFile, cache: Path, tell: Callable[[], None]) -> UnpackedF
     file without a name. `tell` is called now and then; it may raise to stop.
     Raises InputError where there is room nowhere.
     """
-    path = cache / "unpacked" / f"{_digest(file.where())}-{_digest(file.stamp)}"
+    path = cache / "unpacked" / f"{digest(file.where())}-{digest(file.stamp)}"
     kept = _kept(file, path, tell)
     if kept is not None:
         return kept
@@ -120,7 +118,7 @@ def _unpack_to_cache(file: StoredFile, path: Path, tell: Callable[[], None]) -> 
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
-    for other in path.parent.glob(f"{_digest(file.where())}-*"):
+    for other in path.parent.glob(f"{digest(file.where())}-*"):
         with suppress(OSError):
             # Another process may be writing the same at this moment.
             if other != path and not (other.suffix == ".part" and time.time() - other.stat().st_mtime < _ABANDONED_SECONDS):
@@ -177,10 +175,6 @@ def _estimate(file: StoredFile) -> int:
     while 1.01 * size + 1000 < file.size:  # What can't be compressed grows a little.
         size += 1 << 32
     return size
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _reason(error: OSError) -> str:
