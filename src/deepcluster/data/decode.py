@@ -94,7 +94,10 @@ def _decode_file(encoded: bytes, max_pixels: int, shorter_side: int | None) -> N
 
     formats = _prepare_pillow()
     header = read_header(encoded)
-    if header and header.plain and _is_allowed(header.size, max_pixels) and not _halves(header.size, shorter_side):
+    # As many as the caller and Pillow allow.
+    allowed = max_pixels if Image.MAX_IMAGE_PIXELS is None else min(max_pixels, 2 * Image.MAX_IMAGE_PIXELS)
+    is_plain = header is not None and header.plain and header.size[0] * header.size[1] <= allowed
+    if header and is_plain and not _halves(header.size, shorter_side):
         image_HWC = _quick("JPEG", encoded, header.size)
         if image_HWC is not None:
             return _reduce(image_HWC, shorter_side)
@@ -129,14 +132,6 @@ def _decode_opened(image: Image.Image, encoded: bytes, shorter_side: int | None,
     if not drafted:
         return _reduce(image_HWC, shorter_side)
     return _reduce(image_HWC, shorter_side, stored[::-1] if orientation in _SIDEWAYS else stored)
-
-
-def _is_allowed(size: tuple[int, int], max_pixels: int) -> bool:
-    """Whether an image has no more pixels than the caller and Pillow allow."""
-    from PIL import Image
-
-    pixels, of_pillow = size[0] * size[1], Image.MAX_IMAGE_PIXELS
-    return pixels <= max_pixels and (of_pillow is None or pixels <= 2 * of_pillow)
 
 
 def _quick(kind: str | None, encoded: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:

@@ -208,7 +208,17 @@ def describe(found: Overview, source: ImageSource) -> Iterator[str]:
     yield source.describe()
     if found.looked_at < len(source):
         yield f"looked at {found.looked_at:,} of them, spread evenly (--all looks at all):"
-    yield from _histogram(found.sizes)
+    # Sizes themselves where they are few, else the shorter sides by powers of two.
+    if len(found.sizes) <= SHOWN:
+        rows = [(f"{width} × {height}", count) for (width, height), count in found.sizes.most_common()]
+    else:
+        sides: Counter[int] = Counter()
+        for (width, height), count in found.sizes.items():
+            sides[min(width, height).bit_length()] += count
+        rows = [(f"shorter side {1 << bits - 1}–{(1 << bits) - 1}", sides[bits]) for bits in sorted(sides)]
+    most, broad = max((count for _, count in rows), default=1), max((len(label) for label, _ in rows), default=0)
+    for label, count in rows:
+        yield f"  {label:<{broad}}  {'█' * max(1, round(BAR * count / most))} {count:,}"
     copies = sum(len(group) - 1 for group in found.copies)
     if copies:
         examples = "; ".join(" = ".join(source.name(i) for i in group[:3]) for group in found.copies[:SHOWN])
@@ -225,17 +235,3 @@ def describe(found: Overview, source: ImageSource) -> Iterator[str]:
             yield f"  {reason}: {len(indices):,}, e.g. {source.name(indices[0])}"
     else:
         yield "none that can't be read"
-
-
-def _histogram(sizes: Counter[tuple[int, int]]) -> Iterator[str]:
-    """Sizes themselves where they are few, else the shorter sides by powers of two."""
-    if len(sizes) <= SHOWN:
-        rows = [(f"{width} × {height}", count) for (width, height), count in sizes.most_common()]
-    else:
-        sides: Counter[int] = Counter()
-        for (width, height), count in sizes.items():
-            sides[min(width, height).bit_length()] += count
-        rows = [(f"shorter side {1 << bits - 1}–{(1 << bits) - 1}", sides[bits]) for bits in sorted(sides)]
-    most, broad = max((count for _, count in rows), default=1), max((len(label) for label, _ in rows), default=0)
-    for label, count in rows:
-        yield f"  {label:<{broad}}  {'█' * max(1, round(BAR * count / most))} {count:,}"

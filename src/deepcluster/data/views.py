@@ -252,7 +252,15 @@ class Colours:
             images_BCHW = self._jittered(images_BCHW, draws_BR)
         if self.blur == 0:
             return images_BCHW
-        return self._blurred(images_BCHW.clone() if images_BCHW is given_BCHW else images_BCHW, draws_BR)
+        if images_BCHW is given_BCHW:
+            images_BCHW = images_BCHW.clone()
+        draws_B = torch.from_numpy(draws_BR[:, _COLOUR_DRAWS + 6])
+        rows_N = (draws_B < self.blur).nonzero()[:, 0]
+        # Of the draws below `blur`, uniform up to there, the widths are made.
+        sigmas_N = SIGMAS[0] + (SIGMAS[1] - SIGMAS[0]) * draws_B[rows_N] / self.blur
+        rows_N = rows_N.to(images_BCHW.device)
+        images_BCHW[rows_N] = blur(images_BCHW[rows_N], sigmas_N)
+        return images_BCHW
 
     def _jittered(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
         # In float64 and on the CPU, where the draws are: not every device has it.
@@ -267,16 +275,6 @@ class Colours:
         offset_B = ((1 - contrast_B) * brightness_B).to(images_BCHW) * mean_B
         pixels_BCP = torch.baddbmm(offset_B[:, None, None], matrix_B33.to(images_BCHW), images_BCHW.flatten(2))
         return pixels_BCP.clamp_(0, 1).view_as(images_BCHW)
-
-    def _blurred(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
-        """The images, some of them blurred, in place."""
-        draws_B = torch.from_numpy(draws_BR[:, _COLOUR_DRAWS + 6])
-        rows_N = (draws_B < self.blur).nonzero()[:, 0]
-        # Of the draws below `blur`, uniform up to there, the widths are made.
-        sigmas_N = SIGMAS[0] + (SIGMAS[1] - SIGMAS[0]) * draws_B[rows_N] / self.blur
-        rows_N = rows_N.to(images_BCHW.device)
-        images_BCHW[rows_N] = blur(images_BCHW[rows_N], sigmas_N)
-        return images_BCHW
 
 
 def _hue_and_saturation(turn_B: Tensor, saturation_B: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.data.sources.remote_files import open_remote_list, parse_list, parse_table
+from deepcluster.data.sources.remote_files import count_endings, open_remote_list, parse_list, parse_table
 from deepcluster.data.storage import check_regular, file_stamp
 from deepcluster.data.storage.addresses import is_address, shown
 from deepcluster.data.storage.blocks import BlockStore
@@ -119,18 +119,9 @@ def _open_pairs(
         labels.setdefault(path, label)
     if len(labels) < len(paths):
         notes = [*notes, f"{count_of(len(paths) - len(labels), 'repeated line')} skipped"]
-    details = describe_files(*_folders_and_endings(labels), [f"listed in {file.name}", *notes])
+    folders = {path.rpartition("/")[0] for path in labels}
+    details = describe_files(len(folders), count_endings(labels), [f"listed in {file.name}", *notes])
     return FileSource(root, PackedNames(labels), labels.values() if any(labels.values()) else None, details)
-
-
-def _folders_and_endings(paths: Iterable[str]) -> tuple[int, Counter[str]]:
-    """Return the number of folders that hold `paths`, and the endings of these."""
-    folders, endings = set(), []
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        folders.add(folder)
-        endings.append(name.rpartition(".")[2] if "." in name else "")
-    return len(folders), Counter(endings)
 
 
 def _check_exist(file: Path, base: Path, paths: list[str]) -> None:

@@ -186,7 +186,9 @@ class ParquetSource(TableSource):
             except InputError as error:  # The file is gone, or the network.
                 reason = str(error)
             except DAMAGES as error:
-                reason = self._damage(place._replace(block=reader.block), error)
+                runs, name = self._runs[place.file], printable(self._files[place.file].name)
+                first, end = runs.block_rows(place.run, reader.block)[0], int(runs.rows[place.run + 1])
+                reason = f"damaged: rows {first:,} to {end - 1:,} of {name} can't be decoded ({first_line(error)})"
                 self._damaged[place[:2]] = (reader.block, reason)
             else:
                 # For the next blocks of its run: reading in order decodes no run twice, even without a disk.
@@ -218,12 +220,6 @@ class ParquetSource(TableSource):
         if isinstance(file, LocalFile) and file.now() != file.stamp:
             raise written_anew(file)
         return _RunReader(file, self._metadata[place.file], self._image, self._runs[place.file], place.run)
-
-    def _damage(self, place: _Place, error: Exception) -> str:
-        runs = self._runs[place.file]
-        first, end = runs.block_rows(place.run, place.block)[0], int(runs.rows[place.run + 1])
-        name = printable(self._files[place.file].name)
-        return f"damaged: rows {first:,} to {end - 1:,} of {name} can't be decoded ({first_line(error)})"
 
 
 class _RunReader:

@@ -9,7 +9,7 @@ import csv
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
@@ -129,11 +129,15 @@ def open_folder_at(
 
 
 def _images(labels: dict[str, str], details: str, blocks: BlockStore, patience: Patience | None) -> ImageSource:
-    endings = Counter(
-        name.rpartition(".")[2] if "." in name else "" for name in (path_of(each).rpartition("/")[2] for each in labels)
-    )
+    endings = count_endings(map(path_of, labels))
     known = list(labels.values()) if any(labels.values()) else None
     return RemoteImages(list(labels), known, f"({endings_of(endings)}) {details}", blocks, patience)
+
+
+def count_endings(paths: Iterable[str]) -> Counter[str]:
+    """Return how many of the paths have each ending; "" where the name has none."""
+    names = (path.rpartition("/")[2] for path in paths)
+    return Counter(name.rpartition(".")[2] if "." in name else "" for name in names)
 
 
 def _check_hosts(file_name: str, addresses: Sequence[str]) -> None:

@@ -165,15 +165,12 @@ class _Found:
         if key == self.key:
             return
         if self.known and self.first < len(self.labels):
-            label = self.known.get("cls") or self.known["json"]
-            self.labels[self.first :] = array("i", [self._number(label)]) * (len(self.labels) - self.first)
+            number = self.numbers.setdefault(self.known.get("cls") or self.known["json"], len(self.numbers))
+            self.labels[self.first :] = array("i", [number]) * (len(self.labels) - self.first)
         elif self.known:
             for kind, label in self.known.items():
                 self.loose[kind][self.key] = label
         self.key, self.first, self.known = key, len(self.labels), {}
-
-    def _number(self, label: str) -> int:
-        return self.numbers.setdefault(label, len(self.numbers))
 
     def index(self) -> TarIndex:
         self._follow("/")  # No key of a member.
@@ -200,7 +197,7 @@ class _Found:
                 folder, slash, base = name.as_py().rpartition("/")
                 key = folder + slash + base.partition(".")[0]
                 label = self.loose["cls"].get(key) or self.loose["json"].get(key)
-                self.labels[place] = self._number(label) if label else -1
+                self.labels[place] = self.numbers.setdefault(label, len(self.numbers)) if label else -1
 
 
 def _label_in(kind: str, member: tarfile.TarInfo, members: TarMembers) -> str:

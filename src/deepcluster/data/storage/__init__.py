@@ -9,7 +9,8 @@ import stat
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
@@ -130,9 +131,8 @@ class _RawReader(io.RawIOBase):
         return found
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        found = self._file.read(self._position, min(len(buffer), max(0, self._file.size - self._position)))
+        found = self.read(len(buffer))
         buffer[: len(found)] = found
-        self._position += len(found)
         return len(found)
 
 
@@ -152,16 +152,26 @@ def write_whole(path: Path, content: bytes) -> bool:
 
     Returns False where that is impossible (a full disk, a folder that is read-only): then the work goes on without it.
     """
-    beside = beside_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
+        with written_beside(path) as beside:
+            beside.write_bytes(content)
     except OSError:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
         return False
     return True
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give the name of a file that is renamed to `path` at the end, or deleted where that is not reached."""
+    beside = beside_of(path)
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def beside_of(path: Path) -> Path:

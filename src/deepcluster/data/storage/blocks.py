@@ -17,7 +17,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from deepcluster.data.storage import beside_of, digest
+from deepcluster.data.storage import digest, written_beside
 
 MOST_BYTES: Final = 20 << 30
 # Held in memory: a few blocks of 4 MiB for each of many threads. Files are read, not mapped: what another machine deletes
@@ -207,17 +207,10 @@ class BlockStore:
 
     def _write_file(self, name: str, content: pa.Buffer) -> None:
         path = self._path(name)
-        beside = beside_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.write(_checksum(name, content))
-            beside.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
+        with written_beside(path) as beside, beside.open("wb") as file:
+            file.write(content)
+            file.write(_checksum(name, content))
 
     def _make_room(self, size: int) -> None:
         """Delete blocks where `size` more bytes would pass the bound."""
