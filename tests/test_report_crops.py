@@ -24,7 +24,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
-from deepcluster.data.resize import resize
+from deepcluster.data.resample import resize
 from deepcluster.info import info
 from deepcluster.models.trunk import normalise
 from deepcluster.run.folder import RunFolder

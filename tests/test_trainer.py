@@ -27,7 +27,7 @@ from deepcluster.evaluation.trainer import (
     seeded,
     sgd,
 )
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.models.trunk import normalise
 
 CPU = Machine.choose("cpu", "fp32")

@@ -31,7 +31,7 @@ from deepcluster.evaluation.voc07_classification import (
     reduced,
     score,
 )
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import weights_hash
 

@@ -22,7 +22,7 @@ from deepcluster.core.work import Work
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.views import ClusterView
-from deepcluster.models.projection import CropPoints, Projection, prototype_losses
+from deepcluster.models.heads import CropPoints, Projection, prototype_losses
 from deepcluster.models.trunk import FEATURES, Trunk
 from deepcluster.run.features import feature_batches
 from deepcluster.run.settings import Settings

@@ -6,7 +6,6 @@ N images.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -63,14 +62,11 @@ def open_folder(folder: Path, *, cache: Path | None = None, on_found: Callable[[
     """
     listing = find_images(folder.absolute(), cache, on_found)
     if not listing.names:
-        raise NoImages(_no_images(folder, listing.others, listing.closed))
+        found = [f"found only {endings_of(listing.others)}"] if listing.others else []
+        found += [f"{count_of(listing.closed, 'folder')} could not be opened"] if listing.closed else []
+        what = "; ".join(found) or "it is empty"
+        raise NoImages(f"{folder} holds no images: looked for {endings_of(IMAGE_ENDINGS)}; {what}")
     return FolderSource(folder, listing)
-
-
-def _no_images(folder: Path, others: Counter[str], closed: int) -> str:
-    found = [f"found only {endings_of(others)}"] if others else []
-    found += [f"{count_of(closed, 'folder')} could not be opened"] if closed else []
-    return f"{folder} holds no images: looked for {endings_of(IMAGE_ENDINGS)}; {'; '.join(found) or 'it is empty'}"
 
 
 def class_runs(names: Sequence[str]) -> list[tuple[str, int]] | None:

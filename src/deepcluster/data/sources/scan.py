@@ -5,7 +5,6 @@ N images. Folders are asked for their entries, files for nothing: a million file
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -22,7 +21,7 @@ import numpy as np
 
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.data.storage.cache_folder import usual_cache_folder, write_whole
+from deepcluster.data.storage import digest, usual_cache_folder, write_whole
 
 _VERSION: Final = 1
 _PACKED: Final = ("names", "folders", "stamps")
@@ -68,7 +67,7 @@ class Listing:
 
 def find_images(root: Path, cache: Path | None, on_found: Callable[[int], None] | None) -> Listing:
     """Return what lies below `root`, from the list kept in `cache` (None = the usual one) while that is still true."""
-    file = (usual_cache_folder() if cache is None else cache) / "lists" / f"{_digest(root)}.npz"
+    file = (usual_cache_folder() if cache is None else cache) / "lists" / f"{digest(str(root))}.npz"
     listing = _read_kept(file)
     if listing is None or not listing.still_true(root):
         listing = scan(root, on_found)
@@ -136,7 +135,9 @@ class _Scan:
         entries = self._entries(path)
         while some := list(islice(entries, _TELL_ENTRIES)):
             self._sort_entries(some, folder.prefix, keys)
-            self._tell()
+            if self.on_found and time.monotonic() - self.told > _TELL_SECONDS:
+                self.told = time.monotonic()
+                self.on_found(self.endings.total())
         self.holding += self.endings.total() > images
         # A subfolder is sorted with the slash that follows it in all paths below it. No name begins with another one and
         # its slash, so this gives the order of the whole paths.
@@ -181,11 +182,6 @@ class _Scan:
         self.folders.extend([folder])
         self.stamps.extend([stamp])
 
-    def _tell(self) -> None:
-        if self.on_found and time.monotonic() - self.told > _TELL_SECONDS:
-            self.told = time.monotonic()
-            self.on_found(self.endings.total())
-
 
 def _stamp(folder: str) -> str:
     try:
@@ -205,18 +201,9 @@ def _stamp_of(status: os.stat_result) -> str:
     return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
-def _digest(root: Path) -> str:
-    return hashlib.sha256(str(root).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
 def _keep(listing: Listing, file: Path) -> None:
     """Write a listing into the cache, or go on without where that can't be written to."""
-    about = {
-        "version": _VERSION,
-        "endings": listing.endings,
-        "others": listing.others,
-        "holding": listing.holding,
-    }
+    about = {"version": _VERSION, **{name: getattr(listing, name) for name in ("endings", "others", "holding")}}
     arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     for name in _PACKED:
         arrays[f"{name}_text"], arrays[f"{name}_ends"] = getattr(listing, name).arrays()

@@ -22,9 +22,9 @@ from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.work import Advance
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
-from deepcluster.data.resize import resize
+from deepcluster.data.resample import resize
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.storage.cache_folder import write_whole
+from deepcluster.data.storage import write_whole
 from deepcluster.evaluation.features.rmac import region_vectors
 from deepcluster.models.trunk import IMAGENET_MEAN
 from deepcluster.run.model import DISK_RESERVE, FEATURES_FOLDER, Model
