@@ -66,7 +66,10 @@ def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
         new, end = step * width, (step + 1) * width
         # Only rounding remains of an image that lies in the basis already: noise makes it a new random start.
         image_DB += NOISE * torch.randn(dim, width, generator=generator).to(image_DB.device)
-        basis_DK[:, new:end] = _orthonormal(image_DB, basis_DK[:, :new])
+        for _ in range(2):  # Twice is enough for columns orthogonal to the basis.
+            inside_DB = basis_DK[:, :new] @ (basis_DK[:, :new].T @ image_DB)
+            image_DB = torch.linalg.qr(image_DB - inside_DB).Q
+        basis_DK[:, new:end] = image_DB
         image_DB = single_DD @ basis_DK[:, new:end]
         projected_KK[:end, new:end] = basis_DK[:, :end].T @ image_DB
         if step + 1 in CHECKED_STEPS:
@@ -76,13 +79,6 @@ def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
             if missing <= TOLERANCE:
                 return values_P, vectors_DP
     return None
-
-
-def _orthonormal(columns_DB: Tensor, basis_DK: Tensor) -> Tensor:
-    """Return orthonormal columns of the span of `columns_DB`, orthogonal to the basis; twice is enough."""
-    for _ in range(2):
-        columns_DB = torch.linalg.qr(columns_DB - basis_DK @ (basis_DK.T @ columns_DB)).Q
-    return columns_DB
 
 
 def _ritz(matrix_DD: Tensor, basis_DK: Tensor, projected_KK: Tensor, n_top: int) -> tuple[Tensor, Tensor, float]:

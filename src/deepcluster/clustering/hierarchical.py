@@ -47,9 +47,7 @@ class HierarchicalKMeans:
     def __init__(self, n_clusters: int, *, super_clusters: int, iterations: int = 20) -> None:
         if super_clusters < 1 or iterations < 0:
             raise InputError(f"super_clusters={super_clusters} must be 1 or more, iterations={iterations} not negative")
-        self.n_clusters = n_clusters
-        self.super_clusters = super_clusters
-        self.iterations = iterations
+        self.n_clusters, self.super_clusters, self.iterations = n_clusters, super_clusters, iterations
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -84,8 +82,8 @@ class HierarchicalKMeans:
         Raises:
             InputError: more clusters than points, fewer than super-classes; rotations that are not 0 … 3.
         """
-        turns = 1 if rotations_N is None else ROTATIONS
         self._check(points_NP, rotations_N, ranks)
+        turns = 1 if rotations_N is None else ROTATIONS
         kmeans = KMeans(self.super_clusters, iterations=self.iterations)
         supers = kmeans.fit(points_NP, seed=seed, ranks=ranks, advance=advance)
         super_N = supers.labels_N * turns + (0 if rotations_N is None else rotations_N.cpu())

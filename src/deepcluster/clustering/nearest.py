@@ -36,8 +36,7 @@ from deepcluster.clustering.parallel import BLOCK_ROWS, blocks_of, map_blocks
 
 # Scores of a block of points, never an N × K matrix. They exceed a core's own cache, but with fewer, threads wait for
 # Python: two threads took 1.4 times as long with 2^19 (benchmarks/kmeans.py). A GPU wants larger blocks.
-BLOCK_SCORES = 1 << 21
-BLOCK_SCORES_GPU = 1 << 26
+BLOCK_SCORES, BLOCK_SCORES_GPU = 1 << 21, 1 << 26
 LEAST_BLOCK_ROWS = 128
 # Points per launch of the fused kernel: the copies made for them stay small beside the points.
 FUSED_ROWS = 1 << 18
@@ -46,7 +45,6 @@ FUSED_ROWS = 1 << 18
 COLUMNS_PER_CANDIDATE = 256
 # Centroids in a group: bounds are first reduced to the largest of each group, 0.05 ns per score; its position takes 0.9.
 GROUP = 64
-
 
 # labels_B and squared_B.
 Known = tuple[Tensor, Tensor]
@@ -82,17 +80,15 @@ def squared_distances(points_QP: Tensor, centroids_QP: Tensor) -> Tensor:
 class NearestSearch:
     """Repeated search for the nearest centroids of the same points, as in Lloyd's iterations.
 
-        Args:
-            points_NP: float32, finite.
-    # labels_B and squared_B.
-            kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
-            best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
+    Args:
+        points_NP: float32, finite.
+        kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
+        best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
     """
 
     def __init__(self, points_NP: Tensor, *, kind: torch.dtype | None = None, best_two: BestTwo | None = None) -> None:
         self.points_NP = points_NP = points_NP.contiguous()
-        self.kind = kind
-        self.best_two = best_two
+        self.kind, self.best_two = kind, best_two
         blocks, device = blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device
         totals = map_blocks(lambda block: points_NP[block].sum(dim=0, dtype=torch.float64), blocks, device)
         none_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=device)
@@ -129,35 +125,23 @@ class NearestSearch:
         map_blocks(work, blocks_of(slice(0, len(labels_R)), BLOCK_ROWS), labels_R.device)
         return squared_R
 
-    def search(
-        self,
-        rows_R: Tensor | None = None,
-        columns_C: Tensor | None = None,
-        labels_R: Tensor | None = None,
-        squared_R: Tensor | None = None,
-    ) -> Nearest:
+    def search(self, rows_R: Tensor | None = None, columns_C: Tensor | None = None, known: Known | None = None) -> Nearest:
         """Return the nearest among a known centroid of each point and the centroids `columns_C`.
 
         Args:
             rows_R: the points, ascending; all by default.
             columns_C: the centroids, ascending; all by default.
-            labels_R, squared_R: the known centroid of each point and the squared distance to it; both or none. Without
-                them, `columns_C` must be left out.
+            known: the known centroid of each point and the squared distance to it. Without it, `columns_C` must be left out.
         """
-        n_rows = len(self.points_NP) if rows_R is None else len(rows_R)
-        device = self.points_NP.device
-        found = Nearest(
-            torch.empty(n_rows, dtype=torch.int64, device=device),
-            torch.empty(n_rows, device=device),
-            torch.empty(n_rows, device=device),
-        )
-        kind = self.kind or coarse_kind(device, self.points_NP.shape[1], first=labels_R is None)
+        n_rows, device = len(self.points_NP) if rows_R is None else len(rows_R), self.points_NP.device
+        labels_R = torch.empty(n_rows, dtype=torch.int64, device=device)
+        found = Nearest(labels_R, *(torch.empty(n_rows, device=device) for _ in range(2)))
+        kind = self.kind or coarse_kind(device, self.points_NP.shape[1], first=known is None)
         among = _Columns(self, columns_C, kind)
 
         def work(block: slice) -> bool:
             rows = block if rows_R is None else rows_R[block]
-            known = None if labels_R is None or squared_R is None else (labels_R[block], squared_R[block])
-            part = among.search(rows, known)
+            part = among.search(rows, None if known is None else (known[0][block], known[1][block]))
             if part is not None:
                 found.put(block, part)
             return part is not None
@@ -178,20 +162,17 @@ class NearestSearch:
         if kind != torch.int8:
             return round_rows(self.points_NP[rows] - self.mean_P, kind)
         if self.integers is None:
-            self.integers = self._integers()
+            rounded_NP = torch.empty_like(self.points_NP, dtype=torch.int8)
+            residual_N, length_N = torch.empty_like(self.half_norms_N), torch.empty_like(self.half_norms_N)
+
+            def work(block: slice) -> float:
+                part = round_rows(self.points_NP[block] - self.mean_P, torch.int8, self.reach)
+                rounded_NP[block], residual_N[block], length_N[block] = part.rounded_RP, part.residual_R, part.length_R
+                return part.step
+
+            steps = map_blocks(work, blocks_of(slice(0, len(rounded_NP)), BLOCK_ROWS), rounded_NP.device)
+            self.integers = Coarse(rounded_NP, steps[0] if steps else 1.0, residual_N, length_N)
         return self.integers.take(rows)
-
-    def _integers(self) -> Coarse:
-        rounded_NP = torch.empty_like(self.points_NP, dtype=torch.int8)
-        residual_N, length_N = torch.empty_like(self.half_norms_N), torch.empty_like(self.half_norms_N)
-
-        def work(block: slice) -> float:
-            part = round_rows(self.points_NP[block] - self.mean_P, torch.int8, self.reach)
-            rounded_NP[block], residual_N[block], length_N[block] = part.rounded_RP, part.residual_R, part.length_R
-            return part.step
-
-        steps = map_blocks(work, blocks_of(slice(0, len(rounded_NP)), BLOCK_ROWS), rounded_NP.device)
-        return Coarse(rounded_NP, steps[0] if steps else 1.0, residual_N, length_N)
 
 
 class _Columns:
@@ -208,10 +189,8 @@ class _Columns:
         self.n_columns = len(columns_C) + missing
         self.coarse = round_rows(pad(owner.centred_KP[columns_C], (0, 0, 0, missing)), kind)
         self.half_norms_C = pad(owner.half_norms_K[columns_C], (0, missing), value=torch.inf)
-        self.lengths_C = (2 * owner.half_norms_K[columns_C]).sqrt()
-        self.lengths_C = pad(self.lengths_C, (0, missing))
-        rounding = {torch.int8: 0.0, torch.bfloat16: BF16_ROUNDING}.get(kind, 0.0)
-        rounding += len(owner.mean_P) * FLOAT32_ROUNDING * (kind != torch.int8)
+        self.lengths_C = pad((2 * owner.half_norms_K[columns_C]).sqrt(), (0, missing))
+        rounding = BF16_ROUNDING * (kind == torch.bfloat16) + len(owner.mean_P) * FLOAT32_ROUNDING * (kind != torch.int8)
         self.residual_C = self.coarse.residual_R + rounding * self.coarse.length_R
         self.longest = float(self.lengths_C.max()) if self.n_columns else 0.0
         self.largest_residual = float(self.residual_C.max()) if self.n_columns else 0.0
@@ -234,7 +213,8 @@ class _Columns:
         base_B = half_norms_B - slack_B
         lowest = torch.iinfo(bounds_BC.dtype).min if self.kind == torch.int8 else -torch.inf
         if known is None:
-            known = self._guess(rows, _best_columns(bounds_BC, bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2)))
+            labels_B = self.columns_C[_best_columns(bounds_BC, bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2))]
+            known = labels_B, self.owner.squared_distances(rows, labels_B)
         _leave_out(bounds_BC, self.place_K[known[0]], lowest)
         groups_BG = bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2)
         found = Nearest(known[0].clone(), known[1].clone(), _as_squares(base_B, groups_BG, unit))
@@ -265,7 +245,8 @@ class _Columns:
         bounds_B, column_B, seconds_B = best_two(points.rounded_RP, self.coarse.rounded_RP, offset_C, own_N=own_B)
         seconds_B = 2 * (half_norms_B - slack_B - seconds_B)
         if known is None:
-            found = Nearest(*self._guess(rows, column_B), seconds_B)
+            labels_B = self.columns_C[column_B]
+            found = Nearest(labels_B, self.owner.squared_distances(rows, labels_B), seconds_B)
         else:
             found = Nearest(known[0].clone(), known[1].clone(), 2 * (half_norms_B - slack_B - bounds_B))
             contested = (found.others_R <= found.squared_R).nonzero().flatten()
@@ -278,10 +259,6 @@ class _Columns:
                 return None
             found.put(some, again)
         return found
-
-    def _guess(self, rows: slice | Tensor, column_B: Tensor) -> Known:
-        labels_B = self.columns_C[column_B]
-        return labels_B, self.owner.squared_distances(rows, labels_B)
 
     def _duel(self, found: Nearest, rows: slice | Tensor, points_Q: Tensor, column_Q: Tensor, seconds_Q: Tensor) -> None:
         """Compare some points' nearest with one candidate each, in float32; all others are at least `seconds_Q` away."""

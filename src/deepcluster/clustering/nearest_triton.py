@@ -134,19 +134,13 @@ def best_two(
     rows, device = len(points_NP), points_NP.device
     best_N, second_N = (torch.empty(rows, device=device) for _ in range(2))
     index_N = torch.empty(rows, dtype=torch.int64, device=device)
-    problem = _Problem(
-        points_NP=points_NP,
-        centroids_KP=_padded(centroids_KP),
-        offsets_K=pad(offsets_K, (0, -len(offsets_K) % LARGEST_BLOCK_K), value=torch.inf),
-        own_N=None if own_N is None else own_N.contiguous(),
-        scale=float(scale),
-        precision=precision,
-        n_centroids=len(centroids_KP),
-        outputs=(best_N, index_N, second_N),
-    )
+    offsets_K = pad(offsets_K, (0, -len(offsets_K) % LARGEST_BLOCK_K), value=torch.inf)
+    own_N, outputs = None if own_N is None else own_N.contiguous(), (best_N, index_N, second_N)
+    n_centroids, centroids_KP = len(centroids_KP), _padded(centroids_KP)
+    problem = _Problem(points_NP, centroids_KP, offsets_K, own_N, float(scale), precision, n_centroids, outputs)
     if rows > 0:
-        _launch(problem, _tile(problem), rows, problem.n_centroids)
-    return best_N, index_N, second_N
+        _launch(problem, _tile(problem), rows, n_centroids)
+    return outputs
 
 
 def _check(points_NP: Tensor, centroids_KP: Tensor, offsets_K: Tensor, own_N: Tensor | None) -> None:
@@ -187,21 +181,13 @@ _fastest: dict[tuple[Any, ...], Tile] = {}
 
 def _tile(problem: _Problem) -> Tile:
     """Return the fastest tile for problems of about this size; measured once per process, on a part of this one."""
-    rows = min(len(problem.points_NP), TUNE_ROWS)
-    centroids = min(problem.n_centroids, TUNE_CENTROIDS)
-    work = len(problem.points_NP) * problem.centroids_KP.numel()
-    if work < TUNE_FROM or not problem.points_NP.is_cuda:
+    points_NP = problem.points_NP
+    rows, centroids = min(len(points_NP), TUNE_ROWS), min(problem.n_centroids, TUNE_CENTROIDS)
+    if len(points_NP) * problem.centroids_KP.numel() < TUNE_FROM or not points_NP.is_cuda:
         return TILES[0]
     # Powers of two: small changes of the number of centroids from call to call do not tune again.
-    key = (
-        problem.points_NP.device,
-        problem.points_NP.dtype,
-        problem.points_NP.shape[1],
-        problem.own_N is None,
-        problem.precision,
-        rows.bit_length(),
-        centroids.bit_length(),
-    )
+    sizes = points_NP.shape[1], rows.bit_length(), centroids.bit_length()
+    key = points_NP.device, points_NP.dtype, problem.own_N is None, problem.precision, *sizes
     if key not in _fastest:
         _fastest[key] = min(TILES, key=lambda tile: _milliseconds(problem, tile, rows, centroids))
     return _fastest[key]

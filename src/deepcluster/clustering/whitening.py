@@ -19,6 +19,8 @@ PANEL = 512
 # deviation is below the resolution of float32 at the mean.
 RANK_TOLERANCE = 1e-6
 FLOAT32_EPSILON = 2.0**-23
+NO_ROWS = "there are no rows to whiten"
+TOO_LARGE = "features are too large to be squared in float32 (above 1e19); scale them down"
 
 
 def working_bytes(dim: int) -> int:
@@ -49,9 +51,7 @@ class Whitening:
     explained: float
 
     def __init__(self, n_components: int, *, unit_rows: bool = True, ranks: Ranks = ONE_PROCESS) -> None:
-        self.n_components = n_components
-        self.unit_rows = unit_rows
-        self.ranks = ranks
+        self.n_components, self.unit_rows, self.ranks = n_components, unit_rows, ranks
         self._rows: Scatter | None = None
 
     def fit(self, features_ND: Tensor) -> "Whitening":
@@ -90,26 +90,22 @@ class Whitening:
         """
         rows, self._rows = self._rows, None
         if rows is None:
-            raise InputError("there are no rows to whiten")
+            raise InputError(NO_ROWS)
         if self.ranks.size == 1 and rows.n_rows == 0 and rows.n_waiting < rows.dim:
             self._learn_from_few(rows)
-        else:
-            self._learn_from_covariance(rows)
-        return self
-
-    def _learn_from_covariance(self, rows: "Scatter") -> None:
+            return self
         n_images, mean_D, scatter_DD = rows.total(self.ranks)
         covariance_DD = scatter_DD.div_(max(1, n_images - 1))
         total_variance = _finite(covariance_DD.trace())
-        variance_P, vectors_DP = top_eigenvectors(covariance_DD, self.n_components)
-        self._keep(n_images, mean_D, variance_P, vectors_DP, total_variance)
+        self._keep(n_images, mean_D, *top_eigenvectors(covariance_DD, self.n_components), total_variance)
+        return self
 
     def _learn_from_few(self, rows: "Scatter") -> None:
         """Learn from fewer rows than features: the N × N products of the rows are faster and give the same."""
         centred_ND, mean_D = rows.centred_block()
         n_images, n_found = len(centred_ND), min(self.n_components, len(centred_ND))
         if n_images == 0:
-            raise InputError("there are no rows to whiten")
+            raise InputError(NO_ROWS)
         gram_NN = torch.zeros(n_images, n_images, dtype=torch.float64, device=rows.device)
         _add_lower_product(gram_NN, centred_ND.T)
         gram_NN = _mirror_lower(gram_NN).div_(max(1, n_images - 1))
@@ -177,8 +173,7 @@ class Scatter:
 
     def __init__(self, dim: int, device: torch.device) -> None:
         self.dim, self.device = dim, device
-        self.n_rows = 0
-        self.n_waiting = 0
+        self.n_rows = self.n_waiting = 0
         self._mean_D = torch.zeros(dim, dtype=torch.float64, device=device)
         self._scatter_DD: Tensor | None = None
         self._waiting = torch.empty(0, dim, device=device)
@@ -190,17 +185,15 @@ class Scatter:
             while len(part):
                 taken = part[: block_rows - self.n_waiting]
                 end = self.n_waiting + len(taken)
-                self._make_room(end, block_rows)
+                if end > len(self._waiting):
+                    room = min(block_rows, max(end, 2 * len(self._waiting)))
+                    longer = torch.empty(room, self.dim, device=self.device)
+                    longer[: self.n_waiting] = self._waiting[: self.n_waiting]
+                    self._waiting = longer
                 self._waiting[self.n_waiting : end] = taken
                 self.n_waiting, part = end, part[len(taken) :]
                 if end == block_rows:
                     self._add_block()
-
-    def _make_room(self, n_rows: int, at_most: int) -> None:
-        if n_rows > len(self._waiting):
-            longer = torch.empty(min(at_most, max(n_rows, 2 * len(self._waiting))), self.dim, device=self.device)
-            longer[: self.n_waiting] = self._waiting[: self.n_waiting]
-            self._waiting = longer
 
     def centred_block(self) -> tuple[Tensor, Tensor]:
         """Subtract the mean from the waiting rows, in place; return them, and the mean in float64.
@@ -214,17 +207,14 @@ class Scatter:
         for _ in range(2 if self.n_waiting else 0):
             shift_D = block_BD.mean(dim=0)
             if not bool(shift_D.isfinite().all()):
-                raise self._not_finite(block_BD)
+                bad = (~block_BD.isfinite().all(dim=1)).nonzero()
+                if not len(bad):
+                    raise InputError(TOO_LARGE)
+                row = f"row {self.n_rows + int(bad[0])} are not finite ({len(bad)} such rows in its block)"
+                raise InputError(f"features of {row}; leave them out")
             block_BD -= shift_D
             mean_D += shift_D
         return block_BD, mean_D
-
-    def _not_finite(self, block_BD: Tensor) -> InputError:
-        bad = (~block_BD.isfinite().all(dim=1)).nonzero()
-        if not len(bad):
-            return _too_large()
-        row = self.n_rows + int(bad[0])
-        return InputError(f"features of row {row} are not finite ({len(bad)} such rows in its block); leave them out")
 
     def _add_block(self) -> None:
         block_BD, mean_D = self.centred_block()
@@ -249,7 +239,7 @@ class Scatter:
             raise RuntimeError("no block was added")
         n_images = int(ranks.sum(torch.tensor([self.n_rows], device=self.device)))
         if n_images == 0:
-            raise InputError("there are no rows to whiten")
+            raise InputError(NO_ROWS)
         mean_D = ranks.sum(self._mean_D * self.n_rows) / n_images
         drift_D = self._mean_D - mean_D
         self._scatter_DD.addr_(drift_D, drift_D, alpha=self.n_rows)
@@ -275,9 +265,5 @@ def _mirror_lower(total_DD: Tensor) -> Tensor:
 
 def _finite(variance: Tensor) -> float:
     if not bool(variance.isfinite()):
-        raise _too_large()
+        raise InputError(TOO_LARGE)
     return float(variance)
-
-
-def _too_large() -> InputError:
-    return InputError("features are too large to be squared in float32 (above 1e19); scale them down")
