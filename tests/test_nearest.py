@@ -454,8 +454,9 @@ def test_bounds_hold(name: str, kind: torch.dtype) -> None:
     points_NP, centroids_CP = (rows.double() - mean_P for rows in (data.points_NP, data.centroids_KP[among.columns_C]))
     scores_NC = points_NP @ centroids_CP.T - centroids_CP.square().sum(dim=1) / 2
     for rows in (slice(0, 300), slice(0, 1), torch.tensor([3, 77, 299])):
-        bounds_NC, unit, slack_N = among._bounds(search.coarse(rows, kind), search.half_norms_N[rows])
-        bounds_NC = bounds_NC[:, : len(among.columns_C)].double() * unit + slack_N.double()[:, None]
+        bounds = among.centroids.bounds(search.coarse(rows, kind), search.half_norms_N[rows])
+        slack_N = search.half_norms_N[rows].double() - bounds.base_B.double()
+        bounds_NC = bounds.bounds_BC[:, : len(among.columns_C)].double() * bounds.unit + slack_N[:, None]
         assert (scores_NC[rows] <= bounds_NC).all()
 
 

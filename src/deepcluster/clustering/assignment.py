@@ -6,7 +6,7 @@ clusters of a previous assignment.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -49,9 +49,7 @@ class Assignment:
     super_centroids_SP: Tensor | None = None
 
     @classmethod
-    def from_finite(
-        cls, finite_N: Tensor, labels_F: Tensor, distances_F: Tensor, centroids_KP: Tensor, **rest: Any
-    ) -> "Assignment":
+    def from_finite(cls, finite_N: Tensor, labels_F: Tensor, distances_F: Tensor, centroids_KP: Tensor, **rest: Any) -> Self:
         """Return the assignment of all N points, given the labels and distances of the F finite ones; on the CPU."""
         finite_N = finite_N.cpu()
         labels_N = torch.full(finite_N.shape, UNASSIGNED)
@@ -183,7 +181,7 @@ class Assignment:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "Assignment":
+    def from_state_dict(cls, state: dict[str, Any]) -> Self:
         """Restore an assignment from its `state_dict`."""
         return cls(**{**state, "inertia_history": tuple(state["inertia_history"])})
 
@@ -243,8 +241,7 @@ def _matching(assignment: Assignment, previous: Assignment) -> NDArray[np.int64]
 def draw_uniform(labels_N: Tensor, *, n_draws: int, seed: Sequence[int]) -> Tensor:
     """Draw images so that every non-empty cluster is drawn equally often (section 3: trivial solutions).
 
-    Counts of clusters differ by at most one, and so do counts of images within a cluster. Unassigned images are never
-    drawn.
+    Counts of clusters, and those of the images within one, differ by at most one. Unassigned images are never drawn.
 
     Args:
         labels_N: cluster of each image, -1 = unassigned.

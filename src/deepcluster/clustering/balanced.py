@@ -135,14 +135,13 @@ class _Balance:
 
     def clusters(self, centroids_KP: Tensor, least: int, most: int) -> Assignment:
         """Return clusters of `least` to `most` points, over all ranks, around these centroids, with their means."""
-        points_NP, ranks = self.points_NP, self.ranks
         softness = SOFTNESS * self._spread(centroids_KP)
         for _ in range(SINKHORN_PASSES):
             self.sinkhorn_pass(centroids_KP, softness)
         labels_N = self._round(centroids_KP, least, most)
-        means_KP = cluster_means(points_NP, labels_N, len(centroids_KP), ranks=ranks)
-        distances_N = member_distances(points_NP, labels_N, means_KP)
-        inertia = float(ranks.sum(distances_N.double().square().sum()))
+        means_KP = cluster_means(self.points_NP, labels_N, len(centroids_KP), ranks=self.ranks)
+        distances_N = member_distances(self.points_NP, labels_N, means_KP)
+        inertia = float(self.ranks.sum(distances_N.double().square().sum()))
         return Assignment(labels_N, distances_N, means_KP, inertia_history=(inertia,))
 
     def sinkhorn_pass(self, centroids_KP: Tensor, softness: float) -> None:
@@ -193,7 +192,11 @@ class _Balance:
                 if int(sizes_K.sum()) == self.n_points or not bool((rooms_K > 0).any()):
                     break
                 if number == MOST_ROUNDS:
-                    labels_X = _deal(self.ranks.gather(favourites_N[waiting]), rooms_K)
+                    # Points in the order of their favourites take the rooms in order, so that copies stay together.
+                    order_X = self.ranks.gather(favourites_N[waiting]).argsort(stable=True)
+                    rooms = torch.arange(len(rooms_K), device=rooms_K.device).repeat_interleave(rooms_K.clamp(min=0))
+                    labels_X = torch.full_like(order_X, UNASSIGNED)
+                    labels_X[order_X[: len(rooms)]] = rooms[: len(order_X)]
                 else:
                     if limit == least and number == 0:
                         offers_R, losses_R = favourites_N[waiting], (top_N2[:, -1] - top_N2[:, 0])[waiting]
@@ -220,13 +223,4 @@ def _accept(offers_X: Tensor, losses_X: Tensor, rooms_K: Tensor) -> Tensor:
     accepted_X = place_in_cluster(ordered_X, len(rooms_K)) < rooms_K[ordered_X]
     labels_X = torch.empty_like(offers_X)
     labels_X[order_X] = torch.where(accepted_X, ordered_X, UNASSIGNED)
-    return labels_X
-
-
-def _deal(favourites_X: Tensor, rooms_K: Tensor) -> Tensor:
-    """Return labels_X: points in the order of their favourites take the rooms in order, so that copies stay together."""
-    rooms = torch.arange(len(rooms_K), device=rooms_K.device).repeat_interleave(rooms_K.clamp(min=0))
-    order_X = favourites_X.argsort(stable=True)
-    labels_X = torch.full_like(favourites_X, UNASSIGNED)
-    labels_X[order_X[: len(rooms)]] = rooms[: len(order_X)]
     return labels_X

@@ -74,7 +74,10 @@ def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
         projected_KK[:end, new:end] = basis_DK[:, :end].T @ image_DB
         if step + 1 in CHECKED_STEPS:
             values_P, vectors_DP, missing = _ritz(matrix_DD, basis_DK[:, :end], projected_KK[:end, :end], n_top)
-            if _crowded(values_P, width) or missing > HOPELESS:
+            # `width` values that matter lie so close together that further ones may have been missed.
+            first, last = values_P[: max(0, n_top - width + 1)], values_P[width - 1 :]
+            crowded = (first - last <= CROWDED * first) & (first > 1e-9 * values_P.sum())
+            if bool(crowded.any()) or missing > HOPELESS:
                 return None
             if missing <= TOLERANCE:
                 return values_P, vectors_DP
@@ -104,9 +107,3 @@ def _ritz(matrix_DD: Tensor, basis_DK: Tensor, projected_KK: Tensor, n_top: int)
         if not TOLERANCE < missing_share <= HOPELESS:
             break
     return values[-n_top:].flip(0), vectors[:, -n_top:].flip(1), missing_share
-
-
-def _crowded(values_P: Tensor, width: int) -> bool:
-    """Return whether `width` values that matter lie so close together that further ones may have been missed."""
-    first, last = values_P[: max(0, len(values_P) - width + 1)], values_P[width - 1 :]
-    return bool(((first - last <= CROWDED * first) & (first > 1e-9 * values_P.sum())).any())

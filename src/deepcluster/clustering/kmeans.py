@@ -154,34 +154,32 @@ def lloyd(
         ranks: the processes over which the points are split.
         advance: called with 1 after each of the `iterations + 1` assignments, with 0 after further ones; may raise to stop.
     """
-    labels, sums = _Labels(points_NP), ExactSums(points_NP, len(centroids_KP), ranks)
+    found, sums = _Labels(points_NP), ExactSums(points_NP, len(centroids_KP), ranks)
     centroids_KP = centroids_KP.to(points_NP.device)
     history: list[float] = []
-    compared: list[float] = []
+    shares: list[float] = []
     n_repaired = 0
     while True:
-        compared.append(labels.update(centroids_KP))
+        shares.append(found.update(centroids_KP))
         iteration = len(history)
-        history.append(float(ranks.sum(labels.squared_N.sum(dtype=torch.float64))))
+        history.append(float(ranks.sum(found.squared_N.sum(dtype=torch.float64))))
         advance(int(iteration <= iterations))
-        sums_KP, sizes_K = sums.update(labels.labels_N)
+        sums_KP, sizes_K = sums.update(found.labels_N)
         moved_KP, repaired = centroids_KP, 0
         settled = tolerance > 0 and iteration > 0 and history[-2] - history[-1] <= tolerance * history[-2]
         if iteration < iterations and not settled:
             moved_KP = _averages(centroids_KP, sums_KP, sizes_K, spherical=spherical)
             if int(sizes_K.min()) == 0:
                 squares_K = torch.zeros(len(sizes_K), dtype=torch.float64, device=sizes_K.device)
-                squares_K.index_add_(0, labels.labels_N, labels.squared_N.double())
+                squares_K.index_add_(0, found.labels_N, found.squared_N.double())
                 repaired = split_largest(moved_KP, sizes_K, ranks.sum(squares_K), seed=iteration)
                 moved_KP = normalize(moved_KP) if spherical and repaired else moved_KP
         if torch.equal(moved_KP, centroids_KP):
             moved_KP, repaired = centroids_KP.clone(), 0
             if iterations > 0:
-                repaired = fill_empty(moved_KP, sizes_K, points_NP, labels.labels_N, labels.squared_N, ranks=ranks)
+                repaired = fill_empty(moved_KP, sizes_K, points_NP, found.labels_N, found.squared_N, ranks=ranks)
             if not repaired:
-                return LloydResult(
-                    centroids_KP, labels.labels_N, labels.squared_N, tuple(history), n_repaired, tuple(compared)
-                )
+                return LloydResult(centroids_KP, found.labels_N, found.squared_N, tuple(history), n_repaired, tuple(shares))
         centroids_KP, n_repaired = moved_KP, n_repaired + repaired
 
 

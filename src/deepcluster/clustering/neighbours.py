@@ -61,7 +61,10 @@ def nearest_neighbours(
     _check(queries_MP, rows_NP, k, exclude_self)
     queries_MP, rows_NP = queries_MP.detach().float(), rows_NP.detach().float()
     if metric == "cosine":
-        queries_MP, rows_NP = _unit_rows(queries_MP, rows_NP)
+        # At unit length d² = 2 - 2 cosine; two more columns put rows of zeros at a right angle to all.
+        queries_MP, rows_NP = pad(normalize(queries_MP), (0, 2)), pad(normalize(rows_NP), (0, 2))
+        for own, table in enumerate((queries_MP, rows_NP)):
+            table[:, own - 2] = (table == 0).all(dim=1).float()
     search = _Search(queries_MP, rows_NP, k, exclude_self=exclude_self)
     blocks = blocks_of(slice(0, len(queries_MP)), search.block_rows)
     before = torch.get_float32_matmul_precision()
@@ -95,14 +98,6 @@ def _check(queries_MP: Tensor, rows_NP: Tensor, k: int, exclude_self: bool) -> N
             if len(bad):
                 row = start * BLOCK_ROWS + int(bad[0])
                 raise InputError(f"row {row} of the {name} is not finite, or too large to be squared; leave such rows out")
-
-
-def _unit_rows(queries_MP: Tensor, rows_NP: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale rows to unit length, so that d² = 2 - 2 cosine; two more columns put rows of zeros at a right angle to all."""
-    units = pad(normalize(queries_MP), (0, 2)), pad(normalize(rows_NP), (0, 2))
-    for own, table in enumerate(units):
-        table[:, own - 2] = (table == 0).all(dim=1).float()
-    return units
 
 
 class _Search:

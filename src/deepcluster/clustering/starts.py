@@ -90,8 +90,7 @@ def split_largest(centroids_KP: Tensor, sizes_K: Tensor, squares_K: Tensor, *, s
 
     The largest clusters are split in two once each, clusters whose points coincide never; if there are more empty clusters
     than that, the rest wait for the next iteration. As in the paper (section 3) the large cluster keeps its centroid, so
-    that inertia never rises; the new one lies a sixteenth of the cluster's spread away, in a direction that depends on
-    `seed`.
+    that inertia never rises; the new one lies 1/16 of its spread away, in a direction that depends on `seed`.
 
     Args:
         sizes_K, squares_K: number of points of each cluster, and sum of their squared distances to the centroid.
