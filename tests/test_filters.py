@@ -22,7 +22,7 @@ from deepcluster.models.convnets import ConvNet
 from deepcluster.models.make import make_trunk
 from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
 from deepcluster.run.model import Model
-from deepcluster.visualization.filters.ascent import (
+from deepcluster.visualization.ascent import (
     Ascent,
     Settings,
     default_batch_size,
@@ -31,10 +31,10 @@ from deepcluster.visualization.filters.ascent import (
     jittered,
     settings_of,
 )
-from deepcluster.visualization.filters.command import show_filters
-from deepcluster.visualization.filters.parametrisation import Pixels, Waves, blur, generator_of, photo_colours, random_images
-from deepcluster.visualization.filters.responses import Responses, mean_scores, own_means
+from deepcluster.visualization.filters import show_filters
 from deepcluster.visualization.options import FilterOptions
+from deepcluster.visualization.parametrisation import Pixels, Waves, blur, generator_of, photo_colours, random_images
+from deepcluster.visualization.responses import Responses, mean_scores, own_means
 
 Array = np.ndarray[Any, Any]
 CPU = torch.device("cpu")

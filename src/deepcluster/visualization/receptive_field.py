@@ -64,19 +64,11 @@ def stage_shapes(trunk: Trunk, names: Sequence[str], image_size: int) -> dict[st
     Raises:
         InputError: the trunk has no such stage.
     """
-    for name in names:
-        trunk.check_stage(name)
     blank_1CHW = torch.zeros(1, 3, image_size, image_size, device=next(trunk.parameters()).device)
-    shapes: dict[str, StageShape] = {}
     trunk.eval()
     with torch.no_grad(), _Trace(blank_1CHW) as trace:
-        for name, map_1CHW in trunk.walk(blank_1CHW):
-            if name in names:
-                _, channels, height, width = map_1CHW.shape
-                shapes[name] = StageShape(channels, height, width, trace.field(map_1CHW))
-            if len(shapes) == len(set(names)):
-                break
-    return {name: shapes[name] for name in names}
+        maps = trunk.maps(blank_1CHW, names)
+    return {name: StageShape(*maps[name].shape[1:], trace.field(maps[name])) for name in names}
 
 
 class _Trace(TorchDispatchMode):
@@ -101,9 +93,7 @@ class _Trace(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and id(leaf) in self._traced]
         if inputs:
             field = _field_after(func, args, kwargs or {}, [self._traced[id(one)][1] for one in inputs])
-            for output in tree_leaves(result):
-                if isinstance(output, Tensor):
-                    self._traced[id(output)] = (output, field)
+            self._traced |= {id(one): (one, field) for one in tree_leaves(result) if isinstance(one, Tensor)}
         return result
 
 

@@ -72,41 +72,33 @@ class Responses:
         finally:
             for hook in hooks:
                 hook.remove()
-        if inputs and _ends_with_relu(inputs[-1][1], map_1CHW):
-            self.last_relu = inputs[-1][0]
+        # The stage ends with the last ReLU if its map is the result of that, or the average over the positions.
+        if inputs and inputs[-1][1].ndim == 4:
+            relu_1CHW = inputs[-1][1].relu()
+            for one in (relu_1CHW, relu_1CHW.mean(dim=(2, 3), keepdim=True)):
+                if map_1CHW.shape == one.shape and torch.allclose(map_1CHW, one):
+                    self.last_relu = inputs[-1][0]
         return map_1CHW.shape[1]
 
     def __call__(self, images_BCHW: Tensor) -> Maps:
         """Return the maps of normalised images."""
         images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
-        if self.last_relu is None:
-            with self.machine.autocast():
-                return Maps(self.trunk.stage(images_BCHW, self.stage), None)
-        before: list[Tensor] = []
-        hook = self.last_relu.register_forward_pre_hook(lambda layer, images: before.append(images[0]))
-        in_place, self.last_relu.inplace = self.last_relu.inplace, False
+        before: list[Tensor | None] = [None]
+        # A stage without a last ReLU leaves this one unused.
+        relu = self.last_relu or nn.ReLU()
+        hook = relu.register_forward_pre_hook(lambda layer, images: before.append(images[0]))
+        in_place, relu.inplace = relu.inplace, False
         try:
             with self.machine.autocast():
-                after_BCHW = self.trunk.stage(images_BCHW, self.stage)
+                return Maps(self.trunk.stage(images_BCHW, self.stage), before[-1])
         finally:
-            self.last_relu.inplace = in_place
+            relu.inplace = in_place
             hook.remove()
-        return Maps(after_BCHW, before[-1])
 
     @torch.no_grad()
     def means(self, images_BCHW: Tensor) -> Tensor:
         """Return the mean activation (B, C) of each filter over its map, float32."""
         return self(images_BCHW).after_BCHW.float().mean(dim=(2, 3))
-
-
-def _ends_with_relu(before_BCHW: Tensor, map_BCHW: Tensor) -> bool:
-    """Return whether the map is the ReLU of `before_BCHW`, or the average of that."""
-    if before_BCHW.ndim != 4 or before_BCHW.shape[1] != map_BCHW.shape[1]:
-        return False
-    relu_BCHW = before_BCHW.relu()
-    if map_BCHW.shape != relu_BCHW.shape:
-        relu_BCHW = relu_BCHW.mean(dim=(2, 3), keepdim=True)
-    return map_BCHW.shape == relu_BCHW.shape and torch.allclose(map_BCHW, relu_BCHW)
 
 
 def mean_scores(maps: Maps, channels: Sequence[int]) -> Tensor:
@@ -136,6 +128,4 @@ def own_means(maps: Maps, channels: Sequence[int]) -> Tensor:
 
 def own_maps(maps_BCHW: Tensor, channels: Sequence[int]) -> Tensor:
     """Return the map (B, H, W) of each picture's own filter."""
-    if maps_BCHW.ndim == 2:  # the input of a ReLU between fully connected layers
-        maps_BCHW = maps_BCHW[:, :, None, None]
     return maps_BCHW[range(len(channels)), list(channels)]

@@ -18,9 +18,9 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import flag
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.visualization.filters.parametrisation import Pixels, Waves, blur, generator_of
-from deepcluster.visualization.filters.responses import Responses, mean_scores, own_maps, own_means
 from deepcluster.visualization.options import FilterOptions
+from deepcluster.visualization.parametrisation import Pixels, Waves, blur, generator_of
+from deepcluster.visualization.responses import Responses, mean_scores, own_maps, own_means
 
 PUBLISHED, FOURIER = "published", "fourier"
 # Published: the script of the paper's release; the paper's section 4.1 names the method (Yosinski et al., arXiv 1506.06579).
@@ -30,25 +30,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Largest jitter: a share of the side, radians, and a share of the scale.
 SHIFT, TURN, ZOOM = 1 / 16, 0.1, 0.1
-# Bytes of the activations of a batch and their gradients: fixed, not measured, so that batches are reproducible. On a CPU
-# larger batches are no faster, and at 224 px conv1 is half as fast (benchmarks/visualization.py).
-MEMORY = {"cpu": 128 << 20}
-DEVICE_MEMORY = 4 << 30
-SMALLEST_BATCH, LARGEST_BATCH = 2, 256
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyper-parameters of one gradient ascent, shared by all filters.
+    """Hyper-parameters of one gradient ascent, shared by all filters: those of `FilterOptions` that the objective has.
 
-    Attributes:
-        steps: number of steps.
-        lr: published: length of a step, in normalised pixels; fourier: learning rate of Adam.
-        weight_decay: published: weight of the squared norm of the picture.
-        sigma: published: standard deviation of the blur in pixels.
-        blur_every: published: steps between two blurs.
-        seed: seed of the starting point and of the jitter.
-        image_size: side of the pictures in pixels.
+    `lr` is the length of a step in normalised pixels (published), or the learning rate of Adam (fourier).
     """
 
     objective: str
@@ -81,21 +69,15 @@ def settings_of(options: FilterOptions, image_size: int) -> Settings:
 
 
 class Ascent:
-    """Pictures of several filters, improved step by step.
-
-    Attributes:
-        channels: the filter of each picture.
-        form: what the parameters of a picture are.
-        parameters: parameters of the pictures, (B, …), after the steps so far.
-    """
+    """Pictures of the filters `channels`, improved step by step: `parameters` (B, …) of the kind `form`."""
 
     def __init__(self, responses: Responses, settings: Settings, channels: Sequence[int]) -> None:
         self.responses, self.settings, self.channels = responses, settings, tuple(channels)
         # Trunks with Sobel filters see only the mean of the colours.
         grey = getattr(responses.trunk, "sobel", None) is not None
         device, size = responses.machine.device, settings.image_size
-        published = settings.objective == PUBLISHED
-        self.form = Pixels(size, grey=grey) if published else Waves(size, grey=grey, device=device)
+        is_published = settings.objective == PUBLISHED
+        self.form = Pixels(size, grey=grey) if is_published else Waves(size, grey=grey, device=device)
         starts = [generator_of("start", settings.seed, responses.stage, channel) for channel in self.channels]
         self.parameters = self.form.start(starts).to(device)
 
@@ -133,10 +115,6 @@ class Ascent:
             adam.step()
             yield
 
-    def pictures(self) -> NDArray[np.uint8]:
-        """Return the pictures, uint8 (B, H, W, 3)."""
-        return self.form.pictures(self.parameters)
-
     @torch.no_grad()
     def activations(self) -> Tensor:
         """Return the mean activation (B,) of the filter of each picture over its map, without jitter."""
@@ -155,13 +133,17 @@ def filter_pictures(
     ascent = Ascent(responses, settings, channels)
     for _ in ascent.steps():
         advance(len(channels))
-    return ascent.pictures(), ascent.activations().cpu().numpy()
+    return ascent.form.pictures(ascent.parameters), ascent.activations().cpu().numpy()
 
 
 def default_batch_size(responses: Responses) -> int:
-    """Return the number of filters whose activations and gradients fit into a little memory."""
-    memory = MEMORY.get(responses.machine.device.type, DEVICE_MEMORY)
-    return int(min(max(memory // (2 * responses.bytes_per_image), SMALLEST_BATCH), LARGEST_BATCH))
+    """Return the number of filters whose activations and gradients fit into a little memory, 2 to 256.
+
+    The memory is fixed, not measured, so that batches are reproducible. On a CPU larger batches are no faster, and at 224 px
+    conv1 is half as fast (benchmarks/visualization.py).
+    """
+    memory = 128 << 20 if responses.machine.device.type == "cpu" else 4 << 30
+    return min(max(memory // (2 * responses.bytes_per_image), 2), 256)
 
 
 def jitter(settings: Settings, stage: str) -> NDArray[np.float64]:
@@ -179,7 +161,6 @@ def jittered(images_BCHW: Tensor, jitter_4: NDArray[np.float64]) -> Tensor:
     down, across, turn, zoom = map(float, jitter_4)
     moved_BCHW = images_BCHW.roll((round(down), round(across)), dims=(2, 3))
     theta_23 = images_BCHW.new_tensor([[cos(turn) * zoom, -sin(turn) * zoom, 0], [sin(turn) * zoom, cos(turn) * zoom, 0]])
-    count, colours, height, width = images_BCHW.shape
-    grid_1HW2 = affine_grid(theta_23[None], [1, colours, height, width], align_corners=False)
-    grid_BHW2 = grid_1HW2.expand(count, -1, -1, -1)
+    grid_1HW2 = affine_grid(theta_23[None], [1, *images_BCHW.shape[1:]], align_corners=False)
+    grid_BHW2 = grid_1HW2.expand(len(images_BCHW), -1, -1, -1)
     return grid_sample(moved_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False)
