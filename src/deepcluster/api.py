@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import leave_one_out_accuracy
+from deepcluster.evaluation.learners.logistic import probe_accuracy
 from deepcluster.run.model import Model, load
 from deepcluster.run.settings import Settings
 from deepcluster.training import launch, tensorboard
@@ -33,21 +35,18 @@ Data = str | Path | Sequence[str | Path]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _with_options(owner: Any) -> Callable[[F], F]:
-    """Give a function's `**options` the names, types and defaults of a dataclass, for `help` and editors."""
-    types, kind = types_of(owner), inspect.Parameter.KEYWORD_ONLY
-    options = [inspect.Parameter(one.name, kind, default=one.default, annotation=types[one.name]) for one in fields(owner)]
-
-    def add(function: F) -> F:
-        own = inspect.signature(function)
-        named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
-        return function
-
-    return add
+def _with_settings(function: F) -> F:
+    """Give a function's `**options` the names, types and defaults of `Settings`, for `help` and editors."""
+    own, types, kind = inspect.signature(function), types_of(Settings), inspect.Parameter.KEYWORD_ONLY
+    named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(one.name, kind, default=one.default, annotation=types[one.name]) for one in fields(Settings)
+    ]
+    function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+    return function
 
 
-@_with_options(Settings)
+@_with_settings
 def train(
     data: Data,
     *,
@@ -84,20 +83,13 @@ def train(
         resume=resume,
         overwrite=overwrite,
         reporter=reporter or Reporter(),
-        evaluate={"knn": _knn, "linear": _linear_probe},
+        evaluate={"knn": _knn, "linear": partial(probe_accuracy, seed=0)},
     )
 
 
 def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Return the leave-one-out k-NN accuracy, with 20 neighbours where there are so many others."""
     return leave_one_out_accuracy(features_ND, labels_N, k=min(20, len(features_ND) - 1))
-
-
-def _linear_probe(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
-    """Return the accuracy of a linear probe on a fifth of the images, which it was not trained on."""
-    from deepcluster.evaluation.learners.logistic import probe_accuracy
-
-    return probe_accuracy(features_ND, labels_N, seed=0)
 
 
 def default_run(data: Data) -> Path:
@@ -224,8 +216,7 @@ def assign(
             )
     model = model.on(device, workers=workers, work=Work(reporter))
     cluster_N, distance_N, unreadable = model.assign(source, batch_size=batch_size)
-    reasons = {source.name(i): why for i, why in unreadable.items()}
-    result = Clusters(_names(source), cluster_N, distance_N, reasons)
+    result = Clusters(_names(source), cluster_N, distance_N, {source.name(i): why for i, why in unreadable.items()})
     if target is not None:
         _write_table({"name": result.names, "cluster": result.cluster_N, "distance": result.distance_N}, target)
     if folders is not None:
