@@ -24,17 +24,19 @@ from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
 from deepcluster.run.model import Model
 from deepcluster.visualization.ascent import (
     Ascent,
+    Responses,
     Settings,
     default_batch_size,
     filter_pictures,
     jitter,
     jittered,
+    mean_scores,
+    own_means,
     settings_of,
 )
 from deepcluster.visualization.filters import show_filters
 from deepcluster.visualization.options import FilterOptions
 from deepcluster.visualization.parametrisation import Pixels, Waves, blur, generator_of, photo_colours, random_images
-from deepcluster.visualization.responses import Responses, mean_scores, own_means
 
 Array = np.ndarray[Any, Any]
 CPU = torch.device("cpu")

@@ -1,7 +1,8 @@
 """Gradient ascent: pictures of several filters of a stage at once, each independent of the others.
 
-B pictures, C channels, S steps, H and W pixels. Up to rounding, no picture depends on the others of its batch: each
-has a start, a gradient and a step length of its own, and the jitter of a step is the same for all.
+B pictures, C channels, S steps, H and W pixels of a picture or a map. Up to rounding, no picture depends on the others of
+its batch: each has a start, a gradient and a step length of its own, and the jitter of a step is the same for all.
+Activations have a gradient even where the last ReLU of a stage outputs only zeros.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,24 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
+from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import flag
 from deepcluster.core.work import Advance, no_advance
+from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.visualization.options import FilterOptions
 from deepcluster.visualization.parametrisation import Pixels, Waves, blur, generator_of
-from deepcluster.visualization.responses import Responses, mean_scores, own_maps, own_means
 
-PUBLISHED, FOURIER = "published", "fourier"
+PUBLISHED = "published"
 # Published: the script of the paper's release; the paper's section 4.1 names the method (Yosinski et al., arXiv 1506.06579).
 DEFAULTS: dict[str, dict[str, Any]] = {
     PUBLISHED: {"steps": 1000, "lr": 3.0, "weight_decay": 1e-5, "sigma": 0.3, "blur_every": 5},
-    FOURIER: {"steps": 200, "lr": 0.05, "weight_decay": None, "sigma": None, "blur_every": None},
+    "fourier": {"steps": 200, "lr": 0.05, "weight_decay": None, "sigma": None, "blur_every": None},
 }
-# Largest jitter: a share of the side, radians, and a share of the scale.
-SHIFT, TURN, ZOOM = 1 / 16, 0.1, 0.1
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,118 @@ def settings_of(options: FilterOptions, image_size: int) -> Settings:
             raise InputError(f"{flag(name)}: --objective {options.objective} has no such setting; leave it out")
         chosen[name] = default if value is None else value
     return Settings(objective=options.objective, seed=options.seed, image_size=options.image_size or image_size, **chosen)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Activations (B, C, H, W) of a stage, and the input of its last ReLU; None if the stage does not end with a ReLU."""
+
+    after_BCHW: Tensor
+    before_BCHW: Tensor | None
+
+
+class Responses:
+    """The filters of one stage.
+
+    Args:
+        trunk: a copy used for nothing else: it is put into eval mode, and its weights are frozen.
+        size: side of the images in pixels.
+        made_for: side of the images that the trunk was made for.
+
+    Attributes:
+        last_relu: the ReLU that the stage ends with, or None.
+        n_channels: number of filters.
+        bytes_per_image: bytes of all activations up to the stage, per image.
+
+    Raises:
+        InputError: no such stage, or the trunk can't process images of this size.
+    """
+
+    def __init__(self, trunk: Trunk, stage: str, machine: Machine, *, size: int, made_for: int) -> None:
+        trunk.check_stage(stage)
+        self.trunk, self.stage, self.machine = trunk.eval().requires_grad_(False), stage, machine
+        self.last_relu: nn.ReLU | None = None
+        self.bytes_per_image = 0
+        try:
+            self.n_channels = self._inspect(size)
+        except (RuntimeError, ZeroDivisionError):
+            text = f"--image-size {size}: {trunk.arch} makes no {stage} of images of {size} px"
+            raise InputError(f"{text}; it was made for {made_for} px, the default") from None
+
+    @torch.no_grad()
+    def _inspect(self, size: int) -> int:
+        """Find the last ReLU and count the bytes of the activations of one image; return the number of channels."""
+        inputs: list[tuple[nn.ReLU, Tensor]] = []
+
+        def note_input(layer: nn.Module, images: tuple[Tensor]) -> None:
+            if isinstance(layer, nn.ReLU):
+                inputs.append((layer, images[0].clone()))
+
+        def count_bytes(layer: nn.Module, images: tuple[Tensor], result: Tensor) -> None:
+            self.bytes_per_image += result.numel() * result.element_size()
+
+        layers = [layer for layer in self.trunk.modules() if not list(layer.children())]
+        hooks: list[Any] = [layer.register_forward_pre_hook(note_input) for layer in layers]
+        hooks += [layer.register_forward_hook(count_bytes) for layer in layers]
+        image_1CHW = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        try:
+            map_1CHW = self.trunk.stage(normalise(image_1CHW.to(self.machine.device)), self.stage)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # The stage ends with the last ReLU if its map is the result of that, or the average over the positions.
+        if inputs and inputs[-1][1].ndim == 4:
+            relu_1CHW = inputs[-1][1].relu()
+            for one in (relu_1CHW, relu_1CHW.mean(dim=(2, 3), keepdim=True)):
+                if map_1CHW.shape == one.shape and torch.allclose(map_1CHW, one):
+                    self.last_relu = inputs[-1][0]
+        return map_1CHW.shape[1]
+
+    def __call__(self, images_BCHW: Tensor) -> Maps:
+        """Return the maps of normalised images."""
+        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        before: list[Tensor | None] = [None]
+        # A stage without a last ReLU leaves this one unused.
+        relu = self.last_relu or nn.ReLU()
+        hook = relu.register_forward_pre_hook(lambda layer, images: before.append(images[0]))
+        in_place, relu.inplace = relu.inplace, False
+        try:
+            with self.machine.autocast():
+                return Maps(self.trunk.stage(images_BCHW, self.stage), before[-1])
+        finally:
+            relu.inplace = in_place
+            hook.remove()
+
+    @torch.no_grad()
+    def means(self, images_BCHW: Tensor) -> Tensor:
+        """Return the mean activation (B, C) of each filter over its map, float32."""
+        return self(images_BCHW).after_BCHW.float().mean(dim=(2, 3))
+
+
+def mean_scores(maps: Maps, channels: Sequence[int]) -> Tensor:
+    """Return the mean (B, C) of each filter over its map; before the ReLU for pictures whose own filter is all zero."""
+    scores_BC = maps.after_BCHW.float().mean(dim=(2, 3))
+    if maps.before_BCHW is None:
+        return scores_BC
+    zero_B = own_maps(maps.after_BCHW, channels).detach().flatten(1).amax(dim=1) <= 0
+    if not zero_B.any():
+        return scores_BC
+    return torch.where(zero_B[:, None], maps.before_BCHW.float().mean(dim=(2, 3)), scores_BC)
+
+
+def own_means(maps: Maps, channels: Sequence[int]) -> Tensor:
+    """Return the mean (B,) of each picture's own filter over its map; before the ReLU where the map is all zero."""
+    after_BHW = own_maps(maps.after_BCHW, channels).float()
+    if maps.before_BCHW is None:
+        return after_BHW.mean(dim=(1, 2))
+    zero_B = after_BHW.detach().flatten(1).amax(dim=1) <= 0
+    before_BHW = own_maps(maps.before_BCHW, channels).float()
+    return torch.where(zero_B, before_BHW.mean(dim=(1, 2)), after_BHW.mean(dim=(1, 2)))
+
+
+def own_maps(maps_BCHW: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return the map (B, H, W) of each picture's own filter."""
+    return maps_BCHW[range(len(channels)), list(channels)]
 
 
 class Ascent:
@@ -127,8 +239,7 @@ def filter_pictures(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Return pictures (B, H, W, 3) that excite filters, optimised in one batch, and the mean activations (B,) on them.
 
-    Args:
-        advance: called with B after each step.
+    A step advances by B.
     """
     ascent = Ascent(responses, settings, channels)
     for _ in ascent.steps():
@@ -148,9 +259,8 @@ def default_batch_size(responses: Responses) -> int:
 
 def jitter(settings: Settings, stage: str) -> NDArray[np.float64]:
     """Return (S, 4): for each step shifts down and across in pixels, rotation in radians, zoom; from seed and stage."""
-    largest = settings.image_size * SHIFT
     draws_S4 = generator_of("jitter", settings.seed, stage).uniform(-1, 1, (settings.steps, 4))
-    return draws_S4 * (largest, largest, TURN, ZOOM) + (0, 0, 0, 1)
+    return draws_S4 * (settings.image_size / 16, settings.image_size / 16, 0.1, 0.1) + (0, 0, 0, 1)
 
 
 def jittered(images_BCHW: Tensor, jitter_4: NDArray[np.float64]) -> Tensor:

@@ -19,7 +19,7 @@ from deepcluster.run.features import FEATURE_BATCH
 from deepcluster.run.model import Model
 from deepcluster.visualization.options import TopImagesOptions
 from deepcluster.visualization.receptive_field import ReceptiveField, StageShape, stage_shapes
-from deepcluster.visualization.stages import chosen_stages, parse_channels
+from deepcluster.visualization.stages import parse_channels
 
 NONE = -1
 
@@ -81,7 +81,9 @@ def find_top_images(
         Interrupted: a stop was requested.
         TrainingError: activations are not finite.
     """
-    shapes = stage_shapes(model.trunk, chosen_stages(model, options.stage), model.image_size)
+    # By default the last stage with feature maps, such as conv5 or layer4.
+    stages = model.stages(options.stage, usual=model.trunk.stages[-2])
+    shapes = stage_shapes(model.trunk, stages, model.image_size)
     clip = len(shapes) > 1
     channels = {
         name: parse_channels(options.channels, shape.channels, stage=name, clip=clip) for name, shape in shapes.items()
@@ -104,8 +106,8 @@ def find_top_images(
     if not n_readable:
         first, reason = min(unreadable.items())
         raise InputError(f"none of the {len(source):,} images can be read; {source.name(first)}: {reason}")
-    stages = [_result(model, name, shapes[name], best[name], channels[name], n_readable) for name in shapes]
-    return TopImages(tuple(stages), model, source, options, unreadable)
+    found = tuple(_result(model, name, shapes[name], best[name], channels[name], n_readable) for name in shapes)
+    return TopImages(found, model, source, options, unreadable)
 
 
 @dataclass(frozen=True)

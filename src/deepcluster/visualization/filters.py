@@ -21,15 +21,13 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import write_whole
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
-from deepcluster.run.model import Model, load, loaded, new_interruption
-from deepcluster.visualization.ascent import Settings, default_batch_size, filter_pictures, settings_of
+from deepcluster.run.model import Model, loaded, new_interruption
+from deepcluster.visualization.ascent import Responses, Settings, default_batch_size, filter_pictures, settings_of
 from deepcluster.visualization.grid import picture_grid
 from deepcluster.visualization.options import FilterOptions
 from deepcluster.visualization.parametrisation import random_images
-from deepcluster.visualization.responses import Responses
-from deepcluster.visualization.stages import chosen_stages, parse_channels, pictures_folder
+from deepcluster.visualization.stages import parse_channels, pictures_folder
 
-RANDOM_IMAGES = 32
 JSON_FILE = "filters.json"
 OUR_NAMES = re.compile(r"[0-9]{4,}\.png|grid\.png|filters\.json")
 # Smaller pictures are enlarged in the grid, and all pictures are reduced where the grid would be wider.
@@ -60,12 +58,11 @@ def filters(
         InputError: model, options or folder can't be used; nothing was written.
         Interrupted: Ctrl-C or SIGTERM; the pictures of finished stages are kept.
     """
-    checked, model = FilterOptions.from_dict(options), model if isinstance(model, Model) else load(model)
-    folder = pictures_folder(model, "filters", out)
+    checked = FilterOptions.from_dict(options)
     interruption = new_interruption("finished stages are kept: the same command continues with the next one")
     with interruption.listening():
         model = loaded(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
-        return show_filters(model, checked, folder)
+        return show_filters(model, checked, pictures_folder(model, "filters", out))
 
 
 def show_filters(model: Model, options: FilterOptions, out: Path) -> list[Path]:
@@ -74,12 +71,12 @@ def show_filters(model: Model, options: FilterOptions, out: Path) -> list[Path]:
     A stage that an earlier call finished with the same weights, settings and filters is not computed again.
 
     Raises:
-        InputError: a stage, channel, size or setting that the trunk or the objective does not have, or the folder is used
-            for something else. Nothing was written.
+        InputError: the trunk or the objective has no such stage, channel, size or setting, or the folder has another use.
         Interrupted: a stop was requested; each stage is finished or as it was before.
     """
     settings = settings_of(options, model.image_size)
-    stages, trunk = chosen_stages(model, options.stage), model.copy_of_trunk()
+    # By default the last stage with feature maps, such as conv5 or layer4.
+    stages, trunk = model.stages(options.stage, usual=model.trunk.stages[-2]), model.copy_of_trunk()
     # By default, and where several stages are chosen, a range of channels may exceed those of a stage.
     clip = options.channels == FilterOptions.channels or len(stages) > 1
     chosen = []
@@ -103,7 +100,7 @@ def _make_pictures(
     """Return pictures (C, H, W, 3) of these filters of a stage, and what `filters.json` holds of each."""
     stage, reporter = responses.stage, model.work.reporter
     reporter.detail(f"{stage}: {len(channels)} filters in batches of {min(size, len(channels))}")
-    images_NCHW = random_images(RANDOM_IMAGES, settings.image_size, device=model.machine.device)
+    images_NCHW = random_images(32, settings.image_size, device=model.machine.device)
     random_C = torch.cat([responses.means(images_BCHW) for images_BCHW in images_NCHW.split(8)]).mean(dim=0).tolist()
     pictures, about, dead_ones = [], {}, []
     with model.work.track(f"filters of {stage}", len(channels) * settings.steps, unit="steps") as advance:
@@ -125,11 +122,7 @@ def _make_pictures(
 
 
 class StageFolder:
-    """Pictures of the filters of one stage, written when all of them are made.
-
-    Args:
-        path: the folder; created by `write`.
-        facts: how the pictures are made, for `filters.json`.
+    """Pictures of the filters of one stage, made as `facts` say; `write` creates the folder when all of them are made.
 
     Raises:
         InputError: the folder can't be written to, or holds files of these names that this program did not write.

@@ -43,11 +43,7 @@ def photo_colours() -> Tensor:
 
 
 class Pixels:
-    """Pictures of `size` pixels a side as normalised pixels, the input of the network; unbounded.
-
-    Args:
-        grey: save pictures without colours, which the network can't see.
-    """
+    """Pictures as normalised pixels, the input of the network; unbounded. If `grey`, they are saved without colours."""
 
     def __init__(self, size: int, *, grey: bool) -> None:
         self.size, self.grey = size, grey
@@ -75,12 +71,8 @@ class Pixels:
 class Waves:
     """Pictures as sums of waves (Olah et al., "Feature Visualization", 2017): steps are alike in all scales and colours.
 
-    Amplitudes fall with frequency, as in photos, so that a step does not add noise; colours are decorrelated as in photos;
-    all pictures have the same contrast; a sigmoid keeps pixels between black and white.
-
-    Args:
-        size: side in pixels.
-        grey: leave out colours, which the network can't see.
+    Amplitudes fall with frequency, as in photos, so that a step does not add noise; colours are decorrelated as in photos,
+    or left out (`grey`); all pictures have the same contrast; a sigmoid keeps pixels between black and white.
     """
 
     def __init__(self, size: int, *, grey: bool, device: torch.device) -> None:

@@ -91,25 +91,20 @@ class _Trace(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and id(leaf) in self._traced]
-        if inputs:
-            field = _field_after(func, args, kwargs or {}, [self._traced[id(one)][1] for one in inputs])
-            self._traced |= {id(one): (one, field) for one in tree_leaves(result) if isinstance(one, Tensor)}
+        if not inputs:
+            return result
+        fields = [self._traced[id(one)][1] for one in inputs]
+        name = func._schema.name.removeprefix("aten::")
+        given = {one.name: one.default_value for one in func._schema.arguments}
+        given.update(zip(given, args, strict=False), **(kwargs or {}))
+        joins_channels = name == "cat" and given["dim"] == 1
+        field = None
+        if name in WINDOWS:
+            field = _through_window(fields[0], given) if len(fields) == 1 else None
+        elif torch.Tag.pointwise in func.tags or joins_channels or any(part in name for part in POINTWISE):
+            field = reduce(_union, fields)
+        self._traced |= {id(one): (one, field) for one in tree_leaves(result) if isinstance(one, Tensor)}
         return result
-
-
-def _field_after(
-    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: list[ReceptiveField | None]
-) -> ReceptiveField | None:
-    """Return the field of the result of an operation."""
-    name = func._schema.name.removeprefix("aten::")
-    given = {one.name: one.default_value for one in func._schema.arguments}
-    given.update(zip(given, args, strict=False), **kwargs)
-    if name in WINDOWS:
-        return _through_window(inputs[0], given) if len(inputs) == 1 else None
-    joins_channels = name == "cat" and given["dim"] == 1
-    if torch.Tag.pointwise in func.tags or joins_channels or any(part in name for part in POINTWISE):
-        return reduce(_union, inputs)
-    return None
 
 
 def _through_window(field: ReceptiveField | None, given: Mapping[str, Any]) -> ReceptiveField | None:

@@ -1,4 +1,4 @@
-"""What the options of `visualize` choose: stages, channels of a stage, and the folder of the pictures."""
+"""What the options of `visualize` choose: the folder of the pictures, and the channels of a stage."""
 
 from pathlib import Path
 
@@ -22,15 +22,6 @@ def pictures_folder(model: Model, kind: str, out: str | Path | None) -> Path:
     if not RunFolder(run).is_run():
         raise InputError(f"{run} is not a run folder to write the pictures into: name a folder with --out")
     return run / PICTURES / kind
-
-
-def chosen_stages(model: Model, text: str | None) -> tuple[str, ...]:
-    """Return the stages that an option names; by default the last one with feature maps, such as conv5 or layer4.
-
-    Raises:
-        InputError: the trunk has no such stage.
-    """
-    return model.stages(text, usual=model.trunk.stages[-2])
 
 
 def parse_channels(text: str, n_channels: int, *, stage: str, clip: bool = False) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from deepcluster.core.text import count_of, printable
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.sources import open_source
-from deepcluster.run.model import Model, load, loaded, new_interruption
+from deepcluster.run.model import Model, loaded, new_interruption
 from deepcluster.visualization.best_images import StageImages, TopImages, find_top_images
 from deepcluster.visualization.grid import ACROSS, Box, image_tile, page_of, photo_box
 from deepcluster.visualization.options import TopImagesOptions
@@ -64,29 +64,24 @@ def top_images(
         InputError: model, data, options or folder can't be used.
         Interrupted: Ctrl-C or SIGTERM; the images are searched again by the next call.
     """
-    checked, model = TopImagesOptions.from_dict(options), model if isinstance(model, Model) else load(model)
-    folder = pictures_folder(model, "top-images", out)
-    reporter = reporter or Reporter(quiet=True)
+    checked, reporter = TopImagesOptions.from_dict(options), reporter or Reporter(quiet=True)
     if copies is not None:
         check_new_folder(Path(copies), "--copies")
     interruption = new_interruption("nothing is kept of the search: run the same command again")
     with interruption.listening():
-        source = open_source(data, on_trouble=reporter.warn)
         model = loaded(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
-        top = find_top_images(model, source, checked)
+        folder = pictures_folder(model, "top-images", out)
+        top = find_top_images(model, open_source(data, on_trouble=reporter.warn), checked)
         name = ", ".join(map(str, [data] if isinstance(data, str | Path) else data))
         return save_top_images(top, folder, data=name, copies=Path(copies) if copies else None)
 
 
 def save_top_images(top: TopImages, folder: Path, *, data: str, copies: Path | None = None) -> list[Path]:
-    """Write `pairs-1.png`, … and finally `top-images.json` to `folder`/STAGE of each stage.
+    """Write `pairs-1.png`, … and finally `top-images.json` to `folder`/STAGE of each stage; return the JSON files.
 
     Args:
         data: the source as the user named it.
         copies: a new or empty folder for copies of the images: STAGE/channel-CHANNEL/RANK-NAME.
-
-    Returns:
-        the JSON file of each stage, which names the pages.
 
     Raises:
         InputError: `folder` is a file, or `copies` can't be used.
