@@ -28,8 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
 from deepcluster.run.model import Model, loaded
-from deepcluster.visualization.filters.ascent import Ascent, Settings, default_batch_size, settings_of
-from deepcluster.visualization.filters.responses import Responses
+from deepcluster.visualization.ascent import Ascent, Responses, Settings, default_batch_size, settings_of
 from deepcluster.visualization.options import FilterOptions
 
 

@@ -21,19 +21,21 @@ from deepcluster.models.archs import ARCHITECTURES, make_trunk
 from deepcluster.models.convnets import ConvNet
 from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
 from deepcluster.run.model import Model
-from deepcluster.visualization.filters.ascent import (
+from deepcluster.visualization.ascent import (
     Ascent,
+    Responses,
     Settings,
     default_batch_size,
     filter_pictures,
     jitter,
     jittered,
+    mean_scores,
+    own_means,
     settings_of,
 )
-from deepcluster.visualization.filters.command import show_filters
-from deepcluster.visualization.filters.parametrisation import Pixels, Waves, blur, generator_of, photo_colours, random_images
-from deepcluster.visualization.filters.responses import Responses, mean_scores, own_means
+from deepcluster.visualization.filters import show_filters
 from deepcluster.visualization.options import FilterOptions
+from deepcluster.visualization.parametrisation import Pixels, Waves, blur, generator_of, photo_colours, random_images
 
 Array = np.ndarray[Any, Any]
 CPU = torch.device("cpu")

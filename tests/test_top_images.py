@@ -13,18 +13,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
+from deepcluster.core.files import check_new_folder
 from deepcluster.core.interruption import Interruption
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.views import ClusterView
 from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model
-from deepcluster.visualization.channels import parse_channels
+from deepcluster.visualization.best_images import Best, TopImages, find_top_images
+from deepcluster.visualization.grid import GAP, TILE, image_tile, page_of, photo_box
 from deepcluster.visualization.options import TopImagesOptions
-from deepcluster.visualization.top_images.pages import GAP, TILE, image_tile, page_of
-from deepcluster.visualization.top_images.photos import photo_box
-from deepcluster.visualization.top_images.saving import check_copies_folder, file_name, save_top_images
-from deepcluster.visualization.top_images.search import Best, TopImages, find_top_images
+from deepcluster.visualization.stages import parse_channels
+from deepcluster.visualization.top_images import file_name, save_top_images
 
 STAGES = "conv1,conv3,features"
 
@@ -159,7 +159,7 @@ def test_dead_channels_are_reported(tmp_path: Path, photos: ImageSource) -> None
     top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels="4-10"))
     (stage,) = top.stages
     assert [stage.channels[row] for row in np.flatnonzero(stage.dead_S)] == [5, 9]
-    (file,) = save_top_images(top, photos, tmp_path / "out", model, data="photos")
+    (file,) = save_top_images(top, tmp_path / "out", data="photos")
     facts = json.loads(file.read_text())
     assert facts["dead"] == [5, 9]
     assert list(facts["channels"]) == ["4", "6", "7", "8", "10"]
@@ -197,7 +197,7 @@ def test_a_box_in_the_view_is_found_in_the_photo(height: int, width: int, reduce
 
 def test_what_is_written(tmp_path: Path, model: Model, photos: ImageSource) -> None:
     top = find_top_images(model, photos, TopImagesOptions(stage="conv2", channels="0-39", count=9))
-    (file,) = save_top_images(top, photos, tmp_path / "out", model, data="photos", copies=tmp_path / "copies")
+    (file,) = save_top_images(top, tmp_path / "out", data="photos", copies=tmp_path / "copies")
     assert file == tmp_path / "out" / "conv2" / "top-images.json"
     facts, stage = json.loads(file.read_text()), top.stages[0]
     known = {"stage": "conv2", "model": "untrained:alexnet-small", "weights": model.weights, "data": "photos", "count": 9}
@@ -239,7 +239,7 @@ def test_fewer_pages_leave_none_of_before(tmp_path: Path, model: Model, photos: 
     old.write_bytes(b"a page of version 0.1.0")
     for channels, pages in (("0-39", 2), ("1,7", 1)):
         top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels=channels, count=2))
-        save_top_images(top, photos, tmp_path / "out", model, data="photos")
+        save_top_images(top, tmp_path / "out", data="photos")
         assert len(list((tmp_path / "out" / "conv1").glob("*.png"))) == pages
 
 
@@ -248,7 +248,7 @@ def test_images_of_an_array_are_copied_as_png(tmp_path: Path, model: Model) -> N
     np.save(tmp_path / "photos.npy", pixels_NHWC)
     source = open_source(tmp_path / "photos.npy")
     top = find_top_images(model, source, TopImagesOptions(stage="conv1", channels="3", count=10))
-    save_top_images(top, source, tmp_path / "out", model, data="photos.npy", copies=tmp_path / "copies")
+    save_top_images(top, tmp_path / "out", data="photos.npy", copies=tmp_path / "copies")
     (folder,) = (tmp_path / "copies" / "conv1").iterdir()
     copies = sorted(folder.iterdir())
     assert len(copies) == 6
@@ -260,7 +260,7 @@ def test_images_of_an_array_are_copied_as_png(tmp_path: Path, model: Model) -> N
 def test_a_photo_that_went_away_after_the_search(tmp_path: Path, model: Model, photos: ImageSource) -> None:
     top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels="0", count=16))
     Path(str(photos.path(0))).unlink()
-    (file,) = save_top_images(top, photos, tmp_path / "out", model, data="photos", copies=tmp_path / "copies")
+    (file,) = save_top_images(top, tmp_path / "out", data="photos", copies=tmp_path / "copies")
     (gone,) = (one for one in json.loads(file.read_text())["channels"]["0"] if one["name"] == photos.name(0))
     assert gone["box"] is None
     assert len(list((tmp_path / "copies").rglob("*.png"))) == 15
@@ -284,7 +284,7 @@ def test_the_patch_is_cut_from_the_photo_and_framed_in_it() -> None:
 
 def test_a_channel_of_many_images_takes_several_rows() -> None:
     tile = image_tile(np.full((20, 20, 3), 90, np.uint8), (0, 0, 20, 20), (5, 5, 10, 10), patch=True)
-    short, long = (page_of([1], [[tile] * count], [["a"] * count]) for count in (9, 10))
+    short, long = (page_of({1: [(tile, "a")] * count}) for count in (9, 10))
     assert short.width == long.width
     assert long.height > 1.9 * short.height
 
@@ -345,12 +345,12 @@ def test_wrong_input(tmp_path: Path, model: Model, photos: ImageSource) -> None:
     with pytest.raises(InputError, match=r"none of the 1 images can be read; a\.png: not an image"):
         find_top_images(model, open_source(tmp_path / "bad"), TopImagesOptions(stage="conv1"))
     with pytest.raises(InputError, match="is not an empty folder"):
-        check_copies_folder(tmp_path / "bad")
+        check_new_folder(tmp_path / "bad", "--copies")
     with pytest.raises(InputError, match="is a file or can't be written to"):
-        check_copies_folder(tmp_path / "bad" / "a.png" / "copies")
+        check_new_folder(tmp_path / "bad" / "a.png" / "copies", "--copies")
     top = find_top_images(model, photos, TopImagesOptions(stage="conv1", channels="0", count=1))
     with pytest.raises(InputError, match="is a file; name a folder"):
-        save_top_images(top, photos, tmp_path / "bad" / "a.png", model, data="photos")
+        save_top_images(top, tmp_path / "bad" / "a.png", data="photos")
 
 
 def test_names_that_file_systems_refuse() -> None:

@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import check_new_folder
 from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import leave_one_out_accuracy
+from deepcluster.evaluation.learners.logistic import probe_accuracy
 from deepcluster.run.model import Model, load
 from deepcluster.run.settings import Settings
 from deepcluster.training import launch, tensorboard
@@ -32,25 +35,18 @@ Data = str | Path | Sequence[str | Path]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _with_options(owner: Any) -> Callable[[F], F]:
-    """Give a function's `**options` the names, types and defaults of a dataclass, for `help` and editors."""
-
-    def add(function: F) -> F:
-        own = inspect.signature(function)
-        named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        options = [
-            inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=types_of(owner)[one.name]
-            )
-            for one in fields(owner)
-        ]
-        function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
-        return function
-
-    return add
+def _with_settings(function: F) -> F:
+    """Give a function's `**options` the names, types and defaults of `Settings`, for `help` and editors."""
+    own, types, kind = inspect.signature(function), types_of(Settings), inspect.Parameter.KEYWORD_ONLY
+    named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(one.name, kind, default=one.default, annotation=types[one.name]) for one in fields(Settings)
+    ]
+    function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+    return function
 
 
-@_with_options(Settings)
+@_with_settings
 def train(
     data: Data,
     *,
@@ -87,20 +83,13 @@ def train(
         resume=resume,
         overwrite=overwrite,
         reporter=reporter or Reporter(),
-        evaluate={"knn": _knn, "linear": _linear_probe},
+        evaluate={"knn": _knn, "linear": partial(probe_accuracy, seed=0)},
     )
 
 
 def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Return the leave-one-out k-NN accuracy, with 20 neighbours where there are so many others."""
     return leave_one_out_accuracy(features_ND, labels_N, k=min(20, len(features_ND) - 1))
-
-
-def _linear_probe(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
-    """Return the accuracy of a linear probe on a fifth of the images, which it was not trained on."""
-    from deepcluster.evaluation.learners.logistic import probe_accuracy
-
-    return probe_accuracy(features_ND, labels_N, seed=0)
 
 
 def default_run(data: Data) -> Path:
@@ -174,8 +163,18 @@ def embed(
     model = model.on(device, workers=workers, work=Work(reporter))
     features_ND, unreadable = model.features(source, stage=stage, batch_size=batch_size)
     result = Embeddings(_names(source), features_ND.numpy(), {source.name(i): why for i, why in unreadable.items()})
-    if target is not None:
-        _write_embeddings(result, target)
+    if target is not None and target.suffix == ".npy":
+        beside = target.with_name(target.name + ".part")
+        with beside.open("wb") as file:
+            np.save(file, result.embedding_ND)
+        beside.replace(target)
+        target.with_suffix(".names.txt").write_text("".join(name + "\n" for name in result.names), encoding="utf-8")
+    elif target is not None:
+        import pyarrow as pa
+
+        flat = pa.array(result.embedding_ND.ravel())
+        rows = pa.FixedSizeListArray.from_arrays(flat, result.embedding_ND.shape[1])
+        _write_table({"name": result.names, "embedding": rows}, target)
     return result
 
 
@@ -210,11 +209,14 @@ def assign(
     _, assignment = model.clusters()
     source = open_source(data, limit)
     if folders is not None:
-        _check_folders(Path(folders), source)
+        check_new_folder(Path(folders), "--folders")
+        if source.path(0) is None:
+            raise InputError(
+                "--folders makes links to image files, and an array has none; the table of --out has all that is known"
+            )
     model = model.on(device, workers=workers, work=Work(reporter))
     cluster_N, distance_N, unreadable = model.assign(source, batch_size=batch_size)
-    reasons = {source.name(i): why for i, why in unreadable.items()}
-    result = Clusters(_names(source), cluster_N, distance_N, reasons)
+    result = Clusters(_names(source), cluster_N, distance_N, {source.name(i): why for i, why in unreadable.items()})
     if target is not None:
         _write_table({"name": result.names, "cluster": result.cluster_N, "distance": result.distance_N}, target)
     if folders is not None:
@@ -238,21 +240,6 @@ def _writable(out: str | Path, endings: tuple[str, ...]) -> Path:
     return path
 
 
-def _write_embeddings(result: Embeddings, target: Path) -> None:
-    if target.suffix == ".npy":
-        beside = target.with_name(target.name + ".part")
-        with beside.open("wb") as file:
-            np.save(file, result.embedding_ND)
-        beside.replace(target)
-        target.with_suffix(".names.txt").write_text("".join(name + "\n" for name in result.names), encoding="utf-8")
-        return
-    import pyarrow as pa
-
-    flat = pa.array(result.embedding_ND.ravel())
-    rows = pa.FixedSizeListArray.from_arrays(flat, result.embedding_ND.shape[1])
-    _write_table({"name": result.names, "embedding": rows}, target)
-
-
 def _write_table(columns: "dict[str, list[str] | NDArray[np.generic] | pyarrow.Array]", target: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -262,20 +249,8 @@ def _write_table(columns: "dict[str, list[str] | NDArray[np.generic] | pyarrow.A
     beside.replace(target)
 
 
-def _check_folders(folders: Path, source: ImageSource) -> None:
-    if folders.exists() and (not folders.is_dir() or any(folders.iterdir())):
-        raise InputError(f"--folders {folders} is not an empty folder; name one that does not exist yet")
-    parent = next(folder for folder in (folders, *folders.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--folders {folders}: {parent} is a file or can't be written to")
-    if source.path(0) is None:
-        raise InputError(
-            "--folders makes links to image files, and an array has none; the table of --out has all that is known"
-        )
-
-
 def _link(folders: Path, source: ImageSource, result: Clusters, *, n_clusters: int) -> None:
-    """A link for each image, named after its path, in the folder of its cluster."""
+    """Make a link for each image, named after its path, in the folder of its cluster."""
     digits = len(str(n_clusters - 1))
     for index, (name, cluster) in enumerate(zip(result.names, result.cluster_N.tolist(), strict=True)):
         path = source.path(index)

@@ -31,13 +31,15 @@ def demo(out: Path, reporter: Reporter) -> str:
     Raises:
         InputError: `out` holds something else.
     """
+    from sklearn.datasets import load_digits
+
     needs_report_extra()
     images, run = out / "digits", out / "run"
     labels_N = write_digits(images)
     reporter.say(f"wrote {len(labels_N):,} digits of 8 × 8 pixels into {images}; training does not see their labels")
     train(images, out=run, overwrite=run.exists(), reporter=reporter)
     rows = {
-        "k-means on pixels": _pixels_ND(),
+        "k-means on pixels": torch.from_numpy(load_digits().data).float(),
         "untrained trunk": _embedding_ND(f"untrained:{run}", images),
         "after the first epoch": _embedding_ND(run / "checkpoints" / "epoch-0001.pt", images),
         "after training": _embedding_ND(run, images),
@@ -46,7 +48,8 @@ def demo(out: Path, reporter: Reporter) -> str:
     for name, features_ND in rows.items():
         whitened_NP = Whitening(COMPONENTS).fit_transform(features_ND)
         numbers = (clusters_nmi(features_ND, labels_N), clusters_nmi(whitened_NP, labels_N))
-        lines.append(f"{name:<24}{numbers[0]:>20.3f}{numbers[1]:>20.3f}{_knn(features_ND, labels_N):>16.3f}")
+        knn = leave_one_out_accuracy(features_ND, torch.from_numpy(labels_N))
+        lines.append(f"{name:<24}{numbers[0]:>20.3f}{numbers[1]:>20.3f}{knn:>16.3f}")
     lines.append(
         f"NMI to the digits' labels of k-means with k = 10, mean of {SEEDS} seeds: on the rows as they are, and after step "
         f"2 of the method (PCA to {COMPONENTS}, whitened, unit rows). k-NN: 20 neighbours, leave one out."
@@ -74,16 +77,6 @@ def clusters_nmi(features_ND: Tensor, labels_N: NDArray[np.int64]) -> float:
     """Return the NMI to the labels of k-means with k = 10 on the features, mean over seeds."""
     kmeans = KMeans(CLASSES, iterations=100)
     return float(np.mean([kmeans.fit(features_ND, seed=seed).nmi(labels_N) for seed in range(SEEDS)]))
-
-
-def _knn(features_ND: Tensor, labels_N: NDArray[np.int64]) -> float:
-    return leave_one_out_accuracy(features_ND, torch.from_numpy(labels_N))
-
-
-def _pixels_ND() -> Tensor:
-    from sklearn.datasets import load_digits
-
-    return torch.from_numpy(load_digits().data).float()
 
 
 def _embedding_ND(model: str | Path, images: Path) -> Tensor:

@@ -45,14 +45,21 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
         return _about_model(load(UNTRAINED + path))
     if not is_address(path) and RunFolder(Path(path)).is_run():
         return _about_run(RunFolder(Path(path)))
-    return _about_data(path, everything=everything, reporter=reporter or Reporter(quiet=True))
+    reporter = reporter or Reporter(quiet=True)
+    source = open_source(path, on_trouble=reporter.warn)
+    with reporter.track("reading images", len(source) if everything else min(MOST, len(source))) as progress:
+        found = overview(source, workers=usual_workers(), everything=everything, on_images=progress)
+    return "\n".join(describe(found, source))
 
 
 def _about_run(folder: RunFolder) -> str:
     config, metrics = folder.read_config(), folder.read_metrics()
     settings = Settings.from_saved(config["settings"])
     usual = Settings().as_dict()
-    others = [f"{name}={_plainly(value)}" for name, value in settings.as_dict().items() if value != usual[name]]
+    others = []
+    for name, value in settings.as_dict().items():
+        if value != usual[name]:
+            others.append(f"{name}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}")
     lines = [
         f"run {folder.path}: {config['data']['description']}",
         f"{settings.arch} at {settings.image_size} px, {settings.describe_clusters()}, "
@@ -65,11 +72,6 @@ def _about_run(folder: RunFolder) -> str:
     tables = sorted((folder.path / "assignments").glob("*.parquet"))
     lines += [f"clusters of each image: {tables[-1]}"] if tables else []
     return "\n".join(lines)
-
-
-def _plainly(value: Any) -> str:
-    """Return a setting as a user would type it."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _about_model(model: Model) -> str:
@@ -90,13 +92,6 @@ def _about_model(model: Model) -> str:
         space = f"on a sphere of {components} projected" if is_sphere else f"in a space of {components} whitened"
         lines.append(f"{clusters:,} clusters {space} features")
     return "\n".join(lines)
-
-
-def _about_data(path: str, *, everything: bool, reporter: Reporter) -> str:
-    source = open_source(path, on_trouble=reporter.warn)
-    with reporter.track("reading images", len(source) if everything else min(MOST, len(source))) as progress:
-        found = overview(source, workers=usual_workers(), everything=everything, on_images=progress)
-    return "\n".join(describe(found, source))
 
 
 def cache_info(folder: Path | None = None) -> str:

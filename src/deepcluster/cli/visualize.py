@@ -31,7 +31,7 @@ def _into(text: str) -> Callable[..., Any]:
 @with_settings(FilterOptions)
 def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make pictures that excite each filter of a stage most, by gradient ascent."""
-    from deepcluster.visualization.filters import command
+    from deepcluster.visualization import filters as command
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     for path in command.filters(model, reporter=reporter, **explicit(options)):
@@ -48,7 +48,7 @@ def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
 @with_settings(TopImagesOptions)
 def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Find the images, and the patches of them, that excite each filter of a stage most."""
-    from deepcluster.visualization.top_images import command
+    from deepcluster.visualization import top_images as command
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     for path in command.top_images(model, data, reporter=reporter, **explicit(options)):

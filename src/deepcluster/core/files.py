@@ -12,6 +12,15 @@ from typing import Any
 from deepcluster.core.errors import InputError
 
 
+def check_new_folder(folder: Path, option: str) -> None:
+    """Raise `InputError`, which names the option, unless the folder is empty, or can be created."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{option} {folder} is not an empty folder; name one that does not exist yet")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{option} {folder}: {parent} is a file or can't be written to")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file atomically: beside its place, flushed, then renamed."""
     beside = path.with_name(path.name + ".part")

@@ -58,7 +58,6 @@ PROJECTOR_CONFIG = """embeddings {{
 }}
 """
 MISSING = 128
-# Characters that would add columns and lines to a table.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
@@ -94,7 +93,8 @@ class TensorBoard:
         with self._errors_reported():
             self.writer = SummaryWriter(str(self.folder), purge_step=epoch if exists else None)
             for metrics in () if exists else history:
-                write_scalars(self.writer, metrics)
+                for tag, value in scalars(metrics):
+                    self.writer.add_scalar(tag, value, metrics["epoch"])
             self.writer.flush()
             self.reporter.say(f"to watch the run: tensorboard --logdir {folder}")
 
@@ -103,7 +103,8 @@ class TensorBoard:
         if self.writer is None:
             return
         with self._errors_reported():
-            write_scalars(self.writer, metrics)
+            for tag, value in scalars(metrics):
+                self.writer.add_scalar(tag, value, metrics["epoch"])
             if assignment is not self.shown:
                 write_clusters(self.writer, metrics["epoch"], assignment, images)
                 self.shown = assignment
@@ -145,12 +146,6 @@ class TensorBoard:
             self.reporter.warn(f"{problem}: training continues without them")
 
 
-def write_scalars(writer: "SummaryWriter", metrics: Mapping[str, Any]) -> None:
-    """Write every number in a line of metrics.jsonl at its epoch."""
-    for tag, value in scalars(metrics):
-        writer.add_scalar(tag, value, metrics["epoch"])
-
-
 def scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield tag and value of every number in a line of metrics.jsonl except the epoch."""
     for name, value in metrics.items():
@@ -166,32 +161,26 @@ def write_clusters(writer: "SummaryWriter", epoch: int, assignment: Assignment, 
     writer.add_histogram("clusters/sizes", sizes_K, epoch)
     largest = torch.argsort(sizes_K, descending=True, stable=True)[:GALLERY_CLUSTERS]
     largest = largest[sizes_K[largest] > 0]
-    rows = [_members(assignment, cluster, epoch) for cluster in largest.tolist()]
-    writer.add_image("clusters/gallery", gallery(images, rows), epoch, dataformats="HWC")
     lines = [f"Rows of the gallery: {NEAREST} images nearest to the centroid of a cluster, then {OTHERS} random others.", ""]
     lines += ["| row | cluster | images | mean distance |", "|---|---|---|---|"]
+    rows = []
     for number, cluster in enumerate(largest.tolist(), 1):
-        mean = float(assignment.distances_N[assignment.labels_N == cluster].mean())
-        lines.append(f"| {number} | {cluster} | {int(sizes_K[cluster]):,} | {mean:.3f} |")
+        members = (assignment.labels_N == cluster).nonzero().flatten()
+        distances = assignment.distances_N[members]
+        lines.append(f"| {number} | {cluster} | {len(members):,} | {float(distances.mean()):.3f} |")
+        members = members[torch.argsort(distances, stable=True)]
+        nearest, others = members[:NEAREST], members[NEAREST:]
+        drawn = np.sort(np.random.default_rng((epoch, cluster)).permutation(len(others))[:OTHERS])
+        rows.append([*nearest.tolist(), *others[torch.from_numpy(drawn)].tolist()])
+    writer.add_image("clusters/gallery", gallery(images, rows), epoch, dataformats="HWC")
     writer.add_text("clusters/gallery_rows", "\n".join(lines), epoch)
-
-
-def _members(assignment: Assignment, cluster: int, seed: int) -> list[int]:
-    """Return the images nearest to the centroid of a cluster, and some of the others, nearest first."""
-    members = (assignment.labels_N == cluster).nonzero().flatten()
-    members = members[torch.argsort(assignment.distances_N[members], stable=True)]
-    nearest, others = members[:NEAREST], members[NEAREST:]
-    drawn = np.sort(np.random.default_rng((seed, cluster)).permutation(len(others))[:OTHERS])
-    return [*nearest.tolist(), *others[torch.from_numpy(drawn)].tolist()]
 
 
 def gallery(images: DecodedImages, rows: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
     """Return a picture (H, W, 3) of rows of images; white where a row is short."""
     sheet = np.full((max(1, len(rows)), NEAREST + OTHERS, GALLERY_SIDE + GAP, GALLERY_SIDE + GAP, 3), 255, np.uint8)
-    tiles = iter(small_pictures(images, [index for row in rows for index in row], GALLERY_SIDE))
     for row, members in enumerate(rows):
-        for column, _ in enumerate(members):
-            sheet[row, column, :GALLERY_SIDE, :GALLERY_SIDE] = next(tiles)
+        sheet[row, : len(members), :GALLERY_SIDE, :GALLERY_SIDE] = small_pictures(images, members, GALLERY_SIDE)
     return _joined(sheet)
 
 
@@ -215,8 +204,7 @@ def small_pictures(images: DecodedImages, indices: Sequence[int], side: int) -> 
             return np.full((side, side, 3), MISSING, np.uint8)
 
     with image_threads(usual_workers()) as threads:
-        made = list(threads.map(picture, indices))
-    return np.stack(made) if made else np.zeros((0, side, side, 3), np.uint8)
+        return np.stack(list(threads.map(picture, indices)))
 
 
 def write_projector(
@@ -235,7 +223,15 @@ def write_projector(
     place.mkdir()
     count, side = len(indices_M), tile_side(len(indices_M))
     np.savetxt(place / "points.tsv", points_MP.numpy(), fmt="%.6g", delimiter="\t")
-    (place / "names.tsv").write_text(_names_table(indices_M, assignment, images), encoding="utf-8")
+    source, labels_N = images.source, images.source.labels_N
+    rows = [["name", "cluster", *(["label"] if labels_N is not None else [])]]
+    for index in indices_M.tolist():
+        rows.append([source.name(index), str(int(assignment.labels_N[index]))])
+        if labels_N is not None:
+            rows[-1].append(source.class_names[labels_N[index]] if labels_N[index] >= 0 else "unknown")
+    # Control characters would add columns and lines.
+    lines = ("\t".join(_CONTROLS.sub(" ", printable(cell)) for cell in row) + "\n" for row in rows)
+    (place / "names.tsv").write_text("".join(lines), encoding="utf-8")
     # The projector expects a square of tiles, row by row.
     across = ceil(sqrt(count))
     tiles = np.zeros((across * across, side, side, 3), np.uint8)
@@ -247,15 +243,3 @@ def write_projector(
 def tile_side(count: int) -> int:
     """Return the side of a tile in pixels such that the sprite of `count` tiles is within its limit."""
     return min(LARGEST_TILE, SPRITE_SIDE // ceil(sqrt(count)))
-
-
-def _names_table(indices_M: Tensor, assignment: Assignment, images: DecodedImages) -> str:
-    """Return lines of name, cluster and, if known, label; control characters become spaces."""
-    source, labels_N = images.source, images.source.labels_N
-    lines = ["\t".join(["name", "cluster", *(["label"] if labels_N is not None else [])])]
-    for index in indices_M.tolist():
-        cells = [source.name(index), str(int(assignment.labels_N[index]))]
-        if labels_N is not None:
-            cells.append(source.class_names[labels_N[index]] if labels_N[index] >= 0 else "unknown")
-        lines.append("\t".join(_CONTROLS.sub(" ", printable(cell)) for cell in cells))
-    return "\n".join(lines) + "\n"

@@ -64,19 +64,11 @@ def stage_shapes(trunk: Trunk, names: Sequence[str], image_size: int) -> dict[st
     Raises:
         InputError: the trunk has no such stage.
     """
-    for name in names:
-        trunk.check_stage(name)
     blank_1CHW = torch.zeros(1, 3, image_size, image_size, device=next(trunk.parameters()).device)
-    shapes: dict[str, StageShape] = {}
     trunk.eval()
     with torch.no_grad(), _Trace(blank_1CHW) as trace:
-        for name, map_1CHW in trunk.walk(blank_1CHW):
-            if name in names:
-                _, channels, height, width = map_1CHW.shape
-                shapes[name] = StageShape(channels, height, width, trace.field(map_1CHW))
-            if len(shapes) == len(set(names)):
-                break
-    return {name: shapes[name] for name in names}
+        maps = trunk.maps(blank_1CHW, names)
+    return {name: StageShape(*maps[name].shape[1:], trace.field(maps[name])) for name in names}
 
 
 class _Trace(TorchDispatchMode):
@@ -99,27 +91,20 @@ class _Trace(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and id(leaf) in self._traced]
-        if inputs:
-            field = _field_after(func, args, kwargs or {}, [self._traced[id(one)][1] for one in inputs])
-            for output in tree_leaves(result):
-                if isinstance(output, Tensor):
-                    self._traced[id(output)] = (output, field)
+        if not inputs:
+            return result
+        fields = [self._traced[id(one)][1] for one in inputs]
+        name = func._schema.name.removeprefix("aten::")
+        given = {one.name: one.default_value for one in func._schema.arguments}
+        given.update(zip(given, args, strict=False), **(kwargs or {}))
+        joins_channels = name == "cat" and given["dim"] == 1
+        field = None
+        if name in WINDOWS:
+            field = _through_window(fields[0], given) if len(fields) == 1 else None
+        elif torch.Tag.pointwise in func.tags or joins_channels or any(part in name for part in POINTWISE):
+            field = reduce(_union, fields)
+        self._traced |= {id(one): (one, field) for one in tree_leaves(result) if isinstance(one, Tensor)}
         return result
-
-
-def _field_after(
-    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: list[ReceptiveField | None]
-) -> ReceptiveField | None:
-    """Return the field of the result of an operation."""
-    name = func._schema.name.removeprefix("aten::")
-    given = {one.name: one.default_value for one in func._schema.arguments}
-    given.update(zip(given, args, strict=False), **kwargs)
-    if name in WINDOWS:
-        return _through_window(inputs[0], given) if len(inputs) == 1 else None
-    joins_channels = name == "cat" and given["dim"] == 1
-    if torch.Tag.pointwise in func.tags or joins_channels or any(part in name for part in POINTWISE):
-        return reduce(_union, inputs)
-    return None
 
 
 def _through_window(field: ReceptiveField | None, given: Mapping[str, Any]) -> ReceptiveField | None:

@@ -43,12 +43,7 @@ def photo_colours() -> Tensor:
 
 
 class Pixels:
-    """Pictures as normalised pixels, the input of the network; unbounded.
-
-    Args:
-        size: side in pixels.
-        grey: save pictures without colours, which the network can't see.
-    """
+    """Pictures as normalised pixels, the input of the network; unbounded. If `grey`, they are saved without colours."""
 
     def __init__(self, size: int, *, grey: bool) -> None:
         self.size, self.grey = size, grey
@@ -76,18 +71,13 @@ class Pixels:
 class Waves:
     """Pictures as sums of waves (Olah et al., "Feature Visualization", 2017): steps are alike in all scales and colours.
 
-    Amplitudes fall with frequency, as in photos, so that a step does not add noise; colours are decorrelated as in photos;
-    all pictures have the same contrast; a sigmoid keeps pixels between black and white.
-
-    Args:
-        size: side in pixels.
-        grey: leave out colours, which the network can't see.
+    Amplitudes fall with frequency, as in photos, so that a step does not add noise; colours are decorrelated as in photos,
+    or left out (`grey`); all pictures have the same contrast; a sigmoid keeps pixels between black and white.
     """
 
     def __init__(self, size: int, *, grey: bool, device: torch.device) -> None:
         self.size, self.colours = size, 1 if grey else 3
-        across_F, down_H = np.fft.rfftfreq(size), np.fft.fftfreq(size)
-        frequencies_HF = np.hypot(down_H[:, None], across_F[None])
+        frequencies_HF = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
         scale_HF = 1 / np.maximum(frequencies_HF, 1 / size)
         self.scale_HF = torch.from_numpy(scale_HF).float().to(device)
         self.to_rgb = (torch.ones(3, 1) if grey else photo_colours()).to(device)
@@ -107,11 +97,9 @@ class Waves:
 
     def inputs(self, parameters: Tensor) -> Tensor:
         """Return normalised images (B, 3, H, W)."""
-        images_BCHW = self.images(parameters)
-        mean_3, deviation_3 = (
-            images_BCHW.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
-        )
-        return (images_BCHW - mean_3) / deviation_3
+        images = self.images(parameters)
+        mean_3, deviation_3 = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        return (images - mean_3) / deviation_3
 
     def pictures(self, parameters: Tensor) -> NDArray[np.uint8]:
         """Return pictures, uint8 (B, H, W, 3)."""
@@ -145,15 +133,10 @@ def blur(images_BCHW: Tensor, sigma: float) -> Tensor:
     weights_R = np.exp(-0.5 * (offsets_R / sigma) ** 2) if sigma else np.ones(1)
     weights_R /= weights_R.sum()
     for dim in (2, 3):
-        positions = np.arange(images_BCHW.shape[dim])
-        shifted = [torch.from_numpy(_reflected(positions + offset, len(positions))) for offset in offsets_R]
-        parts = [images_BCHW.index_select(dim, one.to(images_BCHW.device)) for one in shifted]
-        images_BCHW = sum(
-            (float(weight) * part for weight, part in zip(weights_R, parts, strict=True)), start=torch.zeros_like(parts[0])
-        )
+        blurred_BCHW, length = torch.zeros_like(images_BCHW), images_BCHW.shape[dim]
+        for offset, weight in zip(offsets_R.tolist(), weights_R.tolist(), strict=True):
+            places = torch.arange(offset, offset + length, device=images_BCHW.device) % (2 * length)
+            reflected = torch.where(places < length, places, 2 * length - 1 - places)
+            blurred_BCHW = blurred_BCHW + weight * images_BCHW.index_select(dim, reflected)
+        images_BCHW = blurred_BCHW
     return images_BCHW
-
-
-def _reflected(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    places = places % (2 * length)
-    return np.where(places < length, places, 2 * length - 1 - places)

@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.errors import InputError, TrainingError
-from deepcluster.data.loader import Batch
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import ClusterView
 from deepcluster.models.trunk import normalise
 from deepcluster.run.features import FEATURE_BATCH
 from deepcluster.run.model import Model
-from deepcluster.visualization.channels import chosen_stages, parse_channels
 from deepcluster.visualization.options import TopImagesOptions
 from deepcluster.visualization.receptive_field import ReceptiveField, StageShape, stage_shapes
+from deepcluster.visualization.stages import parse_channels
 
 NONE = -1
 
@@ -53,23 +52,19 @@ class StageImages:
         """Return the ranks of the images of the channel in this row."""
         return range(int((self.indices_SK[row] != NONE).sum()))
 
-    def view_box(self, row: int, rank: int) -> tuple[int, int, int, int]:
-        """Return left, top, right, bottom of the receptive field in the view, in pixels, clipped to the view."""
-        down, across = self.cells_SK2[row, rank].tolist()
-        return self.field.box(down, across, self.image_size)
-
 
 @dataclass(frozen=True)
 class TopImages:
-    """The best images of the channels of one or more stages.
+    """The best images of the channels of one or more stages, in the requested order.
 
     Attributes:
-        stages: in the requested order.
-        options: options of the search.
+        model, source, options: what was searched, and how.
         unreadable: reason by index.
     """
 
     stages: tuple[StageImages, ...]
+    model: Model
+    source: ImageSource
     options: TopImagesOptions
     unreadable: dict[int, str]
 
@@ -86,25 +81,33 @@ def find_top_images(
         Interrupted: a stop was requested.
         TrainingError: activations are not finite.
     """
-    shapes = stage_shapes(model.trunk, chosen_stages(model, options.stage), model.image_size)
+    # By default the last stage with feature maps, such as conv5 or layer4.
+    stages = model.stages(options.stage, usual=model.trunk.stages[-2])
+    shapes = stage_shapes(model.trunk, stages, model.image_size)
+    clip = len(shapes) > 1
     channels = {
-        name: parse_channels(options.channels, shape.channels, stage=name, clip=len(shapes) > 1)
-        for name, shape in shapes.items()
+        name: parse_channels(options.channels, shape.channels, stage=name, clip=clip) for name, shape in shapes.items()
     }
     best = {name: Best.none(shape.channels, options.count, model.machine.device) for name, shape in shapes.items()}
-    indices_N = torch.arange(len(source))
+    deepest, indices_N = max(shapes, key=model.trunk.stages.index), torch.arange(len(source))
     with model.loader(source) as loader, model.work.track("top images", len(source)) as advance:
         for batch in loader.cluster_views(ClusterView(model.image_size), indices_N, batch_size):
-            if len(batch.indices_B):
-                _merge_batch(model, best, batch, options.rank)
+            with torch.no_grad(), model.machine.autocast():
+                images_BCHW = normalise(model.machine.put(batch.images_BCHW))
+                # Stage by stage, so that the maps of only one are in memory.
+                for name, map_BCHW in model.trunk.walk(images_BCHW) if len(images_BCHW) else ():
+                    if name in best:
+                        best[name] = best[name].merge(map_BCHW, batch.indices_B, options.rank)
+                    if name == deepest:
+                        break
             advance(len(batch.indices_B))
         unreadable = dict(loader.unreadable)
     n_readable = len(source) - len(unreadable)
     if not n_readable:
         first, reason = min(unreadable.items())
         raise InputError(f"none of the {len(source):,} images can be read; {source.name(first)}: {reason}")
-    stages = [_result(model, name, shapes[name], best[name], channels[name], single=n_readable == 1) for name in shapes]
-    return TopImages(tuple(stages), options, unreadable)
+    found = tuple(_result(model, name, shapes[name], best[name], channels[name], n_readable) for name in shapes)
+    return TopImages(found, model, source, options, unreadable)
 
 
 @dataclass(frozen=True)
@@ -144,23 +147,8 @@ class Best:
         return Best(scores_CK, indices_CK, cells_CK, self.lowest_C.minimum(score_BC.amin(0).float()))
 
 
-@torch.no_grad()
-def _merge_batch(model: Model, best: dict[str, Best], batch: Batch, rank: str) -> None:
-    """Merge the images of a batch into the best of each stage, with the maps of one stage at a time in memory."""
-    missing = set(best)
-    with model.machine.autocast():
-        for name, map_BCHW in model.trunk.walk(normalise(model.machine.put(batch.images_BCHW))):
-            if name in missing:
-                best[name] = best[name].merge(map_BCHW, batch.indices_B, rank)
-                missing.remove(name)
-            if not missing:
-                break
-
-
-def _result(
-    model: Model, name: str, shape: StageShape, best: Best, channels: tuple[int, ...], *, single: bool
-) -> StageImages:
-    """Return the best images of these channels of a stage; `single`: there was only one image."""
+def _result(model: Model, name: str, shape: StageShape, best: Best, channels: tuple[int, ...], n_images: int) -> StageImages:
+    """Return the best of `n_images` images for these channels of a stage."""
     scores_SK, indices_SK, cells_SK, lowest_S = (
         values.cpu()[list(channels)] for values in (best.scores_CK, best.indices_CK, best.cells_CK, best.lowest_C)
     )
@@ -176,7 +164,7 @@ def _result(
         scores_SK=scores_SK.masked_fill(idle_SK, -torch.inf).numpy(),
         indices_SK=indices_SK.masked_fill(idle_SK, NONE).numpy(),
         cells_SK2=cells_SK2.numpy(),
-        dead_S=(scores_SK[:, 0] == (0 if single else lowest_S)).numpy(),
+        dead_S=(scores_SK[:, 0] == (0 if n_images == 1 else lowest_S)).numpy(),
         field=shape.field,
         image_size=model.image_size,
     )

@@ -1,1 +1,0 @@
-"""Pictures that excite a filter, by gradient ascent."""

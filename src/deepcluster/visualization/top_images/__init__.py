@@ -1,1 +1,0 @@
-"""The images of a data set that excite a filter most."""
