@@ -98,7 +98,7 @@ def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
 
 def _linear_probe(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Return the accuracy of a linear probe on a fifth of the images, which it was not trained on."""
-    from deepcluster.evaluation.learners.logistic import probe_accuracy
+    from deepcluster.evaluation.logistic import probe_accuracy
 
     return probe_accuracy(features_ND, labels_N, seed=0)
 
