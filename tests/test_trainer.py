@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import TrainingError
 from deepcluster.data.loader import Batch
-from deepcluster.evaluation.learners.classifier import Classifier, logits_of, step
+from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.trainer import (
     CHECK_STEPS,
     Diverged,

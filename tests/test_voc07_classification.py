@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
 from deepcluster.core.interruption import Interruption
 from deepcluster.data.views import TenCrops, TrainingView, draws
+from deepcluster.evaluation.classifier import Classifier, logits_of
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
-from deepcluster.evaluation.learners.classifier import Classifier, logits_of
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.voc07_classification import (
     NAME,

@@ -21,13 +21,14 @@ from deepcluster.evaluation.datasets.labelled import (
     HELD_OUT,
     TRAIN,
     Labelled,
+    ReadableRows,
     find_part,
     has_train_val,
     open_labelled,
     open_train_val,
+    readable_rows,
 )
-from deepcluster.evaluation.features.readable import ReadableRows, readable_rows
-from deepcluster.evaluation.measures.agreement import MEASURES, agreement
+from deepcluster.evaluation.measures import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model

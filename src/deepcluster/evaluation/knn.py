@@ -11,8 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.datasets.labelled import open_train_val
-from deepcluster.evaluation.features.readable import readable_rows
+from deepcluster.evaluation.datasets.labelled import open_train_val, readable_rows
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model

@@ -20,9 +20,8 @@ from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.datasets.building_sets import Buildings, image_folder, open_sets, overlap, whitening_folder
 from deepcluster.evaluation.datasets.buildings import REVISITED, GroundTruth, average_precision, precisions_at
 from deepcluster.evaluation.datasets.labelled import left_out, some
-from deepcluster.evaluation.features.regions import RegionReader, View
-from deepcluster.evaluation.features.rmac import aggregate
 from deepcluster.evaluation.options import RetrievalOptions
+from deepcluster.evaluation.regions import RegionReader, View, aggregate
 from deepcluster.evaluation.results import Results
 from deepcluster.models.trunk import FEATURES
 from deepcluster.run.model import Model

@@ -20,7 +20,10 @@ from torch import Tensor
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, Devkit, VocSplit, open_voc, splits_for
-from deepcluster.evaluation.learners.svm import (
+from deepcluster.evaluation.measures import AveragePrecisions, mean_average_precision
+from deepcluster.evaluation.options import VocSvmOptions
+from deepcluster.evaluation.results import Measured, Results
+from deepcluster.evaluation.svm import (
     COSTS,
     FIXED_COST,
     FOLDS,
@@ -33,9 +36,6 @@ from deepcluster.evaluation.learners.svm import (
     fit_all,
     unit_rows,
 )
-from deepcluster.evaluation.measures.average_precision import AveragePrecisions, mean_average_precision
-from deepcluster.evaluation.options import VocSvmOptions
-from deepcluster.evaluation.results import Measured, Results
 from deepcluster.run.model import Model, data_key, readable
 from deepcluster.run.pooling import Pooled
 from deepcluster.run.resumable import ResumableState
