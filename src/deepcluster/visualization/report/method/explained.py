@@ -126,13 +126,6 @@ class Explained:
         return self.centroids_KP.shape[1]
 
     @property
-    def clusterer(self) -> str:
-        """Name of the run's clusterer: "kmeans", "balanced", "pic" or "hierarchical"."""
-        if self.settings.super_clusters:
-            return "hierarchical"
-        return "balanced" if getattr(self.settings, "balance", False) else self.settings.clustering
-
-    @property
     def has_sobel(self) -> bool:
         """Whether the network sees edges instead of colours."""
         return getattr(self.model.trunk, "sobel", None) is not None
