@@ -129,7 +129,7 @@ class _Opener:
     def _folder(self, folder: Path) -> ImageSource:
         """The images of a folder, or where it holds none, those of the shards and Parquet files in it."""
         try:
-            return open_folder(folder, cache=self.cache, on_found=self.on_found)
+            return open_folder(folder, on_found=self.on_found)
         except NoImages as nothing:
             holders = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(HOLDERS) and path.is_file())
             if not holders:
