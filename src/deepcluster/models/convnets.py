@@ -103,24 +103,6 @@ def _map_size(rows: Sequence[Row], image_size: int) -> int:
     return image_size
 
 
-def _convolutions(rows: Sequence[Row], channels: int) -> tuple[nn.Sequential, dict[str, int]]:
-    """Return the layers, and for each stage the number of layers up to its ReLU, which is included."""
-    layers: list[nn.Module] = []
-    stage_ends: dict[str, int] = {}
-    for row in rows:
-        if not row.channels:
-            layers.append(nn.MaxPool2d(row.kernel, row.stride))
-            continue
-        layers += [
-            nn.Conv2d(channels, row.channels, row.kernel, row.stride, row.padding),
-            nn.BatchNorm2d(row.channels),
-            nn.ReLU(inplace=True),
-        ]
-        channels = row.channels
-        stage_ends[f"conv{len(stage_ends) + 1}"] = len(layers)
-    return nn.Sequential(*layers), stage_ends
-
-
 class ConvNet(Trunk):
     """AlexNet, VGG-16 and the small AlexNet, with the parameter names of the 2018 release.
 
@@ -148,8 +130,19 @@ class ConvNet(Trunk):
                 + (", or an architecture for small images (alexnet-small, resnet18-small)" if smallest > 32 else "")
             )
         self.sobel = sobel_layer() if sobel else None
-        self.features, self._stage_ends = _convolutions(table.rows, channels=2 if sobel else 3)
-        channels = next(row.channels for row in reversed(table.rows) if row.channels)
+        layers: list[nn.Module] = []
+        # For each stage the number of layers up to its ReLU, which is included.
+        self._stage_ends: dict[str, int] = {}
+        channels = 2 if sobel else 3
+        for row in table.rows:
+            if not row.channels:
+                layers.append(nn.MaxPool2d(row.kernel, row.stride))
+                continue
+            layers.append(nn.Conv2d(channels, row.channels, row.kernel, row.stride, row.padding))
+            layers += [nn.BatchNorm2d(row.channels), nn.ReLU(inplace=True)]
+            channels = row.channels
+            self._stage_ends[f"conv{len(self._stage_ends) + 1}"] = len(layers)
+        self.features = nn.Sequential(*layers)
         self.classifier: nn.Sequential | None = None
         if table.hidden is not None:
             self.classifier = nn.Sequential(

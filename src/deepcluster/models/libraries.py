@@ -70,7 +70,12 @@ class TorchvisionTrunk(NamedTrunk):
         blocks = [name for name in self.stages[:-1] if name in names]
         with self._recorded(blocks, only=FEATURES not in names) as outputs:
             features_BD = self.backbone(edges_BCHW)
-        found = {name: self._as_map(output, edges_BCHW) for name, output in outputs.items()}
+        found = dict(outputs)
+        if isinstance(self.backbone, torchvision.models.SwinTransformer):  # Channels last.
+            found = {name: output.permute(0, 3, 1, 2) for name, output in outputs.items()}
+        elif isinstance(self.backbone, torchvision.models.VisionTransformer):  # Tokens, the first one of the class.
+            grid = [side // self.backbone.patch_size for side in edges_BCHW.shape[2:]]
+            found = {name: output[:, 1:].mT.reshape(len(output), -1, *grid) for name, output in outputs.items()}
         return found | ({FEATURES: features_BD} if FEATURES in names else {})
 
     @contextmanager
@@ -92,22 +97,9 @@ class TorchvisionTrunk(NamedTrunk):
             for hook in hooks:
                 hook.remove()
 
-    def _as_map(self, output: Tensor, edges_BCHW: Tensor) -> Tensor:
-        """Put channels first, and tokens on their grid, without the class token."""
-        if isinstance(self.backbone, torchvision.models.SwinTransformer):
-            return output.permute(0, 3, 1, 2)
-        if isinstance(self.backbone, torchvision.models.VisionTransformer):
-            rows, columns = (side // self.backbone.patch_size for side in edges_BCHW.shape[2:])
-            return output[:, 1:].transpose(1, 2).reshape(len(output), -1, rows, columns)
-        return output
-
 
 def _torchvision_network(arch: str, image_size: int) -> nn.Module:
-    """Return torchvision's own network.
-
-    Raises:
-        InputError: torchvision does not know the name or one of the options.
-    """
+    """Return torchvision's own network, or raise `InputError`: it does not know the name or one of the options."""
     name, options = name_and_options(arch)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -176,11 +168,7 @@ class TimmTrunk(NamedTrunk):
 
 
 def _timm_network(arch: str, image_size: int, channels: int) -> nn.Module:
-    """Return timm's own network, without its classifier.
-
-    Raises:
-        InputError: timm is not installed, or does not know the name or one of the options.
-    """
+    """Return timm's network without its classifier, or raise `InputError`: no timm, or an unknown name or option."""
     try:
         import timm
     except ImportError:

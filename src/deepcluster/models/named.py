@@ -50,11 +50,7 @@ class NamedTrunk(Trunk):
 
     @classmethod
     def fitting(cls, arch: str, *, image_size: int, sobel: bool, **options: Any) -> Self:
-        """Make the trunk, or name the sizes that it can take.
-
-        Raises:
-            InputError: as the class itself, and for an image size that does not fit.
-        """
+        """Make the trunk; where it can't take images of this size, the `InputError` names sizes that fit."""
         make: Any = partial(cls, arch, sobel=sobel, **options)
         try:
             return make(image_size=image_size)  # type: ignore[no-any-return]
@@ -104,11 +100,7 @@ class NamedTrunk(Trunk):
 
     @torch.no_grad()
     def _blank_features(self) -> Tensor:
-        """Return the features (1, D) of a blank image.
-
-        Raises:
-            InputError: they are not one row.
-        """
+        """Return the features (1, D) of a blank image, or raise `InputError` where they are not one row."""
         device = next(self.backbone.parameters()).device
         self.eval()
         features = self.backbone(self.edges(torch.zeros(1, 3, self.image_size, self.image_size, device=device)))

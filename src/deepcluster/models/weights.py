@@ -51,7 +51,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     if path.suffix == SAFETENSORS:
-        return _read_safetensors(path)
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError:
+            raise InputError(f"{path} needs safetensors: pip install 'deepcluster[safetensors]'") from None
+        try:
+            found: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as fault:
+            raise InputError(f"{path} can't be read: truncated, damaged or not safetensors ({fault})") from None
+        if not found:
+            raise InputError(f"{path} holds no weights of a network")
+        return found
     if path.suffix not in TORCH_FILES:
         raise InputError(f"{path} is not a file of weights: use one that ends in {', '.join((*TORCH_FILES, SAFETENSORS))}")
     # Many programs keep their options beside the weights, in a plain Namespace.
@@ -106,21 +117,6 @@ def take_weights(trunk: Trunk, weights: Mapping[str, Tensor], *, name: str) -> s
     left = [key for key in given if key not in copied and not key.startswith("sobel.")]
     kept = f"; kept at random {_some(missing)}" if missing else ""
     return f"initialised {share} tensors of {trunk.arch} from {name}{kept}" + (f"; left out {_some(left)}" if left else "")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise InputError(f"{path} needs safetensors: pip install 'deepcluster[safetensors]'") from None
-    try:
-        found: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as fault:
-        raise InputError(f"{path} can't be read: truncated, damaged or not safetensors ({fault})") from None
-    if not found:
-        raise InputError(f"{path} holds no weights of a network")
-    return found
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
