@@ -162,7 +162,8 @@ def _draw(top: TopImages, stage: StageImages, row: int, rank: int, photo_HWC: ND
     """Draw the image at this rank of the channel in this row; `photo_HWC` is None if it can't be read any more."""
     size, score = stage.image_size, float(stage.scores_SK[row, rank])
     name = top.source.name(int(stage.indices_SK[row, rank]))
-    view_box = stage.field.box(*stage.cells_SK2[row, rank].tolist(), size)
+    down, across = stage.cells_SK2[row, rank].tolist()
+    view_box = stage.field.box(down, across, size)
     view: Box = (0, 0, size, size)
     part: Box = view_box
     box = None
