@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.core.device import Machine
-from deepcluster.models.heads import ClusterHead, HeadLoss
-from deepcluster.models.projection import CropPoints, Projection, prototype_losses
+from deepcluster.models.heads import ClusterHead, CropPoints, HeadLoss, Projection, prototype_losses
 from deepcluster.run.features import FEATURE_BATCH, make_run_trunk
 from deepcluster.run.settings import Settings
 from deepcluster.training.lars import parameter_groups

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcluster.data.decode import decode
-from deepcluster.data.resize import resize
+from deepcluster.data.resample import resize
 
 Decoder = Callable[[bytes], NDArray[np.uint8]]
 REDUCED = 256

@@ -31,7 +31,7 @@ from deepcluster.core.files import save_tensors
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import Colours, TrainingView, draws
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.models.trunk import normalise
 from deepcluster.run.folder import save_assignment
 from deepcluster.run.settings import Settings

@@ -174,7 +174,7 @@ def memory(job: Job) -> dict[str, float]:
     # Float64 sums of this rank and of all, means, and float32 centroids of this and the previous iteration.
     inner, q = k / max(1, job.supers), job.point_components
     found["centroids and sums"] = inner * q * (3 * 8 + 3 * 4) + (8 * k * q if job.supers else 0)
-    # If a cluster is empty at the end: an order of this rank's points (repair.py).
+    # If a cluster is empty at the end: an order of this rank's points (starts.py).
     found["repair of empty clusters"] = 16 * m
     found["host: labels and distances"] = 12 * n * heads * 2  # Current and previous, while they are matched.
     found["host: labels while they are gathered"] = 16 * n if job.ranks > 1 else 0.0

@@ -17,9 +17,9 @@ from torch.multiprocessing import spawn
 
 from deepcluster.clustering import balanced as module
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.balanced import BalancedKMeans, sinkhorn_pass
+from deepcluster.clustering.balanced import BalancedKMeans
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.core.distributed import Ranks, TorchRanks
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, TorchRanks
 from deepcluster.core.errors import InputError
 
 
@@ -102,10 +102,10 @@ def scaled_plan(squared_NK: np.ndarray, softness: float, passes: int) -> tuple[n
 
 
 def prices_after(passes: int, points: Tensor, centroids: Tensor, softness: float) -> Tensor:
-    prices = torch.zeros(len(centroids))
+    balance = module._Balance(points, len(centroids), ONE_PROCESS)
     for _ in range(passes):
-        prices = sinkhorn_pass(points, centroids, points.mean(dim=0), prices, softness=softness, n_points=len(points))
-    return prices
+        balance.sinkhorn_pass(centroids, softness)
+    return balance.prices_K
 
 
 @pytest.mark.parametrize("passes", [1, 3, 200])

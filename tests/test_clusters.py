@@ -14,9 +14,8 @@ from small_runs import train_small
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation.clusters import evaluate
-from deepcluster.evaluation.datasets.labelled import open_labelled
-from deepcluster.evaluation.features.readable import readable_rows
-from deepcluster.evaluation.measures.agreement import MEASURES, agreement
+from deepcluster.evaluation.datasets.labelled import open_labelled, readable_rows
+from deepcluster.evaluation.measures import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
 
 CLASSES = 3

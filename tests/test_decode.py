@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.decode import MAX_PIXELS, decode
 from deepcluster.data.jpeg import decode_jpeg, read_header
-from deepcluster.data.resize import resize
+from deepcluster.data.resample import resize
 
 # Real photos, where they lie beside the checkout.
 PHOTOS = sorted(path for path in (Path(__file__).parents[2] / "shared" / "data").rglob("*.[jJ]*") if path.suffix != ".json")

@@ -17,9 +17,8 @@ from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
-from deepcluster.models.archs import ARCHITECTURES
+from deepcluster.models.archs import ARCHITECTURES, make_trunk
 from deepcluster.models.convnets import ConvNet
-from deepcluster.models.make import make_trunk
 from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
 from deepcluster.run.model import Model
 from deepcluster.visualization.ascent import (

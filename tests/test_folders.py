@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +49,7 @@ def age(root: Path) -> None:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """The folders whose entries were asked for; and lists are kept of small folders, too."""
+    """The folders whose entries were asked for."""
     folders: list[Path] = []
     scandir = os.scandir
 
@@ -59,7 +58,6 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", note)
-    monkeypatch.setattr(scan, "_KEEP_FROM", 1)
     yield folders
 
 
@@ -76,7 +74,7 @@ def test_packed_names_are_the_names(wanted: list[str], some: slice) -> None:
     assert list(pickle.loads(pickle.dumps(packed))) == wanted
     halves = PackedNames(wanted[:7])
     halves.extend(iter(wanted[7:]))
-    assert halves == packed == PackedNames.from_arrays(*packed.arrays())
+    assert halves == packed
     assert halves != PackedNames([*wanted, ""])
     for beyond in (len(wanted), -len(wanted) - 1):
         with pytest.raises(IndexError):
@@ -155,9 +153,9 @@ def test_odd_names_can_be_read_kept_and_sent(tmp_path: Path, looked: list[Path])
     deep = "/".join(["d" * 200] * 18) + "/x.jpg"
     root = write(tmp_path / "root\udce9\n", *odd, *(f"f {name}/{name}" for name in odd[:-2]), deep)
     age(root)
-    source = open_folder(root, cache=tmp_path / "cache")
+    source = open_folder(root)
     looked.clear()
-    for one in (source, open_folder(root, cache=tmp_path / "cache"), pickle.loads(pickle.dumps(source))):
+    for one in (source, open_folder(root), pickle.loads(pickle.dumps(source))):
         contents = [one.read(index) for index in range(len(one))]
         assert contents == [os.fsencode(file.relative_to(root)) for file in map(one.path, range(len(one))) if file]
         assert len(set(contents)) == 2 * len(odd) - 1
@@ -205,34 +203,7 @@ def test_a_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(looked) == 1 + 4
 
 
-# The kept list
-
-
-def test_a_list_is_kept_and_used_again_without_a_look_into_folders(tmp_path: Path, looked: list[Path]) -> None:
-    root = write(tmp_path / "root", "b/1.jpg", "a/2.PNG", "a/x/3.jpg", "a/notes.txt", "readme")
-    write(tmp_path / "elsewhere", "4.jpg")
-    (root / "c").symlink_to(tmp_path / "elsewhere")
-    age(tmp_path)
-    first = open_folder(root, cache=tmp_path / "cache")
-    assert len(looked) == 5
-    told: list[int] = []
-    second = open_folder(root, cache=tmp_path / "cache", on_found=told.append)
-    assert len(looked) == 5
-    assert told == [4]
-    assert names(second) == names(first) == ["a/2.PNG", "a/x/3.jpg", "b/1.jpg", "c/4.jpg"]
-    assert second.describe() == first.describe()
-    assert "4 images in 4 folders (.jpg 3, .PNG 1), labels from 3" in second.describe()
-    assert first.labels_N is not None
-    assert second.labels_N is not None
-    assert (second.labels_N.tolist(), second.class_names) == (first.labels_N.tolist(), first.class_names)
-    assert len(list((tmp_path / "cache/lists").iterdir())) == 1
-
-
-def test_the_usual_cache_is_used_where_none_is_named(tmp_path: Path, looked: list[Path]) -> None:
-    age(write(tmp_path, "a.jpg"))
-    open_folder(tmp_path)
-    open_folder(tmp_path)
-    assert len(looked) == 1
+# Changes
 
 
 def back_in_time(root: Path) -> None:
@@ -281,107 +252,30 @@ def tree(parent: Path) -> Path:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_is_seen(tmp_path: Path, looked: list[Path], change: str) -> None:
-    root, cache = tree(tmp_path / "tree"), tmp_path / "cache"
-    before = open_folder(root, cache=cache)
-    assert before.changed() is None
+    """And where there is none, no folder is read again."""
+    root = tree(tmp_path / "tree")
+    before = open_folder(root)
     count = len(looked)
-    assert names(open_folder(root, cache=cache)) == names(before)
+    assert before.changed() is None
     assert len(looked) == count
     CHANGES[change](root)
-    after = open_folder(root, cache=cache)
-    assert names(after) == names(open_folder(root, cache=tmp_path / "empty")) != names(before)
+    after = open_folder(root)
+    assert names(after) != names(before)
     assert before.changed() is not None
     assert after.changed() is None
 
 
-def test_a_folder_that_has_only_just_changed_is_not_kept(
-    tmp_path: Path, looked: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_within_the_same_step_of_the_clock_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system that counts in steps of two seconds, and which has no other time than this."""
     monkeypatch.setattr(scan, "_stamp_of", lambda status: f"{status.st_ino}-{status.st_mtime_ns // (2 * 10**9)}")
     root = write(tmp_path / "root", "a/1.jpg", "b/2.jpg")
     age(root)
     os.utime(root / "b")
-    source = open_folder(root, cache=tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-    # Within the same step.
+    source = open_folder(root)
     status = (root / "b").stat()
     (root / "b/new.jpg").touch()
     os.utime(root / "b", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert names(open_folder(root, cache=tmp_path / "cache")) == ["a/1.jpg", "b/2.jpg", "b/new.jpg"]
     assert source.changed() == "1 image is new (b/new.jpg)"
-
-
-def test_small_and_closed_folders_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, cache = write(tmp_path / "root", "0.jpg", "closed/x.jpg"), tmp_path / "cache"
-    for number in range(1, 9_998):
-        os.link(root / "0.jpg", root / f"{number}.jpg")
-    age(root)
-    open_folder(root, cache=cache)
-    assert not cache.exists()  # 9,999 images
-    (root / "notes.txt").touch()
-    age(root)
-    scandir = os.scandir
-
-    def refuse(folder: Path) -> object:
-        if folder.name == "closed":
-            raise PermissionError(13, "Permission denied")
-        return scandir(folder)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", refuse)
-        assert len(open_folder(root, cache=cache)) == 9_998
-    assert not cache.exists()
-    assert len(open_folder(root, cache=cache)) == 9_999
-    assert len(list((cache / "lists").iterdir())) == 1
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_a_damaged_list_is_made_anew(data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "_KEEP_FROM", 1)
-        root, cache = write(Path(temporary, "root"), "a/1.jpg", "b/2.jpg"), Path(temporary, "cache")
-        age(root)
-        open_folder(root, cache=cache)
-        (file,) = (cache / "lists").iterdir()
-        whole = file.read_bytes()
-        place = data.draw(st.integers(0, len(whole) - 1))
-        flipped = bytes([whole[place] ^ data.draw(st.integers(1, 255))])
-        file.write_bytes(whole[:place] + data.draw(st.sampled_from([b"", flipped + whole[place + 1 :]])))
-        assert names(open_folder(root, cache=cache)) == ["a/1.jpg", "b/2.jpg"]
-        assert names(open_folder(root, cache=cache)) == ["a/1.jpg", "b/2.jpg"]
-
-
-def test_lists_of_other_folders_programs_and_versions_are_made_anew(tmp_path: Path, looked: list[Path]) -> None:
-    root, other, cache = write(tmp_path / "root", "1.jpg"), write(tmp_path / "other", "2.jpg"), tmp_path / "cache"
-    age(tmp_path)
-    open_folder(root, cache=cache)
-    (file,) = (cache / "lists").iterdir()
-    own = file.read_bytes()
-    open_folder(other, cache=cache)
-    (foreign,) = set((cache / "lists").iterdir()) - {file}
-    with np.load(file) as arrays:
-        parts = dict(arrays)
-    newer = {**parts, "about": np.frombuffer(parts["about"].tobytes().replace(b'"version": 1', b'"version": 2'), np.uint8)}
-    for count, content in enumerate(
-        [foreign.read_bytes(), newer, {"x": np.zeros(3)}, b"", b"a list", pickle.dumps([1]), own]
-    ):
-        if isinstance(content, bytes):
-            file.write_bytes(content)
-        else:
-            np.savez(file, **content)  # type: ignore[arg-type]
-        looked.clear()
-        assert names(open_folder(root, cache=cache)) == ["1.jpg"]
-        assert len(looked) == (0 if content == own else 1), count
-
-
-def test_a_cache_that_cannot_be_written_to_is_done_without(tmp_path: Path, looked: list[Path]) -> None:
-    age(write(tmp_path / "root", "1.jpg"))
-    (tmp_path / "cache").write_text("a file")
-    for _ in range(2):
-        assert names(open_folder(tmp_path / "root", cache=tmp_path / "cache")) == ["1.jpg"]
-    assert len(looked) == 2
 
 
 # What has changed, image by image and on the whole
@@ -448,7 +342,7 @@ from deepcluster.data.sources.folders import open_folder
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = peak()
-source = open_folder(Path(sys.argv[1]), cache=Path(sys.argv[2]))
+source = open_folder(Path(sys.argv[1]))
 grown = peak() - before
 ordered = all(source.name(index) < source.name(index + 1) for index in range(len(source) - 1))
 print(len(source), ordered, len(source.class_names), source.name(0), source.name(999_999), grown // 1024)
@@ -457,24 +351,20 @@ print(len(source), ordered, len(source.class_names), source.name(0), source.name
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory from /proc")
 @pytest.mark.slow
-def test_a_million_files_take_little_memory_and_their_list_is_used_again(tmp_path: Path) -> None:
-    root, cache = tmp_path / "root", tmp_path / "cache"
+def test_a_million_files_take_little_memory(tmp_path: Path) -> None:
+    root = tmp_path / "root"
     try:
         for folder in range(1000):
             (root / f"{folder:03}").mkdir(parents=True)
             for number in range(1000):
                 os.close(os.open(f"{root}/{folder:03}/image {number:03}.jpg", os.O_CREAT | os.O_WRONLY))
         age(root)
-        command = [sys.executable, "-c", MEASURE, str(root), str(cache)]
-        for _ in range(2):
-            found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            words, _, megabytes = found.rpartition(" ")
-            assert words == "1000000 True 1000 000/image 000.jpg 999/image 999.jpg"
-            assert 0 < int(megabytes) < 400  # 80 where this was written
-            (kept,) = (cache / "lists").iterdir()
-            written = kept.stat().st_mtime_ns
-        assert kept.stat().st_mtime_ns == written
+        command = [sys.executable, "-c", MEASURE, str(root)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        words, _, megabytes = found.rpartition(" ")
+        assert words == "1000000 True 1000 000/image 000.jpg 999/image 999.jpg"
+        assert 0 < int(megabytes) < 400  # 80 where this was written
         (root / "500/image 500.jpg").unlink()
-        assert len(open_folder(root, cache=cache)) == 999_999
+        assert len(open_folder(root)) == 999_999
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -328,7 +328,7 @@ def test_tiny_grey_digits_without_labels(tmp_path: Path) -> None:
     ("settings", "trained", "reason"),
     [
         ({"clustering": "pic"}, 2, "does not use the nearest mean"),
-        ({"balance": True}, 2, "where the nearest one is full"),
+        ({"clustering": "balanced"}, 2, "where the nearest one is full"),
         ({}, 3, "was trained since the clusters were made"),
         ({}, 2, "is one of rounding"),
     ],

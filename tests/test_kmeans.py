@@ -20,10 +20,9 @@ from torch.nn.functional import normalize
 
 from deepcluster.clustering import kmeans as module
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.kmeans import KMeans, LloydResult, lloyd
+from deepcluster.clustering.kmeans import ExactSums, KMeans, LloydResult, lloyd
 from deepcluster.clustering.nearest import nearest_centroids
-from deepcluster.clustering.repair import fill_empty, split_largest
-from deepcluster.clustering.sums import ExactSums
+from deepcluster.clustering.starts import fill_empty, split_largest
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 

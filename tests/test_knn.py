@@ -16,8 +16,7 @@ from deepcluster.clustering import neighbours
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.evaluation import knn as module
-from deepcluster.evaluation.datasets.labelled import open_train_val
-from deepcluster.evaluation.features.readable import readable_rows
+from deepcluster.evaluation.datasets.labelled import open_train_val, readable_rows
 from deepcluster.evaluation.knn import evaluate, knn_accuracy, knn_predict, leave_one_out_accuracy, ranks_of_truth
 from deepcluster.evaluation.options import KnnOptions
 

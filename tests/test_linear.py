@@ -20,10 +20,10 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.progress import Meter, Reporter
+from deepcluster.evaluation import logistic
 from deepcluster.evaluation.datasets.labelled import open_train_val
-from deepcluster.evaluation.learners import logistic
-from deepcluster.evaluation.learners.logistic import fit_logistic, probe_accuracy, right_among
 from deepcluster.evaluation.linear import LinearHeads, evaluate, learning_rate, score_heads, train_heads, train_step
+from deepcluster.evaluation.logistic import fit_logistic, probe_accuracy, right_among
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.trainer import Training

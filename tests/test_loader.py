@@ -365,7 +365,7 @@ loader.close()
 """
     with_survey = """
 import sys, numpy, torch
-from deepcluster.data.overview import overview
+from deepcluster.data.survey import overview
 from deepcluster.data.sources import open_source
 from deepcluster.data.survey import survey
 numpy.save(sys.argv[1], numpy.zeros((9, 8, 8), numpy.uint8))

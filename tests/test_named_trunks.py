@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from trunk_contract import TrunkContract, images, trunk_of
 
 from deepcluster.core.errors import InputError
-from deepcluster.models.archs import ARCHITECTURES, check_arch
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import ARCHITECTURES, check_arch, make_trunk
 from deepcluster.models.named import NamedTrunk, misfit
 from deepcluster.models.trunk import FEATURES
 from deepcluster.visualization.receptive_field import stage_shapes

@@ -149,7 +149,7 @@ def check(found: Nearest, case: Case, allowed_NK: np.ndarray | None = None) -> N
 
 def known_search(case: Case, kind: torch.dtype, labels_N: Tensor, columns_C: Tensor | None = None) -> Nearest:
     search = case.search(kind)
-    return search.search(None, columns_C, labels_N, search.squared_distances(slice(None), labels_N))
+    return search.search(None, columns_C, (labels_N, search.squared_distances(slice(None), labels_N)))
 
 
 def allowed(case: Case, labels_N: Tensor, columns_C: Tensor) -> np.ndarray:
@@ -242,7 +242,7 @@ def fused_search(data: Case, labels_N: Tensor | None = None) -> Nearest:
     search.use(data.centroids_KP)
     if labels_N is None:
         return search.search()
-    return search.search(None, None, labels_N, search.squared_distances(slice(None), labels_N))
+    return search.search(None, None, (labels_N, search.squared_distances(slice(None), labels_N)))
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -287,7 +287,7 @@ def test_no_rows(best_two: module.BestTwo | None) -> None:
         search.use(torch.randn(5, 16))
         none = torch.empty(0, dtype=torch.int64)
         assert len(search.search(none).labels_R) == 0
-        assert len(search.search(none, None, none, torch.empty(0)).labels_R) == 0
+        assert len(search.search(none, None, (none, torch.empty(0))).labels_R) == 0
         for known in (None, (none, torch.empty(0))):
             part = module._Columns(search, None, torch.bfloat16).search(none, known)
             assert part is not None
@@ -337,7 +337,7 @@ def test_some_rows(kind: torch.dtype) -> None:
     for n_rows in (0, 1, 7, 299):
         rows_R = torch.randperm(300, generator=torch.Generator().manual_seed(n_rows))[:n_rows].sort().values
         known = labels_N[rows_R], search.squared_distances(rows_R, labels_N[rows_R])
-        for found in (search.search(rows_R), search.search(rows_R, None, *known)):
+        for found in (search.search(rows_R), search.search(rows_R, None, known)):
             assert torch.equal(found.labels_R, whole.labels_R[rows_R])
             assert torch.equal(found.squared_R, whole.squared_R[rows_R])
 
@@ -348,7 +348,7 @@ def test_no_centroids_leave_what_is_known(kind: torch.dtype) -> None:
     data = case("all zeros", 50, 20, 16)
     labels_N, squared_N = torch.arange(50) % 20, torch.linspace(0, 1, 50)
     for columns_C in (torch.empty(0, dtype=torch.int64), torch.tensor([3, 5])):
-        found = data.search(kind).search(None, columns_C, labels_N, squared_N)
+        found = data.search(kind).search(None, columns_C, (labels_N, squared_N))
         assert torch.equal(found.labels_R, labels_N)
         assert torch.equal(found.squared_R, squared_N)
 
@@ -454,8 +454,9 @@ def test_bounds_hold(name: str, kind: torch.dtype) -> None:
     points_NP, centroids_CP = (rows.double() - mean_P for rows in (data.points_NP, data.centroids_KP[among.columns_C]))
     scores_NC = points_NP @ centroids_CP.T - centroids_CP.square().sum(dim=1) / 2
     for rows in (slice(0, 300), slice(0, 1), torch.tensor([3, 77, 299])):
-        bounds_NC, unit, slack_N = among._bounds(search.coarse(rows, kind), search.half_norms_N[rows])
-        bounds_NC = bounds_NC[:, : len(among.columns_C)].double() * unit + slack_N.double()[:, None]
+        bounds = among.centroids.bounds(search.coarse(rows, kind), search.half_norms_N[rows])
+        slack_N = search.half_norms_N[rows].double() - bounds.base_B.double()
+        bounds_NC = bounds.bounds_BC[:, : len(among.columns_C)].double() * bounds.unit + slack_N[:, None]
         assert (scores_NC[rows] <= bounds_NC).all()
 
 
@@ -466,4 +467,4 @@ def test_a_row_far_beyond_the_reach_of_8_bits() -> None:
     search.reach = 0.5
     search.use(torch.stack([0 * row_P, 2e-3 * row_P]))
     known = torch.tensor([0]), search.squared_distances(torch.tensor([0]), torch.tensor([0]))
-    assert search.search(torch.tensor([0]), None, *known).labels_R.tolist() == [1]
+    assert search.search(torch.tensor([0]), None, known).labels_R.tolist() == [1]

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepcluster.models.make import make_trunk
-from deepcluster.models.projection import CropPoints, Projection, prototype_losses
+from deepcluster.models.archs import make_trunk
+from deepcluster.models.heads import CropPoints, Projection, prototype_losses
 
 Floats = NDArray[np.float64]
 

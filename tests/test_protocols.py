@@ -16,8 +16,8 @@ from deepcluster.cli import cli, main
 from deepcluster.cli.evaluate import _protocol_command, evaluate_group
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation import protocols
-from deepcluster.evaluation.comparison import compare
 from deepcluster.evaluation.options import PROTOCOLS, Protocol
+from deepcluster.evaluation.protocols import compare
 
 KNN = ["--k", "1,3"]
 

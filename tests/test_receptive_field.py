@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.models.trunk import Trunk
 from deepcluster.visualization.receptive_field import ReceptiveField, StageShape, stage_shapes
 

@@ -12,7 +12,7 @@ from thread_ranks import on_ranks
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.repair import fill_empty
+from deepcluster.clustering.starts import fill_empty
 from deepcluster.core.distributed import Ranks
 
 # Distances with many ties, some of which differ in the last of the digits that the cut is searched by.

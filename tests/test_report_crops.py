@@ -24,7 +24,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
-from deepcluster.data.resize import resize
+from deepcluster.data.resample import resize
 from deepcluster.info import info
 from deepcluster.models.trunk import normalise
 from deepcluster.run.folder import RunFolder
@@ -284,7 +284,7 @@ def test_info(crop_run: CropRun) -> None:
 
 KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "super-clusters with turns": (
-        {"super_clusters": 2, "rotations": True, "clusters": 9},
+        {"clustering": "hierarchical", "super_clusters": 2, "rotations": True, "clusters": 9},
         (
             "9 clusters in 2 super-clusters",
             "ReLU and linear layers",
@@ -292,7 +292,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "rotates every image",
         ),
     ),
-    "balanced": ({"balance": True}, ("Balanced k-means", "5 balanced clusters")),
+    "balanced": ({"clustering": "balanced"}, ("Balanced k-means", "5 balanced clusters")),
     "pic": ({"clustering": "pic"}, ("Power iteration clustering", "the means of the clusters")),
 }
 

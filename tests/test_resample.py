@@ -14,8 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
 from deepcluster.data import resample as module
-from deepcluster.data.resample import resample
-from deepcluster.data.resize import resize
+from deepcluster.data.resample import resample, resize
 
 Box = tuple[int, int, int, int]
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ import torch
 from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, train_small
 from spoiled_images import write_spoiled_images
 
+import deepcluster
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Meter, Reporter
@@ -379,10 +381,66 @@ def test_without_locks_there_is_a_warning(mixed: Path, whole: Path, tmp_path: Pa
     assert len([line for line in warnings if "can't be locked" in line]) == 1
 
 
+# Runs of version 0.1.0
+
+V2_SMALL: dict[str, Any] = {
+    "method": "deepcluster-v2",
+    "recipe": "v2-small-set",
+    "look_again": False,
+    "whiten": False,
+    "clusters": (5, 4),
+    "crops": "2x16,1x8",
+    "projection": (16, 8),
+    "cluster_stage": "features",
+}
+OLD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "kmeans": ({}, {"look_again": None}),
+    "balanced": ({"clustering": "balanced"}, {"clustering": "kmeans", "balance": True, "look_again": None}),
+    "hierarchical": (
+        {"clustering": "hierarchical", "super_clusters": 2, "clusters": 9, "head_momentum": 0.9},
+        {"clustering": "kmeans", "look_again": True},
+    ),
+    "v2": (V2_SMALL, {"look_again": False}),
+}
+
+
+def make_old(run: Path, settings: dict[str, Any]) -> None:
+    """Write the run as version 0.1.0 did: settings, layers of a hierarchical head apart, epoch of the bank."""
+    config = json.loads((run / "config.json").read_text())
+    config["settings"].update({"balance": False, "head_start": "random", **settings})
+    (run / "config.json").write_text(json.dumps(config))
+    state = checkpoint(run)
+    state["settings"] = config["settings"]
+    state["parts"] = {}
+    if any(name.startswith("layers.") for name in state.get("head", {})):
+        names, momenta = list(state["head"]), state["head_optimizer"]["state"]
+        own = [name for name in names if name.startswith("layers.")]
+        assert momenta.keys() == set(range(len(names)))
+        state["parts"] = {
+            "head": {name: state["head"].pop(name) for name in own},
+            "head_optimizer": {name: momenta.pop(names.index(name)) for name in own},
+        }
+    if "bank_epoch" in state:
+        state["bank_epoch"] = state["epoch"]
+    torch.save(state, run / "checkpoints" / "last.pt")
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_a_run_of_version_0_1_0_is_used_and_resumed(name: str, mixed: Path, tmp_path: Path) -> None:
+    options, settings = OLD[name]
+    whole = train_small(mixed, tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        train_small(mixed, tmp_path / "run", reporter=Stopper("epoch 2", 3), **options)
+    make_old(tmp_path / "run", settings)
+    assert deepcluster.assign(tmp_path / "run", mixed, device="cpu").cluster_N.max() > 0
+    train_small(mixed, tmp_path / "run", resume=True, **options)
+    assert_same_run(tmp_path / "run", whole)
+
+
 FULL_DISK = """
 import resource, signal, sys
 from deepcluster import cli
-    from deepcluster.core import progress
+from deepcluster.core import progress
 
 class Reporter(progress.Reporter):
     def track(self, what, *others):

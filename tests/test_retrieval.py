@@ -15,9 +15,9 @@ from torch.nn.functional import interpolate
 
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.data.sources import open_source
-from deepcluster.evaluation.features import regions
-from deepcluster.evaluation.features.regions import RegionReader, View, scaled
+from deepcluster.evaluation import regions
 from deepcluster.evaluation.options import RetrievalOptions
+from deepcluster.evaluation.regions import RegionReader, View, scaled
 from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.retrieval import evaluate, rank
 

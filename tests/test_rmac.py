@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.evaluation.features.rmac import aggregate, region_levels, region_vectors
+from deepcluster.evaluation.regions import aggregate, region_levels, region_vectors
 
 
 def published(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:

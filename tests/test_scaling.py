@@ -26,9 +26,9 @@ from scaling_seconds import (
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.core.distributed import Ranks
+from deepcluster.models.archs import make_trunk
 from deepcluster.models.convnets import ConvNet
-from deepcluster.models.make import make_trunk
-from deepcluster.models.projection import Projection
+from deepcluster.models.heads import Projection
 from deepcluster.models.synchronised import synchronise_batch_norms
 from deepcluster.run.settings import Settings
 

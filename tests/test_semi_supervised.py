@@ -19,10 +19,10 @@ from deepcluster.core.progress import Meter, Reporter
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import TrainingView
 from deepcluster.evaluation.datasets.label_choice import choose_labelled
-from deepcluster.evaluation.learners.trials import Rates, Score, TestSet, Trials, batches_of, epochs_of, rate_factor
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.semi_supervised import Comparison, evaluate, grid_of, middle_of, rank
 from deepcluster.evaluation.trainer import order_of
+from deepcluster.evaluation.trials import Rates, Score, TestSet, Trials, batches_of, epochs_of, rate_factor
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.model import Model
 

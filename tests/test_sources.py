@@ -17,7 +17,7 @@ from spoiled_images import write_good_images
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
-from deepcluster.data.sources.lists import parse_list, parse_table
+from deepcluster.data.sources.remote_files import parse_list, parse_table
 from deepcluster.data.storage import LocalFile
 
 DIGITS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)

@@ -68,7 +68,7 @@ def with_classes(folder: Path) -> Path:
 
 def test_the_run_folder_is_as_contracted(images: Path, trained: Path) -> None:
     config = json.loads((trained / "config.json").read_text())
-    assert config.keys() == {"settings", "changed_by_recipe", "data", "versions", "command"}
+    assert config.keys() == {"settings", "changed_by_recipe", "data", "versions", "command", "process"}
     assert {name: config["settings"][name] for name in SMALL} == SMALL
     assert config["data"]["images"] == 60
     assert config["versions"]["torch"] == torch.__version__.split("+")[0] or config["versions"]["torch"] == torch.__version__

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import TrainingError
 from deepcluster.data.loader import Batch
-from deepcluster.evaluation.learners.classifier import Classifier, logits_of, step
+from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.trainer import (
     CHECK_STEPS,
     Diverged,
@@ -27,7 +27,7 @@ from deepcluster.evaluation.trainer import (
     seeded,
     sgd,
 )
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.models.trunk import normalise
 
 CPU = Machine.choose("cpu", "fp32")

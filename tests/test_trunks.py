@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from trunk_contract import TrunkContract, images, size_of, trunk_of
 
 from deepcluster.core.errors import InputError
-from deepcluster.models.archs import ARCHITECTURES
+from deepcluster.models.archs import ARCHITECTURES, make_trunk
 from deepcluster.models.convnets import sobel_layer
-from deepcluster.models.make import make_trunk
 from deepcluster.models.trunk import FEATURES, normalise
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as torchvision
 
-from deepcluster.data.blur import REACH, blur
+from deepcluster.data.resample import REACH, blur
 from deepcluster.data.views import (
     CROP_ATTEMPTS,
     DRAWS,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
 from deepcluster.core.interruption import Interruption
 from deepcluster.data.views import TenCrops, TrainingView, draws
+from deepcluster.evaluation.classifier import Classifier, logits_of
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
-from deepcluster.evaluation.learners.classifier import Classifier, logits_of
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.voc07_classification import (
     NAME,
@@ -31,7 +31,7 @@ from deepcluster.evaluation.voc07_classification import (
     reduced,
     score,
 )
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import weights_hash
 

@@ -15,9 +15,11 @@ from vocs import write_voc
 
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.interruption import Interruption
+from deepcluster.evaluation import svm as numbers
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
-from deepcluster.evaluation.learners import svm as numbers
-from deepcluster.evaluation.learners.svm import (
+from deepcluster.evaluation.options import VocSvmOptions
+from deepcluster.evaluation.results import Results
+from deepcluster.evaluation.svm import (
     COSTS,
     FIXED_COST,
     Job,
@@ -29,8 +31,6 @@ from deepcluster.evaluation.learners.svm import (
     train_svm,
     unit_rows,
 )
-from deepcluster.evaluation.options import VocSvmOptions
-from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.voc07_svm import _Case, evaluate
 from deepcluster.run.pooling import Pooled
 

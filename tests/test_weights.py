@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.models.trunk import Trunk
 from deepcluster.models.weights import read_weights, take_weights
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.models.trunk import FEATURES, Trunk
 
 

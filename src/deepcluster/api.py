@@ -23,7 +23,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import leave_one_out_accuracy
-from deepcluster.evaluation.learners.logistic import probe_accuracy
+from deepcluster.evaluation.logistic import probe_accuracy
 from deepcluster.run.model import Model, load
 from deepcluster.run.settings import Settings
 from deepcluster.training import launch, tensorboard

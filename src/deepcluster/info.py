@@ -15,10 +15,10 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
 from deepcluster.data.cache_report import clear, kept
 from deepcluster.data.loader import usual_workers
-from deepcluster.data.overview import MOST, describe, overview
 from deepcluster.data.sources import open_source
+from deepcluster.data.storage import usual_cache_folder
 from deepcluster.data.storage.addresses import is_address
-from deepcluster.data.storage.cache_folder import usual_cache_folder
+from deepcluster.data.survey import MOST, describe, overview
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.run.folder import RunFolder, versions
 from deepcluster.run.metrics import epoch_line

@@ -137,7 +137,7 @@ def demo(out: Path, quiet: bool, verbose: bool) -> None:
 
 @cli.group()
 def cache() -> None:
-    """Show or delete what is kept between runs: lists of files, copies of remote data, decoded images."""
+    """Show or delete what is kept between runs: copies of remote data, features, decoded images."""
 
 
 def _in_folder(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -97,7 +97,7 @@ def evaluate_all(
 @talk
 def evaluate_compare(runs: tuple[str, ...], everything: bool, form: str, quiet: bool, verbose: bool) -> None:
     """Compare the results of several RUNS (or folders of results), side by side."""
-    from deepcluster.evaluation.comparison import compare
+    from deepcluster.evaluation.protocols import compare
 
     table, remarks = compare(runs, everything=everything)
     click.echo(table.render(form))

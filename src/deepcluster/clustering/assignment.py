@@ -6,7 +6,7 @@ clusters of a previous assignment.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -49,9 +49,7 @@ class Assignment:
     super_centroids_SP: Tensor | None = None
 
     @classmethod
-    def from_finite(
-        cls, finite_N: Tensor, labels_F: Tensor, distances_F: Tensor, centroids_KP: Tensor, **rest: Any
-    ) -> "Assignment":
+    def from_finite(cls, finite_N: Tensor, labels_F: Tensor, distances_F: Tensor, centroids_KP: Tensor, **rest: Any) -> Self:
         """Return the assignment of all N points, given the labels and distances of the F finite ones; on the CPU."""
         finite_N = finite_N.cpu()
         labels_N = torch.full(finite_N.shape, UNASSIGNED)
@@ -156,15 +154,12 @@ class Assignment:
     def transform(self, points_MP: Tensor) -> Tensor:
         """Return Euclidean distances (M, K) of points to every centroid, as scikit-learn's `KMeans.transform`."""
         points_MP = self._checked(points_MP)
-        centroids_KP = self.centroids_KP.to(points_MP.device)
-        return torch.cdist(points_MP, centroids_KP, compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.cdist(points_MP, self.centroids_KP.to(points_MP.device), compute_mode="donot_use_mm_for_euclid_dist")
 
     def _checked(self, points_MP: Tensor) -> Tensor:
-        if points_MP.ndim != 2 or points_MP.shape[1] != self.centroids_KP.shape[1]:
-            shape = (*points_MP.shape,)
-            raise InputError(
-                f"points {shape} must be a table of {self.centroids_KP.shape[1]} columns, as the clustered ones"
-            )
+        shape, columns = (*points_MP.shape,), self.centroids_KP.shape[1]
+        if len(shape) != 2 or shape[1] != columns:
+            raise InputError(f"points {shape} must be a table of {columns} columns, as the clustered ones")
         return points_MP.float()
 
     def matched_to(self, previous: "Assignment") -> "Assignment":
@@ -186,7 +181,7 @@ class Assignment:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "Assignment":
+    def from_state_dict(cls, state: dict[str, Any]) -> Self:
         """Restore an assignment from its `state_dict`."""
         return cls(**{**state, "inertia_history": tuple(state["inertia_history"])})
 
@@ -214,61 +209,39 @@ def member_distances(points_NP: Tensor, labels_N: Tensor, centroids_KP: Tensor) 
 
 def _matching(assignment: Assignment, previous: Assignment) -> NDArray[np.int64]:
     """Return the new number of each cluster of `assignment`: a permutation of K."""
+    from scipy.optimize import linear_sum_assignment
+
     ours, before = assignment.labels_N.numpy(), previous.labels_N.numpy()
     n_clusters, n_numbers = assignment.n_clusters, min(assignment.n_clusters, previous.n_clusters)
     # Only numbers below K can be kept.
     both_N = (ours >= 0) & (before >= 0) & (before < n_numbers)
     pairs, overlaps = np.unique(ours[both_N] * n_numbers + before[both_N], return_counts=True)
     clusters, numbers = np.divmod(pairs, max(1, n_numbers))
-    exact = n_clusters * n_numbers <= EXACT_MATCHING_CLUSTERS**2
-    matching = _exact_matching if exact else _greedy_matching
-    kept_K = matching(clusters, numbers, overlaps, n_clusters, n_numbers)
+    kept_K = np.full(n_clusters, -1)
+    if n_clusters * n_numbers <= EXACT_MATCHING_CLUSTERS**2:
+        overlap_KL = np.zeros((n_clusters, n_numbers), dtype=np.int64)
+        overlap_KL[clusters, numbers] = overlaps
+        matched, kept = linear_sum_assignment(overlap_KL, maximize=True)
+        kept_K[matched] = kept
+    else:
+        # The largest overlap first, of equal ones the lower numbers: at least half as good.
+        order = np.argsort(-overlaps, kind="stable")
+        number_K, free_L = kept_K.tolist(), [True] * n_numbers
+        # Lists are faster than arrays here: 0.1 s for a million pairs.
+        for cluster, number in zip(clusters[order].tolist(), numbers[order].tolist(), strict=True):
+            if free_L[number] and number_K[cluster] < 0:
+                number_K[cluster], free_L[number] = number, False
+        kept_K = np.array(number_K)
     taken_K = np.zeros(n_clusters, dtype=bool)
     taken_K[kept_K[kept_K >= 0]] = True
     kept_K[kept_K < 0] = np.flatnonzero(~taken_K)
     return kept_K
 
 
-def _exact_matching(
-    clusters: NDArray[np.int64],
-    numbers: NDArray[np.int64],
-    overlaps: NDArray[np.int64],
-    n_clusters: int,
-    n_numbers: int,
-) -> NDArray[np.int64]:
-    """Return numbers_K that keep the most images, -1 for clusters without one."""
-    from scipy.optimize import linear_sum_assignment
-
-    overlap_KL = np.zeros((n_clusters, n_numbers), dtype=np.int64)
-    overlap_KL[clusters, numbers] = overlaps
-    number_K = np.full(n_clusters, -1, dtype=np.int64)
-    matched, kept = linear_sum_assignment(overlap_KL, maximize=True)
-    number_K[matched] = kept
-    return number_K
-
-
-def _greedy_matching(
-    clusters: NDArray[np.int64],
-    numbers: NDArray[np.int64],
-    overlaps: NDArray[np.int64],
-    n_clusters: int,
-    n_numbers: int,
-) -> NDArray[np.int64]:
-    """As `_exact_matching`, at least half as good: the largest overlap first, of equal ones the lower numbers."""
-    order = np.argsort(-overlaps, kind="stable")
-    number_K, free_L = [-1] * n_clusters, [True] * n_numbers
-    # Lists are faster than arrays here: 0.1 s for a million pairs.
-    for cluster, number in zip(clusters[order].tolist(), numbers[order].tolist(), strict=True):
-        if free_L[number] and number_K[cluster] < 0:
-            number_K[cluster], free_L[number] = number, False
-    return np.array(number_K, dtype=np.int64)
-
-
 def draw_uniform(labels_N: Tensor, *, n_draws: int, seed: Sequence[int]) -> Tensor:
     """Draw images so that every non-empty cluster is drawn equally often (section 3: trivial solutions).
 
-    Counts of clusters differ by at most one, and so do counts of images within a cluster. Unassigned images are never
-    drawn.
+    Counts of clusters, and those of the images within one, differ by at most one. Unassigned images are never drawn.
 
     Args:
         labels_N: cluster of each image, -1 = unassigned.

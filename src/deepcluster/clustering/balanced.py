@@ -11,23 +11,20 @@ B points of a block.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assignment import UNASSIGNED, Assignment, cluster_means, member_distances
+from deepcluster.clustering.assignment import BLOCK_ROWS, UNASSIGNED, Assignment, cluster_means, member_distances
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.clustering.starts import number_points
+from deepcluster.clustering.starts import number_points, place_in_cluster
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.work import Advance, no_advance
 
 # Scores of a block of points stay in the processor's cache: never an N × K matrix; a GPU wants larger blocks.
-BLOCK_SCORES = 1 << 19
-BLOCK_SCORES_GPU = 1 << 26
-BLOCK_ROWS = 8192
+BLOCK_SCORES, BLOCK_SCORES_GPU = 1 << 19, 1 << 26
 # Lloyd iterations that find the start.
 START_ITERATIONS = 5
 # Sinkhorn iterations per move of the centroids, from the last prices; with 1, prices lag and sizes oscillate.
@@ -63,9 +60,7 @@ class BalancedKMeans:
     def __init__(self, n_clusters: int, *, iterations: int = 20, spread: float = 0.1) -> None:
         if iterations < 1 or not 0 <= spread < 1:
             raise InputError(f"iterations={iterations} must be 1 or more, and spread={spread:g} from 0 to below 1")
-        self.n_clusters = n_clusters
-        self.iterations = iterations
-        self.spread = spread
+        self.n_clusters, self.iterations, self.spread = n_clusters, iterations, spread
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -111,173 +106,121 @@ class BalancedKMeans:
         kmeans = KMeans(self.n_clusters, iterations=START_ITERATIONS)
         start = kmeans.fit(points_NP, start_KP=start_KP, seed=seed, ranks=ranks, advance=advance)
         finite_N = (start.labels_N >= 0).to(points_NP.device)
-        balance = _Balance((points_NP if bool(finite_N.all()) else points_NP[finite_N]).float(), ranks)
+        balance = _Balance((points_NP if bool(finite_N.all()) else points_NP[finite_N]).float(), self.n_clusters, ranks)
         least, most = self.sizes(balance.n_points)
         found = best = balance.clusters(start.centroids_KP.to(points_NP.device), least, most)
-        history = [found.inertia]
+        history = found.inertia_history
         advance(1)
         for _ in range(self.iterations - 1):
             before, found = found, balance.clusters(found.centroids_KP, least, most)
             if not int(ranks.sum((found.labels_N != before.labels_N).sum())):
                 break
-            history.append(found.inertia)
+            history += found.inertia_history
             advance(1)
-            best = found if found.inertia < best.inertia else best
-        return Assignment.from_finite(
-            finite_N, best.labels_N, best.distances_N, best.centroids_KP, inertia_history=tuple(history)
-        )
-
-
-def scores_by_block(points_NP: Tensor, centroids_KP: Tensor, mean_P: Tensor, offsets_K: Tensor) -> Iterator[Tensor]:
-    """Yield scores_BK = offset - d² of all points, block by block, up to a constant of each point."""
-    centred_KP = centroids_KP - mean_P
-    offsets_K = offsets_K - centred_KP.square().sum(dim=1)
-    scores = BLOCK_SCORES_GPU if points_NP.is_cuda else BLOCK_SCORES
-    for block in points_NP.split(max(1, scores // len(centroids_KP))):
-        yield torch.addmm(offsets_K, block - mean_P, centred_KP.T, alpha=2)
-
-
-def sinkhorn_pass(
-    points_NP: Tensor,
-    centroids_KP: Tensor,
-    mean_P: Tensor,
-    prices_K: Tensor,
-    *,
-    softness: float,
-    n_points: int,
-    ranks: Ranks = ONE_PROCESS,
-) -> Tensor:
-    """Return prices_K after one scaling of all rows and columns of the plan exp((price - d²) / softness).
-
-    Rows are scaled to 1 as they are made; the logarithm of a column's scaling, times the softness, is its price. The N × K
-    matrix is never stored.
-    """
-    drawn_K = torch.zeros(len(centroids_KP), dtype=torch.float64, device=points_NP.device)
-    for scores_BK in scores_by_block(points_NP, centroids_KP, mean_P, prices_K):
-        drawn_K += scores_BK.div_(softness).softmax(dim=1).sum(dim=0)
-    shares_K = ranks.sum(drawn_K) * (len(centroids_KP) / n_points)
-    # The price of a cluster that attracts nothing at all rises by 69 times the softness.
-    return prices_K - softness * shares_K.clamp(min=1e-30).log().float()
-
-
-@dataclass(frozen=True)
-class _Clusters:
-    """Labels of the points, means of the clusters, distances to them and, over all ranks, the sum of their squares."""
-
-    labels_N: Tensor
-    centroids_KP: Tensor
-    distances_N: Tensor
-    inertia: float
+            best = found if found.inertia_history < best.inertia_history else best
+        return Assignment.from_finite(finite_N, best.labels_N, best.distances_N, best.centroids_KP, inertia_history=history)
 
 
 class _Balance:
     """Prices of the clusters, and labels by these prices, of the points of all ranks."""
 
-    def __init__(self, points_NP: Tensor, ranks: Ranks) -> None:
+    def __init__(self, points_NP: Tensor, n_clusters: int, ranks: Ranks) -> None:
         self.points_NP, self.ranks = points_NP, ranks
         _, self.n_points = number_points(len(points_NP), ranks)
         total_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=points_NP.device)
         for block in points_NP.split(BLOCK_ROWS):
             total_P += block.sum(dim=0, dtype=torch.float64)
         self.mean_P = (ranks.sum(total_P) / self.n_points).float()
-        self.prices_K: Tensor | None = None
+        self.prices_K = torch.zeros(n_clusters, device=points_NP.device)
 
-    def clusters(self, centroids_KP: Tensor, least: int, most: int) -> _Clusters:
+    def clusters(self, centroids_KP: Tensor, least: int, most: int) -> Assignment:
         """Return clusters of `least` to `most` points, over all ranks, around these centroids, with their means."""
-        if self.prices_K is None:
-            self.prices_K = torch.zeros(len(centroids_KP), device=centroids_KP.device)
         softness = SOFTNESS * self._spread(centroids_KP)
         for _ in range(SINKHORN_PASSES):
-            self.prices_K = sinkhorn_pass(
-                self.points_NP,
-                centroids_KP,
-                self.mean_P,
-                self.prices_K,
-                softness=softness,
-                n_points=self.n_points,
-                ranks=self.ranks,
-            )
-        labels_N = self._round(centroids_KP, self.prices_K, least, most)
+            self.sinkhorn_pass(centroids_KP, softness)
+        labels_N = self._round(centroids_KP, least, most)
         means_KP = cluster_means(self.points_NP, labels_N, len(centroids_KP), ranks=self.ranks)
         distances_N = member_distances(self.points_NP, labels_N, means_KP)
         inertia = float(self.ranks.sum(distances_N.double().square().sum()))
-        return _Clusters(labels_N, means_KP, distances_N, inertia)
+        return Assignment(labels_N, distances_N, means_KP, inertia_history=(inertia,))
+
+    def sinkhorn_pass(self, centroids_KP: Tensor, softness: float) -> None:
+        """Change the prices by one scaling of all rows and columns of the plan exp((price - d²) / softness).
+
+        Rows are scaled to 1 as they are made; the logarithm of a column's scaling, times the softness, is its price. The
+        N × K matrix is never stored.
+        """
+        drawn_K = torch.zeros(len(centroids_KP), dtype=torch.float64, device=centroids_KP.device)
+        for scores_BK in self._scores(self.points_NP, centroids_KP, self.prices_K):
+            drawn_K += scores_BK.div_(softness).softmax(dim=1).sum(dim=0)
+        shares_K = self.ranks.sum(drawn_K) * (len(centroids_KP) / self.n_points)
+        # The price of a cluster that attracts nothing at all rises by 69 times the softness.
+        self.prices_K = self.prices_K - softness * shares_K.clamp(min=1e-30).log().float()
+
+    def _scores(self, points_MP: Tensor, centroids_KP: Tensor, offsets_K: Tensor) -> Iterator[Tensor]:
+        """Yield scores_BK = offset - d² of some points, block by block, up to a constant of each point."""
+        centred_KP = centroids_KP - self.mean_P
+        offsets_K = offsets_K - centred_KP.square().sum(dim=1)
+        scores = BLOCK_SCORES_GPU if points_MP.is_cuda else BLOCK_SCORES
+        for block in points_MP.split(max(1, scores // len(centroids_KP))):
+            yield torch.addmm(offsets_K, block - self.mean_P, centred_KP.T, alpha=2)
 
     def _spread(self, centroids_KP: Tensor) -> float:
         """Return the standard deviation of a point's squared distances to the centroids, averaged over some points."""
         step = max(1, len(self.points_NP) // SPREAD_ROWS)
         offsets_K = torch.zeros(len(centroids_KP), device=centroids_KP.device)
         total = torch.zeros(2, dtype=torch.float64, device=centroids_KP.device)
-        for scores_BK in scores_by_block(self.points_NP[::step], centroids_KP, self.mean_P, offsets_K):
+        for scores_BK in self._scores(self.points_NP[::step], centroids_KP, offsets_K):
             total[0] += (scores_BK - scores_BK.mean(dim=1, keepdim=True)).square_().mean(dim=1).sqrt_().sum()
             total[1] += len(scores_BK)
         spread, count = self.ranks.sum(total).tolist()
         return max(float(spread / count), 1e-30)
 
-    def _round(self, centroids_KP: Tensor, prices_K: Tensor, least: int, most: int) -> Tensor:
+    def _round(self, centroids_KP: Tensor, least: int, most: int) -> Tensor:
         """Fill clusters to their least, then to their most; each keeps the points that would lose most elsewhere."""
-        favourites_N, scores_N, margins_N = self._favourites(centroids_KP, prices_K)
+        every = self._scores(self.points_NP, centroids_KP, self.prices_K)
+        tops = [scores_BK.topk(min(2, len(centroids_KP)), dim=1) for scores_BK in every]
+        favourites_N = torch.cat([top.indices[:, 0] for top in tops])
+        top_N2 = torch.cat([top.values for top in tops])
+        # A point's first offer goes to its best cluster; its loss is how much worse the second is.
         labels_N = torch.full((len(self.points_NP),), UNASSIGNED, device=centroids_KP.device)
         for limit in (least, most):
             for number in range(MOST_ROUNDS + 1):
-                sizes_K = self.ranks.sum(torch.bincount(labels_N[labels_N >= 0], minlength=len(prices_K)))
+                sizes_K = self.ranks.sum(torch.bincount(labels_N[labels_N >= 0], minlength=len(centroids_KP)))
                 rooms_K = limit - sizes_K
                 waiting = (labels_N < 0).nonzero().flatten()
                 if int(sizes_K.sum()) == self.n_points or not bool((rooms_K > 0).any()):
                     break
                 if number == MOST_ROUNDS:
-                    labels_N[waiting] = self._own(_deal(self.ranks.gather(favourites_N[waiting]), rooms_K), len(waiting))
-                    break
-                if limit == least and number == 0:
-                    offers_R, losses_R = favourites_N[waiting], -margins_N[waiting]
+                    # Points in the order of their favourites take the rooms in order, so that copies stay together.
+                    order_X = self.ranks.gather(favourites_N[waiting]).argsort(stable=True)
+                    rooms = torch.arange(len(rooms_K), device=rooms_K.device).repeat_interleave(rooms_K.clamp(min=0))
+                    labels_X = torch.full_like(order_X, UNASSIGNED)
+                    labels_X[order_X[: len(rooms)]] = rooms[: len(order_X)]
                 else:
-                    offers_R, best_R = self._best_open(waiting, centroids_KP, prices_K, rooms_K > 0)
-                    losses_R = scores_N[waiting] - best_R
-                labels_X = _accept(self.ranks.gather(offers_R), self.ranks.gather(losses_R), rooms_K)
-                labels_N[waiting] = self._own(labels_X, len(waiting))
+                    if limit == least and number == 0:
+                        offers_R, losses_R = favourites_N[waiting], (top_N2[:, -1] - top_N2[:, 0])[waiting]
+                    else:
+                        offers_R, best_R = self._best_open(waiting, centroids_KP, rooms_K > 0)
+                        losses_R = top_N2[waiting, 0] - best_R
+                    labels_X = _accept(self.ranks.gather(offers_R), self.ranks.gather(losses_R), rooms_K)
+                first, _ = number_points(len(waiting), self.ranks)
+                labels_N[waiting] = labels_X[first : first + len(waiting)]
         return labels_N
 
-    def _favourites(self, centroids_KP: Tensor, prices_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return each point's best cluster, its score, and how much worse the second is."""
-        tops, places = [], []
-        for scores_BK in scores_by_block(self.points_NP, centroids_KP, self.mean_P, prices_K):
-            top = scores_BK.topk(min(2, len(prices_K)), dim=1)
-            tops.append(top.values)
-            places.append(top.indices[:, 0])
-        top_N2 = torch.cat(tops)
-        return torch.cat(places), top_N2[:, 0], top_N2[:, 0] - top_N2[:, -1]
-
-    def _best_open(self, waiting: Tensor, centroids_KP: Tensor, prices_K: Tensor, open_K: Tensor) -> tuple[Tensor, Tensor]:
+    def _best_open(self, waiting: Tensor, centroids_KP: Tensor, open_K: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best cluster with room of each waiting point, and its score."""
         places = open_K.nonzero().flatten()
-        found = [
-            scores_BK.max(dim=1)
-            for scores_BK in scores_by_block(self.points_NP[waiting], centroids_KP[places], self.mean_P, prices_K[places])
-        ]
+        scores = self._scores(self.points_NP[waiting], centroids_KP[places], self.prices_K[places])
+        found = [scores_BK.max(dim=1) for scores_BK in scores]
         return places[torch.cat([best.indices for best in found])], torch.cat([best.values for best in found])
-
-    def _own(self, labels_X: Tensor, n_own: int) -> Tensor:
-        """Return the part of this rank's waiting points."""
-        first, _ = number_points(n_own, self.ranks)
-        return labels_X[first : first + n_own]
 
 
 def _accept(offers_X: Tensor, losses_X: Tensor, rooms_K: Tensor) -> Tensor:
     """Return labels_X: each cluster accepts the offers of the lowest losses while it has room; of equal ones the first."""
     order_X = losses_X.argsort(stable=True)
-    order_X = order_X[offers_X[order_X].argsort(stable=True)]
     ordered_X = offers_X[order_X]
-    counts_K = torch.bincount(ordered_X, minlength=len(rooms_K))
-    place_X = torch.arange(len(ordered_X), device=ordered_X.device) - (counts_K.cumsum(0) - counts_K)[ordered_X]
+    accepted_X = place_in_cluster(ordered_X, len(rooms_K)) < rooms_K[ordered_X]
     labels_X = torch.empty_like(offers_X)
-    labels_X[order_X] = torch.where(place_X < rooms_K[ordered_X], ordered_X, UNASSIGNED)
-    return labels_X
-
-
-def _deal(favourites_X: Tensor, rooms_K: Tensor) -> Tensor:
-    """Return labels_X: points in the order of their favourites take the rooms in order, so that copies stay together."""
-    rooms = torch.arange(len(rooms_K), device=rooms_K.device).repeat_interleave(rooms_K.clamp(min=0))
-    order_X = favourites_X.argsort(stable=True)
-    labels_X = torch.full_like(favourites_X, UNASSIGNED)
-    labels_X[order_X[: len(rooms)]] = rooms[: len(order_X)]
+    labels_X[order_X] = torch.where(accepted_X, ordered_X, UNASSIGNED)
     return labels_X

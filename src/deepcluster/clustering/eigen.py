@@ -66,23 +66,22 @@ def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
         new, end = step * width, (step + 1) * width
         # Only rounding remains of an image that lies in the basis already: noise makes it a new random start.
         image_DB += NOISE * torch.randn(dim, width, generator=generator).to(image_DB.device)
-        basis_DK[:, new:end] = _orthonormal(image_DB, basis_DK[:, :new])
+        for _ in range(2):  # Twice is enough for columns orthogonal to the basis.
+            inside_DB = basis_DK[:, :new] @ (basis_DK[:, :new].T @ image_DB)
+            image_DB = torch.linalg.qr(image_DB - inside_DB).Q
+        basis_DK[:, new:end] = image_DB
         image_DB = single_DD @ basis_DK[:, new:end]
         projected_KK[:end, new:end] = basis_DK[:, :end].T @ image_DB
         if step + 1 in CHECKED_STEPS:
             values_P, vectors_DP, missing = _ritz(matrix_DD, basis_DK[:, :end], projected_KK[:end, :end], n_top)
-            if _crowded(values_P, width) or missing > HOPELESS:
+            # `width` values that matter lie so close together that further ones may have been missed.
+            first, last = values_P[: max(0, n_top - width + 1)], values_P[width - 1 :]
+            crowded = (first - last <= CROWDED * first) & (first > 1e-9 * values_P.sum())
+            if bool(crowded.any()) or missing > HOPELESS:
                 return None
             if missing <= TOLERANCE:
                 return values_P, vectors_DP
     return None
-
-
-def _orthonormal(columns_DB: Tensor, basis_DK: Tensor) -> Tensor:
-    """Return orthonormal columns of the span of `columns_DB`, orthogonal to the basis; twice is enough."""
-    for _ in range(2):
-        columns_DB = torch.linalg.qr(columns_DB - basis_DK @ (basis_DK.T @ columns_DB)).Q
-    return columns_DB
 
 
 def _ritz(matrix_DD: Tensor, basis_DK: Tensor, projected_KK: Tensor, n_top: int) -> tuple[Tensor, Tensor, float]:
@@ -108,9 +107,3 @@ def _ritz(matrix_DD: Tensor, basis_DK: Tensor, projected_KK: Tensor, n_top: int)
         if not TOLERANCE < missing_share <= HOPELESS:
             break
     return values[-n_top:].flip(0), vectors[:, -n_top:].flip(1), missing_share
-
-
-def _crowded(values_P: Tensor, width: int) -> bool:
-    """Return whether `width` values that matter lie so close together that further ones may have been missed."""
-    first, last = values_P[: max(0, len(values_P) - width + 1)], values_P[width - 1 :]
-    return bool(((first - last <= CROWDED * first) & (first > 1e-9 * values_P.sum())).any())

@@ -47,9 +47,7 @@ class HierarchicalKMeans:
     def __init__(self, n_clusters: int, *, super_clusters: int, iterations: int = 20) -> None:
         if super_clusters < 1 or iterations < 0:
             raise InputError(f"super_clusters={super_clusters} must be 1 or more, iterations={iterations} not negative")
-        self.n_clusters = n_clusters
-        self.super_clusters = super_clusters
-        self.iterations = iterations
+        self.n_clusters, self.super_clusters, self.iterations = n_clusters, super_clusters, iterations
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -84,8 +82,8 @@ class HierarchicalKMeans:
         Raises:
             InputError: more clusters than points, fewer than super-classes; rotations that are not 0 … 3.
         """
-        turns = 1 if rotations_N is None else ROTATIONS
         self._check(points_NP, rotations_N, ranks)
+        turns = 1 if rotations_N is None else ROTATIONS
         kmeans = KMeans(self.super_clusters, iterations=self.iterations)
         supers = kmeans.fit(points_NP, seed=seed, ranks=ranks, advance=advance)
         super_N = supers.labels_N * turns + (0 if rotations_N is None else rotations_N.cpu())
@@ -98,12 +96,10 @@ class HierarchicalKMeans:
         for number in shares_S.nonzero().flatten().tolist():
             rows = (super_N == number).nonzero().flatten()
             # Of the rotations of a super-cluster only the first counts its iterations, see `most_steps`.
-            part = parts[number] = KMeans(int(shares_S[number]), iterations=self.iterations).fit(
-                points_NP[rows.to(points_NP.device)],
-                seed=seed + 1 + number,
-                ranks=ranks,
-                advance=advance if number % turns == 0 else lambda _: advance(0),
-            )
+            count = advance if number % turns == 0 else lambda _: advance(0)
+            kmeans = KMeans(int(shares_S[number]), iterations=self.iterations)
+            own_NP = points_NP[rows.to(points_NP.device)]
+            part = parts[number] = kmeans.fit(own_NP, seed=seed + 1 + number, ranks=ranks, advance=count)
             labels_N[rows], distances_N[rows] = part.labels_N + first_S[number], part.distances_N
         return Assignment(
             labels_N,
@@ -117,9 +113,7 @@ class HierarchicalKMeans:
 
     def _check(self, points_NP: Tensor, rotations_N: Tensor | None, ranks: Ranks) -> None:
         is_rotated = rotations_N is not None
-        fits = rotations_N is None or (
-            len(rotations_N) == len(points_NP) and bool(((rotations_N >= 0) & (rotations_N < ROTATIONS)).all())
-        )
+        fits = rotations_N is None or (len(rotations_N) == len(points_NP) and not (rotations_N // ROTATIONS).any())
         n_unfit, n_rotated, n_points = ranks.sum(torch.tensor([not fits, is_rotated, len(points_NP)]).long()).tolist()
         if n_unfit or n_rotated not in (0, ranks.size):
             raise InputError(f"rotations must be one per row, from 0 to {ROTATIONS - 1}, on all ranks or on none")

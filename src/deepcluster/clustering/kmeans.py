@@ -1,6 +1,6 @@
 """Step 3: cluster the points. `lloyd` is the algorithm; `KMeans` checks its input, draws the start and calls it.
 
-N points on this rank, P components, K clusters; R rows and C centroids of a search.
+N points on this rank, R of them, P components, K clusters; C centroids of a search.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,8 @@ from torch.nn.functional import normalize
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.nearest import NearestSearch
-from deepcluster.clustering.parallel import finite_rows
-from deepcluster.clustering.repair import fill_empty, split_largest
-from deepcluster.clustering.starts import STARTS
-from deepcluster.clustering.sums import ExactSums
+from deepcluster.clustering.parallel import BLOCK_ROWS, blocks_of, finite_rows, map_blocks
+from deepcluster.clustering.starts import STARTS, fill_empty, split_largest
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.work import Advance, no_advance
@@ -85,9 +83,53 @@ class _Labels:
 
     def _search(self, rows_R: Tensor | None, columns_C: Tensor | None) -> None:
         rows = slice(None) if rows_R is None else rows_R
-        found = self.search.search(rows_R, columns_C, self.labels_N[rows], self.squared_N[rows])
+        found = self.search.search(rows_R, columns_C, (self.labels_N[rows], self.squared_N[rows]))
         others_R = found.others_R if columns_C is None else torch.minimum(found.others_R, self.others_N[rows])
         self.labels_N[rows], self.squared_N[rows], self.others_N[rows] = found.labels_R, found.squared_R, others_R
+
+
+class ExactSums:
+    """Sums of the points of each cluster, without any rounding: the order of points, threads and ranks does not matter.
+
+    Points are rounded to a grid so fine (2^-51 of the largest possible sum; some 2^-30 of a number of usual size) that
+    sums of its multiples are integers of at most 53 bits. So only points that change their cluster are added.
+    """
+
+    def __init__(self, points_NP: Tensor, n_clusters: int, ranks: Ranks) -> None:
+        self.points_NP, self.ranks = points_NP, ranks
+        blocks, device = blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device
+        zeros_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=device)
+        squares_P = sum(map_blocks(lambda block: points_NP[block].double().square_().sum(dim=0), blocks, device), zeros_P)
+        count = torch.tensor(float(len(points_NP)), dtype=torch.float64, device=device)
+        # No sum of some of the numbers is larger than this (Cauchy-Schwarz).
+        largest_P = (ranks.sum(squares_P) * ranks.sum(count)).sqrt().clamp_(min=1e-300)
+        # Adding and subtracting 1.5 · 2^52 grid steps rounds to the grid.
+        self.rounder_P = 1.5 * torch.exp2(torch.ceil(torch.log2(largest_P)) + 1)
+        self.sums_KP = torch.zeros(n_clusters, points_NP.shape[1], dtype=torch.float64, device=device)
+        self.sizes_K = torch.zeros(n_clusters, dtype=torch.int64, device=device)
+        self.labels_N: Tensor | None = None
+
+    def update(self, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums_KP (float64) and sizes_K over all ranks, given the present labels of the points."""
+        before_N, self.labels_N = self.labels_N, labels_N
+        if before_N is None:
+            self._add(torch.arange(len(labels_N), device=labels_N.device), labels_N, 1)
+        else:
+            changed = (labels_N != before_N).nonzero().flatten()
+            self._add(changed, before_N[changed], -1)
+            self._add(changed, labels_N[changed], 1)
+        return self.ranks.sum(self.sums_KP.clone()), self.ranks.sum(self.sizes_K.clone())
+
+    def _add(self, rows_R: Tensor, labels_R: Tensor, sign: int) -> None:
+        def work(components: slice) -> None:
+            points_NP, rounder_P = self.points_NP[:, components], self.rounder_P[components]
+            for rows, labels in zip(rows_R.split(BLOCK_ROWS), labels_R.split(BLOCK_ROWS), strict=True):
+                block = points_NP.index_select(0, rows).double().add_(rounder_P).sub_(rounder_P)
+                self.sums_KP[:, components].index_add_(0, labels, block, alpha=sign)
+
+        every = slice(0, len(self.rounder_P))
+        map_blocks(work, blocks_of(every, -(-every.stop // torch.get_num_threads())), rows_R.device)
+        self.sizes_K += sign * torch.bincount(labels_R, minlength=len(self.sizes_K))
 
 
 def lloyd(
@@ -112,36 +154,33 @@ def lloyd(
         ranks: the processes over which the points are split.
         advance: called with 1 after each of the `iterations + 1` assignments, with 0 after further ones; may raise to stop.
     """
-    labels = _Labels(points_NP)
-    sums = ExactSums(points_NP, len(centroids_KP), ranks)
+    found, sums = _Labels(points_NP), ExactSums(points_NP, len(centroids_KP), ranks)
     centroids_KP = centroids_KP.to(points_NP.device)
     history: list[float] = []
-    compared: list[float] = []
+    shares: list[float] = []
     n_repaired = 0
     while True:
-        compared.append(labels.update(centroids_KP))
+        shares.append(found.update(centroids_KP))
         iteration = len(history)
-        history.append(float(ranks.sum(labels.squared_N.sum(dtype=torch.float64))))
+        history.append(float(ranks.sum(found.squared_N.sum(dtype=torch.float64))))
         advance(int(iteration <= iterations))
-        sums_KP, sizes_K = sums.update(labels.labels_N)
+        sums_KP, sizes_K = sums.update(found.labels_N)
         moved_KP, repaired = centroids_KP, 0
-        if iteration < iterations and not _is_settled(history, tolerance):
+        settled = tolerance > 0 and iteration > 0 and history[-2] - history[-1] <= tolerance * history[-2]
+        if iteration < iterations and not settled:
             moved_KP = _averages(centroids_KP, sums_KP, sizes_K, spherical=spherical)
-            repaired = _split(moved_KP, sizes_K, labels, iteration, ranks)
-            moved_KP = normalize(moved_KP) if spherical and repaired else moved_KP
+            if int(sizes_K.min()) == 0:
+                squares_K = torch.zeros(len(sizes_K), dtype=torch.float64, device=sizes_K.device)
+                squares_K.index_add_(0, found.labels_N, found.squared_N.double())
+                repaired = split_largest(moved_KP, sizes_K, ranks.sum(squares_K), seed=iteration)
+                moved_KP = normalize(moved_KP) if spherical and repaired else moved_KP
         if torch.equal(moved_KP, centroids_KP):
             moved_KP, repaired = centroids_KP.clone(), 0
             if iterations > 0:
-                repaired = fill_empty(moved_KP, sizes_K, points_NP, labels.labels_N, labels.squared_N, ranks=ranks)
+                repaired = fill_empty(moved_KP, sizes_K, points_NP, found.labels_N, found.squared_N, ranks=ranks)
             if not repaired:
-                return LloydResult(
-                    centroids_KP, labels.labels_N, labels.squared_N, tuple(history), n_repaired, tuple(compared)
-                )
+                return LloydResult(centroids_KP, found.labels_N, found.squared_N, tuple(history), n_repaired, tuple(shares))
         centroids_KP, n_repaired = moved_KP, n_repaired + repaired
-
-
-def _is_settled(history: list[float], tolerance: float) -> bool:
-    return tolerance > 0 and len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]
 
 
 def _averages(centroids_KP: Tensor, sums_KP: Tensor, sizes_K: Tensor, *, spherical: bool) -> Tensor:
@@ -152,15 +191,6 @@ def _averages(centroids_KP: Tensor, sums_KP: Tensor, sizes_K: Tensor, *, spheric
         means_KP = normalize(means_KP)
         kept_K1 = kept_K1 & (means_KP != 0).any(dim=1, keepdim=True)
     return torch.where(kept_K1, means_KP.float(), centroids_KP)
-
-
-def _split(centroids_KP: Tensor, sizes_K: Tensor, labels: _Labels, iteration: int, ranks: Ranks) -> int:
-    """Put empty clusters beside large ones, in place; return how many were put."""
-    if int(sizes_K.min()) > 0:
-        return 0
-    squares_K = torch.zeros(len(sizes_K), dtype=torch.float64, device=sizes_K.device)
-    squares_K = ranks.sum(squares_K.index_add_(0, labels.labels_N, labels.squared_N.double()))
-    return split_largest(centroids_KP, sizes_K, squares_K, seed=iteration)
 
 
 class KMeans:
@@ -186,23 +216,14 @@ class KMeans:
     )
 
     def __init__(
-        self,
-        n_clusters: int,
-        *,
-        iterations: int = 20,
-        start: str = "random",
-        tolerance: float = 0.0,
-        spherical: bool = False,
+        self, n_clusters: int, *, iterations: int = 20, start: str = "random", tolerance: float = 0, spherical: bool = False
     ) -> None:
         if start not in STARTS:
             raise InputError(f"unknown start {start!r}{did_you_mean(start, STARTS)}: use one of {', '.join(STARTS)}")
         if iterations < 0 or tolerance < 0:
             raise InputError(f"iterations={iterations} and tolerance={tolerance:g} must not be negative")
-        self.n_clusters = n_clusters
-        self.iterations = iterations
-        self.start = start
-        self.tolerance = tolerance
-        self.spherical = spherical
+        self.n_clusters, self.iterations, self.start = n_clusters, iterations, start
+        self.tolerance, self.spherical = tolerance, spherical
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -244,30 +265,22 @@ class KMeans:
         n_all = int(ranks.sum(finite_N.sum()))
         if not 1 <= self.n_clusters <= n_all:
             raise InputError(f"clusters={self.n_clusters} must be between 1 and the {n_all} points")
-        result = lloyd(
+        if start_KP is None:
+            start_KP = STARTS[self.start](points_NP, self.n_clusters, seed=seed, ranks=ranks)
+        else:
+            shape = self.n_clusters, points_NP.shape[1]
+            if start_KP.shape != shape:
+                raise InputError(f"start has shape {(*start_KP.shape,)}, not {shape}")
+            start_KP = start_KP.to(points_NP.device, torch.float32)
+            start_KP = normalize(start_KP) if self.spherical else start_KP
+        found = lloyd(
             points_NP,
-            self._check_start(start_KP, points_NP) if start_KP is not None else self._draw_start(points_NP, seed, ranks),
+            start_KP,
             iterations=self.iterations,
             tolerance=self.tolerance,
             spherical=self.spherical,
             ranks=ranks,
             advance=advance,
         )
-        return Assignment.from_finite(
-            finite_N,
-            result.labels_N,
-            result.squared_N.sqrt(),
-            result.centroids_KP,
-            inertia_history=result.inertia_history,
-            n_repaired=result.n_repaired,
-        )
-
-    def _draw_start(self, points_NP: Tensor, seed: int, ranks: Ranks) -> Tensor:
-        return STARTS[self.start](points_NP, self.n_clusters, seed=seed, ranks=ranks)
-
-    def _check_start(self, start_KP: Tensor, points_NP: Tensor) -> Tensor:
-        shape = self.n_clusters, points_NP.shape[1]
-        if start_KP.shape != shape:
-            raise InputError(f"start has shape {(*start_KP.shape,)}, not {shape}")
-        start_KP = start_KP.to(points_NP.device, torch.float32)
-        return normalize(start_KP) if self.spherical else start_KP
+        rest = {"inertia_history": found.inertia_history, "n_repaired": found.n_repaired}
+        return Assignment.from_finite(finite_N, found.labels_N, found.squared_N.sqrt(), found.centroids_KP, **rest)

@@ -5,9 +5,8 @@ vectors differ from the true ones by residuals of known length, and Cauchy-Schwa
 below the score of the best known one can't win. The few that could are compared in float32: labels and distances do not
 depend on the coarse product, on blocks, threads or ranks.
 
-N points, R of them in a search, B of them in a block; P components; K centroids, C candidates of a search, in G groups of
-H; Q pairs of a point and a centroid.
-Scores are x·c - |c|²/2 with x and c relative to the mean of the points: the nearest centroid has the highest score.
+N points, R of them in a search, B of them in a block; P components; K centroids, C candidates of a search; Q pairs of a
+point and a centroid.
 """
 
 from collections.abc import Callable
@@ -15,38 +14,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from deepcluster.clustering import nearest_triton
-from deepcluster.clustering.coarse import (
-    BF16_ROUNDING,
-    FINER,
-    FLOAT32_ROUNDING,
-    FLOAT32_SLACK,
-    INT8_REACH,
-    INT_NOWHERE,
-    INT_OFFSET,
-    INT_SUM,
-    LEAST_STEP,
-    Coarse,
-    coarse_kind,
-    round_rows,
-)
+from deepcluster.clustering.coarse import FINER, INT8_REACH, Coarse, CoarseCentroids, coarse_kind, round_rows
 from deepcluster.clustering.parallel import BLOCK_ROWS, blocks_of, map_blocks
 
 # Scores of a block of points, never an N × K matrix. They exceed a core's own cache, but with fewer, threads wait for
 # Python: two threads took 1.4 times as long with 2^19 (benchmarks/kmeans.py). A GPU wants larger blocks.
-BLOCK_SCORES = 1 << 21
-BLOCK_SCORES_GPU = 1 << 26
+BLOCK_SCORES, BLOCK_SCORES_GPU = 1 << 21, 1 << 26
 LEAST_BLOCK_ROWS = 128
 # Points per launch of the fused kernel: the copies made for them stay small beside the points.
 FUSED_ROWS = 1 << 18
 # If a coarse product leaves more candidates per point than one, plus one for this many centroids, a finer product is faster:
 # a candidate takes as long as some 250 scores (0.3 µs).
 COLUMNS_PER_CANDIDATE = 256
-# Centroids in a group: bounds are first reduced to the largest of each group, 0.05 ns per score; its position takes 0.9.
-GROUP = 64
-
 
 # labels_B and squared_B.
 Known = tuple[Tensor, Tensor]
@@ -82,17 +63,15 @@ def squared_distances(points_QP: Tensor, centroids_QP: Tensor) -> Tensor:
 class NearestSearch:
     """Repeated search for the nearest centroids of the same points, as in Lloyd's iterations.
 
-        Args:
-            points_NP: float32, finite.
-    # labels_B and squared_B.
-            kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
-            best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
+    Args:
+        points_NP: float32, finite.
+        kind: of the coarse product (int8, bfloat16 or float32); the quickest of the machine by default.
+        best_two: finds the best two bounds of bfloat16 products; by default the Triton kernel, on devices that run it.
     """
 
     def __init__(self, points_NP: Tensor, *, kind: torch.dtype | None = None, best_two: BestTwo | None = None) -> None:
         self.points_NP = points_NP = points_NP.contiguous()
-        self.kind = kind
-        self.best_two = best_two
+        self.kind, self.best_two = kind, best_two
         blocks, device = blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device
         totals = map_blocks(lambda block: points_NP[block].sum(dim=0, dtype=torch.float64), blocks, device)
         none_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=device)
@@ -129,35 +108,23 @@ class NearestSearch:
         map_blocks(work, blocks_of(slice(0, len(labels_R)), BLOCK_ROWS), labels_R.device)
         return squared_R
 
-    def search(
-        self,
-        rows_R: Tensor | None = None,
-        columns_C: Tensor | None = None,
-        labels_R: Tensor | None = None,
-        squared_R: Tensor | None = None,
-    ) -> Nearest:
+    def search(self, rows_R: Tensor | None = None, columns_C: Tensor | None = None, known: Known | None = None) -> Nearest:
         """Return the nearest among a known centroid of each point and the centroids `columns_C`.
 
         Args:
             rows_R: the points, ascending; all by default.
             columns_C: the centroids, ascending; all by default.
-            labels_R, squared_R: the known centroid of each point and the squared distance to it; both or none. Without
-                them, `columns_C` must be left out.
+            known: the known centroid of each point and the squared distance to it. Without it, `columns_C` must be left out.
         """
-        n_rows = len(self.points_NP) if rows_R is None else len(rows_R)
-        device = self.points_NP.device
-        found = Nearest(
-            torch.empty(n_rows, dtype=torch.int64, device=device),
-            torch.empty(n_rows, device=device),
-            torch.empty(n_rows, device=device),
-        )
-        kind = self.kind or coarse_kind(device, self.points_NP.shape[1], first=labels_R is None)
+        n_rows, device = len(self.points_NP) if rows_R is None else len(rows_R), self.points_NP.device
+        labels_R = torch.empty(n_rows, dtype=torch.int64, device=device)
+        found = Nearest(labels_R, *(torch.empty(n_rows, device=device) for _ in range(2)))
+        kind = self.kind or coarse_kind(device, self.points_NP.shape[1], first=known is None)
         among = _Columns(self, columns_C, kind)
 
         def work(block: slice) -> bool:
             rows = block if rows_R is None else rows_R[block]
-            known = None if labels_R is None or squared_R is None else (labels_R[block], squared_R[block])
-            part = among.search(rows, known)
+            part = among.search(rows, None if known is None else (known[0][block], known[1][block]))
             if part is not None:
                 found.put(block, part)
             return part is not None
@@ -178,20 +145,17 @@ class NearestSearch:
         if kind != torch.int8:
             return round_rows(self.points_NP[rows] - self.mean_P, kind)
         if self.integers is None:
-            self.integers = self._integers()
+            rounded_NP = torch.empty_like(self.points_NP, dtype=torch.int8)
+            residual_N, length_N = torch.empty_like(self.half_norms_N), torch.empty_like(self.half_norms_N)
+
+            def work(block: slice) -> float:
+                part = round_rows(self.points_NP[block] - self.mean_P, torch.int8, self.reach)
+                rounded_NP[block], residual_N[block], length_N[block] = part.rounded_RP, part.residual_R, part.length_R
+                return part.step
+
+            steps = map_blocks(work, blocks_of(slice(0, len(rounded_NP)), BLOCK_ROWS), rounded_NP.device)
+            self.integers = Coarse(rounded_NP, steps[0] if steps else 1.0, residual_N, length_N)
         return self.integers.take(rows)
-
-    def _integers(self) -> Coarse:
-        rounded_NP = torch.empty_like(self.points_NP, dtype=torch.int8)
-        residual_N, length_N = torch.empty_like(self.half_norms_N), torch.empty_like(self.half_norms_N)
-
-        def work(block: slice) -> float:
-            part = round_rows(self.points_NP[block] - self.mean_P, torch.int8, self.reach)
-            rounded_NP[block], residual_N[block], length_N[block] = part.rounded_RP, part.residual_R, part.length_R
-            return part.step
-
-        steps = map_blocks(work, blocks_of(slice(0, len(rounded_NP)), BLOCK_ROWS), rounded_NP.device)
-        return Coarse(rounded_NP, steps[0] if steps else 1.0, residual_N, length_N)
 
 
 class _Columns:
@@ -204,17 +168,8 @@ class _Columns:
         self.columns_C = columns_C
         self.place_K = torch.full_like(every_K, -1)
         self.place_K[columns_C] = every_K[: len(columns_C)]
-        missing = -len(columns_C) % GROUP
-        self.n_columns = len(columns_C) + missing
-        self.coarse = round_rows(pad(owner.centred_KP[columns_C], (0, 0, 0, missing)), kind)
-        self.half_norms_C = pad(owner.half_norms_K[columns_C], (0, missing), value=torch.inf)
-        self.lengths_C = (2 * owner.half_norms_K[columns_C]).sqrt()
-        self.lengths_C = pad(self.lengths_C, (0, missing))
-        rounding = {torch.int8: 0.0, torch.bfloat16: BF16_ROUNDING}.get(kind, 0.0)
-        rounding += len(owner.mean_P) * FLOAT32_ROUNDING * (kind != torch.int8)
-        self.residual_C = self.coarse.residual_R + rounding * self.coarse.length_R
-        self.longest = float(self.lengths_C.max()) if self.n_columns else 0.0
-        self.largest_residual = float(self.residual_C.max()) if self.n_columns else 0.0
+        self.centroids = CoarseCentroids(owner.centred_KP[columns_C], owner.half_norms_K[columns_C], kind)
+        self.n_columns = len(self.centroids.half_norms_C)
         self.best_two = owner.best_two if kind == torch.bfloat16 else None
         if kind == torch.bfloat16 and self.best_two is None and nearest_triton.available(columns_C.device):
             self.best_two = nearest_triton.best_two
@@ -229,45 +184,40 @@ class _Columns:
 
     def _plain(self, rows: slice | Tensor, known: Known | None) -> Nearest | None:
         """Compute all bounds of the block; contested points try their best candidate first, then all possible ones."""
-        half_norms_B = self.owner.half_norms_N[rows]
-        bounds_BC, unit, slack_B = self._bounds(self.owner.coarse(rows, self.kind), half_norms_B)
-        base_B = half_norms_B - slack_B
-        lowest = torch.iinfo(bounds_BC.dtype).min if self.kind == torch.int8 else -torch.inf
+        bounds = self.centroids.bounds(self.owner.coarse(rows, self.kind), self.owner.half_norms_N[rows])
         if known is None:
-            known = self._guess(rows, _best_columns(bounds_BC, bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2)))
-        _leave_out(bounds_BC, self.place_K[known[0]], lowest)
-        groups_BG = bounds_BC.unflatten(1, (-1, GROUP)).amax(dim=2)
-        found = Nearest(known[0].clone(), known[1].clone(), _as_squares(base_B, groups_BG, unit))
+            bounds.group()
+            labels_B = self.columns_C[bounds.best_columns()]
+            known = labels_B, self.owner.squared_distances(rows, labels_B)
+        bounds.leave_out(self.place_K[known[0]])
+        found = Nearest(known[0].clone(), known[1].clone(), bounds.least_squares())
         contested = (found.others_R <= found.squared_R).nonzero().flatten()
         if not len(contested):
             return found
-        bounds_QC, groups_QG = bounds_BC.index_select(0, contested), groups_BG.index_select(0, contested)
-        column_Q = _best_columns(bounds_QC, groups_QG)
-        _leave_out(bounds_QC, column_Q, lowest)
-        groups_QG = bounds_QC.unflatten(1, (-1, GROUP)).amax(dim=2)
-        seconds_Q = _as_squares(base_B[contested], groups_QG, unit)
+        bounds = bounds.take(contested)
+        column_Q = bounds.best_columns()
+        bounds.leave_out(column_Q)
+        seconds_Q = bounds.least_squares()
         self._duel(found, rows, contested, column_Q, seconds_Q)
-        still = (seconds_Q <= found.squared_R[contested]).nonzero().flatten()
-        least_Q = (base_B - found.squared_R / 2)[contested] / unit
-        if self.kind == torch.int8:
-            least_Q = (least_Q.floor_() - 1).clamp_(-INT_OFFSET - INT_SUM, INT_OFFSET).int()
-        points_P, columns_P = _candidates(bounds_QC, groups_QG, still, least_Q)
-        if self.kind in FINER and len(points_P) > len(base_B) * (1 + self.n_columns / COLUMNS_PER_CANDIDATE):
+        squared_Q = found.squared_R[contested]
+        still = (seconds_Q <= squared_Q).nonzero().flatten()
+        points_P, columns_P = bounds.candidates(still, squared_Q)
+        if self.kind in FINER and len(points_P) > len(found.labels_R) * (1 + self.n_columns / COLUMNS_PER_CANDIDATE):
             return None
         return self._settle(found, rows, contested[points_P], columns_P)
 
     def _fused(self, rows: slice | Tensor, known: Known | None, best_two: BestTwo) -> Nearest | None:
         """Compute the best two bounds in one kernel; search points with more than one candidate again."""
-        half_norms_B = self.owner.half_norms_N[rows]
         points = self.owner.coarse(rows, self.kind)
-        offset_C, slack_B = self._offsets(points, half_norms_B)
+        offset_C, base_B = self.centroids.offsets(points, self.owner.half_norms_N[rows])
         own_B = None if known is None else self.place_K[known[0]]
-        bounds_B, column_B, seconds_B = best_two(points.rounded_RP, self.coarse.rounded_RP, offset_C, own_N=own_B)
-        seconds_B = 2 * (half_norms_B - slack_B - seconds_B)
+        bounds_B, column_B, seconds_B = best_two(points.rounded_RP, self.centroids.rows.rounded_RP, offset_C, own_N=own_B)
+        seconds_B = 2 * (base_B - seconds_B)
         if known is None:
-            found = Nearest(*self._guess(rows, column_B), seconds_B)
+            labels_B = self.columns_C[column_B]
+            found = Nearest(labels_B, self.owner.squared_distances(rows, labels_B), seconds_B)
         else:
-            found = Nearest(known[0].clone(), known[1].clone(), 2 * (half_norms_B - slack_B - bounds_B))
+            found = Nearest(known[0].clone(), known[1].clone(), 2 * (base_B - bounds_B))
             contested = (found.others_R <= found.squared_R).nonzero().flatten()
             self._duel(found, rows, contested, column_B[contested], seconds_B[contested])
         several = (seconds_B <= found.squared_R).nonzero().flatten()
@@ -278,10 +228,6 @@ class _Columns:
                 return None
             found.put(some, again)
         return found
-
-    def _guess(self, rows: slice | Tensor, column_B: Tensor) -> Known:
-        labels_B = self.columns_C[column_B]
-        return labels_B, self.owner.squared_distances(rows, labels_B)
 
     def _duel(self, found: Nearest, rows: slice | Tensor, points_Q: Tensor, column_Q: Tensor, seconds_Q: Tensor) -> None:
         """Compare some points' nearest with one candidate each, in float32; all others are at least `seconds_Q` away."""
@@ -307,65 +253,10 @@ class _Columns:
         others_B = torch.where(nearest_label_B == labels_B, found.others_R, torch.minimum(found.others_R, squared_B))
         return Nearest(nearest_label_B, nearest_B, others_B)
 
-    def _offsets(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return offset_C, slack_B: no score of a point and a centroid exceeds their coarse product - offset + slack."""
-        residual, length = points.residual_R.mean(), points.length_R.mean()
-        if self.kind == torch.int8:
-            # Offsets must fit 32 bits; the excess goes into the slack.
-            most = INT_OFFSET / 2 * points.step * self.coarse.step
-            residual = residual.clamp(max=most / max(self.longest, LEAST_STEP))
-            length = length.clamp(max=most / max(self.largest_residual, LEAST_STEP))
-        slack_B = (points.residual_R - residual).clamp_(min=0) * self.longest
-        slack_B += (points.length_R - length).clamp_(min=0) * self.largest_residual
-        slack_B += FLOAT32_SLACK * (half_norms_B + self.longest**2 / 2)
-        return self.half_norms_C - residual * self.lengths_C - length * self.residual_C, slack_B
-
-    def _bounds(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, float, Tensor]:
-        """Return bounds_BC, unit, slack_B: no score of a point and a centroid exceeds bound · unit + slack."""
-        offset_C, slack_B = self._offsets(points, half_norms_B)
-        product_KB = self.coarse.rounded_RP.T
-        if self.kind == torch.int8:
-            unit = points.step * self.coarse.step
-            offset_C = (offset_C / unit).floor_().clamp_(max=INT_OFFSET).int()
-            offset_C[len(self.columns_C) :] = INT_NOWHERE
-            return torch._int_mm(points.rounded_RP, product_KB).sub_(offset_C), unit, slack_B
-        if self.kind == torch.float32:
-            return torch.addmm(offset_C, points.rounded_RP, product_KB, beta=-1), 1.0, slack_B
-        return torch.mm(points.rounded_RP, product_KB).float().sub_(offset_C), 1.0, slack_B
-
 
 def _rows(rows: slice | Tensor, points: Tensor) -> Tensor:
     """Return the rows of some points of a block."""
     return points + rows.start if isinstance(rows, slice) else rows[points]
-
-
-def _leave_out(bounds_BC: Tensor, column_B: Tensor, lowest: float) -> None:
-    """Set one bound of each row to the lowest number, in place; none if the column is -1."""
-    place_B1 = column_B[:, None]
-    bounds_BC.scatter_(1, place_B1.clamp(min=0), torch.where(place_B1 >= 0, lowest, bounds_BC[:, :1]))
-
-
-def _as_squares(base_B: Tensor, groups_BG: Tensor, unit: float) -> Tensor:
-    """Return the squared distances of the largest bounds; infinity if a row has none left."""
-    largest_B = groups_BG.amax(dim=1)
-    squares_B = 2 * (base_B - largest_B * unit)
-    return squares_B if largest_B.is_floating_point() else squares_B.masked_fill_(largest_B <= -INT_NOWHERE, torch.inf)
-
-
-def _best_columns(bounds_BC: Tensor, groups_BG: Tensor) -> Tensor:
-    """Return the column of each row's largest bound: first the group, then the position inside."""
-    group_B = groups_BG.argmax(dim=1)
-    first_B = torch.arange(len(bounds_BC), device=bounds_BC.device) * groups_BG.shape[1]
-    return group_B * GROUP + bounds_BC.view(-1, GROUP).index_select(0, first_B + group_B).argmax(dim=1)
-
-
-def _candidates(bounds_QC: Tensor, groups_QG: Tensor, still: Tensor, least_Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows and columns of all bounds of the rows `still` that reach the row's least."""
-    which, group = (groups_QG.index_select(0, still) >= least_Q[still, None]).nonzero(as_tuple=True)
-    points = still[which]
-    inside_QH = bounds_QC.view(-1, GROUP).index_select(0, points * groups_QG.shape[1] + group)
-    which, inside = (inside_QH >= least_Q[points, None]).nonzero(as_tuple=True)
-    return points[which], group[which] * GROUP + inside
 
 
 def first_of_equals(rows_KP: Tensor) -> Tensor:

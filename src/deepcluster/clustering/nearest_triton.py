@@ -34,7 +34,6 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 DTYPES = (torch.bfloat16, torch.float16, torch.int8, torch.float32)
 # Points of up to this many bytes stay in shared memory for the whole pass; longer ones, and float32, are read in chunks.
 WHOLE_BYTES = 512
-CHUNK = {torch.bfloat16: 64, torch.float16: 64, torch.int8: 64, torch.float32: 32}
 # Centroids are padded to a multiple of this, so that the loop needs no masks: 8 % fewer instructions.
 LARGEST_BLOCK_K = 64
 # Below this many multiply-adds (some 0.1 ms on an H100) the first tile is used; above, the fastest is measured, on at most
@@ -56,18 +55,12 @@ class Tile:
 # The first needs 96 KiB of shared memory for points of 512 bytes, which any GPU from sm_80 on has. An H100's multiprocessor
 # runs two programs of the first two tiles, one of which multiplies while the other compares. The third is for float32, whose
 # products, without tensor cores, need registers too. None spills registers at 256 components of bfloat16 or int8.
-TILES = (
-    Tile(128, 32, 8, 2),
-    Tile(128, 32, 8, 3),
-    Tile(64, 64, 8, 2),
-    Tile(128, 64, 8, 2),
-    Tile(128, 64, 8, 3),
-)
+TILES = (Tile(128, 32, 8, 2), Tile(128, 32, 8, 3), Tile(64, 64, 8, 2), Tile(128, 64, 8, 2), Tile(128, 64, 8, 3))
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Arguments of the kernel; `centroids_KP` is padded by `_padded`, `offsets_K` with infinity."""
+    """Arguments of the kernel; `centroids_KP` is padded with zeros, `offsets_K` with infinity."""
 
     points_NP: Tensor
     centroids_KP: Tensor
@@ -134,19 +127,18 @@ def best_two(
     rows, device = len(points_NP), points_NP.device
     best_N, second_N = (torch.empty(rows, device=device) for _ in range(2))
     index_N = torch.empty(rows, dtype=torch.int64, device=device)
-    problem = _Problem(
-        points_NP=points_NP,
-        centroids_KP=_padded(centroids_KP),
-        offsets_K=pad(offsets_K, (0, -len(offsets_K) % LARGEST_BLOCK_K), value=torch.inf),
-        own_N=None if own_N is None else own_N.contiguous(),
-        scale=float(scale),
-        precision=precision,
-        n_centroids=len(centroids_KP),
-        outputs=(best_N, index_N, second_N),
-    )
+    # Padded by zeros after the last component and the last centroid, so that no tile exceeds the tensor.
+    n_centroids, size = centroids_KP.shape
+    missing = -n_centroids % LARGEST_BLOCK_K
+    more = 0, -size % _block_P(centroids_KP.dtype, size), 0, missing
+    centroids_KP = pad(centroids_KP, more).contiguous() if any(more) else centroids_KP.contiguous()
+    offsets_K = pad(offsets_K, (0, missing), value=torch.inf)
+    own_N = None if own_N is None else own_N.contiguous()
+    outputs = best_N, index_N, second_N
+    problem = _Problem(points_NP, centroids_KP, offsets_K, own_N, float(scale), precision, n_centroids, outputs)
     if rows > 0:
-        _launch(problem, _tile(problem), rows, problem.n_centroids)
-    return best_N, index_N, second_N
+        _launch(problem, _tile(problem), rows, n_centroids)
+    return outputs
 
 
 def _check(points_NP: Tensor, centroids_KP: Tensor, offsets_K: Tensor, own_N: Tensor | None) -> None:
@@ -171,15 +163,8 @@ def _check(points_NP: Tensor, centroids_KP: Tensor, offsets_K: Tensor, own_N: Te
 def _block_P(dtype: torch.dtype, size: int) -> int:
     """Return how many components are multiplied at once: all, rounded up to a power of two, or a chunk."""
     if dtype == torch.float32 or size * dtype.itemsize > WHOLE_BYTES:
-        return CHUNK[dtype]
+        return 32 if dtype == torch.float32 else 64
     return max(32, 1 << (size - 1).bit_length())
-
-
-def _padded(centroids_KP: Tensor) -> Tensor:
-    """Pad with zeros after the last component and the last centroid, so that no tile exceeds the tensor."""
-    n_centroids, size = centroids_KP.shape
-    more = (0, -size % _block_P(centroids_KP.dtype, size), 0, -n_centroids % LARGEST_BLOCK_K)
-    return pad(centroids_KP, more).contiguous() if any(more) else centroids_KP.contiguous()
 
 
 _fastest: dict[tuple[Any, ...], Tile] = {}
@@ -187,21 +172,13 @@ _fastest: dict[tuple[Any, ...], Tile] = {}
 
 def _tile(problem: _Problem) -> Tile:
     """Return the fastest tile for problems of about this size; measured once per process, on a part of this one."""
-    rows = min(len(problem.points_NP), TUNE_ROWS)
-    centroids = min(problem.n_centroids, TUNE_CENTROIDS)
-    work = len(problem.points_NP) * problem.centroids_KP.numel()
-    if work < TUNE_FROM or not problem.points_NP.is_cuda:
+    points_NP = problem.points_NP
+    rows, centroids = min(len(points_NP), TUNE_ROWS), min(problem.n_centroids, TUNE_CENTROIDS)
+    if len(points_NP) * problem.centroids_KP.numel() < TUNE_FROM or not points_NP.is_cuda:
         return TILES[0]
     # Powers of two: small changes of the number of centroids from call to call do not tune again.
-    key = (
-        problem.points_NP.device,
-        problem.points_NP.dtype,
-        problem.points_NP.shape[1],
-        problem.own_N is None,
-        problem.precision,
-        rows.bit_length(),
-        centroids.bit_length(),
-    )
+    sizes = points_NP.shape[1], rows.bit_length(), centroids.bit_length()
+    key = points_NP.device, points_NP.dtype, problem.own_N is None, problem.precision, *sizes
     if key not in _fastest:
         _fastest[key] = min(TILES, key=lambda tile: _milliseconds(problem, tile, rows, centroids))
     return _fastest[key]
@@ -226,18 +203,13 @@ def _milliseconds(problem: _Problem, tile: Tile, rows: int, centroids: int) -> f
 def _launch(problem: _Problem, tile: Tile, rows: int, centroids: int) -> None:
     """Fill the first `rows` of the outputs from the first `centroids`."""
     points_NP = problem.points_NP
+    tensors = points_NP, problem.centroids_KP, problem.offsets_K, problem.own_N, *problem.outputs
+    numbers = rows, centroids, *points_NP.stride(), problem.scale
     # On the CPU triton's interpreter runs the kernel (in tests); there is no device to choose.
     with torch.cuda.device(points_NP.device if points_NP.is_cuda else -1):
         _kernel()[(-(-rows // tile.rows),)](
-            points_NP,
-            problem.centroids_KP,
-            problem.offsets_K,
-            problem.own_N,
-            *problem.outputs,
-            rows,
-            centroids,
-            *points_NP.stride(),
-            problem.scale,
+            *tensors,
+            *numbers,
             P=points_NP.shape[1],
             ROW=problem.centroids_KP.shape[1],
             HAS_OWN=problem.own_N is not None,

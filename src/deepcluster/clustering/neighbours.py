@@ -1,7 +1,6 @@
 """The k nearest rows of each row, exactly: float32 products rule out nearly all pairs, differences decide among the rest.
 
-M queries, B of them in a block, N rows, P components, K neighbours, C candidates, G groups of H
-rows.
+M queries, B of them in a block, N rows, P components, K neighbours, C candidates, G groups of H rows.
 
 The product of centred rows bounds each pair's -d²/2 from above, up to |q|²/2. The rows with the highest bounds become
 candidates; their distances are computed from the differences, which do not cancel. A query whose K-th distance does not
@@ -9,8 +8,6 @@ beat the bound of all other rows is searched again among more candidates. So the
 distances by (distance, number of the row), whatever the blocks and threads.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -64,14 +61,23 @@ def nearest_neighbours(
     _check(queries_MP, rows_NP, k, exclude_self)
     queries_MP, rows_NP = queries_MP.detach().float(), rows_NP.detach().float()
     if metric == "cosine":
-        queries_MP, rows_NP = _unit_rows(queries_MP, rows_NP)
+        # At unit length d² = 2 - 2 cosine; two more columns put rows of zeros at a right angle to all.
+        queries_MP, rows_NP = pad(normalize(queries_MP), (0, 2)), pad(normalize(rows_NP), (0, 2))
+        for own, table in enumerate((queries_MP, rows_NP)):
+            table[:, own - 2] = (table == 0).all(dim=1).float()
     search = _Search(queries_MP, rows_NP, k, exclude_self=exclude_self)
     blocks = blocks_of(slice(0, len(queries_MP)), search.block_rows)
-    with _full_precision(rows_NP.device):
-        for start in range(0, len(blocks), BLOCKS_AT_ONCE):
-            some = blocks[start : start + BLOCKS_AT_ONCE]
-            map_blocks(search.search, some, rows_NP.device)
-            advance(some[-1].stop - some[0].start)
+    before = torch.get_float32_matmul_precision()
+    # True float32: neither autocast nor a reduced precision that the user has chosen for the network.
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(rows_NP.device.type, enabled=False):
+            for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+                some = blocks[start : start + BLOCKS_AT_ONCE]
+                map_blocks(search.search, some, rows_NP.device)
+                advance(some[-1].stop - some[0].start)
+    finally:
+        torch.set_float32_matmul_precision(before)
     if metric == "cosine":
         return 1 - search.squared_MK / 2, search.indices_MK
     return (search.squared_MK.sqrt() if metric == "euclidean" else search.squared_MK), search.indices_MK
@@ -92,28 +98,6 @@ def _check(queries_MP: Tensor, rows_NP: Tensor, k: int, exclude_self: bool) -> N
             if len(bad):
                 row = start * BLOCK_ROWS + int(bad[0])
                 raise InputError(f"row {row} of the {name} is not finite, or too large to be squared; leave such rows out")
-
-
-def _unit_rows(queries_MP: Tensor, rows_NP: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale rows to unit length, so that d² = 2 - 2 cosine; two more columns put rows of zeros at a right angle to all."""
-    scaled = []
-    for own, table in enumerate((queries_MP, rows_NP)):
-        units = pad(normalize(table), (0, 2))
-        units[:, own - 2] = (units == 0).all(dim=1).float()
-        scaled.append(units)
-    return scaled[0], scaled[1]
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Multiply in true float32: neither autocast nor a reduced precision that the user has chosen for the network."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class _Search:

@@ -48,15 +48,15 @@ def finite_rows(points_NP: Tensor) -> Tensor:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Return threads whose torch operations use one thread each."""
+
+    def use_one_thread() -> None:
+        torch.set_num_threads(1)
+        # A thread adopts the setting at its first operation: trigger it before the setting of the others is restored.
+        torch.get_num_threads()
+
     all_started = threading.Barrier(threads)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="clustering", initializer=_use_one_thread)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="clustering", initializer=use_one_thread)
     # All start now: a thread's setting also applies to threads that start later, and is restored below.
     list(pool.map(lambda _: all_started.wait(), range(threads)))
     torch.set_num_threads(threads)
     return pool
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
-    # A thread adopts the setting at its first operation: trigger it before the setting of the others is restored.
-    torch.get_num_threads()

@@ -8,7 +8,7 @@ N points on this rank, T finite points of all ranks, P components, K clusters; J
 images in clusters of one.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -35,6 +35,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+@dataclass(eq=False)
 class PowerIterationClustering:
     """Power iteration clustering in the manner of scikit-learn; deterministic.
 
@@ -52,19 +53,11 @@ class PowerIterationClustering:
         "image a density; each image follows its strongest link uphill, and images that reach the same peak form a cluster."
     )
 
-    def __init__(
-        self,
-        n_neighbours: int = 5,
-        sigma: float | Literal["auto"] = "auto",
-        alpha: float = 0.001,
-        iterations: int = ITERATIONS,
-        distribute_singletons: bool = True,
-    ) -> None:
-        self.n_neighbours = n_neighbours
-        self.sigma = sigma
-        self.alpha = alpha
-        self.iterations = iterations
-        self.distribute_singletons = distribute_singletons
+    n_neighbours: int = 5
+    sigma: float | Literal["auto"] = "auto"
+    alpha: float = 0.001
+    iterations: int = ITERATIONS
+    distribute_singletons: bool = True
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -82,12 +75,7 @@ class PowerIterationClustering:
         return self.iterations
 
     def fit(
-        self,
-        points_NP: Tensor,
-        *,
-        seed: int = 0,
-        ranks: Ranks = ONE_PROCESS,
-        advance: Advance = no_advance,
+        self, points_NP: Tensor, *, seed: int = 0, ranks: Ranks = ONE_PROCESS, advance: Advance = no_advance
     ) -> Assignment:
         """Cluster the points of all ranks; return the assignment of the points of this rank.
 
@@ -103,7 +91,12 @@ class PowerIterationClustering:
         Raises:
             InputError: no more points than neighbours; an option out of its range.
         """
-        self._check()
+        if self.n_neighbours < 1 or self.iterations < 1:
+            raise InputError(f"neighbours={self.n_neighbours} and iterations={self.iterations} must be 1 or more")
+        if not 0 < self.alpha < 1:
+            raise InputError(f"alpha={self.alpha} must be between 0 and 1 (0.001 in the published code)")
+        if self.sigma != "auto" and not self.sigma > 0:
+            raise InputError(f"sigma={self.sigma} must be above 0, or 'auto'")
         first, _ = number_points(len(points_NP), ranks)
         own = slice(first, first + len(points_NP))
         points_TP = ranks.gather(points_NP)
@@ -115,12 +108,7 @@ class PowerIterationClustering:
                 f"power iteration clustering needs at least {self.n_neighbours + 1} images (k-means works with fewer)"
             )
         squared, indices = nearest_neighbours(
-            points_TP,
-            points_TP,
-            k=self.n_neighbours,
-            metric="sqeuclidean",
-            exclude_self=True,
-            advance=lambda _: advance(0),
+            points_TP, points_TP, k=self.n_neighbours, metric="sqeuclidean", exclude_self=True, advance=lambda _: advance(0)
         )
         squared_TJ, indices_TJ = squared.cpu().double().numpy(), indices.cpu().numpy()
         sigma = auto_sigma(squared_TJ) if self.sigma == "auto" else self.sigma
@@ -128,40 +116,28 @@ class PowerIterationClustering:
         labels_T = torch.from_numpy(found_T).to(points_TP.device)
         centroids_KP = cluster_means(points_TP, labels_T, int(found_T.max()) + 1)
         distances_T = member_distances(points_TP, labels_T, centroids_KP)
+        inertia, remark = float(distances_T.double().square().sum()), _remark(found_T, squared_TJ, sigma)
         whole = Assignment.from_finite(
-            finite_T,
-            labels_T,
-            distances_T,
-            centroids_KP,
-            inertia_history=(float(distances_T.double().square().sum()),),
-            remark=_remark(found_T, squared_TJ, sigma),
+            finite_T, labels_T, distances_T, centroids_KP, inertia_history=(inertia,), remark=remark
         )
         return replace(whole, labels_N=whole.labels_N[own], distances_N=whole.distances_N[own])
 
-    def _check(self) -> None:
-        if self.n_neighbours < 1 or self.iterations < 1:
-            raise InputError(f"neighbours={self.n_neighbours} and iterations={self.iterations} must be 1 or more")
-        if not 0 < self.alpha < 1:
-            raise InputError(f"alpha={self.alpha} must be between 0 and 1 (0.001 in the published code)")
-        if self.sigma != "auto" and not self.sigma > 0:
-            raise InputError(f"sigma={self.sigma} must be above 0, or 'auto'")
-
     def partition(
-        self,
-        squared_TJ: Floats,
-        indices_TJ: Integers,
-        *,
-        sigma: float,
-        advance: Advance = no_advance,
+        self, squared_TJ: Floats, indices_TJ: Integers, *, sigma: float, advance: Advance = no_advance
     ) -> Integers:
-        """Return labels_T, given the nearest neighbours of each image and the squared distances to them."""
+        """Return labels_T, given the nearest neighbours of each image and the squared distances to them.
+
+        Labels are 0 … K-1, the largest cluster first; of equal ones the one with the earliest image.
+        """
         graph = neighbour_graph(squared_TJ, indices_TJ, sigma)
         flow_T = walk(graph, self.alpha, self.iterations, advance)
-        maxima_T = climb(graph, flow_T)
-        clusters_T = join_copies(maxima_T, squared_TJ, indices_TJ)
+        clusters_T = join_copies(climb(graph, flow_T), squared_TJ, indices_TJ)
         if self.distribute_singletons:
             clusters_T = without_singletons(clusters_T, indices_TJ)
-        return number_by_size(clusters_T)
+        _, first_K, inverse_T, sizes_K = np.unique(clusters_T, return_index=True, return_inverse=True, return_counts=True)
+        number_K = np.empty(len(sizes_K), dtype=np.int64)
+        number_K[np.lexsort((first_K, -sizes_K))] = np.arange(len(sizes_K))
+        return number_K[inverse_T]
 
 
 def auto_sigma(squared_TJ: Floats) -> float:
@@ -246,14 +222,6 @@ def without_singletons(clusters_T: Integers, indices_TJ: Integers) -> Integers:
     joined_T = clusters_T.copy()
     joined_T[singles_O] = clusters_T[indices_TJ[singles_O, first_O]]
     return joined_T
-
-
-def number_by_size(clusters_T: Integers) -> Integers:
-    """Return labels 0 … K-1, the largest cluster first; of equal ones the one with the earliest image."""
-    _, first_K, inverse_T, sizes_K = np.unique(clusters_T, return_index=True, return_inverse=True, return_counts=True)
-    number_K = np.empty(len(sizes_K), dtype=np.int64)
-    number_K[np.lexsort((first_K, -sizes_K))] = np.arange(len(sizes_K))
-    return number_K[inverse_T]
 
 
 def _remark(labels_T: Integers, squared_TJ: Floats, sigma: float) -> str:

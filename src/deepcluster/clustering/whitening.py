@@ -19,6 +19,8 @@ PANEL = 512
 # deviation is below the resolution of float32 at the mean.
 RANK_TOLERANCE = 1e-6
 FLOAT32_EPSILON = 2.0**-23
+NO_ROWS = "there are no rows to whiten"
+TOO_LARGE = "features are too large to be squared in float32 (above 1e19); scale them down"
 
 
 def working_bytes(dim: int) -> int:
@@ -49,17 +51,11 @@ class Whitening:
     explained: float
 
     def __init__(self, n_components: int, *, unit_rows: bool = True, ranks: Ranks = ONE_PROCESS) -> None:
-        self.n_components = n_components
-        self.unit_rows = unit_rows
-        self.ranks = ranks
+        self.n_components, self.unit_rows, self.ranks = n_components, unit_rows, ranks
         self._rows: Scatter | None = None
 
     def fit(self, features_ND: Tensor) -> "Whitening":
-        """Learn mean and components from these rows, and those of the other ranks.
-
-        Raises:
-            InputError: P exceeds D, there are no rows, or a value is not finite (the row is named).
-        """
+        """Learn mean and components from these rows, and those of the other ranks; raises as `update` and `finish` do."""
         self._rows = None
         self.update(features_ND)
         return self.finish()
@@ -89,37 +85,14 @@ class Whitening:
             InputError: there are no rows, or a value is not finite.
         """
         rows, self._rows = self._rows, None
-        if rows is None:
-            raise InputError("there are no rows to whiten")
+        if rows is None or (self.ranks.size == 1 and not rows.n_rows + rows.n_waiting):
+            raise InputError(NO_ROWS)
         if self.ranks.size == 1 and rows.n_rows == 0 and rows.n_waiting < rows.dim:
-            self._learn_from_few(rows)
+            n_images, mean_D, variance_P, vectors_DP, total_variance = self._from_few(rows)
         else:
-            self._learn_from_covariance(rows)
-        return self
-
-    def _learn_from_covariance(self, rows: "Scatter") -> None:
-        n_images, mean_D, scatter_DD = rows.total(self.ranks)
-        covariance_DD = scatter_DD.div_(max(1, n_images - 1))
-        total_variance = _finite(covariance_DD.trace())
-        variance_P, vectors_DP = top_eigenvectors(covariance_DD, self.n_components)
-        self._keep(n_images, mean_D, variance_P, vectors_DP, total_variance)
-
-    def _learn_from_few(self, rows: "Scatter") -> None:
-        """Learn from fewer rows than features: the N × N products of the rows are faster and give the same."""
-        centred_ND, mean_D = rows.centred_block()
-        n_images, n_found = len(centred_ND), min(self.n_components, len(centred_ND))
-        if n_images == 0:
-            raise InputError("there are no rows to whiten")
-        gram_NN = torch.zeros(n_images, n_images, dtype=torch.float64, device=rows.device)
-        _add_lower_product(gram_NN, centred_ND.T)
-        gram_NN = _mirror_lower(gram_NN).div_(max(1, n_images - 1))
-        total_variance = _finite(gram_NN.trace())
-        variance_P, vectors_NP = top_eigenvectors(gram_NN, n_found)
-        vectors_DP = normalize(centred_ND.T @ vectors_NP.float(), dim=0).double()
-        missing = (0, self.n_components - n_found)
-        self._keep(n_images, mean_D, pad(variance_P, missing), pad(vectors_DP, missing), total_variance)
-
-    def _keep(self, n_images: int, mean_D: Tensor, variance_P: Tensor, vectors_DP: Tensor, total_variance: float) -> None:
+            n_images, mean_D, scatter_DD = rows.total(self.ranks)
+            scatter_DD.div_(max(1, n_images - 1))
+            variance_P, vectors_DP, total_variance = _principal(scatter_DD, self.n_components)
         self.mean_D = mean_D.float()
         variance_P = variance_P.clamp(min=0)
         # The sign of an eigenvector is arbitrary: make its largest entry positive on every machine.
@@ -132,6 +105,19 @@ class Whitening:
         self.components_DP = (vectors_DP * scale_P).float()
         self.variance_P = variance_P
         self.explained = float(variance_P.sum()) / max(total_variance, 1e-300)
+        return self
+
+    def _from_few(self, rows: "Scatter") -> tuple[int, Tensor, Tensor, Tensor, float]:
+        """Learn from fewer rows than features: the N × N products of the rows are faster and give the same."""
+        centred_ND, mean_D = rows.centred_block()
+        n_images, n_found = len(centred_ND), min(self.n_components, len(centred_ND))
+        gram_NN = torch.zeros(n_images, n_images, dtype=torch.float64, device=rows.device)
+        _add_lower_product(gram_NN, centred_ND.T)
+        gram_NN = _mirror_lower(gram_NN).div_(max(1, n_images - 1))
+        variance_P, vectors_NP, total_variance = _principal(gram_NN, n_found)
+        vectors_DP = normalize(centred_ND.T @ vectors_NP.float(), dim=0).double()
+        missing = (0, self.n_components - n_found)
+        return n_images, mean_D, pad(variance_P, missing), pad(vectors_DP, missing), total_variance
 
     def transform(self, features_ND: Tensor) -> Tensor:
         """Return points (N, P), float32, of features (N, D) of any floating type."""
@@ -177,8 +163,7 @@ class Scatter:
 
     def __init__(self, dim: int, device: torch.device) -> None:
         self.dim, self.device = dim, device
-        self.n_rows = 0
-        self.n_waiting = 0
+        self.n_rows = self.n_waiting = 0
         self._mean_D = torch.zeros(dim, dtype=torch.float64, device=device)
         self._scatter_DD: Tensor | None = None
         self._waiting = torch.empty(0, dim, device=device)
@@ -190,17 +175,15 @@ class Scatter:
             while len(part):
                 taken = part[: block_rows - self.n_waiting]
                 end = self.n_waiting + len(taken)
-                self._make_room(end, block_rows)
+                if end > len(self._waiting):
+                    room = min(block_rows, max(end, 2 * len(self._waiting)))
+                    longer = torch.empty(room, self.dim, device=self.device)
+                    longer[: self.n_waiting] = self._waiting[: self.n_waiting]
+                    self._waiting = longer
                 self._waiting[self.n_waiting : end] = taken
                 self.n_waiting, part = end, part[len(taken) :]
                 if end == block_rows:
                     self._add_block()
-
-    def _make_room(self, n_rows: int, at_most: int) -> None:
-        if n_rows > len(self._waiting):
-            longer = torch.empty(min(at_most, max(n_rows, 2 * len(self._waiting))), self.dim, device=self.device)
-            longer[: self.n_waiting] = self._waiting[: self.n_waiting]
-            self._waiting = longer
 
     def centred_block(self) -> tuple[Tensor, Tensor]:
         """Subtract the mean from the waiting rows, in place; return them, and the mean in float64.
@@ -214,19 +197,17 @@ class Scatter:
         for _ in range(2 if self.n_waiting else 0):
             shift_D = block_BD.mean(dim=0)
             if not bool(shift_D.isfinite().all()):
-                raise self._not_finite(block_BD)
+                bad = (~block_BD.isfinite().all(dim=1)).nonzero()
+                if not len(bad):
+                    raise InputError(TOO_LARGE)
+                row = f"row {self.n_rows + int(bad[0])} are not finite ({len(bad)} such rows in its block)"
+                raise InputError(f"features of {row}; leave them out")
             block_BD -= shift_D
             mean_D += shift_D
         return block_BD, mean_D
 
-    def _not_finite(self, block_BD: Tensor) -> InputError:
-        bad = (~block_BD.isfinite().all(dim=1)).nonzero()
-        if not len(bad):
-            return _too_large()
-        row = self.n_rows + int(bad[0])
-        return InputError(f"features of row {row} are not finite ({len(bad)} such rows in its block); leave them out")
-
-    def _add_block(self) -> None:
+    def _add_block(self) -> Tensor:
+        """Add the buffer to the totals; return the scatter matrix, at and below the diagonal."""
         block_BD, mean_D = self.centred_block()
         if self._scatter_DD is None:
             self._scatter_DD = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=self.device)
@@ -236,6 +217,7 @@ class Scatter:
         self._scatter_DD.addr_(drift_D, drift_D, alpha=self.n_rows * len(block_BD) / max(1, n_all))
         self._mean_D += drift_D * (len(block_BD) / max(1, n_all))
         self.n_rows, self.n_waiting = n_all, 0
+        return self._scatter_DD
 
     def total(self, ranks: Ranks) -> tuple[int, Tensor, Tensor]:
         """Return number, mean_D and scatter_DD (both float64) of the rows of all ranks, and end the stream.
@@ -243,17 +225,15 @@ class Scatter:
         Raises:
             InputError: there are no rows, or a value is not finite.
         """
-        self._add_block()
+        scatter_DD = self._add_block()
         self._waiting = self._waiting[:0].clone()
-        if self._scatter_DD is None:
-            raise RuntimeError("no block was added")
         n_images = int(ranks.sum(torch.tensor([self.n_rows], device=self.device)))
         if n_images == 0:
-            raise InputError("there are no rows to whiten")
+            raise InputError(NO_ROWS)
         mean_D = ranks.sum(self._mean_D * self.n_rows) / n_images
         drift_D = self._mean_D - mean_D
-        self._scatter_DD.addr_(drift_D, drift_D, alpha=self.n_rows)
-        return n_images, mean_D, _mirror_lower(ranks.sum(self._scatter_DD))
+        scatter_DD.addr_(drift_D, drift_D, alpha=self.n_rows)
+        return n_images, mean_D, _mirror_lower(ranks.sum(scatter_DD))
 
 
 def _add_lower_product(total_DD: Tensor, block_BD: Tensor) -> None:
@@ -273,11 +253,9 @@ def _mirror_lower(total_DD: Tensor) -> Tensor:
     return total_DD
 
 
-def _finite(variance: Tensor) -> float:
-    if not bool(variance.isfinite()):
-        raise _too_large()
-    return float(variance)
-
-
-def _too_large() -> InputError:
-    return InputError("features are too large to be squared in float32 (above 1e19); scale them down")
+def _principal(covariance_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor, float]:
+    """Return the largest eigenvalues, their eigenvectors and the sum of all eigenvalues."""
+    trace = covariance_DD.trace()
+    if not bool(trace.isfinite()):
+        raise InputError(TOO_LARGE)
+    return *top_eigenvectors(covariance_DD, n_top), float(trace)

@@ -68,7 +68,9 @@ class DecodedImages:
             return kept
         if self._planes_NHCW is not None and self._has_plane_N[index]:
             return self._planes_NHCW[index].cpu().permute(0, 2, 1)
-        image_HWC = self._from_shards(index)
+        image_HWC = None if self.shards is None else self.shards.get(index)
+        if isinstance(image_HWC, str):
+            raise UnreadableImage(image_HWC)
         if image_HWC is None:
             image_HWC = self._decoded(index)
         with self._lock:
@@ -101,14 +103,6 @@ class DecodedImages:
             self._told_complaint = True
         return told
 
-    def _from_shards(self, index: int) -> Tensor | None:
-        if self.shards is None:
-            return None
-        found = self.shards.get(index)
-        if isinstance(found, str):
-            raise UnreadableImage(found)
-        return found
-
     def _decoded(self, index: int) -> Tensor:
         stamp = self.source.stamp(index) if self.shards is not None else ""  # before it is read: it may change meanwhile
         try:
@@ -134,8 +128,13 @@ class DecodedImages:
         if index in self._kept or (self._planes_NHCW is not None and bool(self._has_plane_N[index])):
             return
         height, width, _ = image_HWC.shape
-        if self.n_kept == 0:
-            self._make_room_for_planes(height, width)
+        # If all images fit into memory at the size of the first one, and it is small: one tensor for all of that size.
+        needed = len(self.source) * height * width * 3
+        most_side = SMALL_SIDE if self._device.type == "cpu" else GPU_SIDE
+        if self.n_kept == 0 and max(height, width) <= most_side and needed <= self.free_bytes:
+            # Untouched, it takes no memory.
+            self._planes_NHCW = torch.empty(len(self.source), height, 3, width, dtype=torch.uint8)
+            self.free_bytes -= needed
         if self._planes_NHCW is not None and self._planes_NHCW.shape[1:] == (height, 3, width):
             self._planes_NHCW[index] = image_HWC.permute(0, 2, 1)
             self._has_plane_N[index] = True
@@ -145,14 +144,6 @@ class DecodedImages:
         else:
             return
         self.n_kept, self.kept_bytes = self.n_kept + 1, self.kept_bytes + image_HWC.nbytes
-
-    def _make_room_for_planes(self, height: int, width: int) -> None:
-        """If all images fit into memory at the size of the first one, and it is small: one tensor for all of that size."""
-        needed = len(self.source) * height * width * 3
-        if max(height, width) <= (SMALL_SIDE if self._device.type == "cpu" else GPU_SIDE) and needed <= self.free_bytes:
-            # Untouched, it takes no memory.
-            self._planes_NHCW = torch.empty(len(self.source), height, 3, width, dtype=torch.uint8)
-            self.free_bytes -= needed
 
     def _move_planes(self) -> None:
         """To the GPU, once they are complete, if they take no more than a quarter of what is free there."""

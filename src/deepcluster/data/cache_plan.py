@@ -14,9 +14,8 @@ from deepcluster.data.cache import DecodedImages
 from deepcluster.data.image_shards import DISK_RESERVE, FORMAT, ImageShards
 from deepcluster.data.sources import fingerprint
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.storage import file_stamp
+from deepcluster.data.storage import file_stamp, usual_cache_folder
 from deepcluster.data.storage.addresses import is_address
-from deepcluster.data.storage.cache_folder import usual_cache_folder
 
 # Of the free memory, what decoded images may take: by themselves, and where the person asks for it.
 AUTO_SHARE, MEMORY_SHARE = 0.25, 0.5

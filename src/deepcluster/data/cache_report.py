@@ -18,7 +18,7 @@ from deepcluster.data.image_shards import ABANDONED_SECONDS, LAYOUT
 _NAME: Final = "[0-9a-f]{32}"
 # The files of each kind: where they lie below its subfolder, and what they are.
 KINDS: Final = {
-    "lists": (rf"{_NAME}\.npz", "what lies in folders of many images"),
+    "lists": (rf"{_NAME}\.npz", "listings of folders, which version 0.1.0 kept"),
     "shards": (_NAME, "where the images of tar files lie"),
     "unpacked": (f"{_NAME}-{_NAME}", "what gzip'd tar files hold"),
     "blocks": (f"[0-9a-f]{{2}}/{_NAME}", "parts of remote and of compressed files"),

@@ -24,22 +24,17 @@ def parse_crops(text: str) -> Crops:
         if match is None:
             raise InputError(f"crops={text!r}: {part.strip()!r} is not a number and a side; {_EXAMPLES}")
         groups.append((int(match[1]), int(match[2])))
-    crops = tuple(groups)
-    _check(crops, text)
-    return crops
-
-
-def _check(crops: Crops, text: str) -> None:
-    for count, side in crops:
+    for count, side in groups:
         if count < 1:
             raise InputError(f"crops={text!r} has a group of {count} crops: leave it out, or use 1 or more; {_EXAMPLES}")
         if side < LEAST_SIDE:
             raise InputError(f"crops={text!r} has crops of {side} pixels; use {LEAST_SIDE} or more")
-    if sum(count for count, _ in crops) < 2:
+    if sum(count for count, _ in groups) < 2:
         raise InputError(f"crops={text!r} is one crop, and there is no other one to learn from; {_EXAMPLES}")
-    large, largest = crops[0][1], max(side for _, side in crops)
+    large, largest = groups[0][1], max(side for _, side in groups)
     if largest > large:
         raise InputError(
             f"crops={text!r}: the first group, of {large} pixels, must be the large one, whose projections are clustered, "
             f"and another has {largest}; put that one first"
         )
+    return tuple(groups)

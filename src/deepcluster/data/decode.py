@@ -94,7 +94,10 @@ def _decode_file(encoded: bytes, max_pixels: int, shorter_side: int | None) -> N
 
     formats = _prepare_pillow()
     header = read_header(encoded)
-    if header and header.plain and _is_allowed(header.size, max_pixels) and not _halves(header.size, shorter_side):
+    # As many as the caller and Pillow allow.
+    allowed = max_pixels if Image.MAX_IMAGE_PIXELS is None else min(max_pixels, 2 * Image.MAX_IMAGE_PIXELS)
+    is_plain = header is not None and header.plain and header.size[0] * header.size[1] <= allowed
+    if header and is_plain and not _halves(header.size, shorter_side):
         image_HWC = _quick("JPEG", encoded, header.size)
         if image_HWC is not None:
             return _reduce(image_HWC, shorter_side)
@@ -131,14 +134,6 @@ def _decode_opened(image: Image.Image, encoded: bytes, shorter_side: int | None,
     return _reduce(image_HWC, shorter_side, stored[::-1] if orientation in _SIDEWAYS else stored)
 
 
-def _is_allowed(size: tuple[int, int], max_pixels: int) -> bool:
-    """Whether an image has no more pixels than the caller and Pillow allow."""
-    from PIL import Image
-
-    pixels, of_pillow = size[0] * size[1], Image.MAX_IMAGE_PIXELS
-    return pixels <= max_pixels and (of_pillow is None or pixels <= 2 * of_pillow)
-
-
 def _quick(kind: str | None, encoded: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
     """Pixels by the quick decoder of a format; None where there is none, or where Pillow has to decide."""
     decoder = _QUICK.get(kind or "")
@@ -166,7 +161,7 @@ def _reduce(
         return image_HWC
     import torch
 
-    from deepcluster.data.resize import resize
+    from deepcluster.data.resample import resize
 
     writable = image_HWC if image_HWC.flags.writeable else image_HWC.copy()  # torch warns of any other
     size = height * shorter_side // shorter, width * shorter_side // shorter
@@ -278,19 +273,14 @@ def _reason(encoded: bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         counts = [f"{int(count):,}" for count in re.findall(r"\d+", message)]
         return f"{counts[0]} pixels is over the limit of {counts[1]} pixels" if len(counts) == 2 else message
-    if _is_out_of_memory(error):
+    # Python's, Pillow's or torch's, which has no type for it.
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "DefaultCPUAllocator" in str(error):
         return f"not enough memory to decode {_pixels(encoded)}"
     if _is_cut_short(encoded, error):
         return f"truncated: the file ends after {len(encoded):,} bytes, before the image does"
     if isinstance(error, UnidentifiedImageError):
         return _what_it_is(encoded)
     return f"damaged: {message or type(error).__name__}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, Pillow or torch (which has no type for it) could not get the memory that it needs."""
-    message = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in message or "DefaultCPUAllocator" in message
 
 
 def _pixels(encoded: bytes) -> str:

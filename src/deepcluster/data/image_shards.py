@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepcluster.data.pixel_files import DamagedShard, Known, Row, Shard, open_shard, write_shard
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.storage.cache_folder import beside_of
+from deepcluster.data.storage import beside_of
 
 FORMAT: Final = 1
 SHARD_BYTES: Final = 64 << 20

@@ -93,7 +93,8 @@ class Loader:
         kept = self._kept_views(view)
 
         def make(number: int) -> Batch:
-            indices_B = self._readable(parts[number])
+            rows = [row for row, index in enumerate(parts[number].tolist()) if index not in self.unreadable]
+            indices_B = parts[number] if len(rows) == len(parts[number]) else parts[number][rows]
             views = kept.take(indices_B) if kept is not None else None
             if views is not None:
                 return Batch((views,), indices_B, np.empty((len(indices_B), 0)))
@@ -150,11 +151,6 @@ class Loader:
             with self._lock:
                 self.unreadable[index] = str(fault)
             return None
-
-    def _readable(self, indices_B: Tensor) -> Tensor:
-        """The indices without those known to be unreadable."""
-        kept = [row for row, index in enumerate(indices_B.tolist()) if index not in self.unreadable]
-        return indices_B if len(kept) == len(indices_B) else indices_B[kept]
 
     def _batch(self, indices_B: Tensor, view: View, draws_BR: NDArray[np.float64]) -> Batch:
         together = self.images.together(indices_B)

@@ -66,12 +66,7 @@ class MultiCropView:
         groups, first = [], 0
         for (count, _), view in zip(self.crops, self.views, strict=True):
             rows_R = draws_BVR[:, first : first + count].swapaxes(0, 1).reshape(-1, draws_BVR.shape[2])
-            groups.append(view(_repeated(images, count), rows_R))
+            repeated = images.repeat(count, 1, 1, 1) if isinstance(images, Tensor) else list(images) * count
+            groups.append(view(repeated, rows_R))
             first += count
         return tuple(groups)
-
-
-def _repeated(images: Images, count: int) -> Images:
-    if isinstance(images, Tensor):
-        return images.repeat(count, 1, 1, 1)
-    return list(images) * count

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.data.storage.cache_folder import beside_of
+from deepcluster.data.storage import written_beside
 
 # What is known of an image: its pixels (H, W, 3), or why it can't be decoded.
 Known = Tensor | str
@@ -93,31 +93,26 @@ def write_shard(path: Path, indices: range, rows: Sequence[Row]) -> None:
     """Write a shard beside and rename it; raises OSError."""
     images = [known if isinstance(known, Tensor) else None for _, known in rows]
     sums = []
-    beside = beside_of(path)
-    try:
-        with beside.open("wb") as file:
-            for image_HWC in images:
-                pixels = b"" if image_HWC is None else np.ascontiguousarray(image_HWC.numpy()).data
-                sums.append(crc32(pixels))
-                file.write(pixels)
-            columns = {
-                "index": pa.array(indices, pa.int64()),
-                "height": pa.array([0 if image is None else image.shape[0] for image in images], pa.int32()),
-                "width": pa.array([0 if image is None else image.shape[1] for image in images], pa.int32()),
-                "checksum": pa.array(sums, pa.uint32()),
-                "stamp": pa.array([_encoded(stamp) for stamp, _ in rows], pa.binary()),
-                "reason": pa.array([_encoded(known) if isinstance(known, str) else None for _, known in rows], pa.binary()),
-            }
-            batch = pa.RecordBatch.from_pydict(columns)
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, batch.schema) as writer:
-                writer.write_batch(batch)
-            content = sink.getvalue()
-            file.write(content)
-            file.write(_TRAILER.pack(content.size, crc32(content), _MARK))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(path) as beside, beside.open("wb") as file:
+        for image_HWC in images:
+            pixels = b"" if image_HWC is None else np.ascontiguousarray(image_HWC.numpy()).data
+            sums.append(crc32(pixels))
+            file.write(pixels)
+        columns = {
+            "index": pa.array(indices, pa.int64()),
+            "height": pa.array([0 if image is None else image.shape[0] for image in images], pa.int32()),
+            "width": pa.array([0 if image is None else image.shape[1] for image in images], pa.int32()),
+            "checksum": pa.array(sums, pa.uint32()),
+            "stamp": pa.array([_encoded(stamp) for stamp, _ in rows], pa.binary()),
+            "reason": pa.array([_encoded(known) if isinstance(known, str) else None for _, known in rows], pa.binary()),
+        }
+        batch = pa.RecordBatch.from_pydict(columns)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        content = sink.getvalue()
+        file.write(content)
+        file.write(_TRAILER.pack(content.size, crc32(content), _MARK))
 
 
 def _encoded(text: str) -> bytes:

@@ -13,9 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.data.blur import SIGMAS, blur
-from deepcluster.data.resample import resample
-from deepcluster.data.resize import resize
+from deepcluster.data.resample import SIGMAS, blur, resample, resize
 
 CROP_ATTEMPTS = 10
 # Ten attempts at a crop (area, ratio), its place (x, y), flip, five of colour, whether these are used, and blur.
@@ -187,16 +185,8 @@ class TenCrops:
 
     def __call__(self, images: Images, draws_BR: NDArray[np.float64] | None = None) -> Tensor:
         """The views (B, 10, 3, size, size), uint8, each channels last in memory."""
-        count = len(images)
-        views_BVHWC = torch.empty(
-            count,
-            10,
-            self.size,
-            self.size,
-            3,
-            dtype=torch.uint8,
-            device=images.device if isinstance(images, Tensor) else None,
-        )
+        device = images.device if isinstance(images, Tensor) else None
+        views_BVHWC = torch.empty(len(images), 10, self.size, self.size, 3, dtype=torch.uint8, device=device)
         views_BVCHW = views_BVHWC.permute(0, 1, 4, 2, 3)
         if isinstance(images, Tensor):
             self._cut(_resized_together(images, self.size), views_BVCHW)
@@ -215,7 +205,10 @@ class TenCrops:
 
 def _resized_alone(image_HWC: Tensor, size: int) -> Tensor:
     """The image (3, H, W), or the middle of a very long one, with its shorter side at 256/224 of `size`."""
-    middle_HWC = _middle(image_HWC)
+    height, width, _ = image_HWC.shape
+    longest = LONGEST * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    middle_HWC = image_HWC[top : top + longest, left : left + longest]
     return resize(middle_HWC, ClusterView(size).resized_sides(*middle_HWC.shape[:2]))
 
 
@@ -228,14 +221,6 @@ def _resized_together(images_BHCW: Tensor, size: int) -> Tensor:
 
 def _room(count: int, size: int) -> Tensor:
     return torch.empty(count, 3, size, size, dtype=torch.uint8, memory_format=LAST)
-
-
-def _middle(image_HWC: Tensor) -> Tensor:
-    """The image, or the middle of a very long one."""
-    height, width, _ = image_HWC.shape
-    longest = LONGEST * min(height, width)
-    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-    return image_HWC[top : top + longest, left : left + longest]
 
 
 @dataclass(frozen=True)
@@ -267,7 +252,15 @@ class Colours:
             images_BCHW = self._jittered(images_BCHW, draws_BR)
         if self.blur == 0:
             return images_BCHW
-        return self._blurred(images_BCHW.clone() if images_BCHW is given_BCHW else images_BCHW, draws_BR)
+        if images_BCHW is given_BCHW:
+            images_BCHW = images_BCHW.clone()
+        draws_B = torch.from_numpy(draws_BR[:, _COLOUR_DRAWS + 6])
+        rows_N = (draws_B < self.blur).nonzero()[:, 0]
+        # Of the draws below `blur`, uniform up to there, the widths are made.
+        sigmas_N = SIGMAS[0] + (SIGMAS[1] - SIGMAS[0]) * draws_B[rows_N] / self.blur
+        rows_N = rows_N.to(images_BCHW.device)
+        images_BCHW[rows_N] = blur(images_BCHW[rows_N], sigmas_N)
+        return images_BCHW
 
     def _jittered(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
         # In float64 and on the CPU, where the draws are: not every device has it.
@@ -282,16 +275,6 @@ class Colours:
         offset_B = ((1 - contrast_B) * brightness_B).to(images_BCHW) * mean_B
         pixels_BCP = torch.baddbmm(offset_B[:, None, None], matrix_B33.to(images_BCHW), images_BCHW.flatten(2))
         return pixels_BCP.clamp_(0, 1).view_as(images_BCHW)
-
-    def _blurred(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
-        """The images, some of them blurred, in place."""
-        draws_B = torch.from_numpy(draws_BR[:, _COLOUR_DRAWS + 6])
-        rows_N = (draws_B < self.blur).nonzero()[:, 0]
-        # Of the draws below `blur`, uniform up to there, the widths are made.
-        sigmas_N = SIGMAS[0] + (SIGMAS[1] - SIGMAS[0]) * draws_B[rows_N] / self.blur
-        rows_N = rows_N.to(images_BCHW.device)
-        images_BCHW[rows_N] = blur(images_BCHW[rows_N], sigmas_N)
-        return images_BCHW
 
 
 def _hue_and_saturation(turn_B: Tensor, saturation_B: Tensor) -> Tensor:

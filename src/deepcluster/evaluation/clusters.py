@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
-from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
@@ -21,13 +18,14 @@ from deepcluster.evaluation.datasets.labelled import (
     HELD_OUT,
     TRAIN,
     Labelled,
+    ReadableRows,
     find_part,
     has_train_val,
     open_labelled,
     open_train_val,
+    readable_rows,
 )
-from deepcluster.evaluation.features.readable import ReadableRows, readable_rows
-from deepcluster.evaluation.measures.agreement import MEASURES, agreement
+from deepcluster.evaluation.measures import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
@@ -60,7 +58,12 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
         measure: {case: measures[measure] for case, measures in cases.items()} if headline else cases[""][measure]
         for measure in MEASURES
     }
-    by_epoch, remarks = _of_run(model, names)
+    found, remarks = agreement_by_epoch(Path(model.name), names, model)
+    by_epoch = {
+        f"{measure} {OF_THE_RUN}": {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
+        for measure in MEASURES
+        if found
+    }
     counts = {f"{name}_images": len(one.source) for name, one in parts.items()}
     return Results(
         protocol="clusters",
@@ -108,30 +111,12 @@ def _of_stage(
         whitening = Whitening(options.pca).fit(points[first])
         points = {name: whitening.transform(rows_SD) for name, rows_SD in points.items()}
     for k in ks:
-        found = _cluster(model, points[first], k, options, stage)
+        kmeans = KMeans(k, iterations=options.iterations, start=options.start)
+        with model.work.track(f"k-means on {stage}, k={k:,}", kmeans.most_steps, "iterations") as advance:
+            found = kmeans.fit(points[first], seed=options.seed, advance=advance)
         for name, points_SP in points.items():
             clusters_S = found.labels_N if name == first else found.predict(points_SP)
             yield k, name, agreement(clusters_S.cpu(), rows[name].labels_S)
-
-
-def _cluster(model: Model, points_SP: Tensor, k: int, options: ClustersOptions, stage: str) -> Assignment:
-    kmeans = KMeans(k, iterations=options.iterations, start=options.start)
-    with model.work.track(f"k-means on {stage}, k={k:,}", kmeans.most_steps, "iterations") as advance:
-        return kmeans.fit(points_SP, seed=options.seed, advance=advance)
-
-
-def _of_run(model: Model, names: list[dict[str, int]]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Return measures of the run's own clusters by epoch, if the model is a run, and remarks on them."""
-    run = Path(model.name)
-    if not (run / "assignments").is_dir():
-        return {}, []
-    found, remarks = agreement_by_epoch(run, names, model)
-    by_epoch = {
-        f"{measure} {OF_THE_RUN}": {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
-        for measure in MEASURES
-        if found
-    }
-    return by_epoch, remarks
 
 
 def agreement_by_epoch(
@@ -140,24 +125,29 @@ def agreement_by_epoch(
     """Return measures of `agreement`, by epoch, of the clusters that a run was trained on, and remarks on what is missing.
 
     Args:
-        run: its folder; tables `assignments/epoch-NNNN.parquet` of name and cluster, -1 = unreadable.
+        run: its folder, if it is one; tables `assignments/epoch-NNNN.parquet` of name and cluster, -1 = unreadable.
         names: classes by image name, in one or several ways of naming the images; the one that knows most is used.
         model: shows progress, and is asked for a stop.
     """
-    tables = sorted((int(found[1]), path) for path in (run / "assignments").iterdir() if (found := _EPOCH.search(path.name)))
+    files = (run / "assignments").glob("*.parquet")
+    tables = [(int(found[1]), path) for path in files if (found := re.fullmatch(r"epoch-(\d+)\.parquet", path.name))]
+    if not tables:
+        return {}, []
     measures: dict[int, dict[str, float]] = {}
     remarks: list[str] = []
     # The tables of a run have the same images in the same order: names are looked up once.
     looked_up, labels_N = None, np.empty(0, np.int64)
     with model.work.track("clusters of the run", len(tables), "epochs") as advance:
-        for epoch, path in tables:
+        for epoch, path in sorted(tables):
             advance(1)
             table = _read(path)
             if table is None:
                 remarks.append(f"{path} can't be read; the run's epoch {epoch} is left out")
                 continue
             if looked_up is None or not looked_up.equals(table["name"]):
-                looked_up, labels_N = table["name"], _labels(table["name"].to_pylist(), names)
+                looked_up, images = table["name"], table["name"].to_pylist()
+                ways = [np.array([labels.get(image, -1) for image in images], np.int64) for labels in names]
+                labels_N = max(ways, key=lambda labels_N: int((labels_N >= 0).sum()))
             known = float((labels_N >= 0).mean()) if len(labels_N) else 0.0
             if known < KNOWN_SHARE:
                 remarks.append(
@@ -167,9 +157,6 @@ def agreement_by_epoch(
                 return {}, remarks
             measures[epoch] = agreement(table["cluster"].to_numpy(), labels_N)
     return measures, remarks
-
-
-_EPOCH = re.compile(r"^epoch-(\d+)\.parquet$")
 
 
 def _read(path: Path) -> Any:
@@ -182,9 +169,3 @@ def _read(path: Path) -> Any:
     except (OSError, pa.ArrowException):
         return None
     return table if table.column_names == ["name", "cluster"] else None
-
-
-def _labels(images: list[str], names: list[dict[str, int]]) -> NDArray[np.int64]:
-    """Return classes (N,), -1 where the name is unknown; by the way of naming that knows most."""
-    ways = [np.array([labels.get(image, -1) for image in images], np.int64) for labels in names]
-    return max(ways, key=lambda labels_N: int((labels_N >= 0).sum()))

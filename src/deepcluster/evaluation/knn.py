@@ -11,8 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.datasets.labelled import open_train_val
-from deepcluster.evaluation.features.readable import readable_rows
+from deepcluster.evaluation.datasets.labelled import open_train_val, readable_rows
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
@@ -38,14 +37,16 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
     stages = model.stages(options.stages, usual=model.trunk.embed_stage)
     _check_k(options.k, len(parts.train.source), f"images of {data}'s training part")
     known, asked = (readable_rows(model, part, stages) for part in (parts.train, parts.val))
-    ks = tuple(dict.fromkeys(options.k or _usual_ks(len(known.labels_S))))
+    ks = tuple(dict.fromkeys(options.k)) or tuple(k for k in USUAL_KS if k <= len(known.labels_S)) or (1,)
     _check_k(ks, len(known.labels_S), f"images of {data}'s training part that can be read")
     n_classes, device = len(parts.train.class_names), model.machine.clustering_device
     tops = (1, TOP) if n_classes > TOP else (1,)
     results: dict[str, dict[str, float]] = {f"top-{top}": {} for top in tops}
     labels = known.labels_S.to(device), asked.labels_S.to(device)
     for stage in stages:
-        nearest = _search(model, asked.at(stage, device), known.at(stage, device), max(ks), stage)
+        rows_MD, known_ND = asked.at(stage, device), known.at(stage, device)
+        with model.work.track(f"neighbours by {stage}", len(rows_MD)) as advance:
+            nearest = nearest_neighbours(rows_MD, known_ND, k=max(ks), metric="cosine", advance=advance)
         ranks = ranks_of_truth(nearest, *labels, ks=ks, n_classes=n_classes, temperature=options.temperature)
         for k, ranks_M in ranks.items():
             for top in tops:
@@ -65,20 +66,10 @@ def _case(stage: str, k: int, stages: Sequence[str]) -> str:
     return f"k={k}" if len(stages) == 1 else f"{stage} k={k}"
 
 
-def _usual_ks(n_known: int) -> Sequence[int]:
-    return [k for k in USUAL_KS if k <= n_known] or [1]
-
-
 def _check_k(ks: Sequence[int], n_known: int, what: str) -> None:
     if max(ks, default=0) > n_known:
         smaller = [str(k) for k in ks if k <= n_known] or [str(n_known)]
         raise InputError(f"k={max(ks)} neighbours are more than the {n_known:,} {what}; use --k {','.join(smaller)}")
-
-
-def _search(model: Model, rows_MD: Tensor, known_ND: Tensor, k: int, stage: str) -> tuple[Tensor, Tensor]:
-    """Return cosines and indices (M, K) of the nearest known images."""
-    with model.work.track(f"neighbours by {stage}", len(rows_MD)) as advance:
-        return nearest_neighbours(rows_MD, known_ND, k=k, metric="cosine", advance=advance)
 
 
 def ranks_of_truth(

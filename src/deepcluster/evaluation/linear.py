@@ -24,7 +24,7 @@ from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.survey import MOST_UNREADABLE, check_unreadable
 from deepcluster.data.views import ClusterView, ShiftedView, TenCrops
 from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
-from deepcluster.evaluation.learners.logistic import fit_logistic, right_among
+from deepcluster.evaluation.logistic import fit_logistic, right_among, top_of
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Diverged, Training, fit_source
@@ -34,7 +34,6 @@ from deepcluster.run.resumable import ResumableState
 
 KINDS = {"pooled": "pooled", "avgpool": "average"}
 CROPS = 10
-TOP = 5
 
 # For each of the stages the shares of images whose class is among the highest scores.
 Shares = dict[Pooled, list[float]]
@@ -50,7 +49,7 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     """
     wanted = [Pooled(stage, KINDS[options.head]) for stage in dict.fromkeys(model.stages(options.stages))]
     parts = open_train_val(data)
-    top = sorted({1, min(TOP, len(parts.train.class_names))})
+    top = top_of(len(parts.train.class_names))
     shares, notes = (_fast if options.fast else _trained)(model, parts, options, wanted, top)
     results: dict[str, Measured] = {
         f"top-{most}": {one.stage: shares[one][number] for one in wanted} for number, most in enumerate(top)
@@ -80,8 +79,13 @@ class LinearHeads(nn.Module):
 
     def __init__(self, widths: Mapping[Pooled, int], n_classes: int, *, seed: int) -> None:
         super().__init__()
-        self.wanted = list(widths)
-        self.layers = nn.ModuleList(_layer(width, n_classes, seed) for width in widths.values())
+        self.wanted, self.layers = list(widths), nn.ModuleList()
+        for width in widths.values():
+            layer: nn.Linear = nn.utils.skip_init(nn.Linear, width, n_classes)
+            generator, bound = torch.Generator().manual_seed(seed), 1 / sqrt(width)
+            for value in layer.parameters():
+                nn.init.uniform_(value, -bound, bound, generator=generator)
+            self.layers.append(layer)
 
     def forward(self, rows: Mapping[Pooled, Tensor]) -> dict[Pooled, Tensor]:
         """Return scores (B, C) of rows (B, D) by stage."""
@@ -91,15 +95,6 @@ class LinearHeads(nn.Module):
         """Return probabilities (B, C) for rows (B·V, D) by stage, averaged over the views of an image."""
         with torch.no_grad():
             return {one: scores.softmax(1).unflatten(0, (-1, n_views)).mean(1) for one, scores in self(rows).items()}
-
-
-def _layer(width: int, n_classes: int, seed: int) -> nn.Linear:
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, width, n_classes)
-    generator, bound = torch.Generator().manual_seed(seed), 1 / sqrt(width)
-    with torch.no_grad():
-        for value in layer.parameters():
-            value.uniform_(-bound, bound, generator=generator)
-    return layer
 
 
 def train_step(training: Training[LinearHeads], rows: Mapping[Pooled, Tensor], labels_B: Tensor) -> dict[str, Tensor]:
@@ -123,16 +118,13 @@ def train_heads(
     Raises:
         InputError: the loss of a stage is not finite, or more than 10 % of the images can't be read.
     """
-    heads = LinearHeads(model.widths(wanted), len(train.class_names), seed=options.seed).to(model.machine.device)
+    device, lr, decay = model.machine.device, options.lr, options.weight_decay
+    heads = LinearHeads(model.widths(wanted), len(train.class_names), seed=options.seed).to(device)
     optimizer = torch.optim.SGD(
-        heads.parameters(),
-        lr=options.lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        fused=model.machine.device.type == "cuda",
+        heads.parameters(), lr=lr, momentum=options.momentum, weight_decay=decay, fused=device.type == "cuda"
     )
-    steps_per_epoch, device = -(-len(train.source) // options.batch_size), model.machine.device
-    training, labels_N = Training(heads, optimizer, options.epochs * steps_per_epoch), train.labels_N.to(device)
+    steps_per_epoch, labels_N = -(-len(train.source) // options.batch_size), train.labels_N.to(device)
+    training = Training(heads, optimizer, options.epochs * steps_per_epoch)
     # The training does not depend on how the classifiers are tested.
     facts = {name: value for name, value in options.as_dict().items() if name not in ("ten_crops", "fast", "stages")}
     labels = hashlib.sha256(train.labels_N.numpy().tobytes()).hexdigest()
@@ -144,18 +136,18 @@ def train_heads(
         epoch = f"epoch {training.step // steps_per_epoch:>3}/{options.epochs}"
         return f"{epoch}  {best}: loss {means[best]:.3f}, train top-1 {100 * means[f'top-1 {best}']:.1f}%"
 
+    def learn(batch: Batch, _: int) -> dict[str, Tensor]:
+        return train_step(training, model.extract(batch.images_BCHW, wanted), labels_N[batch.indices_B.to(device)])
+
     try:
         fit_source(
             model,
             training,
             train.source,
             ShiftedView(model.image_size),
-            lambda batch, _: train_step(
-                training, model.extract(batch.images_BCHW, wanted), labels_N[batch.indices_B.to(device)]
-            ),
-            batch_size=options.batch_size,
-            seed=options.seed,
-            rates=lambda step: [learning_rate(options.lr, options.weight_decay, step)],
+            learn,
+            options,
+            rates=lambda step: [learning_rate(lr, decay, step)],
             resumable=resumable,
             report_every=steps_per_epoch,
             line=line,
@@ -163,7 +155,7 @@ def train_heads(
     except Diverged as fault:
         resumable.done()
         raise InputError(
-            f"the loss of {fault.name} is not finite at {training.where}: use a lower --lr than {options.lr:g}, or leave "
+            f"the loss of {fault.name} is not finite at {training.where}: use a lower --lr than {lr:g}, or leave "
             "this stage out with --stages"
         ) from None
     return training, resumable
@@ -223,36 +215,24 @@ def _fast(
     model: Model, parts: TrainVal, options: LinearOptions, wanted: Sequence[Pooled], top: Sequence[int]
 ) -> tuple[Shares, list[str]]:
     """Return the shares of classifiers fitted by L-BFGS on features of centre crops, which are kept on disk."""
-    (train_rows, train_labels_N, train_notes), (val_rows, val_labels_N, val_notes) = (
-        _frozen(model, name, labelled, wanted) for name, labelled in (("train", parts.train), ("val", parts.val))
-    )
     shares: Shares = {}
+    rows, labels_N, notes = dict[str, dict[Pooled, Tensor]](), dict[str, Tensor](), list[str]()
+    for name, part in (("train", parts.train), ("val", parts.val)):
+        rows[name] = model.rows(part.source, wanted)
+        reads_N = readable(rows[name][wanted[0]])
+        bad = (~reads_N).nonzero()[:, 0].tolist()
+        if len(bad) > MOST_UNREADABLE * len(reads_N):
+            raise InputError(f"{part.source.describe()}: {len(bad):,} of {len(reads_N):,} images can't be read")
+        labels_N[name] = torch.where(reads_N, part.labels_N, -1)
+        notes += part.left_out(name, dict.fromkeys(bad, ""))
+    n_classes, device = len(parts.train.class_names), model.machine.clustering_device
     for one in wanted:
         started = time.perf_counter()
         with model.work.track(f"fitting {one.stage}", None, "passes") as advance:
-            fitted = fit_logistic(
-                train_rows[one],
-                train_labels_N,
-                len(parts.train.class_names),
-                seed=options.seed,
-                device=model.machine.clustering_device,
-                advance=advance,
-            )
-        shares[one] = fitted.accuracy(val_rows[one], val_labels_N, top=top)
+            learned = rows["train"][one], labels_N["train"], n_classes
+            fitted = fit_logistic(*learned, seed=options.seed, device=device, advance=advance)
+        shares[one] = fitted.accuracy(rows["val"][one], labels_N["val"], top=top)
         model.work.reporter.say(
             f"{one.stage}: top-1 {100 * shares[one][0]:.1f}%  l2 {fitted.l2:g}  {duration(time.perf_counter() - started)}"
         )
-    return shares, [*train_notes, *val_notes]
-
-
-def _frozen(
-    model: Model, part: str, labelled: Labelled, wanted: Sequence[Pooled]
-) -> tuple[dict[Pooled, Tensor], Tensor, list[str]]:
-    """Return the rows of each stage, labels (-1 for unreadable images), and a note on unreadable images."""
-    rows = model.rows(labelled.source, wanted)
-    reads_N = readable(rows[wanted[0]])
-    bad = (~reads_N).nonzero()[:, 0].tolist()
-    if len(bad) > MOST_UNREADABLE * len(reads_N):
-        raise InputError(f"{labelled.source.describe()}: {len(bad):,} of {len(reads_N):,} images can't be read")
-    notes = labelled.left_out(part, dict.fromkeys(bad, ""))
-    return rows, torch.where(reads_N, labelled.labels_N, -1), notes
+    return shares, notes

@@ -1,4 +1,4 @@
-"""`evaluate`: one protocol on a model, with its result file; `evaluate_all`: every protocol that finds its data."""
+"""`evaluate`: one protocol on a model; `evaluate_all`: every protocol that finds its data; `compare`: results of runs."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from deepcluster.evaluation.datasets.buildings import is_buildings
 from deepcluster.evaluation.datasets.labelled import contents_of, has_train_val
 from deepcluster.evaluation.datasets.voc import is_voc
 from deepcluster.evaluation.options import PROTOCOLS
-from deepcluster.evaluation.results import Results, Table, shown
+from deepcluster.evaluation.results import Results, Table, by_case, shown
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.model import Model, loaded, new_interruption
 from deepcluster.run.resumable import digest_of
@@ -205,9 +205,58 @@ def _find_data(root: Path, only: Sequence[str]) -> Iterator[tuple[str, Path, str
 
 def summary(evaluations: Sequence[Evaluation]) -> Table:
     """Return a table of one row per evaluation: its headline."""
-    rows = []
-    for evaluation in evaluations:
-        results = evaluation.results
-        measure, value = " ".join(results.headline), shown(results.headline[0], results.best())
-        rows.append([results.protocol, Path(evaluation.data).resolve().name, measure, value])
+    found = [(one.results, Path(one.data).resolve().name) for one in evaluations]
+    rows = [[r.protocol, data, " ".join(r.headline), shown(r.headline[0], r.best())] for r, data in found]
     return Table(["protocol", "data", "measure", "value"], rows)
+
+
+def compare(runs: Sequence[str | Path], *, everything: bool = False) -> tuple[Table, list[str]]:
+    """Return the results of several runs side by side, and remarks where they were not measured in the same way.
+
+    Args:
+        runs: run folders, or folders of result files.
+        everything: all measures instead of only that of the headline.
+
+    Raises:
+        InputError: a folder has no results, or a damaged one.
+    """
+    contents = [_read_results(Path(run)) for run in runs]
+    rows, remarks = [], []
+    known = list(PROTOCOLS)
+
+    def order(name: str) -> tuple[int, str]:
+        return next((number for number, one in enumerate(known) if name.startswith(one)), len(known)), name
+
+    for name in sorted({name for content in contents for name in content}, key=order):
+        found = [content.get(name) for content in contents]
+        there = [one for one in found if one is not None]
+        for part in ("data", "settings"):
+            differing = sorted({key for one in there for key in one[part] if one[part][key] != there[0][part].get(key)})
+            if differing:
+                remarks.append(f"{name}: not the same {part} ({', '.join(differing)})")
+        # Measures with the stages (or other cases) of each, in the order of the files.
+        cases = {
+            (measure, case): None
+            for one in there
+            for measure in (one["results"] if everything else one.get("headline", ())[:1])
+            for case in by_case(one["results"].get(measure))
+        }
+        for measure, case in cases:
+            cells = [shown(measure, by_case(one["results"].get(measure)).get(case) if one else None) for one in found]
+            rows.append([" ".join(filter(None, (name, measure.replace("_", " "), case))), *cells])
+    return Table(["", *(str(run) for run in runs)], rows), remarks
+
+
+def _read_results(run: Path) -> dict[str, dict[str, Any]]:
+    folder = run / "evaluation" if (run / "evaluation").is_dir() else run
+    contents = {}
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as fault:
+            raise InputError(f"{path} can't be read: {fault}") from None
+        if isinstance(content, dict) and {"protocol", "results", "settings", "data"} <= content.keys():
+            contents[path.stem] = content
+    if not contents:
+        raise InputError(f"{run} has no results of `deepcluster evaluate`: {contents_of(folder)}")
+    return contents

@@ -20,9 +20,8 @@ from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.datasets.building_sets import Buildings, image_folder, open_sets, overlap, whitening_folder
 from deepcluster.evaluation.datasets.buildings import REVISITED, GroundTruth, average_precision, precisions_at
 from deepcluster.evaluation.datasets.labelled import left_out, some
-from deepcluster.evaluation.features.regions import RegionReader, View
-from deepcluster.evaluation.features.rmac import aggregate
 from deepcluster.evaluation.options import RetrievalOptions
+from deepcluster.evaluation.regions import RegionReader, View, aggregate
 from deepcluster.evaluation.results import Results
 from deepcluster.models.trunk import FEATURES
 from deepcluster.run.model import Model
@@ -168,18 +167,13 @@ def score_set(
             raise InputError(
                 f"--query-expansion {options.query_expansion} is more than the {len(ranked):,} images of {truth.name}"
             )
-        queries_QP = _queries(describer, one, truth)
+        views = [View(one.index_of[query.image], query.box) for query in truth.queries]
+        queries_QP, faults = describer.describe(one.source, views, f"{truth.name}: queries")
+        if faults:
+            named = [f"{truth.queries[place].image} ({reason})" for place, reason in faults.items()]
+            raise InputError(f"{one.folder}: images of queries can't be read: {some(named, 5)}")
         best_QN = rank(queries_QP, rows_NP[[row_of[name] for name in ranked]], options.query_expansion)
         yield truth, _measure(truth, [[ranked[index] for index in best_N] for best_N in best_QN.tolist()], notes)
-
-
-def _queries(describer: Describer, one: Buildings, truth: GroundTruth) -> Tensor:
-    views = [View(one.index_of[query.image], query.box) for query in truth.queries]
-    queries_QP, faults = describer.describe(one.source, views, f"{truth.name}: queries")
-    if faults:
-        named = [f"{truth.queries[place].image} ({reason})" for place, reason in faults.items()]
-        raise InputError(f"{one.folder}: images of queries can't be read: {some(named, 5)}")
-    return queries_QP
 
 
 def rank(queries_QP: Tensor, rows_NP: Tensor, expansion: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ and that accuracy is the one after the last epoch, not after the best one.
 N images of a loader, M of them, B batch, C classes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import isfinite
@@ -25,9 +25,10 @@ from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.data.survey import check_unreadable
 from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
 from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, left_out, open_train_val, some
-from deepcluster.evaluation.learners.trials import Rates, Score, TestSet, Trials, batches_of, epochs_of, top_of
+from deepcluster.evaluation.logistic import top_of
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.results import Results
+from deepcluster.evaluation.trials import Rates, Score, TestSet, Trials, batches_of, epochs_of
 from deepcluster.run.model import Model, data_key
 from deepcluster.run.resumable import digest_of
 
@@ -63,7 +64,11 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
         TrainingError: the loss stayed finite with none of the rates.
         Interrupted: the state is kept; the same call continues to exactly the result it would have had.
     """
-    _check(options)
+    for name in ("trunk_lr", "head_lr_factor"):
+        if not getattr(options, name):
+            raise InputError(f"{name} is empty; give at least one number")
+    if not options.labels and options.label_list is None:
+        raise InputError("labels is empty; give a share such as 0.1, or a label_list")
     parts = open_train_val(data)
     chosen = _choose(parts.train, options)
     chosen_M = torch.cat(list(chosen.values())).unique()
@@ -71,11 +76,14 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
     labels_M = parts.train.labels_N[chosen_M]
     with model.loader(source) as loader, model.loader(parts.val.source) as val_loader:
         loaders = {"labelled": loader, "val": val_loader}
-        _read(model, loaders)
-        cases = [
-            _case(name, _readable(torch.searchsorted(chosen_M, indices_M), loader), labels_M, options)
-            for name, indices_M in chosen.items()
-        ]
+        # All images once: unreadable ones are known before hours are spent, and the others are kept ready.
+        with model.work.track("reading", sum(len(one.images) for one in loaders.values())) as advance:
+            for one in loaders.values():
+                for count in one.read_all(torch.arange(len(one.images))):
+                    advance(count)
+                check_unreadable(one, len(one.images))
+        places = {name: torch.searchsorted(chosen_M, indices_M) for name, indices_M in chosen.items()}
+        cases = [_case(name, _readable(places_M, loader), labels_M, options) for name, places_M in places.items()]
         images = [digest_of(case.name, case.everything_M.tolist()) for case in cases]
         facts = (data_key(source), data_key(parts.val.source), model.image_size, model.settings.reduce_to, images)
         resumable = model.resumable(NAME, STATE_FORMAT, options.as_dict(), *facts)
@@ -86,10 +94,19 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
         resumable.done()
         notes = [*_notes(parts, cases, labels_M, options)]
         for part, one in loaders.items():
-            names = {one.images.source.name(index): reason for index, reason in sorted(one.unreadable.items())}
-            notes += left_out(part, names)
-        notes += comparison.notes
-    return _results(model, parts, options, comparison, notes)
+            notes += left_out(part, {one.images.source.name(index): why for index, why in sorted(one.unreadable.items())})
+    scores, top = comparison.scores, top_of(trials.n_classes)[-1]
+    return Results(
+        protocol=NAME,
+        data=parts.describe() | {"labelled_images": {case.name: len(case.everything_M) for case in cases}},
+        settings=options.as_dict() | {"image_size": model.image_size, "trained": comparison.trained()},
+        results={
+            "top-1": {column: score.top_1 for column, score in scores.items()},
+            f"top-{top}": {column: score.top_k for column, score in scores.items()},
+        },
+        headline=("top-1", cases[-1].name),
+        notes=notes + comparison.notes,
+    )
 
 
 class Comparison:
@@ -124,6 +141,20 @@ class Comparison:
             yield case, case.name, False
             if self.options.scratch:
                 yield case, case.name + FROM_SCRATCH, True
+
+    def trained(self) -> dict[str, dict[str, Any]]:
+        """Return how the final networks were trained, by name of the column, for the results."""
+        return {
+            column: {
+                "trunk_lr": self.rates[column].trunk,
+                "head_lr": self.rates[column].head,
+                "labelled_images": len(case.everything_M),
+                "held_images": len(case.held_M),
+                "batch_size": batches_of(len(case.everything_M), self.options.batch_size)[0],
+                "epochs": epochs_of(len(case.everything_M), self.options),
+            }
+            for case, column, _ in self.columns()
+        }
 
     def _planned(self) -> Iterator[tuple[str, int]]:
         """Yield each training's name and number of images; of final ones, whose rates are not chosen yet, the first try."""
@@ -180,14 +211,6 @@ def rank(score: Score) -> tuple[float, float]:
     return score.top_1, -score.loss
 
 
-def _check(options: SemiSupervisedOptions) -> None:
-    for name in ("trunk_lr", "head_lr_factor"):
-        if not getattr(options, name):
-            raise InputError(f"{name} is empty; give at least one number")
-    if not options.labels and options.label_list is None:
-        raise InputError("labels is empty; give a share such as 0.1, or a label_list")
-
-
 def _choose(train: Labelled, options: SemiSupervisedOptions) -> dict[str, Tensor]:
     """Return indices (M,) of the images that keep their label, by their share of all; smaller shares first."""
     if options.label_list is not None:
@@ -195,15 +218,6 @@ def _choose(train: Labelled, options: SemiSupervisedOptions) -> dict[str, Tensor
         return {f"{100 * float(f'{len(indices_M) / len(train.source):.2g}'):g}%": indices_M}
     shares = sorted(set(options.labels))
     return {f"{100 * share:g}%": choose_labelled(train.labels_N, share, options.seed) for share in shares}
-
-
-def _read(model: Model, loaders: Mapping[str, Loader]) -> None:
-    """Decode all images once: unreadable ones are known before hours are spent, and the others are kept ready."""
-    with model.work.track("reading", sum(len(loader.images) for loader in loaders.values())) as advance:
-        for loader in loaders.values():
-            for count in loader.read_all(torch.arange(len(loader.images))):
-                advance(count)
-            check_unreadable(loader, len(loader.images))
 
 
 def _readable(indices_M: Tensor, loader: Loader) -> Tensor:
@@ -241,29 +255,3 @@ def _notes(parts: TrainVal, cases: list[Case], labels_N: Tensor, options: SemiSu
                 f"{case.name}: with one labelled image per class none can be held out to choose rates by; those in the "
                 f"middle of the grid were used, {middle_of(options)}."
             )
-
-
-def _results(model: Model, parts: TrainVal, options: SemiSupervisedOptions, found: Comparison, notes: list[str]) -> Results:
-    trained: dict[str, Any] = {}
-    for case, column, _ in found.columns():
-        count = len(case.everything_M)
-        trained[column] = {
-            "trunk_lr": found.rates[column].trunk,
-            "head_lr": found.rates[column].head,
-            "labelled_images": count,
-            "held_images": len(case.held_M),
-            "batch_size": batches_of(count, options.batch_size)[0],
-            "epochs": epochs_of(count, options),
-        }
-    top = top_of(found.trials.n_classes)
-    return Results(
-        protocol=NAME,
-        data=parts.describe() | {"labelled_images": {case.name: len(case.everything_M) for case in found.cases}},
-        settings=options.as_dict() | {"image_size": model.image_size, "trained": trained},
-        results={
-            "top-1": {column: score.top_1 for column, score in found.scores.items()},
-            f"top-{top[-1]}": {column: score.top_k for column, score in found.scores.items()},
-        },
-        headline=("top-1", found.cases[-1].name),
-        notes=notes,
-    )

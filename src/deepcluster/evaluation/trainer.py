@@ -23,6 +23,7 @@ from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.loader import Batch, Loader, View
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.survey import check_unreadable
+from deepcluster.evaluation.options import LinearOptions, VocClassificationOptions
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import ResumableState
 
@@ -33,6 +34,9 @@ CHECK_STEPS = 50
 Batches = Callable[[int, int], Generator[Batch, None, None]]
 # One step on a batch, given the number of the step: named values (scalars on the device), none if nothing was learned.
 Learn = Callable[[Batch, int], Mapping[str, Tensor]]
+
+# The trainable weights, or groups of them as torch's optimizers take them.
+Weights = Iterable[nn.Parameter] | Iterable[dict[str, object]]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -52,12 +56,7 @@ class Diverged(TrainingError):
 
 @dataclass
 class Means:
-    """Means of named values over steps, checked now and then to be finite.
-
-    Attributes:
-        totals: sum of each value, as of the last `settle`.
-        count: number of steps that they are summed over.
-    """
+    """Means of named values over `count` steps, checked now and then to be finite; `totals` are as of the last `settle`."""
 
     totals: dict[str, float] = field(default_factory=dict)
     count: int = 0
@@ -90,10 +89,8 @@ class Training(Generic[Network]):
     """A network in training: all that its remaining steps depend on.
 
     Attributes:
-        network: the module that is trained.
         optimizer: of the network's trainable weights.
-        steps: number of steps in all.
-        step: number of steps taken.
+        steps, step: number of steps in all, and of those taken.
         means: of the values that steps returned since the last report.
         unreadable: why images can't be read, by index.
     """
@@ -177,9 +174,8 @@ def fit_source(
     source: ImageSource,
     view: View,
     learn: Learn,
+    options: LinearOptions | VocClassificationOptions,
     *,
-    batch_size: int,
-    seed: int,
     rates: Callable[[int], Sequence[float]],
     resumable: ResumableState,
     report_every: int,
@@ -189,6 +185,7 @@ def fit_source(
     """Train on random views of all images of a source, or continue where an earlier call was stopped.
 
     Args:
+        options: batch size and seed.
         line: words for the means of `report_every` steps; printed with the learning rate and the time.
         reduce_to: shorter side to which photos are reduced as they are decoded; that of the run by default.
 
@@ -200,7 +197,7 @@ def fit_source(
     if kept is not None:
         training.load(kept)
         say(f"resuming after {training.where}")
-    left, per_epoch = training.steps - training.step, -(-len(source) // batch_size)
+    left, per_epoch = training.steps - training.step, -(-len(source) // options.batch_size)
     if not left:
         return
     with (
@@ -222,10 +219,10 @@ def fit_source(
             check_unreadable(loader, len(source))
             advance(steps)
 
-        indices_N = torch.arange(len(source))
+        every_N, size, seed = torch.arange(len(source)), options.batch_size, options.seed
         fit(
             training,
-            shuffled(loader, view, indices_N, batch_size, seed=seed, steps_per_epoch=per_epoch),
+            shuffled(loader, view, every_N, size, seed=seed, steps_per_epoch=per_epoch),
             learn,
             steps_per_epoch=per_epoch,
             rates=rates,
@@ -272,15 +269,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def sgd(
-    groups: Iterable[nn.Parameter] | Iterable[dict[str, object]],
-    machine: Machine,
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> torch.optim.SGD:
+def sgd(groups: Weights, machine: Machine, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """Return SGD with momentum for weights, or for groups of weights with a learning rate each."""
-    return torch.optim.SGD(
-        groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=machine.device.type in ("cpu", "cuda")
-    )
+    fused = machine.device.type in ("cpu", "cuda")
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)

@@ -34,6 +34,7 @@ from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import TenCrops, TrainingView
+from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.datasets.voc import (
     CLASSES,
     DIFFICULT,
@@ -43,8 +44,7 @@ from deepcluster.evaluation.datasets.voc import (
     splits_for,
     without_positives,
 )
-from deepcluster.evaluation.learners.classifier import Classifier, logits_of, step
-from deepcluster.evaluation.measures.average_precision import mean_average_precision
+from deepcluster.evaluation.measures import mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.trainer import Training, fit_source, seed_of, sgd
@@ -82,14 +82,21 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
     model.work.reporter.say(f"training {'all' if options.finetune == 'all' else 'after the convolutions'} on {images}")
     classifier = make_classifier(model.copy_of_trunk(), options)
     training, resumable = fine_tune(model, classifier, train, size, options)
+    crops, seed = options.test_crops, options.seed
     with resumable.track("testing", len(test.source) * CROPS, "crops", state=training.state) as advance:
-        crops, seed = options.test_crops, options.seed
         scores_NC, unreadable = score(model, classifier, test.source, size, test_crops=crops, seed=seed, advance=advance)
     tested_N = torch.ones(len(test.names), dtype=torch.bool)
     tested_N[sorted(unreadable)] = False
     found = mean_average_precision(test.labels_NC[tested_N], scores_NC[tested_N], CLASSES)
     resumable.done()
-    notes = (*train.notes, *test.notes, *_notes(classifier, options, train, found.left_out))
+    notes = [*train.notes, *test.notes]
+    for classes, why in (
+        (found.left_out, "no image to test on shows them, so they are left out of the mean"),
+        (without_positives(train.labels_NC), "no image to train on shows them"),
+    ):
+        notes += [f"{', '.join(classes)}: {why}"] if classes else []
+    if options.finetune == "fc6-8" and not fully_connected(classifier.trunk):
+        notes.append(f"{classifier.trunk.arch} has no fully connected layers: only the linear classifier is trained")
     counts = {"train_images": len(train.names), "test_images": int(tested_N.sum()), "classes": len(found.by_class)}
     return Results(
         protocol=NAME,
@@ -144,10 +151,9 @@ def make_classifier(trunk: Trunk, options: VocClassificationOptions) -> Classifi
             layer.bias.fill_(NEW_BIAS)
     convolutions = trunk.convolutions()
     convolutions.requires_grad_(options.finetune == "all")
-    if options.train_batchnorm:
-        for module in convolutions.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.requires_grad_(True)
+    for module in convolutions.modules():
+        if options.train_batchnorm and isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(True)
     return classifier
 
 
@@ -170,9 +176,8 @@ def fine_tune(
     Raises:
         InputError: more than 10 % of the images can't be read.
     """
-    weights = [weight for weight in classifier.parameters() if weight.requires_grad]
-    momentum, decay, machine = options.momentum, options.weight_decay, model.machine
-    optimizer = sgd(weights, machine, lr=options.lr, momentum=momentum, weight_decay=decay)
+    weights, machine = [weight for weight in classifier.parameters() if weight.requires_grad], model.machine
+    optimizer = sgd(weights, machine, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
     training = Training(classifier, optimizer, options.iterations)
     labels = sha256(split.labels_NC.numpy().tobytes()).hexdigest()
     facts = (sorted(options.as_dict().items()), size, data_key(split.source), labels)
@@ -192,8 +197,7 @@ def fine_tune(
         split.source,
         TrainingView(size, SCALE, RATIO),
         learn,
-        batch_size=options.batch_size,
-        seed=options.seed,
+        options,
         rates=lambda number: [rate(options, number)],
         resumable=resumable,
         report_every=min(REPORT_STEPS, ceil(options.iterations / 10)),
@@ -252,17 +256,3 @@ def _test_batches(loader: Loader, n_images: int, size: int, test_crops: str, see
 def reduced(size: int) -> int:
     """Return the shorter side to which larger photos are reduced: the smallest crop then still has `size` pixels."""
     return ceil(size / sqrt(SCALE[0]))
-
-
-def _notes(classifier: Classifier, options: VocClassificationOptions, train: VocSplit, left_out: list[str]) -> list[str]:
-    """Return what a reader must know of classes and layers."""
-    notes = []
-    for classes, why in (
-        (left_out, "no image to test on shows them, so they are left out of the mean"),
-        (without_positives(train.labels_NC), "no image to train on shows them"),
-    ):
-        if classes:
-            notes.append(f"{', '.join(classes)}: {why}")
-    if options.finetune == "fc6-8" and not fully_connected(classifier.trunk):
-        notes.append(f"{classifier.trunk.arch} has no fully connected layers: only the linear classifier is trained")
-    return notes

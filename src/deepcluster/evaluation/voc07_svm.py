@@ -19,23 +19,22 @@ from torch import Tensor
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
-from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, Devkit, VocSplit, open_voc, splits_for
-from deepcluster.evaluation.learners.svm import (
+from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, VocSplit, open_voc, splits_for
+from deepcluster.evaluation.measures import AveragePrecisions, mean_average_precision
+from deepcluster.evaluation.options import VocSvmOptions
+from deepcluster.evaluation.results import Measured, Results
+from deepcluster.evaluation.svm import (
     COSTS,
     FIXED_COST,
     FOLDS,
     MAX_ITERATIONS,
     POSITIVE_WEIGHT,
-    Fitted,
     Job,
     Rows,
     cross_validated,
     fit_all,
     unit_rows,
 )
-from deepcluster.evaluation.measures.average_precision import AveragePrecisions, mean_average_precision
-from deepcluster.evaluation.options import VocSvmOptions
-from deepcluster.evaluation.results import Measured, Results
 from deepcluster.run.model import Model, data_key, readable
 from deepcluster.run.pooling import Pooled
 from deepcluster.run.resumable import ResumableState
@@ -95,6 +94,8 @@ class _Svms:
         all_cases = [_Case(number, train.labels_NC[:, number].numpy()) for number in range(len(CLASSES))]
         self.cases = [case for case in all_cases if case.positives.size and case.negatives.size]
         self.left_out = [case.name for case in all_cases if case not in self.cases]
+        # The numbers of positives that at least one class has.
+        self.shots = [k for k in SHOTS if any(case.positives.size >= k for case in self.cases)]
         if not any((test.labels_NC[:, case.number] == PRESENT).any() for case in self.cases):
             raise InputError(
                 f"no class can be scored: none of VOC's {len(CLASSES)} has positives and negatives among the "
@@ -106,11 +107,7 @@ class _Svms:
         """Return average precisions of each run of `len(self.cases)` jobs, which are those of the cases in order."""
         numbers, names = [case.number for case in self.cases], [case.name for case in self.cases]
         labels_MC = self.test.labels_NC[:, numbers]
-        scores = [fitted.scores_M for fitted in self._fit(jobs, stage, what)]
-        runs = [scores[first : first + len(names)] for first in range(0, len(scores), len(names))]
-        return [mean_average_precision(labels_MC, torch.stack(run, dim=1), names) for run in runs]
 
-    def _fit(self, jobs: Sequence[Job], stage: str, what: str) -> list[Fitted]:
         def rows() -> Rows:
             return Rows(unit_rows(self.train.features[stage]), unit_rows(self.test.features[stage]))
 
@@ -119,7 +116,9 @@ class _Svms:
             for key, fitted in fit_all(missing, rows, self.model.workers):
                 self.done[key] = vars(fitted)
                 advance(1)
-        return [Fitted(**self.done[job.key]) for job in jobs]
+        scores = [self.done[job.key]["scores_M"] for job in jobs]
+        runs = [scores[first : first + len(names)] for first in range(0, len(scores), len(names))]
+        return [mean_average_precision(labels_MC, torch.stack(run, dim=1), names) for run in runs]
 
 
 def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
@@ -130,11 +129,12 @@ def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
     """
     stages = model.stages(options.stages)
     devkit = open_voc(data)
-    split = _usual_split(devkit) if options.split == "auto" else options.split
+    # The test images of VOC 2012 have no annotations.
+    val_only = options.split == "auto" and {"train", "val"} <= set(devkit.lists()) and not devkit.has_answers("test")
+    split = {"auto": "train" if val_only else "trainval"}.get(options.split, options.split)
     train, test = splits_for(devkit, split)
-    kept = model.resumable(
-        "voc07-svm", _facts(train), _facts(test), model.image_size, model.settings.reduce_to, options.as_dict()
-    )
+    images = [f"{data_key(s.source)} {hashlib.sha256(s.labels_NC.numpy().tobytes()).hexdigest()}" for s in (train, test)]
+    kept = model.resumable("voc07-svm", *images, model.image_size, model.settings.reduce_to, options.as_dict())
     svms = _Svms(model, _part(model, train, stages), _part(model, test, stages), kept)
     scores: dict[str, AveragePrecisions] = {}
     for stage in stages:
@@ -149,20 +149,20 @@ def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
     results[f"AP on {best}"] = dict(scores[best].by_class)
     if options.low_shot:
         results |= _low_shot(svms, best, options)
-    notes = [*_notes_on_data(devkit, options, split, train, test), *_notes(svms, scores[best], options)]
+    notes = [f"this {devkit.name} has no annotated test images: trained on train and tested on val"] if val_only else []
+    notes += [*train.notes, *test.notes, *_notes(svms, scores[best], options)]
     kept.done()
     counts = {"train_images": len(train.source), "test_images": len(test.source), "classes": len(scores[best].by_class)}
-    settings = options.as_dict() | _settings(model, split, stages)
+    settings = options.as_dict() | {
+        "split": split,
+        "stages": list(stages),
+        "image_size": model.image_size,
+        "costs": list(COSTS),
+        "folds": FOLDS,
+        "positive_weight": POSITIVE_WEIGHT,
+        "max_iterations": MAX_ITERATIONS,
+    }
     return Results("voc07-svm", {"description": devkit.name} | counts, settings, results, ("mAP", best), notes)
-
-
-def _usual_split(devkit: Devkit) -> str:
-    """Return trainval, or train if the test images have no annotations, as in VOC 2012."""
-    return "train" if {"train", "val"} <= set(devkit.lists()) and not devkit.has_answers("test") else "trainval"
-
-
-def _facts(split: VocSplit) -> str:
-    return f"{data_key(split.source)} {hashlib.sha256(split.labels_NC.numpy().tobytes()).hexdigest()}"
 
 
 def _part(model: Model, split: VocSplit, stages: Sequence[str]) -> _Part:
@@ -177,7 +177,7 @@ def _part(model: Model, split: VocSplit, stages: Sequence[str]) -> _Part:
 
 def _low_shot(svms: _Svms, stage: str, options: VocSvmOptions) -> dict[str, dict[str, float]]:
     """Return mean and (population) deviation of mAP over the draws, by k, as in the benchmark."""
-    shots, draws = _shots(svms), range(options.draws)
+    shots, draws = svms.shots, range(options.draws)
     jobs = [case.few(stage, k, seed=options.seed, draw=draw) for k in shots for draw in draws for case in svms.cases]
     means = [scores.mean for scores in svms.score(jobs, stage, f"low-shot SVMs on {stage}")]
     by_shot = np.array(means).reshape(len(shots), len(draws))
@@ -185,30 +185,6 @@ def _low_shot(svms: _Svms, stage: str, options: VocSvmOptions) -> dict[str, dict
         name: {f"k={k}": float(value) for k, value in zip(shots, values, strict=True)}
         for name, values in (("low-shot mAP", by_shot.mean(axis=1)), ("low-shot deviation", by_shot.std(axis=1)))
     }
-
-
-def _shots(svms: _Svms) -> list[int]:
-    """Return the numbers of positives that at least one class has."""
-    return [k for k in SHOTS if any(case.positives.size >= k for case in svms.cases)]
-
-
-def _settings(model: Model, split: str, stages: Sequence[str]) -> dict[str, Any]:
-    return {
-        "split": split,
-        "stages": list(stages),
-        "image_size": model.image_size,
-        "costs": list(COSTS),
-        "folds": FOLDS,
-        "positive_weight": POSITIVE_WEIGHT,
-        "max_iterations": MAX_ITERATIONS,
-    }
-
-
-def _notes_on_data(devkit: Devkit, options: VocSvmOptions, split: str, train: VocSplit, test: VocSplit) -> list[str]:
-    notes = [*train.notes, *test.notes]
-    if options.split == "auto" and split == "train":
-        return [f"this {devkit.name} has no annotated test images: trained on train and tested on val", *notes]
-    return notes
 
 
 def _notes(svms: _Svms, scores: AveragePrecisions, options: VocSvmOptions) -> list[str]:
@@ -223,15 +199,13 @@ def _notes(svms: _Svms, scores: AveragePrecisions, options: VocSvmOptions) -> li
     notes += svms.train.notes + svms.test.notes
     if stopped := sum(not kept["converged"] for kept in svms.done.values()):
         notes.append(f"{stopped:,} of {count_of(len(svms.done), 'SVM')} stopped at {MAX_ITERATIONS:,} iterations")
-    return [*notes, DIFFERENCES, *(_notes_on_shots(svms) if options.low_shot else [])]
-
-
-def _notes_on_shots(svms: _Svms) -> list[str]:
-    notes = [LOW_SHOT_DIFFERENCES]
-    shots = _shots(svms)
-    if left := [f"{k}" for k in SHOTS if k not in shots]:
-        notes.append(f"low-shot: no class has positives for k = {', '.join(left)}")
-    for k in shots:
-        if few := [case.name for case in svms.cases if case.positives.size < k]:
-            notes.append(f"low-shot, k={k}: fewer positives, all there are, for {', '.join(few)}")
+    notes.append(DIFFERENCES)
+    if options.low_shot:
+        notes.append(LOW_SHOT_DIFFERENCES)
+        shots = svms.shots
+        if left := [f"{k}" for k in SHOTS if k not in shots]:
+            notes.append(f"low-shot: no class has positives for k = {', '.join(left)}")
+        for k in shots:
+            if few := [case.name for case in svms.cases if case.positives.size < k]:
+                notes.append(f"low-shot, k={k}: fewer positives, all there are, for {', '.join(few)}")
     return notes

@@ -1,4 +1,4 @@
-"""The convolutional networks of the paper as tables for one class; the fixed Sobel layer.
+"""The convolutional networks of the paper as tables for one class, ResNets of torchvision; the fixed Sobel layer.
 
 B batch, C channels, H and W pixels, D features.
 """
@@ -15,21 +15,13 @@ from deepcluster.models.trunk import FEATURES, Trunk
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """One row of a table: convolution (with bias), BatchNorm, ReLU."""
+class Row:
+    """One row of a table: convolution (with bias), BatchNorm, ReLU; without channels: max pooling."""
 
-    channels: int
     kernel: int
     stride: int = 1
-    padding: int = 1
-
-
-@dataclass(frozen=True)
-class Pool:
-    """One row of a table: max pooling."""
-
-    kernel: int
-    stride: int
+    padding: int = 0
+    channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Table:
         input_dropout: dropout also before the first fully connected layer, not only between the two.
     """
 
-    rows: tuple[Convolution | Pool, ...]
+    rows: tuple[Row, ...]
     hidden: int | None
     embed_stage: str
     input_dropout: bool = True
@@ -50,27 +42,26 @@ class Table:
 
 ALEXNET = Table(
     rows=(
-        Convolution(96, kernel=11, stride=4, padding=2),
-        Pool(3, 2),
-        Convolution(256, kernel=5, padding=2),
-        Pool(3, 2),
-        Convolution(384, kernel=3),
-        Convolution(384, kernel=3),
-        Convolution(256, kernel=3),
-        Pool(3, 2),
+        Row(11, stride=4, padding=2, channels=96),
+        Row(3, stride=2),
+        Row(5, padding=2, channels=256),
+        Row(3, stride=2),
+        Row(3, padding=1, channels=384),
+        Row(3, padding=1, channels=384),
+        Row(3, padding=1, channels=256),
+        Row(3, stride=2),
     ),
     hidden=4096,
     embed_stage="conv5",
 )
 
-
-def _vgg_block(channels: int, convolutions: int) -> tuple[Convolution | Pool, ...]:
-    return (*[Convolution(channels, kernel=3)] * convolutions, Pool(2, 2))
-
-
 # Configuration D of Simonyan and Zisserman (arXiv 1409.1556, table 1), with BatchNorm.
 VGG16 = Table(
-    rows=(*_vgg_block(64, 2), *_vgg_block(128, 2), *_vgg_block(256, 3), *_vgg_block(512, 3), *_vgg_block(512, 3)),
+    rows=tuple(
+        row
+        for channels, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+        for row in (*[Row(3, padding=1, channels=channels)] * depth, Row(2, stride=2))
+    ),
     hidden=4096,
     embed_stage="conv13",
     input_dropout=False,
@@ -79,52 +70,45 @@ VGG16 = Table(
 # The paper's filters with small strides, for images of 32 to 96 px: at 32 px the maps are 16, 8 and 4 wide.
 ALEXNET_SMALL = Table(
     rows=(
-        Convolution(96, kernel=5, stride=2, padding=2),
-        Pool(2, 2),
-        Convolution(256, kernel=3),
-        Pool(2, 2),
-        Convolution(384, kernel=3),
-        Convolution(384, kernel=3),
-        Convolution(256, kernel=3),
+        Row(5, stride=2, padding=2, channels=96),
+        Row(2, stride=2),
+        Row(3, padding=1, channels=256),
+        Row(2, stride=2),
+        Row(3, padding=1, channels=384),
+        Row(3, padding=1, channels=384),
+        Row(3, padding=1, channels=256),
     ),
     hidden=None,
     embed_stage=FEATURES,
 )
 
 TABLES = {"alexnet": ALEXNET, "vgg16": VGG16, "alexnet-small": ALEXNET_SMALL}
+RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4")
+SMALLEST_IMAGE = 8
 
 
 def sobel_layer() -> nn.Sequential:
     """Return the fixed layer of the paper (section 3): grey as the mean of RGB, then two Sobel filters; never trained."""
-    grey = nn.Conv2d(3, 1, kernel_size=1)
-    edges = nn.Conv2d(1, 2, kernel_size=3, padding=1)
+    layers = nn.Sequential(nn.Conv2d(3, 1, kernel_size=1), nn.Conv2d(1, 2, kernel_size=3, padding=1))
     horizontal = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
-    with torch.no_grad():
-        grey.weight.fill_(1 / 3)
-        edges.weight.copy_(torch.stack([horizontal, horizontal.T])[:, None])
-        for layer in (grey, edges):
-            if layer.bias is not None:
-                layer.bias.zero_()
-    return nn.Sequential(grey, edges).requires_grad_(False)
+    weights = {"0.weight": torch.full((1, 3, 1, 1), 1 / 3), "1.weight": torch.stack([horizontal, horizontal.T])[:, None]}
+    layers.load_state_dict({**weights, "0.bias": torch.zeros(1), "1.bias": torch.zeros(2)})
+    return layers.requires_grad_(False)
 
 
-def _map_size(rows: Sequence[Convolution | Pool], image_size: int) -> int:
-    """Return the width of the last map for a square image, 0 where the image is too small."""
-    size = image_size
+def _map_size(rows: Sequence[Row], image_size: int) -> int:
+    """Return the width of the last map for a square image, below 1 where the image is too small."""
     for row in rows:
-        padding = row.padding if isinstance(row, Convolution) else 0
-        size = (size + 2 * padding - row.kernel) // row.stride + 1
-        if size < 1:
-            return 0
-    return size
+        image_size = (image_size + 2 * row.padding - row.kernel) // row.stride + 1
+    return image_size
 
 
-def _convolutions(rows: Sequence[Convolution | Pool], channels: int) -> tuple[nn.Sequential, dict[str, int]]:
+def _convolutions(rows: Sequence[Row], channels: int) -> tuple[nn.Sequential, dict[str, int]]:
     """Return the layers, and for each stage the number of layers up to its ReLU, which is included."""
     layers: list[nn.Module] = []
     stage_ends: dict[str, int] = {}
     for row in rows:
-        if isinstance(row, Pool):
+        if not row.channels:
             layers.append(nn.MaxPool2d(row.kernel, row.stride))
             continue
         layers += [
@@ -135,19 +119,6 @@ def _convolutions(rows: Sequence[Convolution | Pool], channels: int) -> tuple[nn
         channels = row.channels
         stage_ends[f"conv{len(stage_ends) + 1}"] = len(layers)
     return nn.Sequential(*layers), stage_ends
-
-
-def _fully_connected(table: Table, inputs: int, dropout: float) -> nn.Sequential | None:
-    """Return the two layers with their dropout, where the table has them."""
-    if table.hidden is None:
-        return None
-    return nn.Sequential(
-        *([nn.Dropout(dropout)] if table.input_dropout else []),
-        nn.Linear(inputs, table.hidden),
-        nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
-        nn.Linear(table.hidden, table.hidden),
-    )
 
 
 class ConvNet(Trunk):
@@ -178,26 +149,26 @@ class ConvNet(Trunk):
             )
         self.sobel = sobel_layer() if sobel else None
         self.features, self._stage_ends = _convolutions(table.rows, channels=2 if sobel else 3)
-        channels = next(row.channels for row in reversed(table.rows) if isinstance(row, Convolution))
-        self.classifier = _fully_connected(table, channels * size * size, dropout)
+        channels = next(row.channels for row in reversed(table.rows) if row.channels)
+        self.classifier: nn.Sequential | None = None
+        if table.hidden is not None:
+            self.classifier = nn.Sequential(
+                *([nn.Dropout(dropout)] if table.input_dropout else []),
+                nn.Linear(channels * size * size, table.hidden),
+                nn.ReLU(inplace=True),
+                nn.Dropout(dropout),
+                nn.Linear(table.hidden, table.hidden),
+            )
         self.arch = arch
         self.dim = table.hidden or channels
         self.stages = (*self._stage_ends, FEATURES)
         self.embed_stage = table.embed_stage
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Draw normal weights as in the 2018 release: deviation sqrt(2 / fan-out) for convolutions, else 0.01; biases 0."""
+        # Normal weights as in the 2018 release: deviation sqrt(2 / fan-out) for convolutions, else 0.01; biases 0.
         for layer in (*self.features, *(self.classifier or ())):
-            if isinstance(layer, nn.Conv2d):
-                fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
-                nn.init.normal_(layer.weight, std=sqrt(2.0 / fan_out))
-            elif isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.01)
-            else:
-                continue
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                fan_out = layer.weight.numel() // layer.weight.shape[1]
+                nn.init.normal_(layer.weight, std=sqrt(2.0 / fan_out) if isinstance(layer, nn.Conv2d) else 0.01)
+                nn.init.constant_(layer.get_parameter("bias"), 0)
 
     def _features_of(self, maps_BCHW: Tensor) -> Tensor:
         if self.classifier is None:
@@ -216,3 +187,51 @@ class ConvNet(Trunk):
 
     def convolutions(self) -> nn.Module:
         return self.features
+
+
+class ResNet(Trunk):
+    """ResNet-18 or ResNet-50 of torchvision without its classifier; "features" are the average-pooled last stage.
+
+    `resnet18-small` has the stem for images of 32 to 96 px: a 3×3 convolution of stride 1 and no pooling.
+
+    Raises:
+        InputError: images under 8 px.
+    """
+
+    def __init__(self, arch: str, *, image_size: int, sobel: bool) -> None:
+        super().__init__()
+        import torchvision  # Takes three seconds.
+
+        if image_size < SMALLEST_IMAGE:
+            raise InputError(f"image_size={image_size} is too small for {arch}; use {SMALLEST_IMAGE} or more")
+        name, _, small = arch.partition("-")
+        self.backbone = getattr(torchvision.models, name)(weights=None)
+        self.dim = self.backbone.fc.in_features
+        self.backbone.fc = nn.Identity()
+        self.sobel = sobel_layer() if sobel else None
+        if small or sobel:
+            kernel, stride = (3, 1) if small else (7, 2)
+            stem = nn.Conv2d(2 if sobel else 3, 64, kernel, stride, padding=kernel // 2, bias=False)
+            nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+            self.backbone.conv1 = stem
+        if small:
+            self.backbone.maxpool = nn.Identity()
+        self.arch = arch
+        self.stages = ("stem", *RESNET_LAYERS, FEATURES)
+        self.embed_stage = FEATURES
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.maps(x_BCHW, (FEATURES,))[FEATURES].flatten(1)
+
+    def walk(self, x_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
+        net = self.backbone
+        x = net.relu(net.bn1(net.conv1(self.edges(x_BCHW))))
+        yield "stem", x
+        x = net.maxpool(x)
+        for layer in RESNET_LAYERS:
+            x = getattr(net, layer)(x)
+            yield layer, x
+        yield FEATURES, x.mean(dim=(2, 3), keepdim=True)
+
+    def convolutions(self) -> nn.Module:
+        return self.backbone  # type: ignore[no-any-return]

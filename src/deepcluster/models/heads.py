@@ -1,15 +1,19 @@
-"""Heads of DeepCluster: what is put on a trunk to train it on pseudo-labels, new after each clustering.
+"""What is put on a trunk to train it: the heads of DeepCluster, new after each clustering, and that of DeepCluster-v2.
 
-B images of a batch, D features, K clusters, S super-classes, G images of one super-class.
+The latter is a projection onto the unit sphere, with clusters as fixed prototypes (arXiv 2006.09882).
+B images of a batch, D features, K clusters (of a head), S super-classes; V crops of an image, P components, H heads,
+N crops of the batch.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import cross_entropy, normalize, relu
 
 from deepcluster.core.errors import InputError
+from deepcluster.models.trunk import Trunk
 
 
 class ClusterHead(nn.Module):
@@ -86,20 +90,17 @@ class HierarchicalHead(nn.Module):
     def loss(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Return the sum (B,) of both cross-entropies of each image, in float32 or wider; labels are clusters 0 … K-1."""
         supers_B = self.super_of_cluster_K[labels_B]
-        return self.supers.loss(features_BD, supers_B) + self._loss_within(relu(features_BD), labels_B, supers_B)
-
-    def _loss_within(self, positive_BD: Tensor, labels_B: Tensor, supers_B: Tensor) -> Tensor:
-        """Return the cross-entropy (B,) of each image with its cluster among those of its super-class."""
-        # Images sorted by super-class: one matrix product per super-class, of its own layer.
+        super_losses_B = self.supers.loss(features_BD, supers_B)
+        # Within super-classes, images sorted by them: one matrix product per super-class, of its own layer.
         order_B = supers_B.argsort(stable=True)
         counts_S = torch.bincount(supers_B, minlength=len(self.sizes)).tolist()
-        images_S, labels_S = positive_BD[order_B].split(counts_S), labels_B[order_B].split(counts_S)
+        images_S, labels_S = relu(features_BD)[order_B].split(counts_S), labels_B[order_B].split(counts_S)
         # Layers without images take part as well: their gradient is zero, not None, as DistributedDataParallel needs it.
         losses = [
             _cross_entropy(layer(images_S[number]), labels_S[number] - self.starts[number])
             for number, layer in ((int(name), layer) for name, layer in self.layers.items())
         ]
-        return torch.cat(losses)[order_B.argsort()]
+        return super_losses_B + torch.cat(losses)[order_B.argsort()]
 
 
 Head = ClusterHead | HierarchicalHead
@@ -122,6 +123,63 @@ def make_head(dim: int, n_clusters: int, super_of_cluster_K: Tensor | None, *, s
     if super_of_cluster_K is not None:
         return HierarchicalHead(dim, super_of_cluster_K, seed=seed)
     return ClusterHead(dim, n_clusters, seed=seed)
+
+
+class Projection(nn.Module):
+    """Features → points of unit length: a linear layer, BatchNorm, ReLU, a linear layer, scaled to the sphere.
+
+    Args:
+        dim: D, the width of the features.
+        hidden: width of the hidden layer.
+        components: P.
+        seed: seed of the weights.
+    """
+
+    def __init__(self, dim: int, hidden: int, components: int, *, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, components)
+            )
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Return points (B, P) of unit length, in float32 or wider."""
+        points_BP = self.layers(features_BD)
+        return normalize(points_BP.float() if points_BP.itemsize < 4 else points_BP)
+
+
+class CropPoints(nn.Module):
+    """A trunk and a projection: the points of several crops per image, with one pass of the trunk per size of crops."""
+
+    def __init__(self, trunk: Trunk, projection: Projection) -> None:
+        super().__init__()
+        self.trunk, self.projection = trunk, projection
+
+    def forward(self, crops: Sequence[Tensor]) -> Tensor:
+        """Return the points (V · B, P), crop after crop, of normalised crops: a tensor (V' · B, 3, S, S) for each size."""
+        return self.projection(torch.cat([self.trunk(crops_BCHW) for crops_BCHW in crops]))  # type: ignore[no-any-return]
+
+
+def prototype_losses(points_VBP: Tensor, prototypes: Sequence[Tensor], labels_HB: Tensor, *, temperature: float) -> Tensor:
+    """Return the loss (B,) of each image: cross-entropy of its crops with its cluster, averaged over crops and heads.
+
+    The logits are the cosines with all prototypes of a head, divided by the temperature (SwAV, section 3.1, equation 2,
+    with k-means assignments instead of codes). The clusters are those of the previous epoch, from other crops.
+
+    Args:
+        points_VBP: points of unit length.
+        prototypes: (K, P) of unit length for each head, fixed.
+        labels_HB: cluster of each image in each head; -1: the image is ignored.
+    """
+    n_views, n_images, _ = points_VBP.shape
+    points_NP = points_VBP.flatten(0, 1) / temperature
+    losses_B = points_VBP.new_zeros(n_images)
+    for prototypes_KP, labels_B in zip(prototypes, labels_HB, strict=True):
+        scores_NK = points_NP @ prototypes_KP.to(points_NP.dtype).T
+        losses_N = cross_entropy(scores_NK.to(points_VBP.dtype), labels_B.repeat(n_views), ignore_index=-1, reduction="none")
+        losses_B = losses_B + losses_N.view(n_views, n_images).mean(dim=0)
+    return losses_B / len(prototypes)
 
 
 def _linear(dim: int, n_outputs: int, *, seed: int) -> nn.Linear:

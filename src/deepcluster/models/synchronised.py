@@ -112,8 +112,9 @@ def synchronise_batch_norms(network: nn.Module, ranks: Ranks) -> nn.Module:
         return network
     norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
     known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SynchronisedBatchNorm)
+    timms = [m for m in norms.values() if type(m).__name__ == "BatchNormAct2d" and type(m).__module__.startswith("timm.")]
     for name, module in norms.items():
-        if type(module) not in known and not _is_timm(module):
+        if type(module) not in known and module not in timms:
             raise InputError(
                 f"the layer {name or 'itself'!r} of this network is a {type(module).__name__}, which derives from BatchNorm "
                 "in a way that can't be synchronised over several processes: train on one, or choose another network"
@@ -122,13 +123,8 @@ def synchronise_batch_norms(network: nn.Module, ranks: Ranks) -> nn.Module:
         for module in norms.values():
             module.__class__, module.ranks = SynchronisedBatchNorm, ranks  # type: ignore[assignment]
         return network
-    if any(_is_timm(module) for module in norms.values()):
+    if timms:  # BatchNorm with dropout and activation.
         from timm.layers.norm_act import convert_sync_batchnorm
 
         return convert_sync_batchnorm(network)  # type: ignore[no-any-return, no-untyped-call]
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return]
-
-
-def _is_timm(module: nn.Module) -> bool:
-    """Return whether a layer is timm's BatchNorm with dropout and activation."""
-    return type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")

@@ -52,19 +52,11 @@ class Trunk(nn.Module, ABC):
         return x_BCHW if self.sobel is None else self.sobel(x_BCHW)
 
     def stage(self, x_BCHW: Tensor, name: str) -> Tensor:
-        """Return the map (B, C, H, W) of the stage `name`; "features" are (B, D, 1, 1).
-
-        Raises:
-            InputError: the trunk has no such stage.
-        """
+        """Return the map (B, C, H, W) of the stage `name`, or raise `InputError`; "features" are (B, D, 1, 1)."""
         return self.maps(x_BCHW, (name,))[name]
 
     def maps(self, x_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the maps (B, C, H, W) of several stages, as `stage` does, from one pass that ends at the last of them.
-
-        Raises:
-            InputError: the trunk has no such stage.
-        """
+        """Return the maps (B, C, H, W) of several stages, as `stage` does, from one pass that ends at the last of them."""
         for name in names:
             self.check_stage(name)
         found: dict[str, Tensor] = {}

@@ -80,7 +80,14 @@ def take_weights(trunk: Trunk, weights: Mapping[str, Tensor], *, name: str) -> s
     state = {key: value for key, value in trunk.state_dict().items() if not key.startswith("sobel.")}
     wanted = {key.removeprefix("backbone."): value for key, value in state.items()}
     given = {".".join(part for part in key.split(".") if part not in _WRAPPERS): value for key, value in weights.items()}
-    prefix = _prefix(wanted, given)
+    # The most frequent prefix of the file's names that end like the trunk's; the first one of two copies.
+    prefixes: Counter[str] = Counter()
+    for key, value in given.items():
+        parts = key.split(".")
+        for ending in (".".join(parts[first:]) for first in range(len(parts))):
+            if ending in wanted and wanted[ending].ndim == value.ndim:
+                prefixes[key.removesuffix(ending)] += 1
+    prefix = max(prefixes, key=lambda one: prefixes[one], default="")
     matching = {key: given[prefix + key] for key in wanted if prefix + key in given}
     # BatchNorm's counters of batches are not counted: older files lack them, and nothing here reads them.
     counted = [key for key in wanted if not key.endswith("num_batches_tracked")]
@@ -102,11 +109,6 @@ def take_weights(trunk: Trunk, weights: Mapping[str, Tensor], *, name: str) -> s
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of safetensors.
-
-    Raises:
-        InputError: safetensors is not installed, or the file is damaged or empty.
-    """
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -132,17 +134,6 @@ def _tensors(state: Any) -> dict[str, Tensor]:
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def _prefix(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Return the most frequent prefix of the file's names that end like the trunk's; the first one of two copies."""
-    prefixes: Counter[str] = Counter()
-    for key, value in given.items():
-        parts = key.split(".")
-        for ending in (".".join(parts[first:]) for first in range(len(parts))):
-            if ending in wanted and wanted[ending].ndim == value.ndim:
-                prefixes[key.removesuffix(ending)] += 1
-    return prefixes.most_common(1)[0][0] if prefixes else ""
-
-
 def _check_values(arch: str, wanted: Mapping[str, Tensor], matching: Mapping[str, Tensor], name: str) -> None:
     """Raise `InputError` where shapes differ or a weight is not finite."""
     differing = [key for key, value in matching.items() if value.shape != wanted[key].shape]
@@ -156,7 +147,8 @@ def _check_values(arch: str, wanted: Mapping[str, Tensor], matching: Mapping[str
                 f"{name} was trained on {used}, this {arch} takes {made} ({first}); "
                 f"use {'--no-sobel' if used == colour else '--sobel'}"
             )
-        shapes = ", ".join(f"{key} {_shape(matching[key])} for {_shape(wanted[key])}" for key in differing[:_EXAMPLES])
+        pairs = [(key, *("×".join(map(str, each[key].shape)) for each in (matching, wanted))) for key in differing]
+        shapes = ", ".join(f"{key} {theirs} for {ours}" for key, theirs, ours in pairs[:_EXAMPLES])
         raise InputError(
             f"{name} does not fit {arch}: {len(differing)} tensors have another shape ({shapes}); "
             "use the --arch and the --image-size that the file was trained with"
@@ -164,10 +156,6 @@ def _check_values(arch: str, wanted: Mapping[str, Tensor], matching: Mapping[str
     broken = [key for key, value in matching.items() if not value.isfinite().all()]
     if broken:
         raise InputError(f"{name} has weights that are not finite: {_some(broken)}; use an earlier checkpoint")
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape))
 
 
 def _some(names: Sequence[str]) -> str:

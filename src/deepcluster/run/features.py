@@ -12,7 +12,7 @@ from deepcluster.core.device import Machine
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.loader import Loader
 from deepcluster.data.views import ClusterView, rotate_quarters
-from deepcluster.models.make import make_trunk
+from deepcluster.models.archs import make_trunk
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.pooling import Pooled
 from deepcluster.run.settings import Settings

@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -203,21 +204,16 @@ class RunFolder:
         files = rows.get("files", ())
         # Only what is read of a mapped file comes into memory: all files together may be more than it holds.
         saved = [load_tensors(self.checkpoints / name, mapped=True)["rows"] for name in files] if files else [rows]
-        parts = [{name: _of_images(one, mine) for name, one in each.items()} for each in saved]
-        return {name: _merge([part[name] for part in parts]) for name in parts[0]}
-
-
-def _of_images(rows: Mapping[str, Tensor], mine: slice) -> dict[str, Tensor]:
-    """Return the rows of the images `mine`."""
-    wanted_N = (rows["indices"] >= mine.start) & (rows["indices"] < mine.stop)
-    return {key: values[wanted_N] for key, values in rows.items()}
-
-
-def _merge(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the rows of several files by image. A file without rows does not know how wide they are."""
-    filled = [part for part in parts if len(part["indices"])] or parts[:1]
-    order_N = torch.argsort(torch.cat([part["indices"] for part in filled]), stable=True)
-    return {key: torch.cat([part[key] for part in filled])[order_N] for key in filled[0]}
+        found = {}
+        for name in saved[0]:
+            wanted = [(one[name]["indices"] >= mine.start) & (one[name]["indices"] < mine.stop) for one in saved]
+            # A file without rows does not know how wide they are.
+            filled = [number for number, wanted_N in enumerate(wanted) if wanted_N.any()] or [0]
+            order_N = torch.argsort(torch.cat([saved[n][name]["indices"][wanted[n]] for n in filled]), stable=True)
+            found[name] = {
+                key: torch.cat([saved[n][name][key][wanted[n]] for n in filled])[order_N] for key in saved[0][name]
+            }
+        return found
 
 
 def save_assignment(path: Path, names: Sequence[str], assignment: Assignment) -> None:
@@ -240,7 +236,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = load_tensors(path)
     if state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"{path} is not a checkpoint of deepcluster")
+    _join_parts(state, path.parent)
     return state
+
+
+def _join_parts(state: dict[str, Any], folder: Path) -> None:
+    """Join a hierarchical head with the layers that version 0.1.0 has saved apart, one file per rank or in `state`."""
+    saved = [state.pop("parts", {})]
+    for name in state.get("rows", {}).get("files", ()):
+        with suppress(InputError):  # A run that is being trained may have replaced the file.
+            saved.append(load_tensors(folder / name, mapped=True).get("parts", {}))
+    layers = {name: value for parts in saved for name, value in parts.get("head", {}).items()}
+    if layers:
+        layers = {name: layers[name] for name in sorted(layers, key=lambda name: int(name.split(".")[1]))}
+        names = [*state["head"], *layers]
+        momenta = {name: one for parts in saved for name, one in parts.get("head_optimizer", {}).items()}
+        state["head"] = {**state["head"], **layers}
+        state["head_optimizer"]["state"].update({names.index(name): one for name, one in momenta.items()})
 
 
 def check_same_settings(user_options: Mapping[str, Any], saved: Settings) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
-from deepcluster.models.projection import Projection
+from deepcluster.models.heads import Projection
 from deepcluster.run.settings import Settings
 
 

@@ -127,7 +127,8 @@ class DeepCluster(Method):
                     whitening.update(rows_BD[~rows_BD[:, 0].isnan()].to(self.machine.clustering_device))
         rows_MD[~seen_M] = torch.nan
         if n_bad:
-            raise not_finite(f"the features of {n_bad:,} images are over 1e15 or not finite", f"epoch {epoch}")
+            where = f"epoch {epoch}, batch 0, learning rate {self.rate:g}"
+            raise not_finite(f"the features of {n_bad:,} images are over 1e15 or not finite", where)
         if n_clamped:
             self.work.reporter.warn(f"features of {n_clamped:,} images exceed 65,504 and are kept as that value")
         return Features(rows_MD, whitening)

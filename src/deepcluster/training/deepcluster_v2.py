@@ -22,7 +22,7 @@ from deepcluster.core.work import Work
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.views import ClusterView
-from deepcluster.models.projection import CropPoints, Projection, prototype_losses
+from deepcluster.models.heads import CropPoints, Projection, prototype_losses
 from deepcluster.models.trunk import FEATURES, Trunk
 from deepcluster.run.features import feature_batches
 from deepcluster.run.settings import Settings
@@ -296,5 +296,7 @@ class DeepClusterV2(Method):
             self.prototypes = [one.to(self.machine.device) for one in state["prototypes"]]
             if "whitening" in state:
                 self.whitening = Whitening.from_state_dict(state["whitening"])
-        self.bank_epoch = state["bank_epoch"]
+        # Within an epoch the bank is filled for the next one, whatever version 0.1.0 has saved.
+        within = state["batch"] > 0 and not self.settings.look_again
+        self.bank_epoch = state["epoch"] + 1 if within else state["bank_epoch"]
         self.bank.load_state_dict(state["rows"]["bank"])

@@ -3,7 +3,7 @@
 N images, B batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class Step:
 
 
 class Method:
-    """A trunk that is clustered and trained. The subclasses add what the five steps do.
+    """A trunk that is clustered and trained: what DeepCluster and DeepCluster-v2 share. They add the five steps.
 
     Args:
         trunk: random weights, or those to start from.
@@ -63,6 +63,18 @@ class Method:
 
     crops: Crops
     view: View
+    # Steps 1 to 4, of an epoch: what one returns is what the next one takes.
+    extract_features: Callable[[int], Any]
+    whiten: Callable[[Any], Any]
+    cluster: Callable[[Any, int], Any]
+    make_labels: Callable[[Any, int], None]
+    # Indices of the images of an epoch in its order, the same on every rank.
+    draw_images: Callable[[int], Tensor]
+    # Step 5, on this rank's part of a batch (index -1: a blank image): returns its part of the mean loss.
+    train_step: Callable[[Batch, Step], Tensor]
+    # Clusters of all images by the trunk as it stands, and their space. Training state does not change.
+    final_clusters: Callable[[int], tuple[Assignment, Space]]
+    describe_memory: Callable[[], str]
 
     def __init__(
         self,
@@ -81,39 +93,6 @@ class Method:
         self.assignment: Assignment | None = None
         self.nmi_previous: float | None = None
 
-    # The five steps: what one returns is what the next one takes.
-
-    def extract_features(self, epoch: int) -> Any:
-        """Step 1: extract the features of all images."""
-        raise NotImplementedError
-
-    def whiten(self, features: Any) -> Any:
-        """Step 2: return the points that are clustered."""
-        raise NotImplementedError
-
-    def cluster(self, points: Any, epoch: int) -> Any:
-        """Step 3: return the clusters, of all images on every rank."""
-        raise NotImplementedError
-
-    def make_labels(self, clusters: Any, epoch: int) -> None:
-        """Step 4: the clusters become pseudo-labels; prepare what predicts them."""
-        raise NotImplementedError
-
-    def train_step(self, batch: Batch, step: Step) -> Tensor:
-        """Step 5: train on this rank's part of a batch (index -1: a blank image); return its part of the mean loss."""
-        raise NotImplementedError
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Prepare for the first training step of an epoch."""
-
-    def draw_images(self, epoch: int) -> Tensor:
-        """Return the indices of the images of an epoch in its order, the same on every rank."""
-        raise NotImplementedError
-
-    def final_clusters(self, epoch: int) -> tuple[Assignment, Space]:
-        """Return the clusters of all images by the trunk as it stands, and their space. Training state does not change."""
-        raise NotImplementedError
-
     @property
     def networks(self) -> Sequence[nn.Module]:
         """The trained networks that exist so far."""
@@ -124,11 +103,8 @@ class Method:
         """Learning rate of the trunk at the last step."""
         raise NotImplementedError
 
-    def describe_memory(self) -> str:
-        """Return how much memory features or points take, for the opening lines."""
-        raise NotImplementedError
-
-    # What the methods share.
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare for the first training step of an epoch."""
 
     def on_device(self, network: Any) -> Any:
         """Return the network where it is trained, with BatchNorm over all ranks."""

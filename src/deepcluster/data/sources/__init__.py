@@ -25,10 +25,9 @@ from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.sources.remote_files import open_folder_at, open_list_at
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
 from deepcluster.data.sources.shards import open_shards
-from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage import LocalFile, StoredFile, usual_cache_folder
 from deepcluster.data.storage.addresses import expand, host_of, is_address, path_of, pattern_start
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.cache_folder import usual_cache_folder
 from deepcluster.data.storage.remote import find_files
 from deepcluster.data.storage.retries import Patience
 
@@ -130,7 +129,7 @@ class _Opener:
     def _folder(self, folder: Path) -> ImageSource:
         """The images of a folder, or where it holds none, those of the shards and Parquet files in it."""
         try:
-            return open_folder(folder, cache=self.cache, on_found=self.on_found)
+            return open_folder(folder, on_found=self.on_found)
         except NoImages as nothing:
             holders = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(HOLDERS) and path.is_file())
             if not holders:
@@ -146,8 +145,8 @@ class _Opener:
             return JoinedSource([(_name_of(some[0].parent), self._files(data, some, below)) for some in kinds.values()])
         kind = next(iter(kinds))
         if kind in HOLDERS:
-            root = below or Path(os.path.commonpath([path.absolute().parent for path in paths]))
-            return self._holders(kind, [LocalFile(path, _below(root, path)) for path in paths])
+            top = (below or Path(os.path.commonpath([path.absolute().parent for path in paths]))).absolute()
+            return self._holders(kind, [LocalFile(path, path.absolute().relative_to(top).as_posix()) for path in paths])
         opened = [(_name_of(path), self._list_or_array(data, path)) for path in paths]
         return opened[0][1] if len(opened) == 1 else JoinedSource(opened)
 
@@ -190,10 +189,6 @@ def _kind(name: str) -> str:
     """`.tar` of all kinds of tar, else the ending."""
     lower = name.lower()
     return ".tar" if lower.endswith(TARS) else os.path.splitext(lower)[1]  # noqa: PTH122
-
-
-def _below(root: Path, path: Path) -> str:
-    return path.absolute().relative_to(root.absolute()).as_posix()
 
 
 def _nearest_path(path: Path) -> str:

@@ -12,9 +12,8 @@ from typing import Final
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.sources.lists import parse_list, parse_table
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.data.sources.remote_files import open_remote_list
+from deepcluster.data.sources.remote_files import count_endings, open_remote_list, parse_list, parse_table
 from deepcluster.data.storage import check_regular, file_stamp
 from deepcluster.data.storage.addresses import is_address, shown
 from deepcluster.data.storage.blocks import BlockStore
@@ -102,7 +101,15 @@ def _open_pairs(
     """Return the images that a list or table names, each with its label ("" = unknown)."""
     if not pairs:
         raise InputError(f"{file} names no images; write the path of one image a line")
-    if _are_addresses(file, pairs):
+    remote = [path for path, _ in pairs if "://" in path and is_address(path)]
+    if 0 < len(remote) < len(pairs):
+        local = next(path for path, _ in pairs if not is_address(path))
+        raise InputError(
+            f"{file} mixes {count_of(len(remote), 'remote address')} (such as {shown(remote[0])[:100]}) with "
+            f"{count_of(len(pairs) - len(remote), 'local path')} (such as {local[:100]}); "
+            "make a list for each; they can be given together"
+        )
+    if remote:
         return open_remote_list(file.name, pairs, notes, blocks, patience)
     base = file.absolute().parent
     _check_exist(file, base, [path for path, _ in pairs])
@@ -112,31 +119,9 @@ def _open_pairs(
         labels.setdefault(path, label)
     if len(labels) < len(paths):
         notes = [*notes, f"{count_of(len(paths) - len(labels), 'repeated line')} skipped"]
-    details = describe_files(*_folders_and_endings(labels), [f"listed in {file.name}", *notes])
+    folders = {path.rpartition("/")[0] for path in labels}
+    details = describe_files(len(folders), count_endings(labels), [f"listed in {file.name}", *notes])
     return FileSource(root, PackedNames(labels), labels.values() if any(labels.values()) else None, details)
-
-
-def _are_addresses(file: Path, pairs: list[tuple[str, str]]) -> bool:
-    """Whether a list names remote addresses and not files; raises InputError where it names both."""
-    remote = [path for path, _ in pairs if "://" in path and is_address(path)]
-    if 0 < len(remote) < len(pairs):
-        local = next(path for path, _ in pairs if not is_address(path))
-        raise InputError(
-            f"{file} mixes {count_of(len(remote), 'remote address')} (such as {shown(remote[0])[:100]}) with "
-            f"{count_of(len(pairs) - len(remote), 'local path')} (such as {local[:100]}); "
-            "make a list for each; they can be given together"
-        )
-    return bool(remote)
-
-
-def _folders_and_endings(paths: Iterable[str]) -> tuple[int, Counter[str]]:
-    """Return the number of folders that hold `paths`, and the endings of these."""
-    folders, endings = set(), []
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        folders.add(folder)
-        endings.append(name.rpartition(".")[2] if "." in name else "")
-    return len(folders), Counter(endings)
 
 
 def _check_exist(file: Path, base: Path, paths: list[str]) -> None:

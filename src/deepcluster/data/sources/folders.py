@@ -6,7 +6,6 @@ N images.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -16,7 +15,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource, describe_files
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.sources.scan import Listing, find_images, scan
+from deepcluster.data.sources.scan import Listing, scan
 
 _SPLITS: Final = frozenset({"train", "val", "test", "valid", "validation"})
 _NAMED: Final = 3
@@ -54,23 +53,19 @@ class FolderSource(FileSource):
         return None
 
 
-def open_folder(folder: Path, *, cache: Path | None = None, on_found: Callable[[int], None] | None = None) -> ImageSource:
+def open_folder(folder: Path, *, on_found: Callable[[int], None] | None = None) -> ImageSource:
     """Open all images below `folder`, in the order of their paths; folders of one class each give labels.
 
-    The list of a large folder is kept in `cache` (None = the usual one) and taken from there while no folder has changed.
     `on_found` gets the number of images found so far, a few times a second and at the end; it may raise to stop.
     Raises NoImages where there are none.
     """
-    listing = find_images(folder.absolute(), cache, on_found)
+    listing = scan(folder.absolute(), on_found)
     if not listing.names:
-        raise NoImages(_no_images(folder, listing.others, listing.closed))
+        found = [f"found only {endings_of(listing.others)}"] if listing.others else []
+        found += [f"{count_of(listing.closed, 'folder')} could not be opened"] if listing.closed else []
+        what = "; ".join(found) or "it is empty"
+        raise NoImages(f"{folder} holds no images: looked for {endings_of(IMAGE_ENDINGS)}; {what}")
     return FolderSource(folder, listing)
-
-
-def _no_images(folder: Path, others: Counter[str], closed: int) -> str:
-    found = [f"found only {endings_of(others)}"] if others else []
-    found += [f"{count_of(closed, 'folder')} could not be opened"] if closed else []
-    return f"{folder} holds no images: looked for {endings_of(IMAGE_ENDINGS)}; {'; '.join(found) or 'it is empty'}"
 
 
 def class_runs(names: Sequence[str]) -> list[tuple[str, int]] | None:

@@ -27,8 +27,15 @@ class ImageSource(ABC):
         """Take the class name of each image ("" = unknown), or None where nothing is known."""
         self.labels_N: NDArray[np.int64] | None = None
         self.class_names: list[str] = []
-        if labels is not None:
-            self.labels_N, self.class_names = _number_labels(list(labels))
+        if labels is None:
+            return
+        labels = list(labels)
+        names = sorted(set(labels) - {""})
+        if all(name.isdecimal() for name in names):
+            names.sort(key=int)
+        numbers = {"": -1, **{name: number for number, name in enumerate(names)}}
+        self.labels_N = np.fromiter((numbers[label] for label in labels), np.int64, len(labels))
+        self.class_names = [printable(name) for name in names]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -67,12 +74,3 @@ class ImageSource(ABC):
     def describe(self) -> str:
         """Return the line that opens a run: how many images of which kind, from where, and what was skipped."""
         return f"{count_of(len(self), 'image')} {self.details()}"
-
-
-def _number_labels(labels: list[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the index of each label in the sorted class names ("" becomes -1), and these names."""
-    names = sorted(set(labels) - {""})
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
-    numbers = {"": -1, **{name: number for number, name in enumerate(names)}}
-    return np.fromiter((numbers[label] for label in labels), np.int64, len(labels)), [printable(n) for n in names]

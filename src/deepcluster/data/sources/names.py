@@ -7,9 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 from typing import overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 
 class PackedNames(Sequence[str]):
     """Strings as UTF-8 in one piece of memory: 8 bytes a name and its length, where Python takes about 57 and its length.
@@ -22,21 +19,6 @@ class PackedNames(Sequence[str]):
         self._text = bytearray()
         self._ends = array("q", [0])  # The end of each name, after the start of the first.
         self.extend(names)
-
-    @classmethod
-    def from_arrays(cls, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> PackedNames:
-        """Make it of what `arrays` gave."""
-        made = cls()
-        made._text = bytearray(text)
-        made._ends = array("q", ends.astype(np.int64, copy=False).tobytes())
-        return made
-
-    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return views of the bytes of all names, and of N + 1 positions in them: each start, and the last end.
-
-        While one of these is held, `extend` fails.
-        """
-        return np.frombuffer(self._text, np.uint8), np.frombuffer(self._ends, np.int64)
 
     def extend(self, names: Iterable[str]) -> None:
         """Add names at the end."""

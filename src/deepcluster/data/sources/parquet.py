@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -187,10 +186,15 @@ class ParquetSource(TableSource):
             except InputError as error:  # The file is gone, or the network.
                 reason = str(error)
             except DAMAGES as error:
-                reason = self._damage(place._replace(block=reader.block), error)
+                runs, name = self._runs[place.file], printable(self._files[place.file].name)
+                first, end = runs.block_rows(place.run, reader.block)[0], int(runs.rows[place.run + 1])
+                reason = f"damaged: rows {first:,} to {end - 1:,} of {name} can't be decoded ({first_line(error)})"
                 self._damaged[place[:2]] = (reader.block, reason)
             else:
-                self._keep_reader(place, reader)
+                # For the next blocks of its run: reading in order decodes no run twice, even without a disk.
+                if not reader.at_end():
+                    with self._readers_lock:
+                        self._readers = [*self._readers[1 - _READERS :], (place[:2], reader)]
         if found is None:
             raise UnreadableImage(reason)
         return found
@@ -200,7 +204,7 @@ class ParquetSource(TableSource):
         kept = False
         while not kept:
             with suppress(_Absent):  # Another thread looked for it at that very moment, and the store told both.
-                self._blocks.get(self._key(place), partial(_same, made))
+                self._blocks.get(self._key(place), lambda: made)
                 kept = True
 
     def _reader_before(self, place: _Place) -> _RunReader:
@@ -211,26 +215,11 @@ class ParquetSource(TableSource):
                 nearest = max(usable, key=lambda kept: kept[1].block)
                 self._readers.remove(nearest)
                 return nearest[1]
-        return self._open_run(place)
-
-    def _keep_reader(self, place: _Place, reader: _RunReader) -> None:
-        """Keep a reader for the next blocks of its run: reading in order decodes no run twice, even without a disk."""
-        if not reader.at_end():
-            with self._readers_lock:
-                self._readers = [*self._readers[1 - _READERS :], (place[:2], reader)]
-
-    def _open_run(self, place: _Place) -> _RunReader:
         file = self._files[place.file]
         # One at an address notices by itself, and to ask its server costs as much as to read.
         if isinstance(file, LocalFile) and file.now() != file.stamp:
             raise written_anew(file)
         return _RunReader(file, self._metadata[place.file], self._image, self._runs[place.file], place.run)
-
-    def _damage(self, place: _Place, error: Exception) -> str:
-        runs = self._runs[place.file]
-        first, end = runs.block_rows(place.run, place.block)[0], int(runs.rows[place.run + 1])
-        name = printable(self._files[place.file].name)
-        return f"damaged: rows {first:,} to {end - 1:,} of {name} can't be decoded ({first_line(error)})"
 
 
 class _RunReader:
@@ -265,19 +254,16 @@ class _RunReader:
         parts = []
         while missing > 0:
             if not len(self._rest):
-                self._rest = self._next_images()
+                batch = next(self._batches, None)
+                if batch is None:
+                    raise pa.ArrowInvalid("fewer rows than the file says")
+                column = batch.column(self._columns.image)
+                self._rest = as_bytes(pc.struct_field(column, "bytes") if self._columns.nested else column)
             parts.append(self._rest.slice(0, missing))
             self._rest = self._rest.slice(missing)
             missing -= len(parts[-1])
         self.block += 1
         return _packed(pa.concat_arrays(parts))
-
-    def _next_images(self) -> pa.LargeBinaryArray:
-        batch = next(self._batches, None)
-        if batch is None:
-            raise pa.ArrowInvalid("fewer rows than the file says")
-        column = batch.column(self._columns.image)
-        return as_bytes(pc.struct_field(column, "bytes") if self._columns.nested else column)
 
 
 def _leaf(columns: Columns) -> str:
@@ -301,10 +287,6 @@ class _Absent(Exception):
 
 def _absent() -> pa.Buffer:
     raise _Absent
-
-
-def _same(made: pa.Buffer) -> pa.Buffer:
-    return made
 
 
 def _open_one(file: StoredFile) -> _ParquetTable:

@@ -1,19 +1,20 @@
-"""Images that lie at addresses of their own: a list of addresses, and a list that lies at one itself.
+"""The text of lists and tables of images; images at addresses of their own: a list of these, and one that lies at one.
 
 N images.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.sources.lists import parse_list, parse_table
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.storage.addresses import host_of, is_address, is_web, names_below, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
@@ -21,6 +22,8 @@ from deepcluster.data.storage.remote import Patience, ask, find_addresses, uniqu
 from deepcluster.data.storage.retries import NotAllowed, NotThere, Refused
 
 _TABLES: Final = (".csv", ".tsv")
+_PATH_COLUMNS: Final = ("path", "file", "filename", "file_name", "image", "image_path", "name")
+_LABEL_COLUMNS: Final = ("label", "class", "target")
 
 
 class RemoteImages(ImageSource):
@@ -126,13 +129,15 @@ def open_folder_at(
 
 
 def _images(labels: dict[str, str], details: str, blocks: BlockStore, patience: Patience | None) -> ImageSource:
-    endings = Counter(name.rpartition(".")[2] if "." in name else "" for name in map(_last_part, labels))
+    endings = count_endings(map(path_of, labels))
     known = list(labels.values()) if any(labels.values()) else None
     return RemoteImages(list(labels), known, f"({endings_of(endings)}) {details}", blocks, patience)
 
 
-def _last_part(address: str) -> str:
-    return path_of(address).rpartition("/")[2]
+def count_endings(paths: Iterable[str]) -> Counter[str]:
+    """Return how many of the paths have each ending; "" where the name has none."""
+    names = (path.rpartition("/")[2] for path in paths)
+    return Counter(name.rpartition(".")[2] if "." in name else "" for name in names)
 
 
 def _check_hosts(file_name: str, addresses: Sequence[str]) -> None:
@@ -166,3 +171,45 @@ def _join(base: str, path: str) -> str:
         host, own = "", place
     joined = posixpath.normpath(posixpath.join("/", posixpath.dirname(own), path)).lstrip("/")
     return f"{scheme}://{host}{'/' if host else ''}{joined}{chained}{rest}"
+
+
+def parse_list(text: str) -> list[tuple[str, str]]:
+    """Return the path and the label of each line of a list: labels are unknown, "", since a list has none."""
+    lines = (line.strip() for line in text.split("\n"))
+    return [(line, "") for line in lines if line and not line.startswith("#")]
+
+
+def parse_table(text: str, file: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the path and the label ("" = unknown) of each row of a table, and notes on what was found in it.
+
+    Raises InputError, which calls the table `file`, where it has no column of paths.
+    """
+    header_line = text.partition("\n")[0]
+    delimiter = "\t" if file.lower().endswith(".tsv") else max(",;\t", key=header_line.count)
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter)
+    try:
+        header = [column.strip() for column in next(rows, [])]
+        path_at, label_at = _find_columns(header, file)
+        cells = ((_cell(row, path_at), _cell(row, label_at)) for row in rows)
+        pairs = [(path, "" if label == "-1" else label) for path, label in cells if path]
+    except csv.Error as error:
+        raise InputError(f"{file} can't be read as a table: {error}") from error
+    classes = len({label for _, label in pairs if label})
+    if label_at is None or not classes:
+        return pairs, []
+    return pairs, [f"{count_of(classes, 'class')} from column {header[label_at]}"]
+
+
+def _find_columns(header: list[str], file: str) -> tuple[int, int | None]:
+    """Return the columns of the paths and of the labels, the latter None where there is none."""
+    lower = [column.lower() for column in header]
+    path_at = next((lower.index(column) for column in _PATH_COLUMNS if column in lower), None)
+    if path_at is None:
+        found = f"its first line names {', '.join(header)}" if header else "it is empty"
+        hint = next(filter(None, (did_you_mean(column, _PATH_COLUMNS) for column in lower)), "")
+        raise InputError(f"{file} has no column of image paths: {found}{hint}; name one of the columns path")
+    return path_at, next((lower.index(column) for column in _LABEL_COLUMNS if column in lower), None)
+
+
+def _cell(row: list[str], column: int | None) -> str:
+    return row[column].strip() if column is not None and column < len(row) else ""

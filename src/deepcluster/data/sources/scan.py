@@ -1,13 +1,10 @@
-"""What lies below a folder: found once, kept on the disk, and taken from there while no folder has changed.
+"""What lies below a folder, and whether anything has changed there since.
 
 N images. Folders are asked for their entries, files for nothing: a million files in a thousand folders take about a second.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
 import stat
 import time
@@ -18,16 +15,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.data.storage.cache_folder import usual_cache_folder, write_whole
 
-_VERSION: Final = 1
-_PACKED: Final = ("names", "folders", "stamps")
-# Finding 10,000 in 10 folders takes 22 ms, reading their list 2 ms; in 1,000 folders 83 and 10 ms.
-_KEEP_FROM: Final = 10_000
 # The coarsest file systems (FAT) count folder times in steps of 2 seconds: a file that is added within the same step as
 # the folder's last change, but after it was looked at, leaves no trace.
 _SETTLED_SECONDS: Final = 2
@@ -66,28 +56,21 @@ class Listing:
         return self.settled and all(_stamp(f"{root}/{folder}") == stamp for folder, stamp in found)
 
 
-def find_images(root: Path, cache: Path | None, on_found: Callable[[int], None] | None) -> Listing:
-    """Return what lies below `root`, from the list kept in `cache` (None = the usual one) while that is still true."""
-    file = (usual_cache_folder() if cache is None else cache) / "lists" / f"{_digest(root)}.npz"
-    listing = _read_kept(file)
-    if listing is None or not listing.still_true(root):
-        listing = scan(root, on_found)
-        # Permission to open a folder may come without a trace.
-        if len(listing.names) + listing.others.total() >= _KEEP_FROM and listing.settled and not listing.closed:
-            _keep(listing, file)
-    if on_found:
-        on_found(len(listing.names))
-    return listing
-
-
 class _Folder(NamedTuple):
     prefix: str
     above: frozenset[tuple[int, int]]
 
 
 def scan(root: Path, on_found: Callable[[int], None] | None = None) -> Listing:
-    """Look through `root`; `on_found` gets the number of images so far, a few times a second, and may raise to stop."""
-    return _Scan(root, on_found).run()
+    """Return what lies below `root`.
+
+    Args:
+        on_found: called with the number of images so far, a few times a second and at the end; may raise to stop.
+    """
+    listing = _Scan(root, on_found).run()
+    if on_found:
+        on_found(len(listing.names))
+    return listing
 
 
 class _Scan:
@@ -136,7 +119,9 @@ class _Scan:
         entries = self._entries(path)
         while some := list(islice(entries, _TELL_ENTRIES)):
             self._sort_entries(some, folder.prefix, keys)
-            self._tell()
+            if self.on_found and time.monotonic() - self.told > _TELL_SECONDS:
+                self.told = time.monotonic()
+                self.on_found(self.endings.total())
         self.holding += self.endings.total() > images
         # A subfolder is sorted with the slash that follows it in all paths below it. No name begins with another one and
         # its slash, so this gives the order of the whole paths.
@@ -181,11 +166,6 @@ class _Scan:
         self.folders.extend([folder])
         self.stamps.extend([stamp])
 
-    def _tell(self) -> None:
-        if self.on_found and time.monotonic() - self.told > _TELL_SECONDS:
-            self.told = time.monotonic()
-            self.on_found(self.endings.total())
-
 
 def _stamp(folder: str) -> str:
     try:
@@ -203,40 +183,3 @@ def _stamp_of(status: os.stat_result) -> str:
     if not stat.S_ISDIR(status.st_mode):
         return ""
     return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
-
-
-def _digest(root: Path) -> str:
-    return hashlib.sha256(str(root).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _keep(listing: Listing, file: Path) -> None:
-    """Write a listing into the cache, or go on without where that can't be written to."""
-    about = {
-        "version": _VERSION,
-        "endings": listing.endings,
-        "others": listing.others,
-        "holding": listing.holding,
-    }
-    arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-    for name in _PACKED:
-        arrays[f"{name}_text"], arrays[f"{name}_ends"] = getattr(listing, name).arrays()
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    write_whole(file, content.getvalue())
-
-
-def _read_kept(file: Path) -> Listing | None:
-    """Read a kept listing; None where there is none that can be used. One of other folders has other stamps."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(arrays["about"].tobytes())
-            if about["version"] != _VERSION:
-                return None
-            names, folders, stamps = (
-                PackedNames.from_arrays(arrays[f"{name}_text"], arrays[f"{name}_ends"]) for name in _PACKED
-            )
-            endings, others = Counter(about["endings"]), Counter(about["others"])
-            return Listing(names, folders, stamps, endings, others, about["holding"], closed=0, settled=True)
-    # Damaged archives raise a dozen types, from zipfile, zlib, struct, json and NumPy.
-    except Exception:
-        return None

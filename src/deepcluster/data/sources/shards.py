@@ -5,15 +5,14 @@ N images. A tar file is read once from front to back to find its images; after t
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate, repeat
+from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +27,7 @@ from deepcluster.data.sources.folders import class_runs
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.tar_index import TarIndex, index_tar, number_repeated
 from deepcluster.data.sources.unpacked import UnpackedFile, unpack
-from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.storage import LocalFile, StoredFile, digest
 
 # In 20 µs, the time of opening a file, 64 KiB come from the memory of the system; in 40 ms, that of a request, about
 # 4 MiB come over the network. Members below half a piece are not hopped over.
@@ -156,7 +155,7 @@ def _opened(files: Sequence[StoredFile], cache: Path, tell: Callable[[int], None
 
 
 def _open_shard(file: StoredFile, cache: Path, tell: Callable[[int], None]) -> _Shard:
-    path = cache / "shards" / hashlib.sha256(file.where().encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    path = cache / "shards" / digest(file.where())
     index = TarIndex.kept(path, file)
     is_packed = index.packed if index else file.size > 1 and file.read(0, 2) == b"\x1f\x8b"
     content = unpack(file, cache, lambda: tell(0)) if is_packed else file
@@ -193,7 +192,9 @@ def _labels(shards: Sequence[_Shard], names: pa.ChunkedArray) -> tuple[Iterable[
     classes = {name for shard in shards for name in shard.index.classes}
     if classes:
         note = f"labels from {count_of(len(classes), 'class')} (.cls or .json members; used for diagnostics only)"
-        return _member_labels(shards), note
+        # -1, unknown, is the last one.
+        named = ((np.array([*each.index.classes, ""], object), each.index.images["label"]) for each in shards)
+        return chain.from_iterable(names[labels.to_numpy()].tolist() for names, labels in named), note
     # The rule for folders goes by sorted names; of the images in one folder, one stands for all.
     folders = pc.replace_substring_regex(names, r"[^/]*$", "x").dictionary_encode().unify_dictionaries()
     distinct = folders.chunk(0).dictionary.to_pylist()
@@ -204,13 +205,6 @@ def _labels(shards: Sequence[_Shard], names: pa.ChunkedArray) -> tuple[Iterable[
     by_number = [class_of[folder] for folder in distinct]
     note = f"labels from {count_of(len(set(by_number)), 'class folder')} (used for diagnostics only)"
     return (by_number[place] for chunk in folders.chunks for place in chunk.indices.to_numpy().tolist()), note
-
-
-def _member_labels(shards: Sequence[_Shard]) -> Iterator[str]:
-    for shard in shards:
-        labels_N = shard.index.images["label"].to_numpy()
-        classes = np.array([*shard.index.classes, ""], object)  # -1, unknown, is the last one.
-        yield from classes[labels_N].tolist()
 
 
 def _notes(shards: Sequence[_Shard]) -> list[str]:

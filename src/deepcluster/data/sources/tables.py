@@ -309,16 +309,13 @@ def _label_column(
 def label_texts(column: pa.ChunkedArray, classes: Sequence[str] | None) -> list[str]:
     """Return the class name of each row: null, numbers below 0 and numbers that are no class become ""."""
     if _is_text(column.type):
-        return _strings([b"" if value == b"-1" else value or b"" for value in as_bytes(column).to_pylist()])
+        stored = [b"" if value == b"-1" else value or b"" for value in as_bytes(column).to_pylist()]
+        text_of = {value: _text(value) for value in set(stored)}  # One object a class, not one a row.
+        return [text_of[value] for value in stored]
     values = [-1 if value is None else value for value in column.to_pylist()]
     texts = {value: "" if value < 0 else str(value) for value in set(values)}
     if classes is not None:
         texts = {value: classes[value] if 0 <= value < len(classes) else "" for value in texts}
-    return [texts[value] for value in values]
-
-
-def _strings(values: list[bytes]) -> list[str]:
-    texts = {value: _text(value) for value in set(values)}  # One object a class, not one a row.
     return [texts[value] for value in values]
 
 

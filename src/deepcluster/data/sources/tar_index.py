@@ -22,8 +22,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.tar_members import TarMembers, has_content
-from deepcluster.data.storage import StoredFile
-from deepcluster.data.storage.cache_folder import write_whole
+from deepcluster.data.storage import StoredFile, write_whole
 
 _VERSION: Final = 1
 _CHECK_BYTES: Final = 4
@@ -147,7 +146,11 @@ class _Found:
         self._follow(name[: len(name) - len(printable(base))] + printable(stem))
         ending = base.rpartition(".")[2] if rest else ""
         if ending.lower() in IMAGE_ENDINGS:
-            self._add_image(name, member)
+            self.names += name.encode()
+            self.name_ends.append(len(self.names))
+            self.starts.append(member.offset_data)
+            self.lengths.append(member.size)
+            self.labels.append(-1)
             self.endings[ending] += 1
             return
         kind = rest.lower()
@@ -157,27 +160,17 @@ class _Found:
         else:
             self.others[ending] += 1
 
-    def _add_image(self, name: str, member: tarfile.TarInfo) -> None:
-        self.names += name.encode()
-        self.name_ends.append(len(self.names))
-        self.starts.append(member.offset_data)
-        self.lengths.append(member.size)
-        self.labels.append(-1)
-
     def _follow(self, key: str) -> None:
         """Give the labels of the key before to its images, where another one begins."""
         if key == self.key:
             return
         if self.known and self.first < len(self.labels):
-            label = self.known.get("cls") or self.known["json"]
-            self.labels[self.first :] = array("i", [self._number(label)]) * (len(self.labels) - self.first)
+            number = self.numbers.setdefault(self.known.get("cls") or self.known["json"], len(self.numbers))
+            self.labels[self.first :] = array("i", [number]) * (len(self.labels) - self.first)
         elif self.known:
             for kind, label in self.known.items():
                 self.loose[kind][self.key] = label
         self.key, self.first, self.known = key, len(self.labels), {}
-
-    def _number(self, label: str) -> int:
-        return self.numbers.setdefault(label, len(self.numbers))
 
     def index(self) -> TarIndex:
         self._follow("/")  # No key of a member.
@@ -185,7 +178,10 @@ class _Found:
         names = pa.LargeStringArray.from_buffers(len(self.starts), ends, text)
         if self.loose["cls"] or self.loose["json"]:
             self._join_loose(names)
-        names, repeated = _distinct(names)
+        repeated = 0
+        if len(names.unique()) < len(names):
+            numbered, repeated = number_repeated(names.to_pylist())
+            names = pa.array(numbered, pa.large_string())
         columns = {
             "name": names,
             "start": pa.array(self.starts, pa.int64()),
@@ -201,7 +197,7 @@ class _Found:
                 folder, slash, base = name.as_py().rpartition("/")
                 key = folder + slash + base.partition(".")[0]
                 label = self.loose["cls"].get(key) or self.loose["json"].get(key)
-                self.labels[place] = self._number(label) if label else -1
+                self.labels[place] = self.numbers.setdefault(label, len(self.numbers)) if label else -1
 
 
 def _label_in(kind: str, member: tarfile.TarInfo, members: TarMembers) -> str:
@@ -224,13 +220,6 @@ def _json_label(content: bytes) -> str:
         if isinstance(label, str | int) and not isinstance(label, bool):
             return str(label).strip()
     return ""
-
-
-def _distinct(names: pa.Array) -> tuple[pa.Array, int]:
-    if len(names.unique()) == len(names):
-        return names, 0
-    numbered, repeated = number_repeated(names.to_pylist())
-    return pa.array(numbered, pa.large_string()), repeated
 
 
 def number_repeated(names: Sequence[str]) -> tuple[list[str], int]:

@@ -48,7 +48,10 @@ class TarMembers:
         except (DeepClusterError, MemoryError):  # Nothing is wrong with the tar.
             raise
         except Exception as error:  # As below.
-            raise InputError(f"{file.where()} {_not_a_tar(file, error)}") from error
+            begin = file.read(0, 512)
+            known = (what for pattern, what in _NOT_TARS if re.match(pattern, begin, re.IGNORECASE | re.DOTALL))
+            unknown = f"is no tar file, or damaged where it begins ({error}); download or make it again"
+            raise InputError(f"{file.where()} {next(known, unknown)}") from error
         self._tar.offset = 0
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
@@ -87,14 +90,6 @@ class TarMembers:
 def has_content(member: tarfile.TarInfo) -> bool:
     """Whether the content of a member lies behind its header as it is: not of links, devices and sparse files."""
     return member.isreg() and not member.issparse()
-
-
-def _not_a_tar(file: StoredFile, error: Exception) -> str:
-    begin = file.read(0, 512)
-    for pattern, what in _NOT_TARS:
-        if re.match(pattern, begin, re.IGNORECASE | re.DOTALL):
-            return what
-    return f"is no tar file, or damaged where it begins ({error}); download or make it again"
 
 
 class _Window:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import threading
@@ -15,8 +14,7 @@ from typing import IO, Final
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import printable
-from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.data.storage.cache_folder import beside_of
+from deepcluster.data.storage import LocalFile, StoredFile, digest, written_beside
 
 _PIECE: Final = 8 << 20
 _SLICE: Final = 1 << 14  # It holds 17 MB at most (gzip saves a factor of 1,032), and so much at once is in memory.
@@ -64,7 +62,7 @@ def unpack(file: StoredFile, cache: Path, tell: Callable[[], None]) -> UnpackedF
     file without a name. `tell` is called now and then; it may raise to stop.
     Raises InputError where there is room nowhere.
     """
-    path = cache / "unpacked" / f"{_digest(file.where())}-{_digest(file.stamp)}"
+    path = cache / "unpacked" / f"{digest(file.where())}-{digest(file.stamp)}"
     kept = _kept(file, path, tell)
     if kept is not None:
         return kept
@@ -77,8 +75,12 @@ def unpack(file: StoredFile, cache: Path, tell: Callable[[], None]) -> UnpackedF
         size, _, problem = _write_unpacked(file, scratch, tell)
         scratch.flush()
     except OSError as error:
+        # Its last 4 bytes are its size unpacked, which counts from 0 again each 4 GiB.
+        size = int.from_bytes(file.read(file.size - 4, 4), "little")
+        while 1.01 * size + 1000 < file.size:  # What can't be compressed grows a little.
+            size += 1 << 32
         raise InputError(
-            f"{file.where()} must be unpacked, and there is no room for about {_estimate(file) / 1e9:.1f} GB: "
+            f"{file.where()} must be unpacked, and there is no room for about {size / 1e9:.1f} GB: "
             f"{path.parent}: {_reason(first)}; {tempfile.gettempdir()}: {_reason(error)}; make room, or name "
             "a folder that has it in the environment variable DEEPCLUSTER_CACHE"
         ) from error
@@ -108,19 +110,12 @@ def _kept(file: StoredFile, path: Path, tell: Callable[[], None]) -> UnpackedFil
 
 def _unpack_to_cache(file: StoredFile, path: Path, tell: Callable[[], None]) -> UnpackedFile:
     """Write beside and rename; then what was unpacked of the file as it was before goes."""
-    beside = beside_of(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as target:
-            size, crc, problem = _write_unpacked(file, target, tell)
-            about = json.dumps({"size": size, "crc": crc, "problem": problem}).encode()
-            target.write(about + len(about).to_bytes(_ABOUT_BYTES, "big"))
-        beside.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-    for other in path.parent.glob(f"{_digest(file.where())}-*"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_beside(path) as beside, beside.open("wb") as target:
+        size, crc, problem = _write_unpacked(file, target, tell)
+        about = json.dumps({"size": size, "crc": crc, "problem": problem}).encode()
+        target.write(about + len(about).to_bytes(_ABOUT_BYTES, "big"))
+    for other in path.parent.glob(f"{digest(file.where())}-*"):
         with suppress(OSError):
             # Another process may be writing the same at this moment.
             if other != path and not (other.suffix == ".part" and time.time() - other.stat().st_mtime < _ABANDONED_SECONDS):
@@ -169,18 +164,6 @@ def _inflated(file: StoredFile) -> Iterator[bytes]:
     if inside:
         yield inflater.flush()
         raise EOFError
-
-
-def _estimate(file: StoredFile) -> int:
-    """Return the size that a gzip'd file has unpacked: its last 4 bytes, which count from 0 again each 4 GiB."""
-    size = int.from_bytes(file.read(file.size - 4, 4), "little")
-    while 1.01 * size + 1000 < file.size:  # What can't be compressed grows a little.
-        size += 1 << 32
-    return size
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _reason(error: OSError) -> str:

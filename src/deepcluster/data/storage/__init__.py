@@ -1,14 +1,21 @@
-"""Files that are read by ranges, wherever they lie; safe to read from many threads at once."""
+"""Files that are read by ranges, wherever they lie, from many threads at once; the folder of what is slow to make again."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
+import tempfile
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
+
+CACHE_VARIABLE = "DEEPCLUSTER_CACHE"
 
 
 class StoredFile(ABC):
@@ -61,7 +68,11 @@ class LocalFile(StoredFile):
             check_regular(self.path)
             with self.path.open("rb", buffering=0) as file:
                 file.seek(start)
-                return _read_all(file, length)
+                parts = []
+                while length > 0 and (part := file.read(length)):  # One call gives 2 GiB at most.
+                    parts.append(part)
+                    length -= len(part)
+                return b"".join(parts)
         except OSError as error:
             raise InputError(f"{self.path} can't be read: {(error.strerror or str(error)).lower()}") from error
 
@@ -89,15 +100,6 @@ def check_regular(path: str | Path) -> None:
     mode = os.stat(path).st_mode  # noqa: PTH116 (pathlib takes twice as long)
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError("not a regular file")
-
-
-def _read_all(file: io.FileIO, length: int) -> bytes:
-    """Read until `length` bytes are there, or the file ends: one call gives 2 GiB at most."""
-    parts = []
-    while length > 0 and (part := file.read(length)):
-        parts.append(part)
-        length -= len(part)
-    return b"".join(parts)
 
 
 class _RawReader(io.RawIOBase):
@@ -129,7 +131,54 @@ class _RawReader(io.RawIOBase):
         return found
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        found = self._file.read(self._position, min(len(buffer), max(0, self._file.size - self._position)))
+        found = self.read(len(buffer))
         buffer[: len(found)] = found
-        self._position += len(found)
         return len(found)
+
+
+def usual_cache_folder() -> Path:
+    """`$DEEPCLUSTER_CACHE`, else `deepcluster` in `$XDG_CACHE_HOME`, else `~/.cache/deepcluster`; it need not exist."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcluster"
+    except RuntimeError:  # A container whose user has no home.
+        return Path(tempfile.gettempdir()) / "deepcluster-cache"
+
+
+def write_whole(path: Path, content: bytes) -> bool:
+    """Write a file of the cache beside and rename it, so that other processes see all of it or nothing.
+
+    Returns False where that is impossible (a full disk, a folder that is read-only): then the work goes on without it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(path) as beside:
+            beside.write_bytes(content)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give the name of a file that is renamed to `path` at the end, or deleted where that is not reached."""
+    beside = beside_of(path)
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def beside_of(path: Path) -> Path:
+    """The name under which this thread writes what will be renamed to `path`."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+
+
+def digest(text: str) -> str:
+    """Return 32 hex digits that stand for a text, as in names of files of the cache."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

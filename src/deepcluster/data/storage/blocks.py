@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import threading
@@ -18,7 +17,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from deepcluster.data.storage.cache_folder import beside_of
+from deepcluster.data.storage import digest, written_beside
 
 MOST_BYTES: Final = 20 << 30
 # Held in memory: a few blocks of 4 MiB for each of many threads. Files are read, not mapped: what another machine deletes
@@ -78,7 +77,7 @@ class BlockStore:
 
     def get(self, key: str, make: Callable[[], bytes | pa.Buffer]) -> pa.Buffer:
         """Return the block of `key`, made by `make` where it is not there yet; what `make` raises is raised."""
-        name = _name_of(key)
+        name = digest(key)
         while True:
             with self._lock:
                 held = self._held.get(name)
@@ -95,7 +94,7 @@ class BlockStore:
 
     def part(self, key: str, start: int, stop: int, make: Callable[[], bytes | pa.Buffer]) -> bytes:
         """Return the bytes `start` to `stop` of the block of `key`, of which only these are read once it was checked."""
-        name = _name_of(key)
+        name = digest(key)
         if name in self._touched and name not in self._held:
             with suppress(OSError), self._path(name).open("rb", buffering=0) as file:
                 file.seek(start)
@@ -107,7 +106,7 @@ class BlockStore:
 
     def find(self, key: str) -> pa.Buffer | None:
         """Return the block of `key` if it is there."""
-        name = _name_of(key)
+        name = digest(key)
         with self._lock:
             held = self._held.get(name)
         if held is None and (held := self._from_disk(name)) is not None:
@@ -196,7 +195,9 @@ class BlockStore:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                self._look(self._bytes_there() // 2)  # Others fill the disk: give them half of what is kept here.
+                there = sum(status.st_size for _, status in _files_below(self.folder))
+                with self._looking:  # Others fill the disk: give them half of what is kept here.
+                    self._kept_bytes, self._written_since = self._look_while_held(there // 2), 0
                 self._write_file(name, content)
         except OSError as error:
             self.complaint = f"{self.folder} can't be written to ({(error.strerror or str(error)).lower()})"
@@ -206,17 +207,10 @@ class BlockStore:
 
     def _write_file(self, name: str, content: pa.Buffer) -> None:
         path = self._path(name)
-        beside = beside_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.write(_checksum(name, content))
-            beside.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
+        with written_beside(path) as beside, beside.open("wb") as file:
+            file.write(content)
+            file.write(_checksum(name, content))
 
     def _make_room(self, size: int) -> None:
         """Delete blocks where `size` more bytes would pass the bound."""
@@ -227,11 +221,6 @@ class BlockStore:
                 if self._kept_bytes <= self.most_bytes and self._written_since <= self.most_bytes // _LOOK_SHARE:
                     return
             self._kept_bytes = self._look_while_held(self.most_bytes - size) + size
-            self._written_since = 0
-
-    def _look(self, bound: int) -> None:
-        with self._looking:
-            self._kept_bytes = self._look_while_held(bound)
             self._written_since = 0
 
     def _look_while_held(self, bound: int) -> int:
@@ -261,9 +250,6 @@ class BlockStore:
             kept -= size
         return kept
 
-    def _bytes_there(self) -> int:
-        return sum(status.st_size for _, status in _files_below(self.folder))
-
 
 def _files_below(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
     """Yield each file of a folder of blocks; other processes may make and delete some meanwhile."""
@@ -273,10 +259,6 @@ def _files_below(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_resul
                 for entry in os.scandir(inner.path):
                     with suppress(OSError):
                         yield entry, entry.stat()
-
-
-def _name_of(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _checksum(name: str, content: pa.Buffer) -> bytes:

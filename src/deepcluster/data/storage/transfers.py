@@ -279,7 +279,9 @@ class OtherSite(Site):
         )
         options = {"on_error": "raise"} if usual else {}
         found = self._call("find", self._path(address), seconds=None, maxdepth=depth, detail=True, **options)
-        return {self._address(path, address): _about_entry(entry) for path, entry in found.items()}, []
+        _, chained, rest = address.partition("::")
+        address_of = self._fs.unstrip_protocol
+        return {f"{address_of(path)}{chained}{rest}": _about_entry(entry) for path, entry in found.items()}, []
 
     def _call(self, name: str, *args: Any, seconds: float | None = _REQUEST_SECONDS, **options: Any) -> Any:
         if self._at_once:
@@ -290,10 +292,6 @@ class OtherSite(Site):
     def _path(self, address: str) -> str:
         return str(self._fs._strip_protocol(address.partition("::")[0]))
 
-    def _address(self, path: str, like: str) -> str:
-        _, chained, rest = like.partition("::")
-        return f"{self._fs.unstrip_protocol(path)}{chained}{rest}"
-
 
 def _about_entry(entry: Mapping[str, Any]) -> About:
     if entry.get("type") == "directory":
@@ -302,12 +300,9 @@ def _about_entry(entry: Mapping[str, Any]) -> About:
 
 
 def _marks(entry: Mapping[str, Any]) -> dict[str, str]:
-    return {mark: _mark(entry[mark]) for mark in _MARKS if entry.get(mark)}
-
-
-def _mark(value: Any) -> str:
-    """Return a mark as text, a time as seconds: the listing of a file system may have it in another form than its answer."""
-    return str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
+    # Times as seconds: the listing of a file system may have them in another form than its answer.
+    found = ((mark, entry[mark]) for mark in _MARKS if entry.get(mark))
+    return {mark: str(one.timestamp() if isinstance(one, datetime) else one).strip('"') for mark, one in found}
 
 
 _sites: dict[tuple[int, str], Site] = {}

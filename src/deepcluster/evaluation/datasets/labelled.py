@@ -1,10 +1,10 @@
-"""Images with classes: the training and the validation part of a data set.
+"""Images with classes: the training and the validation part of a data set, and features of those that can be read.
 
-N images, C classes.
+N images, C classes, S readable images, D features.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.run.model import Model, readable
+from deepcluster.run.pooling import Pooled
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "validation", "valid", "test")
@@ -46,11 +48,8 @@ class TrainVal:
 
     def describe(self) -> dict[str, object]:
         """Return counts, for the results."""
-        return {
-            "train_images": len(self.train.source),
-            "val_images": len(self.val.source),
-            "classes": len(self.train.class_names),
-        }
+        images = {"train_images": len(self.train.source), "val_images": len(self.val.source)}
+        return {**images, "classes": len(self.train.class_names)}
 
 
 def open_train_val(data: Path) -> TrainVal:
@@ -59,7 +58,15 @@ def open_train_val(data: Path) -> TrainVal:
     Raises:
         InputError: the folder has another layout, images have no class, or the classes of the two differ.
     """
-    train, val = _open(data, TRAIN), _open(data, HELD_OUT)
+    parts = []
+    for names in (TRAIN, HELD_OUT):
+        path = find_part(data, names)
+        if path is None:
+            raise InputError(
+                f"{data} has no {names[0]} folder of class folders, and no {names[0]} shards or table: {contents_of(data)}"
+            )
+        parts.append(open_labelled(path))
+    train, val = parts
     missing = sorted(set(train.class_names) ^ set(val.class_names))
     if missing:
         where = "val" if missing[0] in train.class_names else "train"
@@ -90,15 +97,6 @@ def find_part(data: Path, names: tuple[str, ...]) -> Path | None:
     return None
 
 
-def _open(data: Path, names: tuple[str, ...]) -> Labelled:
-    path = find_part(data, names)
-    if path is None:
-        raise InputError(
-            f"{data} has no {names[0]} folder of class folders, and no {names[0]} shards or table: {contents_of(data)}"
-        )
-    return open_labelled(path)
-
-
 def open_labelled(path: Path) -> Labelled:
     """Return images that all have a class: class folders, or shards or a table with labels.
 
@@ -113,6 +111,46 @@ def open_labelled(path: Path) -> Labelled:
             "with the columns path,label"
         )
     return Labelled(source, torch.from_numpy(source.labels_N), source.class_names)
+
+
+@dataclass(frozen=True)
+class ReadableRows:
+    """Averaged stages of the readable images, with their classes; kNN and clustering compare them.
+
+    Attributes:
+        images: all images, with their classes.
+        rows: (N, D) by stage, on the CPU, possibly in a file; NaN for unreadable images.
+        readable_N: which images can be read.
+        labels_S: classes of those.
+    """
+
+    images: Labelled
+    rows: dict[str, Tensor]
+    readable_N: Tensor
+    labels_S: Tensor
+
+    def at(self, stage: str, device: torch.device) -> Tensor:
+        """Return rows (S, D) of a stage, on a device."""
+        rows_ND = self.rows[stage]
+        return (rows_ND if bool(self.readable_N.all()) else rows_ND[self.readable_N]).to(device)
+
+    def notes(self, part: str) -> list[str]:
+        """Return a note on the images of a part that are left out."""
+        return self.images.left_out(part, dict.fromkeys((~self.readable_N).nonzero()[:, 0].tolist(), ""))
+
+
+def readable_rows(model: Model, images: Labelled, stages: Sequence[str]) -> ReadableRows:
+    """Return the stages averaged over their maps, of all images in one pass.
+
+    Raises:
+        InputError: no image can be read.
+    """
+    features = model.rows(images.source, [Pooled(stage) for stage in stages])
+    readable_N = readable(features[Pooled(stages[0])])
+    if not bool(readable_N.any()):
+        raise InputError(f"none of the images can be read: {images.source.describe()}")
+    rows = {one.stage: rows_ND for one, rows_ND in features.items()}
+    return ReadableRows(images, rows, readable_N, images.labels_N[readable_N])
 
 
 def contents_of(data: Path) -> str:

@@ -1,15 +1,19 @@
 """Pickles as data: lists, tuples, dicts, strings, bytes, numbers, None and plain NumPy arrays; no code in them is ever run.
 
-A pickle is a program. Its operations are scanned with the standard library's `pickletools`, and the few that plain data
-need are carried out here: nothing is imported, nothing is called, and no memory is reserved because the file asks for it.
+A pickle is a program. The standard library's interpreter of such programs (the one in Python) is left the operations that
+plain data need: nothing is imported, nothing of the file is called, and no memory is reserved because the file asks for it.
 """
 
+import io
+import pickle
 import pickletools
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -23,24 +27,15 @@ LARGEST_EMPTY = 1 << 20
 PLAIN = (str, int, float, bool, bytes, type(None), np.ndarray, np.generic)
 # Boolean, integer, float and complex numbers by bytes, text by length: neither objects nor records nor dates.
 PLAIN_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU][1-9]\d{0,8})")
-# Operations that push a value of their own; those that push their argument, as `pickletools` decodes it; and those that take
-# a number of values from the stack (None: those after the last mark).
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-VALUE = re.compile(r"(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|(SHORT_|BIN)*(STRING|UNICODE|BYTES)8?|BYTEARRAY8")
-TAKES: dict[str, int | None] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BUILD": 1}
-TAKES |= {"EMPTY_LIST": 0, "EMPTY_DICT": 0, "REDUCE": 2, "STACK_GLOBAL": 2}
-TAKES |= dict.fromkeys(("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"))
+# Operations that are carried out as they are; `_Reader` has those that need care, and all others are refused.
+HARMLESS = re.compile(
+    r"PROTO|FRAME|STOP|MARK|NONE|NEWTRUE|NEWFALSE|(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|(SHORT_|BIN)*(STRING|UNICODE|BYTES)8?|"
+    r"EMPTY_(TUPLE|LIST|DICT)|TUPLE[123]?|LIST|APPENDS?|(STACK_)?GLOBAL|((LONG_)?BIN)?[PG][UE]T|MEMOIZE"
+)
 
 
 class Refused(Exception):
     """The pickle asks for more than plain values."""
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A name of a module, such as `numpy.dtype`; nothing is imported for it."""
-
-    name: str
 
 
 @dataclass
@@ -51,11 +46,8 @@ class _Dtype:
     order: str = "="
 
 
-@dataclass
 class _Blank:
-    """An array whose content comes later, and the places of the memo that stand for it."""
-
-    places: list[int] = field(default_factory=list)
+    """An array whose content comes later."""
 
 
 def read_plain_pickle(source: str | Path | bytes) -> Any:
@@ -70,7 +62,7 @@ def read_plain_pickle(source: str | Path | bytes) -> Any:
     """
     name = "the pickle" if isinstance(source, bytes) else str(source)
     try:
-        value = _Reader().read(source if isinstance(source, bytes) else Path(source).read_bytes())
+        value = _Reader(source if isinstance(source, bytes) else Path(source).read_bytes()).load()
         _check_plain(value, {})
         return value
     except OSError as fault:
@@ -85,73 +77,40 @@ def read_plain_pickle(source: str | Path | bytes) -> Any:
         raise InputError(f"{name} can't be read: truncated, damaged or not a pickle ({reason})") from None
 
 
-class _Reader:
-    """The stack and the memo of a pickle, and what its operations do with them."""
+BASE: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
 
-    def read(self, content: bytes) -> Any:
-        """Carry out all operations, and return the value at the end."""
-        operations: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]] = pickletools.genops(content)
-        for operation, argument, _ in operations:
-            name: str = operation.name
-            if name in CONSTANTS:
-                self.stack.append(CONSTANTS[name])
-            elif VALUE.fullmatch(name):
-                self.stack.append(bytes(argument) if isinstance(argument, bytearray) else argument)
-            elif name == "MARK":
-                self.marks.append(len(self.stack))
-            elif name in TAKES:
-                self.act(name, self.take(TAKES[name]))
-            elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-                place = len(self.memo) if argument is None else argument
-                self.memo[place] = top = self.stack[-1]
-                if isinstance(top, _Blank):
-                    top.places.append(place)
-            elif name in ("GET", "BINGET", "LONG_BINGET"):
-                self.stack.append(self.memo[argument])
-            elif name == "GLOBAL":
-                self.stack.append(_known(*argument.split(" ", 1)))
-            elif name not in ("PROTO", "FRAME", "STOP"):
-                raise Refused(f"the operation {name.lower().replace('_', ' ')}")
-        return self.stack.pop()
+class _Operations(dict[int, Callable[[Any], None]]):
+    def __missing__(self, code: int) -> Callable[[Any], None]:
+        raise Refused(f"the operation {pickletools.code2op[chr(code)].name.lower().replace('_', ' ')}")
 
-    def take(self, count: int | None) -> list[Any]:
-        """Take the last values from the stack; None: those after the last mark."""
-        first = self.marks.pop() if count is None else len(self.stack) - count
-        if first < 0:
-            raise IndexError("empty stack")
-        items = self.stack[first:]
-        del self.stack[first:]
-        return items
 
-    def act(self, name: str, items: list[Any]) -> None:
-        """Carry out an operation on values that were taken from the stack."""
-        if name.startswith("TUPLE"):
-            self.stack.append(tuple(items))
-        elif name in ("LIST", "EMPTY_LIST"):
-            self.stack.append(items)
-        elif name in ("DICT", "EMPTY_DICT"):
-            self.stack.append(_filled({}, items))
-        elif name.startswith("SETITEM"):
-            _filled(self.stack[-1], items)
-        elif name == "STACK_GLOBAL":
-            self.stack.append(_known(*items))
-        elif name == "REDUCE":
-            self.stack.append(_called(*items))
-        elif name == "BUILD":
-            self.build(*items)
-        elif type(self.stack[-1]) is list:
-            self.stack[-1].extend(items)
-        else:
-            raise Refused("items of what is no list")
+class _Reader(pickle._Unpickler):
+    """The interpreter: in its stack and its memo are plain values, and what stands for names, types and arrays to come."""
 
-    def build(self, state: Any) -> None:
+    stack: list[Any]
+    memo: dict[int, Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        """Return our own function for a known name; nothing is imported."""
+        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        if full not in CALLS:
+            raise Refused(f"{module}.{name}"[:100])
+        return CALLS[full]
+
+    def _call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack[-1]
+        if not isinstance(function, FunctionType) or not isinstance(arguments, tuple):
+            raise Refused("a call of what is no function")
+        self.stack[-1] = function(*arguments)
+
+    def _build(self) -> None:
         """Set the byte order of a type, or the content of a blank array."""
-        made = self.stack[-1]
+        state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, _Dtype):
             _, made.order, subarray, names, fields, *_ = state
             if made.order not in ("<", ">", "=", "|") or not subarray is names is fields is None:
@@ -159,34 +118,38 @@ class _Reader:
         elif isinstance(made, _Blank):
             _, shape, dtype, by_columns, data = state
             self.stack[-1] = _array(data, dtype, shape, "F" if by_columns else "C")
-            self.memo |= dict.fromkeys(made.places, self.stack[-1])
+            # The blank is in the memo, too, shortly before the parts of its state.
+            places = [place for place in islice(reversed(self.memo), 64) if self.memo[place] is made]
+            self.memo |= dict.fromkeys(places, self.stack[-1])
         else:
             raise Refused("attributes of an object")
 
+    def _fill(self, items: list[Any]) -> None:
+        """Put keys and values into a dict; keys are plain or flat tuples, as the hash of a deep tuple ends the process."""
+        if type(self.stack[-1]) is not dict:
+            raise Refused("items of what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not all(isinstance(part, PLAIN) for part in (key if isinstance(key, tuple) else (key,))):
+                raise Refused(f"a dict with a key of type {type(key).__name__.lstrip('_').lower()}")
+            self.stack[-1][key] = value
 
-def _filled(found: Any, items: list[Any]) -> Any:
-    """Put keys and values into a dict; keys are plain or flat tuples, as the hash of a deep tuple ends the process."""
-    if type(found) is not dict:
-        raise Refused("items of what is no dict")
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if not all(isinstance(part, PLAIN) for part in (key if isinstance(key, tuple) else (key,))):
-            raise Refused(f"a dict with a key of type {type(key).__name__.lstrip('_').lower()}")
-        found[key] = value
-    return found
+    def _new_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._fill(items)
 
-
-def _known(module: str, name: str) -> _Name:
-    full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
-    if full not in CALLS and full != "numpy.ndarray":
-        raise Refused(f"{module}.{name}"[:100])
-    return _Name(full)
-
-
-def _called(function: Any, arguments: Any) -> Any:
-    """Return what a call of a known name would give."""
-    if not isinstance(function, _Name) or function.name not in CALLS or not isinstance(arguments, tuple):
-        raise Refused(f"a call of {getattr(function, 'name', 'what is no function')}")
-    return CALLS[function.name](*arguments)
+    dispatch = _Operations(
+        {ord(one.code): BASE[ord(one.code)] for one in pickletools.opcodes if HARMLESS.fullmatch(one.name)}
+    )
+    dispatch |= {
+        pickle.REDUCE[0]: _call,
+        pickle.BUILD[0]: _build,
+        pickle.DICT[0]: _new_dict,
+        pickle.SETITEMS[0]: lambda self: self._fill(self.pop_mark()),
+        pickle.SETITEM[0]: lambda self: self._fill([self.stack.pop() for _ in range(2)][::-1]),
+        # As bytes: the interpreter would reserve the memory first.
+        pickle.BYTEARRAY8[0]: BASE[pickle.BINBYTES8[0]],
+    }
 
 
 def _dtype(code: Any, *_: Any) -> _Dtype:
@@ -215,9 +178,14 @@ def _encoded(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-# What a call of these names gives; an array by its content, or blank, to be built later.
+def _ndarray(*_: Any) -> Any:
+    raise Refused("a call of numpy.ndarray")
+
+
+# What stands for these names: an array is made of its content, or blank, to be built later.
 CALLS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
+    "numpy.ndarray": _ndarray,
     "numpy.core.multiarray._reconstruct": lambda *_: _Blank(),
     "numpy.core.multiarray.scalar": lambda dtype, data: _array(data, dtype, (), "C")[()],
     "numpy.core.numeric._frombuffer": _array,

@@ -27,7 +27,7 @@ KINDS: Final = {
     "top-images": (
         "top-images.json",
         "Images that excite",
-        "blocks",
+        "pairs",
         "For each filter the images of the data set that excite it most, and the place that does.",
     ),
 }
@@ -65,7 +65,7 @@ def pictures_section(folder: Path, *, max_bytes: int = MOST_BYTES, run: str = "R
     """Return the section; where nothing was made, the commands that make it.
 
     Args:
-        folder: with `filters/STAGE/grid.png` and `top-images/STAGE/blocks-1.png` and so on, or not there.
+        folder: with `filters/STAGE/grid.png` and `top-images/STAGE/pairs-1.png` and so on, or not there.
         max_bytes: most bytes of all pictures together, as they are in the page. What does not fit is named.
         run: the run folder, as the user would type it.
     """

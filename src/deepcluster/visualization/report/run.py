@@ -49,7 +49,7 @@ def read_run(
     config, metrics, tables = folder.read_config(), folder.read_metrics(), cluster_tables(folder)
     if not tables:
         raise InputError(f"{folder.path} has no clusters yet: they come at the end of its first epoch")
-    settings, newest = Settings.from_dict(config["settings"]), tables[max(tables)]
+    settings, newest = Settings.from_saved(config["settings"]), tables[max(tables)]
     names = pq.read_table(newest, columns=["name"]).column("name").to_pylist()
     state = _checkpoint(folder)
     model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state else None

@@ -20,8 +20,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.seeds import image_order
 from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.views import ClusterView, Colours, rotate_quarters
-from deepcluster.models.heads import Head, HierarchicalHead, make_head
-from deepcluster.models.projection import Projection
+from deepcluster.models.heads import Head, HierarchicalHead, Projection, make_head
 from deepcluster.models.trunk import normalise
 from deepcluster.run.features import extract_stage
 from deepcluster.run.model import Model
@@ -125,13 +124,6 @@ class Explained:
     def n_components(self) -> int:
         """P."""
         return self.centroids_KP.shape[1]
-
-    @property
-    def clusterer(self) -> str:
-        """Name of the run's clusterer: "kmeans", "balanced", "pic" or "hierarchical"."""
-        if self.settings.super_clusters:
-            return "hierarchical"
-        return "balanced" if getattr(self.settings, "balance", False) else self.settings.clustering
 
     @property
     def has_sobel(self) -> bool:

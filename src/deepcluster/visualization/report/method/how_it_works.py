@@ -6,6 +6,7 @@ N images.
 import json
 from typing import Any
 
+from deepcluster.clustering import clusterer
 from deepcluster.core.work import Advance, Work
 from deepcluster.data.cache import DecodedImages
 from deepcluster.visualization.report.collection import Collection
@@ -24,27 +25,6 @@ from deepcluster.visualization.report.method.training_views import training_view
 from deepcluster.visualization.report.page import Section, asset, render, shown
 
 NAME, TITLE = "method", "How it works"
-# How each clusterer works, in plain words. To be replaced by `deepcluster.clustering.clusterer(name).explanation`.
-EXPLANATIONS = {
-    "kmeans": (
-        "k-means starts from random images and alternates two steps: each image joins the cluster with the nearest "
-        "centroid, and each centroid moves to the mean of its images. A cluster that becomes empty takes half of a large "
-        "one."
-    ),
-    "balanced": (
-        "Balanced k-means alternates two steps: images join the clusters with the nearest centroids so that all clusters "
-        "get nearly the same number of images, and each centroid moves to the mean of its images."
-    ),
-    "pic": (
-        "Power iteration clustering joins each image to its nearest neighbours; a random walk along these edges gives each "
-        "image a density, and each image follows its neighbours uphill. Images that end at the same peak are a cluster: "
-        "their number is found, not set."
-    ),
-    "hierarchical": (
-        "k-means first divides all images into a few super-clusters. Each super-cluster is then divided by k-means again, "
-        "into a number of clusters in proportion to its images."
-    ),
-}
 # Why an image may be in a cluster whose centroid is not the nearest, where that is not the doing of later training.
 WHY_NOT_NEAREST = {
     "balanced": "In balanced clusters that happens where the nearest one is full.",
@@ -111,8 +91,8 @@ def _section(collection: Collection, run: Explained, trace: Trace, images: Decod
         arch=run.model.trunk.arch,
         name=shown(collection.names[trace.index]),
         own=own,
-        explanation=EXPLANATIONS[run.clusterer],
-        why_not_nearest=WHY_NOT_NEAREST.get(run.clusterer),
+        explanation=clusterer(run.settings.clustering).explanation,
+        why_not_nearest=WHY_NOT_NEAREST.get(run.settings.clustering),
         n_images=n_images,
         n_clusters=collection.n_clusters,
         table=shown(collection.table),

@@ -4,7 +4,6 @@ The views and the schedule are those of SwAV's published script for 1 % and 10 %
 eval_semisup.py). N images of a loader, M of them, B batch, C classes, T numbers of ranks.
 """
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass
 from math import ceil, inf, isfinite
@@ -17,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.views import ClusterView, TrainingView
-from deepcluster.evaluation.learners.classifier import Classifier, logits_of, step
-from deepcluster.evaluation.learners.logistic import right_among
+from deepcluster.evaluation.classifier import Classifier, logits_of, step
+from deepcluster.evaluation.logistic import right_among, top_of
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.trainer import Diverged, Training, fit, seed_of, sgd, shuffled
 from deepcluster.run.features import FEATURE_BATCH
@@ -61,7 +60,6 @@ class TestSet:
     """Images on which a network is tested: those of a loader at `indices_M`; `labels_N` are of all images of the loader."""
 
     __test__ = False  # Not a class of tests, whatever pytest makes of its name.
-
     loader: Loader
     indices_M: Tensor
     labels_N: Tensor
@@ -83,14 +81,14 @@ def epochs_of(count: int, options: SemiSupervisedOptions) -> int:
     return max(options.epochs, ceil(options.min_steps / batches_of(count, options.batch_size)[1]))
 
 
+def steps_of(count: int, options: SemiSupervisedOptions) -> int:
+    """Return the number of steps of a training on a number of images."""
+    return epochs_of(count, options) * batches_of(count, options.batch_size)[1]
+
+
 def rate_factor(epoch: int, epochs: int) -> float:
     """Return the factor of the rates in `epoch` (from 0): 1; 0.2 after six tenths of the epochs; 0.04 after eight."""
     return FALL ** sum(10 * epoch >= tenths * epochs for tenths in FALLS_AT_TENTHS)
-
-
-def top_of(n_classes: int) -> Sequence[int]:
-    """Return the ranks up to which the right class counts: 1 and 5, or all classes where there are fewer."""
-    return sorted({1, min(5, n_classes)})
 
 
 class Trials:
@@ -137,7 +135,7 @@ class Trials:
         if name in self.finished:
             return 0
         done = self._stopped["step"] if self._stopped is not None and self.has_begun(name) else 0
-        return int(epochs_of(count, self.options) * batches_of(count, self.options.batch_size)[1] - done)
+        return int(steps_of(count, self.options) - done)
 
     def score(self, name: str, rates: Rates, indices_M: Tensor, test_set: TestSet, *, scratch: bool) -> Score:
         """Train a network on the labelled images `indices_M` and test it, unless that is done already.
@@ -170,8 +168,7 @@ class Trials:
             {"params": list(classifier.head.parameters()), "lr": rates.head},
         ]
         optimizer = sgd(groups, machine, lr=rates.trunk, momentum=options.momentum, weight_decay=options.weight_decay)
-        steps = epochs_of(count, options) * batches_of(count, options.batch_size)[1]
-        training = Training(classifier, optimizer, steps)
+        training = Training(classifier, optimizer, steps_of(count, options))
         if self._stopped is not None and self._stopped["name"] == name:
             training.load(self._stopped)
         return training

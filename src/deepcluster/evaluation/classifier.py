@@ -27,8 +27,7 @@ class Classifier(nn.Module):
     def __init__(self, trunk: Trunk, n_classes: int, *, seed: int) -> None:
         super().__init__()
         self.trunk = trunk
-        device = next(trunk.parameters()).device
-        self.head = ClusterHead(trunk.dim, n_classes, seed=seed).to(device)
+        self.head = ClusterHead(trunk.dim, n_classes, seed=seed).to(next(trunk.parameters()).device)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return scores (B, C) of normalised images, before any sigmoid or softmax."""

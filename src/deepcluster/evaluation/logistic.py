@@ -75,6 +75,11 @@ class Logistic:
         return [float(number) / max(1, count) for number in right]
 
 
+def top_of(n_classes: int) -> list[int]:
+    """Return the ranks up to which the right class counts: 1 and 5, or all classes where there are fewer."""
+    return sorted({1, min(5, n_classes)})
+
+
 def right_among(scores_BC: Tensor, labels_B: Tensor, top: Sequence[int]) -> Tensor:
     """Return how many rows have their label among the `top` highest scores; int64, one number for each of `top`."""
     ranked_BK = scores_BC.topk(max(top), dim=1).indices

@@ -1,20 +1,59 @@
-"""Average precision of a ranking: scikit-learn's, and VOC 2007's of 11 points. Both skip "difficult" images, as VOC does.
+"""Average precision of a ranking, and agreement of clusters with classes.
 
-N images, C classes, T thresholds.
+N images, C classes, T thresholds, K clusters.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, precision_recall_curve
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import (
+    adjusted_rand_score,
+    average_precision_score,
+    normalized_mutual_info_score,
+    precision_recall_curve,
+)
+from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 
 RECALLS = 11
+MEASURES = ("nmi", "adjusted_rand", "accuracy", "purity")
+
+
+def agreement(clusters_N: ArrayLike, labels_N: ArrayLike) -> dict[str, float]:
+    """Return all of `MEASURES` over the images that have both a cluster and a class (neither is negative).
+
+    None depends on how the clusters are numbered.
+
+    - `nmi`: mutual information over the arithmetic mean of both entropies, as in scikit-learn and most papers. (The lines
+      of a training run divide by the geometric mean, as in the paper's equation 3.)
+    - `adjusted_rand`: share of the pairs of images on which both agree (together or apart), adjusted for chance.
+    - `accuracy`: of the best one-to-one matching of clusters and classes (the Hungarian method). With more clusters than
+      classes, all images of unmatched clusters are wrong.
+    - `purity`: accuracy when each cluster stands for its most frequent class. It tends to grow with the number of clusters.
+
+    Raises:
+        InputError: lengths differ, or no image has both.
+    """
+    clusters, labels = np.asarray(clusters_N, dtype=np.int64), np.asarray(labels_N, dtype=np.int64)
+    if clusters.shape != labels.shape or clusters.ndim != 1:
+        raise InputError(f"clusters {clusters.shape} and classes {labels.shape} must be two lists of one length")
+    both_N = (clusters >= 0) & (labels >= 0)
+    if not both_N.any():
+        raise InputError(f"none of the {len(clusters):,} images has both a cluster and a class: there is nothing to compare")
+    clusters, labels = clusters[both_N], labels[both_N]
+    overlap_KC = contingency_matrix(clusters, labels, dtype=np.int64)
+    return {
+        "nmi": float(normalized_mutual_info_score(labels, clusters, average_method="arithmetic")),
+        "adjusted_rand": float(adjusted_rand_score(labels, clusters)),
+        "accuracy": int(overlap_KC[linear_sum_assignment(overlap_KC, maximize=True)].sum()) / len(clusters),
+        "purity": int(overlap_KC.max(axis=1).sum()) / len(clusters),
+    }
 
 
 @dataclass(frozen=True)

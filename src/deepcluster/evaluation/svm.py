@@ -121,10 +121,9 @@ def choose_cost(rows_nD: NDArray[np.float64], positive_n: NDArray[np.bool_], see
     found = np.zeros((FOLDS, len(COSTS)))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(rows_nD, positive_n)
     for fold, (seen, held) in enumerate(folds):
-        seen_rows, held_rows = rows_nD[seen], rows_nD[held]
         for number, cost in enumerate(COSTS):
-            svm = train_svm(seen_rows, positive_n[seen], cost, seed)
-            found[fold, number] = average_precision_score(positive_n[held], svm.decision_function(held_rows))
+            svm = train_svm(rows_nD[seen], positive_n[seen], cost, seed)
+            found[fold, number] = average_precision_score(positive_n[held], svm.decision_function(rows_nD[held]))
     return COSTS[int(found.mean(axis=0).argmax())]
 
 
@@ -152,8 +151,7 @@ def fit_all(jobs: Sequence[Job], make_rows: Callable[[], Rows], workers: int) ->
         yield from ((job.key, fit_job(job, rows)) for job in jobs)
         return
     calls = (delayed(_fit_in_process)(job, rows.train_ND, rows.test_MD) for job in jobs)
-    results = Parallel(processes, return_as="generator")(calls)
-    yield from zip((job.key for job in jobs), results, strict=True)
+    yield from zip((job.key for job in jobs), Parallel(processes, return_as="generator")(calls), strict=True)
 
 
 def _fit_in_process(job: Job, train_ND: NDArray[np.float64], test_MD: NDArray[np.float64]) -> Fitted:

@@ -1,4 +1,6 @@
-"""Any classifier of torchvision as a trunk: its stages are found by recording one pass of a blank image.
+"""Any classifier of torchvision or timm as a trunk.
+
+The stages are those that timm declares; torchvision's are found by recording one pass of a blank image.
 
 B batch, C channels, H and W pixels, D features.
 """
@@ -19,6 +21,8 @@ from deepcluster.models.trunk import FEATURES
 CONTAINERS = ("features", "layers", "blocks", "trunk_output", "encoder", "encoder.layers")
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
 _CLASSES = 1000
+# Transformers get the size of their grid, and where they can they fit their positions to other sizes (the small crops).
+_SIZE_OPTIONS: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
 class _AllRecorded(Exception):
@@ -36,8 +40,20 @@ class TorchvisionTrunk(NamedTrunk):
     """
 
     def __init__(self, arch: str, *, image_size: int, sobel: bool, dropout: float = 0.5) -> None:
-        super().__init__(arch, _classifier(arch, image_size), image_size=image_size, sobel=sobel)
-        _remove_classifier(self.backbone)
+        super().__init__(arch, _torchvision_network(arch, image_size), image_size=image_size, sobel=sobel)
+        # The last layer becomes the identity, and a dropout right before it.
+        name = [
+            name
+            for name, layer in self.backbone.named_modules()
+            if (isinstance(layer, nn.Linear) and layer.out_features == _CLASSES)
+            or (isinstance(layer, nn.Conv2d) and layer.out_channels == _CLASSES)
+        ][-1]
+        parent = self.backbone.get_submodule(name.rpartition(".")[0])
+        children = list(parent.named_children())
+        number = children.index((name.rpartition(".")[2], self.backbone.get_submodule(name)))
+        for child, layer in children[max(0, number - 1) : number + 1]:
+            if isinstance(layer, nn.Dropout) or child == children[number][0]:
+                setattr(parent, child, nn.Identity())
         for layer in getattr(self.backbone, "classifier", nn.Identity()).modules():
             if isinstance(layer, nn.Dropout):
                 layer.p = dropout
@@ -86,7 +102,7 @@ class TorchvisionTrunk(NamedTrunk):
         return output
 
 
-def _classifier(arch: str, image_size: int) -> nn.Module:
+def _torchvision_network(arch: str, image_size: int) -> nn.Module:
     """Return torchvision's own network.
 
     Raises:
@@ -114,23 +130,6 @@ def _classifier(arch: str, image_size: int) -> nn.Module:
         raise
 
 
-def _remove_classifier(backbone: nn.Module) -> None:
-    """Replace the last layer by the identity, and a dropout right before it."""
-    name = [
-        name
-        for name, layer in backbone.named_modules()
-        if (isinstance(layer, nn.Linear) and layer.out_features == _CLASSES)
-        or (isinstance(layer, nn.Conv2d) and layer.out_channels == _CLASSES)
-    ][-1]
-    owner, _, last = name.rpartition(".")
-    parent = backbone.get_submodule(owner)
-    children = list(parent.named_children())
-    number = [child for child, _ in children].index(last)
-    setattr(parent, last, nn.Identity())
-    if number and isinstance(children[number - 1][1], nn.Dropout):
-        setattr(parent, children[number - 1][0], nn.Identity())
-
-
 def _blocks(backbone: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     for name, layer in backbone.named_children():
         if prefix + name in CONTAINERS:
@@ -143,3 +142,62 @@ def _is_stage(layer: nn.Module) -> bool:
     """Return True for an activation, a layer that ends in one or has nested blocks; False for a convolution or a pool."""
     inner = list(layer.children())
     return isinstance(inner[-1] if inner else layer, ACTIVATIONS) or any(list(child.children()) for child in inner)
+
+
+class TimmTrunk(NamedTrunk):
+    """A classifier of timm, `timm:NAME`, with random weights; its stages are those of timm's `feature_info`.
+
+    Raises:
+        InputError: timm is not installed or does not know the name; the network has no stages, or can't take this size.
+    """
+
+    def __init__(self, arch: str, *, image_size: int, sobel: bool) -> None:
+        backbone = _timm_network(arch, image_size, channels=2 if sobel else 3)
+        super().__init__(arch, backbone, image_size=image_size, sobel=sobel)
+        if not hasattr(backbone, "forward_intermediates") or not hasattr(backbone, "forward_head"):
+            raise InputError(f"{arch} can't be a trunk: timm does not return the maps of its stages")
+        self.dim = self._blank_features().shape[1]
+        known: Any = backbone.feature_info
+        # One network (tresnet) leaves the name of its stem empty.
+        blocks = [one["module"] or "stem" for one in getattr(known, "info", known)]
+        self.stages = (*blocks, FEATURES)
+
+    def _found(self, edges_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        numbers = [number for number, name in enumerate(self.stages[:-1]) if name in names]
+        net: Any = self.backbone
+        if not numbers:
+            return {FEATURES: net(edges_BCHW)} if FEATURES in names else {}
+        if FEATURES in names:
+            last, maps = net.forward_intermediates(edges_BCHW, indices=numbers)
+        else:
+            maps = net.forward_intermediates(edges_BCHW, indices=numbers, stop_early=True, intermediates_only=True)
+        found = dict(zip([self.stages[number] for number in numbers], maps, strict=True))
+        return found | ({FEATURES: net.forward_head(last)} if FEATURES in names else {})
+
+
+def _timm_network(arch: str, image_size: int, channels: int) -> nn.Module:
+    """Return timm's own network, without its classifier.
+
+    Raises:
+        InputError: timm is not installed, or does not know the name or one of the options.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise InputError(f"{arch} needs timm: pip install 'deepcluster[timm]'") from None
+    name, options = name_and_options(arch)
+    # A tag (NAME.TAG) only names weights, which are not used. `is_model` is False for names that timm would download.
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise InputError(f"timm has no classifier {name!r}{did_you_mean(name, known)}; timm.list_models() lists them")
+    for size in [*({"img_size": image_size, **others} for others in _SIZE_OPTIONS), {}]:
+        every: dict[str, Any] = {**size, **options}
+        try:
+            network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **every)
+        except TypeError as fault:
+            check_options(arch, options, fault)
+            if not any(f"'{key}'" in str(fault) for key in size):
+                raise
+        else:
+            return network
+    raise InputError(f"{arch} can't be made")

@@ -1,6 +1,7 @@
-"""Region vectors of images of all sizes, extracted image by image and kept on disk by content, in parts.
+"""R-MAC, a descriptor of an image from the maxima of a map in square regions (Tolias, Sicre and Jégou, ICLR 2016).
 
-N images of a part, R regions of all of them, C channels, H and W pixels.
+Region vectors of images of all sizes are extracted image by image and kept on disk by content, in parts.
+N images, R regions, C channels, H and W pixels of the image or the map, P numbers after PCA, L levels.
 """
 
 import io
@@ -10,22 +11,24 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from fractions import Fraction
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import free_disk_bytes
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.work import Advance
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
-from deepcluster.data.resize import resize
+from deepcluster.data.resample import resize
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.storage.cache_folder import write_whole
-from deepcluster.evaluation.features.rmac import region_vectors
+from deepcluster.data.storage import write_whole
 from deepcluster.models.trunk import IMAGENET_MEAN
 from deepcluster.run.model import DISK_RESERVE, FEATURES_FOLDER, Model
 from deepcluster.run.pooling import Pooled
@@ -34,8 +37,81 @@ from deepcluster.run.resumable import digest_of
 # Images of a part, which a stop loses at most. Their places must be whole numbers in float16, which ends at 2,048.
 TOGETHER = 128
 LARGEST_SMALLEST = 512
+# Section 3.2 of the paper: the share that neighbouring regions should have in common; and the authors' program, which tries
+# up to this many more regions along the longer side than along the shorter.
+OVERLAP = Fraction(2, 5)
+MOST_EXTRA = 6
 
 Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Square regions of one side, at every pair of these first rows and first columns."""
+
+    side: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+
+@lru_cache(maxsize=4096)
+def region_levels(height: int, width: int, levels: int) -> tuple[Level, ...]:
+    """Return the regions of a map, level by level.
+
+    At level l regions have the side 2 · min(H, W) / (l + 1), rounded down; l of them lie along the shorter side of the map
+    and l + m along the longer, spread evenly from edge to edge. m is 0 for a square map; otherwise the number from 1 to 6
+    for which the overlap of two neighbours of level 1 is nearest to 40 % (the smaller of two equally near). A level whose
+    side is 0 is left out. There is no region of the whole map, unless it is square.
+    """
+    shorter, longer = sorted((height, width))
+
+    def distance(more: int) -> Fraction:
+        """How far the overlap of `more` + 1 squares along the longer side is from the desired one."""
+        return abs(1 - Fraction(longer - shorter, more * shorter) - OVERLAP)
+
+    extra = 0 if height == width else min(range(1, MOST_EXTRA + 1), key=distance)
+    found = []
+    for level in range(1, levels + 1):
+        side = 2 * shorter // (level + 1)
+        if side:
+            tops = _starts(height, side, level + extra * (height > width))
+            lefts = _starts(width, side, level + extra * (width > height))
+            found.append(Level(side, tops, lefts))
+    return tuple(found)
+
+
+def _starts(length: int, side: int, count: int) -> tuple[int, ...]:
+    """Return where `count` regions begin along a side: evenly, rounded down; the last ends exactly at the edge."""
+    return tuple(number * (length - side) // max(1, count - 1) for number in range(count))
+
+
+def region_vectors(map_CHW: Tensor, levels: int) -> Tensor:
+    """Return the maximum of each channel in each region: rows (R, C) of unit length, float32, level by level, row by row."""
+    rows = []
+    for level in region_levels(*map_CHW.shape[1:], levels):
+        # Regions side by side share the maxima over rows.
+        across_TCW = torch.stack([map_CHW[:, top : top + level.side].amax(1) for top in level.tops])
+        rows.append(
+            torch.stack([across_TCW[:, :, left : left + level.side].amax(2) for left in level.lefts], 1).flatten(0, 1)
+        )
+    return normalize(torch.cat(rows).float(), dim=1)
+
+
+def aggregate(rows_RC: Tensor, counts_N: Tensor, whitening: Whitening) -> Tensor:
+    """Return descriptors (N, P) of unit length: region vectors whitened, scaled to unit length, and summed per image.
+
+    Args:
+        rows_RC: the regions of all images, one image after the other.
+        counts_N: number of regions of each image; the descriptor of an image without regions is zero.
+        whitening: learned on regions of other images, with `unit_rows`.
+    """
+    image_R = torch.repeat_interleave(torch.arange(len(counts_N)), counts_N).to(rows_RC.device)
+    points_RP = whitening.transform(rows_RC.float())
+    sums_NP = torch.zeros(len(counts_N), points_RP.shape[1], device=rows_RC.device)
+    return normalize(sums_NP.index_add_(0, image_R, points_RP), dim=1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +192,7 @@ class RegionReader:
         facts = [(source.name(view.index), source.stamp(view.index), view.box) for view in views]
         key = digest_of(self.model.weights, self.stage, self.levels, size, facts, "regions-2")
         file = self.model.cache / FEATURES_FOLDER / f"{key}.npy"
-        part = _kept(file, source, views)
+        part = _kept(file, source, views, size)
         if part is not None:
             advance(len(views))
             return part
@@ -132,9 +208,15 @@ class RegionReader:
                     rows.append(made[wanted].to("cpu", kind))
                     counts_N[place] = len(rows[-1])
                 advance(1)
-        part = Part(torch.cat(rows) if rows else torch.empty(0, 1, dtype=kind), counts_N, faults)
-        _keep(file, part)
-        return part
+        rows_RC = torch.cat(rows) if rows else torch.empty(0, 1, dtype=kind)
+        # One array: the place of the view in the first column, its regions in the others.
+        place_R = torch.repeat_interleave(torch.arange(len(views)), counts_N)
+        together = torch.cat([place_R[:, None].to(kind), rows_RC], 1).numpy()
+        if together.nbytes + DISK_RESERVE < free_disk_bytes(file.parent):
+            content = io.BytesIO()
+            np.save(content, together)
+            write_whole(file, content.getvalue())
+        return Part(rows_RC, counts_N, faults)
 
 
 def padded(view_CHW: Tensor, smallest: int) -> Tensor:
@@ -197,30 +279,14 @@ def _prefetched(source: ImageSource, views: Sequence[View], size: int, workers: 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _keep(file: Path, part: Part) -> None:
-    """Write one array: the place of the view in the first column, its regions in the others."""
-    place_R = torch.repeat_interleave(torch.arange(len(part.counts_N)), part.counts_N)
-    together = torch.cat([place_R[:, None].to(part.rows_RC.dtype), part.rows_RC], 1).numpy()
-    if together.nbytes + DISK_RESERVE < free_disk_bytes(file.parent):
-        content = io.BytesIO()
-        np.save(content, together)
-        write_whole(file, content.getvalue())
-
-
-def _kept(file: Path, source: ImageSource, views: Sequence[View]) -> Part | None:
+def _kept(file: Path, source: ImageSource, views: Sequence[View], size: int) -> Part | None:
     try:
         together = torch.from_numpy(np.load(file))
         os.utime(file)  # The last use, which `cache info` shows.
     except (OSError, ValueError, EOFError):
         return None
-    counts_N = torch.bincount(together[:, 0].long(), minlength=len(views))
-    missing = (counts_N == 0).nonzero().flatten().tolist()
-    return Part(together[:, 1:].contiguous(), counts_N, {place: _fault(source, views[place]) for place in missing})
-
-
-def _fault(source: ImageSource, view: View) -> str:
-    try:
-        decode(source.read(view.index))
-    except UnreadableImage as fault:
-        return str(fault)
-    return "it could not be read before"
+    counts_N, faults = torch.bincount(together[:, 0].long(), minlength=len(views)), {}
+    for place in (counts_N == 0).nonzero().flatten().tolist():
+        reason = _pixels(source, views[place], size)
+        faults[place] = reason if isinstance(reason, str) else "it could not be read before"
+    return Part(together[:, 1:].contiguous(), counts_N, faults)
