@@ -29,7 +29,6 @@ from deepcluster.visualization.options import TopImagesOptions
 from deepcluster.visualization.stages import pictures_folder
 
 PAGE, ROWS_PER_PAGE = "pairs", 32
-LONGEST_NAME = 200
 NOT_IN_NAMES = str.maketrans({**dict.fromkeys('<>:"\\|?*', "_"), **dict.fromkeys(map(chr, range(32)), "_"), "/": "__"})
 
 # An image of a channel: its entry in the JSON file, its picture and its caption.
@@ -198,13 +197,13 @@ def _copy(top: TopImages, stage: StageImages, folder: Path) -> None:
             except (FileNotFoundError, UnreadableImage):
                 missing += 1
     if missing:
-        warn = top.model.work.reporter.warn
-        warn(f"{count_of(missing, 'image')} of {stage.stage} can't be read any more and was not copied")
+        gone = f"{count_of(missing, 'image')} of {stage.stage}"
+        top.model.work.reporter.warn(f"{gone} can't be read any more and was not copied")
 
 
 def file_name(name: str) -> str:
     """Return the name of an image as a file name: folders joined by `__`, without characters that file systems refuse."""
     name = printable(name).translate(NOT_IN_NAMES)
-    while len(name.encode()) > LONGEST_NAME:
+    while len(name.encode()) > 200:
         name = name[1:]
     return name
