@@ -56,7 +56,6 @@ PROJECTOR_CONFIG = """embeddings {{
   sprite {{ image_path: "projector/sprite.png" single_image_dim: {side} single_image_dim: {side} }}
 }}
 """
-MISSING = 128
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
@@ -195,7 +194,7 @@ def small_pictures(images: DecodedImages, indices: Sequence[int], side: int) -> 
         try:
             return view([images.get(index)])[0].permute(1, 2, 0).numpy()
         except UnreadableImage:
-            return np.full((side, side, 3), MISSING, np.uint8)
+            return np.full((side, side, 3), 128, np.uint8)
 
     with image_threads(usual_workers()) as threads:
         return np.stack(list(threads.map(picture, indices)))

@@ -84,7 +84,6 @@ def save_top_images(top: TopImages, folder: Path, *, data: str, copies: Path | N
 
     Raises:
         InputError: `folder` is a file, or `copies` can't be used.
-        Interrupted: a stop was requested.
     """
     if copies is not None:
         check_new_folder(copies, "--copies")
