@@ -36,9 +36,8 @@ from deepcluster.data.sources import open_source
 from deepcluster.evaluation import linear
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.models.trunk import normalise
-from deepcluster.run.features import FEATURE_BATCH
+from deepcluster.run.features import FEATURE_BATCH, Pooled
 from deepcluster.run.model import Model, loaded
-from deepcluster.run.pooling import Pooled
 
 NEIGHBOURS = 20
 # Clustered rows: number of clusters, width of the signal, and deviation of the noise.

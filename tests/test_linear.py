@@ -28,8 +28,8 @@ from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.trainer import Training
 from deepcluster.models.trunk import normalise
+from deepcluster.run.features import Pooled
 from deepcluster.run.model import Model
-from deepcluster.run.pooling import Pooled
 
 QUICK = LinearOptions(epochs=3, batch_size=8, lr=0.05)
 

@@ -15,8 +15,8 @@ from deepcluster.data.cache_report import clear, kept
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView
 from deepcluster.models.trunk import Trunk, normalise
+from deepcluster.run.features import Pooled, pool
 from deepcluster.run.model import Model, data_key, readable
-from deepcluster.run.pooling import Pooled, pool
 
 ALL = [Pooled(stage, kind) for stage in ("conv1", "conv4", "features") for kind in ("average", "pooled")]
 

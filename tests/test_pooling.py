@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from deepcluster.models.archs import ARCHITECTURES, make_trunk
-from deepcluster.run.pooling import MOST_NUMBERS, Pooled, pool
+from deepcluster.run.features import MOST_NUMBERS, Pooled, pool
 
 # Section 4.2 of the paper: kernel, stride, padding and the numbers that come out, by stage of AlexNet at 224 px.
 PUBLISHED = {

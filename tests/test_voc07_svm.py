@@ -32,7 +32,7 @@ from deepcluster.evaluation.svm import (
     unit_rows,
 )
 from deepcluster.evaluation.voc07_svm import _Case, evaluate
-from deepcluster.run.pooling import Pooled
+from deepcluster.run.features import Pooled
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SHOWN: tuple[list[str], ...] = (["cat"], ["dog"], ["bird"], ["cat", "dog"], ["dog", "bird"], [])

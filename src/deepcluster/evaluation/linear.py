@@ -28,8 +28,8 @@ from deepcluster.evaluation.logistic import fit_logistic, right_among, top_of
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Diverged, Training, fit_source
+from deepcluster.run.features import Pooled
 from deepcluster.run.model import Model, data_key, readable
-from deepcluster.run.pooling import Pooled
 from deepcluster.run.resumable import ResumableState
 
 KINDS = {"pooled": "pooled", "avgpool": "average"}

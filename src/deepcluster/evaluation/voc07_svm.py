@@ -35,8 +35,8 @@ from deepcluster.evaluation.svm import (
     fit_all,
     unit_rows,
 )
+from deepcluster.run.features import Pooled
 from deepcluster.run.model import Model, data_key, readable
-from deepcluster.run.pooling import Pooled
 from deepcluster.run.resumable import ResumableState
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)

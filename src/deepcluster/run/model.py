@@ -36,9 +36,8 @@ from deepcluster.data.survey import survey
 from deepcluster.data.views import ClusterView
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
 from deepcluster.models.trunk import Trunk
-from deepcluster.run.features import FEATURE_BATCH, extract, feature_batches, image_features, make_run_trunk
+from deepcluster.run.features import FEATURE_BATCH, Pooled, extract, feature_batches, image_features, make_run_trunk
 from deepcluster.run.folder import RunFolder, load_checkpoint
-from deepcluster.run.pooling import Pooled
 from deepcluster.run.resumable import ResumableState, weights_hash
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import ProjectedSpace, Space, space_of
@@ -267,14 +266,21 @@ class Model:
         if not on_disk:
             self.work.reporter.warn(f"features of {size(total)} are not kept: the disk of {folder} has no room for them")
         kind = np.float16 if self.machine.feature_dtype == torch.float16 else np.float32
-        kept = {one: _KeptRows(file if on_disk else None, (len(source), widths[one]), kind) for one, file in files.items()}
+        rows: dict[Pooled, NDArray[Any]] = {}
+        beside = {one: beside_of(file) for one, file in files.items()} if on_disk else {}
+        for one, width in widths.items():
+            shape = (len(source), width)
+            rows[one] = np.lib.format.open_memmap(beside[one], "w+", kind, shape) if on_disk else np.empty(shape, kind)
         try:
-            self._fill(source, {one: rows.rows_ND for one, rows in kept.items()})
+            self._fill(source, rows)
         except BaseException:
-            for rows in kept.values():
-                rows.discard()
+            for path in beside.values():
+                path.unlink(missing_ok=True)
             raise
-        return {one: rows.finish() for one, rows in kept.items()}
+        for one, path in beside.items():
+            rows[one].flush()  # type: ignore[attr-defined]
+            path.replace(files[one])
+        return {one: _mapped(files[one]) if on_disk else torch.from_numpy(array) for one, array in rows.items()}
 
     def _fill(self, source: ImageSource, rows: dict[Pooled, NDArray[Any]]) -> None:
         view, indices_N = ClusterView(self.image_size), torch.arange(len(source))
@@ -288,31 +294,6 @@ class Model:
             bad = sorted(loader.unreadable)
             for array in rows.values():
                 array[bad] = np.nan
-
-
-class _KeptRows:
-    """Rows being filled: in a file beside its final place, or in memory."""
-
-    def __init__(self, file: Path | None, shape: tuple[int, int], kind: type[Any]) -> None:
-        self.file = file
-        self.beside = beside_of(file) if file is not None else None
-        if self.beside is None:
-            self.rows_ND = np.empty(shape, kind)
-        else:
-            self.rows_ND = np.lib.format.open_memmap(self.beside, "w+", kind, shape)
-
-    def finish(self) -> Tensor:
-        """Put the file, if there is one, in its final place, and return the rows."""
-        if self.file is None or self.beside is None:
-            return torch.from_numpy(self.rows_ND)
-        self.rows_ND.flush()  # type: ignore[attr-defined]
-        self.beside.replace(self.file)
-        return _mapped(self.file)
-
-    def discard(self) -> None:
-        """Delete the file."""
-        if self.beside is not None:
-            self.beside.unlink(missing_ok=True)
 
 
 def load(model: str | Path) -> Model:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -35,6 +36,11 @@ REMOVED = {
     "head_start": "a new head always starts from random weights; leave it out",
 }
 
+# Options by the section of the help that shows them.
+_method, _trunk, _clustering, _training, _run = (
+    partial(option, section=section) for section in ("method", "trunk", "clustering", "training", "run")
+)
+
 
 @dataclass(frozen=True)
 class Settings(Checked):
@@ -46,228 +52,175 @@ class Settings(Checked):
 
     removed: ClassVar[Mapping[str, str]] = REMOVED
 
-    method: str = option(
+    method: str = _method(
         V1,
         "training method: that of the 2018 paper, or deepcluster-v2 of 2020, which trains on several crops of each image "
         "and clusters without a pass over the images",
-        section="method",
         choices=METHODS,
     )
-    recipe: str = option(
-        "auto",
-        "settings to start from; auto adapts the paper's to the data and prints each change",
-        section="method",
-        choices=RECIPES,
+    recipe: str = _method(
+        "auto", "settings to start from; auto adapts the paper's to the data and prints each change", choices=RECIPES
     )
 
-    arch: str = option(
+    arch: str = _trunk(
         "alexnet",
         f"the trunk, the network that is trained: {', '.join(ARCHITECTURES)}; or any network of a library, as "
         "torchvision:NAME or timm:NAME",
-        section="trunk",
     )
-    init: str | None = option(
-        None,
-        "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights (default: random)",
-        section="trunk",
+    init: str | None = _trunk(
+        None, "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights (default: random)"
     )
-    image_size: int = option(224, "side in pixels of the images that the network sees", section="trunk", at_least=8)
-    reduce_to: int = option(
+    image_size: int = _trunk(224, "side in pixels of the images that the network sees", at_least=8)
+    reduce_to: int = _trunk(
         0,
         "shorter side in pixels to which larger photos are reduced while they are decoded, before any view is cut (0: "
         "never); reading is then several times as fast and takes less memory",
-        section="trunk",
         at_least=0,
     )
-    sobel: bool = option(True, "fixed Sobel layer in front, which removes colour", section="trunk")
-    dropout: float = option(0.5, "dropout in the fully connected layers", section="trunk", at_least=0, below=1)
+    sobel: bool = _trunk(True, "fixed Sobel layer in front, which removes colour")
+    dropout: float = _trunk(0.5, "dropout in the fully connected layers", at_least=0, below=1)
 
-    clustering: str = option(
+    clustering: str = _clustering(
         "kmeans",
         "clustering algorithm: kmeans; balanced, clusters of nearly equal size (k-means with Sinkhorn-Knopp); pic, power "
         "iteration clustering, which finds the number of clusters itself; hierarchical, clusters within super-clusters",
-        section="clustering",
         choices=CLUSTERERS,
         method=V1,
     )
-    clusters: int | tuple[int, ...] = option(
+    clusters: int | tuple[int, ...] = _clustering(
         10_000,
         "number of clusters; for deepcluster-v2 one number per head, such as 3000,3000,3000: clusterings that are learned "
         "side by side, of which the first is reported",
-        section="clustering",
         aliases=("--k", "--nmb-cluster", "--nmb_cluster"),
         at_least=2,
     )
-    super_clusters: int = option(
+    super_clusters: int = _clustering(
         0,
         "super-clusters of --clustering hierarchical, each of which is then clustered (DeeperCluster, arXiv 1905.01278)",
-        section="clustering",
         at_least=0,
         method=V1,
     )
-    rotations: bool = option(
+    rotations: bool = _clustering(
         False,
         "rotate the images by quarter turns, and learn the rotation too (DeeperCluster, with --clustering hierarchical)",
-        section="clustering",
         method=V1,
     )
-    pca: int = option(
-        256, "components after PCA and whitening (deepcluster-v2: with --whiten)", section="clustering", at_least=1
+    pca: int = _clustering(256, "components after PCA and whitening (deepcluster-v2: with --whiten)", at_least=1)
+    whiten: bool = _clustering(
+        False, "whiten what deepcluster-v2 clusters, so that no few directions dominate; deepcluster always whitens"
     )
-    whiten: bool = option(
-        False,
-        "whiten what deepcluster-v2 clusters, so that no few directions dominate; deepcluster always whitens",
-        section="clustering",
+    kmeans_iterations: int = _clustering(20, "Lloyd iterations", at_least=1)
+    cluster_stage: str = _clustering(
+        "features", "stage whose features are clustered: features (the trunk's last), or one that info lists", method=V1
     )
-    kmeans_iterations: int = option(20, "Lloyd iterations", section="clustering", at_least=1)
-    cluster_stage: str = option(
-        "features",
-        "stage whose features are clustered: features (the trunk's last), or one that info lists",
-        section="clustering",
-        method=V1,
-    )
-    reassign_every: int = option(
-        1, "epochs from one clustering to the next", section="clustering", aliases=("--reassign",), at_least=1
-    )
-    look_again: bool = option(
+    reassign_every: int = _clustering(1, "epochs from one clustering to the next", aliases=("--reassign",), at_least=1)
+    look_again: bool = _clustering(
         False,
         "extract the features of all images before each clustering, as deepcluster does, instead of clustering the "
         "projections of the previous epoch's crops",
-        section="clustering",
         method=V2,
     )
-    stop_reassigning: int = option(
-        0,
-        "last epoch that begins with a clustering; its labels are trained on to the end (0: none)",
-        section="clustering",
-        at_least=0,
+    stop_reassigning: int = _clustering(
+        0, "last epoch that begins with a clustering; its labels are trained on to the end (0: none)", at_least=0
     )
 
-    epochs: int = option(200, "epochs to train", section="training", at_least=1, resumable=True)
-    batch_size: int = option(256, "images per step", section="training", aliases=("--batch",), at_least=2)
-    lr: float = option(0.05, "learning rate of trunk and head", section="training", at_least=0)
-    lr_schedule: str = option(
-        "constant",
-        "schedule of the trunk's learning rate; cosine falls to zero",
-        section="training",
-        choices=("constant", "cosine"),
+    epochs: int = _training(200, "epochs to train", at_least=1, resumable=True)
+    batch_size: int = _training(256, "images per step", aliases=("--batch",), at_least=2)
+    lr: float = _training(0.05, "learning rate of trunk and head", at_least=0)
+    lr_schedule: str = _training(
+        "constant", "schedule of the trunk's learning rate; cosine falls to zero", choices=("constant", "cosine")
     )
-    warmup_epochs: float = option(0.0, "epochs of linear warm-up of the learning rate", section="training", at_least=0)
-    optimizer: str = option("sgd", "sgd, or lars, for batches of thousands", section="training", choices=("sgd", "lars"))
-    clip_gradient: float = option(0.0, "clip the global gradient norm (0: off)", section="training", at_least=0)
-    momentum: float = option(0.9, "momentum of the trunk's SGD", section="training", at_least=0, below=1)
-    head_lr: float | None = option(
-        None,
-        "learning rate of the head (default: the same); short epochs need a high one",
-        section="training",
-        at_least=0,
-        method=V1,
+    warmup_epochs: float = _training(0.0, "epochs of linear warm-up of the learning rate", at_least=0)
+    optimizer: str = _training("sgd", "sgd, or lars, for batches of thousands", choices=("sgd", "lars"))
+    clip_gradient: float = _training(0.0, "clip the global gradient norm (0: off)", at_least=0)
+    momentum: float = _training(0.9, "momentum of the trunk's SGD", at_least=0, below=1)
+    head_lr: float | None = _training(
+        None, "learning rate of the head (default: the same); short epochs need a high one", at_least=0, method=V1
     )
-    head_momentum: float = option(
-        0.0, "momentum of the head's SGD; short epochs need some", section="training", at_least=0, below=1, method=V1
+    head_momentum: float = _training(
+        0.0, "momentum of the head's SGD; short epochs need some", at_least=0, below=1, method=V1
     )
-    weight_decay: float = option(1e-5, "weight decay, as a number (1e-5)", section="training", aliases=("--wd",), at_least=0)
-    sampling: str = option(
+    weight_decay: float = _training(1e-5, "weight decay, as a number (1e-5)", aliases=("--wd",), at_least=0)
+    sampling: str = _training(
         "uniform",
         "draw images uniformly over clusters, or as the 2018 code does",
-        section="training",
         choices=("uniform", "as-published"),
         method=V1,
     )
-    crop_scale: tuple[float, float] = option(
-        (0.08, 1.0), "least and largest share of the image's area that a training crop shows", section="training"
+    crop_scale: tuple[float, float] = _training(
+        (0.08, 1.0), "least and largest share of the image's area that a training crop shows"
     )
-    crops: str = option(
+    crops: str = _training(
         "",
         "crops of each image that deepcluster-v2 trains on, number and side, large ones first, such as 2x224,6x96 "
         "(empty: two of --image-size)",
-        section="training",
         method=V2,
     )
-    small_crop_scale: tuple[float, float] = option(
-        (0.05, 0.14), "as --crop-scale, for deepcluster-v2's crops after the large ones", section="training", method=V2
+    small_crop_scale: tuple[float, float] = _training(
+        (0.05, 0.14), "as --crop-scale, for deepcluster-v2's crops after the large ones", method=V2
     )
-    flip: bool = option(True, "flip half of the training crops left to right", section="training")
-    jitter: float = option(0.0, "strength of colour jitter, 0 to 1", section="training", at_least=0)
-    jitter_share: float = option(1.0, "share of the training crops with colour jitter", section="training", at_least=0)
-    grey: float = option(0.0, "share of the training crops in greyscale", section="training", at_least=0)
-    blur: float = option(0.0, "share of the training crops that are blurred", section="training", at_least=0)
-    projection: tuple[int, int] = option(
+    flip: bool = _training(True, "flip half of the training crops left to right")
+    jitter: float = _training(0.0, "strength of colour jitter, 0 to 1", at_least=0)
+    jitter_share: float = _training(1.0, "share of the training crops with colour jitter", at_least=0)
+    grey: float = _training(0.0, "share of the training crops in greyscale", at_least=0)
+    blur: float = _training(0.0, "share of the training crops that are blurred", at_least=0)
+    projection: tuple[int, int] = _training(
         (2048, 128),
         "widths of deepcluster-v2's projection: hidden layer, and output, which is clustered",
-        section="training",
         at_least=1,
         method=V2,
     )
-    temperature: float = option(0.1, "temperature of deepcluster-v2's softmax", section="training", method=V2)
+    temperature: float = _training(0.1, "temperature of deepcluster-v2's softmax", method=V2)
 
-    seed: int = option(31, "seed of everything random", section="run", at_least=0, below=2**63)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", section="run", resumable=True)
-    precision: str = option(
+    seed: int = _run(31, "seed of everything random", at_least=0, below=2**63)
+    device: str = _run("auto", "auto, cpu, cuda, cuda:N or mps", resumable=True)
+    precision: str = _run(
         "auto",
         "auto is bf16 where the machine is fast at it, else fp32; fp64 is slow, for comparisons",
-        section="run",
         choices=("auto", "fp32", "bf16", "fp64"),
     )
-    compile: bool = option(
-        False,
-        "compile the network for this machine first (torch.compile); takes minutes at the start",
-        section="run",
-        resumable=True,
+    compile: bool = _run(
+        False, "compile the network for this machine first (torch.compile); takes minutes at the start", resumable=True
     )
-    workers: int | None = option(
-        None,
-        "threads that prepare images (default: one per core, at most 16)",
-        section="run",
-        at_least=0,
-        resumable=True,
+    workers: int | None = _run(
+        None, "threads that prepare images (default: one per core, at most 16)", at_least=0, resumable=True
     )
-    cache: str = option(
+    cache: str = _run(
         "auto",
         "where decoded images are kept: memory; a folder, in files; none; auto: in memory if a quarter of it is enough, "
         "else in files of the usual cache folder if half of its disk is",
-        section="run",
         resumable=True,
     )
-    cache_size: str = option(
+    cache_size: str = _run(
         "auto",
         "most disk space for copies of remote and compressed data, such as 50G (auto: 20G, or a quarter of what is free)",
-        section="run",
         resumable=True,
     )
-    memory: str = option(
+    memory: str = _run(
         "auto",
         "memory for features, whitening and points, such as 8G or 500M (auto: 60% of what is free); if it is too small, "
         "features go to a temporary file in the run folder, with the same result",
-        section="run",
         resumable=True,
         method=V1,
     )
-    limit: int | None = option(None, "use only this many images, spread evenly over the data", section="run", at_least=1)
-    eval_every: int = option(
+    limit: int | None = _run(None, "use only this many images, spread evenly over the data", at_least=1)
+    eval_every: int = _run(
         0,
         "measure the accuracy of the features every N epochs, where labels are known (0: never)",
-        section="run",
         at_least=0,
         resumable=True,
     )
-    eval_with: str = option(
+    eval_with: str = _run(
         "knn",
         "what --eval-every measures: votes of the 20 nearest other images, or a linear probe on four fifths of them",
-        section="run",
         choices=("knn", "linear"),
         resumable=True,
     )
-    checkpoint_minutes: float = option(
-        10.0, "minutes between checkpoints within an epoch", section="run", at_least=0, resumable=True
-    )
-    checkpoint_every: int = option(
-        20, "also keep a checkpoint every N epochs (0: only the last)", section="run", at_least=0, resumable=True
-    )
-    tensorboard: bool = option(
+    checkpoint_minutes: float = _run(10.0, "minutes between checkpoints within an epoch", at_least=0, resumable=True)
+    checkpoint_every: int = _run(20, "also keep a checkpoint every N epochs (0: only the last)", at_least=0, resumable=True)
+    tensorboard: bool = _run(
         False,
         "also write scalars, clusters and a projector for TensorBoard into RUN/tensorboard (needs the extra tensorboard)",
-        section="run",
         resumable=True,
     )
 

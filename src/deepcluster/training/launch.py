@@ -25,10 +25,9 @@ from deepcluster.run.space import Space, space_state
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
-from deepcluster.training.forecast import say_plan, say_time_left
 from deepcluster.training.loop import Loop
 from deepcluster.training.method import Method
-from deepcluster.training.plan import Data, Plan, plan_run, say_unreadable
+from deepcluster.training.plan import Data, Plan, plan_run, say_plan, say_time_left, say_unreadable
 from deepcluster.training.tensorboard import TensorBoard
 
 # (features_MD, labels_M) → score

@@ -14,8 +14,8 @@ from torch import Tensor
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.run.features import Pooled
 from deepcluster.run.model import Model, readable
-from deepcluster.run.pooling import Pooled
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "validation", "valid", "test")
