@@ -44,8 +44,7 @@ TAGS = {
     "peak_memory_bytes": "speed/peak_memory_bytes",
 }
 # The gallery: a row per cluster with the images nearest to its centroid, then others of the cluster. 64 images in all.
-GALLERY_CLUSTERS, NEAREST, OTHERS = 8, 4, 4
-GALLERY_SIDE, GAP = 64, 2
+GALLERY_CLUSTERS, NEAREST, OTHERS, GALLERY_SIDE, GAP = 8, 4, 4, 64, 2
 # A browser does not draw more points well. The sprite of the projector is one square WebGL texture (tensorboard#670), of at
 # most 8,192 pixels a side.
 MOST_POINTS = 5_000
@@ -57,7 +56,6 @@ PROJECTOR_CONFIG = """embeddings {{
   sprite {{ image_path: "projector/sprite.png" single_image_dim: {side} single_image_dim: {side} }}
 }}
 """
-MISSING = 128
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
@@ -72,11 +70,7 @@ def needs_tensorboard_extra() -> None:
 
 
 class TensorBoard:
-    """Writes the events of a run while it trains. An error is reported once, and never ends the run.
-
-    Raises:
-        InputError: the extra is not installed.
-    """
+    """Writes the events of a run while it trains; needs the extra. An error is reported once, and never ends the run."""
 
     def __init__(self, reporter: Reporter) -> None:
         needs_tensorboard_extra()
@@ -115,8 +109,7 @@ class TensorBoard:
     ) -> None:
         """Write sizes and gallery of the clusters of the trained trunk, and the projector.
 
-        Args:
-            points: returns at most so many images, indices_M, and their points_MP in the clustered space.
+        `points` returns at most so many images, indices_M, and their points_MP in the clustered space.
         """
         if self.writer is None:
             return
@@ -201,7 +194,7 @@ def small_pictures(images: DecodedImages, indices: Sequence[int], side: int) -> 
         try:
             return view([images.get(index)])[0].permute(1, 2, 0).numpy()
         except UnreadableImage:
-            return np.full((side, side, 3), MISSING, np.uint8)
+            return np.full((side, side, 3), 128, np.uint8)
 
     with image_threads(usual_workers()) as threads:
         return np.stack(list(threads.map(picture, indices)))
@@ -221,7 +214,7 @@ def write_projector(
     place = folder / "projector"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    count, side = len(indices_M), tile_side(len(indices_M))
+    side, across = tile_side(len(indices_M)), ceil(sqrt(len(indices_M)))
     np.savetxt(place / "points.tsv", points_MP.numpy(), fmt="%.6g", delimiter="\t")
     source, labels_N = images.source, images.source.labels_N
     rows = [["name", "cluster", *(["label"] if labels_N is not None else [])]]
@@ -233,9 +226,8 @@ def write_projector(
     lines = ("\t".join(_CONTROLS.sub(" ", printable(cell)) for cell in row) + "\n" for row in rows)
     (place / "names.tsv").write_text("".join(lines), encoding="utf-8")
     # The projector expects a square of tiles, row by row.
-    across = ceil(sqrt(count))
     tiles = np.zeros((across * across, side, side, 3), np.uint8)
-    tiles[:count] = small_pictures(images, indices_M.tolist(), side)
+    tiles[: len(indices_M)] = small_pictures(images, indices_M.tolist(), side)
     Image.fromarray(_joined(tiles.reshape(across, across, side, side, 3))).save(place / "sprite.png")
     (folder / "projector_config.pbtxt").write_text(PROJECTOR_CONFIG.format(side=side), encoding="utf-8")
 

@@ -81,13 +81,9 @@ def find_top_images(
         Interrupted: a stop was requested.
         TrainingError: activations are not finite.
     """
-    # By default the last stage with feature maps, such as conv5 or layer4.
     stages = model.stages(options.stage, usual=model.trunk.stages[-2])
-    shapes = stage_shapes(model.trunk, stages, model.image_size)
-    clip = len(shapes) > 1
-    channels = {
-        name: parse_channels(options.channels, shape.channels, stage=name, clip=clip) for name, shape in shapes.items()
-    }
+    shapes, wanted, clip = stage_shapes(model.trunk, stages, model.image_size), options.channels, len(stages) > 1
+    channels = {name: parse_channels(wanted, one.channels, stage=name, clip=clip) for name, one in shapes.items()}
     best = {name: Best.none(shape.channels, options.count, model.machine.device) for name, shape in shapes.items()}
     deepest, indices_N = max(shapes, key=model.trunk.stages.index), torch.arange(len(source))
     with model.loader(source) as loader, model.work.track("top images", len(source)) as advance:

@@ -75,7 +75,6 @@ def show_filters(model: Model, options: FilterOptions, out: Path) -> list[Path]:
         Interrupted: a stop was requested; each stage is finished or as it was before.
     """
     settings = settings_of(options, model.image_size)
-    # By default the last stage with feature maps, such as conv5 or layer4.
     stages, trunk = model.stages(options.stage, usual=model.trunk.stages[-2]), model.copy_of_trunk()
     # By default, and where several stages are chosen, a range of channels may exceed those of a stage.
     clip = options.channels == FilterOptions.channels or len(stages) > 1

@@ -14,9 +14,7 @@ from deepcluster.data.views import LONGEST, ClusterView
 
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 # Letters of 11 px are legible, and four digits are narrower than a picture of 32 px.
-LETTERS = 11
-LINE = LETTERS + 4
-MARGIN = 4
+LETTERS, LINE, MARGIN = 11, 15, 4
 # Nine pairs of tiles of this side fill the width of a common screen (1,826 px).
 TILE, GAP, ACROSS = 96, 2, 9
 FRAME, FRAME_EDGE = (255, 200, 0), (0, 0, 0)

@@ -68,7 +68,8 @@ def stage_shapes(trunk: Trunk, names: Sequence[str], image_size: int) -> dict[st
     trunk.eval()
     with torch.no_grad(), _Trace(blank_1CHW) as trace:
         maps = trunk.maps(blank_1CHW, names)
-    return {name: StageShape(*maps[name].shape[1:], trace.field(maps[name])) for name in names}
+    found = ((name, maps[name].shape, trace.field(maps[name])) for name in names)
+    return {name: StageShape(shape[1], shape[2], shape[3], field) for name, shape, field in found}
 
 
 class _Trace(TorchDispatchMode):

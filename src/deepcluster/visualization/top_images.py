@@ -29,7 +29,6 @@ from deepcluster.visualization.options import TopImagesOptions
 from deepcluster.visualization.stages import pictures_folder
 
 PAGE, ROWS_PER_PAGE = "pairs", 32
-LONGEST_NAME = 200
 NOT_IN_NAMES = str.maketrans({**dict.fromkeys('<>:"\\|?*', "_"), **dict.fromkeys(map(chr, range(32)), "_"), "/": "__"})
 
 # An image of a channel: its entry in the JSON file, its picture and its caption.
@@ -85,7 +84,6 @@ def save_top_images(top: TopImages, folder: Path, *, data: str, copies: Path | N
 
     Raises:
         InputError: `folder` is a file, or `copies` can't be used.
-        Interrupted: a stop was requested.
     """
     if copies is not None:
         check_new_folder(copies, "--copies")
@@ -162,7 +160,8 @@ def _draw(top: TopImages, stage: StageImages, row: int, rank: int, photo_HWC: ND
     """Draw the image at this rank of the channel in this row; `photo_HWC` is None if it can't be read any more."""
     size, score = stage.image_size, float(stage.scores_SK[row, rank])
     name = top.source.name(int(stage.indices_SK[row, rank]))
-    view_box = stage.field.box(*stage.cells_SK2[row, rank].tolist(), size)
+    down, across = stage.cells_SK2[row, rank].tolist()
+    view_box = stage.field.box(down, across, size)
     view: Box = (0, 0, size, size)
     part: Box = view_box
     box = None
@@ -197,13 +196,13 @@ def _copy(top: TopImages, stage: StageImages, folder: Path) -> None:
             except (FileNotFoundError, UnreadableImage):
                 missing += 1
     if missing:
-        warn = top.model.work.reporter.warn
-        warn(f"{count_of(missing, 'image')} of {stage.stage} can't be read any more and was not copied")
+        gone = f"{count_of(missing, 'image')} of {stage.stage}"
+        top.model.work.reporter.warn(f"{gone} can't be read any more and was not copied")
 
 
 def file_name(name: str) -> str:
     """Return the name of an image as a file name: folders joined by `__`, without characters that file systems refuse."""
     name = printable(name).translate(NOT_IN_NAMES)
-    while len(name.encode()) > LONGEST_NAME:
+    while len(name.encode()) > 200:
         name = name[1:]
     return name
