@@ -94,7 +94,7 @@ def test_every_protocol_has_a_command_with_all_its_options() -> None:
     [
         (["--k", "1,31"], "31"),
         (["--k", "0"], "k=0 is too small; use 1 or more"),
-        (["--k", "1;2"], "numbers with commas between"),
+        (["--k", "1;2"], "numbers separated by commas"),
         (["--stages", "conv9", *KNN], "has no stage 'conv9'"),
         (["--device", "cuda:77", *KNN], "no such device"),
         (["--out", "/dev/null/x", *KNN], "no folder that can be written to"),

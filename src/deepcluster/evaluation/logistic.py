@@ -45,10 +45,9 @@ MOST_PROBED = 50_000
 
 @dataclass(frozen=True)
 class Logistic:
-    """A fitted classifier, for rows that are not standardised.
+    """A fitted classifier, for rows that are not standardised: float32 weights on the device of the fit.
 
     Attributes:
-        weight_CD, bias_C: float32, on the device of the fit.
         l2: strength of the penalty it was fitted with.
         loss: the objective at the solution.
     """
@@ -106,8 +105,7 @@ def fit_logistic(
         seed: of the choice of rows on which the strength is chosen.
         l2: strength; None: the one of `STRENGTHS` with the least cross-entropy on a held-out fifth of the rows.
         device: of the computation; must support float64.
-        max_iterations: of L-BFGS.
-        tolerance: the search ends when no component of the gradient is larger.
+        max_iterations, tolerance: of L-BFGS; the search ends when no component of the gradient is larger.
         advance: called before each pass over the rows; may raise to stop.
     """
     device = device or torch.device("cpu")
@@ -117,7 +115,8 @@ def fit_logistic(
     n_held = round(HELD_OUT * len(used_M)) if chooses else 0
     is_held_M = torch.zeros(len(used_M), dtype=torch.bool)
     is_held_M[torch.from_numpy(order_M[:n_held])] = True
-    keep = len(used_M) * rows_ND.shape[1] * 4 < _room(device)
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else free_memory_bytes() // 4
+    keep = len(used_M) * rows_ND.shape[1] * 4 < room
     learned, held = (_Rows(rows_ND, labels_N, used_M[which_M], device, keep=keep) for which_M in (~is_held_M, is_held_M))
     scaling = _Scaling.of([learned, held], rows_ND.shape[1], device)
     solution_CD1 = torch.zeros(n_classes, rows_ND.shape[1] + 1, device=device)
@@ -152,9 +151,7 @@ def probe_accuracy(features_ND: Tensor, labels_N: Tensor, seed: int) -> float:
 class _Rows:
     """Some of the rows, block by block, as float32 on the device with their labels; kept there if there is room."""
 
-    def __init__(
-        self, rows_ND: Tensor, labels_N: Tensor, chosen_M: Tensor, device: torch.device, *, keep: bool = False
-    ) -> None:
+    def __init__(self, rows_ND: Tensor, labels_N: Tensor, chosen_M: Tensor, device: torch.device, *, keep: bool = False):
         self.rows_ND, self.labels_N, self.device = rows_ND, labels_N, device
         self.parts = chosen_M.split(max(1, BLOCK_BYTES // (4 * rows_ND.shape[1]))) if len(chosen_M) else ()
         self.count = len(chosen_M)
@@ -312,8 +309,3 @@ def _choose(learned: _Objective, held: _Rows, start_CD1: Tensor, max_iterations:
             break
         best = loss, strength, solution_CD1
     return (best[1], best[2]) if best is not None else (USUAL_STRENGTH, start_CD1)
-
-
-def _room(device: torch.device) -> int:
-    """Return the bytes that rows may take on the device."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else free_memory_bytes() // 4

@@ -33,13 +33,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of a protocol, and where they were written.
-
-    Attributes:
-        model, data: as the user named them.
-        seconds: duration.
-        path: of the JSON file; None where there is no folder for it.
-    """
+    """The results of a protocol on a model and data, as the user named them; `path` is the JSON file, if one was written."""
 
     results: Results
     model: str

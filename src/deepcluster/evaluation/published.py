@@ -5,10 +5,11 @@ remembered from a paper's table and are printed with a mark that says so: check 
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from deepcluster.evaluation.results import Table
 
@@ -44,16 +45,12 @@ class Published:
 def published() -> tuple[Published, ...]:
     """Return all rows of the file."""
     text = (files("deepcluster.evaluation") / "published.csv").read_text(encoding="utf-8")
-    return tuple(
-        Published(**{**row, "numbers": _numbers(row["numbers"]), "checked": row["checked"] == "yes"})  # type: ignore[arg-type]
-        for row in csv.DictReader(text.splitlines())
-    )
-
-
-def _numbers(text: str) -> dict[str, float]:
-    """Return the numbers of a text such as `conv1 13.4; conv2 32.3`."""
-    pairs = (one.rpartition(" ") for one in text.split("; "))
-    return {name: float(value) for name, _, value in pairs}
+    rows: list[dict[str, Any]] = [*csv.DictReader(text.splitlines())]
+    for row in rows:
+        # Such as `conv1 13.4; conv2 32.3`.
+        pairs = (one.rpartition(" ") for one in row["numbers"].split("; "))
+        row["numbers"], row["checked"] = {name: float(value) for name, _, value in pairs}, row["checked"] == "yes"
+    return tuple(Published(**row) for row in rows)
 
 
 def published_for(protocol: str, data_name: str | None = None, arch: str | None = None) -> list[Published]:
@@ -78,13 +75,9 @@ def _plain(name: str) -> str:
 
 def published_table(protocol: str, data_name: str | None = None, arch: str | None = None) -> Table | None:
     """Return `published_for` as a table; None if nothing is known."""
-    rows = published_for(protocol, data_name, arch)
-    if not rows:
-        return None
-    return Table(["system", "data", "network", "percent", "source"], [_cells(row) for row in rows])
-
-
-def _cells(row: Published) -> Sequence[str]:
-    """Return the cells of a row; numbers with one decimal, or with the two that they were published with."""
-    percent = {name.replace("_", " "): f"{value:.2f}".removesuffix("0") for name, value in row.numbers.items()}
-    return [row.system, row.data, row.arch, ", ".join(f"{name} {value}" for name, value in percent.items()), row.cited()]
+    cells = []
+    for row in published_for(protocol, data_name, arch):
+        # With one decimal, or with the two that they were published with.
+        numbers = (f"{name.replace('_', ' ')} {f'{value:.2f}'.removesuffix('0')}" for name, value in row.numbers.items())
+        cells.append([row.system, row.data, row.arch, ", ".join(numbers), row.cited()])
+    return Table(["system", "data", "network", "percent", "source"], cells) if cells else None

@@ -8,10 +8,11 @@ from typing import Any
 # Measures that are printed as plain numbers; all others are shares, printed in percent.
 PLAIN = ("nmi", "adjusted_rand", "clusters")
 
-# More cases than this are rows of a table, not columns.
-FEW = 8
-# Of more cases than this only some are shown.
-MANY = 36
+# More cases than this are rows of a table, not columns; of more than this only some are shown.
+FEW, MANY = 8, 36
+LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: "\\" + c for c in "&%$#_{}"}
+)
 
 Measured = float | Mapping[str, float]
 
@@ -49,7 +50,10 @@ class Results:
             "protocol": self.protocol,
             "data": dict(self.data),
             "settings": dict(self.settings),
-            "results": {name: _plain(value) for name, value in self.results.items()},
+            "results": {
+                name: {case: _number(one) for case, one in value.items()} if isinstance(value, Mapping) else _number(value)
+                for name, value in self.results.items()
+            },
             "headline": list(self.headline),
             "notes": list(self.notes),
         }
@@ -66,10 +70,8 @@ def by_case(value: Measured | None) -> Mapping[str, float | None]:
     return value if isinstance(value, Mapping) else {"": value}
 
 
-def _plain(value: Measured) -> dict[str, float | None] | float | None:
+def _number(value: float) -> float | None:
     """Return what JSON can hold: null for NaN."""
-    if isinstance(value, Mapping):
-        return {name: None if one != one else one for name, one in value.items()}
     return None if value != value else value
 
 
@@ -108,19 +110,10 @@ class Table:
         return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
     def _latex(self) -> str:
-        body = [" & ".join(_escaped(cell) for cell in line) + r" \\" for line in [self.header, *self.rows]]
+        body = [" & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in [self.header, *self.rows]]
         columns = "".join("l" if left else "r" for left in self._holds_words())
         top = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body[0], r"\midrule"]
         return "\n".join([*top, *body[1:], r"\bottomrule", r"\end{tabular}"])
-
-
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    c: "\\" + c for c in "&%$#_{}"
-}
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def shown(measure: str, value: float | None) -> str:

@@ -88,7 +88,7 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
             for (measure, case), value in measured.items():
                 label = case if case and is_single else f"{truth.name} {case}".strip()
                 results.setdefault(measure, {})[label] = value
-    about = {
+    settings = options.as_dict() | {
         "image_size": options.size,
         "stage": stage,
         "sizes": list(sizes),
@@ -96,7 +96,6 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         "pca": {one.name: whitenings[learned_on[one.folder]].n_components for one in sets},
     }
     headline = next((label for label in results["mAP"] if label.endswith("medium")), next(iter(results["mAP"])))
-    settings = {**options.as_dict(), **about}
     return Results("retrieval", {"datasets": facts}, settings, results, ("mAP", headline), tuple(notes))
 
 
@@ -199,12 +198,9 @@ def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[
             notes.append(f"{where}: {count} without a positive image, left out of the mean: {some(without, 5)}")
         asked = [(query.judged[case], ranked) for query, ranked in zip(truth.queries, rankings, strict=True)]
         asked = [(judged, ranked) for judged, ranked in asked if judged.positives]
-        means["mAP", case] = _mean([average_precision(ranked, one.positives, one.junk) for one, ranked in asked])
+        values = {"mAP": [average_precision(ranked, one.positives, one.junk) for one, ranked in asked]}
         if case in REVISITED:
             precisions = [precisions_at(ranked, one.positives, one.junk, KS) for one, ranked in asked]
-            means |= {(f"mP@{k}", case): _mean([at[k] for at in precisions]) for k in KS}
+            values |= {f"mP@{k}": [at[k] for at in precisions] for k in KS}
+        means |= {(name, case): sum(all_of) / len(asked) if asked else float("nan") for name, all_of in values.items()}
     return means
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -58,17 +58,6 @@ class Buildings:
         """Return the images that are ranked."""
         return [name for name in truth.images or self.index_of if name in self.index_of]
 
-    def check(self) -> None:
-        """Raise `InputError` if images that a ground truth names are missing."""
-        for truth in self.truths:
-            listed = truth.listed() - DAMAGED_IN_PARIS
-            missing = sorted(listed - self.index_of.keys())
-            if missing:
-                raise InputError(
-                    f"{self.folder}: {len(missing):,} of the {count_of(len(listed), 'image')} that the ground truth "
-                    f"{truth.name} names are not in {image_folder(self.folder)}: {some(missing, 5)}"
-                )
-
 
 def open_sets(data: Path) -> list[Buildings]:
     """Return the data set in a folder, or those in its folders.
@@ -88,8 +77,13 @@ def open_sets(data: Path) -> list[Buildings]:
     for path, of_one in truths.items():
         truths[path] = [replace(t, name=f"{path.name} {t.name}") if names.count(t.name) > 1 else t for t in of_one]
     sets = [Buildings(path, open_source(image_folder(path)), tuple(truths[path])) for path in folders]
-    for one in sets:
-        one.check()
+    for one, truth in [(opened, truth) for opened in sets for truth in opened.truths]:
+        listed = truth.listed() - DAMAGED_IN_PARIS
+        if missing := sorted(listed - one.index_of.keys()):
+            raise InputError(
+                f"{one.folder}: {len(missing):,} of the {count_of(len(listed), 'image')} that the ground truth "
+                f"{truth.name} names are not in {image_folder(one.folder)}: {some(missing, 5)}"
+            )
     return sets
 
 

@@ -66,12 +66,7 @@ class Query:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Queries of a data set.
-
-    Attributes:
-        name: such as oxford5k.
-        images: the database in its order; None: all images of the folder.
-    """
+    """Queries of a data set such as oxford5k; `images` is the database in its order, None: all images of the folder."""
 
     name: str
     images: tuple[str, ...] | None
@@ -90,17 +85,14 @@ class GroundTruth:
 
 def is_buildings(folder: Path) -> bool:
     """Return whether a folder holds ground truth; no file is opened."""
-    return _lists_folder(folder) is not None or bool(_gnd_files(folder))
+    return any(_truth_files(folder))
 
 
-def _lists_folder(folder: Path) -> Path | None:
-    """Return the place of the text files: the folder, or one in it that has a usual name."""
+def _truth_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the place of the text files (the folder, or one in it of a usual name) or no place, and `gnd_*` files."""
     places = (folder, *(folder / name for name in LIST_FOLDERS), *sorted(folder.glob("gt_files_*")))
-    return next((place for place in places if place.is_dir() and any(place.glob("*" + QUERY_ENDING))), None)
-
-
-def _gnd_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("gnd_*.pkl"), *folder.glob("gnd_*.json")])
+    lists = [place for place in places if place.is_dir() and any(place.glob("*" + QUERY_ENDING))]
+    return lists[:1], sorted([*folder.glob("gnd_*.pkl"), *folder.glob("gnd_*.json")])
 
 
 def find_ground_truths(folder: Path) -> list[GroundTruth]:
@@ -109,9 +101,9 @@ def find_ground_truths(folder: Path) -> list[GroundTruth]:
     Raises:
         InputError: one does not parse (file and line, or place, are named).
     """
-    lists = _lists_folder(folder)
-    found = [] if lists is None else [read_lists(lists)]
-    for path in _gnd_files(folder):
+    lists, files = _truth_files(folder)
+    found = [read_lists(place) for place in lists]
+    for path in files:
         truth = read_gnd(path)
         if truth.name not in {one.name for one in found}:
             found.append(truth)
@@ -139,7 +131,14 @@ def read_lists(folder: Path) -> GroundTruth:
         name = path.name.removesuffix(QUERY_ENDING)
         image, box = _query_line(path)
         prefixed |= image.startswith(OXFORD_PREFIX)
-        named = {kind: _names(folder / f"{name}_{kind}.txt") for kind in LISTS}
+        named: dict[str, list[str]] = {}
+        for kind in LISTS:
+            lines = _lines(listed := folder / f"{name}_{kind}.txt")
+            for number, words in lines:
+                if len(words) != 1:
+                    found = " ".join(words)[:60]
+                    raise InputError(f"{listed}, line {number}: one image name per line is expected, not {found!r}")
+            named[kind] = [_bare(words[0]) for _, words in lines]
         queries.append(_query(name, _bare(image.removeprefix(OXFORD_PREFIX)), box, named))
     of_paris = all(query.image.startswith("paris_") for query in queries)
     usual = "paris6k" if of_paris else "oxford5k" if prefixed else folder.name
@@ -151,20 +150,11 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(
-            f"{path} is not there; each query has four files: _query.txt, _good.txt, _ok.txt, _junk.txt"
-        ) from None
+        files = "_query.txt, _good.txt, _ok.txt, _junk.txt"
+        raise InputError(f"{path} is not there; each query has four files: {files}") from None
     except (OSError, UnicodeDecodeError) as fault:
         raise InputError(f"{path} can't be read as text: {fault}") from None
     return [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def _names(path: Path) -> list[str]:
-    lines = _lines(path)
-    for number, words in lines:
-        if len(words) != 1:
-            raise InputError(f"{path}, line {number}: one image name per line is expected, not {' '.join(words)[:60]!r}")
-    return [_bare(words[0]) for _, words in lines]
 
 
 def _query_line(path: Path) -> tuple[str, Box]:
@@ -221,9 +211,8 @@ def _three_lists(path: Path, content: Any) -> tuple[list[str], list[str], list[A
     if not all(isinstance(name, str) for name in [*images, *queries]):
         raise InputError(f"{path}: imlist and qimlist should hold names of images")
     if len(queries) != len(entries) or not queries:
-        raise InputError(
-            f"{path}: {len(queries)} names in qimlist and {len(entries)} entries in gnd; there should be as many"
-        )
+        counts = f"{len(queries)} names in qimlist and {len(entries)} entries in gnd"
+        raise InputError(f"{path}: {counts}; there should be as many")
     return [_bare(name) for name in images], [_bare(name) for name in queries], entries
 
 
@@ -241,21 +230,16 @@ def _entry(place: str, entry: Any, image: str, images: Sequence[str]) -> Query:
     box = _listed(entry.get("bbx")) or []
     if len(box) != 4 or not all(isinstance(side, int | float) for side in box) or box[0] >= box[2] or box[1] >= box[3]:
         raise InputError(f"{place}: bbx should be left, top, right and bottom in pixels, not {entry.get('bbx')}")
-    kinds = ("easy", "hard", "junk") if "easy" in entry else ("ok", "junk")
-    named = {kind: _indexed(f"{place}: {kind!r}", entry.get(kind), images) for kind in kinds}
+    named, known = {}, count_of(len(images), "name")
+    for kind in ("easy", "hard", "junk") if "easy" in entry else ("ok", "junk"):
+        indices = _listed(entry.get(kind))
+        if indices is None:
+            raise InputError(f"{place}: {kind!r} should be a list of indices into imlist")
+        for index in indices:
+            if not isinstance(index, int) or not 0 <= index < len(images):
+                raise InputError(f"{place}: {kind!r} holds {index!r}; indices into the {known} of imlist are expected")
+        named[kind] = [images[index] for index in indices]
     return _query(image, image, (box[0], box[1], box[2], box[3]), named)
-
-
-def _indexed(place: str, indices: Any, images: Sequence[str]) -> list[str]:
-    plain = _listed(indices)
-    if plain is None:
-        raise InputError(f"{place} should be a list of indices into imlist")
-    for index in plain:
-        if not isinstance(index, int) or not 0 <= index < len(images):
-            raise InputError(
-                f"{place} holds {index!r}; indices into the {count_of(len(images), 'name')} of imlist are expected"
-            )
-    return [images[index] for index in plain]
 
 
 def average_precision(ranked: Sequence[str], positives: Collection[str], junk: Collection[str]) -> float:

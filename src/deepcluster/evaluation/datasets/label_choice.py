@@ -62,14 +62,20 @@ def listed(source: ImageSource, file: Path) -> Tensor:
     Raises:
         InputError: the file can't be read or names nothing, or names images that are missing or ambiguous.
     """
-    lines = _lines(file)
+    try:
+        # File systems also return names that are not UTF-8 as surrogates.
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as fault:
+        raise InputError(f"label_list={file} can't be read: {fault.strerror}") from None
+    lines = [line for whole in text.splitlines() if (line := whole.strip()) and not line.startswith("#")]
+    if not lines:
+        raise InputError(f"{file} names no images; write the name of one on each line")
     by_name = {source.name(index): index for index in range(len(source))}
     by_ending: dict[str, list[int]] = {}
     for name, index in by_name.items():
-        by_ending.setdefault(_bare(name), []).append(index)
-    found: set[int] = set()
-    missing: list[str] = []
-    unclear: list[str] = []
+        # Without folders, and without the archive that contains it (`images.tar::000012.jpg`).
+        by_ending.setdefault(re.split(r"/|::", name)[-1], []).append(index)
+    found, missing, unclear = set[int](), list[str](), list[str]()
     for line in lines:
         indices = _indices_of(line, by_name, by_ending)
         if len(indices) == 1:
@@ -77,8 +83,9 @@ def listed(source: ImageSource, file: Path) -> Tensor:
         else:
             (unclear if indices else missing).append(line)
     if missing:
+        these = f"{len(missing):,} of {count_of(len(lines), 'name')} {'is' if len(missing) == 1 else 'are'}"
         raise InputError(
-            f"{file}: {_of(len(missing), len(lines))} not among the {len(source):,} training images: "
+            f"{file}: {these} not among the {len(source):,} training images: "
             f"{some(missing)}; they have names such as {source.name(0)}"
         )
     if unclear:
@@ -86,11 +93,6 @@ def listed(source: ImageSource, file: Path) -> Tensor:
             f"{file}: {some(unclear)}: several training images have that name; write the folder too, as in {source.name(0)}"
         )
     return torch.tensor(sorted(found), dtype=torch.int64)
-
-
-def _of(missing: int, total: int) -> str:
-    """Write `1 of 12 names is`, `3 of 12 names are`."""
-    return f"{missing:,} of {count_of(total, 'name')} {'is' if missing == 1 else 'are'}"
 
 
 def _members(labels_N: Tensor) -> list[NDArray[np.int64]]:
@@ -102,24 +104,6 @@ def _members(labels_N: Tensor) -> list[NDArray[np.int64]]:
 def _shuffled(indices: NDArray[np.int64], seed: int, label: int) -> NDArray[np.int64]:
     """Return the indices in an order that is a function of seed and class."""
     return np.random.default_rng([seed, label]).permutation(indices)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        # File systems also return names that are not UTF-8 as surrogates.
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as fault:
-        raise InputError(f"label_list={file} can't be read: {fault.strerror}") from None
-    lines = [line.strip() for line in text.splitlines()]
-    names = [line for line in lines if line and not line.startswith("#")]
-    if not names:
-        raise InputError(f"{file} names no images; write the name of one on each line")
-    return names
-
-
-def _bare(name: str) -> str:
-    """Return the name without folders, and without the archive that contains it (`images.tar::000012.jpg`)."""
-    return re.split(r"/|::", name)[-1]
 
 
 def _indices_of(line: str, by_name: dict[str, int], by_ending: dict[str, list[int]]) -> list[int]:

@@ -82,7 +82,10 @@ class Devkit:
             raise InputError(f"unknown split {name!r}{did_you_mean(name, SPLITS)}: use one of {', '.join(SPLITS)}")
         file = self._list_file(name)
         if not file.is_file():
-            raise InputError(f"{file} does not exist; {self.root / LISTS} has {self._known()}")
+            known = (
+                " and ".join(f"{one}.txt" for one in self.lists()) or "none of train.txt, val.txt, trainval.txt, test.txt"
+            )
+            raise InputError(f"{file} does not exist; {self.root / LISTS} has {known}")
         names, notes = _read_list(file)
         _check_there(names, self.root / "JPEGImages", ".jpg", file)
         _check_there(names, self.root / "Annotations", ".xml", file)
@@ -97,9 +100,6 @@ class Devkit:
 
     def _list_file(self, split: str) -> Path:
         return self.root / LISTS / f"{split}.txt"
-
-    def _known(self) -> str:
-        return " and ".join(f"{split}.txt" for split in self.lists()) or "none of train.txt, val.txt, trainval.txt, test.txt"
 
 
 def open_voc(data: Path) -> Devkit:
@@ -178,8 +178,7 @@ def _check_there(names: list[str], folder: Path, ending: str, listed_in: Path) -
     if missing:
         raise InputError(
             f"{folder} lacks {len(missing):,} of the {count_of(len(names), 'image')} that {listed_in} lists: "
-            f"{some(name + ending for name in missing)}; "
-            "unpack the devkit again"
+            f"{some(name + ending for name in missing)}; unpack the devkit again"
         )
 
 
