@@ -10,7 +10,6 @@ from deepcluster.clustering import clusterer
 from deepcluster.core.work import Advance, Work
 from deepcluster.data.cache import DecodedImages
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.method import steps
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.learning import learn, learned_labels
@@ -31,15 +30,6 @@ WHY_NOT_NEAREST = {
     "pic": "Power iteration clustering does not use the nearest mean.",
     "hierarchical": "Clusters lie within super-clusters, and the nearest is not always in the image's own.",
 }
-
-
-def section(context: Context) -> Section | None:
-    """Return the section of a run; None for a table."""
-    if context.explained is not None:
-        return method_section(context.collection, context.explained, work=context.work)
-    if not context.run.config:
-        return None
-    return without_image("The run's images or its checkpoint are not at hand, so none can be followed (--data names them).")
 
 
 def method_section(collection: Collection, run: Explained, index: int | None = None, *, work: Work | None = None) -> Section:
