@@ -26,14 +26,11 @@ import torch
 
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import open_source
-from deepcluster.visualization.report import build, context
+from deepcluster.visualization.report import build
 from deepcluster.visualization.report.collection import Collection, Past, RunFacts
 
 DIM, SIDE, CLASSES, SAMPLE = 64, 16, 1_000, 20_000
-PARTS = {
-    context: ("describe_clusters", "find_odd", "lay_out", "by_importance", "list_rows", "make_thumbnails"),
-    build: ("write_page",),
-}
+PARTS = ("describe_clusters", "find_odd", "lay_out", "by_importance", "list_rows", "make_thumbnails", "write_page")
 
 
 def make_up(folder: Path, n_images: int, n_clusters: int, n_epochs: int) -> None:
@@ -99,9 +96,8 @@ def timed_parts() -> dict[str, list[float]]:
 
         return call
 
-    for module, names in PARTS.items():
-        for name in names:
-            setattr(module, name, timed(name, getattr(module, name)))
+    for name in PARTS:
+        setattr(build, name, timed(name, getattr(build, name)))
     return seconds
 
 
@@ -125,7 +121,7 @@ def main() -> None:
         seconds["reading tables"].append(time.perf_counter() - began)
         about = RunFacts("a made-up run", str(folder))
         n_bytes = build.build_report(
-            args.out or folder / "page.html", context.Context(collection, about, workers=usual_workers())
+            args.out or folder / "page.html", build.Context(collection, about, workers=usual_workers())
         )
         whole = time.perf_counter() - began
     print(f"{args.images:,} images, {args.clusters:,} clusters, {args.epochs} earlier epochs")

@@ -29,8 +29,8 @@ from deepcluster.info import info
 from deepcluster.models.trunk import normalise
 from deepcluster.run.folder import RunFolder
 from deepcluster.visualization.options import ReportOptions
+from deepcluster.visualization.report.build import Context
 from deepcluster.visualization.report.command import report
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.curves import guess_of
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.how_it_works import method_section

@@ -20,10 +20,8 @@ from deepcluster.visualization.report.curves import curves_of
 from deepcluster.visualization.report.gallery.rows import Listing, by_importance, list_rows
 from deepcluster.visualization.report.gallery.thumbnails import Thumbnails
 from deepcluster.visualization.report.glance import glance_section
-from deepcluster.visualization.report.layout import Layout, lay_out
-from deepcluster.visualization.report.map_section import map_section
-from deepcluster.visualization.report.odd import NEIGHBOURS, find_odd, typical_distance
-from deepcluster.visualization.report.odd_section import odd_section
+from deepcluster.visualization.report.map import Layout, lay_out, map_section
+from deepcluster.visualization.report.odd import NEIGHBOURS, find_odd, odd_section, typical_distance
 from deepcluster.visualization.report.page import Section, write_page
 from deepcluster.visualization.report.pictures import find_pictures, pictures_section
 

@@ -24,8 +24,8 @@ from deepcluster.core.files import save_tensors
 from deepcluster.core.progress import Reporter
 from deepcluster.run.folder import load_checkpoint
 from deepcluster.visualization.report import build
+from deepcluster.visualization.report.build import Context
 from deepcluster.visualization.report.command import report
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.page import Section, render
 
 pytest.importorskip("plotly", reason="the report needs the extra: pip install 'deepcluster[report]'")

@@ -17,9 +17,8 @@ from deepcluster.data.sources import open_source
 from deepcluster.data.storage.retries import end_waits
 from deepcluster.run.folder import RunFolder
 from deepcluster.visualization.options import ReportOptions
-from deepcluster.visualization.report.build import build_report
+from deepcluster.visualization.report.build import Context, build_report
 from deepcluster.visualization.report.collection import RunFacts
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.page import needs_report_extra
 from deepcluster.visualization.report.run import Data, cluster_tables, read_run
 from deepcluster.visualization.report.table import read_table

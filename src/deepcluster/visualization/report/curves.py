@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.visualization.report.plots import LEGEND_ABOVE, figure_json
+from deepcluster.visualization.report.page import LEGEND_ABOVE, figure_json
 
 Metrics = Mapping[str, Any]
 Line = tuple[str, list[int], list[float]]

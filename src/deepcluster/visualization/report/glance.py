@@ -9,7 +9,6 @@ import numpy as np
 
 from deepcluster.core.text import count_of, duration
 from deepcluster.visualization.report.collection import RunFacts
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.curves import clusterings, curves_of, guess_of
 from deepcluster.visualization.report.page import Section, render, shown
 
@@ -26,11 +25,6 @@ class Tile:
     value: str
     name: str
     words: str
-
-
-def section(context: Context) -> Section:
-    """Return the first section of the page."""
-    return glance_section(context.run)
 
 
 def glance_section(run: RunFacts) -> Section:

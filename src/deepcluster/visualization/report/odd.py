@@ -1,19 +1,23 @@
-"""Odd ones: files that can't be read, near-duplicates, outliers, and clusters that look like collapse.
+"""Odd ones: files that can't be read, near-duplicates, outliers, clusters that look like collapse; and what to do.
 
 N images, K clusters, M images whose points are known, P components, J neighbours, U outliers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from itertools import islice
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import from_numpy
 
 from deepcluster.clustering.neighbours import nearest_neighbours
+from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.gallery.rows import Listing
+from deepcluster.visualization.report.page import Section, render, shown
 
 # Points that are compared, all with all: 20,000 of 256 components took 2.8 s on a core.
 MOST_POINTS: Final = 20_000
@@ -26,9 +30,8 @@ NEAR_SHARE: Final = 0.02
 # A cluster needs this many images before one of them can be far from the others.
 LEAST_SIZE: Final = 5
 GIANT_SHARE: Final = 0.5
-# Thumbnails of a set of duplicates, and sets that are shown.
-MOST_OF_SET: Final = 8
-MOST_SETS: Final = 30
+# What is shown: thumbnails of a set of duplicates, sets, names of files, clusters in a sentence.
+MOST_OF_SET, MOST_SETS, MOST_UNREADABLE, MOST_CLUSTERS = 8, 30, 100, 40
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,26 @@ def find_odd(collection: Collection, *, most: int = 60, advance: Advance = no_ad
         most: largest number of outliers of each kind.
         advance: called with the number of images that have been compared; may raise to stop.
     """
-    indices_M, points_MP = _comparable(collection)
-    distances_MJ, neighbours_MJ = _nearest(points_MP, advance)
+    indices_M, points_MP = np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
+    if collection.points_MP.size:
+        finite = np.flatnonzero(np.isfinite(collection.points_MP).all(axis=1))
+        if len(finite) > MOST_POINTS:
+            finite = finite[np.arange(MOST_POINTS) * len(finite) // MOST_POINTS]
+        indices_M, points_MP = collection.sample_M[finite], collection.points_MP[finite]
+    distances_MJ, neighbours_MJ = np.zeros((len(points_MP), 0), np.float32), np.zeros((len(points_MP), 0), np.int64)
+    if len(points_MP) > 1:
+        points, k = from_numpy(np.ascontiguousarray(points_MP)), min(NEIGHBOURS, len(points_MP) - 1)
+        nearest = nearest_neighbours(points, points, k=k, exclude_self=True, advance=advance)
+        distances_MJ, neighbours_MJ = (one.numpy() for one in nearest)
     near = NEAR_SHARE * typical_distance(points_MP)
     duplicates = _duplicates(indices_M, distances_MJ, neighbours_MJ, near)
     sizes_K = collection.sizes_K()
     is_giant_K = sizes_K > GIANT_SHARE * max(1, int(sizes_K.sum()))
+    # Clusters of several images, all of which were compared and are in one set of duplicates.
+    copies: list[int] = []
+    for one in duplicates:
+        cluster, counts = np.unique(collection.cluster_N[one.indices], return_counts=True)
+        copies += cluster[(cluster >= 0) & (counts > 1) & (counts == sizes_K[cluster])].tolist()
     return Odd(
         n_compared=len(indices_M),
         near=near,
@@ -109,7 +126,7 @@ def find_odd(collection: Collection, *, most: int = 60, advance: Advance = no_ad
         giants=np.flatnonzero(is_giant_K).tolist() if collection.n_clusters > 1 else (),
         singletons=np.flatnonzero(sizes_K == 1).tolist(),
         empty=np.flatnonzero(sizes_K == 0).tolist(),
-        copies=_clusters_of_copies(collection, duplicates),
+        copies=sorted(copies),
     )
 
 
@@ -118,26 +135,6 @@ def typical_distance(points_MP: NDArray[np.float32]) -> float:
     if len(points_MP) == 0:
         return 0.0
     return float(np.sqrt(2 * np.var(points_MP, axis=0, dtype=np.float64).sum()))
-
-
-def _comparable(collection: Collection) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return images with finite points, and the points: all, or `MOST_POINTS` spread evenly."""
-    if collection.points_MP.size == 0:
-        return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
-    finite = np.flatnonzero(np.isfinite(collection.points_MP).all(axis=1))
-    if len(finite) > MOST_POINTS:
-        finite = finite[np.arange(MOST_POINTS) * len(finite) // MOST_POINTS]
-    return collection.sample_M[finite], collection.points_MP[finite]
-
-
-def _nearest(points_MP: NDArray[np.float32], advance: Advance) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return distances_MJ and positions_MJ of the nearest other points of each point."""
-    k = min(NEIGHBOURS, len(points_MP) - 1)
-    if k < 1:
-        return np.zeros((len(points_MP), 0), np.float32), np.zeros((len(points_MP), 0), np.int64)
-    points = from_numpy(np.ascontiguousarray(points_MP))
-    distances, positions = nearest_neighbours(points, points, k=k, exclude_self=True, advance=advance)
-    return distances.numpy(), positions.numpy()
 
 
 def _duplicates(
@@ -204,12 +201,60 @@ def _ratios(values: NDArray[np.float64], units: NDArray[np.float64]) -> NDArray[
         return np.where(units > 0, values / units, np.inf)
 
 
-def _clusters_of_copies(collection: Collection, duplicates: Sequence[Duplicates]) -> list[int]:
-    """Return clusters of several images, all of which were compared and are in one set of duplicates."""
-    sizes_K = collection.sizes_K()
-    found: set[int] = set()
-    for one in duplicates:
-        cluster, counts = np.unique(collection.cluster_N[one.indices], return_counts=True)
-        whole = (cluster >= 0) & (counts > 1) & (counts == sizes_K[cluster])
-        found.update(cluster[whole].tolist())
-    return sorted(found)
+def odd_section(collection: Collection, odd: Odd, listing: Listing, complaint: str | None = None) -> Section:
+    """Return the section, in words and thumbnails."""
+    if odd.n_compared < 2:
+        scope = "Near-duplicates and outliers need the features of the images, which are not at hand."
+    elif odd.n_compared == len(collection):
+        scope = f"All {len(collection):,} images were compared with each other, by their features."
+    else:
+        scope = (
+            f"{odd.n_compared:,} of {len(collection):,} images were compared with each other, by their features; duplicates "
+            "and outliers among the others are not found here."
+        )
+    html = render(
+        "odd.html.jinja",
+        complaint=complaint,
+        scope=scope,
+        odd=odd,
+        most_clusters=MOST_CLUSTERS,
+        n_assigned=int(collection.sizes_K().sum()),
+        unreadable=[(shown(name), shown(why)) for name, why in islice(collection.unreadable.items(), MOST_UNREADABLE)],
+        n_unreadable=len(collection.unreadable),
+        duplicates=[_set_of_duplicates(collection, listing, one) for one in odd.duplicates[:MOST_SETS]],
+        n_sets=len(odd.duplicates),
+        n_copies=sum(len(one.indices) - 1 for one in odd.duplicates),
+        near=f"{odd.near:.2g}",
+        share=f"{NEAR_SHARE:.0%}",
+        compared=odd.n_compared > 1,
+        neighbours=min(NEIGHBOURS, max(1, odd.n_compared - 1)),
+        outliers=_shown_outliers(collection, listing, odd.outliers),
+        cluster_outliers=_shown_outliers(collection, listing, odd.cluster_outliers),
+    )
+    return Section("odd", "Odd ones", html)
+
+
+def _image(collection: Collection, listing: Listing, index: int) -> dict[str, Any]:
+    row = int(listing.row_of(np.array([index]))[0])
+    return {"name": shown(collection.names[index]), "row": row, "cluster": int(collection.cluster_N[index])}
+
+
+def _set_of_duplicates(collection: Collection, listing: Listing, one: Duplicates) -> dict[str, Any]:
+    words = "the same to the network" if one.distance == 0 else f"up to {one.distance:.2g} apart"
+    clusters = len(np.unique(collection.cluster_N[one.indices]))
+    words += f", in {count_of(clusters, 'cluster')}" if clusters > 1 else ", all in one cluster"
+    if collection.label_N is not None:
+        labels = len(np.unique(collection.label_N[one.indices]))
+        words += f", under {labels:,} different labels" if labels > 1 else ", under one label"
+    return {
+        "count": count_of(len(one.indices), "image"),
+        "words": words,
+        "images": [_image(collection, listing, int(index)) for index in one.indices[:MOST_OF_SET]],
+        "more": max(0, len(one.indices) - MOST_OF_SET),
+    }
+
+
+def _shown_outliers(collection: Collection, listing: Listing, outliers: Outliers) -> list[dict[str, Any]]:
+    ratios = [f"{ratio:.2f} ×" if np.isfinite(ratio) else "the others are copies" for ratio in outliers.ratios_U.tolist()]
+    images = [_image(collection, listing, index) for index in outliers.indices_U.tolist()]
+    return [{**image, "times": ratio} for image, ratio in zip(images, ratios, strict=True)]

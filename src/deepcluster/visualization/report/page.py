@@ -9,7 +9,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,13 @@ from deepcluster.core.files import write_whole
 from deepcluster.core.text import printable
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from markupsafe import Markup
 
 ASSETS = Path(__file__).parent / "assets"
 # What every page has, in this order. Scripts and styles of one section follow; they may use what `page.js` offers.
 SCRIPTS = ("page.js", "rows.js", "figures.js")
 STYLES = ("page.css", "gallery.css", "sections.css")
+LEGEND_ABOVE = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,17 @@ def asset(name: str) -> str:
 
 def render(template: str, **values: Any) -> "Markup":
     """Return the HTML of a template in `assets`; values are escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
     from markupsafe import Markup
 
-    return Markup(_environment().get_template(template).render(**values))
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return Markup(environment.get_template(template).render(**values))
 
 
 def shown(name: str) -> str:
@@ -93,16 +101,33 @@ def json_blob(value: Any) -> Blob:
     return Blob(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
 
 
+def figure_json(traces: Sequence[Mapping[str, Any]], **layout: Any) -> str:
+    """Return a figure of traces (plain dictionaries) as Plotly's JSON; colours of background and text are the page's."""
+    from plotly.graph_objects import Figure
+
+    figure = Figure(data=[dict(trace) for trace in traces])
+    figure.update_layout(template=None, **layout)
+    return str(figure.to_json())
+
+
+def short(value: float) -> float | None:
+    """Round to four digits, enough for a figure; None for what is not finite."""
+    return float(f"{value:.4g}") if isfinite(value) else None
+
+
 def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh_seconds: int = 0) -> int:
     """Write the page, whole at every moment; return its size in bytes.
 
     Args:
         refresh_seconds: the page reloads itself at this interval (0: never).
     """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
     blobs = {name: blob for section in sections for name, blob in section.blobs.items()}
     figures = {name: json.loads(figure) for section in sections for name, figure in section.figures.items()}
     blobs["figures"] = json_blob(figures)
-    blobs["plotly"] = plotly_blob()
+    blobs["plotly"] = Blob(get_plotlyjs().encode())
     scripts = [*map(asset, SCRIPTS), *(script for section in sections for script in section.scripts)]
     styles = [*map(asset, STYLES), *(style for section in sections for style in section.styles)]
     text = render(
@@ -110,8 +135,8 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh_s
         title=title,
         sections=sections,
         blobs={name: (blob.media_type, blob.packed()) for name, blob in blobs.items()},
-        scripts=_unescaped(scripts),
-        styles=_unescaped(styles),
+        scripts=[Markup(text) for text in dict.fromkeys(scripts)],
+        styles=[Markup(text) for text in dict.fromkeys(styles)],
         refresh_seconds=refresh_seconds,
     )
     write_whole(path, text)
@@ -126,27 +151,3 @@ def needs_report_extra() -> None:
     except ImportError as error:
         what = getattr(error, "name", None) or jinja2.__name__
         raise InputError(f"the report needs {what}; install it with: pip install 'deepcluster[report]'") from None
-
-
-@cache
-def plotly_blob() -> Blob:
-    """Return the program of the plotting library, as it comes with the Python package."""
-    from plotly.offline import get_plotlyjs
-
-    return Blob(get_plotlyjs().encode())
-
-
-def _unescaped(texts: Sequence[str]) -> list["Markup"]:
-    """Return scripts or styles, each once, that are part of the page as they stand."""
-    from markupsafe import Markup
-
-    return [Markup(text) for text in dict.fromkeys(texts)]
-
-
-def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
-    escaping = select_autoescape(default=True, default_for_string=True)
-    return Environment(
-        loader=FileSystemLoader(ASSETS), autoescape=escaping, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.page import Section, render, shown
 
 if TYPE_CHECKING:
@@ -52,13 +51,6 @@ class Picture:
     path: Path
     title: str
     caption: str
-
-
-def section(context: Context) -> Section | None:
-    """Return the section of a run; None for a table."""
-    if context.pictures is None:
-        return None
-    return pictures_section(context.pictures, run=context.run.folder)
 
 
 def pictures_section(folder: Path, *, max_bytes: int = MOST_BYTES, run: str = "RUN") -> Section:

@@ -26,8 +26,8 @@ from deepcluster.run.metrics import health
 from deepcluster.run.model import Model, model_of_checkpoint
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.options import ReportOptions
+from deepcluster.visualization.report.build import Context
 from deepcluster.visualization.report.collection import Collection, Past, RunFacts
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.named_pictures import pictures_by_name
 from deepcluster.visualization.stages import PICTURES

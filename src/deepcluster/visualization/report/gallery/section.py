@@ -10,16 +10,10 @@ from numpy.typing import NDArray
 
 from deepcluster.core.text import count_of
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.gallery.clusters import ClusterFacts
 from deepcluster.visualization.report.gallery.rows import Listing
 from deepcluster.visualization.report.gallery.thumbnails import Thumbnails
 from deepcluster.visualization.report.page import Blob, Section, asset, json_blob, render, shown
-
-
-def section(context: Context) -> Section:
-    """Return the section of a run or a table."""
-    return gallery_section(context.collection, context.clusters, context.listing, context.thumbnails)
 
 
 def gallery_section(collection: Collection, facts: ClusterFacts, listing: Listing, thumbnails: Thumbnails) -> Section:

@@ -64,12 +64,17 @@ class Explained:
         Args:
             state: content of the checkpoint; "parts" may hold layers of the head that were saved in files of their own.
         """
-        assignments = [Assignment.from_state_dict(state["assignment"])] if "assignment" in state else []
-        assignments += [Assignment.from_state_dict(one) for one in state.get("other_assignments", ())]
-        head = None
-        if model.settings.method != "deepcluster-v2":
-            head = _trained_head(model, state, assignments[0]) if assignments else None
-            assignments = assignments if head is not None else []
+        saved = [state["assignment"]] if "assignment" in state else []
+        assignments = [Assignment.from_state_dict(one) for one in (*saved, *state.get("other_assignments", ()))]
+        head: Head | None = None
+        if model.settings.method != "deepcluster-v2" and assignments:
+            head = make_head(model.trunk.dim, assignments[0].n_clusters, assignments[0].super_of_cluster_K, seed=0)
+            weights = {**state.get("head", {}), **state.get("parts", {}).get("head", {})}
+            if set(head.state_dict()) <= set(weights):
+                head.load_state_dict(weights)
+                head = head.to(model.machine.device, model.machine.dtype).eval()
+            else:  # The checkpoint has no head, or not all of its layers (any more).
+                head, assignments = None, []
         labels = [one.labels_N for one in assignments]
         return cls(
             model,
@@ -99,9 +104,7 @@ class Explained:
     @property
     def whitening(self) -> Whitening | None:
         """The whitening of the points that are clustered; None where DeepCluster-v2 clusters them as they are."""
-        space = self.model.space
-        if isinstance(space, ProjectedSpace):
-            return space.whitening
+        space = self.model.space.whitening if isinstance(self.model.space, ProjectedSpace) else self.model.space
         return space if isinstance(space, Whitening) else None
 
     @property
@@ -181,10 +184,8 @@ class Explained:
 
     def features(self, views_BCHW: Tensor) -> Tensor:
         """Return rows (B, D) on the CPU of uint8 views, of the stage that is clustered, as the run keeps them."""
-        model = self.model
-        rows = [
-            extract_stage(model.trunk, model.machine, some, self.settings.cluster_stage) for some in views_BCHW.split(BATCH)
-        ]
+        model, stage = self.model, self.settings.cluster_stage
+        rows = [extract_stage(model.trunk, model.machine, some, stage) for some in views_BCHW.split(BATCH)]
         return torch.cat(rows).to(model.machine.feature_dtype).cpu()
 
     @torch.no_grad()
@@ -240,13 +241,3 @@ class Explained:
             return float(np.log(len(sizes)) + np.log(sizes[int(self.head.super_of_cluster_K[max(0, label)])]))
         counts = [self.head.linear.out_features] if self.head is not None else [len(one) for one in self.prototypes]
         return float(np.mean(np.log(counts)))
-
-
-def _trained_head(model: Model, state: Mapping[str, Any], assignment: Assignment) -> Head | None:
-    """Return the head of the first version; None where the checkpoint has none, or not all of its layers (any more)."""
-    head = make_head(model.trunk.dim, assignment.n_clusters, assignment.super_of_cluster_K, seed=0)
-    weights = {**state.get("head", {}), **state.get("parts", {}).get("head", {})}
-    if not set(head.state_dict()) <= set(weights):
-        return None
-    head.load_state_dict(weights)
-    return head.to(model.machine.device, model.machine.dtype).eval()

@@ -1,15 +1,82 @@
-"""The charts of the section on the method, as Plotly figures (JSON). D features, P components."""
+"""The charts (Plotly's JSON) and the pictures of the section on the method.
 
-from collections.abc import Mapping, Sequence
+D features, P components, S points, C channels, H and W pixels.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from deepcluster.visualization.report.method.explained import Floats
-from deepcluster.visualization.report.method.trace import Neighbourhood
-from deepcluster.visualization.report.plots import LEGEND_ABOVE, figure_json, short
+from deepcluster.visualization.report.method.trace import ClusterHistory, Neighbourhood
+from deepcluster.visualization.report.page import LEGEND_ABOVE, figure_json, short
 
 _MARGIN = {"l": 56, "r": 12, "t": 12, "b": 48}
+# Up to this side a picture keeps every pixel; it is enlarged by whole pixels.
+LOSSLESS = 64
+QUALITY = 76
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture for an `img` element.
+
+    Attributes:
+        uri: its content, as an address.
+        width, height: of what it shows, in pixels, before it was made smaller for the page.
+        is_small: each pixel is to stay a square.
+    """
+
+    uri: str
+    width: int
+    height: int
+    is_small: bool
+
+
+def picture(pixels: NDArray[np.uint8] | Tensor, most: int = 192, *, lossless: int = LOSSLESS) -> Picture:
+    """Return a picture of uint8 pixels, (H, W, 3) or grey (H, W): a small one without loss, a larger one as WebP.
+
+    Args:
+        most: the longer side of a larger one, in pixels of the page's file.
+        lossless: longer side up to which every pixel is kept.
+    """
+    from PIL import Image
+
+    array = np.ascontiguousarray(pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels)
+    height, width = array.shape[:2]
+    image, file = Image.fromarray(array), io.BytesIO()
+    is_small = max(height, width) <= lossless
+    if is_small:
+        image.save(file, "PNG", optimize=True)
+    else:
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
+        image.save(file, "WEBP", quality=QUALITY, method=6)
+    kind = "png" if is_small else "webp"
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}", width, height, is_small)
+
+
+def view_pixels(view_CHW: Tensor) -> Tensor:
+    """Return pixels (H, W, 3), uint8, of a view of uint8 or in [0, 1]."""
+    view_CHW = view_CHW.detach().cpu()
+    bytes_CHW = view_CHW if not view_CHW.is_floating_point() else (view_CHW.clamp(0, 1) * 255).round().byte()
+    return bytes_CHW.permute(1, 2, 0)
+
+
+def signed_grey(values_HW: Tensor) -> Tensor:
+    """Return numbers as greys: 0 is middle grey, the largest size of a number black or white."""
+    return (127.5 * (1 + values_HW / values_HW.abs().max().clamp(min=1e-12))).round().byte()
+
+
+def ranged_grey(values_HW: Tensor) -> Tensor:
+    """Return numbers as greys: the least is black, the largest white; all alike are black."""
+    low, high = values_HW.min(), values_HW.max()
+    return (255 * (values_HW - low) / (high - low).clamp(min=1e-12)).round().byte()
 
 
 def strip(features_D: Floats) -> str:
@@ -17,8 +84,7 @@ def strip(features_D: Floats) -> str:
     is_long = len(features_D) > 1024
     across = min(128 if is_long else 64, len(features_D))
     lines = -(-len(features_D) // across)
-    cells: list[float | None] = [short(value) for value in features_D.tolist()]
-    cells += [None] * (lines * across - len(cells))
+    cells = _short(features_D.tolist()) + [None] * (lines * across - len(features_D))
     cell_map = {
         "type": "heatmap",
         "z": [cells[line * across : (line + 1) * across] for line in range(lines)],
@@ -41,9 +107,8 @@ def strip(features_D: Floats) -> str:
 def spectrum(before_P: Floats, whitened_P: Floats, points_P: Floats) -> str:
     """Return the variance of each component, on two logarithmic axes."""
     lines = {"before: as PCA finds them": before_P, "whitened": whitened_P, "and of unit length": points_P}
-    traces = [_descending(name, variance_P, "component %{x}: variance %{y}") for name, variance_P in lines.items()]
     return _json(
-        traces,
+        [_descending(name, variance_P, "component %{x}: variance %{y}") for name, variance_P in lines.items()],
         height=320,
         legend=LEGEND_ABOVE,
         xaxis={"type": "log", "title": {"text": "component, the largest first"}, "dtick": 1},
@@ -85,12 +150,8 @@ def _descending(name: str, values_P: Floats, form: str) -> dict[str, Any]:
 
 def signed_bars(point_P: Floats) -> str:
     """Return the components of a point, one bar each."""
-    bars = {
-        "type": "bar",
-        "x": list(range(1, len(point_P) + 1)),
-        "y": [short(value) for value in point_P.tolist()],
-        "hovertemplate": "component %{x}: %{y}<extra></extra>",
-    }
+    form = "component %{x}: %{y}<extra></extra>"
+    bars = {"type": "bar", "x": list(range(1, len(point_P) + 1)), "y": _short(point_P.tolist()), "hovertemplate": form}
     axes = {"xaxis": {"title": {"text": "component"}}, "yaxis": {"title": {"text": "value"}}}
     return _json([bars], height=220, bargap=0.15, **axes)
 
@@ -104,19 +165,17 @@ def ranked_bars(clusters: Sequence[int], values: Sequence[float], marked: int, *
     traces = []
     for part, is_marked in zip(parts, (True, False), strict=True):
         chosen = [pair for pair in zip(clusters, values, strict=True) if (pair[0] == marked) == is_marked]
-        if chosen:
-            traces.append(
-                {
-                    "type": "bar",
-                    "x": [short(value) for _, value in chosen],
-                    "y": [f"cluster {cluster}" for cluster, _ in chosen],
-                    "name": part,
-                    "orientation": "h",
-                    "text": [f"{value:.3f}" for _, value in chosen],
-                    "textposition": "auto",
-                    "hovertemplate": "%{y}: %{x}<extra></extra>",
-                }
-            )
+        bars = {
+            "type": "bar",
+            "x": _short(value for _, value in chosen),
+            "y": [f"cluster {cluster}" for cluster, _ in chosen],
+            "name": part,
+            "orientation": "h",
+            "text": [f"{value:.3f}" for _, value in chosen],
+            "textposition": "auto",
+            "hovertemplate": "%{y}: %{x}<extra></extra>",
+        }
+        traces += [bars] if chosen else []
     return _json(
         traces,
         height=90 + 28 * len(clusters),
@@ -172,17 +231,17 @@ def scatter(near: Neighbourhood, own: int) -> str:
 
 
 def _dots(points_S2: Floats, *, mode: str = "markers", **rest: Any) -> dict[str, Any]:
-    x, y = ([short(value) for value in column.tolist()] for column in points_S2.T)
+    x, y = (_short(column.tolist()) for column in points_S2.T)
     return {"type": "scatter", "x": x, "y": y, "mode": mode, **rest}
 
 
-def history_line(epochs: Sequence[int], shares: Sequence[float], clusters: Sequence[int]) -> str:
+def history_line(history: Sequence[ClusterHistory]) -> str:
     """Return the share of the image's current cluster that was with it in earlier epochs."""
     line = {
         "type": "scatter",
-        "x": list(epochs),
-        "y": [short(share) for share in shares],
-        "customdata": list(clusters),
+        "x": [one.epoch for one in history],
+        "y": _short(one.share for one in history),
+        "customdata": [one.cluster for one in history],
         "mode": "lines+markers",
         "hovertemplate": "epoch %{x}: %{y:.0%} of them, in cluster %{customdata}<extra></extra>",
     }
@@ -192,6 +251,10 @@ def history_line(epochs: Sequence[int], shares: Sequence[float], clusters: Seque
         xaxis={"title": {"text": "epoch"}, "rangemode": "tozero"},
         yaxis={"title": {"text": "were with it already"}, "tickformat": ".0%", "range": [-0.03, 1.03]},
     )
+
+
+def _short(values: Iterable[float]) -> list[float | None]:
+    return [short(value) for value in values]
 
 
 def _json(traces: Sequence[Mapping[str, Any]], **layout: Any) -> str:

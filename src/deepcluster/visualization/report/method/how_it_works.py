@@ -7,13 +7,12 @@ import json
 from typing import Any
 
 from deepcluster.clustering import clusterer
+from deepcluster.core.text import size
 from deepcluster.core.work import Advance, Work
 from deepcluster.data.cache import DecodedImages
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.context import Context
 from deepcluster.visualization.report.method import steps
 from deepcluster.visualization.report.method.explained import Explained
-from deepcluster.visualization.report.method.learning import learn, learned_labels
 from deepcluster.visualization.report.method.trace import (
     Trace,
     choose_image,
@@ -21,7 +20,7 @@ from deepcluster.visualization.report.method.trace import (
     features_of_some,
     trace_image,
 )
-from deepcluster.visualization.report.method.training_views import training_views
+from deepcluster.visualization.report.method.training_views import learn, learned_labels, training_views
 from deepcluster.visualization.report.page import Section, asset, render, shown
 
 NAME, TITLE = "method", "How it works"
@@ -31,15 +30,6 @@ WHY_NOT_NEAREST = {
     "pic": "Power iteration clustering does not use the nearest mean.",
     "hierarchical": "Clusters lie within super-clusters, and the nearest is not always in the image's own.",
 }
-
-
-def section(context: Context) -> Section | None:
-    """Return the section of a run; None for a table."""
-    if context.explained is not None:
-        return method_section(context.collection, context.explained, work=context.work)
-    if not context.run.config:
-        return None
-    return without_image("The run's images or its checkpoint are not at hand, so none can be followed (--data names them).")
 
 
 def method_section(collection: Collection, run: Explained, index: int | None = None, *, work: Work | None = None) -> Section:
@@ -66,7 +56,6 @@ def method_section(collection: Collection, run: Explained, index: int | None = N
 
 
 def _section(collection: Collection, run: Explained, trace: Trace, images: DecodedImages, advance: Advance) -> Section:
-    """Return the section of the image that was traced."""
     own, n_images = int(collection.cluster_N[trace.index]), int((collection.cluster_N >= 0).sum())
     features_SD = features_of_some(collection, run, images, advance)
     views = training_views(run, trace.image_HWC, trace.index)
@@ -81,7 +70,12 @@ def _section(collection: Collection, run: Explained, trace: Trace, images: Decod
     if run.version == 1:
         parts["whiten"] = steps.whiten(run, trace, features_SD, figures)
     else:
-        parts["remember"] = steps.remember(run, n_images)
+        n_large, _ = run.view.crops[0]
+        parts["remember"] = {
+            "n_large": n_large,
+            "memory": size(2 * n_images * n_large * run.settings.projection[1]),
+            "crops": " and ".join(f"{count} of {side} pixels" for count, side in run.view.crops),
+        }
         parts["project"] = steps.project(run, trace, features_SD, figures)
         parts["learned"] = learned_labels(views)
     html = render(

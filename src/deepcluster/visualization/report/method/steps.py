@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.core.text import size
 from deepcluster.data.views import LONGEST, ClusterView
 from deepcluster.models.convnets import sobel_layer
 from deepcluster.models.trunk import FEATURES, normalise
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.thumbnails import thumbnail
 from deepcluster.visualization.report.method import figures as charts
-from deepcluster.visualization.report.method.data_uri import picture, ranged_grey, signed_grey, view_pixels
 from deepcluster.visualization.report.method.explained import Explained, Floats
+from deepcluster.visualization.report.method.figures import picture, ranged_grey, signed_grey, view_pixels
 from deepcluster.visualization.report.method.trace import ClusterHistory, Trace, neighbourhood
 from deepcluster.visualization.report.page import shown
 
@@ -34,23 +33,22 @@ Figures = dict[str, str]
 
 def extract(run: Explained, trace: Trace, figures: Figures) -> dict[str, Any]:
     """Return step 1: the photo and its centre view, its channels, maps of the network, and the feature vector."""
-    height, width, _ = trace.image_HWC.shape
     channels_3HW, grey_HW, edges_2HW = edges(trace.view_CHW)
-    features_D = trace.features_D.float()
+    features_D, pixels_HW3 = trace.features_D.float(), view_pixels(trace.view_CHW)
     figures["method-features"] = charts.strip(trace.features_D.double().numpy())
+    what = "the average of each of the last maps"
+    if run.settings.cluster_stage != FEATURES:
+        what = f"the average of each map of {run.settings.cluster_stage}"
+    elif getattr(run.model.trunk, "classifier", None) is not None:
+        what = "the output of the last fully connected layer, before its ReLU"
     return {
         "photo": picture(trace.image_HWC, 400),
-        "frame": _box(view_frame(run.cluster_view, height, width)),
+        "frame": box(view_frame(run.cluster_view, *trace.image_HWC.shape[:2])),
         "resized_shorter": run.cluster_view.resized,
-        "view": picture(view_pixels(trace.view_CHW), 224),
-        "small": picture(view_pixels(trace.view_CHW), 96),
+        "view": picture(pixels_HW3, 224),
+        "small": picture(pixels_HW3, 96),
         "channels": [
-            {
-                "name": name,
-                "picture": picture(ranged_grey(plane), 160),
-                "low": float(plane.min()),
-                "high": float(plane.max()),
-            }
+            {"name": name, "picture": picture(ranged_grey(plane), 160), **_range(plane)}
             for name, plane in zip(("red", "green", "blue"), channels_3HW, strict=True)
         ],
         "grey": picture(ranged_grey(grey_HW), 160),
@@ -58,17 +56,21 @@ def extract(run: Explained, trace: Trace, figures: Figures) -> dict[str, Any]:
             {"name": name, "picture": picture(signed_grey(plane), 160)}
             for name, plane in zip(("from left to right", "from top to bottom"), edges_2HW, strict=True)
         ],
-        "stages": [_stage(name, map_CHW) for name, map_CHW in _maps(run, trace.view_CHW).items()],
-        "what": _what_features_are(run),
+        "stages": _stages(run, trace.view_CHW),
+        "what": what,
         "quarters": 0 if run.clustered_quarters_N is None else run.quarters(trace.index),
         "dim": len(features_D),
-        "low": float(features_D.min()),
-        "high": float(features_D.max()),
+        **_range(features_D),
         "above_zero": int((features_D > 0).sum()),
     }
 
 
-def _box(box_4: Sequence[float]) -> dict[str, float]:
+def _range(values: Tensor) -> dict[str, float]:
+    return {"low": float(values.min()), "high": float(values.max())}
+
+
+def box(box_4: Sequence[float]) -> dict[str, float]:
+    """Return top, left, height and width by name."""
     return dict(zip(("top", "left", "height", "width"), box_4, strict=True))
 
 
@@ -98,31 +100,22 @@ def edges(view_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _maps(run: Explained, view_CHW: Tensor) -> dict[str, Tensor]:
-    """Return activations (C, H, W), float32 on the CPU, of the first, the middle and the last stage that has maps."""
+def _stages(run: Explained, view_CHW: Tensor) -> list[dict[str, Any]]:
+    """Return the liveliest maps of the first, the middle and the last stage that has maps, each over its own range."""
     model = run.model
     stages = [name for name in model.trunk.stages if name != FEATURES]
     if not stages:
-        return {}
+        return []
     chosen = tuple(dict.fromkeys((stages[0], stages[len(stages) // 2], stages[-1])))
     with model.machine.autocast():
         maps = model.trunk.maps(normalise(model.machine.put(view_CHW[None])).to(model.machine.dtype), chosen)
-    return {name: map_1CHW[0].float().cpu() for name, map_1CHW in maps.items()}
-
-
-def _what_features_are(run: Explained) -> str:
-    if run.settings.cluster_stage != FEATURES:
-        return f"the average of each map of {run.settings.cluster_stage}"
-    if getattr(run.model.trunk, "classifier", None) is not None:
-        return "the output of the last fully connected layer, before its ReLU"
-    return "the average of each of the last maps"
-
-
-def _stage(name: str, map_CHW: Tensor) -> dict[str, Any]:
-    """Return maps of a stage that vary most over the image, each from its least to its largest value."""
-    pictures = [{"channel": number, "picture": picture(ranged_grey(map_CHW[number]), 64)} for number in liveliest(map_CHW)]
-    channels, height, width = map_CHW.shape
-    return {"name": name, "channels": channels, "height": height, "width": width, "pictures": pictures}
+    shown_stages = []
+    for name, map_1CHW in maps.items():
+        map_CHW = map_1CHW[0].float().cpu()
+        pictures = [{"channel": one, "picture": picture(ranged_grey(map_CHW[one]), 64)} for one in liveliest(map_CHW)]
+        sides = dict(zip(("channels", "height", "width"), map_CHW.shape, strict=True))
+        shown_stages.append({"name": name, **sides, "pictures": pictures})
+    return shown_stages
 
 
 def liveliest(map_CHW: Tensor, count: int = LIVELIEST) -> list[int]:
@@ -150,8 +143,10 @@ def whiten(run: Explained, trace: Trace, features_SD: Tensor, figures: Figures) 
     if run.whitening is None:
         raise ValueError("the run does not whiten")
     before_P: Floats = run.whitening.variance_P.cpu().double().numpy()
-    after = (_variance(run.unscaled(features_SD)), _variance(run.model.points(features_SD)))
-    figures["method-spectrum"] = charts.spectrum(before_P, *after)
+    after = (run.unscaled(features_SD), run.model.points(features_SD))
+    finite = [rows_SP[torch.isfinite(rows_SP).all(dim=1)].double() for rows_SP in after]
+    variances = [rows_SP.var(dim=0, correction=1 if len(rows_SP) > 1 else 0).numpy() for rows_SP in finite]
+    figures["method-spectrum"] = charts.spectrum(before_P, *variances)
     positive = before_P[before_P > 0]
     return {
         "explained": run.whitening.explained,
@@ -159,12 +154,6 @@ def whiten(run: Explained, trace: Trace, features_SD: Tensor, figures: Figures) 
         "n_measured": len(features_SD),
         **_point(trace, figures),
     }
-
-
-def _variance(rows_SP: Tensor) -> Floats:
-    finite_SP = rows_SP[torch.isfinite(rows_SP).all(dim=1)].double()
-    variance_P: Floats = finite_SP.var(dim=0, correction=1 if len(finite_SP) > 1 else 0).numpy()
-    return variance_P
 
 
 def _point(trace: Trace, figures: Figures) -> dict[str, Any]:
@@ -175,16 +164,6 @@ def _point(trace: Trace, figures: Figures) -> dict[str, Any]:
         "length": float(trace.unscaled_P.double().norm()),
         "largest": largest + 1,
         "largest_value": float(trace.point_P[largest]),
-    }
-
-
-def remember(run: Explained, n_images: int) -> dict[str, Any]:
-    """Return step 1 of DeepCluster-v2: what the memory bank holds."""
-    n_large, _ = run.view.crops[0]
-    return {
-        "n_large": n_large,
-        "memory": size(2 * n_images * n_large * run.settings.projection[1]),
-        "crops": " and ".join(f"{count} of {side} pixels" for count, side in run.view.crops),
     }
 
 
@@ -248,12 +227,17 @@ def spoken(clusters: Sequence[int], values: Sequence[float]) -> str:
 
 def _thumbnails(collection: Collection, cluster: int, count: int, *, without: int) -> list[dict[str, Any]]:
     """Return pictures and names of the images nearest to a centre; those that can't be read are left out."""
-    images, pictures = collection.images, []
-    for index in collection.nearest_to_centre(cluster, count, without=without) if images is not None else ():
-        tile = thumbnail(images, index, side=THUMBNAIL)  # type: ignore[arg-type]
-        if not isinstance(tile, str):
-            pictures.append({"picture": picture(tile, THUMBNAIL, lossless=0), "name": shown(collection.names[index])})
-    return pictures
+    if collection.images is None:
+        return []
+    tiles = {
+        index: thumbnail(collection.images, index, side=THUMBNAIL)
+        for index in collection.nearest_to_centre(cluster, count, without=without)
+    }
+    return [
+        {"picture": picture(tile, THUMBNAIL, lossless=0), "name": shown(collection.names[index])}
+        for index, tile in tiles.items()
+        if not isinstance(tile, str)
+    ]
 
 
 def label(collection: Collection, trace: Trace) -> dict[str, Any]:
@@ -276,8 +260,7 @@ def again(collection: Collection, own: int, history: Sequence[ClusterHistory], f
     """Return step 6: the image's clusters in earlier epochs, and which images were with it."""
     known = [one for one in history if not isnan(one.share)]
     if len(known) > 1:
-        columns = zip(*((one.epoch, one.share, one.cluster) for one in known), strict=True)
-        figures["method-companions"] = charts.history_line(*map(list, columns))
+        figures["method-companions"] = charts.history_line(known)
     stays: list[dict[str, int]] = []
     for one in history:
         if stays and stays[-1]["cluster"] == one.cluster:

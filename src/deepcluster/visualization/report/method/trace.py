@@ -80,9 +80,11 @@ def choose_image(collection: Collection, run: Explained, images: DecodedImages, 
 
     Images that the last epoch drew are preferred. None where no candidate can be read.
     """
-    found = [trace for index in _candidates(collection) if (trace := _trace(index, run, images, advance)) is not None]
-    if not found:
-        return None
+    sizes_K = collection.sizes_K()
+    clusters = np.flatnonzero(sizes_K)
+    median = np.median(sizes_K[clusters]) if len(clusters) else 0
+    medium = clusters[np.argsort(np.abs(sizes_K[clusters] - median), kind="stable")][:CANDIDATE_CLUSTERS]
+    indices = [one for cluster in medium.tolist() for one in collection.nearest_to_centre(cluster, CANDIDATES_PER_CLUSTER)]
 
     def value(trace: Trace) -> tuple[bool, bool, float]:
         own = int(collection.cluster_N[trace.index])
@@ -91,7 +93,8 @@ def choose_image(collection: Collection, run: Explained, images: DecodedImages, 
         contrast = min(0.2, float(trace.view_CHW.float().std()) / 255)
         return trace.nearest == own, len(run.positions(trace.index)) > 0, margin * contrast
 
-    return max(found, key=value)
+    traces = [_trace(index, run, images, advance) for index in indices]
+    return max((trace for trace in traces if trace is not None), key=value, default=None)
 
 
 def trace_image(
@@ -111,8 +114,7 @@ def trace_image(
 
 
 def _trace(index: int, run: Explained, images: DecodedImages, advance: Advance) -> Trace | None:
-    image_HWC = _read_image(images, index)
-    advance(1)
+    image_HWC = _read_image(images, index, advance)
     if image_HWC is None:
         return None
     view_CHW = run.clustered_view(image_HWC, index)
@@ -122,21 +124,14 @@ def _trace(index: int, run: Explained, images: DecodedImages, advance: Advance) 
     return Trace(index, image_HWC, view_CHW, features_1D[0], unscaled_1P[0], point_1P[0], distances_1K[0])
 
 
-def _read_image(images: DecodedImages, index: int) -> Tensor | None:
+def _read_image(images: DecodedImages, index: int, advance: Advance) -> Tensor | None:
     """Return the image (H, W, 3), uint8; None where it can't be read (any more)."""
     try:
         return images.get(index)
     except (UnreadableImage, OSError):
         return None
-
-
-def _candidates(collection: Collection) -> Sequence[int]:
-    """Return images nearest to the centres of the clusters whose sizes are nearest to the median."""
-    sizes_K = collection.sizes_K()
-    clusters = np.flatnonzero(sizes_K)
-    median = np.median(sizes_K[clusters]) if len(clusters) else 0
-    medium = clusters[np.argsort(np.abs(sizes_K[clusters] - median), kind="stable")][:CANDIDATE_CLUSTERS]
-    return [index for cluster in medium.tolist() for index in collection.nearest_to_centre(cluster, CANDIDATES_PER_CLUSTER)]
+    finally:
+        advance(1)
 
 
 def features_of_some(collection: Collection, run: Explained, images: DecodedImages, advance: Advance = no_advance) -> Tensor:
@@ -145,13 +140,8 @@ def features_of_some(collection: Collection, run: Explained, images: DecodedImag
         return run.features_MD
     pool = collection.sample_M if len(collection.sample_M) else np.flatnonzero(collection.cluster_N >= 0)
     chosen = pool[np.unique(np.linspace(0, len(pool) - 1, min(MEASURED, len(pool))).round().astype(int))]
-    views = []
-    for index in chosen.tolist():
-        image_HWC = _read_image(images, index)
-        advance(1)
-        if image_HWC is not None:
-            views.append(run.clustered_view(image_HWC, index)[None])
-    return run.features(torch.cat(views))
+    read = ((index, _read_image(images, index, advance)) for index in chosen.tolist())
+    return run.features(torch.stack([run.clustered_view(image, index) for index, image in read if image is not None]))
 
 
 def cluster_history(

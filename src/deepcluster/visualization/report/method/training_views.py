@@ -1,21 +1,30 @@
-"""The random views that a run trains on, of one image, and what its network predicts for them.
+"""The random views that a run trains on, of one image, what its network predicts for them, and how the section shows it.
 
 C channels, H and W pixels, D features, K clusters, V views, G clusterings that are trained on side by side, R random numbers
 of a view.
 """
 
 from dataclasses import dataclass, replace
+from math import exp
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from deepcluster.data.multi_crop import crop_draws
-from deepcluster.data.views import CROP_ATTEMPTS, TrainingView, rotate_quarters
+from deepcluster.data.views import CROP_ATTEMPTS, rotate_quarters
+from deepcluster.models.heads import HierarchicalHead
+from deepcluster.visualization.report.method import figures as charts
 from deepcluster.visualization.report.method.explained import Explained, Floats
+from deepcluster.visualization.report.method.figures import picture, view_pixels
+from deepcluster.visualization.report.method.steps import Figures, box, spoken
+from deepcluster.visualization.report.method.trace import Trace
 
-# Random views of an image that are shown of a run of the first version.
-VIEWS = 6
+# Random views of an image that are shown of a run of the first version; views that are shown at most; colours of frames.
+VIEWS, MOST_VIEWS, FRAMES = 6, 12, 8
+LIKELIEST = 5
 
 
 @dataclass(frozen=True)
@@ -111,24 +120,108 @@ def random_views(run: Explained, image_HWC: Tensor, position: int, quarters: int
     draws_VR = crop_draws(run.settings.seed, run.trained_epoch, position, 1, run.view.n_views)[0]
     cuts = [cut_CHW for cut_VCHW in run.view([image_HWC], draws_VR[None]) for cut_CHW in cut_VCHW]
     kinds = [kind for kind, (count, _) in zip(run.view.views, run.view.crops, strict=True) for _ in range(count)]
+    sides = [np.full(1, side) for side in image_HWC.shape[:2]]
+    views = []
+    for number, (cut_CHW, kind) in enumerate(zip(cuts, kinds, strict=True)):
+        given_1CHW, draws_1R = run.model.machine.put(cut_CHW[None]), draws_VR[number : number + 1]
+        coloured_1CHW = run.colours(given_1CHW, draws_1R)
+        sharp_1CHW = replace(run.colours, blur=0.0)(given_1CHW, draws_1R)
+        vivid_1CHW = replace(run.colours, grey=0.0)(given_1CHW, draws_1R)
+        view = View(
+            cut_CHW=cut_CHW,
+            coloured_CHW=rotate_quarters(coloured_1CHW, torch.tensor([quarters]))[0].cpu(),
+            box_4=tuple(kind.boxes(draws_1R, *sides)[0].tolist()),
+            is_large=kind is run.view.views[0],
+            is_flipped=kind.flip and bool(draws_1R[0, 2 * CROP_ATTEMPTS + 2] < 0.5),
+            is_grey=not torch.equal(coloured_1CHW, vivid_1CHW),
+            is_blurred=not torch.equal(coloured_1CHW, sharp_1CHW),
+        )
+        views.append(view)
+    return views
+
+
+def learned_labels(views: TrainingViews | None) -> list[dict[str, int]]:
+    """Return the image's label in each clustering of the last trained epoch."""
+    if views is None:
+        return []
+    counts = [log_VK.shape[1] for log_VK in views.predictions]
     return [
-        _view(run, image_HWC, cut_CHW, kind, draws_VR[number : number + 1], quarters)
-        for number, (cut_CHW, kind) in enumerate(zip(cuts, kinds, strict=True))
+        {"number": number, "label": label, "count": count, "size": images}
+        for number, (label, count, images) in enumerate(zip(views.labels, counts, views.sizes, strict=True), 1)
     ]
 
 
-def _view(run: Explained, image_HWC: Tensor, cut_CHW: Tensor, kind: TrainingView, draws_1R: Floats, quarters: int) -> View:
-    given_1CHW = run.model.machine.put(cut_CHW[None])
-    coloured_1CHW = run.colours(given_1CHW, draws_1R)
-    sharp_1CHW = replace(run.colours, blur=0.0)(given_1CHW, draws_1R)
-    vivid_1CHW = replace(run.colours, grey=0.0)(given_1CHW, draws_1R)
-    sides = (np.full(1, side) for side in image_HWC.shape[:2])
-    return View(
-        cut_CHW=cut_CHW,
-        coloured_CHW=rotate_quarters(coloured_1CHW, torch.tensor([quarters]))[0].cpu(),
-        box_4=tuple(kind.boxes(draws_1R, *sides)[0].tolist()),
-        is_large=kind is run.view.views[0],
-        is_flipped=kind.flip and bool(draws_1R[0, 2 * CROP_ATTEMPTS + 2] < 0.5),
-        is_grey=not torch.equal(coloured_1CHW, vivid_1CHW),
-        is_blurred=not torch.equal(coloured_1CHW, sharp_1CHW),
+def learn(run: Explained, trace: Trace, views: TrainingViews | None, figures: Figures) -> dict[str, Any] | None:
+    """Return step 5: the random views, what is predicted for them, and what that costs."""
+    if views is None:
+        return None
+    label, log_VK = views.labels[0], views.predictions[0]
+    # The bars are those of the centre view, or of the first crop of DeepCluster-v2.
+    log_K = views.centre_K if run.version == 1 else log_VK[0]
+    likeliest: list[int] = log_K.argsort(descending=True, stable=True)[:LIKELIEST].tolist()
+    if label >= 0 and label not in likeliest:
+        likeliest.append(label)
+    probabilities = [exp(float(log_K[cluster])) for cluster in likeliest]
+    figures["method-prediction"] = charts.ranked_bars(
+        likeliest, probabilities, label, axis="probability", parts=("its label", "other clusters")
     )
+    verdicts = [_verdict(one_K, label) for one_K in log_VK]
+    losses_V = views.losses_VG.mean(axis=1)
+    area = trace.image_HWC.shape[0] * trace.image_HWC.shape[1]
+    cosines_VV = normalize(views.rows_VD) @ normalize(views.rows_VD).T
+    n_pairs = max(1, len(cosines_VV) * (len(cosines_VV) - 1))
+    pairs = zip(views.views[:MOST_VIEWS], verdicts, losses_V, strict=False)
+    rows = [
+        {
+            **_view(view, area),
+            **said,
+            "mean_loss": float(loss),
+            "frame": number % FRAMES + 1,
+            "drawn": number < views.n_drawn,
+        }
+        for number, (view, said, loss) in enumerate(pairs)
+    ]
+    return {
+        "label": label,
+        "times": views.times,
+        "n_drawn": views.n_drawn,
+        "views": rows,
+        "n_views": len(views.views),
+        "bars": _verdict(log_K, label),
+        "cosine": float((cosines_VV.sum() - cosines_VV.trace()) / n_pairs),
+        "likeliest": likeliest,
+        "spoken": spoken(likeliest, probabilities),
+        "n_clusters": len(log_K),
+        "counts": [one_VK.shape[1] for one_VK in views.predictions],
+        "guess": views.guess,
+        "n_supers": len(run.head.sizes) if isinstance(run.head, HierarchicalHead) else 0,
+        "quarters": run.quarters(trace.index),
+        "loss": float(losses_V.mean()) if label >= 0 else None,
+        "n_right": sum(said["right"] for said in verdicts),
+    }
+
+
+def _verdict(log_K: Tensor, label: int) -> dict[str, Any]:
+    """Return what is predicted for one view, and the cross-entropy against the label (None where there is none)."""
+    best = int(log_K.argmax())
+    known = 0 <= label < len(log_K)
+    return {
+        "best": best,
+        "best_probability": exp(float(log_K[best])),
+        "label_probability": exp(float(log_K[label])) if known else None,
+        "loss": -float(log_K[label]) if known else None,
+        "right": best == label,
+    }
+
+
+def _view(view: View, area: int) -> dict[str, Any]:
+    changes = {"flipped": view.is_flipped, "grey": view.is_grey, "blurred": view.is_blurred}
+    return {
+        "picture": picture(view_pixels(view.coloured_CHW), 160),
+        "side": view.cut_CHW.shape[-1],
+        "box": box(view.box_4),
+        "share": view.box_4[2] * view.box_4[3] / area,
+        "is_large": view.is_large,
+        "is_flipped": view.is_flipped,
+        "changes": ", ".join(word for word, holds in changes.items() if holds),
+    }
