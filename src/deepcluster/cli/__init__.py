@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from deepcluster.cli.evaluate import evaluate_group
-from deepcluster.cli.options import GroupedCommand, explicit, looking_at_images, talk, with_settings
+from deepcluster.cli.options import GroupedCommand, batch_options, user_options, verbosity_options, with_settings
 from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
 from deepcluster.core.progress import Reporter
@@ -42,7 +42,7 @@ def cli(context: click.Context) -> None:
 @click.option("--out", "--exp", "out", type=Path, help="the run folder  [runs/NAME-OF-DATA]")
 @click.option("--resume", is_flag=True, help="continue the run in --out, or begin it where there is none")
 @click.option("--overwrite", is_flag=True, help="delete the run in --out first")
-@talk
+@verbosity_options
 @with_settings(Settings)
 def train(
     data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, quiet: bool, verbose: bool, **options: Any
@@ -56,7 +56,7 @@ def train(
     from deepcluster import api
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **explicit(options))
+    api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **user_options(options))
 
 
 @cli.command()
@@ -64,8 +64,8 @@ def train(
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, required=True, help="the table (.parquet: name, embedding) or array (.npy) to write")
 @click.option("--stage", help="stage of the trunk, averaged over its map (deepcluster info MODEL lists them)")
-@looking_at_images
-@talk
+@batch_options
+@verbosity_options
 def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Write the features of the images of DATA, one row per image.
 
@@ -85,8 +85,8 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, help="the table to write (.parquet: name, cluster, distance)")
 @click.option("--folders", type=Path, help="also make a folder of links to the images per cluster here")
-@looking_at_images
-@talk
+@batch_options
+@verbosity_options
 def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Write the cluster of each image of DATA. The images may be others than those that MODEL was trained on."""
     from deepcluster import api
@@ -108,7 +108,7 @@ for command in (evaluate_group, visualize_group, report):
 @cli.command()
 @click.argument("path")
 @click.option("--all", "everything", is_flag=True, help="read all images instead of a sample of 10,000")
-@talk
+@verbosity_options
 def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
     """Describe a run folder, a checkpoint, untrained:ARCH, or images: sizes, copies, and unreadable files."""
     from deepcluster.info import info as describe
@@ -117,7 +117,7 @@ def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
 
 
 @cli.command()
-@talk
+@verbosity_options
 def doctor(quiet: bool, verbose: bool) -> None:
     """Show what this machine offers: device, bf16, threads, memory, versions."""
     from deepcluster.info import doctor as examine
@@ -127,7 +127,7 @@ def doctor(quiet: bool, verbose: bool) -> None:
 
 @cli.command()
 @click.option("--out", type=Path, default=Path("runs/demo"), show_default=True, help="folder for images and run")
-@talk
+@verbosity_options
 def demo(out: Path, quiet: bool, verbose: bool) -> None:
     """Run the whole job on images that are already here: the 1,797 digits of scikit-learn, without their labels."""
     from deepcluster.demo import demo as show
@@ -147,7 +147,7 @@ def _in_folder(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache.command("info")
 @_in_folder
-@talk
+@verbosity_options
 def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
     """Show what is kept, and how much space it takes."""
     from deepcluster.info import cache_info as describe
@@ -158,7 +158,7 @@ def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
 @cache.command("clear")
 @click.argument("kinds", nargs=-1)
 @_in_folder
-@talk
+@verbosity_options
 def cache_clear(kinds: tuple[str, ...], folder: Path | None, quiet: bool, verbose: bool) -> None:
     """Delete what is kept, or only the KINDS that `cache info` names, such as images."""
     from deepcluster.info import cache_clear as delete

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from deepcluster.cli.options import GroupedCommand, explicit, on_machine, talk, with_settings
+from deepcluster.cli.options import GroupedCommand, device_options, user_options, verbosity_options, with_settings
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.options import parse
 from deepcluster.core.progress import Reporter
@@ -37,14 +37,14 @@ def _protocol_command(protocol: str) -> click.Command:
     @click.option("--data", type=Path, required=True, help="folder of the data set (docs/evaluation.md)")
     @click.option("--out", type=Path, help="file (.json) or folder of the results  [RUN/evaluation]")
     @_form
-    @on_machine
-    @talk
+    @device_options
+    @verbosity_options
     @with_settings(PROTOCOLS[protocol].options)
     def command(model: str, data: Path, form: str, quiet: bool, verbose: bool, **options: Any) -> None:
         from deepcluster.evaluation import protocols
 
         reporter = Reporter(quiet=quiet, verbose=verbose)
-        _show(protocols.evaluate(protocol, model, data, reporter=reporter, **explicit(options)), form)
+        _show(protocols.evaluate(protocol, model, data, reporter=reporter, **user_options(options)), form)
 
     text = PROTOCOLS[protocol].options.__doc__ or ""
     return click.command(protocol, cls=GroupedCommand, help=text, short_help=text.partition(" (")[0])(command)
@@ -63,8 +63,8 @@ for _protocol in PROTOCOLS:
 @click.option("--set", "assigned", multiple=True, metavar="PROTOCOL.OPTION=VALUE", help="an option of a protocol")
 @click.option("--out", type=Path, help="folder of the results  [RUN/evaluation]")
 @_form
-@on_machine
-@talk
+@device_options
+@verbosity_options
 def evaluate_all(
     model: str,
     data_root: Path,
@@ -94,7 +94,7 @@ def evaluate_all(
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--all", "everything", is_flag=True, help="all measures instead of the main one of each protocol")
 @_form
-@talk
+@verbosity_options
 def evaluate_compare(runs: tuple[str, ...], everything: bool, form: str, quiet: bool, verbose: bool) -> None:
     """Compare the results of several RUNS (or folders of results), side by side."""
     from deepcluster.evaluation.protocols import compare

@@ -97,27 +97,27 @@ def with_settings(owner: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return add
 
 
-def explicit(options: dict[str, Any]) -> dict[str, Any]:
+def user_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return what the user set."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def talk(command: Callable[..., Any]) -> Callable[..., Any]:
+def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--quiet` and `--verbose`, which every command has."""
     quiet = click.option("-q", "--quiet", is_flag=True, help="print only warnings and errors")
     return quiet(click.option("-v", "--verbose", is_flag=True, help="print more, and the traceback of an error")(command))
 
 
-def on_machine(command: Callable[..., Any]) -> Callable[..., Any]:
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the device, and the number of threads."""
     text = "threads that prepare images (default: one per core, at most 16)"
     command = click.option("--workers", type=click.IntRange(min=0), help=text)(command)
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")(command)
 
 
-def looking_at_images(command: Callable[..., Any]) -> Callable[..., Any]:
+def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add how images are read, the same in `embed` and `assign`."""
     command = click.option("--limit", type=int, help="use only this many images, spread evenly over the data")(command)
     text = "images per batch"
     command = click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help=text)(command)
-    return on_machine(command)
+    return device_options(command)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from deepcluster.cli.options import explicit, on_machine, talk, with_settings
+from deepcluster.cli.options import device_options, user_options, verbosity_options, with_settings
 from deepcluster.core.progress import Reporter
 from deepcluster.visualization.options import FilterOptions, ReportOptions, TopImagesOptions
 
@@ -26,15 +26,15 @@ def _into(text: str) -> Callable[..., Any]:
 @visualize_group.command("filters")
 @click.argument("model")
 @_into("RUN/visualization/filters")
-@on_machine
-@talk
+@device_options
+@verbosity_options
 @with_settings(FilterOptions)
 def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make pictures that excite each filter of a stage most, by gradient ascent."""
     from deepcluster.visualization import filters as command
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    for path in command.filters(model, reporter=reporter, **explicit(options)):
+    for path in command.filters(model, reporter=reporter, **user_options(options)):
         reporter.say(str(path))
 
 
@@ -43,15 +43,15 @@ def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
 @click.option("--data", multiple=True, required=True, help="images to search: a folder, list, shards, …")
 @_into("RUN/visualization/top-images")
 @click.option("--copies", type=Path, help="also copy the images to a folder per filter in this folder")
-@on_machine
-@talk
+@device_options
+@verbosity_options
 @with_settings(TopImagesOptions)
 def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Find the images, and the patches of them, that excite each filter of a stage most."""
     from deepcluster.visualization import top_images as command
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    for path in command.top_images(model, data, reporter=reporter, **explicit(options)):
+    for path in command.top_images(model, data, reporter=reporter, **user_options(options)):
         reporter.say(str(path))
 
 
@@ -61,8 +61,8 @@ def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **
 @click.option("--out", type=Path, help="the page to write  [RUN/report.html, or beside a table]")
 @click.option("--open", "show", is_flag=True, help="open the page in the browser")
 @click.option("--watch", is_flag=True, help="make it again after each epoch until the run ends; the page reloads itself")
-@on_machine
-@talk
+@device_options
+@verbosity_options
 @with_settings(ReportOptions)
 def report(path: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """One self-contained page of a run: its clusters, a map, how it works. RUN may also be a Parquet table of embeddings."""
@@ -70,4 +70,4 @@ def report(path: str, quiet: bool, verbose: bool, **options: Any) -> None:
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     data = options.pop("data")
-    reports.report(path, data=data or None, reporter=reporter, **explicit(options))
+    reports.report(path, data=data or None, reporter=reporter, **user_options(options))
