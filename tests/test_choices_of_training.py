@@ -159,7 +159,7 @@ def test_the_finished_trunk_groups_upright_images(photos: Path) -> None:
     quarters_N = method.quarters_N
     assert quarters_N is not None
     assignment, whitening = method.final_clusters(epoch=2)
-    rows = feature_batches(method.trunk, method.loader, method.machine, stage="conv5", image_size=16)
+    rows = feature_batches(method.trunk, method.loader, method.machine, "conv5", 16)
     rows_MD, indices_M = (torch.cat(parts) for parts in zip(*rows, strict=True))
     points_MP = whitening.transform(rows_MD)
     distances_M = (points_MP - assignment.centroids_KP[assignment.labels_N[indices_M]]).norm(dim=1)

@@ -96,9 +96,9 @@ def feature_batches(
     trunk: Trunk,
     loader: Loader,
     machine: Machine,
-    *,
     stage: str,
     image_size: int,
+    *,
     batch_size: int = FEATURE_BATCH,
     indices: Tensor | None = None,
     quarters_N: Tensor | None = None,
@@ -129,9 +129,9 @@ def image_features(
     trunk: Trunk,
     loader: Loader,
     machine: Machine,
-    *,
     stage: str,
     image_size: int,
+    *,
     batch_size: int = FEATURE_BATCH,
     indices: Tensor | None = None,
     advance: Advance = no_advance,
@@ -144,14 +144,7 @@ def image_features(
     dim = stage_width(trunk, machine, stage, image_size)
     features_ND = torch.full((len(loader.images), dim), torch.nan, dtype=machine.feature_dtype)
     for rows_BD, indices_B in feature_batches(
-        trunk,
-        loader,
-        machine,
-        stage=stage,
-        image_size=image_size,
-        batch_size=batch_size,
-        indices=indices,
-        advance=advance,
+        trunk, loader, machine, stage, image_size, batch_size=batch_size, indices=indices, advance=advance
     ):
         features_ND[indices_B] = rows_BD.to("cpu", machine.feature_dtype)
     return features_ND

@@ -168,13 +168,7 @@ class Model:
         self.trunk.check_stage(stage)
         with self.loader(source, keep=False) as loader, self.work.track("features", len(source)) as advance:
             features_ND = image_features(
-                self.trunk,
-                loader,
-                self.machine,
-                stage=stage,
-                image_size=self.image_size,
-                batch_size=plain(batch_size),
-                advance=advance,
+                self.trunk, loader, self.machine, stage, self.image_size, batch_size=plain(batch_size), advance=advance
             )
         return features_ND.float(), loader.unreadable
 
@@ -187,8 +181,8 @@ class Model:
                 self.trunk,
                 loader,
                 self.machine,
-                stage=self.settings.cluster_stage,
-                image_size=self.image_size,
+                self.settings.cluster_stage,
+                self.image_size,
                 indices=indices,
                 quarters_N=quarters_N,
                 advance=advance,

@@ -242,8 +242,8 @@ class DeepClusterV2(Method):
                 self.trunk,
                 self.loader,
                 self.machine,
-                stage=FEATURES,
-                image_size=self.settings.image_size,
+                FEATURES,
+                self.settings.image_size,
                 indices=torch.arange(self.mine.start, self.mine.stop),
                 advance=advance,
             ):

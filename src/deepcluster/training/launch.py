@@ -222,12 +222,7 @@ def _points(plan: Plan, space: Space, images: list[int]) -> tuple[Tensor, Tensor
     batches = [
         (indices_B, space.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
         for rows_BD, indices_B in feature_batches(
-            plan.trunk,
-            plan.loader,
-            plan.machine,
-            stage=settings.cluster_stage,
-            image_size=settings.image_size,
-            indices=sample,
+            plan.trunk, plan.loader, plan.machine, settings.cluster_stage, settings.image_size, indices=sample
         )
     ]
     indices, points = zip(*batches, strict=True) if batches else ((), ())
@@ -244,12 +239,7 @@ def _score(plan: Plan, evaluate: Evaluate) -> float | None:
         return None
     known = torch.tensor(even_sample(np.flatnonzero(plan.source.labels_N >= 0).tolist(), EVALUATED_IMAGES))
     features_ND = image_features(
-        plan.trunk,
-        plan.loader,
-        plan.machine,
-        stage=plan.trunk.embed_stage,
-        image_size=plan.settings.image_size,
-        indices=known,
+        plan.trunk, plan.loader, plan.machine, plan.trunk.embed_stage, plan.settings.image_size, indices=known
     )
     known = known[torch.isfinite(features_ND[known]).all(dim=1)]
     return evaluate(features_ND[known], torch.from_numpy(plan.source.labels_N)[known])
