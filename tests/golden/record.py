@@ -169,7 +169,6 @@ def describe_run(run: Path) -> dict[str, Any]:
         "trunk": digest(deepcluster.load(run).trunk.state_dict()),
         "checkpoint": {name: digest(value) for name, value in state.items() if name not in NOT_RECORDED},
         "rows": {name: digest(together([each["rows"][name] for each in of_ranks])) for name in of_ranks[0]["rows"]},
-        "parts": [digest(each["parts"]) for each in of_ranks],
         "assignments": {path.stem: describe_table(path) for path in sorted((run / "assignments").iterdir())},
         "metrics": without_changing(metrics(run), run),
     }
