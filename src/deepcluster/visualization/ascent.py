@@ -188,8 +188,7 @@ class Ascent:
         # Trunks with Sobel filters see only the mean of the colours.
         grey = getattr(responses.trunk, "sobel", None) is not None
         device, size = responses.machine.device, settings.image_size
-        is_published = settings.objective == PUBLISHED
-        self.form = Pixels(size, grey=grey) if is_published else Waves(size, grey=grey, device=device)
+        self.form = Pixels(size, grey=grey) if settings.objective == PUBLISHED else Waves(size, grey=grey, device=device)
         starts = [generator_of("start", settings.seed, responses.stage, channel) for channel in self.channels]
         self.parameters = self.form.start(starts).to(device)
 

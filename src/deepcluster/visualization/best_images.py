@@ -82,7 +82,8 @@ def find_top_images(
         TrainingError: activations are not finite.
     """
     stages = model.stages(options.stage, usual=model.trunk.stages[-2])
-    shapes, wanted, clip = stage_shapes(model.trunk, stages, model.image_size), options.channels, len(stages) > 1
+    shapes = stage_shapes(model.trunk, stages, model.image_size)
+    wanted, clip = options.channels, len(shapes) > 1
     channels = {name: parse_channels(wanted, one.channels, stage=name, clip=clip) for name, one in shapes.items()}
     best = {name: Best.none(shape.channels, options.count, model.machine.device) for name, shape in shapes.items()}
     deepest, indices_N = max(shapes, key=model.trunk.stages.index), torch.arange(len(source))

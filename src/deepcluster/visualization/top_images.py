@@ -30,7 +30,6 @@ from deepcluster.visualization.stages import pictures_folder
 
 PAGE, ROWS_PER_PAGE = "pairs", 32
 NOT_IN_NAMES = str.maketrans({**dict.fromkeys('<>:"\\|?*', "_"), **dict.fromkeys(map(chr, range(32)), "_"), "/": "__"})
-
 # An image of a channel: its entry in the JSON file, its picture and its caption.
 Drawn = tuple[dict[str, Any], NDArray[np.uint8], str]
 
