@@ -37,6 +37,7 @@ CROPS = 10
 
 # For each of the stages the shares of images whose class is among the highest scores.
 Shares = dict[Pooled, list[float]]
+Scored = tuple[Shares, list[str]]
 
 
 def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
@@ -52,7 +53,7 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     top = top_of(len(parts.train.class_names))
     shares, notes = (_fast if options.fast else _trained)(model, parts, options, wanted, top)
     results: dict[str, Measured] = {
-        f"top-{most}": {one.stage: shares[one][number] for one in wanted} for number, most in enumerate(top)
+        f"top-{most}": {one.stage: shares[one][n] for one in wanted} for n, most in enumerate(top)
     }
     best = max(wanted, key=lambda one: shares[one][0])
     settings = {
@@ -120,9 +121,8 @@ def train_heads(
     """
     device, lr, decay = model.machine.device, options.lr, options.weight_decay
     heads = LinearHeads(model.widths(wanted), len(train.class_names), seed=options.seed).to(device)
-    optimizer = torch.optim.SGD(
-        heads.parameters(), lr=lr, momentum=options.momentum, weight_decay=decay, fused=device.type == "cuda"
-    )
+    weights, fused = heads.parameters(), device.type == "cuda"
+    optimizer = torch.optim.SGD(weights, lr=lr, momentum=options.momentum, weight_decay=decay, fused=fused)
     steps_per_epoch, labels_N = -(-len(train.source) // options.batch_size), train.labels_N.to(device)
     training = Training(heads, optimizer, options.epochs * steps_per_epoch)
     # The training does not depend on how the classifiers are tested.
@@ -161,9 +161,7 @@ def train_heads(
     return training, resumable
 
 
-def _trained(
-    model: Model, parts: TrainVal, options: LinearOptions, wanted: Sequence[Pooled], top: Sequence[int]
-) -> tuple[Shares, list[str]]:
+def _trained(model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled], top: list[int]) -> Scored:
     """Return the shares of classifiers trained by SGD on random crops, as in the paper."""
     training, resumable = train_heads(model, parts.train, options, wanted)
     shares, bad = score_heads(model, training, parts.val, options, top, resumable)
@@ -203,17 +201,13 @@ def score_heads(
 
 def _test_batches(loader: Loader, image_size: int, options: LinearOptions) -> Generator[Batch, None, None]:
     """Return batches of the centre crop of each image, or of its ten crops: (B, V, 3, S, S)."""
-    everything_N = torch.arange(len(loader.images))
+    all_N = torch.arange(len(loader.images))
     if not options.ten_crops:
-        return loader.cluster_views(ClusterView(image_size), everything_N, options.batch_size)
-    return loader.training_views(
-        TenCrops(image_size), everything_N, -(-options.batch_size // CROPS), seed=options.seed, epoch=0
-    )
+        return loader.cluster_views(ClusterView(image_size), all_N, options.batch_size)
+    return loader.training_views(TenCrops(image_size), all_N, -(-options.batch_size // CROPS), seed=options.seed, epoch=0)
 
 
-def _fast(
-    model: Model, parts: TrainVal, options: LinearOptions, wanted: Sequence[Pooled], top: Sequence[int]
-) -> tuple[Shares, list[str]]:
+def _fast(model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled], top: list[int]) -> Scored:
     """Return the shares of classifiers fitted by L-BFGS on features of centre crops, which are kept on disk."""
     shares: Shares = {}
     rows, labels_N, notes = dict[str, dict[Pooled, Tensor]](), dict[str, Tensor](), list[str]()

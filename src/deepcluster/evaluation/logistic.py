@@ -275,14 +275,12 @@ class _Objective:
         return loss / count + l2 / 2 * solution_CD1[:, :-1].double().square().sum(), self.narrow(gradient_CD1)
 
 
-def _minimise(
-    objective: _Objective, start_CD1: Tensor, l2: float, max_iterations: int, tolerance: float
-) -> tuple[Tensor, float]:
-    """Return the weights and biases (C, D + 1) that L-BFGS reaches from `start_CD1`, and the objective there."""
+def _minimise(objective: _Objective, start_CD1: Tensor, l2: float, most: int, tolerance: float) -> tuple[Tensor, float]:
+    """Return the weights and biases (C, D + 1) that `most` iterations of L-BFGS reach, and the objective there."""
     solution_CD1 = start_CD1.clone()
     search = torch.optim.LBFGS(
         [solution_CD1],
-        max_iter=max_iterations,
+        max_iter=most,
         tolerance_grad=tolerance,
         tolerance_change=1e-9,
         history_size=10,

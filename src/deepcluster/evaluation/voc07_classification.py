@@ -35,15 +35,7 @@ from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import TenCrops, TrainingView
 from deepcluster.evaluation.classifier import Classifier, logits_of, step
-from deepcluster.evaluation.datasets.voc import (
-    CLASSES,
-    DIFFICULT,
-    PRESENT,
-    VocSplit,
-    open_voc,
-    splits_for,
-    without_positives,
-)
+from deepcluster.evaluation.datasets import voc
 from deepcluster.evaluation.measures import mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Results
@@ -74,9 +66,9 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
         Interrupted: the state is kept; the same call continues to exactly the result it would have had.
     """
     size = crop_size(model, options.image_size)
-    devkit = open_voc(data)
-    train, test = splits_for(devkit, options.split)
-    if len(without_positives(test.labels_NC)) == len(CLASSES):
+    devkit = voc.open_voc(data)
+    train, test = voc.splits_for(devkit, options.split)
+    if len(voc.without_positives(test.labels_NC)) == len(voc.CLASSES):
         raise InputError(f"{devkit.root}: none of {test.source.describe()} has an object of VOC's classes that counts")
     images = f"{count_of(len(train.names), 'image')}, testing on {len(test.names):,}"
     model.work.reporter.say(f"training {'all' if options.finetune == 'all' else 'after the convolutions'} on {images}")
@@ -87,12 +79,12 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
         scores_NC, unreadable = score(model, classifier, test.source, size, test_crops=crops, seed=seed, advance=advance)
     tested_N = torch.ones(len(test.names), dtype=torch.bool)
     tested_N[sorted(unreadable)] = False
-    found = mean_average_precision(test.labels_NC[tested_N], scores_NC[tested_N], CLASSES)
+    found = mean_average_precision(test.labels_NC[tested_N], scores_NC[tested_N], voc.CLASSES)
     resumable.done()
     notes = [*train.notes, *test.notes]
     for classes, why in (
         (found.left_out, "no image to test on shows them, so they are left out of the mean"),
-        (without_positives(train.labels_NC), "no image to train on shows them"),
+        (voc.without_positives(train.labels_NC), "no image to train on shows them"),
     ):
         notes += [f"{', '.join(classes)}: {why}"] if classes else []
     if options.finetune == "fc6-8" and not fully_connected(classifier.trunk):
@@ -142,7 +134,7 @@ def fully_connected(trunk: Trunk) -> list[nn.Linear]:
 
 def make_classifier(trunk: Trunk, options: VocClassificationOptions) -> Classifier:
     """Return the network to train: new linear layers, and gradients for the weights that `finetune` trains."""
-    classifier = Classifier(trunk, len(CLASSES), seed=options.seed)
+    classifier = Classifier(trunk, len(voc.CLASSES), seed=options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     for layer in [*fully_connected(trunk), classifier.head.linear]:
         layer.requires_grad_(True)
@@ -159,7 +151,7 @@ def make_classifier(trunk: Trunk, options: VocClassificationOptions) -> Classifi
 
 def loss_of(logits_BC: Tensor, labels_BC: Tensor) -> Tensor:
     """Return the binary cross-entropy, summed over classes and averaged over images; "difficult" labels (0) do not count."""
-    present_BC, counts_BC = (labels_BC == PRESENT).float(), (labels_BC != DIFFICULT).float()
+    present_BC, counts_BC = (labels_BC == voc.PRESENT).float(), (labels_BC != voc.DIFFICULT).float()
     return binary_cross_entropy_with_logits(logits_BC, present_BC, counts_BC, reduction="sum") / len(labels_BC)
 
 
@@ -169,7 +161,7 @@ def rate(options: VocClassificationOptions, iteration: int) -> float:
 
 
 def fine_tune(
-    model: Model, classifier: Classifier, split: VocSplit, size: int, options: VocClassificationOptions
+    model: Model, classifier: Classifier, split: voc.VocSplit, size: int, options: VocClassificationOptions
 ) -> tuple[Training[Classifier], ResumableState]:
     """Train on a split, or continue where an earlier call was stopped.
 
@@ -226,7 +218,7 @@ def score(
         advance: called with the number of crops after each batch.
     """
     n_images = len(source)
-    sums_NC = torch.zeros(n_images, len(CLASSES), dtype=torch.float64)
+    sums_NC = torch.zeros(n_images, len(voc.CLASSES), dtype=torch.float64)
     counts_N1 = torch.zeros(n_images, 1, dtype=torch.float64)
     with (
         model.loader(source, reduce_to=reduced(size)) as loader,

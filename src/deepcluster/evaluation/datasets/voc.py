@@ -82,9 +82,7 @@ class Devkit:
             raise InputError(f"unknown split {name!r}{did_you_mean(name, SPLITS)}: use one of {', '.join(SPLITS)}")
         file = self._list_file(name)
         if not file.is_file():
-            known = (
-                " and ".join(f"{one}.txt" for one in self.lists()) or "none of train.txt, val.txt, trainval.txt, test.txt"
-            )
+            known = " and ".join(f"{one}.txt" for one in self.lists()) or f"none of {', '.join(f'{s}.txt' for s in SPLITS)}"
             raise InputError(f"{file} does not exist; {self.root / LISTS} has {known}")
         names, notes = _read_list(file)
         _check_there(names, self.root / "JPEGImages", ".jpg", file)
