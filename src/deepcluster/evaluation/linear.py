@@ -37,7 +37,6 @@ CROPS = 10
 
 # For each of the stages the shares of images whose class is among the highest scores.
 Shares = dict[Pooled, list[float]]
-Scored = tuple[Shares, list[str]]
 
 
 def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
@@ -51,7 +50,13 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     wanted = [Pooled(stage, KINDS[options.head]) for stage in dict.fromkeys(model.stages(options.stages))]
     parts = open_train_val(data)
     top = top_of(len(parts.train.class_names))
-    shares, notes = (_fast if options.fast else _trained)(model, parts, options, wanted, top)
+    if options.fast:
+        shares, notes = _fast(model, parts, options, wanted, top)
+    else:
+        training, resumable = train_heads(model, parts.train, options, wanted)
+        shares, bad = score_heads(model, training, parts.val, options, top, resumable)
+        resumable.done()
+        notes = parts.train.left_out("train", training.unreadable) + parts.val.left_out("val", bad)
     results: dict[str, Measured] = {
         f"top-{most}": {one.stage: shares[one][n] for one in wanted} for n, most in enumerate(top)
     }
@@ -161,14 +166,6 @@ def train_heads(
     return training, resumable
 
 
-def _trained(model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled], top: list[int]) -> Scored:
-    """Return the shares of classifiers trained by SGD on random crops, as in the paper."""
-    training, resumable = train_heads(model, parts.train, options, wanted)
-    shares, bad = score_heads(model, training, parts.val, options, top, resumable)
-    resumable.done()
-    return shares, [*parts.train.left_out("train", training.unreadable), *parts.val.left_out("val", bad)]
-
-
 def score_heads(
     model: Model,
     training: Training[LinearHeads],
@@ -207,7 +204,9 @@ def _test_batches(loader: Loader, image_size: int, options: LinearOptions) -> Ge
     return loader.training_views(TenCrops(image_size), all_N, -(-options.batch_size // CROPS), seed=options.seed, epoch=0)
 
 
-def _fast(model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled], top: list[int]) -> Scored:
+def _fast(
+    model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled], top: list[int]
+) -> tuple[Shares, list[str]]:
     """Return the shares of classifiers fitted by L-BFGS on features of centre crops, which are kept on disk."""
     shares: Shares = {}
     rows, labels_N, notes = dict[str, dict[Pooled, Tensor]](), dict[str, Tensor](), list[str]()

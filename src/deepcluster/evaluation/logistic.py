@@ -115,8 +115,7 @@ def fit_logistic(
     n_held = round(HELD_OUT * len(used_M)) if chooses else 0
     is_held_M = torch.zeros(len(used_M), dtype=torch.bool)
     is_held_M[torch.from_numpy(order_M[:n_held])] = True
-    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else free_memory_bytes() // 4
-    keep = len(used_M) * rows_ND.shape[1] * 4 < room
+    keep = len(used_M) * rows_ND.shape[1] * 4 < _room(device)
     learned, held = (_Rows(rows_ND, labels_N, used_M[which_M], device, keep=keep) for which_M in (~is_held_M, is_held_M))
     scaling = _Scaling.of([learned, held], rows_ND.shape[1], device)
     solution_CD1 = torch.zeros(n_classes, rows_ND.shape[1] + 1, device=device)
@@ -307,3 +306,8 @@ def _choose(learned: _Objective, held: _Rows, start_CD1: Tensor, max_iterations:
             break
         best = loss, strength, solution_CD1
     return (best[1], best[2]) if best is not None else (USUAL_STRENGTH, start_CD1)
+
+
+def _room(device: torch.device) -> int:
+    """Return the bytes that rows may take on the device."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else free_memory_bytes() // 4

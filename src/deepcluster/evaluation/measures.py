@@ -53,12 +53,9 @@ def agreement(clusters_N: ArrayLike, labels_N: ArrayLike) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class AveragePrecisions:
-    """Average precision of each class that has a positive.
+    """Average precision by name of each class that has a positive: as scikit-learn defines it, and as VOC 2007 does.
 
-    Attributes:
-        by_class: as scikit-learn defines it, by name of the class.
-        by_class_11_points: as VOC 2007 defines it.
-        left_out: classes without a positive, which no mean includes.
+    No mean includes the classes that are `left_out`, which have no positive.
     """
 
     by_class: dict[str, float]

@@ -18,7 +18,6 @@ came from Caffe: 150,000 steps, with all at a rate of 0.001 that was cut every 2
 N images, B batch, C classes, V crops of an image, X crops of a batch.
 """
 
-from collections.abc import Generator
 from contextlib import closing
 from hashlib import sha256
 from math import ceil, sqrt
@@ -31,7 +30,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.data.loader import Batch, Loader
+from deepcluster.data.loader import Batch, View
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import TenCrops, TrainingView
 from deepcluster.evaluation.classifier import Classifier, logits_of, step
@@ -217,12 +216,17 @@ def score(
         test_crops: random (as in training) or fixed (centre and corners, and their mirror images).
         advance: called with the number of crops after each batch.
     """
-    n_images = len(source)
-    sums_NC = torch.zeros(n_images, len(voc.CLASSES), dtype=torch.float64)
-    counts_N1 = torch.zeros(n_images, 1, dtype=torch.float64)
+    order_X = torch.arange(len(source))
+    sums_NC = torch.zeros(len(source), len(voc.CLASSES), dtype=torch.float64)
+    counts_N1 = torch.zeros(len(source), 1, dtype=torch.float64)
+    # One crop after the other, or all of an image together as (V, 3, H, W).
+    view: View = TenCrops(size)
+    if test_crops == "random":
+        view, order_X = TrainingView(size, SCALE, RATIO), order_X.repeat_interleave(CROPS)
+    together = TEST_BATCH * len(order_X) // max(1, len(source))
     with (
         model.loader(source, reduce_to=reduced(size)) as loader,
-        closing(_test_batches(loader, n_images, size, test_crops, seed)) as batches,
+        closing(loader.training_views(view, order_X, together, seed=seed, epoch=TEST_EPOCH)) as batches,
     ):
         for batch in batches:
             indices_X = batch.indices_B
@@ -234,15 +238,6 @@ def score(
                 counts_N1.index_add_(0, indices_X, torch.ones(len(indices_X), 1, dtype=torch.float64))
             advance(len(indices_X))
         return sums_NC / counts_N1, dict(loader.unreadable)
-
-
-def _test_batches(loader: Loader, n_images: int, size: int, test_crops: str, seed: int) -> Generator[Batch, None, None]:
-    """Return batches of ten crops of each image: one crop after the other, or all together as (B, V, 3, H, W)."""
-    all_N = torch.arange(n_images)
-    if test_crops == "fixed":
-        return loader.training_views(TenCrops(size), all_N, TEST_BATCH, seed=seed, epoch=TEST_EPOCH)
-    view, order_X = TrainingView(size, SCALE, RATIO), all_N.repeat_interleave(CROPS)
-    return loader.training_views(view, order_X, TEST_BATCH * CROPS, seed=seed, epoch=TEST_EPOCH)
 
 
 def reduced(size: int) -> int:

@@ -33,13 +33,11 @@ LARGEST_ANNOTATION = 4 << 20
 
 @dataclass(frozen=True)
 class VocSplit:
-    """The images of one list, and the classes that they show.
+    """The images of one list, and the classes that they show; `names` are without ending, in the order of the list.
 
     Attributes:
-        source: the images, without labels of their own.
         labels_NC: int8; 1 = the image has an object of the class that is not difficult, 0 = only difficult ones, which no
             score counts, -1 = none.
-        names: of the images, without ending, in the order of the list.
         notes: what a reader of the numbers must know.
     """
 
