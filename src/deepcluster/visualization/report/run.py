@@ -28,9 +28,8 @@ from deepcluster.run.settings import Settings
 from deepcluster.visualization.folder import PICTURES
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context
-from deepcluster.visualization.report.collection import Collection, Past, RunFacts
+from deepcluster.visualization.report.collection import Collection, Past, RunFacts, pictures_by_name
 from deepcluster.visualization.report.method.explained import Explained
-from deepcluster.visualization.report.named_pictures import pictures_by_name
 
 Data = str | Path | Sequence[str | Path]
 
