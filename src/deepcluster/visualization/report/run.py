@@ -22,7 +22,7 @@ from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import even_sample
 from deepcluster.run.folder import RunFolder, load_checkpoint
 from deepcluster.run.metrics import health
-from deepcluster.run.model import model_of_checkpoint
+from deepcluster.run.model import Model, model_of_checkpoint
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.folder import PICTURES
 from deepcluster.visualization.options import ReportOptions
@@ -54,27 +54,16 @@ def read_run(
     # The epoch whose labels were trained on last; a state between two epochs counts the next one.
     trained_epoch = int(state["epoch"]) - (not state["labelled"]) if state else 0
     model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state else None
-    if model is None or model.assignment is None:
-        epoch, centroids_KP = newest, None
-        table = pq.read_table(tables[epoch], columns=["cluster", "distance"])
-        cluster_N, distance_N = (column.to_numpy() for column in table.columns)
-        n_clusters = int(cluster_N.max(initial=0)) + 1
-    else:  # The clusters of the finished trunk, if it is finished.
-        epoch = settings.epochs + 1 if "final" in state else trained_epoch
-        cluster_N, distance_N = model.assignment.labels_N.numpy(), model.assignment.distances_N.float().numpy()
-        n_clusters, centroids_KP = model.assignment.n_clusters, model.assignment.centroids_KP
+    epoch, current = _clusters(model, state, tables, settings.epochs, trained_epoch)
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
     images = _images(config, settings, names, data, work)
     label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
     collection = Collection(
         title=folder.path.name if folder.path.is_absolute() else str(folder.path),
         names=names,
-        cluster_N=cluster_N,
-        distance_N=distance_N,
-        n_clusters=n_clusters,
+        **current,
         label_N=label_N,
         label_names=label_names,
-        centroids_KP=centroids_KP,
         past=[Past(past, partial(_clusters_of, tables[past])) for past in tables if past < epoch and past in clustered],
         images=images,
         unreadable=_unreadable(folder.unreadable),
@@ -92,6 +81,24 @@ def read_run(
 def cluster_tables(folder: RunFolder) -> dict[int, Path]:
     """Return the tables of clusters by the epoch that trained on them, oldest first."""
     return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.assignments.glob("epoch-*.parquet"))}
+
+
+def _clusters(
+    model: Model | None, state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int
+) -> tuple[int, dict[str, Any]]:
+    """Return the epoch of the current clusters, and the clusters: those of the finished trunk, if it is finished."""
+    if model is not None and model.assignment is not None:
+        found = model.assignment
+        return epochs + 1 if "final" in state else trained_epoch, {
+            "cluster_N": found.labels_N.numpy(),
+            "distance_N": found.distances_N.float().numpy(),
+            "n_clusters": found.n_clusters,
+            "centroids_KP": found.centroids_KP,
+        }
+    table = pq.read_table(tables[max(tables)], columns=["cluster", "distance"])
+    cluster_N, distance_N = (column.to_numpy() for column in table.columns)
+    n_clusters = int(cluster_N.max(initial=0)) + 1
+    return max(tables), {"cluster_N": cluster_N, "distance_N": distance_N, "n_clusters": n_clusters}
 
 
 def _clusters_of(table: Path) -> NDArray[np.int64]:
