@@ -132,8 +132,8 @@ def _of_learning(metrics: Sequence[Metrics], heads: Sequence[int]) -> Iterator[C
     if lines:
         words = (
             "Normalised mutual information, 0 (unrelated) to 1 (the same), at each clustering. To the clusters before: "
-            "rises as the clusters settle; it measures stability, not quality. To your labels: depends on K too, so compare it "
-            "only at equal K."
+            "rises as the clusters settle; it measures stability, not quality. To your labels: depends on K too, so compare "
+            "it only at equal K."
         )
         summary = _course([(f"NMI {name}", x, y) for name, x, y in lines], ".3f")
         traces = [_line(x, y, name) for name, x, y in lines]
