@@ -3,9 +3,8 @@
 K clusters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import log
 from typing import Any
 
@@ -48,11 +47,7 @@ def curves_of(metrics: Sequence[Metrics], sizes_K: NDArray[np.int64] | None, hea
     Args:
         heads: number of clusters of each clustering, where several are trained on.
     """
-    makers = (partial(_loss, heads=heads), _nmi, _probes, _largest, _nonempty, _seconds)
-    found = [maker(metrics) for maker in makers] if metrics else []
-    if sizes_K is not None and len(sizes_K):
-        found.insert(max(0, len(found) - 1), _sizes(sizes_K))
-    return [curve for curve in found if curve is not None]
+    return [*_of_learning(metrics, heads), *_of_clusters(metrics, sizes_K), *_of_time(metrics)]
 
 
 def clusterings(metrics: Sequence[Metrics]) -> list[Metrics]:
@@ -117,103 +112,87 @@ def _course(lines: Sequence[Line], form: str) -> str:
     return " ".join(sentences)
 
 
-def _loss(metrics: Sequence[Metrics], heads: Sequence[int] = ()) -> Curve | None:
+def _of_learning(metrics: Sequence[Metrics], heads: Sequence[int]) -> Iterator[Curve]:
+    """Yield loss, NMI and accuracy."""
     x, y = _values(metrics, "loss")
-    if not x:
-        return None
-    traces = [_line(x, y, "loss")]
-    counts = [line[name] for line in metrics[-1:] for name in ("clusters_nonempty", "clusters") if line.get(name)]
-    if counts:
-        value, formula = guess_of(counts[0], heads)
-        traces.append(_steady(x, value, f"{formula} (guessing)"))
-    words = (
-        "How hard the pseudo-labels are to learn. They change with each clustering, and the loss jumps there: it is not a "
-        "measure of quality. A loss that stays at ln K, the cost of guessing, would mean that nothing is learned."
-    )
-    if len(heads) > 1:
-        words = f"The mean over {len(heads)} clusterings, and over all crops. {words}"
-    return Curve("run-loss", "Loss", words, _course([("Loss", x, y)], ".3f"), _figure(traces, "cross-entropy"))
-
-
-def _nmi(metrics: Sequence[Metrics]) -> Curve | None:
-    names = {"to the clusters before": "nmi_previous", "to your labels": "nmi_labels"}
-    lines = _known(clusterings(metrics), names)
-    if not lines:
-        return None
-    words = (
-        "Normalised mutual information, 0 (unrelated) to 1 (the same), at each clustering. To the clusters before: rises as "
-        "the clusters settle; it measures stability, not quality. To your labels: depends on K too, so compare it only at "
-        "equal K."
-    )
-    summary = _course([(f"NMI {name}", x, y) for name, x, y in lines], ".3f")
-    traces = [_line(x, y, name) for name, x, y in lines]
-    return Curve("run-nmi", "NMI", words, summary, _figure(traces, "NMI", showlegend=True, yaxis_range=[0, 1]))
-
-
-def _probes(metrics: Sequence[Metrics]) -> Curve | None:
+    if x:
+        traces = [_line(x, y, "loss")]
+        counts = [line[name] for line in metrics[-1:] for name in ("clusters_nonempty", "clusters") if line.get(name)]
+        if counts:
+            value, formula = guess_of(counts[0], heads)
+            traces.append(_steady(x, value, f"{formula} (guessing)"))
+        words = (
+            "How hard the pseudo-labels are to learn. They change with each clustering, and the loss jumps there: it is not "
+            "a measure of quality. A loss that stays at ln K, the cost of guessing, would mean that nothing is learned."
+        )
+        if len(heads) > 1:
+            words = f"The mean over {len(heads)} clusterings, and over all crops. {words}"
+        yield Curve("run-loss", "Loss", words, _course([("Loss", x, y)], ".3f"), _figure(traces, "cross-entropy"))
+    lines = _known(clusterings(metrics), {"to the clusters before": "nmi_previous", "to your labels": "nmi_labels"})
+    if lines:
+        words = (
+            "Normalised mutual information, 0 (unrelated) to 1 (the same), at each clustering. To the clusters before: "
+            "rises as the clusters settle; it measures stability, not quality. To your labels: depends on K too, so compare "
+            "it only at equal K."
+        )
+        summary = _course([(f"NMI {name}", x, y) for name, x, y in lines], ".3f")
+        traces = [_line(x, y, name) for name, x, y in lines]
+        yield Curve("run-nmi", "NMI", words, summary, _figure(traces, "NMI", showlegend=True, yaxis_range=[0, 1]))
     lines = _known(metrics, {"k-NN": "knn", "linear probe": "linear"})
-    if not lines:
-        return None
-    words = (
-        "Share of images whose label is found from the features: by their nearest neighbours (k-NN), or by a linear layer "
-        "trained on them. This measures quality, as far as your labels are what you look for."
-    )
-    traces = [_line(x, y, name, "%{y:.1%}") for name, x, y in lines]
-    figure = _figure(traces, "accuracy", showlegend=True, yaxis_tickformat=".0%")
-    return Curve("run-probes", "Accuracy", words, _course(lines, ".1%"), figure)
+    if lines:
+        words = (
+            "Share of images whose label is found from the features: by their nearest neighbours (k-NN), or by a linear "
+            "layer trained on them. This measures quality, as far as your labels are what you look for."
+        )
+        traces = [_line(x, y, name, "%{y:.1%}") for name, x, y in lines]
+        figure = _figure(traces, "accuracy", showlegend=True, yaxis_tickformat=".0%")
+        yield Curve("run-probes", "Accuracy", words, _course(lines, ".1%"), figure)
 
 
-def _largest(metrics: Sequence[Metrics]) -> Curve | None:
+def _of_clusters(metrics: Sequence[Metrics], sizes_K: NDArray[np.int64] | None) -> Iterator[Curve]:
+    """Yield the share of the largest cluster, the clusters in use, and the sizes of all."""
     x, y = _values(metrics, "largest_cluster_share")
-    if not x:
-        return None
-    traces = [_line(x, y, "largest", "%{y:.2%}")]
-    if metrics[-1].get("clusters"):
-        traces.append(_steady(x, 1 / metrics[-1]["clusters"], "if all were of equal size", "%{y:.2%}"))
-    words = "Share of the images that the largest cluster holds. Near the dotted line is even; above one half is a collapse."
-    figure = _figure(traces, "share of images", yaxis_tickformat=".1%" if max(y) < 0.1 else ".0%")
-    return Curve("run-largest", "Largest cluster", words, _course([("Largest share", x, y)], ".1%"), figure)
-
-
-def _nonempty(metrics: Sequence[Metrics]) -> Curve | None:
+    if x:
+        traces = [_line(x, y, "largest", "%{y:.2%}")]
+        if metrics[-1].get("clusters"):
+            traces.append(_steady(x, 1 / metrics[-1]["clusters"], "if all were of equal size", "%{y:.2%}"))
+        words = (
+            "Share of the images that the largest cluster holds. Near the dotted line is even; above one half is a collapse."
+        )
+        figure = _figure(traces, "share of images", yaxis_tickformat=".1%" if max(y) < 0.1 else ".0%")
+        yield Curve("run-largest", "Largest cluster", words, _course([("Largest share", x, y)], ".1%"), figure)
     x, y = _values(metrics, "clusters_nonempty")
-    if not x:
-        return None
-    traces = [_line(x, y, "with images", "%{y:,}")]
-    repaired = _values(clusterings(metrics), "clusters_repaired")
-    if any(repaired[1]):
-        traces.append(_line(*repaired, "repaired", "%{y:,}"))
-    words = (
-        "Clusters that hold any image. One that becomes empty takes half of a large one (repaired), so that no cluster "
-        "swallows the others."
-    )
-    summary = _course([("In use", x, y)], ",.0f")
-    return Curve("run-nonempty", "Clusters in use", words, summary, _figure(traces, "clusters"))
-
-
-def _sizes(sizes_K: NDArray[np.int64]) -> Curve:
-    sizes = np.sort(sizes_K)[::-1].tolist()
-    ranks = list(range(1, len(sizes) + 1))
-    form = "%{y:,} images"
-    if len(sizes) <= MOST_BARS:
+    if x:
+        traces = [_line(x, y, "with images", "%{y:,}")]
+        repaired = _values(clusterings(metrics), "clusters_repaired")
+        if any(repaired[1]):
+            traces.append(_line(*repaired, "repaired", "%{y:,}"))
+        words = (
+            "Clusters that hold any image. One that becomes empty takes half of a large one (repaired), so that no cluster "
+            "swallows the others."
+        )
+        summary = _course([("In use", x, y)], ",.0f")
+        yield Curve("run-nonempty", "Clusters in use", words, summary, _figure(traces, "clusters"))
+    if sizes_K is not None and len(sizes_K):
+        sizes = np.sort(sizes_K)[::-1].tolist()
+        ranks, form = list(range(1, len(sizes) + 1)), "%{y:,} images"
         trace: dict[str, Any] = {"type": "bar", "x": ranks, "y": sizes, "name": "images", "hovertemplate": form}
-    else:
-        trace = _line(ranks, sizes, "images", form, mode="lines", fill="tozeroy")
-    median = float(np.median(sizes_K))
-    words = "Number of images of each cluster as they are now, largest first."
-    summary = f"Sizes: {sizes[0]:,} images in the largest, {median:,.0f} in the middle, {sizes[-1]:,} in the smallest."
-    return Curve("run-sizes", "Sizes", words, summary, _figure([trace], "images", "cluster, by size"))
+        if len(sizes) > MOST_BARS:
+            trace = _line(ranks, sizes, "images", form, mode="lines", fill="tozeroy")
+        words, median = "Number of images of each cluster as they are now, largest first.", float(np.median(sizes_K))
+        summary = f"Sizes: {sizes[0]:,} images in the largest, {median:,.0f} in the middle, {sizes[-1]:,} in the smallest."
+        yield Curve("run-sizes", "Sizes", words, summary, _figure([trace], "images", "cluster, by size"))
 
 
-def _seconds(metrics: Sequence[Metrics]) -> Curve | None:
+def _of_time(metrics: Sequence[Metrics]) -> Iterator[Curve]:
     timed = [line for line in metrics if line.get("seconds")]
     steps = dict.fromkeys([*STEPS, *(step for line in timed for step in line["seconds"])])
     seconds = {step: [line["seconds"].get(step) or 0 for line in timed] for step in steps}
     seconds = {step: values for step, values in seconds.items() if any(values)}
     if not seconds:
-        return None
+        return
     x = [line["epoch"] for line in timed]
     bars = [{"type": "bar", "x": x, "y": y, "name": step, "hovertemplate": "%{y:.1f} s"} for step, y in seconds.items()]
     words = "Seconds of each epoch by step. Epochs without a clustering have only training."
     summary = ", ".join(f"{step} {sum(values):,.0f} s" for step, values in seconds.items())
-    return Curve("run-seconds", "Time", words, f"In all: {summary}.", _figure(bars, "seconds", barmode="stack"))
+    yield Curve("run-seconds", "Time", words, f"In all: {summary}.", _figure(bars, "seconds", barmode="stack"))

@@ -1,6 +1,6 @@
 """The run at a glance: what, when, with which settings, and what came of it, in numbers and curves. K clusters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -34,7 +34,7 @@ def glance_section(run: RunFacts) -> Section:
         "glance.html.jinja",
         run=run,
         when=_when(run),
-        tiles=_tiles(run),
+        tiles=list(_tiles(run)),
         results=_results(run.evaluations),
         curves=curves,
         settings=_settings(run.config),
@@ -63,103 +63,69 @@ def _moment(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M}"
 
 
-def _tiles(run: RunFacts) -> list[Tile]:
-    tiles = [_images(run), _clusters(run), _epochs(run), _network(run), _time(run), _loss(run), *_measures(run)]
-    return [tile for tile in tiles if tile is not None]
-
-
-def _images(run: RunFacts) -> Tile | None:
+def _tiles(run: RunFacts) -> Iterator[Tile]:
+    """Yield the tiles whose numbers are known: of the data, the clusters, the training, and what was measured."""
     count = run.n_images if run.n_images is not None else (run.config.get("data") or {}).get("images")
-    if count is None:
-        return None
-    words = f"{run.n_unreadable:,} can't be read, and are in no cluster." if run.n_unreadable else "All could be read."
-    return Tile(f"{count:,}", "images", words)
-
-
-def _clusters(run: RunFacts) -> Tile | None:
+    if count is not None:
+        words = f"{run.n_unreadable:,} can't be read, and are in no cluster." if run.n_unreadable else "All could be read."
+        yield Tile(f"{count:,}", "images", words)
     count = len(run.sizes_K) or run.last("clusters") or next(iter(run.heads), None)
-    if not isinstance(count, int):
-        return None
-    words = "Sets of images with similar features. More clusters than kinds of things is usual."
-    if len(run.sizes_K):
-        n_empty = int((run.sizes_K == 0).sum())
-        words += f" {n_empty:,} are empty." if n_empty else f" The middle one holds {np.median(run.sizes_K):,.0f} images."
-    if len(run.heads) > 1:
-        words += f" The run learned {len(run.heads)} clusterings side by side ({_plainly(run.heads)} clusters)."
-    if run.setting("super_clusters"):
-        words += f" They lie in {run.setting('super_clusters'):,} super-clusters."
-    return Tile(f"{count:,}", "clusters", words)
-
-
-def _epochs(run: RunFacts) -> Tile | None:
-    if not run.metrics:
-        return None
-    done, planned, every = run.metrics[-1]["epoch"], run.setting("epochs"), run.setting("reassign_every")
-    value = f"{done:,}" if run.finished or not planned else f"{done:,} of {planned:,}"
-    words = "Rounds of learning the pseudo-labels."
-    if isinstance(every, int):
-        last = f", up to epoch {run.setting('stop_reassigning'):,}" if run.setting("stop_reassigning") else ""
-        words += f" The images are clustered {'in each of them' if every == 1 else f'every {every:,} epochs'}{last}."
-    return Tile(value, "epoch" if value == "1" else "epochs", words)
-
-
-def _network(run: RunFacts) -> Tile | None:
-    arch, side, stage = (run.setting(name) for name in ("arch", "image_size", "cluster_stage"))
-    if not arch:
-        return None
-    words = f"It sees images of {side} pixels." if side else ""
-    projection = run.setting("projection") if run.setting("method") == "deepcluster-v2" else None
-    if projection:
-        words += f" Its projection, of {projection[-1]} numbers, is clustered."
-    elif stage:
-        words += f" Its stage “{stage}” is clustered."
-    return Tile(shown(str(arch)), "network", words)
-
-
-def _time(run: RunFacts) -> Tile | None:
-    seconds = sum(sum(line["seconds"].values()) for line in run.metrics if line.get("seconds"))
-    if not seconds:
-        return None
-    shares = [line["data_wait_share"] for line in run.metrics if line.get("data_wait_share") is not None]
-    waiting = f" {np.mean(shares):.1%} of it was waiting for images." if shares else ""
-    return Tile(duration(seconds), "time", f"Sum of the epochs.{waiting}")
-
-
-def _loss(run: RunFacts) -> Tile | None:
-    loss, count = run.last("loss"), run.last("clusters_nonempty")
-    if loss is None:
-        return None
-    words = "Not a measure of quality: the labels change with each clustering."
-    if count:
-        value, formula = guess_of(count, run.heads)
-        words += f" Guessing would cost {'ln K' if formula.startswith('ln') else formula} = {value:.2f}."
-    return Tile(f"{loss:.2f}", "loss", words)
-
-
-def _measures(run: RunFacts) -> list[Tile]:
-    """Return tiles of measures of the clusters and the features, where they are known."""
+    if isinstance(count, int):
+        words = "Sets of images with similar features. More clusters than kinds of things is usual."
+        if len(run.sizes_K):
+            n_empty = int((run.sizes_K == 0).sum())
+            words += (
+                f" {n_empty:,} are empty." if n_empty else f" The middle one holds {np.median(run.sizes_K):,.0f} images."
+            )
+        if len(run.heads) > 1:
+            words += f" The run learned {len(run.heads)} clusterings side by side ({_plainly(run.heads)} clusters)."
+        if run.setting("super_clusters"):
+            words += f" They lie in {run.setting('super_clusters'):,} super-clusters."
+        yield Tile(f"{count:,}", "clusters", words)
+    yield from _training(run)
     previous = [line["nmi_previous"] for line in clusterings(run.metrics) if line.get("nmi_previous") is not None]
-    known = (
-        (
-            previous[-1] if previous else None,
-            ".3f",
-            "NMI to the clusters before",
-            "How much the last clustering agrees with the one before: 1 is the same. Stability, not quality.",
-        ),
-        (
-            run.last("nmi_labels"),
-            ".3f",
-            "NMI to labels",
-            "How well the clusters predict your labels, 0 to 1. Training never saw them. Compare it only at equal K.",
-        ),
-        (
-            run.last("knn"),
-            ".1%",
-            "k-NN accuracy",
-            "Share of images whose nearest neighbours have the same label. A measure of quality, by your labels.",
-        ),
-    )
-    return [Tile(f"{value:{form}}", name, words) for value, form, name, words in known if value is not None]
+    if previous:
+        words = "How much the last clustering agrees with the one before: 1 is the same. Stability, not quality."
+        yield Tile(f"{previous[-1]:.3f}", "NMI to the clusters before", words)
+    if (nmi := run.last("nmi_labels")) is not None:
+        words = "How well the clusters predict your labels, 0 to 1. Training never saw them. Compare it only at equal K."
+        yield Tile(f"{nmi:.3f}", "NMI to labels", words)
+    if (accuracy := run.last("knn")) is not None:
+        words = "Share of images whose nearest neighbours have the same label. A measure of quality, by your labels."
+        yield Tile(f"{accuracy:.1%}", "k-NN accuracy", words)
+
+
+def _training(run: RunFacts) -> Iterator[Tile]:
+    """Yield epochs, network, time and loss."""
+    if run.metrics:
+        done, planned, every = run.metrics[-1]["epoch"], run.setting("epochs"), run.setting("reassign_every")
+        value = f"{done:,}" if run.finished or not planned else f"{done:,} of {planned:,}"
+        words = "Rounds of learning the pseudo-labels."
+        if isinstance(every, int):
+            last = f", up to epoch {run.setting('stop_reassigning'):,}" if run.setting("stop_reassigning") else ""
+            words += f" The images are clustered {'in each of them' if every == 1 else f'every {every:,} epochs'}{last}."
+        yield Tile(value, "epoch" if value == "1" else "epochs", words)
+    arch, side, stage = (run.setting(name) for name in ("arch", "image_size", "cluster_stage"))
+    if arch:
+        words = f"It sees images of {side} pixels." if side else ""
+        projection = run.setting("projection") if run.setting("method") == "deepcluster-v2" else None
+        if projection:
+            words += f" Its projection, of {projection[-1]} numbers, is clustered."
+        elif stage:
+            words += f" Its stage “{stage}” is clustered."
+        yield Tile(shown(str(arch)), "network", words)
+    seconds = sum(sum(line["seconds"].values()) for line in run.metrics if line.get("seconds"))
+    if seconds:
+        shares = [line["data_wait_share"] for line in run.metrics if line.get("data_wait_share") is not None]
+        waiting = f" {np.mean(shares):.1%} of it was waiting for images." if shares else ""
+        yield Tile(duration(seconds), "time", f"Sum of the epochs.{waiting}")
+    loss, count = run.last("loss"), run.last("clusters_nonempty")
+    if loss is not None:
+        words = "Not a measure of quality: the labels change with each clustering."
+        if count:
+            guess, formula = guess_of(count, run.heads)
+            words += f" Guessing would cost {'ln K' if formula.startswith('ln') else formula} = {guess:.2f}."
+        yield Tile(f"{loss:.2f}", "loss", words)
 
 
 def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

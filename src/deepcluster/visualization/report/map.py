@@ -104,10 +104,18 @@ def map_section(collection: Collection, layout: Layout | None, listing: Listing)
     blobs = {"map-rows": _packed(rows_M[here], "<i4"), "map-pca": _packed(layout.pca_M2[here], "<f4")}
     if layout.tsne_M2 is not None:
         blobs["map-tsne"] = _packed(layout.tsne_M2[here], "<f4")
+    count = int(here.sum())
+    scope = f"{count:,} of {len(collection):,} images, one dot each"
+    if count == len(collection):
+        scope = f"All {count:,} images, one dot each."
+    elif count == layout.n_known:
+        scope += ": those whose features are known."
+    else:
+        scope += ", drawn at random: a large cluster has more of them."
     html = render(
         "map.html.jinja",
         layout=layout,
-        scope=_scope(collection, layout, int(here.sum())),
+        scope=scope,
         kept=f"{layout.kept:.0%}",
         has_labels=collection.label_N is not None,
         in_words=_in_words(collection, layout),
@@ -117,15 +125,6 @@ def map_section(collection: Collection, layout: Layout | None, listing: Listing)
 
 def _packed(values: NDArray[Any], kind: str) -> Blob:
     return Blob(np.ascontiguousarray(values.astype(kind)).tobytes())
-
-
-def _scope(collection: Collection, layout: Layout, count: int) -> str:
-    if count == len(collection):
-        return f"All {count:,} images, one dot each."
-    some = f"{count:,} of {len(collection):,} images, one dot each"
-    if count == layout.n_known:
-        return f"{some}: those whose features are known."
-    return f"{some}, drawn at random: a large cluster has more of them."
 
 
 def _in_words(collection: Collection, layout: Layout) -> list[dict[str, Any]]:

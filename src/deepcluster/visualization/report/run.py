@@ -57,6 +57,10 @@ def read_run(
     epoch, current = _clusters(model, state, tables, settings.epochs, trained_epoch)
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
     images = _images(config, settings, names, data, work)
+    unreadable = {}
+    if folder.unreadable.is_file():
+        with folder.unreadable.open(newline="", encoding="utf-8") as file:
+            unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
     label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
     collection = Collection(
         title=folder.path.name if folder.path.is_absolute() else str(folder.path),
@@ -66,7 +70,7 @@ def read_run(
         label_names=label_names,
         past=[Past(past, partial(_clusters_of, tables[past])) for past in tables if past < epoch and past in clustered],
         images=images,
-        unreadable=_unreadable(folder.unreadable),
+        unreadable=unreadable,
         table=f"assignments/{tables.get(epoch, tables[newest]).name}",
     )
     explained = None
@@ -168,10 +172,3 @@ def _facts(
         sizes_K=collection.sizes_K(),
         complaint=health(metrics) if metrics else None,
     )
-
-
-def _unreadable(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["name"]: row["reason"] for row in csv.DictReader(file)}

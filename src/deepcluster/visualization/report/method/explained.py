@@ -1,7 +1,6 @@
 """What a run does to an image, computed by its model as the run does it: views, features, point, distances, predictions.
 
-N images, B batch, D features, P components, K clusters, M images of a sample, G clusterings that are trained on side by side
-(1 in the first version).
+N images, B batch, D features, P components, K clusters, M images of a sample, G clusterings side by side (1 in version 1).
 """
 
 from collections.abc import Mapping

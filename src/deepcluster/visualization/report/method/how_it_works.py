@@ -13,13 +13,7 @@ from deepcluster.data.cache import DecodedImages
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.method import steps
 from deepcluster.visualization.report.method.explained import Explained
-from deepcluster.visualization.report.method.trace import (
-    Trace,
-    choose_image,
-    cluster_history,
-    features_of_some,
-    trace_image,
-)
+from deepcluster.visualization.report.method.trace import Trace, choose_image, cluster_history, features_of_some, trace_image
 from deepcluster.visualization.report.method.training_views import learn, learned_labels, training_views
 from deepcluster.visualization.report.page import Section, asset, render, shown
 

@@ -170,17 +170,10 @@ def learn(run: Explained, trace: Trace, views: TrainingViews | None, figures: Fi
     area = trace.image_HWC.shape[0] * trace.image_HWC.shape[1]
     cosines_VV = normalize(views.rows_VD) @ normalize(views.rows_VD).T
     n_pairs = max(1, len(cosines_VV) * (len(cosines_VV) - 1))
-    pairs = zip(views.views[:MOST_VIEWS], verdicts, losses_V, strict=False)
-    rows = [
-        {
-            **_view(view, area),
-            **said,
-            "mean_loss": float(loss),
-            "frame": number % FRAMES + 1,
-            "drawn": number < views.n_drawn,
-        }
-        for number, (view, said, loss) in enumerate(pairs)
-    ]
+    rows = []
+    for number, (view, said) in enumerate(zip(views.views[:MOST_VIEWS], verdicts, strict=False)):
+        about = {"mean_loss": float(losses_V[number]), "frame": number % FRAMES + 1, "drawn": number < views.n_drawn}
+        rows.append({**_view(view, area), **said, **about})
     return {
         "label": label,
         "times": views.times,
@@ -203,13 +196,12 @@ def learn(run: Explained, trace: Trace, views: TrainingViews | None, figures: Fi
 
 def _verdict(log_K: Tensor, label: int) -> dict[str, Any]:
     """Return what is predicted for one view, and the cross-entropy against the label (None where there is none)."""
-    best = int(log_K.argmax())
-    known = 0 <= label < len(log_K)
+    best, of_label = int(log_K.argmax()), float(log_K[label]) if 0 <= label < len(log_K) else None
     return {
         "best": best,
         "best_probability": exp(float(log_K[best])),
-        "label_probability": exp(float(log_K[label])) if known else None,
-        "loss": -float(log_K[label]) if known else None,
+        "label_probability": None if of_label is None else exp(of_label),
+        "loss": None if of_label is None else -of_label,
         "right": best == label,
     }
 
