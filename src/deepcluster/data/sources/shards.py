@@ -103,12 +103,7 @@ class ShardSource(ImageSource):
         return ", ".join(note for note in (self._notes[0], self._label_note, *self._notes[1:]) if note)
 
 
-def open_shards(
-    files: Sequence[StoredFile],
-    *,
-    cache: Path,
-    on_found: Callable[[int], None] | None = None,
-) -> ImageSource:
+def open_shards(files: Sequence[StoredFile], *, cache: Path, on_found: Callable[[int], None] | None = None) -> ImageSource:
     """Open the images of tar files, gzip'd or not, in the order of the files and of their members.
 
     Where the images lie is found once and kept in `cache`, as is what gzip'd files hold. `on_found` gets the number of
