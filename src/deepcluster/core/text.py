@@ -1,12 +1,30 @@
 """Names and numbers as users read them."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def printable(name: str) -> str:
     r"""Return a name that can be printed and saved: bytes that are not UTF-8, as old archives hold, become `\xe9`."""
     return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def distinct(names: Sequence[str], *, before_ending: bool = True) -> list[str]:
+    """Return the names, repeated ones with -2, -3, ... before their endings or at the end; a name is never taken twice."""
+    taken, seen, last = set(names), set[str](), Counter[str]()
+    result = []
+    for name in names:
+        head, slash, base = name.rpartition("/")
+        stem, dot, ending = base.rpartition(".")
+        stem, ending = (stem, dot + ending) if stem and before_ending else (base, "")  # `.png` is a name without an ending.
+        new = name
+        while name in seen and new in taken:
+            last[name] += 1
+            new = f"{head}{slash}{stem}-{last[name] + 1}{ending}"
+        taken.add(new)
+        seen.add(name)
+        result.append(new)
+    return result
 
 
 def count_of(number: int, noun: str) -> str:

@@ -13,7 +13,8 @@ from typing import Final
 
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.text import count_of, printable, size
-from deepcluster.data.image_shards import ABANDONED_SECONDS, LAYOUT
+from deepcluster.data.image_shards import LAYOUT
+from deepcluster.data.storage import ABANDONED_SECONDS
 
 _NAME: Final = "[0-9a-f]{32}"
 # The files of each kind: where they lie below its subfolder, and what they are.

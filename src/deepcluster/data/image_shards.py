@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepcluster.data.pixel_files import DamagedShard, Known, Row, Shard, open_shard, write_shard
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.storage import beside_of
+from deepcluster.data.storage import ABANDONED_SECONDS, beside_of
 
 FORMAT: Final = 1
 SHARD_BYTES: Final = 64 << 20
@@ -24,8 +24,6 @@ MOST_PENDING: Final = 12
 DISK_RESERVE: Final = 1 << 30
 LAYOUT: Final = "layout.json"
 ENDING: Final = ".pixels"
-# Older files that were never renamed are of processes that were killed: to write one takes seconds.
-ABANDONED_SECONDS: Final = 3600.0
 _STRIPES: Final = 64
 
 

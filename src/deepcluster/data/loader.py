@@ -106,14 +106,7 @@ class Loader:
         return self._delivered(make, 0, len(parts))
 
     def training_views(
-        self,
-        view: View,
-        order_N: Tensor,
-        batches: int | Sequence[slice],
-        *,
-        seed: int,
-        epoch: int,
-        first_batch: int = 0,
+        self, view: View, order_N: Tensor, batches: int | Sequence[slice], *, seed: int, epoch: int, first_batch: int = 0
     ) -> Generator[Batch, None, None]:
         """Random views of the images `order_N` (an image may come twice), from batch number `first_batch` on.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.text import count_of, printable
+from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.image_source import ImageSource
 
 
@@ -25,7 +25,7 @@ class JoinedSource(ImageSource):
         """Take sources with the names of their folders or files; equal names become `name`, `name-2`, ..."""
         self._parts = tuple(source for _, source in parts)
         self._names = [printable(name) for name, _ in parts]
-        self._prefixes = _distinct(self._names)
+        self._prefixes = distinct(self._names, before_ending=False)
         self._ends = list(accumulate(len(source) for source in self._parts))
         known = any(source.labels_N is not None for source in self._parts)
         super().__init__(chain.from_iterable(map(_label_names, self._parts)) if known else None)
@@ -121,17 +121,3 @@ def _label_names(source: ImageSource) -> Iterator[str]:
         yield from [""] * len(source)
     else:
         yield from (source.class_names[label] if label >= 0 else "" for label in source.labels_N.tolist())
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, repeated ones with -2, -3, ... at the end."""
-    taken = set(names)
-    seen: set[str] = set()
-    result = []
-    for name in names:
-        new, number = name, 2
-        while new in seen or (new != name and new in taken):
-            new, number = f"{name}-{number}", number + 1
-        seen.add(new)
-        result.append(new)
-    return result

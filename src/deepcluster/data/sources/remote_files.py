@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
-from deepcluster.core.text import count_of, endings_of, printable
+from deepcluster.core.text import count_of, distinct, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.storage.addresses import host_of, is_address, is_web, names_below, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import Patience, ask, find_addresses, unique
+from deepcluster.data.storage.remote import Patience, ask, find_addresses
 from deepcluster.data.storage.retries import NotAllowed, NotThere, Refused
 
 _TABLES: Final = (".csv", ".tsv")
@@ -44,7 +44,8 @@ class RemoteImages(ImageSource):
         """Take N different addresses, a class name for each ("" = unknown), and what `details` says."""
         super().__init__(labels)
         self._addresses = PackedNames(addresses)
-        self._names = PackedNames(unique(map(printable, names_below([path_of(each) for each in addresses])[1])))
+        paths = names_below([path_of(each) for each in addresses])[1]
+        self._names = PackedNames(distinct([printable(path) for path in paths]))
         self._details = details
         self._blocks = blocks
         self._patience = patience or Patience()

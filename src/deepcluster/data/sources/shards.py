@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.text import count_of, endings_of, printable
+from deepcluster.core.text import count_of, distinct, endings_of, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.folders import class_runs
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.sources.tar_index import TarIndex, index_tar, number_repeated
+from deepcluster.data.sources.tar_index import TarIndex, index_tar
 from deepcluster.data.sources.unpacked import UnpackedFile, unpack
 from deepcluster.data.storage import LocalFile, StoredFile, digest
 
@@ -53,7 +53,7 @@ class ShardSource(ImageSource):
         """Take shards with at least one image in all."""
         self._files = [shard.file for shard in shards]
         self._contents = [shard.content for shard in shards]
-        self._names, _ = number_repeated([printable(file.name) for file in self._files])
+        self._names = distinct([printable(file.name) for file in self._files])
         self._ends = list(accumulate(len(shard.index.images) for shard in shards))
         images = pa.concat_tables([shard.index.images for shard in shards])
         self._inner_names = _one_piece(images["name"])
@@ -103,12 +103,7 @@ class ShardSource(ImageSource):
         return ", ".join(note for note in (self._notes[0], self._label_note, *self._notes[1:]) if note)
 
 
-def open_shards(
-    files: Sequence[StoredFile],
-    *,
-    cache: Path,
-    on_found: Callable[[int], None] | None = None,
-) -> ImageSource:
+def open_shards(files: Sequence[StoredFile], *, cache: Path, on_found: Callable[[int], None] | None = None) -> ImageSource:
     """Open the images of tar files, gzip'd or not, in the order of the files and of their members.
 
     Where the images lie is found once and kept in `cache`, as is what gzip'd files hold. `on_found` gets the number of

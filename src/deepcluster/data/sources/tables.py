@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.text import count_of, printable
+from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.storage import LocalFile, StoredFile, file_stamp
 
@@ -178,7 +178,11 @@ class _RowNames:
         self._digits = max(6, len(str(rows - 1)))
         self._paths = paths
         self._named = paths is not None and pc.min(pc.fill_null(pc.binary_length(paths), 0)).as_py() > 0
-        self.numbered = _numbered(paths) if self._named else {}
+        self.numbered: dict[int, str] = {}
+        if self._named and len(pc.unique(paths)) < rows:
+            texts = [_text(path) for path in paths.to_pylist()]
+            renamed = enumerate(zip(texts, distinct(texts), strict=True))
+            self.numbered = {row: new for row, (text, new) in renamed if new != text}
 
     def path(self, row: int) -> str:
         """Return what the path of a row says, with forward slashes; "" where there is none."""
@@ -187,26 +191,6 @@ class _RowNames:
     def name(self, row: int) -> str:
         inner = self.numbered.get(row) or self.path(row) if self._named else f"{row:0{self._digits}}"
         return self._prefix + inner
-
-
-def _numbered(paths: pa.LargeBinaryArray) -> dict[int, str]:
-    """Return `a-2.png`, `a-3.png`, ... for the rows whose path was met before, by row."""
-    if len(pc.unique(paths)) == len(paths):
-        return {}
-    texts = [_text(path) for path in paths.to_pylist()]
-    taken = set(texts)
-    seen: Counter[str] = Counter()
-    new_names = {}
-    for row, text in enumerate(texts):
-        seen[text] += 1
-        if seen[text] > 1:
-            at = text.rfind(".")
-            at = at if at > text.rfind("/") + 1 else len(text)  # What begins with its only dot has no ending.
-            while (new := f"{text[:at]}-{seen[text]}{text[at:]}") in taken:
-                seen[text] += 1
-            taken.add(new)
-            new_names[row] = new
-    return new_names
 
 
 def _text(stored: bytes) -> str:

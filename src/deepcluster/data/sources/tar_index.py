@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from typing import Final
 import pyarrow as pa
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.text import count_of, printable
+from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.tar_members import TarMembers, has_content
 from deepcluster.data.storage import StoredFile, write_whole
@@ -178,10 +178,9 @@ class _Found:
         names = pa.LargeStringArray.from_buffers(len(self.starts), ends, text)
         if self.loose["cls"] or self.loose["json"]:
             self._join_loose(names)
-        repeated = 0
-        if len(names.unique()) < len(names):
-            numbered, repeated = number_repeated(names.to_pylist())
-            names = pa.array(numbered, pa.large_string())
+        repeated = len(names) - len(names.unique())
+        if repeated:
+            names = pa.array(distinct(names.to_pylist()), pa.large_string())
         columns = {
             "name": names,
             "start": pa.array(self.starts, pa.int64()),
@@ -220,21 +219,3 @@ def _json_label(content: bytes) -> str:
         if isinstance(label, str | int) and not isinstance(label, bool):
             return str(label).strip()
     return ""
-
-
-def number_repeated(names: Sequence[str]) -> tuple[list[str], int]:
-    """Return the names, repeated ones with -2, -3, ... at the end of their stems; and how many these are."""
-    taken, seen, last = set(names), set[str](), Counter[str]()
-    result = []
-    for name in names:
-        new = name
-        while name in seen and new in taken:
-            last[name] += 1
-            head, slash, base = name.rpartition("/")
-            stem, dot, ending = base.rpartition(".")
-            stem, ending = (stem, dot + ending) if stem else (base, "")
-            new = f"{head}{slash}{stem}-{last[name] + 1}{ending}"
-        taken.add(new)
-        seen.add(name)
-        result.append(new)
-    return result, len(names) - len(seen)

@@ -14,12 +14,11 @@ from typing import IO, Final
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import printable
-from deepcluster.data.storage import LocalFile, StoredFile, digest, written_beside
+from deepcluster.data.storage import ABANDONED_SECONDS, LocalFile, StoredFile, digest, written_beside
 
 _PIECE: Final = 8 << 20
 _SLICE: Final = 1 << 14  # It holds 17 MB at most (gzip saves a factor of 1,032), and so much at once is in memory.
 _ABOUT_BYTES: Final = 4
-_ABANDONED_SECONDS: Final = 3600
 
 
 class UnpackedFile(StoredFile):
@@ -118,7 +117,7 @@ def _unpack_to_cache(file: StoredFile, path: Path, tell: Callable[[], None]) -> 
     for other in path.parent.glob(f"{digest(file.where())}-*"):
         with suppress(OSError):
             # Another process may be writing the same at this moment.
-            if other != path and not (other.suffix == ".part" and time.time() - other.stat().st_mtime < _ABANDONED_SECONDS):
+            if other != path and not (other.suffix == ".part" and time.time() - other.stat().st_mtime < ABANDONED_SECONDS):
                 other.unlink()
     return UnpackedFile(file, size, content=LocalFile(path), problem=problem)
 

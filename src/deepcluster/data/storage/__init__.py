@@ -16,6 +16,8 @@ from pathlib import Path
 from deepcluster.core.errors import InputError
 
 CACHE_VARIABLE = "DEEPCLUSTER_CACHE"
+# Older files that were never renamed are of processes that were killed.
+ABANDONED_SECONDS = 3600.0
 
 
 class StoredFile(ABC):

@@ -17,7 +17,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from deepcluster.data.storage import digest, written_beside
+from deepcluster.data.storage import ABANDONED_SECONDS, digest, written_beside
 
 MOST_BYTES: Final = 20 << 30
 # Held in memory: a few blocks of 4 MiB for each of many threads. Files are read, not mapped: what another machine deletes
@@ -32,7 +32,6 @@ _LOOK_SHARE: Final = 32
 _SPARE_SHARE: Final = 8
 _TOUCH_SECONDS: Final = 60.0
 _TRY_AGAIN_SECONDS: Final = 300.0
-_ABANDONED_SECONDS: Final = 3600.0
 
 
 class BlockStore:
@@ -227,7 +226,7 @@ class BlockStore:
         """Delete the blocks that were used longest ago if all are more than `bound` bytes; return how many are left."""
         found = []
         kept = 0
-        abandoned = time.time() - _ABANDONED_SECONDS
+        abandoned = time.time() - ABANDONED_SECONDS
         for entry, status in _files_below(self.folder):
             if not entry.name.endswith(".part"):
                 found.append((status.st_mtime_ns, status.st_size, entry))

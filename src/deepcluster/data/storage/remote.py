@@ -7,13 +7,12 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import count
 from typing import Final, TypeVar
 
 import pyarrow as pa
 
 from deepcluster.core.errors import DeepClusterError, InputError
-from deepcluster.core.text import endings_of, printable
+from deepcluster.core.text import distinct, endings_of, printable
 from deepcluster.data.storage import StoredFile
 from deepcluster.data.storage.addresses import expand, expand_braces, is_address, names_below, path_of, pattern_start, shown
 from deepcluster.data.storage.blocks import BlockStore
@@ -165,7 +164,7 @@ def find_files(
     """
     patience = patience or Patience()
     found = find_addresses(address, endings, patience=patience)
-    names = unique(map(printable, names_below([path_of(each) for each, _ in found])[1]))
+    names = distinct([printable(name) for name in names_below([path_of(each) for each, _ in found])[1]])
 
     def open_one(each: tuple[tuple[str, About | None], str]) -> StoredFile:
         (one, about), name = each
@@ -251,19 +250,3 @@ def _at_once(work: Callable[[Q], T], items: Iterable[Q]) -> list[T]:
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def unique(names: Iterable[str]) -> list[str]:
-    """Return the names; of equal ones the second gets `-2` at the end of its stem, and so on."""
-    names = list(names)
-    used, met, found = set(names), set[str](), []
-    for name in names:
-        if name in met:
-            folder, slash, last = name.rpartition("/")
-            stem, dot, ending = last.rpartition(".") if "." in last else (last, "", "")
-            tries = (f"{folder}{slash}{stem}-{number}{dot}{ending}" for number in count(2))
-            name = next(new for new in tries if new not in used)
-            used.add(name)
-        met.add(name)
-        found.append(name)
-    return found
