@@ -15,7 +15,6 @@ from deepcluster.clustering import clusterer
 from deepcluster.clustering.assignment import Assignment, draw_as_published, draw_uniform
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
-from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.seeds import seed_of
 from deepcluster.core.work import Work
 from deepcluster.data.loader import Batch, Loader
@@ -80,10 +79,9 @@ class DeepCluster(Method):
         settings: Settings,
         machine: Machine,
         work: Work | None = None,
-        ranks: Ranks = ONE_PROCESS,
         memory: MemoryPlan | None = None,
     ) -> None:
-        super().__init__(trunk, loader, settings, machine, work, ranks)
+        super().__init__(trunk, loader, settings, machine, work)
         width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
         n_mine = self.mine.stop - self.mine.start
         self.memory = memory or plan_memory(

@@ -15,7 +15,6 @@ from deepcluster.clustering.assignment import Assignment, cluster_means
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
-from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.seeds import image_order, seed_of
 from deepcluster.core.text import size
 from deepcluster.core.work import Work
@@ -80,9 +79,8 @@ class DeepClusterV2(Method):
         settings: Settings,
         machine: Machine,
         work: Work | None = None,
-        ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        super().__init__(trunk, loader, settings, machine, work, ranks)
+        super().__init__(trunk, loader, settings, machine, work)
         hidden, components = settings.projection
         seed = seed_of(settings.seed, 0, _PROJECTION)
         self.projection: Projection = self.on_device(Projection(trunk.dim, hidden, components, seed=seed))
