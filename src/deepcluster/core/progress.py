@@ -26,10 +26,7 @@ class Reporter:
     def __init__(
         self, *, quiet: bool = False, verbose: bool = False, silent: bool = False, stream: TextIO | None = None
     ) -> None:
-        self.quiet = quiet or silent
-        self.silent = silent
-        self.verbose = verbose
-        self.stream = stream or sys.stdout
+        self.quiet, self.silent, self.verbose, self.stream = quiet or silent, silent, verbose, stream or sys.stdout
         self._log: TextIO | None = None
         self._early: list[str] = []
         self._bar: Any = None
@@ -37,8 +34,7 @@ class Reporter:
     def log_to(self, path: Path) -> None:
         """Append all lines, including earlier ones, to a file from now on."""
         self._log = path.open("a", encoding="utf-8")
-        for line in self._early:
-            self._log.write(line + "\n")
+        self._log.writelines(line + "\n" for line in self._early)
         self._early.clear()
         self._log.flush()
 
@@ -88,13 +84,8 @@ class Reporter:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
+        what_column, rate_column = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+        columns = (what_column, BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
         with Progress(*columns, console=Console(file=self.stream), transient=True) as bar:
             self._bar = bar
             try:
@@ -127,14 +118,14 @@ class PlainMeter(Meter):
     def __init__(self, reporter: Reporter, what: str, total: int | None, unit: str) -> None:
         self.reporter, self.what, self.total, self.unit = reporter, what, total, unit
         self.done = 0
-        self.started = self.said = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
     def __call__(self, done: int) -> None:
         self.done += done
         now = time.monotonic()
-        if now - self.said < PLAIN_LINE_SECONDS or self.done == self.total:
+        if now - self.printed < PLAIN_LINE_SECONDS or self.done == self.total:
             return
-        self.said = now
+        self.printed = now
         rate = self.done / (now - self.started)
         if self.total is None:
             self.reporter.say(f"  {self.what} {self.done:,}, {rate:,.0f} {self.unit}/s")

@@ -25,7 +25,7 @@ from deepcluster.run.features import FEATURE_BATCH, feature_batches, stage_width
 from deepcluster.run.settings import Settings
 from deepcluster.training.feature_rows import MemoryPlan, as_kept, plan_memory
 from deepcluster.training.method import Method, Step, labels_of
-from deepcluster.training.optim import Optimizers, head_optimizer, not_finite, trunk_optimizer
+from deepcluster.training.optim import Optimizers, make_optimizer, not_finite
 
 # The part of a seed, after (run seed, epoch), that stands for the rotations.
 _ROTATIONS = 4
@@ -83,14 +83,13 @@ class DeepCluster(Method):
     ) -> None:
         super().__init__(trunk, loader, settings, machine, work)
         width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
-        n_mine = self.mine.stop - self.mine.start
-        self.memory = memory or plan_memory(
-            n_mine, width, settings.pca, budget_bytes=sys.maxsize, computed=machine.feature_dtype
-        )
+        n_mine, kept = self.mine.stop - self.mine.start, machine.feature_dtype
+        self.memory = memory or plan_memory(n_mine, width, settings.pca, budget_bytes=sys.maxsize, computed=kept)
         self.crops = ((1, settings.image_size),)
         self.view = TrainingView(settings.image_size, scale=settings.crop_scale, flip=settings.flip)
         self.network = self.prepare(self.trunk)
-        self.trunk_optimizer = trunk_optimizer(self.trunk, settings, machine)
+        weights = [weight for weight in self.trunk.parameters() if weight.requires_grad]  # The Sobel layer is fixed.
+        self.trunk_optimizer = make_optimizer(weights, settings, machine, momentum=settings.momentum)
         self.whitening: Whitening | None = None
         self.head: Head | None = None
         self.quarters_N: Tensor | None = None
@@ -106,17 +105,10 @@ class DeepCluster(Method):
         rows_MD, whitening = self.memory.allocate(), Whitening(self.settings.pca, ranks=self.ranks)
         seen_M = torch.zeros(len(rows_MD), dtype=torch.bool)
         n_bad = n_clamped = 0
+        one_pass = (self.trunk, self.loader, self.machine, self.settings.cluster_stage, self.settings.image_size)
+        mine_M = torch.arange(self.mine.start, self.mine.stop)
         with self.work.track("features", len(rows_MD), step="features") as advance:
-            for rows_BD, indices_B in feature_batches(
-                self.trunk,
-                self.loader,
-                self.machine,
-                self.settings.cluster_stage,
-                self.settings.image_size,
-                indices=torch.arange(self.mine.start, self.mine.stop),
-                quarters_N=quarters_N,
-                advance=advance,
-            ):
+            for rows_BD, indices_B in feature_batches(*one_pass, indices=mine_M, quarters_N=quarters_N, advance=advance):
                 rows_BD, bad, clamped = as_kept(rows_BD, rows_MD.dtype)
                 n_bad, n_clamped = n_bad + bad, n_clamped + clamped
                 places_B = indices_B - self.mine.start
@@ -151,14 +143,10 @@ class DeepCluster(Method):
     def _cluster(self, points: Points, epoch: int, quarters_N: Tensor | None) -> Clusters:
         algorithm = clusterer(self.settings.clustering).from_settings(self.settings)
         rotations = {} if quarters_N is None else {"rotations_N": quarters_N[self.mine]}
+        seed = seed_of(self.settings.seed, epoch)
         with self.work.track("clustering", algorithm.most_steps, "iterations", step="clustering", together=True) as advance:
-            assignment = algorithm.fit(
-                points.points_MP,
-                seed=seed_of(self.settings.seed, epoch),
-                ranks=self.ranks,
-                advance=advance,
-                **rotations,
-            ).over_ranks(self.ranks)
+            assignment = algorithm.fit(points.points_MP, seed=seed, ranks=self.ranks, advance=advance, **rotations)
+            assignment = assignment.over_ranks(self.ranks)
         if assignment.remark:
             self.work.reporter.warn(assignment.remark)
         return Clusters(assignment, points.whitening)
@@ -173,7 +161,8 @@ class DeepCluster(Method):
         seed, assignment = seed_of(self.settings.seed, epoch), self.current
         head = make_head(self.trunk.dim, assignment.n_clusters, assignment.super_of_cluster_K, seed=seed)
         self.head = head.to(device=self.machine.device, dtype=self.machine.dtype)
-        self.head_optimizer = head_optimizer(self.head, self.settings, self.machine)
+        weights, momentum = list(self.head.parameters()), self.settings.head_momentum
+        self.head_optimizer = make_optimizer(weights, self.settings, self.machine, momentum=momentum)
         self.head_losses = self.ranks.data_parallel(HeadLoss(self.head), self.machine.device)
         self.optimizers = Optimizers([self.trunk_optimizer, self.head_optimizer], self.settings.clip_gradient)
 

@@ -233,18 +233,11 @@ class DeepClusterV2(Method):
     def final_clusters(self, epoch: int) -> tuple[Assignment, ProjectedSpace]:
         """Return the clusters of the finished trunk's centre views, and their space. Training state does not change."""
         space = ProjectedSpace(self.projection.eval(), self.machine)
-        n_mine = self.mine.stop - self.mine.start
-        points_MP = torch.full((n_mine, self.settings.projection[1]), torch.nan)
-        with self.work.track("features", n_mine, step="features") as advance:
-            for rows_BD, indices_B in feature_batches(
-                self.trunk,
-                self.loader,
-                self.machine,
-                FEATURES,
-                self.settings.image_size,
-                indices=torch.arange(self.mine.start, self.mine.stop),
-                advance=advance,
-            ):
+        one_pass = (self.trunk, self.loader, self.machine, FEATURES, self.settings.image_size)
+        mine_M = torch.arange(self.mine.start, self.mine.stop)
+        points_MP = torch.full((len(mine_M), self.settings.projection[1]), torch.nan)
+        with self.work.track("features", len(mine_M), step="features") as advance:
+            for rows_BD, indices_B in feature_batches(*one_pass, indices=mine_M, advance=advance):
                 points_MP[indices_B - self.mine.start] = space.transform(rows_BD).cpu()
         points_MP = points_MP.to(self.machine.clustering_device)
         if self.settings.whiten:

@@ -18,7 +18,7 @@ from deepcluster.core.work import Clock
 from deepcluster.run.space import Space
 from deepcluster.training.batches import even_batches, training_batches
 from deepcluster.training.method import Method, Step
-from deepcluster.training.metrics import LossMeter, epoch_metrics, new_clock
+from deepcluster.training.metrics import LossMeter, new_clock, peak_memory_bytes
 from deepcluster.training.optim import learning_factor, not_finite
 
 
@@ -36,10 +36,7 @@ class Loop:
     """
 
     def __init__(
-        self,
-        method: Method,
-        save: Callable[[], None] = lambda: None,
-        known_labels_N: NDArray[np.int64] | None = None,
+        self, method: Method, save: Callable[[], None] = lambda: None, known_labels_N: NDArray[np.int64] | None = None
     ) -> None:
         self.method, self.save, self.known_labels_N = method, save, known_labels_N
         self.settings, self.loader, self.work, self.ranks = method.settings, method.loader, method.work, method.ranks
@@ -65,15 +62,7 @@ class Loop:
             self.synchronise()
         self.train_epoch()
         self.share_unreadable()
-        metrics = epoch_metrics(
-            self.epoch,
-            self.method.current,
-            self.losses.over_ranks(self.ranks),
-            seconds=self.work.clock.seconds,
-            wait_seconds=self.loader.wait_seconds,
-            nmi_previous=self.method.nmi_previous,
-            known_labels_N=self.known_labels_N,
-        )
+        metrics = self.metrics()
         self.epoch, self.batch, self.labelled, self.losses = self.epoch + 1, 0, False, LossMeter()
         return metrics
 
@@ -107,6 +96,26 @@ class Loop:
                 progress(positions.stop - positions.start)
             self.synchronise()
             self.losses.settle(self.where)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the line of metrics.jsonl of the epoch that has ended."""
+        (total, count), assignment, known_N = self.losses.over_ranks(self.ranks), self.method.current, self.known_labels_N
+        sizes_K, seconds = assignment.sizes_K(), self.work.clock.seconds
+        return {
+            "epoch": self.epoch,
+            "loss": total / max(1, count),
+            "inertia": assignment.inertia,
+            "nmi_previous": self.method.nmi_previous,
+            "nmi_labels": None if known_N is None else assignment.nmi(known_N),
+            "clusters": assignment.n_clusters,
+            "clusters_nonempty": int((sizes_K > 0).sum()),
+            "clusters_repaired": assignment.n_repaired,
+            "largest_cluster_share": float(sizes_K.max() / sizes_K.sum()),
+            "images_per_second": count / max(1e-9, sum(seconds.values())),
+            "data_wait_share": self.loader.wait_seconds / max(1e-9, seconds["features"] + seconds["training"]),
+            "seconds": {step: round(value, 3) for step, value in seconds.items()},
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
 
     def final_clusters(self) -> tuple[Assignment, Space]:
         """Return the clusters of the finished trunk, for use, and the space they lie in. The state does not change."""

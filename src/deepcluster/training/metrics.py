@@ -1,15 +1,11 @@
-"""What is measured per epoch: the mean loss, and the line of metrics.jsonl."""
+"""What is measured during an epoch: the mean loss, seconds per step, peak memory."""
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.distributed import Ranks
 from deepcluster.core.work import Clock
 from deepcluster.training.optim import not_finite
@@ -65,45 +61,6 @@ class LossMeter:
     def over_ranks(self, ranks: Ranks) -> tuple[float, int]:
         """Return the total of all ranks, and the number of images; after `settle`."""
         return float(ranks.sum(torch.tensor(self.total, dtype=torch.float64))), self.count
-
-
-def epoch_metrics(
-    epoch: int,
-    assignment: Assignment,
-    loss: tuple[float, int],
-    *,
-    seconds: Mapping[str, float],
-    wait_seconds: float,
-    nmi_previous: float | None,
-    known_labels_N: NDArray[np.int64] | None,
-) -> dict[str, Any]:
-    """Return the line of metrics.jsonl of an epoch.
-
-    Args:
-        assignment: the pseudo-labels of the epoch.
-        loss: sum over images, and number of images.
-        seconds: time spent per step.
-        wait_seconds: time spent waiting for images.
-        nmi_previous: agreement with the assignment before.
-        known_labels_N: labels for diagnostics, -1 = unknown.
-    """
-    total, count = loss
-    sizes_K = assignment.sizes_K()
-    return {
-        "epoch": epoch,
-        "loss": total / max(1, count),
-        "inertia": assignment.inertia,
-        "nmi_previous": nmi_previous,
-        "nmi_labels": assignment.nmi(known_labels_N) if known_labels_N is not None else None,
-        "clusters": assignment.n_clusters,
-        "clusters_nonempty": int((sizes_K > 0).sum()),
-        "clusters_repaired": assignment.n_repaired,
-        "largest_cluster_share": float(sizes_K.max() / sizes_K.sum()),
-        "images_per_second": count / max(1e-9, sum(seconds.values())),
-        "data_wait_share": wait_seconds / max(1e-9, seconds["features"] + seconds["training"]),
-        "seconds": {step: round(value, 3) for step, value in seconds.items()},
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
 
 
 def peak_memory_bytes() -> int:
