@@ -5,7 +5,6 @@ N images, M of this rank, B batch, D features, P components.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,33 +30,11 @@ from deepcluster.training.optim import Optimizers, make_optimizer, not_finite
 _ROTATIONS = 4
 
 
-@dataclass(frozen=True)
-class Features:
-    """What step 1 gives.
-
-    Attributes:
-        rows_MD: features of this rank's images; NaN for unreadable ones.
-        whitening: fed with the features of all ranks.
-    """
-
-    rows_MD: Tensor
-    whitening: Whitening
-
-
-@dataclass(frozen=True)
-class Points:
-    """What step 2 gives: points_MP of this rank's images (NaN for unreadable ones), and how they were made of features."""
-
-    points_MP: Tensor
-    whitening: Whitening
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """What step 3 gives: the assignment of all images, and the whitening of the space it lies in."""
-
-    assignment: Assignment
-    whitening: Whitening
+# What steps 1 to 3 return: features rows_MD of this rank's images (NaN for unreadable ones), with a whitening that was fed
+# with those of all ranks; whitened points_MP of the same images; the assignment of all images.
+Features = tuple[Tensor, Whitening]
+Points = tuple[Tensor, Whitening]
+Clusters = tuple[Assignment, Whitening]
 
 
 class DeepCluster(Method):
@@ -121,11 +98,11 @@ class DeepCluster(Method):
             raise not_finite(f"the features of {n_bad:,} images are over 1e15 or not finite", where)
         if n_clamped:
             self.work.reporter.warn(f"features of {n_clamped:,} images exceed 65,504 and are kept as that value")
-        return Features(rows_MD, whitening)
+        return rows_MD, whitening
 
     def whiten(self, features: Features) -> Points:
         """Step 2: PCA, whitening and scaling to unit length."""
-        rows_MD, whitening = features.rows_MD, features.whitening
+        rows_MD, whitening = features
         with self.work.track("whitening", len(rows_MD), step="whitening") as advance:
             whitening.finish()
             device = self.machine.clustering_device
@@ -134,27 +111,27 @@ class DeepCluster(Method):
                 rows_BD = rows_MD[first : first + FEATURE_BATCH].to(device)
                 points_MP[first : first + len(rows_BD)] = whitening.transform(rows_BD)
                 advance(len(rows_BD))
-        return Points(points_MP, whitening)
+        return points_MP, whitening
 
     def cluster(self, points: Points, epoch: int) -> Clusters:
         """Step 3: k-means, or the clusterer of the settings, from a start that depends on (seed, epoch)."""
         return self._cluster(points, epoch, self.quarters_N)
 
     def _cluster(self, points: Points, epoch: int, quarters_N: Tensor | None) -> Clusters:
+        (points_MP, whitening), seed = points, seed_of(self.settings.seed, epoch)
         algorithm = clusterer(self.settings.clustering).from_settings(self.settings)
         rotations = {} if quarters_N is None else {"rotations_N": quarters_N[self.mine]}
-        seed = seed_of(self.settings.seed, epoch)
         with self.work.track("clustering", algorithm.most_steps, "iterations", step="clustering", together=True) as advance:
-            assignment = algorithm.fit(points.points_MP, seed=seed, ranks=self.ranks, advance=advance, **rotations)
+            assignment = algorithm.fit(points_MP, seed=seed, ranks=self.ranks, advance=advance, **rotations)
             assignment = assignment.over_ranks(self.ranks)
         if assignment.remark:
             self.work.reporter.warn(assignment.remark)
-        return Clusters(assignment, points.whitening)
+        return assignment, whitening
 
     def make_labels(self, clusters: Clusters, epoch: int) -> None:
         """Step 4: the clusters become pseudo-labels, with a new head that predicts them."""
-        self.take_assignment(clusters.assignment)
-        self.whitening = clusters.whitening
+        assignment, self.whitening = clusters
+        self.take_assignment(assignment)
         self._new_head(epoch)
 
     def _new_head(self, epoch: int) -> None:
@@ -192,8 +169,8 @@ class DeepCluster(Method):
 
     def final_clusters(self, epoch: int) -> tuple[Assignment, Whitening]:
         """Return the clusters of the finished trunk, of upright images, and their space. Training state does not change."""
-        clusters = self._cluster(self.whiten(self._extract(epoch, None)), epoch, None)
-        return self.numbered_as_before(clusters.assignment), clusters.whitening
+        assignment, whitening = self._cluster(self.whiten(self._extract(epoch, None)), epoch, None)
+        return self.numbered_as_before(assignment), whitening
 
     @property
     def networks(self) -> Sequence[nn.Module]:
