@@ -26,8 +26,8 @@ from deepcluster.run.features import make_run_trunk
 from deepcluster.run.settings import Settings
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.lars import LARS, parameter_groups
+from deepcluster.training.loop import LossMeter
 from deepcluster.training.method import Step
-from deepcluster.training.metrics import LossMeter
 from deepcluster.training.optim import Optimizers, learning_factor, make_optimizer
 
 CPU = Machine.choose("cpu", "fp64")

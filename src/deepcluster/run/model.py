@@ -21,11 +21,10 @@ from torch import Tensor
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
 from deepcluster.core.device import Machine, free_disk_bytes
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
-from deepcluster.core.work import Work
+from deepcluster.core.work import Interruption, Work
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.cache_plan import decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers

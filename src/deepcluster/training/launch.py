@@ -11,10 +11,9 @@ from torch import Tensor
 
 from deepcluster.core.distributed import Ranks, is_restart, joined
 from deepcluster.core.errors import InputError, LostProcess, TrainingError
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
-from deepcluster.core.work import Work
+from deepcluster.core.work import Interruption, Work
 from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.run.features import feature_batches, image_features

@@ -4,6 +4,7 @@ What each step does is in `deepcluster.py` and `deepcluster_v2.py`. Here is the 
 common: batches over ranks, the learning rate, seconds per step, stops and saved states. N images.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
+from deepcluster.core.distributed import Ranks
 from deepcluster.core.seeds import seed_of_rank
 from deepcluster.core.work import Clock
 from deepcluster.run.space import Space
 from deepcluster.training.batches import even_batches, training_batches
 from deepcluster.training.method import Method, Step
-from deepcluster.training.metrics import LossMeter, new_clock, peak_memory_bytes
 from deepcluster.training.optim import learning_factor, not_finite
+
+# Steps whose seconds are counted.
+STEPS = ("features", "whitening", "clustering", "training")
+# Steps between two checks of the loss: at every step, a GPU would have to be waited for.
+CHECK_STEPS = 50
 
 
 class Loop:
@@ -187,3 +194,62 @@ class Loop:
         self.losses = LossMeter(loss["total"] if self.ranks.is_main else 0.0, loss["count"])
         self.work.clock, self.loader.wait_seconds = Clock(state["seconds"]), state["wait_seconds"]
         self.method.load_state_dict(state)
+
+
+def new_clock() -> Clock:
+    """Return a clock for a new epoch."""
+    return Clock(dict.fromkeys(STEPS, 0.0))
+
+
+class LossMeter:
+    """Mean loss of an epoch, weighted by images. Checks at intervals that it is finite.
+
+    Attributes:
+        total, count: sum of this rank's parts of the losses, and number of images of all ranks, as of the last `settle`.
+    """
+
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self.total, self.count = total, count
+        self._recent: list[tuple[Tensor, int]] = []
+
+    def add(self, loss: Tensor, images: int, where: Callable[[], str]) -> None:
+        """Add this rank's part of the mean loss of a step.
+
+        Args:
+            images: images of all ranks in the step.
+            where: names the step in an error.
+        """
+        self._recent.append((loss, images))
+        if len(self._recent) >= CHECK_STEPS or loss.device.type == "cpu":
+            self.settle(where)
+
+    def settle(self, where: Callable[[], str]) -> float:
+        """Add up what is still on the device, and return the mean so far.
+
+        Raises:
+            TrainingError: a loss is not a finite number.
+        """
+        for loss, images in self._recent:
+            value = float(loss)
+            if value - value != 0:
+                raise not_finite(f"the loss became {value}", where())
+            self.total += value * images
+            self.count += images
+        self._recent.clear()
+        return self.total / max(1, self.count)
+
+    def over_ranks(self, ranks: Ranks) -> tuple[float, int]:
+        """Return the total of all ranks, and the number of images; after `settle`."""
+        return float(ranks.sum(torch.tensor(self.total, dtype=torch.float64))), self.count
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak memory of this process: on the GPU if one is used, else of the machine."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
