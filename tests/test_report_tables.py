@@ -21,8 +21,7 @@ from deepcluster.data.sources import open_source
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report import table as tables
 from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.table import MISSING, NOT_FINITE, read_table
-from deepcluster.visualization.report.table_columns import MOST_NUMBER
+from deepcluster.visualization.report.table import MISSING, MOST_NUMBER, NOT_FINITE, read_table
 
 QUIET = Reporter(quiet=True)
 

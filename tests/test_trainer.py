@@ -232,8 +232,7 @@ def run(kept: dict[str, Any] | None = None, stop: int = 0, steps: int = 8) -> tu
         learn,
         steps_per_epoch=3,
         rates=lambda number: [0.1 * 0.5**number],
-        report_every=4,
-        report=lambda means: reports.append((training.step, means[""])),
+        reports=(4, lambda means: reports.append((training.step, means[""]))),
         advance=advance,
     )
     return training, [seen, reports]

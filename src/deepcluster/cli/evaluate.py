@@ -1,6 +1,6 @@
 """`deepcluster evaluate`: one command per protocol, all protocols at once, and a comparison of runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,9 @@ def evaluate_group() -> None:
     """
 
 
-def _form(command: Callable[..., Any]) -> Callable[..., Any]:
-    forms = click.Choice(FORMATS)
-    return click.option("--format", "form", type=forms, default="text", show_default=True, help="format of the tables")(
-        command
-    )
+_form = click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="format of the tables"
+)
 
 
 def _protocol_command(protocol: str) -> click.Command:
@@ -121,7 +119,8 @@ def _assigned(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _show(evaluation: Any, form: str) -> None:
     """Print the tables of a protocol, its notes, and published numbers."""
-    from deepcluster.evaluation.results import tables_of
+    from deepcluster.evaluation.published import published_table
+    from deepcluster.evaluation.results import Table, tables_of
 
     results = evaluation.results
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in results.data.items())
@@ -129,22 +128,17 @@ def _show(evaluation: Any, form: str) -> None:
     click.echo("\n\n".join(table.render(form) for table in tables_of(results.results)))
     for note in results.notes:
         click.echo(f"note: {note}")
-    click.echo(_published(evaluation, form))
+    # Published numbers of the same protocol: rows of a table, or lines that fit a terminal.
+    table = published_table(results.protocol, Path(evaluation.data).resolve().name, str(results.settings["arch"]))
+    if table is None:
+        click.echo("")
+    else:
+        few, more = Table(table.header, table.rows[:MOST_PUBLISHED]), len(table.rows) - MOST_PUBLISHED
+        lines = [
+            f"- {system}; {network}, {where}: {numbers} ({source})" for system, where, network, numbers, source in few.rows
+        ]
+        text = "\n".join(lines) if form == "text" else few.render(form)
+        rest = f"\nand {more} more in docs/evaluation.md" if more > 0 else ""
+        click.echo(f"\nPublished, same protocol, in percent:\n{text}{rest}\n")
     where = f"{evaluation.path}, " if evaluation.path else "not written (--out names a file or folder), "
     click.echo(f"{where}{duration(evaluation.seconds)}")
-
-
-def _published(evaluation: Any, form: str) -> str:
-    """Return published numbers of the same protocol: rows of a table, or lines that fit a terminal."""
-    from deepcluster.evaluation.published import published_table
-    from deepcluster.evaluation.results import Table
-
-    data_name, arch = Path(evaluation.data).resolve().name, str(evaluation.results.settings["arch"])
-    table = published_table(evaluation.results.protocol, data_name, arch)
-    if table is None:
-        return ""
-    few = Table(table.header, table.rows[:MOST_PUBLISHED])
-    lines = [f"- {system}; {network}, {data}: {numbers} ({source})" for system, data, network, numbers, source in few.rows]
-    more = len(table.rows) - len(few.rows)
-    rest = f"\nand {more} more in docs/evaluation.md" if more else ""
-    return f"\nPublished, same protocol, in percent:\n{chr(10).join(lines) if form == 'text' else few.render(form)}{rest}\n"

@@ -15,13 +15,9 @@ from deepcluster.models.trunk import Trunk, normalise
 
 
 class Classifier(nn.Module):
-    """A trunk with a new head, as one network: ReLU, then a linear layer (`ClusterHead`).
+    """A trunk with a new head for C classes, as one network: ReLU, then a linear layer (`ClusterHead`) on its device.
 
-    The trunk itself is trained: pass a copy. The head is made on the trunk's device.
-
-    Args:
-        n_classes: C.
-        seed: of the head's weights.
+    The trunk itself is trained: pass a copy. `seed` is that of the head's weights.
     """
 
     def __init__(self, trunk: Trunk, n_classes: int, *, seed: int) -> None:

@@ -34,6 +34,9 @@ from deepcluster.run.model import Model
 KNOWN_SHARE = 0.9
 OF_THE_RUN = "of the run"
 
+# Classes by image name, in one or several ways of naming the images.
+Names = list[dict[str, int]]
+
 
 def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     """Cluster the training images (or all, if there is one part), assign the held-out ones, and compare with the classes.
@@ -75,7 +78,7 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     )
 
 
-def _open(data: Path) -> tuple[dict[str, Labelled], list[dict[str, int]]]:
+def _open(data: Path) -> tuple[dict[str, Labelled], Names]:
     """Return two parts, the first of which is clustered, or one; and classes by image name.
 
     A run may have named the images from the part's folder, or from the one above: one dict for each way.
@@ -119,14 +122,12 @@ def _of_stage(
             yield k, name, agreement(clusters_S.cpu(), rows[name].labels_S)
 
 
-def agreement_by_epoch(
-    run: Path, names: list[dict[str, int]], model: Model
-) -> tuple[dict[int, dict[str, float]], list[str]]:
+def agreement_by_epoch(run: Path, names: Names, model: Model) -> tuple[dict[int, dict[str, float]], list[str]]:
     """Return measures of `agreement`, by epoch, of the clusters that a run was trained on, and remarks on what is missing.
 
     Args:
         run: its folder, if it is one; tables `assignments/epoch-NNNN.parquet` of name and cluster, -1 = unreadable.
-        names: classes by image name, in one or several ways of naming the images; the one that knows most is used.
+        names: the way of naming that knows most images is used.
         model: shows progress, and is asked for a stop.
     """
     files = (run / "assignments").glob("*.parquet")

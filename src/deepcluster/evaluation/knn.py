@@ -133,8 +133,6 @@ def knn_predict(
 
     Args:
         known_ND, labels_N: features and labels (0 … C-1) of the images that vote.
-        features_MD: features of the images to classify.
-        k: number of votes.
         exclude_self: `features_MD` are `known_ND`; an image does not vote for itself.
 
     Raises:

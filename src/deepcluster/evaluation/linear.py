@@ -50,9 +50,15 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     wanted = [Pooled(stage, KINDS[options.head]) for stage in dict.fromkeys(model.stages(options.stages))]
     parts = open_train_val(data)
     top = top_of(len(parts.train.class_names))
-    shares, notes = (_fast if options.fast else _trained)(model, parts, options, wanted, top)
+    if options.fast:
+        shares, notes = _fast(model, parts, options, wanted, top)
+    else:
+        training, resumable = train_heads(model, parts.train, options, wanted)
+        shares, bad = score_heads(model, training, parts.val, options, top, resumable)
+        resumable.done()
+        notes = parts.train.left_out("train", training.unreadable) + parts.val.left_out("val", bad)
     results: dict[str, Measured] = {
-        f"top-{most}": {one.stage: shares[one][number] for one in wanted} for number, most in enumerate(top)
+        f"top-{most}": {one.stage: shares[one][n] for one in wanted} for n, most in enumerate(top)
     }
     best = max(wanted, key=lambda one: shares[one][0])
     settings = {
@@ -120,9 +126,8 @@ def train_heads(
     """
     device, lr, decay = model.machine.device, options.lr, options.weight_decay
     heads = LinearHeads(model.widths(wanted), len(train.class_names), seed=options.seed).to(device)
-    optimizer = torch.optim.SGD(
-        heads.parameters(), lr=lr, momentum=options.momentum, weight_decay=decay, fused=device.type == "cuda"
-    )
+    weights, fused = heads.parameters(), device.type == "cuda"
+    optimizer = torch.optim.SGD(weights, lr=lr, momentum=options.momentum, weight_decay=decay, fused=fused)
     steps_per_epoch, labels_N = -(-len(train.source) // options.batch_size), train.labels_N.to(device)
     training = Training(heads, optimizer, options.epochs * steps_per_epoch)
     # The training does not depend on how the classifiers are tested.
@@ -161,16 +166,6 @@ def train_heads(
     return training, resumable
 
 
-def _trained(
-    model: Model, parts: TrainVal, options: LinearOptions, wanted: Sequence[Pooled], top: Sequence[int]
-) -> tuple[Shares, list[str]]:
-    """Return the shares of classifiers trained by SGD on random crops, as in the paper."""
-    training, resumable = train_heads(model, parts.train, options, wanted)
-    shares, bad = score_heads(model, training, parts.val, options, top, resumable)
-    resumable.done()
-    return shares, [*parts.train.left_out("train", training.unreadable), *parts.val.left_out("val", bad)]
-
-
 def score_heads(
     model: Model,
     training: Training[LinearHeads],
@@ -203,16 +198,14 @@ def score_heads(
 
 def _test_batches(loader: Loader, image_size: int, options: LinearOptions) -> Generator[Batch, None, None]:
     """Return batches of the centre crop of each image, or of its ten crops: (B, V, 3, S, S)."""
-    everything_N = torch.arange(len(loader.images))
+    all_N = torch.arange(len(loader.images))
     if not options.ten_crops:
-        return loader.cluster_views(ClusterView(image_size), everything_N, options.batch_size)
-    return loader.training_views(
-        TenCrops(image_size), everything_N, -(-options.batch_size // CROPS), seed=options.seed, epoch=0
-    )
+        return loader.cluster_views(ClusterView(image_size), all_N, options.batch_size)
+    return loader.training_views(TenCrops(image_size), all_N, -(-options.batch_size // CROPS), seed=options.seed, epoch=0)
 
 
 def _fast(
-    model: Model, parts: TrainVal, options: LinearOptions, wanted: Sequence[Pooled], top: Sequence[int]
+    model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled], top: list[int]
 ) -> tuple[Shares, list[str]]:
     """Return the shares of classifiers fitted by L-BFGS on features of centre crops, which are kept on disk."""
     shares: Shares = {}

@@ -115,8 +115,7 @@ def fit_logistic(
     n_held = round(HELD_OUT * len(used_M)) if chooses else 0
     is_held_M = torch.zeros(len(used_M), dtype=torch.bool)
     is_held_M[torch.from_numpy(order_M[:n_held])] = True
-    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else free_memory_bytes() // 4
-    keep = len(used_M) * rows_ND.shape[1] * 4 < room
+    keep = len(used_M) * rows_ND.shape[1] * 4 < _room(device)
     learned, held = (_Rows(rows_ND, labels_N, used_M[which_M], device, keep=keep) for which_M in (~is_held_M, is_held_M))
     scaling = _Scaling.of([learned, held], rows_ND.shape[1], device)
     solution_CD1 = torch.zeros(n_classes, rows_ND.shape[1] + 1, device=device)
@@ -275,14 +274,12 @@ class _Objective:
         return loss / count + l2 / 2 * solution_CD1[:, :-1].double().square().sum(), self.narrow(gradient_CD1)
 
 
-def _minimise(
-    objective: _Objective, start_CD1: Tensor, l2: float, max_iterations: int, tolerance: float
-) -> tuple[Tensor, float]:
-    """Return the weights and biases (C, D + 1) that L-BFGS reaches from `start_CD1`, and the objective there."""
+def _minimise(objective: _Objective, start_CD1: Tensor, l2: float, most: int, tolerance: float) -> tuple[Tensor, float]:
+    """Return the weights and biases (C, D + 1) that `most` iterations of L-BFGS reach, and the objective there."""
     solution_CD1 = start_CD1.clone()
     search = torch.optim.LBFGS(
         [solution_CD1],
-        max_iter=max_iterations,
+        max_iter=most,
         tolerance_grad=tolerance,
         tolerance_change=1e-9,
         history_size=10,
@@ -309,3 +306,8 @@ def _choose(learned: _Objective, held: _Rows, start_CD1: Tensor, max_iterations:
             break
         best = loss, strength, solution_CD1
     return (best[1], best[2]) if best is not None else (USUAL_STRENGTH, start_CD1)
+
+
+def _room(device: torch.device) -> int:
+    """Return the bytes that rows may take on the device."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else free_memory_bytes() // 4

@@ -9,12 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import (
-    adjusted_rand_score,
-    average_precision_score,
-    normalized_mutual_info_score,
-    precision_recall_curve,
-)
+from sklearn import metrics
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
@@ -49,8 +44,8 @@ def agreement(clusters_N: ArrayLike, labels_N: ArrayLike) -> dict[str, float]:
     clusters, labels = clusters[both_N], labels[both_N]
     overlap_KC = contingency_matrix(clusters, labels, dtype=np.int64)
     return {
-        "nmi": float(normalized_mutual_info_score(labels, clusters, average_method="arithmetic")),
-        "adjusted_rand": float(adjusted_rand_score(labels, clusters)),
+        "nmi": float(metrics.normalized_mutual_info_score(labels, clusters, average_method="arithmetic")),
+        "adjusted_rand": float(metrics.adjusted_rand_score(labels, clusters)),
         "accuracy": int(overlap_KC[linear_sum_assignment(overlap_KC, maximize=True)].sum()) / len(clusters),
         "purity": int(overlap_KC.max(axis=1).sum()) / len(clusters),
     }
@@ -58,12 +53,9 @@ def agreement(clusters_N: ArrayLike, labels_N: ArrayLike) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class AveragePrecisions:
-    """Average precision of each class that has a positive.
+    """Average precision by name of each class that has a positive: as scikit-learn defines it, and as VOC 2007 does.
 
-    Attributes:
-        by_class: as scikit-learn defines it, by name of the class.
-        by_class_11_points: as VOC 2007 defines it.
-        left_out: classes without a positive, which no mean includes.
+    No mean includes the classes that are `left_out`, which have no positive.
     """
 
     by_class: dict[str, float]
@@ -97,7 +89,7 @@ def average_precision(labels_N: Tensor, scores_N: Tensor) -> float:
         InputError: a score is not finite.
     """
     positive_N, counted_N = _counted(labels_N, scores_N)
-    return float(average_precision_score(positive_N, counted_N)) if positive_N.any() else float("nan")
+    return float(metrics.average_precision_score(positive_N, counted_N)) if positive_N.any() else float("nan")
 
 
 def average_precision_11_points(labels_N: Tensor, scores_N: Tensor) -> float:
@@ -110,7 +102,7 @@ def average_precision_11_points(labels_N: Tensor, scores_N: Tensor) -> float:
     positives = int(positive_N.sum())
     if not positives:
         return float("nan")
-    precision_T, recall_T, _ = precision_recall_curve(positive_N, counted_N)
+    precision_T, recall_T, _ = metrics.precision_recall_curve(positive_N, counted_N)
     # The last point is added by scikit-learn: precision 1 at recall 0.
     precision_T, found_T = precision_T[:-1], np.rint(recall_T[:-1] * positives).astype(np.int64)
     best = [precision_T[found_T * (RECALLS - 1) >= tenths * positives].max() for tenths in range(RECALLS)]

@@ -156,10 +156,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol(KnnOptions, f"{HERE}.knn", "classes", in_all={"stages": "all", "k": (20,)}),
     "clusters": Protocol(ClustersOptions, f"{HERE}.clusters", "classes"),
     "voc07-classification": Protocol(
-        VocClassificationOptions,
-        f"{HERE}.voc07_classification",
-        "voc",
-        quick={"iterations": 1_000, "halve_every": 250},
+        VocClassificationOptions, f"{HERE}.voc07_classification", "voc", quick={"iterations": 1_000, "halve_every": 250}
     ),
     "voc07-svm": Protocol(VocSvmOptions, f"{HERE}.voc07_svm", "voc", quick={"low_shot": False}, in_all={"low_shot": True}),
     "semi-supervised": Protocol(

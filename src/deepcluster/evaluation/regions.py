@@ -94,9 +94,8 @@ def region_vectors(map_CHW: Tensor, levels: int) -> Tensor:
     for level in region_levels(*map_CHW.shape[1:], levels):
         # Regions side by side share the maxima over rows.
         across_TCW = torch.stack([map_CHW[:, top : top + level.side].amax(1) for top in level.tops])
-        rows.append(
-            torch.stack([across_TCW[:, :, left : left + level.side].amax(2) for left in level.lefts], 1).flatten(0, 1)
-        )
+        rows_TLC = torch.stack([across_TCW[:, :, left : left + level.side].amax(2) for left in level.lefts], 1)
+        rows.append(rows_TLC.flatten(0, 1))
     return normalize(torch.cat(rows).float(), dim=1)
 
 
@@ -242,9 +241,7 @@ def scaled(image_HWC: Tensor, size: int, box: Box | None = None) -> Tensor:
     view_CHW = resize(image_HWC, to)
     if box is None:
         return view_CHW
-    left, top, right, bottom = (
-        min(max(0, round(edge * ratio)), end) for edge, end in zip(box, (to[1], to[0]) * 2, strict=True)
-    )
+    left, top, right, bottom = (min(max(0, round(edge * ratio)), end) for edge, end in zip(box, to[::-1] * 2, strict=True))
     if left >= right or top >= bottom:
         edges = " ".join(f"{edge:g}" for edge in box)
         raise InputError(f"region {edges} (left, top, right, bottom) is not in the image of {width} x {height} pixels")

@@ -65,7 +65,11 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         InputError: it is no such data set, images are missing, a query can't be read, there is nothing to learn the
             whitening on, or the trunk has no such stage.
     """
-    stage = last_stage(model, options.stage)
+    stage = model.trunk.stages[-2] if options.stage is None else options.stage
+    model.trunk.check_stage(stage)
+    if stage == FEATURES:
+        others = ", ".join(model.trunk.stages[:-1])
+        raise InputError(f"--stage {FEATURES} has no map to take regions of; use one of {others}")
     reader = RegionReader(model, stage, options.levels)
     sizes = tuple(max(1, round(options.size * scale)) for scale in (SCALES if options.multiscale else SCALES[:1]))
     sets, notes = open_sets(data), list[str]()
@@ -79,9 +83,8 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         if place not in whitenings:
             whitenings[place] = learn_whitening(reader, place, options, notes)
         if overlap(place, image_folder(one.folder)):
-            notes.append(
-                f"{one.name}: the whitening was learned on the images that are searched; numbers are not comparable"
-            )
+            why = "the whitening was learned on the images that are searched; numbers are not comparable"
+            notes.append(f"{one.name}: {why}")
         describer = Describer(reader, sizes, whitenings[place])
         for truth, measured in score_set(describer, one, options, notes):
             facts[truth.name] = {"images": len(one.database(truth)), "queries": len(truth.queries)}
@@ -97,21 +100,6 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
     }
     headline = next((label for label in results["mAP"] if label.endswith("medium")), next(iter(results["mAP"])))
     return Results("retrieval", {"datasets": facts}, settings, results, ("mAP", headline), tuple(notes))
-
-
-def last_stage(model: Model, stage: str | None) -> str:
-    """Return the requested stage, or the last convolutional one.
-
-    Raises:
-        InputError: there is no such stage, or it has no map.
-    """
-    chosen = model.trunk.stages[-2] if stage is None else stage
-    model.trunk.check_stage(chosen)
-    if chosen == FEATURES:
-        raise InputError(
-            f"--stage {FEATURES} has no map to take regions of; use one of {', '.join(model.trunk.stages[:-1])}"
-        )
-    return chosen
 
 
 def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions, notes: list[str]) -> Whitening:
@@ -163,9 +151,8 @@ def score_set(
     for truth in one.truths:
         ranked = [name for name in one.database(truth) if name in row_of]
         if options.query_expansion > len(ranked):
-            raise InputError(
-                f"--query-expansion {options.query_expansion} is more than the {len(ranked):,} images of {truth.name}"
-            )
+            most = f"the {len(ranked):,} images of {truth.name}"
+            raise InputError(f"--query-expansion {options.query_expansion} is more than {most}")
         views = [View(one.index_of[query.image], query.box) for query in truth.queries]
         queries_QP, faults = describer.describe(one.source, views, f"{truth.name}: queries")
         if faults:

@@ -112,9 +112,7 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
 class Comparison:
     """For each case, from the model's weights and from random ones: the grid of rates, then the final network.
 
-    Attributes:
-        scores, rates: of the final network, by name of its column.
-        notes: deviations from the plan.
+    `scores` and `rates` are of the final network, by name of its column; `notes` tell deviations from the plan.
     """
 
     def __init__(self, options: SemiSupervisedOptions, trials: Trials, cases: list[Case], test_set: TestSet) -> None:

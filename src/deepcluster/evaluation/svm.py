@@ -40,12 +40,10 @@ BYTES_A_NUMBER = 32
 
 @dataclass(frozen=True)
 class Job:
-    """One SVM to train.
+    """One SVM to train; `key` distinguishes it from all others of an evaluation.
 
     Attributes:
-        key: distinguishes it from all others of an evaluation.
-        chosen_n: indices of its training images.
-        positive_n: which of these show the class; there are some of both kinds.
+        chosen_n, positive_n: indices of its training images, and which of these show the class; some of both kinds.
         seed: of the folds and of the order in which liblinear visits the images.
     """
 

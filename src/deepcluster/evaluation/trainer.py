@@ -135,8 +135,7 @@ def fit(
     steps_per_epoch: int,
     rates: Callable[[int], Sequence[float]],
     smallest: int = 1,
-    report_every: int = 0,
-    report: Callable[[Mapping[str, float]], None] = lambda means: None,
+    reports: tuple[int, Callable[[Mapping[str, float]], None]] | None = None,
     advance: Advance = no_advance,
 ) -> None:
     """Take the remaining steps of a training.
@@ -145,7 +144,7 @@ def fit(
         batches: yields the batches of an epoch from one of them on; `steps_per_epoch` of them in a whole epoch.
         learn: takes one step on a batch; not called where fewer than `smallest` of its images can be read.
         rates: the learning rate of each parameter group at a step.
-        report: called every `report_every` steps with the means of what `learn` returned since the last call.
+        reports: after how many steps to call what, with the means of what `learn` returned since the last call.
         advance: called after each step; may keep the state of the training, and may raise to stop.
 
     Raises:
@@ -161,8 +160,8 @@ def fit(
                 training.step += 1
                 if values:
                     training.means.add(values, training.where)
-                if report_every and training.step % report_every == 0:
-                    report(training.means.settle(training.where))
+                if reports is not None and training.step % reports[0] == 0:
+                    reports[1](training.means.settle(training.where))
                     training.means = Means()
                 advance(1)
     training.means.settle(training.where)
@@ -219,17 +218,10 @@ def fit_source(
             check_unreadable(loader, len(source))
             advance(steps)
 
-        every_N, size, seed = torch.arange(len(source)), options.batch_size, options.seed
-        fit(
-            training,
-            shuffled(loader, view, every_N, size, seed=seed, steps_per_epoch=per_epoch),
-            learn,
-            steps_per_epoch=per_epoch,
-            rates=rates,
-            report_every=report_every,
-            report=report,
-            advance=checked_advance,
-        )
+        every_N, size, n = torch.arange(len(source)), options.batch_size, per_epoch
+        batches = shuffled(loader, view, every_N, size, seed=options.seed, steps_per_epoch=n)
+        reports = (report_every, report)
+        fit(training, batches, learn, steps_per_epoch=n, rates=rates, reports=reports, advance=checked_advance)
 
 
 def shuffled(loader: Loader, view: View, indices_M: Tensor, batch_size: int, *, seed: int, steps_per_epoch: int) -> Batches:

@@ -94,11 +94,8 @@ def rate_factor(epoch: int, epochs: int) -> float:
 class Trials:
     """Fine-tunes copies of a network on parts of the labelled images, one after the other, and keeps each one's score.
 
-    Args:
-        loader: of the labelled images.
-        labels_N: of all of these.
-
     Attributes:
+        loader, labels_N: of all labelled images.
         finished: score of each finished training, by its name.
         advance: called after each step and each batch of a test; keeps the state.
     """

@@ -18,7 +18,6 @@ came from Caffe: 150,000 steps, with all at a rate of 0.001 that was cut every 2
 N images, B batch, C classes, V crops of an image, X crops of a batch.
 """
 
-from collections.abc import Generator
 from contextlib import closing
 from hashlib import sha256
 from math import ceil, sqrt
@@ -31,19 +30,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.data.loader import Batch, Loader
+from deepcluster.data.loader import Batch, View
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import TenCrops, TrainingView
 from deepcluster.evaluation.classifier import Classifier, logits_of, step
-from deepcluster.evaluation.datasets.voc import (
-    CLASSES,
-    DIFFICULT,
-    PRESENT,
-    VocSplit,
-    open_voc,
-    splits_for,
-    without_positives,
-)
+from deepcluster.evaluation.datasets import voc
 from deepcluster.evaluation.measures import mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Results
@@ -74,9 +65,9 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
         Interrupted: the state is kept; the same call continues to exactly the result it would have had.
     """
     size = crop_size(model, options.image_size)
-    devkit = open_voc(data)
-    train, test = splits_for(devkit, options.split)
-    if len(without_positives(test.labels_NC)) == len(CLASSES):
+    devkit = voc.open_voc(data)
+    train, test = voc.splits_for(devkit, options.split)
+    if len(voc.without_positives(test.labels_NC)) == len(voc.CLASSES):
         raise InputError(f"{devkit.root}: none of {test.source.describe()} has an object of VOC's classes that counts")
     images = f"{count_of(len(train.names), 'image')}, testing on {len(test.names):,}"
     model.work.reporter.say(f"training {'all' if options.finetune == 'all' else 'after the convolutions'} on {images}")
@@ -87,12 +78,12 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
         scores_NC, unreadable = score(model, classifier, test.source, size, test_crops=crops, seed=seed, advance=advance)
     tested_N = torch.ones(len(test.names), dtype=torch.bool)
     tested_N[sorted(unreadable)] = False
-    found = mean_average_precision(test.labels_NC[tested_N], scores_NC[tested_N], CLASSES)
+    found = mean_average_precision(test.labels_NC[tested_N], scores_NC[tested_N], voc.CLASSES)
     resumable.done()
     notes = [*train.notes, *test.notes]
     for classes, why in (
         (found.left_out, "no image to test on shows them, so they are left out of the mean"),
-        (without_positives(train.labels_NC), "no image to train on shows them"),
+        (voc.without_positives(train.labels_NC), "no image to train on shows them"),
     ):
         notes += [f"{', '.join(classes)}: {why}"] if classes else []
     if options.finetune == "fc6-8" and not fully_connected(classifier.trunk):
@@ -142,7 +133,7 @@ def fully_connected(trunk: Trunk) -> list[nn.Linear]:
 
 def make_classifier(trunk: Trunk, options: VocClassificationOptions) -> Classifier:
     """Return the network to train: new linear layers, and gradients for the weights that `finetune` trains."""
-    classifier = Classifier(trunk, len(CLASSES), seed=options.seed)
+    classifier = Classifier(trunk, len(voc.CLASSES), seed=options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     for layer in [*fully_connected(trunk), classifier.head.linear]:
         layer.requires_grad_(True)
@@ -159,7 +150,7 @@ def make_classifier(trunk: Trunk, options: VocClassificationOptions) -> Classifi
 
 def loss_of(logits_BC: Tensor, labels_BC: Tensor) -> Tensor:
     """Return the binary cross-entropy, summed over classes and averaged over images; "difficult" labels (0) do not count."""
-    present_BC, counts_BC = (labels_BC == PRESENT).float(), (labels_BC != DIFFICULT).float()
+    present_BC, counts_BC = (labels_BC == voc.PRESENT).float(), (labels_BC != voc.DIFFICULT).float()
     return binary_cross_entropy_with_logits(logits_BC, present_BC, counts_BC, reduction="sum") / len(labels_BC)
 
 
@@ -169,7 +160,7 @@ def rate(options: VocClassificationOptions, iteration: int) -> float:
 
 
 def fine_tune(
-    model: Model, classifier: Classifier, split: VocSplit, size: int, options: VocClassificationOptions
+    model: Model, classifier: Classifier, split: voc.VocSplit, size: int, options: VocClassificationOptions
 ) -> tuple[Training[Classifier], ResumableState]:
     """Train on a split, or continue where an earlier call was stopped.
 
@@ -225,12 +216,17 @@ def score(
         test_crops: random (as in training) or fixed (centre and corners, and their mirror images).
         advance: called with the number of crops after each batch.
     """
-    n_images = len(source)
-    sums_NC = torch.zeros(n_images, len(CLASSES), dtype=torch.float64)
-    counts_N1 = torch.zeros(n_images, 1, dtype=torch.float64)
+    order_X = torch.arange(len(source))
+    sums_NC = torch.zeros(len(source), len(voc.CLASSES), dtype=torch.float64)
+    counts_N1 = torch.zeros(len(source), 1, dtype=torch.float64)
+    # One crop after the other, or all of an image together as (V, 3, H, W).
+    view: View = TenCrops(size)
+    if test_crops == "random":
+        view, order_X = TrainingView(size, SCALE, RATIO), order_X.repeat_interleave(CROPS)
+    together = TEST_BATCH * len(order_X) // max(1, len(source))
     with (
         model.loader(source, reduce_to=reduced(size)) as loader,
-        closing(_test_batches(loader, n_images, size, test_crops, seed)) as batches,
+        closing(loader.training_views(view, order_X, together, seed=seed, epoch=TEST_EPOCH)) as batches,
     ):
         for batch in batches:
             indices_X = batch.indices_B
@@ -242,15 +238,6 @@ def score(
                 counts_N1.index_add_(0, indices_X, torch.ones(len(indices_X), 1, dtype=torch.float64))
             advance(len(indices_X))
         return sums_NC / counts_N1, dict(loader.unreadable)
-
-
-def _test_batches(loader: Loader, n_images: int, size: int, test_crops: str, seed: int) -> Generator[Batch, None, None]:
-    """Return batches of ten crops of each image: one crop after the other, or all together as (B, V, 3, H, W)."""
-    all_N = torch.arange(n_images)
-    if test_crops == "fixed":
-        return loader.training_views(TenCrops(size), all_N, TEST_BATCH, seed=seed, epoch=TEST_EPOCH)
-    view, order_X = TrainingView(size, SCALE, RATIO), all_N.repeat_interleave(CROPS)
-    return loader.training_views(view, order_X, TEST_BATCH * CROPS, seed=seed, epoch=TEST_EPOCH)
 
 
 def reduced(size: int) -> int:

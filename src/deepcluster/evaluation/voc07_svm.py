@@ -19,22 +19,11 @@ from torch import Tensor
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
+from deepcluster.evaluation import svm
 from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, VocSplit, open_voc, splits_for
 from deepcluster.evaluation.measures import AveragePrecisions, mean_average_precision
 from deepcluster.evaluation.options import VocSvmOptions
 from deepcluster.evaluation.results import Measured, Results
-from deepcluster.evaluation.svm import (
-    COSTS,
-    FIXED_COST,
-    FOLDS,
-    MAX_ITERATIONS,
-    POSITIVE_WEIGHT,
-    Job,
-    Rows,
-    cross_validated,
-    fit_all,
-    unit_rows,
-)
 from deepcluster.run.features import Pooled
 from deepcluster.run.model import Model, data_key, readable
 from deepcluster.run.resumable import ResumableState
@@ -48,8 +37,8 @@ DIFFERENCES = (
 )
 LOW_SHOT_DIFFERENCES = (
     f"low-shot: k positives and {NEGATIVES_PER_POSITIVE} k negatives per class, or all there are; the cost of each SVM is "
-    f"chosen by {FOLDS}-fold cross-validation on these images, and is {FIXED_COST:g} where k is under {FOLDS}; the "
-    "published benchmark takes the cost that is best on the test images, so its numbers are higher"
+    f"chosen by {svm.FOLDS}-fold cross-validation on these images, and is {svm.FIXED_COST:g} where k is under {svm.FOLDS}; "
+    "the published benchmark takes the cost that is best on the test images, so its numbers are higher"
 )
 
 
@@ -72,17 +61,17 @@ class _Case:
         self.positives = np.flatnonzero(labels_N == PRESENT)
         self.negatives = np.flatnonzero(labels_N == ABSENT)
 
-    def job(self, stage: str, seed: int) -> Job:
+    def job(self, stage: str, seed: int) -> svm.Job:
         """Return an SVM on all images that count."""
-        return Job(f"{stage} {self.name}", self.counted_n, self.positive_n, seed)
+        return svm.Job(f"{stage} {self.name}", self.counted_n, self.positive_n, seed)
 
-    def few(self, stage: str, k: int, *, seed: int, draw: int) -> Job:
+    def few(self, stage: str, k: int, *, seed: int, draw: int) -> svm.Job:
         """Return an SVM on k positives, and negatives in proportion; or as many as there are."""
         rng = np.random.default_rng([seed, self.number, k, draw])
         wanted = [(self.positives, k), (self.negatives, NEGATIVES_PER_POSITIVE * k)]
         positives, negatives = (rng.choice(all_n, min(count, all_n.size), replace=False) for all_n, count in wanted)
         chosen_n = np.sort(np.concatenate([positives, negatives]))
-        return Job(f"{stage} {self.name} k={k} draw {draw}", chosen_n, np.isin(chosen_n, positives), seed)
+        return svm.Job(f"{stage} {self.name} k={k} draw {draw}", chosen_n, np.isin(chosen_n, positives), seed)
 
 
 class _Svms:
@@ -103,17 +92,17 @@ class _Svms:
                 f"{len(test.labels_NC):,} to test on"
             )
 
-    def score(self, jobs: Sequence[Job], stage: str, what: str) -> list[AveragePrecisions]:
+    def score(self, jobs: Sequence[svm.Job], stage: str, what: str) -> list[AveragePrecisions]:
         """Return average precisions of each run of `len(self.cases)` jobs, which are those of the cases in order."""
         numbers, names = [case.number for case in self.cases], [case.name for case in self.cases]
         labels_MC = self.test.labels_NC[:, numbers]
 
-        def rows() -> Rows:
-            return Rows(unit_rows(self.train.features[stage]), unit_rows(self.test.features[stage]))
+        def rows() -> svm.Rows:
+            return svm.Rows(svm.unit_rows(self.train.features[stage]), svm.unit_rows(self.test.features[stage]))
 
         missing = [job for job in jobs if job.key not in self.done]
         with self.kept.track(what, len(missing), "SVMs", state=lambda: self.done) as advance:
-            for key, fitted in fit_all(missing, rows, self.model.workers):
+            for key, fitted in svm.fit_all(missing, rows, self.model.workers):
                 self.done[key] = vars(fitted)
                 advance(1)
         scores = [self.done[job.key]["scores_M"] for job in jobs]
@@ -157,10 +146,10 @@ def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
         "split": split,
         "stages": list(stages),
         "image_size": model.image_size,
-        "costs": list(COSTS),
-        "folds": FOLDS,
-        "positive_weight": POSITIVE_WEIGHT,
-        "max_iterations": MAX_ITERATIONS,
+        "costs": list(svm.COSTS),
+        "folds": svm.FOLDS,
+        "positive_weight": svm.POSITIVE_WEIGHT,
+        "max_iterations": svm.MAX_ITERATIONS,
     }
     return Results("voc07-svm", {"description": devkit.name} | counts, settings, results, ("mAP", best), notes)
 
@@ -194,11 +183,13 @@ def _notes(svms: _Svms, scores: AveragePrecisions, options: VocSvmOptions) -> li
         notes.append(f"left out of the mean, no positive or no negative image to train on: {', '.join(svms.left_out)}")
     if scores.left_out:
         notes.append(f"left out of the mean, no positive image to test on: {', '.join(scores.left_out)}")
-    if few := [case.name for case in svms.cases if not cross_validated(case.positive_n)]:
-        notes.append(f"cost {FIXED_COST:g}, not cross-validated, for fewer than {FOLDS} images of a kind: {', '.join(few)}")
+    if few := [case.name for case in svms.cases if not svm.cross_validated(case.positive_n)]:
+        notes.append(
+            f"cost {svm.FIXED_COST:g}, not cross-validated, for fewer than {svm.FOLDS} images of a kind: {', '.join(few)}"
+        )
     notes += svms.train.notes + svms.test.notes
     if stopped := sum(not kept["converged"] for kept in svms.done.values()):
-        notes.append(f"{stopped:,} of {count_of(len(svms.done), 'SVM')} stopped at {MAX_ITERATIONS:,} iterations")
+        notes.append(f"{stopped:,} of {count_of(len(svms.done), 'SVM')} stopped at {svm.MAX_ITERATIONS:,} iterations")
     notes.append(DIFFERENCES)
     if options.low_shot:
         notes.append(LOW_SHOT_DIFFERENCES)

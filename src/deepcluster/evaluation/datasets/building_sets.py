@@ -8,14 +8,7 @@ from pathlib import Path
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.evaluation.datasets.buildings import (
-    DAMAGED_IN_PARIS,
-    LIST_FOLDERS,
-    QUERY_ENDING,
-    GroundTruth,
-    find_ground_truths,
-    is_buildings,
-)
+from deepcluster.evaluation.datasets import buildings
 from deepcluster.evaluation.datasets.labelled import contents_of, some
 
 IMAGE_FOLDERS = ("jpg", "images")
@@ -28,7 +21,7 @@ class Buildings:
 
     folder: Path
     source: ImageSource
-    truths: tuple[GroundTruth, ...]
+    truths: tuple[buildings.GroundTruth, ...]
 
     @property
     def name(self) -> str:
@@ -50,11 +43,11 @@ class Buildings:
             if stem in found:
                 first = self.source.name(found[stem])
                 raise InputError(f"{self.folder}: two images are called {stem}: {first} and {self.source.name(index)}")
-            if stem not in DAMAGED_IN_PARIS:
+            if stem not in buildings.DAMAGED_IN_PARIS:
                 found[stem] = index
         return found
 
-    def database(self, truth: GroundTruth) -> list[str]:
+    def database(self, truth: buildings.GroundTruth) -> list[str]:
         """Return the images that are ranked."""
         return [name for name in truth.images or self.index_of if name in self.index_of]
 
@@ -66,19 +59,20 @@ def open_sets(data: Path) -> list[Buildings]:
         InputError: there is none, it does not parse, or images are missing.
     """
     below = sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
-    folders = [data] if is_buildings(data) else [path for path in below if is_buildings(path)]
+    folders = [data] if buildings.is_buildings(data) else [path for path in below if buildings.is_buildings(path)]
     if not folders:
+        places = ", ".join(buildings.LIST_FOLDERS)
         raise InputError(
-            f"{data} holds no buildings data set: looked for *{QUERY_ENDING} (in it, or in its {', '.join(LIST_FOLDERS)}), "
+            f"{data} holds no buildings data set: looked for *{buildings.QUERY_ENDING} (in it, or in its {places}), "
             f"gnd_*.pkl and gnd_*.json, here and one folder down; {contents_of(data)}"
         )
-    truths = {path: find_ground_truths(path) for path in folders}
+    truths = {path: buildings.find_ground_truths(path) for path in folders}
     names = [truth.name for of_one in truths.values() for truth in of_one]
     for path, of_one in truths.items():
         truths[path] = [replace(t, name=f"{path.name} {t.name}") if names.count(t.name) > 1 else t for t in of_one]
     sets = [Buildings(path, open_source(image_folder(path)), tuple(truths[path])) for path in folders]
     for one, truth in [(opened, truth) for opened in sets for truth in opened.truths]:
-        listed = truth.listed() - DAMAGED_IN_PARIS
+        listed = truth.listed() - buildings.DAMAGED_IN_PARIS
         if missing := sorted(listed - one.index_of.keys()):
             raise InputError(
                 f"{one.folder}: {len(missing):,} of the {count_of(len(listed), 'image')} that the ground truth "
@@ -106,7 +100,8 @@ def whitening_folder(one: Buildings, sets: Sequence[Buildings], whiten_on: str |
     wanted = OTHER.get(one.city or "", "")
     beside = sorted(path for path in one.folder.resolve().parent.iterdir() if path.is_dir()) if wanted else []
     others = [other.folder for other in sets if wanted and other.city == wanted]
-    others += [path for path in beside if wanted in path.name.lower() and (is_buildings(path) or image_folder(path) != path)]
+    named_so = [path for path in beside if wanted in path.name.lower()]
+    others += [path for path in named_so if buildings.is_buildings(path) or image_folder(path) != path]
     if not others:
         raise InputError(
             f"{one.folder}: PCA-whitening is learned on images of another data set"

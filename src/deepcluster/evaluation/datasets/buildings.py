@@ -39,6 +39,7 @@ _DAMAGED: Mapping[str, tuple[int, ...]] = {
 DAMAGED_IN_PARIS = frozenset(f"paris_{place}_{number:06}" for place, numbers in _DAMAGED.items() for number in numbers)
 
 Box = tuple[float, float, float, float]
+Names = Collection[str]
 
 
 @dataclass(frozen=True)
@@ -191,29 +192,23 @@ def read_gnd(path: Path) -> GroundTruth:
         content = read_plain_pickle(path) if path.suffix == ".pkl" else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise InputError(f"{path} can't be read as JSON: {fault}") from None
-    images, query_images, entries = _three_lists(path, content)
-    queries = tuple(
-        _entry(f"{path}: gnd[{number}]", entry, name, images)
-        for number, (entry, name) in enumerate(zip(entries, query_images, strict=True))
-    )
-    if len({tuple(query.judged) for query in queries}) != 1:
-        raise InputError(f"{path}: some entries of gnd have 'easy' and 'hard', others 'ok'; they should be of one kind")
-    return GroundTruth(path.stem.removeprefix("gnd_"), tuple(images), queries)
-
-
-def _three_lists(path: Path, content: Any) -> tuple[list[str], list[str], list[Any]]:
     wanted = ("imlist", "qimlist", "gnd")
     lists = [_listed(content.get(name)) for name in wanted] if isinstance(content, dict) else [None]
     if None in lists:
         there = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise InputError(f"{path}: the lists imlist, qimlist and gnd are expected; there is {there[:80]}")
-    images, queries, entries = (one or [] for one in lists)
-    if not all(isinstance(name, str) for name in [*images, *queries]):
+    images, asked, entries = (one or [] for one in lists)
+    if not all(isinstance(name, str) for name in [*images, *asked]):
         raise InputError(f"{path}: imlist and qimlist should hold names of images")
-    if len(queries) != len(entries) or not queries:
-        counts = f"{len(queries)} names in qimlist and {len(entries)} entries in gnd"
+    if len(asked) != len(entries) or not asked:
+        counts = f"{len(asked)} names in qimlist and {len(entries)} entries in gnd"
         raise InputError(f"{path}: {counts}; there should be as many")
-    return [_bare(name) for name in images], [_bare(name) for name in queries], entries
+    images = [_bare(name) for name in images]
+    pairs = enumerate(zip(entries, asked, strict=True))
+    queries = tuple(_entry(f"{path}: gnd[{n}]", entry, _bare(name), images) for n, (entry, name) in pairs)
+    if len({tuple(query.judged) for query in queries}) != 1:
+        raise InputError(f"{path}: some entries of gnd have 'easy' and 'hard', others 'ok'; they should be of one kind")
+    return GroundTruth(path.stem.removeprefix("gnd_"), tuple(images), queries)
 
 
 def _listed(value: Any) -> list[Any] | None:
@@ -242,7 +237,7 @@ def _entry(place: str, entry: Any, image: str, images: Sequence[str]) -> Query:
     return _query(image, image, (box[0], box[1], box[2], box[3]), named)
 
 
-def average_precision(ranked: Sequence[str], positives: Collection[str], junk: Collection[str]) -> float:
+def average_precision(ranked: Sequence[str], positives: Names, junk: Names) -> float:
     """Return the area under precision over recall, as the program of the Oxford buildings computes it.
 
     Junk is skipped. Precision is interpolated linearly between two answers: an answer at rank r (from 1) that is the n-th
@@ -266,9 +261,7 @@ def average_precision(ranked: Sequence[str], positives: Collection[str], junk: C
     return area / len(positives)
 
 
-def precisions_at(
-    ranked: Sequence[str], positives: Collection[str], junk: Collection[str], ks: Sequence[int]
-) -> dict[int, float]:
+def precisions_at(ranked: Sequence[str], positives: Names, junk: Names, ks: Sequence[int]) -> dict[int, float]:
     """Return the share of right answers among the first k that are not junk, for each k, as the revisited sets define it.
 
     If the last positive of a query is at a rank r before k, only ranks up to r count, so that few positives do not lower it.

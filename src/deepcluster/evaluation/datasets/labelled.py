@@ -62,9 +62,8 @@ def open_train_val(data: Path) -> TrainVal:
     for names in (TRAIN, HELD_OUT):
         path = find_part(data, names)
         if path is None:
-            raise InputError(
-                f"{data} has no {names[0]} folder of class folders, and no {names[0]} shards or table: {contents_of(data)}"
-            )
+            lacks = f"{data} has no {names[0]} folder of class folders, and no {names[0]} shards or table"
+            raise InputError(f"{lacks}: {contents_of(data)}")
         parts.append(open_labelled(path))
     train, val = parts
     missing = sorted(set(train.class_names) ^ set(val.class_names))

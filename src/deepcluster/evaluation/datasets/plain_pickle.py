@@ -82,7 +82,8 @@ BASE: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 
 class _Operations(dict[int, Callable[[Any], None]]):
     def __missing__(self, code: int) -> Callable[[Any], None]:
-        raise Refused(f"the operation {pickletools.code2op[chr(code)].name.lower().replace('_', ' ')}")
+        name = next(op.name for op in pickletools.opcodes if op.code == chr(code))
+        raise Refused(f"the operation {name.lower().replace('_', ' ')}")
 
 
 class _Reader(pickle._Unpickler):
@@ -138,9 +139,7 @@ class _Reader(pickle._Unpickler):
         self.stack.append({})
         self._fill(items)
 
-    dispatch = _Operations(
-        {ord(one.code): BASE[ord(one.code)] for one in pickletools.opcodes if HARMLESS.fullmatch(one.name)}
-    )
+    dispatch = _Operations({ord(op.code): BASE[ord(op.code)] for op in pickletools.opcodes if HARMLESS.fullmatch(op.name)})
     dispatch |= {
         pickle.REDUCE[0]: _call,
         pickle.BUILD[0]: _build,

@@ -33,13 +33,11 @@ LARGEST_ANNOTATION = 4 << 20
 
 @dataclass(frozen=True)
 class VocSplit:
-    """The images of one list, and the classes that they show.
+    """The images of one list, and the classes that they show; `names` are without ending, in the order of the list.
 
     Attributes:
-        source: the images, without labels of their own.
         labels_NC: int8; 1 = the image has an object of the class that is not difficult, 0 = only difficult ones, which no
             score counts, -1 = none.
-        names: of the images, without ending, in the order of the list.
         notes: what a reader of the numbers must know.
     """
 
@@ -82,9 +80,7 @@ class Devkit:
             raise InputError(f"unknown split {name!r}{did_you_mean(name, SPLITS)}: use one of {', '.join(SPLITS)}")
         file = self._list_file(name)
         if not file.is_file():
-            known = (
-                " and ".join(f"{one}.txt" for one in self.lists()) or "none of train.txt, val.txt, trainval.txt, test.txt"
-            )
+            known = " and ".join(f"{one}.txt" for one in self.lists()) or f"none of {', '.join(f'{s}.txt' for s in SPLITS)}"
             raise InputError(f"{file} does not exist; {self.root / LISTS} has {known}")
         names, notes = _read_list(file)
         _check_there(names, self.root / "JPEGImages", ".jpg", file)

@@ -68,7 +68,7 @@ def report(
     work = Work(reporter or Reporter(), Interruption(on_request=end_waits, advice="the last page that was made is whole"))
     with work.interruption.listening():
         if not is_run:
-            _write(page, table_context(path, data, checked, workers, work), show=show)
+            _write(page, _table_context(path, data, checked, workers, work), show=show)
             return page
         folder = RunFolder(path)
 
@@ -97,7 +97,7 @@ def _page(path: Path, out: str | Path | None, *, is_run: bool) -> Path:
     return page
 
 
-def table_context(path: Path, data: Data | None, options: ReportOptions, workers: int, work: Work) -> Context:
+def _table_context(path: Path, data: Data | None, options: ReportOptions, workers: int, work: Work) -> Context:
     """Return what the page of a table shows."""
     images = open_source(data, on_trouble=work.reporter.warn) if data is not None else None
     collection = read_table(path, options, images=images, work=work)
@@ -117,24 +117,19 @@ def _write(page: Path, context: Context, *, show: bool, refresh_seconds: int = 0
 def _watch(page: Path, folder: RunFolder, read: Callable[[], Context], work: Work, *, show: bool) -> None:
     """Write the page again after each epoch until the run is finished."""
 
-    def wait_for(ready: Callable[[], bool]) -> None:
-        while not ready():
-            work.check()
-            time.sleep(WATCH_SECONDS)
+    def stamps() -> list[tuple[str, int]]:
+        """Return what changes when an epoch is done, or the run is finished."""
+        files = [*cluster_tables(folder).values(), folder.last]
+        return [(path.name, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
     work.reporter.say("watching: the page is made again after each epoch, until Ctrl-C or the end of the run")
-    wait_for(lambda: bool(cluster_tables(folder)))
+    shown: list[tuple[str, int]] = []
     while True:
-        stamps = _stamps(folder)
+        while not cluster_tables(folder) or stamps() == shown:
+            work.check()
+            time.sleep(WATCH_SECONDS)
+        is_first, shown = not shown, stamps()
         context = read()
-        _write(page, context, show=show, refresh_seconds=0 if context.run.finished else REFRESH_SECONDS)
+        _write(page, context, show=show and is_first, refresh_seconds=0 if context.run.finished else REFRESH_SECONDS)
         if context.run.finished:
             return
-        show = False
-        wait_for(lambda stamps=stamps: _stamps(folder) != stamps)  # type: ignore[misc]
-
-
-def _stamps(folder: RunFolder) -> list[tuple[str, int]]:
-    """Return what changes when an epoch is done, or the run is finished."""
-    files = [*cluster_tables(folder).values(), folder.last]
-    return [(path.name, path.stat().st_mtime_ns) for path in files if path.is_file()]

@@ -6,12 +6,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from deepcluster.visualization.report.page import Section, render, shown
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # Bytes of all pictures together, as they are in the page.
 MOST_BYTES: Final = 2_000_000
@@ -77,7 +74,7 @@ def find_pictures(folder: Path) -> list[Picture]:
     found = []
     for kind, (file, title, name, words) in KINDS.items():
         for place in sorted((folder / kind).glob("*/"), key=lambda path: _in_order(path.name)):
-            about = _read_json(place / file)
+            about = read_json(place / file)
             pages = sorted(place.glob(f"{name}*.png"), key=lambda path: _in_order(path.stem))
             if pages:
                 part = f" (page 1 of {len(pages)})" if len(pages) > 1 else ""
@@ -92,8 +89,8 @@ def _in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return what the file says; nothing where it is missing or damaged: the pictures are shown all the same."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a file says; nothing where it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -113,21 +110,13 @@ def _pack(path: Path, max_bytes: int) -> dict[str, Any] | None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     for width, quality in SIZES:
-        smaller = _scaled(original, width)
+        # No longer than what WebP can hold (16,383 pixels).
+        scale = min(1.0, width / original.width, 16_000 / original.height)
+        size = (max(1, round(original.width * scale)), max(1, round(original.height * scale)))
+        smaller = original if scale == 1.0 else original.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
         file = io.BytesIO()
         smaller.save(file, "WEBP", quality=quality, method=4)
         uri = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
         if len(uri) <= max_bytes:
             return {"uri": uri, "width": smaller.width, "height": smaller.height}
     return None
-
-
-def _scaled(image: "Image.Image", width: int) -> "Image.Image":
-    """Return it no wider than `width`, and no longer than what WebP can hold (16,383 pixels)."""
-    from PIL import Image
-
-    scale = min(1.0, width / image.width, 16_000 / image.height)
-    if scale == 1.0:
-        return image
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

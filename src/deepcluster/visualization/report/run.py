@@ -4,7 +4,6 @@ N images, M of them in the sample.
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -27,9 +26,9 @@ from deepcluster.run.model import Model, model_of_checkpoint
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context
-from deepcluster.visualization.report.collection import Collection, Past, RunFacts
+from deepcluster.visualization.report.collection import Collection, Past, RunFacts, pictures_by_name
 from deepcluster.visualization.report.method.explained import Explained
-from deepcluster.visualization.report.named_pictures import pictures_by_name
+from deepcluster.visualization.report.pictures import read_json
 from deepcluster.visualization.stages import PICTURES
 
 Data = str | Path | Sequence[str | Path]
@@ -49,28 +48,33 @@ def read_run(
     config, metrics, tables = folder.read_config(), folder.read_metrics(), cluster_tables(folder)
     if not tables:
         raise InputError(f"{folder.path} has no clusters yet: they come at the end of its first epoch")
-    settings, newest = Settings.from_saved(config["settings"]), tables[max(tables)]
-    names = pq.read_table(newest, columns=["name"]).column("name").to_pylist()
-    state = _checkpoint(folder)
+    settings, newest = Settings.from_saved(config["settings"]), max(tables)
+    names = pq.read_table(tables[newest], columns=["name"]).column("name").to_pylist()
+    state = load_checkpoint(folder.last) if folder.last.is_file() else {}
+    # The epoch whose labels were trained on last; a state between two epochs counts the next one.
+    trained_epoch = int(state["epoch"]) - (not state["labelled"]) if state else 0
     model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state else None
-    clusters_epoch, collection = _collection(folder, config, names, tables, model, state)
+    epoch, current = _clusters(model, state, tables, settings.epochs, trained_epoch)
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
-    earlier = [(epoch, path) for epoch, path in tables.items() if epoch < clusters_epoch and epoch in clustered]
     images = _images(config, settings, names, data, work)
     label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
-    collection = replace(
-        collection,
-        past=[Past(epoch, partial(_clusters_of, path)) for epoch, path in earlier],
-        images=images,
+    collection = Collection(
+        title=folder.path.name if folder.path.is_absolute() else str(folder.path),
+        names=names,
+        **current,
         label_N=label_N,
         label_names=label_names,
+        past=[Past(past, partial(_clusters_of, tables[past])) for past in tables if past < epoch and past in clustered],
+        images=images,
+        unreadable=_unreadable(folder.unreadable),
+        table=f"assignments/{tables.get(epoch, tables[newest]).name}",
     )
     explained = None
     if images is not None and model is not None and model.assignment is not None:
         model = model.on(device, workers=workers, work=work)
-        explained = Explained.of(model, state, clusters_epoch=clusters_epoch, trained_epoch=_trained_epoch(state))
+        explained = Explained.of(model, state, clusters_epoch=epoch, trained_epoch=trained_epoch)
         collection, explained = _with_points(collection, explained, images, options.map_images)
-    run = _facts(folder, config, metrics, collection, finished=clusters_epoch > settings.epochs)
+    run = _facts(folder, config, metrics, collection, finished=epoch > settings.epochs)
     return Context(collection, run, explained, folder.path / PICTURES, options, workers, work)
 
 
@@ -79,47 +83,22 @@ def cluster_tables(folder: RunFolder) -> dict[int, Path]:
     return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.assignments.glob("epoch-*.parquet"))}
 
 
-def _checkpoint(folder: RunFolder) -> dict[str, Any]:
-    """Return the last checkpoint; empty without one."""
-    if not folder.last.is_file():
-        return {}
-    return load_checkpoint(folder.last)
-
-
-def _trained_epoch(state: dict[str, Any]) -> int:
-    """Return the epoch whose labels were trained on last; a state between two epochs counts the next one."""
-    return int(state["epoch"]) - (not state["labelled"])
-
-
-def _collection(
-    folder: RunFolder,
-    config: dict[str, Any],
-    names: list[str],
-    tables: dict[int, Path],
-    model: Model | None,
-    state: dict[str, Any],
-) -> tuple[int, Collection]:
-    """Return the epoch of the current clusters, and the images in them: those of the finished trunk, if it is finished."""
-    if model is None or model.assignment is None:
-        epoch, centroids_KP = max(tables), None
-        table = pq.read_table(tables[epoch], columns=["cluster", "distance"])
-        cluster_N, distance_N = (column.to_numpy() for column in table.columns)
-        n_clusters = int(cluster_N.max(initial=0)) + 1
-    else:
-        epoch = int(config["settings"]["epochs"]) + 1 if "final" in state else _trained_epoch(state)
-        assignment = model.assignment
-        cluster_N, distance_N = assignment.labels_N.numpy(), assignment.distances_N.float().numpy()
-        n_clusters, centroids_KP = assignment.n_clusters, assignment.centroids_KP
-    return epoch, Collection(
-        title=folder.path.name if folder.path.is_absolute() else str(folder.path),
-        names=names,
-        cluster_N=cluster_N,
-        distance_N=distance_N,
-        n_clusters=n_clusters,
-        centroids_KP=centroids_KP,
-        unreadable=_unreadable(folder.unreadable),
-        table=f"assignments/{tables.get(epoch, tables[max(tables)]).name}",
-    )
+def _clusters(
+    model: Model | None, state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int
+) -> tuple[int, dict[str, Any]]:
+    """Return the epoch of the current clusters, and the clusters: those of the finished trunk, if it is finished."""
+    if model is not None and model.assignment is not None:
+        found = model.assignment
+        return epochs + 1 if "final" in state else trained_epoch, {
+            "cluster_N": found.labels_N.numpy(),
+            "distance_N": found.distances_N.float().numpy(),
+            "n_clusters": found.n_clusters,
+            "centroids_KP": found.centroids_KP,
+        }
+    table = pq.read_table(tables[max(tables)], columns=["cluster", "distance"])
+    cluster_N, distance_N = (column.to_numpy() for column in table.columns)
+    n_clusters = int(cluster_N.max(initial=0)) + 1
+    return max(tables), {"cluster_N": cluster_N, "distance_N": distance_N, "n_clusters": n_clusters}
 
 
 def _clusters_of(table: Path) -> NDArray[np.int64]:
@@ -174,7 +153,7 @@ def _facts(
     folder: RunFolder, config: dict[str, Any], metrics: list[dict[str, Any]], collection: Collection, *, finished: bool
 ) -> RunFacts:
     moments = [datetime.fromtimestamp(path.stat().st_mtime) for path in (folder.config, folder.metrics) if path.is_file()]
-    evaluations = (_json(path) for path in sorted(folder.path.glob("evaluation/*.json")))
+    evaluations = (read_json(path) for path in sorted(folder.path.glob("evaluation/*.json")))
     return RunFacts(
         title=collection.title,
         folder=str(folder.path),
@@ -189,15 +168,6 @@ def _facts(
         sizes_K=collection.sizes_K(),
         complaint=health(metrics) if metrics else None,
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Return the content of a file of results; nothing where it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _unreadable(path: Path) -> dict[str, str]:

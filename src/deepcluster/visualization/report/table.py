@@ -6,26 +6,28 @@ which training uses, 0.183.)
 N rows, D numbers of an embedding, K clusters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from deepcluster.clustering.assignment import UNASSIGNED, cluster_means, member_distances
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.core.errors import InputError
+from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.text import printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.survey import even_sample
 from deepcluster.visualization.options import ReportOptions
-from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.named_pictures import pictures_by_name
-from deepcluster.visualization.report.table_columns import cluster_numbers, embeddings, find_columns, label_numbers
+from deepcluster.visualization.report.collection import Collection, pictures_by_name
 
 MISSING = "its embedding is missing"
 NOT_FINITE = "its embedding holds values that are not finite numbers"
@@ -36,6 +38,39 @@ ROWS_PER_CLUSTER, FEWEST_CLUSTERS, MOST_CLUSTERS = 90, 2, 100
 CAREFUL_START_CLUSTERS = 1_000
 # Points that map and odd ones may draw from.
 MOST_POINTS = 20_000
+# A larger number of a cluster is the name of something else.
+MOST_NUMBER = 1_000_000
+
+
+def is_embedding(kind: pa.DataType) -> bool:
+    """Return whether a column holds lists of numbers."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and is_number(kind.value_type))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Return whether a column holds numbers. Whole numbers among which there are nulls are floating in pandas."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def is_word(kind: pa.DataType) -> bool:
+    """Return whether a column holds words or whole numbers."""
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
+# What a column must hold, in a test and in words, and its usual names in lower case.
+USUAL: dict[str, tuple[Callable[[pa.DataType], bool], str, str]] = {
+    "embedding": (is_embedding, "lists of numbers", "embedding embeddings vector vectors feature features"),
+    "cluster": (is_number, "whole numbers", "cluster cluster_id clusters cluster_label"),
+    "distance": (is_number, "numbers", "distance"),
+    "label": (is_word, "words or numbers", "label labels class class_name target category"),
+    "name": (
+        is_word,
+        "words or numbers",
+        "name path file filename file_name filepath file_path image_path image image_id id key",
+    ),
+}
 
 
 def read_table(path: Path, options: ReportOptions, *, images: ImageSource | None = None, work: Work) -> Collection:
@@ -55,22 +90,21 @@ def read_table(path: Path, options: ReportOptions, *, images: ImageSource | None
         InputError: no such table; a column that is missing or could be one of several (all are listed); embeddings of
             different lengths; more clusters than rows; no name is that of an image.
     """
-    files = _files(path)
-    columns = find_columns(path, files, options)
-    table = _read(path, files, list(dict.fromkeys(columns.values())))
+    columns, table = _read(path, options)
     found = ", ".join(f"{kind} from column {column}" for kind, column in columns.items())
     work.reporter.say(f"{path}: {len(table):,} rows; {found}")
-    given_N = cluster_numbers(table[columns["cluster"]]) if "cluster" in columns else None
+    words = table[columns["name"]].cast(pa.large_string()).to_pylist() if "name" in columns else [None] * len(table)
+    given_N = _cluster_numbers(table[columns["cluster"]]) if "cluster" in columns else None
     collection = Collection(
         title=path.name,
-        names=_names(table, columns.get("name")),
+        names=[f"row {row}" if word is None else word for row, word in enumerate(words)],
         cluster_N=np.full(len(table), UNASSIGNED) if given_N is None else given_N,
         distance_N=np.full(len(table), np.nan, np.float32),
         n_clusters=0 if given_N is None else int(given_N.max(initial=-1)) + 1,
         table="" if given_N is None else path.name,
     )
     if "label" in columns:
-        label_N, label_names = label_numbers(table[columns["label"]])
+        label_N, label_names = _label_numbers(table[columns["label"]])
         collection = replace(collection, label_N=label_N, label_names=label_names)
     if "embedding" in columns:
         collection = _with_embeddings(collection, table[columns["embedding"]], path, options, work)
@@ -81,56 +115,113 @@ def read_table(path: Path, options: ReportOptions, *, images: ImageSource | None
         collection = replace(collection, distance_N=distance_N, unreadable=outside)
     if not (collection.cluster_N >= 0).any():
         raise InputError(f"{path}: no row is in a cluster")
-    return _with_pictures(collection, images, work) if images is not None else collection
+    if images is None:
+        return collection
+    pictures = pictures_by_name(collection.names, images)
+    missing = len(pictures) - pictures.n_found
+    if missing:
+        work.reporter.warn(f"{missing:,} of {len(pictures):,} names are not among {images.describe()}: they have no picture")
+    if collection.label_N is None and pictures.labels_N is not None:
+        collection = replace(collection, label_N=pictures.labels_N, label_names=pictures.class_names)
+    return replace(collection, images=pictures)
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the Parquet files of a table."""
+def _read(path: Path, options: ReportOptions) -> tuple[dict[str, str], pa.Table]:
+    """Return which column of a table is what, and these columns; dictionaries become plain values."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
-        if not files:
-            raise InputError(f"{path} is a folder without Parquet files")
-        return files
-    if path.suffix.lower() != ".parquet":
+    if not path.is_dir() and path.suffix.lower() != ".parquet":
         raise InputError(
             f"{path}: a report takes a run folder, or a table in Parquet (a file or a folder of them). Convert yours first: "
             "pandas.read_csv('t.csv').to_parquet('t.parquet'), or for arrays "
             "pandas.DataFrame({'name': names, 'embedding': list(rows)}).to_parquet('t.parquet')"
         )
-    return [path]
-
-
-def _read(path: Path, files: Sequence[Path], columns: list[str]) -> pa.Table:
-    """Return columns of all files; dictionaries become plain values."""
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path} is a folder without Parquet files")
+    read = path
     try:
-        table = pa.concat_tables([pq.read_table(file, columns=columns, partitioning=None) for file in files])
+        read = files[0]
+        schema = pq.read_schema(read)
+        columns = _find_columns(path, {field.name: _plain(field.type) for field in schema}, options)
+        read, wanted = path, list(dict.fromkeys(columns.values()))
+        table = pa.concat_tables([pq.read_table(file, columns=wanted, partitioning=None) for file in files])
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} can't be read as a table: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{read} can't be read as a table: {str(error).splitlines()[0]}") from None
     if not len(table):
         raise InputError(f"{path} has no rows")
-    plain = [
-        field.with_type(getattr(field.type, "value_type", field.type)) if pa.types.is_dictionary(field.type) else field
-        for field in table.schema
-    ]
-    return table.cast(pa.schema(plain))
+    return columns, table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
 
 
-def _names(table: pa.Table, column: str | None) -> list[str]:
-    """Return the name of each row; `row 12` where it has none."""
-    words = [None] * len(table) if column is None else table[column].cast(pa.large_string()).to_pylist()
-    return [f"row {row}" if word is None else word for row, word in enumerate(words)]
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _find_columns(path: Path, kinds: dict[str, pa.DataType], options: ReportOptions) -> dict[str, str]:
+    """Return which column holds embedding, cluster, distance, label and name, as far as there are any.
+
+    Raises:
+        InputError: a named column is not there, or of another kind; there are neither embeddings nor clusters, or several
+            columns could be the embeddings.
+    """
+    listed = ", ".join(f"{printable(name)} ({kind})" for name, kind in kinds.items()) or "no columns"
+    chosen = {}
+    for what, (fits, wanted, names) in USUAL.items():
+        named = getattr(options, f"{what}_column", None)
+        if named is not None and named not in kinds:
+            near = did_you_mean(named, kinds)
+            raise InputError(f"--{what}-column {named}: {path} has no such column{near}; it has {listed}")
+        if named is not None and not fits(kinds[named]):
+            raise InputError(f"--{what}-column {named} holds {kinds[named]}, not {wanted}; there are {listed}")
+        several = [name for name in kinds if fits(kinds[name])]
+        fitting = {name.lower(): name for name in reversed(several)}
+        usual = next((fitting[name] for name in names.split() if name in fitting), None)
+        if what == "embedding" and usual is None and named is None and several:
+            if len(fitting) > 1:
+                raise InputError(
+                    f"{path}: {', '.join(map(printable, several))} all hold lists of numbers; say which are the embeddings "
+                    f"with --embedding-column {printable(several[0])}"
+                )
+            usual = several[0]
+        column = named or usual
+        if column is not None and not (what == "cluster" and options.clusters is not None):
+            chosen[what] = column
+    if "embedding" not in chosen and "cluster" not in chosen:
+        wanted = "to cluster" if options.clusters is not None else "and none of clusters"
+        raise InputError(
+            f"{path} has no column of embeddings (lists of numbers) {wanted}; it has {listed}. "
+            "Name one with --embedding-column or --cluster-column"
+        )
+    return chosen
+
+
+def _cluster_numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the number of the cluster of each row; -1 where it is null, not a number, or below 0."""
+    values_N = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+    known_N = np.isfinite(values_N) & (values_N >= 0)
+    wrong = values_N[known_N & ((values_N != np.floor(values_N)) | (values_N > MOST_NUMBER))]
+    if len(wrong):
+        raise InputError(f"{wrong[0]:g} is no number of a cluster; these are whole numbers from 0 to {MOST_NUMBER:,}")
+    return np.where(known_N, values_N, UNASSIGNED).astype(np.int64)
+
+
+def _label_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """Return labels as numbers, -1 for null, "" and -1, and their names: whole numbers by size, then words."""
+    words = ["" if word is None else printable(word) for word in column.cast(pa.large_string()).to_pylist()]
+    known = sorted(
+        set(words) - {"", "-1"}, key=lambda word: (not word.isdecimal(), int(word) if word.isdecimal() else 0, word)
+    )
+    number = {word: number for number, word in enumerate(known)}
+    return np.array([number.get(word, UNASSIGNED) for word in words], np.int64), known
 
 
 def _with_embeddings(
     collection: Collection, column: pa.ChunkedArray, path: Path, options: ReportOptions, work: Work
 ) -> Collection:
     """Return the collection with clusters of its embeddings, or with the centroids of the clusters that it has."""
-    points_ND, missing_N = embeddings(column, path)
+    points_ND, missing_N = _embeddings(column, path)
     faulty_N = points_ND[:, 0].isnan().numpy()
     faults = np.flatnonzero(faulty_N).tolist()
-    unreadable = {collection.names[row]: MISSING if missing_N[row] else NOT_FINITE for row in faults}
     if collection.table:
         labels_N = torch.from_numpy(np.where(faulty_N, UNASSIGNED, collection.cluster_N))
         used_N = labels_N >= 0
@@ -138,7 +229,7 @@ def _with_embeddings(
         distances_N = torch.full((len(labels_N),), torch.nan)
         distances_N[used_N] = member_distances(points_ND[used_N], labels_N[used_N], centroids_KD)
     else:
-        labels_N, distances_N, centroids_KD = cluster(points_ND, options, work)
+        labels_N, distances_N, centroids_KD = _cluster(points_ND, len(points_ND) - len(faults), options, work)
     sample = even_sample(np.flatnonzero(labels_N >= 0).tolist(), MOST_POINTS)
     return replace(
         collection,
@@ -148,13 +239,39 @@ def _with_embeddings(
         centroids_KP=centroids_KD,
         sample_M=np.array(sample, np.int64),
         points_MP=points_ND[sample].numpy(),
-        unreadable=unreadable,
+        unreadable={collection.names[row]: MISSING if missing_N[row] else NOT_FINITE for row in faults},
     )
 
 
-def cluster(points_ND: Tensor, options: ReportOptions, work: Work) -> tuple[Tensor, Tensor, Tensor]:
+def _embeddings(column: pa.ChunkedArray, path: Path) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Return rows (N, D) of unit length, NaN where one is missing or not finite, and which are missing."""
+    lengths_N = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+    missing_N = lengths_N == 0
+    there = np.flatnonzero(~missing_N)
+    first = int(there[0]) if len(there) else 0
+    other = there[lengths_N[there] != lengths_N[first]]
+    if len(other):
+        raise InputError(
+            f"{path}: the embedding of row {other[0]} has {lengths_N[other[0]]:,} numbers, that of row {first} has "
+            f"{lengths_N[first]:,}; leave out one kind"
+        )
+    rows_ND = np.full((len(lengths_N), max(1, int(lengths_N[first]))), np.nan, np.float32)
+    start = 0
+    for chunk in column.chunks:
+        part_BD, missing_B = rows_ND[start : start + len(chunk)], missing_N[start : start + len(chunk)]
+        with np.errstate(over="ignore"):  # Null lists have no values here.
+            values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        part_BD[~missing_B] = values.reshape(-1, part_BD.shape[1])
+        start += len(chunk)
+    points_ND = torch.from_numpy(rows_ND)
+    points_ND[~torch.isfinite(points_ND).all(dim=1)] = torch.nan
+    if bool(points_ND.isnan().all()):
+        raise InputError(f"{path}: none of the {len(points_ND):,} rows of embeddings holds numbers")
+    return normalize(points_ND), missing_N
+
+
+def _cluster(points_ND: Tensor, n_usable: int, options: ReportOptions, work: Work) -> tuple[Tensor, Tensor, Tensor]:
     """Return labels (N), distances (N) and centroids (K, D) of k-means, the largest cluster first."""
-    n_usable = int((~points_ND[:, 0].isnan()).sum())
     usual = max(FEWEST_CLUSTERS, min(MOST_CLUSTERS, round(n_usable / ROWS_PER_CLUSTER)))
     n_clusters = options.clusters or min(usual, n_usable)
     if n_clusters > n_usable:
@@ -165,14 +282,3 @@ def cluster(points_ND: Tensor, options: ReportOptions, work: Work) -> tuple[Tens
     order = found.sizes_K().argsort(descending=True, stable=True)
     labels_N = torch.where(found.labels_N >= 0, order.argsort()[found.labels_N], UNASSIGNED)
     return labels_N, found.distances_N, found.centroids_KP[order]
-
-
-def _with_pictures(collection: Collection, images: ImageSource, work: Work) -> Collection:
-    """Return the collection with the pictures of these images, and their labels where the table has none."""
-    pictures = pictures_by_name(collection.names, images)
-    missing = len(pictures) - pictures.n_found
-    if missing:
-        work.reporter.warn(f"{missing:,} of {len(pictures):,} names are not among {images.describe()}: they have no picture")
-    if collection.label_N is None and pictures.labels_N is not None:
-        collection = replace(collection, label_N=pictures.labels_N, label_names=pictures.class_names)
-    return replace(collection, images=pictures)

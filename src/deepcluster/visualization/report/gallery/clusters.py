@@ -72,20 +72,30 @@ def describe_clusters(collection: Collection, *, seed: int, advance: Advance = n
         seed: seed of the images drawn at random.
         advance: called after each step; may raise to stop.
     """
-    count = exemplars_of(collection.n_clusters)
-    sizes_K = collection.sizes_K()
+    count, sizes_K = exemplars_of(collection.n_clusters), collection.sizes_K()
+    first_K, step_S = np.cumsum(sizes_K) - sizes_K, np.arange(count)
+    known_N = ~np.isnan(collection.distance_N) & (collection.cluster_N >= 0)
+    known, distances = collection.cluster_N[known_N], collection.distance_N[known_N]
+    known_K = np.bincount(known, minlength=len(sizes_K))
+    sums_K = np.bincount(known, weights=distances, minlength=len(sizes_K))
+    # By cluster and distance: in each cluster the images of unknown distance come last.
     ordered = sorted_rows(collection, np.flatnonzero(collection.cluster_N >= 0))
-    nearest_KS, farthest_KS = _ends(collection, ordered, sizes_K, count)
+    there_KS = step_S < known_K[:, None]
+    nearest_KS = _pick(ordered, first_K[:, None] + step_S, there_KS)
+    farthest_KS = _pick(ordered, (first_K + known_K - 1)[:, None] - step_S, there_KS)
     advance(1)
-    random_KS = _drawn(collection, ordered, sizes_K, count, seed)
+    # In random order, but the nearest come after all others.
+    cluster = collection.cluster_N[ordered]
+    late = np.arange(len(ordered)) - first_K[cluster] < count
+    shuffled = ordered[np.lexsort((np.random.default_rng(seed).random(len(ordered)) + late, cluster))]
     label_KT, label_count_KT, purity_K = _labels(collection)
     advance(1)
     epochs, past_cluster_KE, past_share_KE = _past(collection, sizes_K, advance)
     return ClusterFacts(
         sizes_K=sizes_K,
-        tightness_K=_tightness(collection),
+        tightness_K=np.divide(sums_K, known_K, out=np.full(len(sums_K), np.nan), where=known_K > 0),
         nearest_KS=nearest_KS,
-        random_KS=random_KS,
+        random_KS=_pick(shuffled, first_K[:, None] + step_S, step_S < sizes_K[:, None]),
         farthest_KS=farthest_KS,
         label_KT=label_KT,
         label_count_KT=label_count_KT,
@@ -108,47 +118,11 @@ def epochs_shown(count: int) -> list[int]:
     return places
 
 
-def _ends(
-    collection: Collection, ordered: NDArray[np.int64], sizes_K: NDArray[np.int64], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first and the last images of each cluster whose distance is known; `ordered` by cluster and distance."""
-    first_K = np.cumsum(sizes_K) - sizes_K
-    known_N = ~np.isnan(collection.distance_N) & (collection.cluster_N >= 0)
-    known_K = np.bincount(collection.cluster_N[known_N], minlength=len(sizes_K))
-    step_S = np.arange(count)
-    there_KS = step_S < known_K[:, None]
-    nearest_KS = _pick(ordered, first_K[:, None] + step_S, there_KS)
-    farthest_KS = _pick(ordered, (first_K + known_K - 1)[:, None] - step_S, there_KS)
-    return nearest_KS, farthest_KS
-
-
-def _drawn(
-    collection: Collection, ordered: NDArray[np.int64], sizes_K: NDArray[np.int64], count: int, seed: int
-) -> NDArray[np.int64]:
-    """Return random images of each cluster; the nearest come after all others."""
-    first_K = np.cumsum(sizes_K) - sizes_K
-    cluster = collection.cluster_N[ordered]
-    late = np.arange(len(ordered)) - first_K[cluster] < count
-    keys = np.random.default_rng(seed).random(len(ordered)) + late
-    shuffled = ordered[np.lexsort((keys, cluster))]
-    step_S = np.arange(count)
-    return _pick(shuffled, first_K[:, None] + step_S, step_S < sizes_K[:, None])
-
-
 def _pick(values: NDArray[np.int64], places: NDArray[np.int64], there: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return `values[places]` where something is there, -1 elsewhere."""
     picked = np.full(places.shape, -1, dtype=np.int64)
     picked[there] = values[places[there]]
     return picked
-
-
-def _tightness(collection: Collection) -> NDArray[np.float64]:
-    known_N = ~np.isnan(collection.distance_N) & (collection.cluster_N >= 0)
-    cluster = collection.cluster_N[known_N]
-    sums_K = np.bincount(cluster, weights=collection.distance_N[known_N], minlength=collection.n_clusters)
-    counts_K = np.bincount(cluster, minlength=collection.n_clusters)
-    means_K: NDArray[np.float64] = np.divide(sums_K, counts_K, out=np.full(len(sums_K), np.nan), where=counts_K > 0)
-    return means_K
 
 
 def _labels(collection: Collection) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -162,10 +136,8 @@ def _labels(collection: Collection) -> tuple[NDArray[np.int64], NDArray[np.int64
     pairs_K = np.bincount(cluster_Q, minlength=n_clusters)
     first_K = np.cumsum(pairs_K) - pairs_K
     step_T = np.arange(MOST_LABELS)
-    there_KT = step_T < pairs_K[:, None]
-    places_KT = first_K[:, None] + step_T
-    label_KT = _pick(label_Q[order], places_KT, there_KT)
-    count_KT = _pick(count_Q[order], places_KT, there_KT)
+    there_KT, places_KT = step_T < pairs_K[:, None], first_K[:, None] + step_T
+    label_KT, count_KT = (_pick(values_Q[order], places_KT, there_KT) for values_Q in (label_Q, count_Q))
     known_K = np.bincount(cluster_Q, weights=count_Q, minlength=n_clusters)
     purity_K = np.divide(count_KT[:, 0], known_K, out=np.full(n_clusters, np.nan), where=known_K > 0)
     return label_KT, count_KT, purity_K

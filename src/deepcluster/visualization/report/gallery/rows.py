@@ -78,15 +78,14 @@ class Listing:
         }
         if collection.label_N is not None:
             columns["label"] = collection.label_N[self.indices_R].astype("<i4")
-        names = {
-            f"names-{number}": Blob(joined(collection.names, self.indices_R[first : first + BLOCK]))
-            for number, first in enumerate(range(0, len(self), BLOCK))
-        }
-        return {
-            "rows": json_blob(about),
-            **names,
-            **{f"row-{name}": Blob(column_R.tobytes()) for name, column_R in columns.items()},
-        }
+        blobs = {"rows": json_blob(about)}
+        for number, first in enumerate(range(0, len(self), BLOCK)):
+            some = [collection.names[index] for index in self.indices_R[first : first + BLOCK].tolist()]
+            text = "\0".join(some)
+            if not text.isascii() or text.count("\0") != max(0, len(some) - 1):
+                text = "\0".join(map(shown, some))
+            blobs[f"names-{number}"] = Blob(text.encode())
+        return blobs | {f"row-{name}": Blob(column_R.tobytes()) for name, column_R in columns.items()}
 
 
 def list_rows(collection: Collection, important_N: NDArray[np.int64], most: int = MOST_ROWS) -> Listing:
@@ -130,12 +129,3 @@ def rounded(distance_R: NDArray[np.float32]) -> NDArray[np.float32]:
     bits_R = np.ascontiguousarray(distance_R, dtype=np.float32).view(np.uint32)
     short_R = (bits_R + np.uint32(1 << (DROPPED_BITS - 1))) & np.uint32(0xFFFFFFFF ^ ((1 << DROPPED_BITS) - 1))
     return np.where(np.isfinite(distance_R), short_R.view(np.float32), distance_R).astype(np.float32)
-
-
-def joined(names: Sequence[str], indices_R: NDArray[np.int64]) -> bytes:
-    """Return names with NUL between them."""
-    some = [names[index] for index in indices_R.tolist()]
-    text = "\0".join(some)
-    if not text.isascii() or text.count("\0") != max(0, len(some) - 1):
-        text = "\0".join(map(shown, some))
-    return text.encode()

@@ -18,11 +18,15 @@ from deepcluster.visualization.report.page import Blob, Section, asset, json_blo
 
 def gallery_section(collection: Collection, facts: ClusterFacts, listing: Listing, thumbnails: Thumbnails) -> Section:
     """Return the gallery of a collection. `thumbnails` may be empty (`Thumbnails(side)`): names are shown then."""
-    blobs: dict[str, Blob] = {"clusters": clusters_blob(collection, facts, listing), **listing.blobs(thumbnails)}
+    blobs: dict[str, Blob] = {"clusters": _columns(collection, facts, listing), **listing.blobs(thumbnails)}
     blobs |= {f"sheet-{number}": sheet for number, sheet in enumerate(thumbnails.sheets)}
+    n_empty, n_unassigned = int((facts.sizes_K == 0).sum()), int((collection.cluster_N < 0).sum())
+    about = f"{count_of(len(collection) - n_unassigned, 'image')} in {count_of(collection.n_clusters, 'cluster')}"
+    about += f", {n_empty:,} of them empty" if n_empty else ""
+    about += f"; {count_of(n_unassigned, 'image')} in none." if n_unassigned else "."
     html = render(
         "gallery.html.jinja",
-        about=_about(collection, facts),
+        about=about,
         left_out=_left_out(collection, listing, thumbnails),
         without_pictures=collection.images is None,
         has_labels=collection.label_N is not None,
@@ -31,7 +35,7 @@ def gallery_section(collection: Collection, facts: ClusterFacts, listing: Listin
     return Section("clusters", "The clusters", html, blobs, scripts=(asset("gallery.js"), asset("detail.js")))
 
 
-def clusters_blob(collection: Collection, facts: ClusterFacts, listing: Listing) -> Blob:
+def _columns(collection: Collection, facts: ClusterFacts, listing: Listing) -> Blob:
     """Return columns of K values each, as `gallery.js` reads them."""
     cluster_R = listing.cluster_R
     listed_K = np.bincount(cluster_R[cluster_R >= 0], minlength=collection.n_clusters)
@@ -40,9 +44,7 @@ def clusters_blob(collection: Collection, facts: ClusterFacts, listing: Listing)
         "tightness": [None if np.isnan(value) else float(f"{value:.4g}") for value in facts.tightness_K.tolist()],
         "first_row": (np.cumsum(listed_K) - listed_K).tolist(),
         "listed": listed_K.tolist(),
-        "nearest": _filled(listing.row_of(facts.nearest_KS)),
-        "random": _filled(listing.row_of(facts.random_KS)),
-        "farthest": _filled(listing.row_of(facts.farthest_KS)),
+        **{kind: _filled(listing.row_of(getattr(facts, f"{kind}_KS"))) for kind in ("nearest", "random", "farthest")},
         "neighbours": _filled(facts.neighbours_KJ),
         "past": {
             "epochs": list(facts.past_epochs),
@@ -62,14 +64,6 @@ def clusters_blob(collection: Collection, facts: ClusterFacts, listing: Listing)
 def _filled(values_KS: NDArray[np.int64]) -> list[list[int]]:
     """Return lists without the -1 that fill them up."""
     return [[value for value in values if value >= 0] for values in values_KS.tolist()]
-
-
-def _about(collection: Collection, facts: ClusterFacts) -> str:
-    n_empty = int((facts.sizes_K == 0).sum())
-    n_unassigned = int((collection.cluster_N < 0).sum())
-    sentence = f"{count_of(len(collection) - n_unassigned, 'image')} in {count_of(collection.n_clusters, 'cluster')}"
-    sentence += f", {n_empty:,} of them empty" if n_empty else ""
-    return sentence + (f"; {count_of(n_unassigned, 'image')} in none." if n_unassigned else ".")
 
 
 def _left_out(collection: Collection, listing: Listing, thumbnails: Thumbnails) -> list[str]:

@@ -83,6 +83,8 @@ def make_thumbnails(
         indices: unique indices of images, the most important first.
         advance: called after each image; may raise to stop.
     """
+    from PIL import Image
+
     unreadable: dict[int, str] = {}
     made: list[int] = []
     sheets: list[Blob] = []
@@ -100,8 +102,13 @@ def make_thumbnails(
                         yield tile
 
         following = tiles()
-        while sheet := list(islice(following, A_SHEET)):
-            sheets.append(Blob(_sheet(sheet), MEDIA_TYPE))
+        while tiles_of_sheet := list(islice(following, A_SHEET)):
+            sheet = Image.new("RGB", (ACROSS * side, -(-len(tiles_of_sheet) // ACROSS) * side))
+            for number, tile in enumerate(tiles_of_sheet):
+                sheet.paste(Image.fromarray(tile), (number % ACROSS * side, number // ACROSS * side))
+            file = io.BytesIO()
+            sheet.save(file, "WEBP", quality=QUALITY, method=METHOD)
+            sheets.append(Blob(file.getvalue(), MEDIA_TYPE))
     return Thumbnails(side, np.array(made, dtype=np.int64), sheets, unreadable)
 
 
@@ -122,16 +129,3 @@ def thumbnail(images: ImageSource, index: int, *, side: int) -> NDArray[np.uint8
     # Pixels of tiny images stay visible as squares; enlarged a little, such squares would be of different sizes.
     way = Image.Resampling.NEAREST if 2 * shorter <= side else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(np.ascontiguousarray(square)).resize((side, side), way))
-
-
-def _sheet(tiles: Sequence[NDArray[np.uint8]]) -> bytes:
-    from PIL import Image
-
-    side = len(tiles[0])
-    sheet = np.zeros((-(-len(tiles) // ACROSS) * side, ACROSS * side, 3), np.uint8)
-    for number, tile in enumerate(tiles):
-        line, column = divmod(number, ACROSS)
-        sheet[line * side : (line + 1) * side, column * side : (column + 1) * side] = tile
-    file = io.BytesIO()
-    Image.fromarray(sheet).save(file, "WEBP", quality=QUALITY, method=METHOD)
-    return file.getvalue()
