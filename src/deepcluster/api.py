@@ -143,7 +143,7 @@ def embed(
     """Return the features of images, as `deepcluster embed` writes them.
 
     Args:
-        model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` gave.
+        model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` returned.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, embedding) or an array (`.npy`, with the names beside in `.names.txt`).
         stage: stage of the trunk, averaged over its map; `Trunk.embed_stage`, which measured best, by default.
@@ -191,7 +191,7 @@ def assign(
     """Return the cluster of each image, as `deepcluster assign` writes it: the nearest centroid of the last clustering.
 
     Args:
-        model: a run folder, a checkpoint, or what `load` gave.
+        model: a run folder, a checkpoint, or what `load` returned.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, cluster, distance).
         folders: also make a folder of links per cluster in this folder.

@@ -167,7 +167,7 @@ def joined() -> Iterator[Ranks]:
             "good state is kept: the same command with --resume continues"
         ) from fault
     finally:
-        if _is_initialised():  # The others learn by this that they wait for nothing.
+        if _is_initialised():  # It ends the waiting of the other processes.
             torch.distributed.destroy_process_group()
 
 

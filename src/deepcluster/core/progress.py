@@ -1,15 +1,15 @@
-"""What the user sees of long work: lines, and on a terminal a bar with rate and time left."""
+"""What the user sees during long work: lines, and on a terminal a bar with rate and time left."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from deepcluster.core.text import duration
 
-# Without a terminal, a line at this interval shows that work continues, and is little enough for a log.
+# Without a terminal, a line at this interval shows that work continues, without filling a log.
 PLAIN_LINE_SECONDS = 30.0
 
 
@@ -71,7 +71,7 @@ class Reporter:
             print(line, file=stream or self.stream, flush=True)
 
     @contextmanager
-    def track(self, what: str, total: int | None, unit: str = "images") -> "Iterator[Meter]":
+    def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """Yield a meter, called with the number of units done, that shows the progress of `what`. `total` None: unknown."""
         if self.quiet:
             yield Meter()
@@ -80,16 +80,21 @@ class Reporter:
         else:
             yield PlainMeter(self, what, total, unit)
 
-    def _bar_meter(self, what: str, total: int | None, unit: str) -> "Iterator[Meter]":
+    def _bar_meter(self, what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         what_column, rate_column = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
         columns = (what_column, BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
         with Progress(*columns, console=Console(file=self.stream), transient=True) as bar:
-            self._bar = bar
+            self._bar, task = bar, bar.add_task(what, total=total, rate="")
+
+            def advance(done: int) -> None:
+                speed = bar.tasks[0].speed
+                bar.update(task, advance=done, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+
             try:
-                yield BarMeter(bar, bar.add_task(what, total=total, rate=""), unit)
+                yield advance
             finally:
                 self._bar = None
 
@@ -99,17 +104,6 @@ class Meter:
 
     def __call__(self, done: int) -> None:
         """Count `done` more units."""
-
-
-class BarMeter(Meter):
-    """A bar on a terminal."""
-
-    def __init__(self, bar: Any, task: Any, unit: str) -> None:
-        self.bar, self.task, self.unit = bar, task, unit
-
-    def __call__(self, done: int) -> None:
-        speed = self.bar.tasks[0].speed
-        self.bar.update(self.task, advance=done, rate=f"{speed:,.0f} {self.unit}/s" if speed else "")
 
 
 class PlainMeter(Meter):

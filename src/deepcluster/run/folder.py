@@ -160,7 +160,7 @@ class RunFolder:
                 raise TrainingError(
                     f"{self.last} could not be written ({fault}); the one before it is whole: make room, then use --resume"
                 ) from None
-            for path in self.checkpoints.glob("rows-*"):  # Earlier ones, and what a kill has left.
+            for path in self.checkpoints.glob("rows-*"):  # Earlier ones, and those of a killed process.
                 if path.name not in state["rows"].get("files", ()):
                     path.unlink(missing_ok=True)
         self.ranks.barrier()

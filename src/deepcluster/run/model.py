@@ -293,7 +293,19 @@ def load(model: str | Path) -> Model:
         InputError: there is no such model, or the file can't be used.
     """
     if str(model).startswith(UNTRAINED):
-        return _untrained(str(model).removeprefix(UNTRAINED))
+        name = str(model).removeprefix(UNTRAINED)
+        if name in ARCHITECTURES or name.startswith(LIBRARIES):
+            check_arch(name)
+            image_size = USUAL_IMAGE_SIZE.get(name, 224)
+            settings = Settings(arch=name, image_size=image_size, sobel=name in ("alexnet", "vgg16"))
+        elif Path(name).is_dir():
+            settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
+        else:
+            raise InputError(
+                f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
+                f"{', '.join(ARCHITECTURES)}, or a run folder for its trunk before training"
+            )
+        return Model(str(model), make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
     path = Path(model)
     if not path.exists():
         raise InputError(f"{path} does not exist: a model is a run folder, a checkpoint file or untrained:ARCH")
@@ -347,21 +359,6 @@ def loaded(
 def new_interruption(advice: str = "the state is saved: the same command continues from here") -> Interruption:
     """Return the request to stop for long work; `advice`: what was kept and how to continue."""
     return Interruption(on_request=end_waits, advice=advice)
-
-
-def _untrained(name: str) -> Model:
-    if name in ARCHITECTURES or name.startswith(LIBRARIES):
-        check_arch(name)
-        image_size = USUAL_IMAGE_SIZE.get(name, 224)
-        settings = Settings(arch=name, image_size=image_size, sobel=name in ("alexnet", "vgg16"))
-    elif Path(name).is_dir():
-        settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
-    else:
-        raise InputError(
-            f"{UNTRAINED}{name}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
-            f"{', '.join(ARCHITECTURES)}, or a run folder for its trunk before training"
-        )
-    return Model(UNTRAINED + name, make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
 
 
 def data_key(source: ImageSource) -> str:
