@@ -12,7 +12,7 @@ from deepcluster.models.heads import ClusterHead, CropPoints, HeadLoss, Projecti
 from deepcluster.run.features import FEATURE_BATCH, make_run_trunk
 from deepcluster.run.settings import Settings
 from deepcluster.training.lars import parameter_groups
-from deepcluster.training.optim import Optimizers, head_optimizer, make_optimizer, trunk_optimizer
+from deepcluster.training.optim import Optimizers, make_optimizer
 
 
 def has_feature_pass(settings: Settings) -> bool:
@@ -37,8 +37,10 @@ class BareNetwork:
     def _make_head(self) -> torch.nn.Module:
         settings, machine = self.settings, self.machine
         head = ClusterHead(self.trunk.dim, settings.n_clusters, seed=0).to(machine.device, machine.dtype)
-        optimizers = [trunk_optimizer(self.trunk, settings, machine), head_optimizer(head, settings, machine)]
-        self.optimizers = Optimizers(optimizers, settings.clip_gradient)
+        weights = [weight for weight in self.trunk.parameters() if weight.requires_grad]
+        trunk_optimizer = make_optimizer(weights, settings, machine, momentum=settings.momentum)
+        head_optimizer = make_optimizer(list(head.parameters()), settings, machine, momentum=settings.head_momentum)
+        self.optimizers = Optimizers([trunk_optimizer, head_optimizer], settings.clip_gradient)
         self.head_losses = HeadLoss(head)
         return self.trunk
 

@@ -58,8 +58,7 @@ from deepcluster.run.settings import Settings
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
-from deepcluster.training.loop import Loop
-from deepcluster.training.metrics import STEPS
+from deepcluster.training.loop import STEPS, Loop
 
 _PHOTOS = {"image_size": 96, "crops": "2x96,4x48", "blur": 0.5, "reduce_to": 160}
 # As published, and as in the plain loop: memory bank, no whitening.

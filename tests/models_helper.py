@@ -7,9 +7,8 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.core.device import Machine
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
-from deepcluster.core.work import Work
+from deepcluster.core.work import Interruption, Work
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.model import Model

@@ -14,9 +14,8 @@ from scipy import ndimage
 from torch import nn
 
 from deepcluster.core.errors import InputError, Interrupted
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
-from deepcluster.core.work import Work
+from deepcluster.core.work import Interruption, Work
 from deepcluster.models.archs import ARCHITECTURES, make_trunk
 from deepcluster.models.convnets import ConvNet
 from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk

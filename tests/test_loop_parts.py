@@ -11,7 +11,7 @@ from deepcluster.core import seeds, work
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.work import Clock
 from deepcluster.training.batches import even_batches, part_of_batch
-from deepcluster.training.metrics import STEPS, new_clock
+from deepcluster.training.loop import STEPS, new_clock
 
 
 class Hand:

@@ -24,10 +24,10 @@ from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import normalise
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.settings import Settings
-from deepcluster.training.deepcluster import Clusters, DeepCluster
+from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.lars import LARS, parameter_groups
+from deepcluster.training.loop import LossMeter
 from deepcluster.training.method import Step
-from deepcluster.training.metrics import LossMeter
 from deepcluster.training.optim import Optimizers, learning_factor, make_optimizer
 
 CPU = Machine.choose("cpu", "fp64")
@@ -160,7 +160,7 @@ def small_method(black: Path, **options: Any) -> DeepCluster:
     trunk = make_run_trunk(settings)
     method = DeepCluster(trunk, Loader(DecodedImages(open_source(black)), workers=0), settings, CPU)
     labels_N = torch.tensor([0, 3, -1, 1, 1, 2, 0, 1, 2])
-    method.make_labels(Clusters(Assignment(labels_N, torch.zeros(9), torch.randn(4, 8)), Whitening(8)), epoch=1)
+    method.make_labels((Assignment(labels_N, torch.zeros(9), torch.randn(4, 8)), Whitening(8)), epoch=1)
     assert isinstance(method.head, ClusterHead)
     with torch.no_grad():
         method.head.linear.weight.mul_(30)

@@ -23,8 +23,8 @@ from spoiled_images import write_spoiled_images
 
 import deepcluster
 from deepcluster.core.errors import InputError, Interrupted
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Meter, Reporter
+from deepcluster.core.work import Interruption
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.lock import RunLock
 

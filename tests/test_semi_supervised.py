@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Meter, Reporter
+from deepcluster.core.work import Interruption
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import TrainingView
 from deepcluster.evaluation.datasets.label_choice import choose_labelled

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
 from deepcluster.core.files import check_new_folder
-from deepcluster.core.interruption import Interruption
+from deepcluster.core.work import Interruption
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.views import ClusterView

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
-from deepcluster.core.interruption import Interruption
+from deepcluster.core.work import Interruption
 from deepcluster.data.views import TenCrops, TrainingView, draws
 from deepcluster.evaluation.classifier import Classifier, logits_of
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc

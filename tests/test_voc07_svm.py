@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 from vocs import write_voc
 
 from deepcluster.core.errors import InputError, Interrupted
-from deepcluster.core.interruption import Interruption
+from deepcluster.core.work import Interruption
 from deepcluster.evaluation import svm as numbers
 from deepcluster.evaluation.datasets.voc import CLASSES, open_voc
 from deepcluster.evaluation.options import VocSvmOptions

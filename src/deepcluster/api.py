@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_new_folder
+from deepcluster.core.files import check_new_folder, write_table
 from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
@@ -27,9 +27,6 @@ from deepcluster.evaluation.logistic import probe_accuracy
 from deepcluster.run.model import Model, load
 from deepcluster.run.settings import Settings
 from deepcluster.training import launch, tensorboard
-
-if TYPE_CHECKING:
-    import pyarrow
 
 Data = str | Path | Sequence[str | Path]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -146,7 +143,7 @@ def embed(
     """Return the features of images, as `deepcluster embed` writes them.
 
     Args:
-        model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` gave.
+        model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` returned.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, embedding) or an array (`.npy`, with the names beside in `.names.txt`).
         stage: stage of the trunk, averaged over its map; `Trunk.embed_stage`, which measured best, by default.
@@ -162,7 +159,8 @@ def embed(
     source = open_source(data, limit)
     model = model.on(device, workers=workers, work=Work(reporter))
     features_ND, unreadable = model.features(source, stage=stage, batch_size=batch_size)
-    result = Embeddings(_names(source), features_ND.numpy(), {source.name(i): why for i, why in unreadable.items()})
+    names = [source.name(index) for index in range(len(source))]
+    result = Embeddings(names, features_ND.numpy(), {names[i]: why for i, why in unreadable.items()})
     if target is not None and target.suffix == ".npy":
         beside = target.with_name(target.name + ".part")
         with beside.open("wb") as file:
@@ -174,7 +172,7 @@ def embed(
 
         flat = pa.array(result.embedding_ND.ravel())
         rows = pa.FixedSizeListArray.from_arrays(flat, result.embedding_ND.shape[1])
-        _write_table({"name": result.names, "embedding": rows}, target)
+        write_table({"name": result.names, "embedding": rows}, target)
     return result
 
 
@@ -193,7 +191,7 @@ def assign(
     """Return the cluster of each image, as `deepcluster assign` writes it: the nearest centroid of the last clustering.
 
     Args:
-        model: a run folder, a checkpoint, or what `load` gave.
+        model: a run folder, a checkpoint, or what `load` returned.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, cluster, distance).
         folders: also make a folder of links per cluster in this folder.
@@ -216,16 +214,13 @@ def assign(
             )
     model = model.on(device, workers=workers, work=Work(reporter))
     cluster_N, distance_N, unreadable = model.assign(source, batch_size=batch_size)
-    result = Clusters(_names(source), cluster_N, distance_N, {source.name(i): why for i, why in unreadable.items()})
+    names = [source.name(index) for index in range(len(source))]
+    result = Clusters(names, cluster_N, distance_N, {names[i]: why for i, why in unreadable.items()})
     if target is not None:
-        _write_table({"name": result.names, "cluster": result.cluster_N, "distance": result.distance_N}, target)
+        write_table({"name": result.names, "cluster": result.cluster_N, "distance": result.distance_N}, target)
     if folders is not None:
         _link(Path(folders), source, result, n_clusters=assignment.n_clusters)
     return result
-
-
-def _names(source: ImageSource) -> list[str]:
-    return [source.name(index) for index in range(len(source))]
 
 
 def _writable(out: str | Path, endings: tuple[str, ...]) -> Path:
@@ -238,15 +233,6 @@ def _writable(out: str | Path, endings: tuple[str, ...]) -> Path:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"--out {path}: the folder {folder} does not exist or can't be written to")
     return path
-
-
-def _write_table(columns: "dict[str, list[str] | NDArray[np.generic] | pyarrow.Array]", target: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    beside = target.with_name(target.name + ".part")
-    pq.write_table(pa.table(columns), beside)
-    beside.replace(target)
 
 
 def _link(folders: Path, source: ImageSource, result: Clusters, *, n_clusters: int) -> None:

@@ -180,25 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cli.main(list(arguments), prog_name="deepcluster", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as fault:
-        if _is_follower() and isinstance(fault, Interrupted | KeyboardInterrupt):
+        # True in a process that `torchrun` started and that is not the first.
+        is_follower = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
+        if is_follower and isinstance(fault, Interrupted | KeyboardInterrupt):
             return 130
-        _wait_for_reporter(fault)
+        # Once one process has reported its error, `torchrun` ends the others. The first process should report an error that
+        # all have; a process that only lost another one knows the least.
+        time.sleep(TURN_SECONDS * (3 if isinstance(fault, LostProcess) else int(is_follower)))
         return _report(fault, verbose)
     return 0
-
-
-def _is_follower() -> bool:
-    """Return True in a process that `torchrun` started and that is not the first."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
-
-
-def _wait_for_reporter(fault: BaseException) -> None:
-    """Wait for the process that should report the error: once it has ended, `torchrun` ends the others.
-
-    If all have the same error, that is the first one. A process that only lost another one knows the least.
-    """
-    turns = 3 if isinstance(fault, LostProcess) else int(_is_follower())
-    time.sleep(turns * TURN_SECONDS)
 
 
 def _report(fault: BaseException, verbose: bool) -> int:

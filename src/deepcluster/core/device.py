@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,10 +103,6 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 def free_memory_bytes() -> int:
     """Return this process's share of the machine's free memory, within the limit of a container."""
-    return _free_memory_bytes() // ranks_here()
-
-
-def _free_memory_bytes() -> int:
     free = 4 << 30
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:
@@ -113,12 +110,11 @@ def _free_memory_bytes() -> int:
     except (OSError, StopIteration):
         if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS
             free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    try:
+    with suppress(OSError, ValueError):
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else max(0, min(free, int(limit) - used))
+        free = free if limit == "max" else max(0, min(free, int(limit) - used))
+    return free // ranks_here()
 
 
 def free_disk_bytes(folder: Path) -> int:

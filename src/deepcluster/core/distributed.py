@@ -159,14 +159,15 @@ def joined() -> Iterator[Ranks]:
         torch.distributed.init_process_group(backend, store=place, rank=number, world_size=count, timeout=TIMEOUT)
         yield TorchRanks()
     except RuntimeError as fault:
-        if not _is_of_another(fault):
+        # Only errors of exchanges between processes.
+        if not isinstance(fault, torch.distributed.DistError) and not any(word in str(fault) for word in ("gloo", "NCCL")):
             raise
         raise LostProcess(
             f"another of the {started_ranks()} processes has ended, or can't be reached; what it printed says why. The last "
             "good state is kept: the same command with --resume continues"
         ) from fault
     finally:
-        if _is_initialised():  # The others learn by this that they wait for nothing.
+        if _is_initialised():  # It ends the waiting of the other processes.
             torch.distributed.destroy_process_group()
 
 
@@ -193,11 +194,6 @@ def _fresh_store(store: Any, number: int, count: int) -> Any:
                 store.set(f"answer/{store.get(f'hello/{other}').decode()}", place)
         time.sleep(0.02)
     return torch.distributed.PrefixStore(place, store)  # type: ignore[attr-defined]
-
-
-def _is_of_another(fault: RuntimeError) -> bool:
-    """Return True if an error came from an exchange between processes."""
-    return isinstance(fault, torch.distributed.DistError) or any(word in str(fault) for word in ("gloo", "NCCL"))
 
 
 def _is_initialised() -> bool:

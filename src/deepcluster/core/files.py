@@ -31,6 +31,16 @@ def write_whole(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+def write_table(columns: Mapping[str, Any], path: Path) -> None:
+    """Write a Parquet table of columns by name: beside its place, then renamed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    beside = path.with_name(path.name + ".part")
+    pq.write_table(pa.table(columns), beside)
+    beside.replace(path)
+
+
 def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:
     """Write tensors and plain values atomically: beside their place, flushed, then renamed.
 

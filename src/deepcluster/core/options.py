@@ -1,6 +1,6 @@
 """Options: fields of a frozen dataclass with help, choices and bounds. The command line is derived from them.
 
-Those of a training run are in `run.settings`, those of the evaluation protocols in `evaluation.options`.
+The options of a training run are in `run.settings`, those of the evaluation protocols in `evaluation.options`.
 """
 
 import functools
@@ -38,19 +38,9 @@ def option(
         resumable: a resume may change it.
         method: the training method that it belongs to; both by default.
     """
-    return field(
-        default=default,
-        metadata={
-            "help": text,
-            "section": section,
-            "choices": choices,
-            "aliases": aliases,
-            "at_least": at_least,
-            "below": below,
-            "resumable": resumable,
-            "method": method,
-        },
-    )
+    shown = {"help": text, "section": section, "choices": choices, "aliases": aliases}
+    rules = {"at_least": at_least, "below": below, "resumable": resumable, "method": method}
+    return field(default=default, metadata={**shown, **rules})
 
 
 @dataclass(frozen=True)

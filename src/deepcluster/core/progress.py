@@ -1,15 +1,15 @@
-"""What the user sees of long work: lines, and on a terminal a bar with rate and time left."""
+"""What the user sees during long work: lines, and on a terminal a bar with rate and time left."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from deepcluster.core.text import duration
 
-# Without a terminal, a line at this interval shows that work continues, and is little enough for a log.
+# Without a terminal, a line at this interval shows that work continues, without filling a log.
 PLAIN_LINE_SECONDS = 30.0
 
 
@@ -26,10 +26,7 @@ class Reporter:
     def __init__(
         self, *, quiet: bool = False, verbose: bool = False, silent: bool = False, stream: TextIO | None = None
     ) -> None:
-        self.quiet = quiet or silent
-        self.silent = silent
-        self.verbose = verbose
-        self.stream = stream or sys.stdout
+        self.quiet, self.silent, self.verbose, self.stream = quiet or silent, silent, verbose, stream or sys.stdout
         self._log: TextIO | None = None
         self._early: list[str] = []
         self._bar: Any = None
@@ -37,8 +34,7 @@ class Reporter:
     def log_to(self, path: Path) -> None:
         """Append all lines, including earlier ones, to a file from now on."""
         self._log = path.open("a", encoding="utf-8")
-        for line in self._early:
-            self._log.write(line + "\n")
+        self._log.writelines(line + "\n" for line in self._early)
         self._early.clear()
         self._log.flush()
 
@@ -75,7 +71,7 @@ class Reporter:
             print(line, file=stream or self.stream, flush=True)
 
     @contextmanager
-    def track(self, what: str, total: int | None, unit: str = "images") -> "Iterator[Meter]":
+    def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """Yield a meter, called with the number of units done, that shows the progress of `what`. `total` None: unknown."""
         if self.quiet:
             yield Meter()
@@ -84,21 +80,21 @@ class Reporter:
         else:
             yield PlainMeter(self, what, total, unit)
 
-    def _bar_meter(self, what: str, total: int | None, unit: str) -> "Iterator[Meter]":
+    def _bar_meter(self, what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
+        what_column, rate_column = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+        columns = (what_column, BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
         with Progress(*columns, console=Console(file=self.stream), transient=True) as bar:
-            self._bar = bar
+            self._bar, task = bar, bar.add_task(what, total=total, rate="")
+
+            def advance(done: int) -> None:
+                speed = bar.tasks[0].speed
+                bar.update(task, advance=done, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+
             try:
-                yield BarMeter(bar, bar.add_task(what, total=total, rate=""), unit)
+                yield advance
             finally:
                 self._bar = None
 
@@ -110,31 +106,20 @@ class Meter:
         """Count `done` more units."""
 
 
-class BarMeter(Meter):
-    """A bar on a terminal."""
-
-    def __init__(self, bar: Any, task: Any, unit: str) -> None:
-        self.bar, self.task, self.unit = bar, task, unit
-
-    def __call__(self, done: int) -> None:
-        speed = self.bar.tasks[0].speed
-        self.bar.update(self.task, advance=done, rate=f"{speed:,.0f} {self.unit}/s" if speed else "")
-
-
 class PlainMeter(Meter):
     """A line at intervals, where there is no terminal."""
 
     def __init__(self, reporter: Reporter, what: str, total: int | None, unit: str) -> None:
         self.reporter, self.what, self.total, self.unit = reporter, what, total, unit
         self.done = 0
-        self.started = self.said = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
     def __call__(self, done: int) -> None:
         self.done += done
         now = time.monotonic()
-        if now - self.said < PLAIN_LINE_SECONDS or self.done == self.total:
+        if now - self.printed < PLAIN_LINE_SECONDS or self.done == self.total:
             return
-        self.said = now
+        self.printed = now
         rate = self.done / (now - self.started)
         if self.total is None:
             self.reporter.say(f"  {self.what} {self.done:,}, {rate:,.0f} {self.unit}/s")

@@ -1,13 +1,16 @@
 """The context of long work: progress is shown, requests to stop are answered, and seconds are counted per step."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import Any
 
 import torch
 
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
-from deepcluster.core.interruption import Interruption
+from deepcluster.core.errors import Interrupted
 from deepcluster.core.progress import Reporter
 
 # Called with the number of units (images, iterations) done since the last call. May raise `Interrupted`.
@@ -16,6 +19,52 @@ Advance = Callable[[int], None]
 
 def no_advance(units: int) -> None:
     """Neither show progress nor ask for a stop."""
+
+
+class Interruption:
+    """A request to stop by Ctrl-C or SIGTERM, which the loop checks at safe moments. A second Ctrl-C stops at once.
+
+    Args:
+        on_request: called by the signal handler, to end what the loop may be waiting for.
+        advice: what was kept and how to continue, for the message.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_request: Callable[[], None] = lambda: None,
+        advice: str = "the state is saved: the same command with --resume continues",
+    ) -> None:
+        self.on_request, self.advice = on_request, advice
+        self.requested: str | None = None
+
+    @contextmanager
+    def listening(self) -> "Iterator[Interruption]":
+        """Handle the signals during the work (only in the main thread: elsewhere Python has none)."""
+        previous: dict[int, Any] = {}
+        try:
+            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+                previous[number] = signal.signal(number, self._note)
+        except ValueError:
+            pass
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None:
+            raise KeyboardInterrupt
+        self.requested = signal.Signals(number).name
+        self.on_request()
+
+    def check(self, save: Callable[[], None] | None = None) -> None:
+        """Raise `Interrupted` if a stop was requested, after saving the state."""
+        if self.requested is not None:
+            if save is not None:
+                save()
+            raise Interrupted(f"stopped by {self.requested}; {self.advice}")
 
 
 class Clock:

@@ -55,13 +55,8 @@ def pool(map_BCHW: Tensor) -> Tensor:
 
 def make_run_trunk(settings: Settings) -> Trunk:
     """Return the trunk of a run with the random weights that it starts from."""
-    return make_trunk(
-        settings.arch,
-        image_size=settings.image_size,
-        sobel=settings.sobel,
-        dropout=settings.dropout,
-        seed=settings.seed,
-    )
+    own = {name: getattr(settings, name) for name in ("image_size", "sobel", "dropout", "seed")}
+    return make_trunk(settings.arch, **own)
 
 
 @torch.no_grad()

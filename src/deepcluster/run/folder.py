@@ -1,5 +1,7 @@
 """The run folder: settings, metrics, checkpoints, assignments. Files are complete at every moment."""
 
+import csv
+import io
 import json
 import os
 import platform
@@ -17,23 +19,14 @@ from torch import Tensor
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, TrainingError
-from deepcluster.core.files import load_tensors, save_tensors, write_whole
+from deepcluster.core.files import load_tensors, save_tensors, write_table, write_whole
 from deepcluster.core.options import flag, types_of
 from deepcluster.run.settings import Settings
 
 CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes. config.json is last, so that an interrupted deletion leaves a run that can be overwritten.
-WRITTEN = (
-    "checkpoints",
-    "assignments",
-    "metrics.jsonl",
-    "train.log",
-    "unreadable.csv",
-    "evaluation",
-    "tensorboard",
-    "report.html",
-    "config.json",
-)
+WRITTEN_FOLDERS = ("checkpoints", "assignments", "evaluation", "tensorboard")
+WRITTEN_FILES = ("metrics.jsonl", "train.log", "unreadable.csv", "report.html", "config.json")
 
 
 class RunFolder:
@@ -77,23 +70,18 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run already: --resume continues it, --overwrite starts again, --out names another"
             )
-        strangers = self._strangers()
-        if strangers and not self.is_run():
+        if self.is_run() or not self.path.is_dir():
+            return
+        # A run that was killed before it wrote its config.json leaves no more than these.
+        left = {path.name for path in (self.checkpoints, self.assignments) if path.is_dir() and not any(path.iterdir())}
+        strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", *left})
+        if strangers:
             raise InputError(f"{self.path} holds other files ({', '.join(strangers[:3])}); choose another folder with --out")
-
-    def _strangers(self) -> list[str]:
-        """Return what is in the folder, except what a run leaves that was killed before it wrote its config.json."""
-        if not self.path.is_dir():
-            return []
-        empty = {
-            folder.name for folder in (self.checkpoints, self.assignments) if folder.is_dir() and not any(folder.iterdir())
-        }
-        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", *empty})
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folders. With `overwrite`, first delete what an earlier run wrote, and nothing else."""
         if overwrite and self.path.is_dir():
-            for name in WRITTEN:
+            for name in (*WRITTEN_FOLDERS, *WRITTEN_FILES):
                 old = self.path / name
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.assignments):
@@ -149,21 +137,15 @@ class RunFolder:
 
     def write_unreadable(self, reasons: Mapping[str, str]) -> None:
         """Write unreadable.csv, `name, reason`, if there are any."""
-        import csv
-        import io
-
-        if not reasons:
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("name", "reason"))
-        writer.writerows(sorted(reasons.items()))
-        write_whole(self.unreadable, text.getvalue())
+        if reasons:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([("name", "reason"), *sorted(reasons.items())])
+            write_whole(self.unreadable, text.getvalue())
 
     def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:
         """Write checkpoints/last.pt beside, flush and rename it; also keep it as epoch-NNNN.pt on request.
 
-        All ranks call this. Of several ranks each writes its `rows` into a file of its own, before the first one writes
+        All ranks call this. If there are several, each writes its `rows` into a file of its own, before the first one writes
         last.pt, which names these files. `epoch-NNNN.pt` can be loaded for inference but not resumed: it omits those rows.
 
         Raises:
@@ -178,7 +160,7 @@ class RunFolder:
                 raise TrainingError(
                     f"{self.last} could not be written ({fault}); the one before it is whole: make room, then use --resume"
                 ) from None
-            for path in self.checkpoints.glob("rows-*"):  # Earlier ones, and what a kill has left.
+            for path in self.checkpoints.glob("rows-*"):  # Earlier ones, and those of a killed process.
                 if path.name not in state["rows"].get("files", ()):
                     path.unlink(missing_ok=True)
         self.ranks.barrier()
@@ -209,22 +191,16 @@ class RunFolder:
             wanted = [(one[name]["indices"] >= mine.start) & (one[name]["indices"] < mine.stop) for one in saved]
             # A file without rows does not know how wide they are.
             filled = [number for number, wanted_N in enumerate(wanted) if wanted_N.any()] or [0]
-            order_N = torch.argsort(torch.cat([saved[n][name]["indices"][wanted[n]] for n in filled]), stable=True)
-            found[name] = {
-                key: torch.cat([saved[n][name][key][wanted[n]] for n in filled])[order_N] for key in saved[0][name]
-            }
+            joined = {key: torch.cat([saved[n][name][key][wanted[n]] for n in filled]) for key in saved[0][name]}
+            order_N = torch.argsort(joined["indices"], stable=True)
+            found[name] = {key: rows[order_N] for key, rows in joined.items()}
         return found
 
 
 def save_assignment(path: Path, names: Sequence[str], assignment: Assignment) -> None:
-    """Write a table of `name, cluster, distance` as Parquet, beside its place and then renamed."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Write a table of `name, cluster, distance` as Parquet."""
     columns = {"name": names, "cluster": assignment.labels_N.numpy(), "distance": assignment.distances_N.float().numpy()}
-    beside = path.with_name(path.name + ".part")
-    pq.write_table(pa.table(columns), beside)
-    beside.replace(path)
+    write_table(columns, path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -27,8 +27,7 @@ class RunLock:
             InputError: another training holds the lock.
         """
         ranks = self.folder.ranks
-        refusal = self._acquire(warn, new) if ranks.is_main and not self._tried else None
-        refusal = ranks.gather_objects(refusal)[0]
+        refusal = ranks.gather_objects(self._acquire(warn, new) if ranks.is_main and not self._tried else None)[0]
         if refusal is not None:
             raise InputError(refusal)
 

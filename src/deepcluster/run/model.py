@@ -21,11 +21,10 @@ from torch import Tensor
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
 from deepcluster.core.device import Machine, free_disk_bytes
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
-from deepcluster.core.work import Work
+from deepcluster.core.work import Interruption, Work
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.cache_plan import decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
@@ -149,8 +148,9 @@ class Model:
         if keep:
             with self.work.reporter.track("reading a sample", None) as progress:
                 sample = survey(source, workers=self.workers, on_images=progress, at_least=0)
-            plan = plan_cache("auto", None, sample.decoded_bytes(reduce_to), "")
-            images = decoded_images(source, plan, reduce_to=reduce_to, data=_place(source), device=self.machine.device)
+            plan, path = plan_cache("auto", None, sample.decoded_bytes(reduce_to), ""), source.path(0)
+            place = source.describe() if path is None else str(path.parent)
+            images = decoded_images(source, plan, reduce_to=reduce_to, data=place, device=self.machine.device)
         else:
             images = DecodedImages(source, shorter_side=reduce_to or None)
         with closing(Loader(images, workers=self.workers, device=self.machine.device)) as loader:
@@ -176,16 +176,10 @@ class Model:
         self, source: ImageSource, indices: Tensor, *, quarters_N: Tensor | None = None
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Yield rows_BD of the clustered stage, on the device, and indices_B of some images of a source."""
+        stage, size = self.settings.cluster_stage, self.image_size
         with self.loader(source, keep=False) as loader, self.work.track("features", len(indices)) as advance:
             yield from feature_batches(
-                self.trunk,
-                loader,
-                self.machine,
-                self.settings.cluster_stage,
-                self.image_size,
-                indices=indices,
-                quarters_N=quarters_N,
-                advance=advance,
+                self.trunk, loader, self.machine, stage, size, indices=indices, quarters_N=quarters_N, advance=advance
             )
 
     def points(self, features_ND: Tensor) -> Tensor:
@@ -299,7 +293,19 @@ def load(model: str | Path) -> Model:
         InputError: there is no such model, or the file can't be used.
     """
     if str(model).startswith(UNTRAINED):
-        return _untrained(str(model).removeprefix(UNTRAINED))
+        name = str(model).removeprefix(UNTRAINED)
+        if name in ARCHITECTURES or name.startswith(LIBRARIES):
+            check_arch(name)
+            image_size = USUAL_IMAGE_SIZE.get(name, 224)
+            settings = Settings(arch=name, image_size=image_size, sobel=name in ("alexnet", "vgg16"))
+        elif Path(name).is_dir():
+            settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
+        else:
+            raise InputError(
+                f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
+                f"{', '.join(ARCHITECTURES)}, or a run folder for its trunk before training"
+            )
+        return Model(str(model), make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
     path = Path(model)
     if not path.exists():
         raise InputError(f"{path} does not exist: a model is a run folder, a checkpoint file or untrained:ARCH")
@@ -318,15 +324,17 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Mode
     Raises:
         InputError: the checkpoint can't be used.
     """
-    settings = _settings_of(state, path)
+    try:
+        settings = Settings.from_saved(state["settings"])
+    except (KeyError, InputError) as fault:
+        raise InputError(f"{path} was written by another version of deepcluster: {fault}") from None
     machine = Machine.choose("cpu", settings.precision)
     trunk = make_run_trunk(settings).to(machine.dtype)
     try:
         trunk.load_state_dict(state["trunk"])
     except RuntimeError as fault:
-        raise InputError(
-            f"{path} does not hold the weights of {settings.arch}: {str(fault).splitlines()[-1].strip()}"
-        ) from None
+        reason = str(fault).splitlines()[-1].strip()
+        raise InputError(f"{path} does not hold the weights of {settings.arch}: {reason}") from None
     clusters = state.get("final", state)
     if "assignment" not in clusters:
         return Model(name, trunk.eval(), settings, machine)
@@ -349,30 +357,8 @@ def loaded(
 
 
 def new_interruption(advice: str = "the state is saved: the same command continues from here") -> Interruption:
-    """Return the request to stop for long work; `advice` says what was kept and how to continue."""
+    """Return the request to stop for long work; `advice`: what was kept and how to continue."""
     return Interruption(on_request=end_waits, advice=advice)
-
-
-def _settings_of(state: dict[str, Any], path: Path) -> Settings:
-    try:
-        return Settings.from_saved(state["settings"])
-    except (KeyError, InputError) as fault:
-        raise InputError(f"{path} was written by another version of deepcluster: {fault}") from None
-
-
-def _untrained(name: str) -> Model:
-    if name in ARCHITECTURES or name.startswith(LIBRARIES):
-        check_arch(name)
-        image_size = USUAL_IMAGE_SIZE.get(name, 224)
-        settings = Settings(arch=name, image_size=image_size, sobel=name in ("alexnet", "vgg16"))
-    elif Path(name).is_dir():
-        settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
-    else:
-        raise InputError(
-            f"{UNTRAINED}{name}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
-            f"{', '.join(ARCHITECTURES)}, or a run folder for its trunk before training"
-        )
-    return Model(UNTRAINED + name, make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
 
 
 def data_key(source: ImageSource) -> str:
@@ -391,8 +377,3 @@ def readable(rows_ND: Tensor) -> Tensor:
 def _mapped(file: Path) -> Tensor:
     os.utime(file)  # The last use, which `cache info` shows.
     return torch.from_numpy(np.load(file, mmap_mode="c"))
-
-
-def _place(source: ImageSource) -> str:
-    path = source.path(0)
-    return source.describe() if path is None else str(path.parent)

@@ -42,7 +42,7 @@ class ResumableState:
             return None
 
     def check(self, state: MakeState) -> None:
-        """Keep the state if the last time is some minutes ago; if a stop is requested, keep it and raise `Interrupted`."""
+        """Save the state every few minutes; if a stop is requested, save it and raise `Interrupted`."""
         if time.monotonic() - self._saved_at > SAVE_SECONDS:
             self._save(state)
         self._work.interruption.check(lambda: self._save(state))

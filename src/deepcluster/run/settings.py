@@ -19,16 +19,8 @@ from deepcluster.data.crops import parse_crops
 from deepcluster.models.archs import ARCHITECTURES, check_arch
 
 CACHES = ("auto", "memory", "none")
-RECIPES = (
-    "auto",
-    "paper-alexnet",
-    "paper-vgg16",
-    "small-images",
-    "small-set",
-    "v2-resnet50",
-    "v2-small-images",
-    "v2-small-set",
-)
+V2_RECIPES = ("v2-resnet50", "v2-small-images", "v2-small-set")
+RECIPES = ("auto", "paper-alexnet", "paper-vgg16", "small-images", "small-set", *V2_RECIPES)
 V1, V2 = METHODS = ("deepcluster", "deepcluster-v2")
 # Options of version 0.1.0 that are gone, and what to use instead.
 REMOVED = {

@@ -5,7 +5,6 @@ N images, M of this rank, B batch, D features, P components.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from deepcluster.clustering import clusterer
 from deepcluster.clustering.assignment import Assignment, draw_as_published, draw_uniform
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
-from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.seeds import seed_of
 from deepcluster.core.work import Work
 from deepcluster.data.loader import Batch, Loader
@@ -26,39 +24,17 @@ from deepcluster.run.features import FEATURE_BATCH, feature_batches, stage_width
 from deepcluster.run.settings import Settings
 from deepcluster.training.feature_rows import MemoryPlan, as_kept, plan_memory
 from deepcluster.training.method import Method, Step, labels_of
-from deepcluster.training.optim import Optimizers, head_optimizer, not_finite, trunk_optimizer
+from deepcluster.training.optim import Optimizers, make_optimizer, not_finite
 
 # The part of a seed, after (run seed, epoch), that stands for the rotations.
 _ROTATIONS = 4
 
 
-@dataclass(frozen=True)
-class Features:
-    """What step 1 gives.
-
-    Attributes:
-        rows_MD: features of this rank's images; NaN for unreadable ones.
-        whitening: fed with the features of all ranks.
-    """
-
-    rows_MD: Tensor
-    whitening: Whitening
-
-
-@dataclass(frozen=True)
-class Points:
-    """What step 2 gives: points_MP of this rank's images (NaN for unreadable ones), and how they were made of features."""
-
-    points_MP: Tensor
-    whitening: Whitening
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """What step 3 gives: the assignment of all images, and the whitening of the space it lies in."""
-
-    assignment: Assignment
-    whitening: Whitening
+# What steps 1 to 3 return: features rows_MD of this rank's images (NaN for unreadable ones), with a whitening that was fed
+# with those of all ranks; whitened points_MP of the same images; the assignment of all images.
+Features = tuple[Tensor, Whitening]
+Points = tuple[Tensor, Whitening]
+Clusters = tuple[Assignment, Whitening]
 
 
 class DeepCluster(Method):
@@ -80,19 +56,17 @@ class DeepCluster(Method):
         settings: Settings,
         machine: Machine,
         work: Work | None = None,
-        ranks: Ranks = ONE_PROCESS,
         memory: MemoryPlan | None = None,
     ) -> None:
-        super().__init__(trunk, loader, settings, machine, work, ranks)
+        super().__init__(trunk, loader, settings, machine, work)
         width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
-        n_mine = self.mine.stop - self.mine.start
-        self.memory = memory or plan_memory(
-            n_mine, width, settings.pca, budget_bytes=sys.maxsize, computed=machine.feature_dtype
-        )
+        n_mine, kept = self.mine.stop - self.mine.start, machine.feature_dtype
+        self.memory = memory or plan_memory(n_mine, width, settings.pca, budget_bytes=sys.maxsize, computed=kept)
         self.crops = ((1, settings.image_size),)
         self.view = TrainingView(settings.image_size, scale=settings.crop_scale, flip=settings.flip)
         self.network = self.prepare(self.trunk)
-        self.trunk_optimizer = trunk_optimizer(self.trunk, settings, machine)
+        weights = [weight for weight in self.trunk.parameters() if weight.requires_grad]  # The Sobel layer is fixed.
+        self.trunk_optimizer = make_optimizer(weights, settings, machine, momentum=settings.momentum)
         self.whitening: Whitening | None = None
         self.head: Head | None = None
         self.quarters_N: Tensor | None = None
@@ -108,17 +82,10 @@ class DeepCluster(Method):
         rows_MD, whitening = self.memory.allocate(), Whitening(self.settings.pca, ranks=self.ranks)
         seen_M = torch.zeros(len(rows_MD), dtype=torch.bool)
         n_bad = n_clamped = 0
+        one_pass = (self.trunk, self.loader, self.machine, self.settings.cluster_stage, self.settings.image_size)
+        mine_M = torch.arange(self.mine.start, self.mine.stop)
         with self.work.track("features", len(rows_MD), step="features") as advance:
-            for rows_BD, indices_B in feature_batches(
-                self.trunk,
-                self.loader,
-                self.machine,
-                self.settings.cluster_stage,
-                self.settings.image_size,
-                indices=torch.arange(self.mine.start, self.mine.stop),
-                quarters_N=quarters_N,
-                advance=advance,
-            ):
+            for rows_BD, indices_B in feature_batches(*one_pass, indices=mine_M, quarters_N=quarters_N, advance=advance):
                 rows_BD, bad, clamped = as_kept(rows_BD, rows_MD.dtype)
                 n_bad, n_clamped = n_bad + bad, n_clamped + clamped
                 places_B = indices_B - self.mine.start
@@ -131,11 +98,11 @@ class DeepCluster(Method):
             raise not_finite(f"the features of {n_bad:,} images are over 1e15 or not finite", where)
         if n_clamped:
             self.work.reporter.warn(f"features of {n_clamped:,} images exceed 65,504 and are kept as that value")
-        return Features(rows_MD, whitening)
+        return rows_MD, whitening
 
     def whiten(self, features: Features) -> Points:
         """Step 2: PCA, whitening and scaling to unit length."""
-        rows_MD, whitening = features.rows_MD, features.whitening
+        rows_MD, whitening = features
         with self.work.track("whitening", len(rows_MD), step="whitening") as advance:
             whitening.finish()
             device = self.machine.clustering_device
@@ -144,38 +111,35 @@ class DeepCluster(Method):
                 rows_BD = rows_MD[first : first + FEATURE_BATCH].to(device)
                 points_MP[first : first + len(rows_BD)] = whitening.transform(rows_BD)
                 advance(len(rows_BD))
-        return Points(points_MP, whitening)
+        return points_MP, whitening
 
     def cluster(self, points: Points, epoch: int) -> Clusters:
         """Step 3: k-means, or the clusterer of the settings, from a start that depends on (seed, epoch)."""
         return self._cluster(points, epoch, self.quarters_N)
 
     def _cluster(self, points: Points, epoch: int, quarters_N: Tensor | None) -> Clusters:
+        (points_MP, whitening), seed = points, seed_of(self.settings.seed, epoch)
         algorithm = clusterer(self.settings.clustering).from_settings(self.settings)
         rotations = {} if quarters_N is None else {"rotations_N": quarters_N[self.mine]}
         with self.work.track("clustering", algorithm.most_steps, "iterations", step="clustering", together=True) as advance:
-            assignment = algorithm.fit(
-                points.points_MP,
-                seed=seed_of(self.settings.seed, epoch),
-                ranks=self.ranks,
-                advance=advance,
-                **rotations,
-            ).over_ranks(self.ranks)
+            assignment = algorithm.fit(points_MP, seed=seed, ranks=self.ranks, advance=advance, **rotations)
+            assignment = assignment.over_ranks(self.ranks)
         if assignment.remark:
             self.work.reporter.warn(assignment.remark)
-        return Clusters(assignment, points.whitening)
+        return assignment, whitening
 
     def make_labels(self, clusters: Clusters, epoch: int) -> None:
         """Step 4: the clusters become pseudo-labels, with a new head that predicts them."""
-        self.take_assignment(clusters.assignment)
-        self.whitening = clusters.whitening
+        assignment, self.whitening = clusters
+        self.take_assignment(assignment)
         self._new_head(epoch)
 
     def _new_head(self, epoch: int) -> None:
         seed, assignment = seed_of(self.settings.seed, epoch), self.current
         head = make_head(self.trunk.dim, assignment.n_clusters, assignment.super_of_cluster_K, seed=seed)
         self.head = head.to(device=self.machine.device, dtype=self.machine.dtype)
-        self.head_optimizer = head_optimizer(self.head, self.settings, self.machine)
+        weights, momentum = list(self.head.parameters()), self.settings.head_momentum
+        self.head_optimizer = make_optimizer(weights, self.settings, self.machine, momentum=momentum)
         self.head_losses = self.ranks.data_parallel(HeadLoss(self.head), self.machine.device)
         self.optimizers = Optimizers([self.trunk_optimizer, self.head_optimizer], self.settings.clip_gradient)
 
@@ -205,8 +169,8 @@ class DeepCluster(Method):
 
     def final_clusters(self, epoch: int) -> tuple[Assignment, Whitening]:
         """Return the clusters of the finished trunk, of upright images, and their space. Training state does not change."""
-        clusters = self._cluster(self.whiten(self._extract(epoch, None)), epoch, None)
-        return self.numbered_as_before(clusters.assignment), clusters.whitening
+        assignment, whitening = self._cluster(self.whiten(self._extract(epoch, None)), epoch, None)
+        return self.numbered_as_before(assignment), whitening
 
     @property
     def networks(self) -> Sequence[nn.Module]:

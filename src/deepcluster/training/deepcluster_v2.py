@@ -15,7 +15,6 @@ from deepcluster.clustering.assignment import Assignment, cluster_means
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
-from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.seeds import image_order, seed_of
 from deepcluster.core.text import size
 from deepcluster.core.work import Work
@@ -80,9 +79,8 @@ class DeepClusterV2(Method):
         settings: Settings,
         machine: Machine,
         work: Work | None = None,
-        ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        super().__init__(trunk, loader, settings, machine, work, ranks)
+        super().__init__(trunk, loader, settings, machine, work)
         hidden, components = settings.projection
         seed = seed_of(settings.seed, 0, _PROJECTION)
         self.projection: Projection = self.on_device(Projection(trunk.dim, hidden, components, seed=seed))
@@ -235,18 +233,11 @@ class DeepClusterV2(Method):
     def final_clusters(self, epoch: int) -> tuple[Assignment, ProjectedSpace]:
         """Return the clusters of the finished trunk's centre views, and their space. Training state does not change."""
         space = ProjectedSpace(self.projection.eval(), self.machine)
-        n_mine = self.mine.stop - self.mine.start
-        points_MP = torch.full((n_mine, self.settings.projection[1]), torch.nan)
-        with self.work.track("features", n_mine, step="features") as advance:
-            for rows_BD, indices_B in feature_batches(
-                self.trunk,
-                self.loader,
-                self.machine,
-                FEATURES,
-                self.settings.image_size,
-                indices=torch.arange(self.mine.start, self.mine.stop),
-                advance=advance,
-            ):
+        one_pass = (self.trunk, self.loader, self.machine, FEATURES, self.settings.image_size)
+        mine_M = torch.arange(self.mine.start, self.mine.stop)
+        points_MP = torch.full((len(mine_M), self.settings.projection[1]), torch.nan)
+        with self.work.track("features", len(mine_M), step="features") as advance:
+            for rows_BD, indices_B in feature_batches(*one_pass, indices=mine_M, advance=advance):
                 points_MP[indices_B - self.mine.start] = space.transform(rows_BD).cpu()
         points_MP = points_MP.to(self.machine.clustering_device)
         if self.settings.whiten:

@@ -17,8 +17,8 @@ from deepcluster.core.device import free_disk_bytes
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.text import size
 
-# Wider features are kept in half precision, whatever they were computed in: its rounding, 2⁻¹¹ of a value, is far below
-# what the 256 largest components of 4,096 notice.
+# Wider features are kept in half precision, whatever they were computed in: its rounding, 2⁻¹¹ of a value, is far too small
+# to change the 256 largest of 4,096 components.
 WIDE = 1024
 LARGEST_HALF = 65504.0
 # Beyond this a network has diverged, and squares of features would soon overflow float32.

@@ -48,10 +48,8 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; return the loss of `closure`, which recomputes the gradients, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             layers = [weight for weight in weights if group["adapt"] and weight.ndim > 1]
@@ -69,16 +67,13 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_mul_(steps, group["lr"])
         if local_N is not None:
             torch._foreach_mul_(steps, list(local_N.unbind()))
-        buffers = [self._buffer(weight) for weight in weights]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, steps)
         torch._foreach_sub_(weights, buffers)
-
-    def _buffer(self, weight: Tensor) -> Tensor:
-        state = self.state[weight]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        return state["momentum_buffer"]  # type: ignore[no-any-return]
 
 
 def _local_rates(layers: list[Tensor], trust: float, weight_decay: float) -> Tensor:

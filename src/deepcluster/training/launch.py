@@ -11,10 +11,9 @@ from torch import Tensor
 
 from deepcluster.core.distributed import Ranks, is_restart, joined
 from deepcluster.core.errors import InputError, LostProcess, TrainingError
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
-from deepcluster.core.work import Work
+from deepcluster.core.work import Interruption, Work
 from deepcluster.data.storage.retries import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.run.features import feature_batches, image_features
@@ -30,8 +29,8 @@ from deepcluster.training.method import Method
 from deepcluster.training.plan import Data, Plan, plan_run, say_plan, say_time_left, say_unreadable
 from deepcluster.training.tensorboard import TensorBoard
 
-# (features_MD, labels_M) → score
-Evaluate = Callable[[Tensor, Tensor], float]
+# (features_MD, labels_M) → score, by the name that `--eval-with` gives
+Evaluate = Mapping[str, Callable[[Tensor, Tensor], float]]
 
 EVALUATED_IMAGES = 10_000
 
@@ -44,7 +43,7 @@ def train(
     resume: bool,
     overwrite: bool,
     reporter: Reporter,
-    evaluate: Mapping[str, Evaluate],
+    evaluate: Evaluate,
 ) -> Path:
     """Train on `data` and return the run folder. `deepcluster.train` documents the arguments.
 
@@ -68,11 +67,9 @@ def train(
         work = Work(reporter, interruption, ranks)
         with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(out):
             loop = _loop(plan)
-            if plan.state is not None:
-                _restore(loop, plan.state, folder)
-                if "final" in plan.state and loop.epoch > plan.settings.epochs:
-                    reporter.say(f"{folder.path} is finished; a larger --epochs would continue from here")
-                    return out
+            if plan.state is not None and "final" in plan.state and loop.epoch > plan.settings.epochs:
+                reporter.say(f"{folder.path} is finished; a larger --epochs would continue from here")
+                return out
             with closing(TensorBoard(reporter)) if plan.settings.tensorboard and ranks.is_main else nullcontext() as board:
                 _begin(plan, loop, lock, board, overwrite=overwrite)
                 first = loop.epoch
@@ -123,21 +120,18 @@ def _saved_when_offline(loop: Loop) -> Iterator[None]:
 
 
 def _loop(plan: Plan) -> Loop:
-    """Return the loop over the method that the settings name."""
-    parts = (plan.trunk, plan.loader, plan.settings, plan.machine, plan.work, plan.work.ranks)
-    method: Method = (
-        DeepClusterV2(*parts) if plan.settings.method == "deepcluster-v2" else DeepCluster(*parts, plan.memory())
-    )
+    """Return the loop over the method that the settings name, in the state from which it resumes."""
+    parts = (plan.trunk, plan.loader, plan.settings, plan.machine, plan.work)
+    is_v2 = plan.settings.method == "deepcluster-v2"
+    method: Method = DeepClusterV2(*parts) if is_v2 else DeepCluster(*parts, plan.memory())
     loop = Loop(method, lambda: plan.folder.save_checkpoint(_checkpoint(loop)), plan.source.labels_N)
-    return loop
-
-
-def _restore(loop: Loop, state: dict[str, Any], folder: RunFolder) -> None:
     try:
-        loop.load_state_dict(state)
+        if plan.state is not None:
+            loop.load_state_dict(plan.state)
     except (RuntimeError, ValueError, KeyError, TypeError) as fault:
         reason = str(fault).splitlines()[-1].strip()
-        raise InputError(f"{folder.last} does not hold the state of this run: {reason}") from None
+        raise InputError(f"{plan.folder.last} does not hold the state of this run: {reason}") from None
+    return loop
 
 
 def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, overwrite: bool) -> None:
@@ -150,7 +144,7 @@ def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, 
     ranks.barrier()  # All ranks have read what was there.
     if ranks.is_main:
         folder.create(overwrite=overwrite)
-        folder.write_config(plan.settings, plan.changes_as_dict(), plan.data_facts())
+        plan.write_config()
         folder.write_unreadable(plan.unreadable_by_name())
         reporter.log_to(folder.log)
         say_plan(plan, loop.method.describe_memory())
@@ -163,40 +157,30 @@ def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, 
 
 
 def _record_epoch(
-    plan: Plan,
-    loop: Loop,
-    metrics: dict[str, Any],
-    n_unreadable: int,
-    evaluate: Mapping[str, Evaluate],
-    board: TensorBoard | None,
+    plan: Plan, loop: Loop, metrics: dict[str, Any], n_unreadable: int, evaluate: Evaluate, board: TensorBoard | None
 ) -> None:
-    """Write and print what an epoch gave, and save the state."""
-    settings, epoch = plan.settings, metrics["epoch"]
+    """Evaluate an epoch if due, write and print its results, and save the state."""
+    settings, folder, reporter, epoch = plan.settings, plan.folder, plan.work.reporter, metrics["epoch"]
     loop.check_finite()
     if plan.work.ranks.is_main:
         if settings.eval_every and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
-            metrics[settings.eval_with] = _score(plan, evaluate[settings.eval_with])
-        _write_epoch(plan, loop, metrics, n_unreadable)
+            metrics[settings.eval_with] = _score(plan, evaluate)
+        for trouble in plan.loader.images.troubles():
+            reporter.warn(trouble)
+        if len(plan.loader.unreadable) > n_unreadable:
+            say_unreadable(plan.loader, len(plan.source), reporter)
+            folder.write_unreadable(plan.unreadable_by_name())
+            check_unreadable(plan.loader, len(plan.source))
+        folder.append_metrics(metrics)
+        save_assignment(folder.assignment(epoch), plan.names(), loop.method.current)
+        reporter.say(epoch_line(metrics, settings.epochs))
+        complaint = health(folder.read_metrics(), settings.heads if len(settings.heads) > 1 else None)
+        if complaint:
+            reporter.warn(complaint)
         if board is not None:
             board.after_epoch(metrics, loop.method.current, plan.loader.images)
     keep = settings.checkpoint_every and epoch % settings.checkpoint_every == 0
-    plan.folder.save_checkpoint(_checkpoint(loop), keep_as_epoch=epoch if keep or epoch == 1 else None)
-
-
-def _write_epoch(plan: Plan, loop: Loop, metrics: dict[str, Any], n_unreadable: int) -> None:
-    folder, reporter, settings = plan.folder, plan.work.reporter, plan.settings
-    for trouble in plan.loader.images.troubles():
-        reporter.warn(trouble)
-    if len(plan.loader.unreadable) > n_unreadable:
-        say_unreadable(plan.loader, len(plan.source), reporter)
-        folder.write_unreadable(plan.unreadable_by_name())
-        check_unreadable(plan.loader, len(plan.source))
-    folder.append_metrics(metrics)
-    save_assignment(folder.assignment(metrics["epoch"]), plan.names(), loop.method.current)
-    reporter.say(epoch_line(metrics, settings.epochs))
-    complaint = health(folder.read_metrics(), settings.heads if len(settings.heads) > 1 else None)
-    if complaint:
-        reporter.warn(complaint)
+    folder.save_checkpoint(_checkpoint(loop), keep_as_epoch=epoch if keep or epoch == 1 else None)
 
 
 def _finish(plan: Plan, loop: Loop, board: TensorBoard | None) -> None:
@@ -218,15 +202,12 @@ def _finish(plan: Plan, loop: Loop, board: TensorBoard | None) -> None:
 
 def _points(plan: Plan, space: Space, images: list[int]) -> tuple[Tensor, Tensor]:
     """Return indices_M of the readable ones of some images, and their points (M, P) in the space that was clustered."""
-    sample, settings = torch.tensor(images), plan.settings
-    batches = [
-        (indices_B, space.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
-        for rows_BD, indices_B in feature_batches(
-            plan.trunk, plan.loader, plan.machine, settings.cluster_stage, settings.image_size, indices=sample
-        )
-    ]
-    indices, points = zip(*batches, strict=True) if batches else ((), ())
-    return torch.cat([*indices, sample[:0]]), torch.cat([*points, torch.empty(0, space.n_components)])
+    sample, stage, size = torch.tensor(images), plan.settings.cluster_stage, plan.settings.image_size
+    indices, points = [sample[:0]], [torch.empty(0, space.n_components)]
+    for rows_BD, indices_B in feature_batches(plan.trunk, plan.loader, plan.machine, stage, size, indices=sample):
+        indices.append(indices_B)
+        points.append(space.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
+    return torch.cat(indices), torch.cat(points)
 
 
 def _checkpoint(loop: Loop) -> dict[str, Any]:
@@ -238,8 +219,7 @@ def _score(plan: Plan, evaluate: Evaluate) -> float | None:
     if plan.source.labels_N is None:
         return None
     known = torch.tensor(even_sample(np.flatnonzero(plan.source.labels_N >= 0).tolist(), EVALUATED_IMAGES))
-    features_ND = image_features(
-        plan.trunk, plan.loader, plan.machine, plan.trunk.embed_stage, plan.settings.image_size, indices=known
-    )
+    stage, size = plan.trunk.embed_stage, plan.settings.image_size
+    features_ND = image_features(plan.trunk, plan.loader, plan.machine, stage, size, indices=known)
     known = known[torch.isfinite(features_ND[known]).all(dim=1)]
-    return evaluate(features_ND[known], torch.from_numpy(plan.source.labels_N)[known])
+    return evaluate[plan.settings.eval_with](features_ND[known], torch.from_numpy(plan.source.labels_N)[known])

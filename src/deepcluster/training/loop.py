@@ -4,6 +4,7 @@ What each step does is in `deepcluster.py` and `deepcluster_v2.py`. Here is the 
 common: batches over ranks, the learning rate, seconds per step, stops and saved states. N images.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
+from deepcluster.core.distributed import Ranks
 from deepcluster.core.seeds import seed_of_rank
 from deepcluster.core.work import Clock
 from deepcluster.run.space import Space
 from deepcluster.training.batches import even_batches, training_batches
 from deepcluster.training.method import Method, Step
-from deepcluster.training.metrics import LossMeter, epoch_metrics, new_clock
 from deepcluster.training.optim import learning_factor, not_finite
+
+# Steps whose seconds are counted.
+STEPS = ("features", "whitening", "clustering", "training")
+# Steps between two checks of the loss: at every step, a GPU would have to be waited for.
+CHECK_STEPS = 50
 
 
 class Loop:
@@ -36,10 +43,7 @@ class Loop:
     """
 
     def __init__(
-        self,
-        method: Method,
-        save: Callable[[], None] = lambda: None,
-        known_labels_N: NDArray[np.int64] | None = None,
+        self, method: Method, save: Callable[[], None] = lambda: None, known_labels_N: NDArray[np.int64] | None = None
     ) -> None:
         self.method, self.save, self.known_labels_N = method, save, known_labels_N
         self.settings, self.loader, self.work, self.ranks = method.settings, method.loader, method.work, method.ranks
@@ -65,15 +69,7 @@ class Loop:
             self.synchronise()
         self.train_epoch()
         self.share_unreadable()
-        metrics = epoch_metrics(
-            self.epoch,
-            self.method.current,
-            self.losses.over_ranks(self.ranks),
-            seconds=self.work.clock.seconds,
-            wait_seconds=self.loader.wait_seconds,
-            nmi_previous=self.method.nmi_previous,
-            known_labels_N=self.known_labels_N,
-        )
+        metrics = self.metrics()
         self.epoch, self.batch, self.labelled, self.losses = self.epoch + 1, 0, False, LossMeter()
         return metrics
 
@@ -107,6 +103,26 @@ class Loop:
                 progress(positions.stop - positions.start)
             self.synchronise()
             self.losses.settle(self.where)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the line of metrics.jsonl of the epoch that has ended."""
+        (total, count), assignment, known_N = self.losses.over_ranks(self.ranks), self.method.current, self.known_labels_N
+        sizes_K, seconds = assignment.sizes_K(), self.work.clock.seconds
+        return {
+            "epoch": self.epoch,
+            "loss": total / max(1, count),
+            "inertia": assignment.inertia,
+            "nmi_previous": self.method.nmi_previous,
+            "nmi_labels": None if known_N is None else assignment.nmi(known_N),
+            "clusters": assignment.n_clusters,
+            "clusters_nonempty": int((sizes_K > 0).sum()),
+            "clusters_repaired": assignment.n_repaired,
+            "largest_cluster_share": float(sizes_K.max() / sizes_K.sum()),
+            "images_per_second": count / max(1e-9, sum(seconds.values())),
+            "data_wait_share": self.loader.wait_seconds / max(1e-9, seconds["features"] + seconds["training"]),
+            "seconds": {step: round(value, 3) for step, value in seconds.items()},
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
 
     def final_clusters(self) -> tuple[Assignment, Space]:
         """Return the clusters of the finished trunk, for use, and the space they lie in. The state does not change."""
@@ -178,3 +194,62 @@ class Loop:
         self.losses = LossMeter(loss["total"] if self.ranks.is_main else 0.0, loss["count"])
         self.work.clock, self.loader.wait_seconds = Clock(state["seconds"]), state["wait_seconds"]
         self.method.load_state_dict(state)
+
+
+def new_clock() -> Clock:
+    """Return a clock for a new epoch."""
+    return Clock(dict.fromkeys(STEPS, 0.0))
+
+
+class LossMeter:
+    """Mean loss of an epoch, weighted by images. Checks at intervals that it is finite.
+
+    Attributes:
+        total, count: sum of this rank's parts of the losses, and number of images of all ranks, as of the last `settle`.
+    """
+
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self.total, self.count = total, count
+        self._recent: list[tuple[Tensor, int]] = []
+
+    def add(self, loss: Tensor, images: int, where: Callable[[], str]) -> None:
+        """Add this rank's part of the mean loss of a step.
+
+        Args:
+            images: images of all ranks in the step.
+            where: names the step in an error.
+        """
+        self._recent.append((loss, images))
+        if len(self._recent) >= CHECK_STEPS or loss.device.type == "cpu":
+            self.settle(where)
+
+    def settle(self, where: Callable[[], str]) -> float:
+        """Add up what is still on the device, and return the mean so far.
+
+        Raises:
+            TrainingError: a loss is not a finite number.
+        """
+        for loss, images in self._recent:
+            value = float(loss)
+            if value - value != 0:
+                raise not_finite(f"the loss became {value}", where())
+            self.total += value * images
+            self.count += images
+        self._recent.clear()
+        return self.total / max(1, self.count)
+
+    def over_ranks(self, ranks: Ranks) -> tuple[float, int]:
+        """Return the total of all ranks, and the number of images; after `settle`."""
+        return float(ranks.sum(torch.tensor(self.total, dtype=torch.float64))), self.count
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak memory of this process: on the GPU if one is used, else of the machine."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
-from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.work import Work
 from deepcluster.data.crops import Crops
 from deepcluster.data.loader import Batch, Loader, View
@@ -51,8 +50,7 @@ class Method:
         trunk: random weights, or those to start from.
         loader: gives the views of the images. Images in its `unreadable` are neither clustered nor sampled.
         settings, machine: settings of the run, and where it runs.
-        work: shows progress and answers requests to stop.
-        ranks: the processes of the run.
+        work: shows progress, answers requests to stop, and knows the processes of the run.
 
     Attributes:
         assignment: the pseudo-labels of all images, on every rank; None before the first clustering.
@@ -83,12 +81,12 @@ class Method:
         settings: Settings,
         machine: Machine,
         work: Work | None = None,
-        ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        self.loader, self.settings, self.machine, self.ranks = loader, settings, machine, ranks
-        self.work = work or Work(ranks=ranks)
+        self.loader, self.settings, self.machine = loader, settings, machine
+        self.work = work or Work()
+        self.ranks = self.work.ranks
         self.trunk: Trunk = self.on_device(trunk)
-        self.mine = ranks.part(len(loader.images))
+        self.mine = self.ranks.part(len(loader.images))
         self.colours = Colours(settings.jitter, settings.grey, share=settings.jitter_share, blur=settings.blur)
         self.assignment: Assignment | None = None
         self.nmi_previous: float | None = None

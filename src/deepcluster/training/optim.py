@@ -9,7 +9,6 @@ from torch import nn
 
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import TrainingError
-from deepcluster.models.trunk import Trunk
 from deepcluster.run.settings import Settings
 from deepcluster.training.lars import LARS
 
@@ -28,17 +27,6 @@ def make_optimizer(groups: Iterable[Any], settings: Settings, machine: Machine, 
         weight_decay=settings.weight_decay,
         fused=machine.device.type in ("cpu", "cuda"),
     )
-
-
-def trunk_optimizer(trunk: Trunk, settings: Settings, machine: Machine) -> torch.optim.Optimizer:
-    """Return the optimizer of the trunk's trainable weights (the fixed Sobel layer has none)."""
-    weights = [weight for weight in trunk.parameters() if weight.requires_grad]
-    return make_optimizer(weights, settings, machine, momentum=settings.momentum)
-
-
-def head_optimizer(head: nn.Module, settings: Settings, machine: Machine) -> torch.optim.Optimizer:
-    """Return the optimizer of a new head, without momentum as in the 2018 release unless the settings ask for some."""
-    return make_optimizer(list(head.parameters()), settings, machine, momentum=settings.head_momentum)
 
 
 class Optimizers:

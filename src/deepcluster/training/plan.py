@@ -1,7 +1,7 @@
 """Before a run begins: the images are surveyed, the settings chosen, the trunk made, and all of it checked."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
 from deepcluster.data.storage.addresses import whole_address
-from deepcluster.data.survey import SAMPLE, Survey, check_images, survey
+from deepcluster.data.survey import SAMPLE, check_images, survey
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import make_run_trunk, stage_width
 from deepcluster.run.folder import RunFolder, check_same_settings, differing_settings, load_checkpoint
@@ -67,22 +67,21 @@ class Plan:
         """Return why images can't be read, by name."""
         return {self.source.name(index): reason for index, reason in self.loader.unreadable.items()}
 
-    def changes_as_dict(self) -> dict[str, Any]:
-        """Return what the recipe changed, as config.json has it."""
+    def write_config(self) -> None:
+        """Write config.json: settings, what the recipe changed, and the images."""
+        changed = {change.option: {"value": change.value, "reason": change.reason} for change in self.changes}
         if self.resumed:
-            return dict(self.folder.read_config().get("changed_by_recipe", {}))
-        return {change.option: {"value": change.value, "reason": change.reason} for change in self.changes}
-
-    def data_facts(self) -> dict[str, Any]:
-        """Return what config.json says of the images."""
+            changed = self.folder.read_config().get("changed_by_recipe", {})
         data = [self.data] if isinstance(self.data, str | Path) else self.data
-        return {
+        facts = {
             "description": self.source.describe(),
             "images": len(self.source),
             "classes": self.source.class_names,
             "fingerprint": fingerprint(self.source),
             "address": [whole_address(one) for one in data],
         }
+        self.folder.write_config(self.settings, changed, facts)
+        self.folder.write_config(self.settings, changed, facts)
 
     def check_unchanged(self) -> None:
         """Raise `InputError` if images have appeared or disappeared since the run began."""
@@ -131,72 +130,49 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
     cache = plan_cache(settings.cache, settings.cache_folder(), sample.decoded_bytes(settings.reduce_to), name)
     images = decoded_images(source, cache, reduce_to=settings.reduce_to, data=data, device=machine.device)
     with closing(Loader(images, workers=workers, device=machine.device)) as loader:
+        changes: list[Change] = []
+        state = None
         if saved is None:
-            yield _new_plan(folder, data, user_options, loader, cache, machine, sample, work)
-            return
-        _take_unreadable(folder, loader)
-        state = _saved_state(folder, saved, len(source)) if folder.last.is_file() else None
-        trunk = make_run_trunk(saved)
-        if state is None:
-            _initialise(trunk, saved, work.reporter)
-        yield Plan(folder, data, saved, [], loader, cache, machine, trunk, work, resumed=True, state=state)
+            with work.track("reading images", len(images)) as advance:
+                sample = check_images(loader, sample, advance)
+            work.ranks.barrier()
+            say_unreadable(loader, sample.looked_at, work.reporter)
+            settings, changes = choose_settings(user_options, sample)
+            trunk = make_run_trunk(settings)
+            width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
+            settings, more = fit_to_trunk(settings, user_options, width=width, n_images=sample.n_images)
+            settings, changes = replace(settings, precision=machine.precision), [*changes, *more]
+        else:
+            _take_unreadable(folder, loader)
+            state = _saved_state(folder, saved, len(source)) if folder.last.is_file() else None
+            trunk = make_run_trunk(saved)
+        if state is None and settings.init is not None:  # Start from these weights instead of random ones.
+            from deepcluster.models.weights import read_weights, take_weights
+
+            work.reporter.say(take_weights(trunk, read_weights(settings.init), name=settings.init))
+        resumed = saved is not None
+        yield Plan(folder, data, settings, changes, loader, cache, machine, trunk, work, resumed=resumed, state=state)
 
 
 def _open_source(data: Data, settings: Settings, work: Work) -> ImageSource:
+    found = 0
     with work.track("finding images", None) as advance:
+
+        def on_found(so_far: int) -> None:
+            nonlocal found
+            advance(so_far - found)
+            found = so_far
+
         source = open_source(
             data,
             settings.limit,
             cache=settings.cache_folder(),
             cache_bytes=size_in_bytes("cache_size", settings.cache_size),
-            on_found=_differences(advance),
+            on_found=on_found,
             on_trouble=work.reporter.warn,
         )
     work.reporter.say(source.describe())
     return source
-
-
-def _differences(advance: Callable[[int], None]) -> Callable[[int], None]:
-    """Return a function that is called with running totals, and calls `advance` with their differences."""
-    found = 0
-
-    def on_found(so_far: int) -> None:
-        nonlocal found
-        advance(so_far - found)
-        found = so_far
-
-    return on_found
-
-
-def _new_plan(
-    folder: RunFolder,
-    data: Data,
-    user_options: Mapping[str, Any],
-    loader: Loader,
-    cache: CachePlan,
-    machine: Machine,
-    sample: Survey,
-    work: Work,
-) -> Plan:
-    with work.track("reading images", len(loader.images)) as advance:
-        sample = check_images(loader, sample, advance)
-    work.ranks.barrier()
-    say_unreadable(loader, sample.looked_at, work.reporter)
-    settings, changes = choose_settings(user_options, sample)
-    trunk = make_run_trunk(settings)
-    width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
-    settings, more = fit_to_trunk(settings, user_options, width=width, n_images=sample.n_images)
-    settings = replace(settings, precision=machine.precision)
-    _initialise(trunk, settings, work.reporter)
-    return Plan(folder, data, settings, [*changes, *more], loader, cache, machine, trunk, work, resumed=False)
-
-
-def _initialise(trunk: Trunk, settings: Settings, reporter: Reporter) -> None:
-    """Load the weights that the run starts from, if it does not start from random ones."""
-    if settings.init is not None:
-        from deepcluster.models.weights import read_weights, take_weights
-
-        reporter.say(take_weights(trunk, read_weights(settings.init), name=settings.init))
 
 
 def say_unreadable(loader: Loader, n_read: int, reporter: Reporter) -> None:
@@ -220,22 +196,19 @@ def _saved_settings(folder: RunFolder, user_options: Mapping[str, Any]) -> Setti
 
 def _check_same_data(folder: RunFolder, source: ImageSource) -> None:
     """Refuse to resume with other images."""
-    before = folder.read_config()["data"]
-    if before["fingerprint"] != fingerprint(source):
-        raise InputError(
-            f"the images are not those of this run: it has {before['images']:,}, here are {len(source):,}"
-            f"{_what_changed(folder, source)}. Restore them, or start another run with --out"
-        )
-
-
-def _what_changed(folder: RunFolder, source: ImageSource) -> str:
-    """Return which names were added or removed, once the run has written a table of them."""
-    table = next(iter(sorted(folder.assignments.glob("*.parquet"))), None)
-    if table is None:
-        return ", or their names have changed"
-    before = sorted(pq.read_table(table, columns=["name"]).column("name").to_pylist())
-    now = sorted(source.name(index) for index in range(len(source)))
-    return "; " + (difference(before, now) or "they are the same in another order")
+    saved = folder.read_config()["data"]
+    if saved["fingerprint"] == fingerprint(source):
+        return
+    change = ", or their names have changed"
+    tables = sorted(folder.assignments.glob("*.parquet"))
+    if tables:  # They have the names of the run's images.
+        before = sorted(pq.read_table(tables[0], columns=["name"]).column("name").to_pylist())
+        now = sorted(source.name(index) for index in range(len(source)))
+        change = "; " + (difference(before, now) or "they are the same in another order")
+    raise InputError(
+        f"the images are not those of this run: it has {saved['images']:,}, here are {len(source):,}{change}. "
+        "Restore them, or start another run with --out"
+    )
 
 
 def _take_unreadable(folder: RunFolder, loader: Loader) -> None:

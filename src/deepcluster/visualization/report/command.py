@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.interruption import Interruption
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import duration, size
-from deepcluster.core.work import Work
+from deepcluster.core.work import Interruption, Work
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import open_source
 from deepcluster.data.storage.retries import end_waits
