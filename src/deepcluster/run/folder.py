@@ -231,15 +231,6 @@ def _join_parts(state: dict[str, Any], folder: Path) -> None:
         state["head_optimizer"]["state"].update({names.index(name): one for name, one in momenta.items()})
 
 
-def check_same_settings(user_options: Mapping[str, Any], saved: Settings) -> None:
-    """Raise `InputError` if the user asks a resumed run for other settings than it has, naming each."""
-    changed = differing_settings(user_options, saved)
-    if changed:
-        raise InputError(
-            f"a resumed run keeps its settings: {'; '.join(changed)}. Leave them out, or start another run with --out"
-        )
-
-
 def differing_settings(values: Mapping[str, Any], saved: Settings) -> list[str]:
     """Return in words which values differ from those of a run and may not be changed by a resume."""
     now = saved.as_dict()

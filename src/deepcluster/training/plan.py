@@ -22,7 +22,7 @@ from deepcluster.data.storage.addresses import whole_address
 from deepcluster.data.survey import SAMPLE, check_images, survey
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import make_run_trunk, stage_width
-from deepcluster.run.folder import RunFolder, check_same_settings, differing_settings, load_checkpoint
+from deepcluster.run.folder import RunFolder, differing_settings, load_checkpoint
 from deepcluster.run.recipes import Change, choose_settings, fit_to_trunk, settings_before_data
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
@@ -143,7 +143,10 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
             settings, more = fit_to_trunk(settings, user_options, width=width, n_images=sample.n_images)
             settings, changes = replace(settings, precision=machine.precision), [*changes, *more]
         else:
-            _take_unreadable(folder, loader)
+            if folder.unreadable.is_file():
+                index = {source.name(i): i for i in range(len(source))}
+                with folder.unreadable.open(newline="", encoding="utf-8") as file:
+                    loader.unreadable.update({index[row["name"]]: row["reason"] for row in csv.DictReader(file)})
             state = _saved_state(folder, saved, len(source)) if folder.last.is_file() else None
             trunk = make_run_trunk(saved)
         if state is None and settings.init is not None:  # Start from these weights instead of random ones.
@@ -190,7 +193,11 @@ def _saved_settings(folder: RunFolder, user_options: Mapping[str, Any]) -> Setti
     saved = Settings.from_saved(folder.read_config()["settings"], resume=True)
     # The precision that auto chose at the start is kept, whatever this machine would choose.
     asked = {name: value for name, value in user_options.items() if (name, value) != ("precision", "auto")}
-    check_same_settings(asked, saved)
+    changed = differing_settings(asked, saved)
+    if changed:
+        raise InputError(
+            f"a resumed run keeps its settings: {'; '.join(changed)}. Leave them out, or start another run with --out"
+        )
     return Settings.from_dict({**saved.as_dict(), **asked})
 
 
@@ -209,15 +216,6 @@ def _check_same_data(folder: RunFolder, source: ImageSource) -> None:
         f"the images are not those of this run: it has {saved['images']:,}, here are {len(source):,}{change}. "
         "Restore them, or start another run with --out"
     )
-
-
-def _take_unreadable(folder: RunFolder, loader: Loader) -> None:
-    """Take the list of unreadable images from the run."""
-    source = loader.images.source
-    if folder.unreadable.is_file():
-        index = {source.name(i): i for i in range(len(source))}
-        with folder.unreadable.open(newline="", encoding="utf-8") as file:
-            loader.unreadable.update({index[row["name"]]: row["reason"] for row in csv.DictReader(file)})
 
 
 def _saved_state(folder: RunFolder, settings: Settings, n_images: int) -> dict[str, Any]:
