@@ -5,7 +5,7 @@ N images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -108,9 +108,7 @@ class LimitedSource(ChosenImages):
         return f"{len(self):,} of {count_of(len(self._source), 'image')} (--limit) {self.details()}"
 
 
-def _label_names(source: ImageSource) -> Iterator[str]:
-    """Yield the class name of each image, "" where it is unknown."""
-    if source.labels_N is None:
-        yield from [""] * len(source)
-    else:
-        yield from (source.class_names[label] if label >= 0 else "" for label in source.labels_N.tolist())
+def _label_names(source: ImageSource) -> list[str]:
+    """Return the class name of each image, "" where it is unknown."""
+    names = [*source.class_names, ""]  # -1, unknown, is the last one.
+    return [""] * len(source) if source.labels_N is None else [names[label] for label in source.labels_N.tolist()]

@@ -157,7 +157,15 @@ def parse_pairs(text: str, file: str) -> tuple[list[tuple[str, str]], list[str]]
     rows = csv.reader(io.StringIO(text), delimiter=delimiter)
     try:
         header = [column.strip() for column in next(rows, [])]
-        path_at, label_at = _find_columns(header, file)
+        lower = [column.lower() for column in header]
+        path_at, label_at = (
+            next((lower.index(column) for column in columns if column in lower), None)
+            for columns in (_PATH_COLUMNS, _LABEL_COLUMNS)
+        )
+        if path_at is None:
+            found = f"its first line names {', '.join(header)}" if header else "it is empty"
+            hint = next(filter(None, (did_you_mean(column, _PATH_COLUMNS) for column in lower)), "")
+            raise InputError(f"{file} has no column of image paths: {found}{hint}; name one of the columns path")
         cells = ((_cell(row, path_at), _cell(row, label_at)) for row in rows)
         pairs = [(path, "" if label == "-1" else label) for path, label in cells if path]
     except csv.Error as error:
@@ -166,17 +174,6 @@ def parse_pairs(text: str, file: str) -> tuple[list[tuple[str, str]], list[str]]
     if label_at is None or not classes:
         return pairs, []
     return pairs, [f"{count_of(classes, 'class')} from column {header[label_at]}"]
-
-
-def _find_columns(header: list[str], file: str) -> tuple[int, int | None]:
-    """Return the columns of the paths and of the labels, the latter None where there is none."""
-    lower = [column.lower() for column in header]
-    path_at = next((lower.index(column) for column in _PATH_COLUMNS if column in lower), None)
-    if path_at is None:
-        found = f"its first line names {', '.join(header)}" if header else "it is empty"
-        hint = next(filter(None, (did_you_mean(column, _PATH_COLUMNS) for column in lower)), "")
-        raise InputError(f"{file} has no column of image paths: {found}{hint}; name one of the columns path")
-    return path_at, next((lower.index(column) for column in _LABEL_COLUMNS if column in lower), None)
 
 
 def _cell(row: list[str], column: int | None) -> str:

@@ -215,8 +215,18 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], file: StoredFil
             "store the bytes of the image files in a binary column called image"
         )
     kind = fields[image]
-    label = _label_column(fields, features)
-    return Columns(image, bool(structs), bool(structs) and kind.get_field_index("path") >= 0, *label)
+    with_path = bool(structs) and kind.get_field_index("path") >= 0
+    usable = {name for name, kind in fields.items() if pa.types.is_integer(kind) or _is_text(kind)}
+    lower = {name.lower(): name for name in usable}
+    label = next((lower[name] for name in _LABEL_NAMES if name in lower), None)
+    declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
+    if label is None and len(declared) == 1:
+        label = declared[0]
+    names = None if label is None else features.get(label, {}).get("names")
+    classes = None
+    if label is not None and pa.types.is_integer(fields[label]) and isinstance(names, list):
+        classes = tuple(map(str, names))
+    return Columns(image, bool(structs), with_path, label, classes)
 
 
 def same_columns(tables: Sequence[Table]) -> None:
@@ -263,23 +273,6 @@ def _holds_files(kind: pa.DataType) -> bool:
         return False
     inner = {field.name: field.type for field in kind}
     return "bytes" in inner and _is_bytes(inner["bytes"]) and _is_text(inner.get("path", pa.string()))
-
-
-def _label_column(
-    fields: Mapping[str, pa.DataType], features: Mapping[str, Any]
-) -> tuple[str | None, tuple[str, ...] | None]:
-    """Return the name of the column of labels and the names of its classes, None for what there isn't."""
-    usable = {name for name, kind in fields.items() if pa.types.is_integer(kind) or _is_text(kind)}
-    lower = {name.lower(): name for name in usable}
-    label = next((lower[name] for name in _LABEL_NAMES if name in lower), None)
-    declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
-    if label is None and len(declared) == 1:
-        label = declared[0]
-    if label is None:
-        return None, None
-    names = features.get(label, {}).get("names")
-    numbered = pa.types.is_integer(fields[label]) and isinstance(names, list)
-    return label, tuple(map(str, names)) if numbered else None  # type: ignore[arg-type]
 
 
 def label_texts(column: pa.ChunkedArray, classes: Sequence[str] | None) -> list[str]:
