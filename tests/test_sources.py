@@ -17,7 +17,7 @@ from spoiled_images import write_good_images
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
-from deepcluster.data.sources.remote_files import parse_list, parse_table
+from deepcluster.data.sources.remote_files import parse_pairs
 from deepcluster.data.storage import LocalFile
 
 DIGITS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
@@ -304,11 +304,11 @@ def test_a_list_of_both_addresses_and_paths_is_refused(tmp_path: Path, file: str
 
 
 def test_lists_and_tables_are_read_from_text_alone() -> None:
-    assert parse_list("a b.jpg\r\n\n#c\n s3://d/e.png \n") == [("a b.jpg", ""), ("s3://d/e.png", "")]
-    rows = parse_table("n\tlabel\tname\n1\tdog\ta,b.jpg\n2\t-1\t s3://c \n3\n", "t.tsv")
+    assert parse_pairs("a b.jpg\r\n\n#c\n s3://d/e.png \n", "l.txt") == ([("a b.jpg", ""), ("s3://d/e.png", "")], [])
+    rows = parse_pairs("n\tlabel\tname\n1\tdog\ta,b.jpg\n2\t-1\t s3://c \n3\n", "t.tsv")
     assert rows == ([("a,b.jpg", "dog"), ("s3://c", "")], ["1 class from column label"])
     with pytest.raises(InputError, match=r"https://x/t\.csv has no column of image paths: its first line names a, b"):
-        parse_table("a;b\n1;2\n", "https://x/t.csv")
+        parse_pairs("a;b\n1;2\n", "https://x/t.csv")
 
 
 def test_a_list_is_what_it_was_when_it_was_opened(tmp_path: Path) -> None:

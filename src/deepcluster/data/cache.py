@@ -58,11 +58,7 @@ class DecodedImages:
         return len(self.source)
 
     def get(self, index: int) -> Tensor:
-        """Image (H, W, 3), uint8.
-
-        Raises:
-            UnreadableImage: it can't be read or decoded.
-        """
+        """Image (H, W, 3), uint8; raises UnreadableImage where it can't be read or decoded."""
         kept = self._kept.get(index)
         if kept is not None:
             return kept
@@ -94,9 +90,8 @@ class DecodedImages:
         if shards is None:
             return []
         if shards.n_damaged > self._told_damaged:
-            told.append(
-                f"{shards.n_damaged - self._told_damaged} damaged files of decoded images in {shards.folder} are made anew"
-            )
+            more = shards.n_damaged - self._told_damaged
+            told.append(f"{more} damaged files of decoded images in {shards.folder} are made anew")
             self._told_damaged = shards.n_damaged
         if shards.complaint is not None and not self._told_complaint:
             told.append(f"no more decoded images are kept: {shards.complaint}; the others are decoded at each visit")
@@ -105,23 +100,19 @@ class DecodedImages:
 
     def _decoded(self, index: int) -> Tensor:
         stamp = self.source.stamp(index) if self.shards is not None else ""  # before it is read: it may change meanwhile
+        is_read = False  # Else its server may be down, say: the next run may read it.
         try:
             encoded = self.source.read(index)
-        except UnreadableImage:  # As of a server that is down: the next run may read it.
-            self._tell_shards(index, None, stamp)
-            raise
-        try:
+            is_read = True
             pixels_HWC = decode(encoded, shorter_side=self.shorter_side)
         except UnreadableImage as fault:
-            self._tell_shards(index, str(fault), stamp)
+            if self.shards is not None:
+                self.shards.put(index, str(fault) if is_read else None, stamp)
             raise
         image_HWC = torch.from_numpy(pixels_HWC if pixels_HWC.flags.writeable else pixels_HWC.copy())
-        self._tell_shards(index, image_HWC, stamp)
-        return image_HWC
-
-    def _tell_shards(self, index: int, known: Tensor | str | None, stamp: str) -> None:
         if self.shards is not None:
-            self.shards.put(index, known, stamp)
+            self.shards.put(index, image_HWC, stamp)
+        return image_HWC
 
     def _keep(self, index: int, image_HWC: Tensor) -> None:
         """Keep an image if there is room for it; called with the lock."""

@@ -64,16 +64,10 @@ def kept(folder: Path) -> list[KeptThing]:
         files = sorted(_files(folder, kind), key=lambda file: file[0].parent if kind == "images" else folder / kind)
         for path, group in groupby(files, key=lambda file: file[0].parent if kind == "images" else folder / kind):
             states = [status for _, status in group]
-            things.append(
-                KeptThing(
-                    kind,
-                    path,
-                    sum(status.st_size for status in states),
-                    len(states),
-                    max(max(status.st_mtime, status.st_atime) for status in states),
-                    _about_images(path) if kind == "images" else about,
-                )
-            )
+            n_bytes = sum(status.st_size for status in states)
+            last_used = max(max(status.st_mtime, status.st_atime) for status in states)
+            what = _about_images(path) if kind == "images" else about
+            things.append(KeptThing(kind, path, n_bytes, len(states), last_used, what))
     return things
 
 
@@ -82,9 +76,7 @@ def clear(folder: Path, kinds: Sequence[str] = ()) -> int:
 
     Nothing else in it is touched, and links are not followed. Files that are being written stay. A run that is going on
     makes anew what it misses, but for what it has unpacked: that can't be read any more by a run that uses it.
-
-    Raises:
-        InputError: there is no such kind.
+    Raises InputError where there is no such kind.
     """
     for kind in kinds:
         if kind not in KINDS:

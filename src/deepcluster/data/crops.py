@@ -14,9 +14,8 @@ _EXAMPLES = "write it as 2x224,6x96 (two crops of 224 pixels and six of 96), or 
 def parse_crops(text: str) -> Crops:
     """Groups of crops, as (number, side in pixels) each, of a text such as `2x224,6x96` (SwAV's multi-crop, section 3.3).
 
-    Raises:
-        InputError: the text is none such; a number below 1, a side below 8, fewer than two crops in all, or a later group
-            with larger crops than the first.
+    Raises InputError where the text is none such; a number is below 1, a side below 8, there are fewer than two crops in
+    all, or a later group has larger crops than the first.
     """
     groups = []
     for part in text.split(","):

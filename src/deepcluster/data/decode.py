@@ -12,6 +12,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from deepcluster.data.jpeg import decode_jpeg, read_header
 if TYPE_CHECKING:
     from PIL import Image
 
+Pixels = NDArray[np.uint8]
 MAX_PIXELS: Final = 178_956_970
 """Where Pillow too refuses a file as a decompression bomb: 512 MiB of RGB, or 13,377 pixels square."""
 
@@ -37,7 +39,9 @@ _QUICK: Final[Mapping[str, Callable[[bytes], NDArray[np.uint8]]]] = {"JPEG": dec
 _QUICK_MODES: Final = ("L", "RGB")
 
 _ORIENTATION_TAG: Final = 0x0112
-_SIDEWAYS: Final = (5, 6, 7, 8)
+# What undoes an orientation, as Pillow calls it.
+_TURNS: Final = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
+_SIDEWAYS: Final = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _EXIF_KEYS: Final = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 
 # What people really have under the name of an image, by how it begins.
@@ -58,9 +62,7 @@ _NOT_IMAGES: Final = (
 )
 
 
-def decode(
-    encoded: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS, *, shorter_side: int | None = None
-) -> NDArray[np.uint8]:
+def decode(encoded: bytes | Pixels, max_pixels: int = MAX_PIXELS, *, shorter_side: int | None = None) -> Pixels:
     """Return the image in `encoded` as a C-contiguous H x W x 3 uint8 array, which may be read-only.
 
     Grey, palette, CMYK, Lab and 16-bit images become RGB; what is transparent is laid over white; the EXIF orientation
@@ -113,7 +115,7 @@ def _decode_file(encoded: bytes, max_pixels: int, shorter_side: int | None) -> N
 
 def _decode_opened(image: Image.Image, encoded: bytes, shorter_side: int | None, *, sound: bool) -> NDArray[np.uint8]:
     """Decode what Pillow has opened; where the header is sound, by the quick decoder of its format."""
-    from PIL.Image import fromarray
+    from PIL.Image import Transpose, fromarray
 
     stored = image.height, image.width
     if shorter_side and _halves(stored, shorter_side):
@@ -128,7 +130,10 @@ def _decode_opened(image: Image.Image, encoded: bytes, shorter_side: int | None,
     orientation = _orientation(image)  # In a PNG it may stand after the pixels.
     if quick_HWC is not None and orientation == 1:
         return _reduce(quick_HWC, shorter_side)
-    image_HWC = _to_rgb(_upright(image if quick_HWC is None else fromarray(quick_HWC), orientation))
+    turned: Image.Image = image if quick_HWC is None else fromarray(quick_HWC)
+    if orientation != 1:
+        turned = turned.transpose(Transpose[(_TURNS | _SIDEWAYS)[orientation]])
+    image_HWC = _to_rgb(turned)
     if not drafted:
         return _reduce(image_HWC, shorter_side)
     return _reduce(image_HWC, shorter_side, stored[::-1] if orientation in _SIDEWAYS else stored)
@@ -151,9 +156,7 @@ def _halves(size: tuple[int, int], shorter_side: int | None) -> bool:
     return shorter_side is not None and min(size) >= 2 * shorter_side
 
 
-def _reduce(
-    image_HWC: NDArray[np.uint8], shorter_side: int | None, whole: tuple[int, int] | None = None
-) -> NDArray[np.uint8]:
+def _reduce(image_HWC: Pixels, shorter_side: int | None, whole: tuple[int, int] | None = None) -> Pixels:
     """Bring the shorter side down to `shorter_side`; `whole` is the height and width where they aren't the array's."""
     height, width = whole or image_HWC.shape[:2]
     shorter = min(height, width)
@@ -193,22 +196,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # A spoiled EXIF block says nothing about the pixels, and viewers ignore it.
         return 1
     return orientation if orientation in range(2, 9) else 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Undo an orientation."""
-    from PIL.Image import Transpose
-
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -275,29 +262,19 @@ def _reason(encoded: bytes, error: Exception) -> str:
         return f"{counts[0]} pixels is over the limit of {counts[1]} pixels" if len(counts) == 2 else message
     # Python's, Pillow's or torch's, which has no type for it.
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "DefaultCPUAllocator" in str(error):
-        return f"not enough memory to decode {_pixels(encoded)}"
-    if _is_cut_short(encoded, error):
+        what = "it"
+        with suppress(Exception), Image.open(io.BytesIO(encoded), formats=_prepare_pillow()) as image:
+            what = f"{image.width} x {image.height} pixels"
+        return f"not enough memory to decode {what}"
+    if re.match(rb"RIFF....WEBP", encoded, re.DOTALL):
+        is_cut_short = int.from_bytes(encoded[4:8], "little") + 8 > len(encoded)
+    else:
+        is_cut_short = isinstance(error, EOFError) or "truncated" in str(error).lower()
+    if is_cut_short:
         return f"truncated: the file ends after {len(encoded):,} bytes, before the image does"
     if isinstance(error, UnidentifiedImageError):
         return _what_it_is(encoded)
     return f"damaged: {message or type(error).__name__}"
-
-
-def _pixels(encoded: bytes) -> str:
-    """Tell the size of an image that could be opened."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(encoded), formats=_prepare_pillow()) as image:
-            return f"{image.width} x {image.height} pixels"
-    except Exception:
-        return "it"
-
-
-def _is_cut_short(encoded: bytes, error: Exception) -> bool:
-    if re.match(rb"RIFF....WEBP", encoded, re.DOTALL):
-        return int.from_bytes(encoded[4:8], "little") + 8 > len(encoded)
-    return isinstance(error, EOFError) or "truncated" in str(error).lower()
 
 
 def _what_it_is(encoded: bytes) -> str:

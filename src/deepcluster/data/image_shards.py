@@ -68,7 +68,10 @@ class ImageShards:
         try:
             shard = self._open[number]
         except KeyError:
-            shard = self._find(number)
+            with self._opening[number % _STRIPES]:  # In one thread: what each image was decoded from is looked at.
+                if number not in self._open:
+                    self._open[number] = self._opened(number)
+                shard = self._open[number]
         if shard is None:
             return None
         try:
@@ -110,14 +113,6 @@ class ImageShards:
         # First and last image: shards of folders that were once divided in another way are not mixed up.
         return self.folder / f"images-{indices[0]:09d}-{indices[-1]:09d}{ENDING}"
 
-    def _find(self, number: int) -> "Shard | None":
-        """Open a shard, in one thread: what each image was decoded from is looked at."""
-        with self._opening[number % _STRIPES]:
-            if number in self._open:
-                return self._open[number]
-            shard = self._open[number] = self._opened(number)
-            return shard
-
     def _opened(self, number: int) -> "Shard | None":
         """The shard, if it is there, whole, and of the images as they are now."""
         indices = self._indices(number)
@@ -152,7 +147,15 @@ class ImageShards:
         indices = self._indices(number)
         with self._lock:
             if number not in self._pending:
-                self._pending[number] = self._known_bad(indices)
+                # Images that will not come, with why they can't be decoded, if it is that.
+                reasons, unreadable = self._reasons, self.unreadable
+                is_few = len(reasons) + len(unreadable) < len(indices)
+                bad = {*reasons.copy(), *unreadable.copy()} if is_few else indices
+                self._pending[number] = {
+                    index: reasons.get(index) or (self._source.stamp(index), None)
+                    for index in bad
+                    if index in indices and (index in reasons or index in unreadable)
+                }
                 self._pending_bytes[number] = 0
             pending = self._pending[number]
             if not isinstance(pending.get(index, ("", None))[1], Tensor):
@@ -165,17 +168,6 @@ class ImageShards:
                 oldest = next(iter(self._pending))
                 del self._pending[oldest], self._pending_bytes[oldest]
         return None
-
-    def _known_bad(self, indices: range) -> dict[int, Row]:
-        """Images that will not come, with why they can't be decoded, if it is that."""
-        reasons, unreadable = self._reasons, self.unreadable
-        is_few = len(reasons) + len(unreadable) < len(indices)
-        bad = {*reasons.copy(), *unreadable.copy()} if is_few else indices
-        return {
-            index: reasons.get(index) or (self._source.stamp(index), None)
-            for index in bad
-            if index in indices and (index in reasons or index in unreadable)
-        }
 
     def _write(self, number: int, rows: list[Row]) -> None:
         indices = self._indices(number)

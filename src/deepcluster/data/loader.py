@@ -110,8 +110,7 @@ class Loader:
     ) -> Generator[Batch, None, None]:
         """Random views of the images `order_N` (an image may come twice), from batch number `first_batch` on.
 
-        Args:
-            batches: images of a batch; or the positions in `order_N` of those of each batch.
+        `batches` is the number of images of a batch, or the positions in `order_N` of those of each batch.
         """
         if isinstance(batches, int):
             batches = [slice(start, start + batches) for start in range(0, len(order_N), batches)]
@@ -163,7 +162,7 @@ class Loader:
             if view not in self._views:
                 needed = len(images) * view.size**2 * 3
                 index = next(index for index in range(len(images)) if index not in self.unreadable)
-                if needed > images.free_bytes or view.is_cut_from(images.get(index)):
+                if needed > images.free_bytes or min(images.get(index).shape[:2]) == view.resized:
                     return None
                 images.free_bytes -= needed
                 self._views[view] = KeptViews(len(images), view.size)
@@ -176,7 +175,12 @@ class Loader:
             return
         stream = torch.cuda.Stream(self.device)
         upcoming: deque[tuple[Batch, torch.cuda.Event]] = deque()
-        with closing(self._ahead(lambda number: _pinned(make(number)), first, end)) as batches:
+
+        def pinned(number: int) -> Batch:  # In memory that a GPU can copy from on its own.
+            batch = make(number)
+            return replace(batch, crops=tuple(crop if crop.is_cuda else crop.pin_memory() for crop in batch.crops))
+
+        with closing(self._ahead(pinned, first, end)) as batches:
             for batch in batches:
                 with torch.cuda.stream(stream):
                     crops = tuple(crop.to(self.device, non_blocking=True) for crop in batch.crops)
@@ -234,11 +238,6 @@ def image_threads(workers: int) -> ThreadPoolExecutor:
 
 def _crops(views: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return views if isinstance(views, tuple) else (views,)
-
-
-def _pinned(batch: Batch) -> Batch:
-    """The batch in memory that a GPU can copy from on its own."""
-    return replace(batch, crops=tuple(crop if crop.is_cuda else crop.pin_memory() for crop in batch.crops))
 
 
 def _handed_over(batch: Batch, copied: torch.cuda.Event) -> Batch:

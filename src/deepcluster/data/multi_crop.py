@@ -32,8 +32,7 @@ class MultiCropView:
         scales: least and most share of the image's area, for each group.
         flip: flip half of the crops left to right.
 
-    Raises:
-        InputError: there are not as many scales as groups.
+    Raises InputError where there are not as many scales as groups.
     """
 
     crops: Crops
@@ -47,10 +46,9 @@ class MultiCropView:
                 f"{len(self.scales)} ranges of areas for {len(self.crops)} groups of crops: give one for each group, "
                 "such as 0.14,1 for the large and 0.05,0.14 for the small ones"
             )
-        views = (
-            TrainingView(size, scale=scale, flip=self.flip) for (_, size), scale in zip(self.crops, self.scales, strict=True)
-        )
-        object.__setattr__(self, "views", tuple(views))
+        groups = zip(self.crops, self.scales, strict=True)
+        views = tuple(TrainingView(size, scale=scale, flip=self.flip) for (_, size), scale in groups)
+        object.__setattr__(self, "views", views)
 
     @property
     def n_views(self) -> int:

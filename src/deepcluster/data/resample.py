@@ -95,9 +95,8 @@ def _weights(
     scale_B1 = (lengths_B.double() / size)[:, None]
     reach_B1 = scale_B1.clamp(min=1)
     steps_S = torch.arange(size, device=device) + 0.5
-    centres_BS = scale_B1 * (
-        steps_S if flips_B is None else torch.where(flips_B.to(device)[:, None], size - steps_S, steps_S)
-    )
+    turned_BS = steps_S if flips_B is None else torch.where(flips_B.to(device)[:, None], size - steps_S, steps_S)
+    centres_BS = scale_B1 * turned_BS
     first_BS = (centres_BS - reach_B1 + 0.5).trunc().clamp(min=0)
     end_BS = torch.minimum((centres_BS + reach_B1 + 0.5).trunc(), lengths_B[:, None].double())
     at_BST = first_BS[..., None] + torch.arange(ceil(2 * longest) + 1, device=device)

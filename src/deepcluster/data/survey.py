@@ -60,14 +60,9 @@ class Survey:
 
 
 def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None], at_least: int = 2) -> Survey:
-    """Look at an even sample of up to 512 images.
+    """Look at an even sample of up to 512 images; raises InputError where fewer than `at_least` can be read.
 
-    Args:
-        on_images: called with the number of images done; may raise to stop.
-        at_least: so many must be readable; two can be clustered.
-
-    Raises:
-        InputError: fewer can be read.
+    `on_images` is called with the number of images done; it may raise to stop.
     """
     sample = even_sample(range(len(source)), SAMPLE)
     sides, n_grey, unreadable = [], 0, {}
@@ -113,12 +108,8 @@ def _look(source: ImageSource, index: int) -> tuple[tuple[int, int], bool] | str
 def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None]) -> Survey:
     """Decode up to 10,000 images once, which fills the cache and finds the unreadable ones; of more the survey counts.
 
-    Args:
-        loader: its `unreadable` is filled.
-        on_images: called with the number of images done; may raise to stop.
-
-    Raises:
-        InputError: more than 10 % are unreadable, or fewer than two are left.
+    The loader's `unreadable` is filled. `on_images` is called with the number of images done; it may raise to stop.
+    Raises InputError where more than 10 % are unreadable, or fewer than two are left.
     """
     count = len(loader.images)
     if count <= CHECK_ALL:

@@ -57,25 +57,17 @@ class ClusterView:
     def __call__(self, images: Images, draws_BR: NDArray[np.float64] | None = None) -> Tensor:
         """The views (B, 3, size, size), uint8, channels last in memory."""
         if isinstance(images, Tensor):
-            return self._centre(_resized_together(images, self.size)).contiguous(memory_format=LAST)
+            return _centre(_resized_together(images, self.size), self.size).contiguous(memory_format=LAST)
         views = _room(len(images), self.size)
         for view_CHW, image_HWC in zip(views, images, strict=True):
-            view_CHW.copy_(self._centre(_resized_alone(image_HWC, self.size)))
+            view_CHW.copy_(_centre(_resized_alone(image_HWC, self.size), self.size))
         return views
-
-    def is_cut_from(self, image_HWC: Tensor) -> bool:
-        """Whether the view is a part of the image as it is, and costs nothing to make."""
-        return min(image_HWC.shape[:2]) == self.resized
 
     def resized_sides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of an image of that size once its shorter side is `resized`."""
         # In whole numbers: height * (resized / shorter) loses a row to rounding at some sizes, as at 98 x 49.
         shorter = min(height, width)
         return self.resized * height // shorter, self.resized * width // shorter
-
-    def _centre(self, whole: Tensor) -> Tensor:
-        top, left = (round((side - self.size) / 2) for side in whole.shape[-2:])
-        return whole[..., top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)
@@ -153,25 +145,19 @@ class ShiftedView:
         if isinstance(images, Tensor):
             return self._cut_together(_resized_together(images, self.size), places_B2, flips_B)
         views = _room(len(images), self.size)
-        for view_CHW, image_HWC, (top, left), turned in zip(
-            views, images, places_B2.tolist(), flips_B.tolist(), strict=True
-        ):
-            square_CHW = self._square(_resized_alone(image_HWC, self.size))
+        places, flips = places_B2.tolist(), flips_B.tolist()
+        for view_CHW, image_HWC, (top, left), turned in zip(views, images, places, flips, strict=True):
+            square_CHW = _centre(_resized_alone(image_HWC, self.size), ClusterView(self.size).resized)
             crop_CHW = square_CHW[:, top : top + self.size, left : left + self.size]
             view_CHW.copy_(crop_CHW.flip(2) if turned else crop_CHW)
         return views
-
-    def _square(self, whole: Tensor) -> Tensor:
-        side = ClusterView(self.size).resized
-        top, left = (round((length - side) / 2) for length in whole.shape[-2:])
-        return whole[..., top : top + side, left : left + side]
 
     def _cut_together(self, whole_BCHW: Tensor, places_B2: Tensor, flips_B: Tensor) -> Tensor:
         device, steps_S = whole_BCHW.device, torch.arange(self.size)
         down_BS = places_B2[:, :1] + steps_S
         across_BS = places_B2[:, 1:] + torch.where(flips_B[:, None], self.size - 1 - steps_S, steps_S)
         batch_B11 = torch.arange(len(whole_BCHW), device=device)[:, None, None]
-        pixels_BHWC = self._square(whole_BCHW).permute(0, 2, 3, 1)
+        pixels_BHWC = _centre(whole_BCHW, ClusterView(self.size).resized).permute(0, 2, 3, 1)
         return pixels_BHWC[batch_B11, down_BS[:, :, None].to(device), across_BS[:, None].to(device)].permute(0, 3, 1, 2)
 
 
@@ -217,6 +203,11 @@ def _resized_together(images_BHCW: Tensor, size: int) -> Tensor:
     count, height, _, width = images_BHCW.shape
     whole_B4 = torch.tensor([0, 0, height, width]).expand(count, 4)
     return resample(images_BHCW, whole_B4, ClusterView(size).resized_sides(height, width)).permute(0, 2, 1, 3)
+
+
+def _centre(whole: Tensor, side: int) -> Tensor:
+    top, left = (round((length - side) / 2) for length in whole.shape[-2:])
+    return whole[..., top : top + side, left : left + side]
 
 
 def _room(count: int, size: int) -> Tensor:

@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Final
 
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.data.sources.arrays import ArraySource
-from deepcluster.data.sources.files import IMAGE_ENDINGS, open_list, open_table
+from deepcluster.data.sources.files import IMAGE_ENDINGS, open_list
 from deepcluster.data.sources.folders import NoImages, open_folder
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import JoinedSource, LimitedSource
@@ -37,6 +38,7 @@ SUPPORTED: Final = (
     "a folder of images, tar shards or Parquet files, a list (.txt, .lst) or table (.csv, .tsv) of paths, shards (.tar, "
     ".tar.gz), Parquet (.parquet), an array (.npz, .npy), a saved Hugging Face data set, or an address of any but arrays"
 )
+LISTS: Final = (".txt", ".lst", ".csv", ".tsv")
 TARS: Final = (".tar", ".tar.gz", ".tgz")
 # Files that hold many images.
 HOLDERS: Final = (*TARS, ".parquet")
@@ -61,8 +63,7 @@ def open_source(
         on_found: told how many images have been found so far; may raise to stop.
         on_trouble: told, in a sentence, of what is waited for or gone on without.
 
-    Raises:
-        InputError: nothing is there, nothing is in it, or nothing that is known.
+    Raises InputError where nothing is there, nothing is in it, or nothing that is known.
     """
     cache = cache or usual_cache_folder()
     opener = _Opener(cache, BlockStore(cache / "blocks", cache_bytes), on_found, Patience(on_trouble=on_trouble))
@@ -119,22 +120,23 @@ class _Opener:
 
     def _path(self, data: str, path: Path) -> ImageSource:
         if path.is_dir():
-            return open_saved_dataset(path) if is_saved_dataset(path) else self._folder(path)
+            if is_saved_dataset(path):
+                return open_saved_dataset(path)
+            try:
+                return open_folder(path, on_found=self.on_found)
+            except NoImages as nothing:  # Perhaps there are shards or Parquet files.
+                holders = sorted(one for one in path.rglob("*") if one.name.lower().endswith(HOLDERS) and one.is_file())
+                if not holders:
+                    raise InputError(str(nothing)) from None
+                return self._files(str(path), holders, below=path)
         if not path.exists():
-            raise InputError(f"{data} does not exist{_nearest_path(path)}; looked in {path.absolute().parent}")
+            near = ""
+            with suppress(OSError):
+                near = did_you_mean(path.name, (other.name for other in islice(path.parent.iterdir(), 1000)))
+            raise InputError(f"{data} does not exist{near}; looked in {path.absolute().parent}")
         if path.suffix.lower()[1:] in IMAGE_ENDINGS:
             raise InputError(f"{data} is a single image; give its folder, or a list of images (.txt, .csv)")
         return self._files(data, [path])
-
-    def _folder(self, folder: Path) -> ImageSource:
-        """The images of a folder, or where it holds none, those of the shards and Parquet files in it."""
-        try:
-            return open_folder(folder, on_found=self.on_found)
-        except NoImages as nothing:
-            holders = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(HOLDERS) and path.is_file())
-            if not holders:
-                raise InputError(str(nothing)) from None
-            return self._files(str(folder), holders, below=folder)
 
     def _files(self, data: str, paths: list[Path], below: Path | None = None) -> ImageSource:
         """What lies in files of one kind; of several kinds, one after the other."""
@@ -157,17 +159,15 @@ class _Opener:
 
     def _list_or_array(self, data: str, path: Path) -> ImageSource:
         ending = path.suffix.lower()
-        if ending in (".txt", ".lst"):
+        if ending in LISTS:
             return open_list(path, blocks=self.blocks, patience=self.patience)
-        if ending in (".csv", ".tsv"):
-            return open_table(path, blocks=self.blocks, patience=self.patience)
         if ending in (".npz", ".npy"):
             return ArraySource(path)
         raise InputError(f"{data}: files ending in {ending or 'nothing'} are not known as data; give {SUPPORTED}")
 
     def _address(self, address: str) -> ImageSource:
         name = path_of(address).lower()
-        if name.endswith((".txt", ".lst", ".csv", ".tsv")):
+        if name.endswith(LISTS):
             return open_list_at(address, self.blocks, self.patience)
         if name.endswith((".npz", ".npy")):
             raise InputError(f"{address}: arrays are read from this machine alone; copy the file here")
@@ -189,10 +189,3 @@ def _kind(name: str) -> str:
     """`.tar` of all kinds of tar, else the ending."""
     lower = name.lower()
     return ".tar" if lower.endswith(TARS) else os.path.splitext(lower)[1]  # noqa: PTH122
-
-
-def _nearest_path(path: Path) -> str:
-    try:
-        return did_you_mean(path.name, (near.name for near in islice(path.parent.iterdir(), 1000)))
-    except OSError:
-        return ""

@@ -13,11 +13,11 @@ from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
-from deepcluster.data.sources.remote_files import count_endings, open_remote_list, parse_list, parse_table
+from deepcluster.data.sources.remote_files import count_endings, open_remote_list, parse_pairs
 from deepcluster.data.storage import check_regular, file_stamp
 from deepcluster.data.storage.addresses import is_address, shown
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.retries import Patience
+from deepcluster.data.storage.retries import PATIENT, Patience
 
 IMAGE_ENDINGS: Final = frozenset(
     "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm avif".split()  # noqa: SIM905 (a list of words)
@@ -70,35 +70,19 @@ def describe_files(folders: int, endings: Counter[str], notes: Iterable[str]) ->
     return ", ".join([f"in {count_of(folders, 'folder')} ({endings_of(endings)})", *notes])
 
 
-def open_list(file: Path, *, blocks: BlockStore, patience: Patience | None = None) -> ImageSource:
-    """Open the images that `file` names, one path a line, in that order; lines that start with # are remarks.
+def open_list(file: Path, *, blocks: BlockStore, patience: Patience = PATIENT) -> ImageSource:
+    """Open the images that a list or a table (.csv, .tsv) names, in that order.
 
-    Raises InputError where it names none, or where more than a tenth are missing.
+    A list has one path a line, and lines that start with # are remarks; a table has a header line, and labels where it has
+    a column of them. Raises InputError where it has no column of paths or names no images, or where more than a tenth are
+    missing.
     """
-    return _open_pairs(file, parse_list(_read_text(file)), [], blocks, patience)
-
-
-def open_table(file: Path, *, blocks: BlockStore, patience: Patience | None = None) -> ImageSource:
-    """Open the images that a table with a header line names, with the labels of its label column where it has one.
-
-    Raises InputError where it has no column of paths or names no images, or where more than a tenth are missing.
-    """
-    pairs, notes = parse_table(_read_text(file), str(file))
-    return _open_pairs(file, pairs, notes, blocks, patience)
-
-
-def _read_text(file: Path) -> str:
     try:
         check_regular(file)
-        return file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} can't be read as UTF-8 text: {error}") from error
-
-
-def _open_pairs(
-    file: Path, pairs: list[tuple[str, str]], notes: list[str], blocks: BlockStore, patience: Patience | None
-) -> ImageSource:
-    """Return the images that a list or table names, each with its label ("" = unknown)."""
+    pairs, notes = parse_pairs(text, str(file))
     if not pairs:
         raise InputError(f"{file} names no images; write the path of one image a line")
     remote = [path for path, _ in pairs if "://" in path and is_address(path)]

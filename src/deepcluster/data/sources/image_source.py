@@ -7,13 +7,22 @@ N images, H height, W width, C channels. A source never changes while it is open
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.core.text import count_of, printable
+
+
+def place_of(index: int, ends: Sequence[int]) -> tuple[int, int]:
+    """Return the part of a source in which an image lies, and its index there; `ends` are those of the parts."""
+    if not 0 <= index < ends[-1]:
+        raise IndexError(f"index {index} of {ends[-1]} images")
+    part = bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
 
 
 class ImageSource(ABC):

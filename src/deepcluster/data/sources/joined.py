@@ -5,8 +5,7 @@ N images.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of, distinct, printable
-from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.image_source import ImageSource, place_of
 
 
 class JoinedSource(ImageSource):
@@ -33,28 +32,22 @@ class JoinedSource(ImageSource):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def _find(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} images")
-        part = bisect_right(self._ends, index)
-        return part, index - self._ends[part] + len(self._parts[part])
-
     def name(self, index: int) -> str:
-        part, inner = self._find(index)
+        part, inner = place_of(index, self._ends)
         own, name = self._names[part], self._parts[part].name(inner)
         # What lies inside a file says so itself (`digits.npz::000012`).
         return self._prefixes[part] + (name[len(own) :] if name.startswith(f"{own}::") else f"/{name}")
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        part, inner = self._find(index)
+        part, inner = place_of(index, self._ends)
         return self._parts[part].read(inner)
 
     def path(self, index: int) -> Path | None:
-        part, inner = self._find(index)
+        part, inner = place_of(index, self._ends)
         return self._parts[part].path(inner)
 
     def stamp(self, index: int) -> str:
-        part, inner = self._find(index)
+        part, inner = place_of(index, self._ends)
         return self._parts[part].stamp(inner)
 
     def changed(self) -> str | None:
@@ -115,9 +108,7 @@ class LimitedSource(ChosenImages):
         return f"{len(self):,} of {count_of(len(self._source), 'image')} (--limit) {self.details()}"
 
 
-def _label_names(source: ImageSource) -> Iterator[str]:
-    """Yield the class name of each image, "" where it is unknown."""
-    if source.labels_N is None:
-        yield from [""] * len(source)
-    else:
-        yield from (source.class_names[label] if label >= 0 else "" for label in source.labels_N.tolist())
+def _label_names(source: ImageSource) -> list[str]:
+    """Return the class name of each image, "" where it is unknown."""
+    names = [*source.class_names, ""]  # -1, unknown, is the last one.
+    return [""] * len(source) if source.labels_N is None else [names[label] for label in source.labels_N.tolist()]

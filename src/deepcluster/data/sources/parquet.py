@@ -68,14 +68,14 @@ def open_parquet(
     opened: list[_ParquetTable] = []
     try:
         for one in pool.map(_open_one, files):
-            opened += [one] if one.table.rows else []
+            opened += [one] if one.rows else []
             if on_found is not None:
-                on_found(sum(each.table.rows for each in opened))
+                on_found(sum(each.rows for each in opened))
     finally:
         pool.shutdown(cancel_futures=True)
     if not opened:
         raise InputError(f"{', '.join(file.where() for file in files[:3])} has no rows, and so no images")
-    same_columns([one.table for one in opened])
+    same_columns(opened)
     return ParquetSource(opened, blocks)
 
 
@@ -116,10 +116,9 @@ class _Runs:
 
 
 @dataclass(frozen=True)
-class _ParquetTable:
-    """An open file: what all sources of tables know of it, and what only Parquet has."""
+class _ParquetTable(Table):
+    """An open file, and what only Parquet has."""
 
-    table: Table
     metadata: pq.FileMetaData
     runs: _Runs
 
@@ -129,8 +128,8 @@ class ParquetSource(TableSource):
 
     def __init__(self, opened: Sequence[_ParquetTable], blocks: BlockStore) -> None:
         """Take files of at least one row, and where to keep what is decoded of them."""
-        super().__init__([one.table for one in opened], f"in {count_of(len(opened), 'Parquet file')}")
-        self._image = opened[0].table.columns
+        super().__init__(opened, f"in {count_of(len(opened), 'Parquet file')}")
+        self._image = opened[0].columns
         self._metadata = [one.metadata for one in opened]
         self._runs = [one.runs for one in opened]
         self._bytes = sum(one.runs.bytes for one in opened)
@@ -239,10 +238,8 @@ class _RunReader:
             buffer_size=_READ_BYTES,
             page_checksum_verification=True,
         )
-        groups = list(range(*runs.groups[run : run + 2].tolist()))
-        self._batches: Iterator[pa.RecordBatch] = parquet.iter_batches(
-            int(runs.steps[run]), groups, [_leaf(columns)], use_threads=False
-        )
+        rows, groups = int(runs.steps[run]), list(range(*runs.groups[run : run + 2].tolist()))
+        self._batches: Iterator[pa.RecordBatch] = parquet.iter_batches(rows, groups, [_leaf(columns)], use_threads=False)
         self._rest = pa.array([], pa.large_binary())
 
     def at_end(self) -> bool:
@@ -307,7 +304,7 @@ def _open_one(file: StoredFile) -> _ParquetTable:
         labels = label_texts(small[columns.label], columns.classes) if small is not None and columns.label else [""] * rows
     except DAMAGES as error:
         raise InputError(_open_fault(file, error)) from error
-    return _ParquetTable(Table(file, rows, columns, paths, labels, holes), metadata, runs)
+    return _ParquetTable(file, rows, columns, paths, labels, holes, metadata, runs)
 
 
 def _plan(metadata: pq.FileMetaData, leaf: str) -> tuple[_Runs, bool]:

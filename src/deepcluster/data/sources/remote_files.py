@@ -9,7 +9,7 @@ import csv
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
@@ -18,10 +18,10 @@ from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.storage.addresses import host_of, is_address, is_web, names_below, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import Patience, ask, find_addresses
-from deepcluster.data.storage.retries import NotAllowed, NotThere, Refused
+from deepcluster.data.storage.remote import ask, find_addresses
+from deepcluster.data.storage.retries import PATIENT, NotAllowed, NotThere, Patience, Refused
 
-_TABLES: Final = (".csv", ".tsv")
+TABLES: Final = (".csv", ".tsv")
 _PATH_COLUMNS: Final = ("path", "file", "filename", "file_name", "image", "image_path", "name")
 _LABEL_COLUMNS: Final = ("label", "class", "target")
 
@@ -33,22 +33,15 @@ class RemoteImages(ImageSource):
     is not fetched again.
     """
 
-    def __init__(
-        self,
-        addresses: Sequence[str],
-        labels: Sequence[str] | None,
-        details: str,
-        blocks: BlockStore,
-        patience: Patience | None = None,
-    ) -> None:
-        """Take N different addresses, a class name for each ("" = unknown), and what `details` says."""
-        super().__init__(labels)
-        self._addresses = PackedNames(addresses)
-        paths = names_below([path_of(each) for each in addresses])[1]
-        self._names = PackedNames(distinct([printable(path) for path in paths]))
-        self._details = details
+    def __init__(self, labels: Mapping[str, str], details: str, blocks: BlockStore, patience: Patience) -> None:
+        """Take N different addresses with their class names ("" = unknown), and what `details` says after their endings."""
+        super().__init__(labels.values() if any(labels.values()) else None)
+        paths = [path_of(address) for address in labels]
+        self._addresses = PackedNames(labels)
+        self._names = PackedNames(distinct([printable(path) for path in names_below(paths)[1]]))
+        self._details = f"({endings_of(count_endings(paths))}) {details}"
         self._blocks = blocks
-        self._patience = patience or Patience()
+        self._patience = patience
 
     def __len__(self) -> int:
         return len(self._addresses)
@@ -75,11 +68,7 @@ class RemoteImages(ImageSource):
 
 
 def open_remote_list(
-    file_name: str,
-    pairs: Sequence[tuple[str, str]],
-    notes: Sequence[str],
-    blocks: BlockStore,
-    patience: Patience | None = None,
+    file_name: str, pairs: Sequence[tuple[str, str]], notes: Sequence[str], blocks: BlockStore, patience: Patience = PATIENT
 ) -> ImageSource:
     """Open the images of a list or table, (address, class name or "") each; nothing is asked of their server yet.
 
@@ -88,67 +77,15 @@ def open_remote_list(
     """
     if not pairs:
         raise InputError(f"{file_name} names no images; write the address of one image a line")
-    _check_hosts(file_name, [address for address, _ in pairs])
-    labels: dict[str, str] = {}
-    for address, label in pairs:
-        labels.setdefault(address, label)
-    if len(labels) < len(pairs):
-        notes = [*notes, f"{count_of(len(pairs) - len(labels), 'repeated line')} skipped"]
-    return _images(labels, ", ".join([f"listed in {file_name}", *notes]), blocks, patience)
-
-
-def open_list_at(address: str, blocks: BlockStore, patience: Patience | None = None) -> ImageSource:
-    """Open the images that a list or table at an address names; what is no address is relative to it.
-
-    Raises InputError where it can't be read, and as `open_remote_list`.
-    """
-    patience = patience or Patience()
-    content = ask(address, lambda site: site.whole(address), patience)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{shown(address)} can't be read as UTF-8 text: {error}") from error
-    notes: list[str] = []
-    if path_of(address).lower().endswith(_TABLES):
-        pairs, notes = parse_table(text, path_of(address))
-    else:
-        pairs = parse_list(text)
-    return open_remote_list(
-        shown(address), [(_join(address, path), label) for path, label in pairs], notes, blocks, patience
-    )
-
-
-def open_folder_at(
-    address: str, endings: Sequence[str], blocks: BlockStore, patience: Patience | None = None
-) -> ImageSource:
-    """Open all images below a folder at an address, or those that a pattern stands for, by name; without labels.
-
-    Raises InputError where there are none.
-    """
-    found = [one for one, _ in find_addresses(address, endings, patience=patience)]
-    return _images(dict.fromkeys(found, ""), f"at {shown(address)}", blocks, patience)
-
-
-def _images(labels: dict[str, str], details: str, blocks: BlockStore, patience: Patience | None) -> ImageSource:
-    endings = count_endings(map(path_of, labels))
-    known = list(labels.values()) if any(labels.values()) else None
-    return RemoteImages(list(labels), known, f"({endings_of(endings)}) {details}", blocks, patience)
-
-
-def count_endings(paths: Iterable[str]) -> Counter[str]:
-    """Return how many of the paths have each ending; "" where the name has none."""
-    names = (path.rpartition("/")[2] for path in paths)
-    return Counter(name.rpartition(".")[2] if "." in name else "" for name in names)
-
-
-def _check_hosts(file_name: str, addresses: Sequence[str]) -> None:
-    """Refuse a list of several servers or buckets, or of addresses and paths: it has no root to which names are relative."""
+    # A list of several servers or buckets, or of addresses and paths, has no root to which names are relative.
     first: dict[str, str] = {}
     times: Counter[str] = Counter()
-    for address in addresses:
+    labels: dict[str, str] = {}
+    for address, label in pairs:
         host = host_of(address) if is_address(address) else "no address"
         first.setdefault(host, address)
         times[host] += 1
+        labels.setdefault(address, label)
     if len(times) > 1 or "no address" in times:
         some = [f"{host} {number:,} (such as {shown(first[host])[:100]})" for host, number in times.most_common(5)]
         more = f", and {len(times) - 5:,} others" if len(times) > 5 else ""
@@ -156,6 +93,39 @@ def _check_hosts(file_name: str, addresses: Sequence[str]) -> None:
             f"the images of one list must lie at one server, but {file_name} names {shown(', '.join(some))}{more}; make "
             "a list for each; they can be given together"
         )
+    if len(labels) < len(pairs):
+        notes = [*notes, f"{count_of(len(pairs) - len(labels), 'repeated line')} skipped"]
+    return RemoteImages(labels, ", ".join([f"listed in {file_name}", *notes]), blocks, patience)
+
+
+def open_list_at(address: str, blocks: BlockStore, patience: Patience = PATIENT) -> ImageSource:
+    """Open the images that a list or table at an address names; what is no address is relative to it.
+
+    Raises InputError where it can't be read, and as `open_remote_list`.
+    """
+    content = ask(address, lambda site: site.whole(address), patience)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown(address)} can't be read as UTF-8 text: {error}") from error
+    pairs, notes = parse_pairs(text, path_of(address))
+    pairs = [(_join(address, path), label) for path, label in pairs]
+    return open_remote_list(shown(address), pairs, notes, blocks, patience)
+
+
+def open_folder_at(address: str, endings: Sequence[str], blocks: BlockStore, patience: Patience = PATIENT) -> ImageSource:
+    """Open all images below a folder at an address, or those that a pattern stands for, by name; without labels.
+
+    Raises InputError where there are none.
+    """
+    found = [one for one, _ in find_addresses(address, endings, patience=patience)]
+    return RemoteImages(dict.fromkeys(found, ""), f"at {shown(address)}", blocks, patience)
+
+
+def count_endings(paths: Iterable[str]) -> Counter[str]:
+    """Return how many of the paths have each ending; "" where the name has none."""
+    names = (path.rpartition("/")[2] for path in paths)
+    return Counter(name.rpartition(".")[2] if "." in name else "" for name in names)
 
 
 def _join(base: str, path: str) -> str:
@@ -174,23 +144,28 @@ def _join(base: str, path: str) -> str:
     return f"{scheme}://{host}{'/' if host else ''}{joined}{chained}{rest}"
 
 
-def parse_list(text: str) -> list[tuple[str, str]]:
-    """Return the path and the label of each line of a list: labels are unknown, "", since a list has none."""
-    lines = (line.strip() for line in text.split("\n"))
-    return [(line, "") for line in lines if line and not line.startswith("#")]
-
-
-def parse_table(text: str, file: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return the path and the label ("" = unknown) of each row of a table, and notes on what was found in it.
+def parse_pairs(text: str, file: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the path and the label ("" = unknown) of each line of a list or table, and notes on what was found in it.
 
     Raises InputError, which calls the table `file`, where it has no column of paths.
     """
+    if not file.lower().endswith(TABLES):
+        lines = (line.strip() for line in text.split("\n"))
+        return [(line, "") for line in lines if line and not line.startswith("#")], []
     header_line = text.partition("\n")[0]
     delimiter = "\t" if file.lower().endswith(".tsv") else max(",;\t", key=header_line.count)
     rows = csv.reader(io.StringIO(text), delimiter=delimiter)
     try:
         header = [column.strip() for column in next(rows, [])]
-        path_at, label_at = _find_columns(header, file)
+        lower = [column.lower() for column in header]
+        path_at, label_at = (
+            next((lower.index(column) for column in columns if column in lower), None)
+            for columns in (_PATH_COLUMNS, _LABEL_COLUMNS)
+        )
+        if path_at is None:
+            found = f"its first line names {', '.join(header)}" if header else "it is empty"
+            hint = next(filter(None, (did_you_mean(column, _PATH_COLUMNS) for column in lower)), "")
+            raise InputError(f"{file} has no column of image paths: {found}{hint}; name one of the columns path")
         cells = ((_cell(row, path_at), _cell(row, label_at)) for row in rows)
         pairs = [(path, "" if label == "-1" else label) for path, label in cells if path]
     except csv.Error as error:
@@ -199,17 +174,6 @@ def parse_table(text: str, file: str) -> tuple[list[tuple[str, str]], list[str]]
     if label_at is None or not classes:
         return pairs, []
     return pairs, [f"{count_of(classes, 'class')} from column {header[label_at]}"]
-
-
-def _find_columns(header: list[str], file: str) -> tuple[int, int | None]:
-    """Return the columns of the paths and of the labels, the latter None where there is none."""
-    lower = [column.lower() for column in header]
-    path_at = next((lower.index(column) for column in _PATH_COLUMNS if column in lower), None)
-    if path_at is None:
-        found = f"its first line names {', '.join(header)}" if header else "it is empty"
-        hint = next(filter(None, (did_you_mean(column, _PATH_COLUMNS) for column in lower)), "")
-        raise InputError(f"{file} has no column of image paths: {found}{hint}; name one of the columns path")
-    return path_at, next((lower.index(column) for column in _LABEL_COLUMNS if column in lower), None)
 
 
 def _cell(row: list[str], column: int | None) -> str:

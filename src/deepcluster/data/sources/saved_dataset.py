@@ -57,22 +57,21 @@ def open_saved_dataset(folder: Path) -> ImageSource:
     start = 0
     for prefix, inner in [(f"{name}/", folder / name) for name in names] or [("", folder)]:
         found = _open_split(inner, prefix)
-        count = sum(one.table.rows for one in found)
+        count = sum(one.rows for one in found)
         rows.append(start + _order(inner, count))
         start += count
         opened += found
     if not opened or not sum(map(len, rows)):
         raise InputError(f"{folder} is a saved dataset without rows, and so without images")
-    same_columns([one.table for one in opened])
+    same_columns(opened)
     rows_N = np.concatenate(rows)
     return SavedDataset(opened, None if np.array_equal(rows_N, np.arange(start)) else rows_N)
 
 
 @dataclass(frozen=True)
-class _SavedTable:
-    """An open file: what all sources of tables know of it, and the images, which lie in the file itself."""
+class _SavedTable(Table):
+    """An open file, and the images, which lie in the file itself."""
 
-    table: Table
     images: pa.ChunkedArray
 
 
@@ -82,7 +81,7 @@ class SavedDataset(TableSource):
     def __init__(self, opened: Sequence[_SavedTable], rows_N: NDArray[np.int64] | None) -> None:
         """Take at least one file, and which row of them all each image is; None = every row, in order."""
         where = f"in {count_of(len(opened), 'Arrow file')} of a saved Hugging Face dataset"
-        super().__init__([one.table for one in opened], where, rows_N)
+        super().__init__(opened, where, rows_N)
         self._images = [one.images for one in opened]
 
     def _stored(self, table: int, row: int) -> bytes | None:
@@ -124,7 +123,7 @@ def _open_split(folder: Path, prefix: str) -> list[_SavedTable]:
         features = {}
     files = [LocalFile(folder / name, prefix + name) for name in _file_names(folder, "_data_files")]
     opened = (_open_table(file, features) for file in files)
-    return [one for one in opened if one.table.rows]
+    return [one for one in opened if one.rows]
 
 
 def _open_table(file: LocalFile, features: dict[str, Any]) -> _SavedTable:
@@ -144,7 +143,7 @@ def _open_table(file: LocalFile, features: dict[str, Any]) -> _SavedTable:
             labels = label_texts(whole[columns.label], columns.classes)
     except DAMAGES as error:
         raise InputError(f"{file.where()} is damaged ({first_line(error)}); save the dataset again") from error
-    return _SavedTable(Table(file, rows, columns, paths, labels, images.null_count > 0), images)
+    return _SavedTable(file, rows, columns, paths, labels, images.null_count > 0, images)
 
 
 def _read_stream(file: StoredFile) -> pa.Table:

@@ -10,7 +10,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,7 +25,7 @@ _TELL_SECONDS: Final = 0.2
 _TELL_ENTRIES: Final = 5_000
 
 
-@dataclass(frozen=True)
+@dataclass
 class Listing:
     """What lies below a folder at one moment.
 
@@ -41,14 +41,14 @@ class Listing:
         settled: whether a change since then must show in the stamps.
     """
 
-    names: PackedNames
-    folders: PackedNames
-    stamps: PackedNames
-    endings: Counter[str]
-    others: Counter[str]
-    holding: int
-    closed: int
-    settled: bool
+    names: PackedNames = field(default_factory=PackedNames)
+    folders: PackedNames = field(default_factory=PackedNames)
+    stamps: PackedNames = field(default_factory=PackedNames)
+    endings: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
+    holding: int = 0
+    closed: int = 0
+    settled: bool = False
 
     def still_true(self, root: Path) -> bool:
         """Whether the stamps say that no entry has come or gone."""
@@ -64,8 +64,7 @@ class _Folder(NamedTuple):
 def scan(root: Path, on_found: Callable[[int], None] | None = None) -> Listing:
     """Return what lies below `root`.
 
-    Args:
-        on_found: called with the number of images so far, a few times a second and at the end; may raise to stop.
+    `on_found` gets the number of images so far, a few times a second and at the end; it may raise to stop.
     """
     listing = _Scan(root, on_found).run()
     if on_found:
@@ -79,10 +78,8 @@ class _Scan:
     def __init__(self, root: Path, on_found: Callable[[int], None] | None) -> None:
         self.root = root
         self.on_found = on_found
-        self.names, self.folders, self.stamps = PackedNames(), PackedNames(), PackedNames()
-        self.endings: Counter[str] = Counter()
-        self.others: Counter[str] = Counter()
-        self.holding = self.closed = self.latest_ns = 0
+        self.found = Listing()
+        self.latest_ns = 0
         self.told = time.monotonic()
 
     def run(self) -> Listing:
@@ -93,11 +90,9 @@ class _Scan:
             if isinstance(item, _Folder):
                 stack += reversed(self._look_into(item))
             else:
-                self.names.extend(item)
-        return Listing(
-            self.names, self.folders, self.stamps, self.endings, self.others, self.holding, self.closed,
-            settled=self.latest_ns < begun_ns - _SETTLED_SECONDS * 10**9,
-        )  # fmt: skip
+                self.found.names.extend(item)
+        self.found.settled = self.latest_ns < begun_ns - _SETTLED_SECONDS * 10**9
+        return self.found
 
     def _look_into(self, folder: _Folder) -> list[_Folder | Iterator[str]]:
         """Return what a folder holds, in order: the names of images, and its subfolders between them."""
@@ -106,7 +101,7 @@ class _Scan:
             status = path.stat()
         except OSError:
             self._remember(folder.prefix, "")
-            self.closed += 1
+            self.found.closed += 1
             return []
         # Before its entries: what comes while they are read must show as a change.
         self._remember(folder.prefix, _stamp_of(status))
@@ -115,14 +110,14 @@ class _Scan:
         if here in folder.above:  # A link to a folder that holds it.
             return []
         keys: list[str] = []
-        images = self.endings.total()
+        images = self.found.endings.total()
         entries = self._entries(path)
         while some := list(islice(entries, _TELL_ENTRIES)):
             self._sort_entries(some, folder.prefix, keys)
             if self.on_found and time.monotonic() - self.told > _TELL_SECONDS:
                 self.told = time.monotonic()
-                self.on_found(self.endings.total())
-        self.holding += self.endings.total() > images
+                self.on_found(self.found.endings.total())
+        self.found.holding += self.found.endings.total() > images
         # A subfolder is sorted with the slash that follows it in all paths below it. No name begins with another one and
         # its slash, so this gives the order of the whole paths.
         keys.sort()
@@ -139,7 +134,7 @@ class _Scan:
             with os.scandir(path) as entries:
                 yield from entries
         except OSError:
-            self.closed += 1
+            self.found.closed += 1
 
     def _sort_entries(self, entries: Iterable[os.DirEntry[str]], prefix: str, keys: list[str]) -> None:
         """Put images and subfolders into `keys`, count what else there is; hidden entries are left out."""
@@ -156,15 +151,15 @@ class _Scan:
                 keys.append(name + "/")
             elif dot and ending.lower() in IMAGE_ENDINGS:
                 keys.append(name)
-                self.endings[ending] += 1
+                self.found.endings[ending] += 1
             else:
-                self.others[ending if dot else ""] += 1
+                self.found.others[ending if dot else ""] += 1
                 if entry.is_symlink():  # Perhaps to a disk that is not there at the moment.
                     self._remember(prefix + name, "")
 
     def _remember(self, folder: str, stamp: str) -> None:
-        self.folders.extend([folder])
-        self.stamps.extend([stamp])
+        self.found.folders.extend([folder])
+        self.found.stamps.extend([stamp])
 
 
 def _stamp(folder: str) -> str:

@@ -6,7 +6,6 @@ N images. A tar file is read once from front to back to find its images; after t
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of, distinct, endings_of, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.folders import class_runs
-from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.image_source import ImageSource, place_of
 from deepcluster.data.sources.tar_index import TarIndex, index_tar
 from deepcluster.data.sources.unpacked import UnpackedFile, unpack
 from deepcluster.data.storage import LocalFile, StoredFile, digest
@@ -65,16 +64,11 @@ class ShardSource(ImageSource):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def _shard_of(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} images")
-        return bisect_right(self._ends, index)
-
     def name(self, index: int) -> str:
-        return f"{self._names[self._shard_of(index)]}::{self._inner_names[index].as_py()}"
+        return f"{self._names[place_of(index, self._ends)[0]]}::{self._inner_names[index].as_py()}"
 
     def read(self, index: int) -> bytes:
-        shard = self._shard_of(index)
+        shard, _ = place_of(index, self._ends)
         start, length = int(self._starts_N[index]), int(self._lengths_N[index])
         if not length:
             return b""
@@ -89,7 +83,7 @@ class ShardSource(ImageSource):
         return content
 
     def stamp(self, index: int) -> str:
-        return f"{self._files[self._shard_of(index)].stamp}:{self._starts_N[index]}"
+        return f"{self._files[place_of(index, self._ends)[0]].stamp}:{self._starts_N[index]}"
 
     def changed(self) -> str | None:
         changes = []
@@ -155,22 +149,15 @@ def _open_shard(file: StoredFile, cache: Path, tell: Callable[[int], None]) -> _
     is_packed = index.packed if index else file.size > 1 and file.read(0, 2) == b"\x1f\x8b"
     content = unpack(file, cache, lambda: tell(0)) if is_packed else file
     if index is None:
-        index = _index(content, tell)
+        if isinstance(content, UnpackedFile) and content.problem and not content.size:
+            raise InputError(f"{content.where()} {content.problem}: nothing of it can be unpacked; download it again")
+        is_local = isinstance(content, LocalFile | UnpackedFile)
+        index = index_tar(content, _LOCAL_PIECE if is_local else _REMOTE_PIECE, tell)
+        index.packed = isinstance(content, UnpackedFile)
+        if isinstance(content, UnpackedFile) and content.problem == "is damaged" and not index.problem:
+            index.problem = "is damaged, so some of its images may be spoiled"
         index.keep(path, file)
     return _Shard(file, content, index)
-
-
-def _index(content: StoredFile, tell: Callable[[int], None]) -> TarIndex:
-    """Find the images of a tar file, and put in words what is wrong with it."""
-    if not isinstance(content, UnpackedFile):
-        return index_tar(content, _LOCAL_PIECE if isinstance(content, LocalFile) else _REMOTE_PIECE, tell)
-    if content.problem and not content.size:
-        raise InputError(f"{content.where()} {content.problem}: nothing of it can be unpacked; download it again")
-    index = index_tar(content, _LOCAL_PIECE, tell)
-    index.packed = True
-    if content.problem == "is damaged" and not index.problem:
-        index.problem = "is damaged, so some of its images may be spoiled"
-    return index
 
 
 def _one_piece(column: pa.ChunkedArray) -> pa.Array:

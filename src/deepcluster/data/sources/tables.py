@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of, distinct, printable
-from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.image_source import ImageSource, place_of
 from deepcluster.data.storage import LocalFile, StoredFile, file_stamp
 
 # What pyarrow raises for damaged files: its own errors, and Python's for names that are no UTF-8 or belong to no column.
@@ -104,9 +103,7 @@ class TableSource(ImageSource):
         """Return the number of the table that holds an image, and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} images")
-        row = index if self._rows_N is None else int(self._rows_N[index])
-        table = bisect_right(self._ends, row)
-        return table, row - (self._ends[table - 1] if table else 0)
+        return place_of(index if self._rows_N is None else int(self._rows_N[index]), self._ends)
 
     def name(self, index: int) -> str:
         table, row = self._find(index)
@@ -179,7 +176,7 @@ class _RowNames:
         self._paths = paths
         self._named = paths is not None and pc.min(pc.fill_null(pc.binary_length(paths), 0)).as_py() > 0
         self.numbered: dict[int, str] = {}
-        if self._named and len(pc.unique(paths)) < rows:
+        if self._named and paths is not None and len(pc.unique(paths)) < rows:
             texts = [_text(path) for path in paths.to_pylist()]
             renamed = enumerate(zip(texts, distinct(texts), strict=True))
             self.numbered = {row: new for row, (text, new) in renamed if new != text}
@@ -205,7 +202,7 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], file: StoredFil
     """
     counts = Counter(schema.names)
     fields = {field.name: field.type for field in schema if counts[field.name] == 1}
-    images = {name for name in fields if _feature(features, name).get("_type") == "Image"}
+    images = {name for name in fields if features.get(name, {}).get("_type") == "Image"}
     # Sounds are stored in the same layout; only what Hugging Face says of the columns tells them apart.
     structs = [name for name, kind in fields.items() if _holds_files(kind) and (not images or name in images)]
     plain = [name for name, kind in fields.items() if _is_bytes(kind)]
@@ -218,8 +215,18 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], file: StoredFil
             "store the bytes of the image files in a binary column called image"
         )
     kind = fields[image]
-    label = _label_column(fields, features)
-    return Columns(image, bool(structs), bool(structs) and kind.get_field_index("path") >= 0, *label)
+    with_path = bool(structs) and kind.get_field_index("path") >= 0
+    usable = {name for name, kind in fields.items() if pa.types.is_integer(kind) or _is_text(kind)}
+    lower = {name.lower(): name for name in usable}
+    label = next((lower[name] for name in _LABEL_NAMES if name in lower), None)
+    declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
+    if label is None and len(declared) == 1:
+        label = declared[0]
+    names = None if label is None else features.get(label, {}).get("names")
+    classes = None
+    if label is not None and pa.types.is_integer(fields[label]) and isinstance(names, list):
+        classes = tuple(map(str, names))
+    return Columns(image, bool(structs), with_path, label, classes)
 
 
 def same_columns(tables: Sequence[Table]) -> None:
@@ -235,11 +242,6 @@ def same_columns(tables: Sequence[Table]) -> None:
 
 def _layout(columns: Columns) -> str:
     return f"column {printable(columns.image)} ({'a struct of bytes and path' if columns.nested else 'plain bytes'})"
-
-
-def _feature(features: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    feature = features.get(name)
-    return feature if isinstance(feature, dict) else {}
 
 
 def _choose(names: Sequence[str], usual: Sequence[str], file: StoredFile) -> str | None:
@@ -271,23 +273,6 @@ def _holds_files(kind: pa.DataType) -> bool:
         return False
     inner = {field.name: field.type for field in kind}
     return "bytes" in inner and _is_bytes(inner["bytes"]) and _is_text(inner.get("path", pa.string()))
-
-
-def _label_column(
-    fields: Mapping[str, pa.DataType], features: Mapping[str, Any]
-) -> tuple[str | None, tuple[str, ...] | None]:
-    """Return the name of the column of labels and the names of its classes, None for what there isn't."""
-    usable = {name for name, kind in fields.items() if pa.types.is_integer(kind) or _is_text(kind)}
-    lower = {name.lower(): name for name in usable}
-    label = next((lower[name] for name in _LABEL_NAMES if name in lower), None)
-    declared = [name for name in usable if _feature(features, name).get("_type") == "ClassLabel"]
-    if label is None and len(declared) == 1:
-        label = declared[0]
-    if label is None:
-        return None, None
-    names = _feature(features, label).get("names")
-    numbered = pa.types.is_integer(fields[label]) and isinstance(names, list)
-    return label, tuple(map(str, names)) if numbered else None  # type: ignore[arg-type]
 
 
 def label_texts(column: pa.ChunkedArray, classes: Sequence[str] | None) -> list[str]:
@@ -328,7 +313,8 @@ def features_in(text: bytes | str) -> dict[str, Any]:
         return {}
     info = info.get("info", info) if isinstance(info, dict) else {}
     features = info.get("features") if isinstance(info, dict) else {}
-    return features if isinstance(features, dict) else {}
+    found = features.items() if isinstance(features, dict) else ()
+    return {name: feature for name, feature in found if isinstance(feature, dict)}
 
 
 def first_line(error: Exception) -> str:

@@ -177,7 +177,13 @@ class _Found:
         ends, text = pa.py_buffer(self.name_ends), pa.py_buffer(self.names)
         names = pa.LargeStringArray.from_buffers(len(self.starts), ends, text)
         if self.loose["cls"] or self.loose["json"]:
-            self._join_loose(names)
+            # The labels of images whose label does not lie next to them.
+            for place, name in enumerate(names):
+                if self.labels[place] < 0:
+                    folder, slash, base = name.as_py().rpartition("/")
+                    key = folder + slash + base.partition(".")[0]
+                    label = self.loose["cls"].get(key) or self.loose["json"].get(key)
+                    self.labels[place] = self.numbers.setdefault(label, len(self.numbers)) if label else -1
         repeated = len(names) - len(names.unique())
         if repeated:
             names = pa.array(distinct(names.to_pylist()), pa.large_string())
@@ -188,15 +194,6 @@ class _Found:
             "label": pa.array(self.labels, pa.int32()),
         }
         return TarIndex(pa.table(columns), list(self.numbers), self.endings, self.others, self.links, repeated)
-
-    def _join_loose(self, names: pa.Array) -> None:
-        """Look up the labels of images whose label does not lie next to them."""
-        for place, name in enumerate(names):
-            if self.labels[place] < 0:
-                folder, slash, base = name.as_py().rpartition("/")
-                key = folder + slash + base.partition(".")[0]
-                label = self.loose["cls"].get(key) or self.loose["json"].get(key)
-                self.labels[place] = self.numbers.setdefault(label, len(self.numbers)) if label else -1
 
 
 def _label_in(kind: str, member: tarfile.TarInfo, members: TarMembers) -> str:

@@ -6,7 +6,6 @@ import errno
 import http
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -16,13 +15,20 @@ from typing import Any, Final
 _STATUS_WAIT: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529})
 _STATUS_DENIED: Final = frozenset({401, 403, 407})
 _STATUS_GONE: Final = frozenset({404, 410})
-_ERRNO_WAIT: Final = frozenset(
-    {errno.EIO, errno.EBUSY, errno.EPIPE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETRESET, 0, None}
-)
+_ERRNO_WAIT: Final = (errno.EIO, errno.EBUSY, errno.EPIPE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETRESET, 0, None)
 _ERRNO_UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
 # Libraries of which an error that says nothing else is one of the connection.
-_NETWORK_LIBRARIES: Final = frozenset(
-    ("aiohttp", "botocore", "aiobotocore", "urllib3", "requests", "httpx", "httpcore", "gcsfs", "google", "azure")
+_NETWORK: Final = (
+    "aiohttp",
+    "botocore",
+    "aiobotocore",
+    "urllib3",
+    "requests",
+    "httpx",
+    "httpcore",
+    "gcsfs",
+    "google",
+    "azure",
 )
 
 
@@ -52,25 +58,27 @@ class Fault:
 
 def judge(error: BaseException) -> Fault:
     """Return what the error of a library means: by its HTTP status first, then by its type, through all its causes."""
-    chain = list(_causes(error))
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
     for each in chain:
         status = _status(each)
         if status is not None and 400 <= status < 600:
-            return _judge_status(status, each)
+            words = f"the server answered {status}"
+            with suppress(ValueError):
+                words += f" ({http.HTTPStatus(status).phrase})"
+            if status in _STATUS_WAIT:
+                return Fault(Kind.WAIT, words, _retry_after(each))
+            denied = Kind.DENIED if status in _STATUS_DENIED else Kind.REFUSED
+            return Fault(Kind.GONE if status in _STATUS_GONE else denied, words)
     for look in (_judge_type, _judge_loosely):
         for each in chain:
             fault = look(each)
             if fault is not None:
                 return fault
     return Fault(Kind.REFUSED, _words(error))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _status(error: Any) -> int | None:
@@ -88,18 +96,6 @@ def _status(error: Any) -> int | None:
         if isinstance(found, int) and not isinstance(found, bool):
             return int(found)
     return None
-
-
-def _judge_status(status: int, error: BaseException) -> Fault:
-    try:
-        words = f"the server answered {status} ({http.HTTPStatus(status).phrase})"
-    except ValueError:
-        words = f"the server answered {status}"
-    if status in _STATUS_WAIT:
-        return Fault(Kind.WAIT, words, _retry_after(error))
-    if status in _STATUS_DENIED:
-        return Fault(Kind.DENIED, words)
-    return Fault(Kind.GONE if status in _STATUS_GONE else Kind.REFUSED, words)
 
 
 def _retry_after(error: Any) -> float | None:
@@ -142,7 +138,7 @@ def _judge_loosely(error: BaseException) -> Fault | None:
         return Fault(Kind.REFUSED, f"that is no valid address: {_words(error)}")
     if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return Fault(Kind.GONE, "nothing was found there")
-    if type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES:
+    if type(error).__module__.partition(".")[0] in _NETWORK:
         return Fault(Kind.WAIT, _words(error))
     return Fault(Kind.WAIT, _words(error)) if isinstance(error, OSError) and error.errno in _ERRNO_WAIT else None
 

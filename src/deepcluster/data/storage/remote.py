@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -17,7 +18,7 @@ from deepcluster.data.storage import StoredFile
 from deepcluster.data.storage.addresses import expand, expand_braces, is_address, names_below, path_of, pattern_start, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.faults import ShortAnswer, judge
-from deepcluster.data.storage.retries import ConnectionLost, NotThere, Patience, end_waits, insist, plain_error
+from deepcluster.data.storage.retries import PATIENT, ConnectionLost, NotThere, Patience, end_waits, insist, plain_error
 from deepcluster.data.storage.transfers import About, NoParts, Site, site_of
 
 __all__ = ["ConnectionLost", "Patience", "RemoteFile", "end_waits", "expand", "find_addresses", "find_files", "is_address"]
@@ -46,7 +47,7 @@ class RemoteFile(StoredFile):
         name: str | None = None,
         *,
         blocks: BlockStore,
-        patience: Patience | None = None,
+        patience: Patience = PATIENT,
         about: About | None = None,
     ) -> None:
         """Take its address, its name for people, and what is known of it, else its server is asked.
@@ -56,7 +57,7 @@ class RemoteFile(StoredFile):
         self.address = address
         self.name = printable(path_of(address).rpartition("/")[2]) if name is None else name
         self._blocks = blocks
-        self._patience = patience or Patience()
+        self._patience = patience
         self._about = about or ask(address, lambda site: site.about(address), self._patience)
         if self._about.size is None:
             raise InputError(
@@ -116,18 +117,16 @@ class RemoteFile(StoredFile):
             with self._whole_lock:
                 found = self._blocks.find(self._key(number))
                 if found is None:
-                    self._check_room()
+                    # The blocks used longest ago go when seven eighths of the bound are full.
+                    if self.size > self._blocks.room // 4 * 3:
+                        held = f"the cache in {self._blocks.folder} may hold {self._blocks.room:,} bytes"
+                        raise InputError(
+                            f"{self.where()} has {self.size:,} bytes and must be fetched whole: its server gives no parts; "
+                            f"{self._blocks.complaint or held}; "
+                            "download it and give the local file, or set DEEPCLUSTER_CACHE to a folder with more room"
+                        )
                     found = ask(self.address, partial(self._fetch_whole, number), self._patience)
         return found
-
-    def _check_room(self) -> None:
-        # The blocks used longest ago go when seven eighths of the bound are full.
-        if self.size > self._blocks.room // 4 * 3:
-            raise InputError(
-                f"{self.where()} has {self.size:,} bytes and must be fetched whole: its server gives no parts; "
-                f"{self._blocks.complaint or f'the cache in {self._blocks.folder} may hold {self._blocks.room:,} bytes'}; "
-                "download it and give the local file, or set DEEPCLUSTER_CACHE to a folder with more room"
-            )
 
     def _fetch_whole(self, wanted: int, site: Site) -> pa.Buffer:
         found, arrived = None, 0
@@ -154,7 +153,7 @@ def ask(address: str, once: Callable[[Site], T], patience: Patience, progress: C
 
 
 def find_files(
-    address: str, endings: Sequence[str], *, blocks: BlockStore, patience: Patience | None = None
+    address: str, endings: Sequence[str], *, blocks: BlockStore, patience: Patience = PATIENT
 ) -> list[StoredFile]:
     """Open the file at an address, those that a pattern stands for, or all below a folder that have one of `endings`.
 
@@ -162,7 +161,6 @@ def find_files(
     are in that order, others in that of their names; names are relative to the deepest folder that holds all. Raises
     InputError where nothing is found, or where a file that is named is not there.
     """
-    patience = patience or Patience()
     found = find_addresses(address, endings, patience=patience)
     names = distinct([printable(name) for name in names_below([path_of(each) for each, _ in found])[1]])
 
@@ -173,11 +171,8 @@ def find_files(
     return _at_once(open_one, zip(found, names, strict=True))
 
 
-def find_addresses(
-    address: str, endings: Sequence[str], *, patience: Patience | None = None
-) -> list[tuple[str, About | None]]:
+def find_addresses(address: str, endings: Sequence[str], *, patience: Patience = PATIENT) -> list[tuple[str, About | None]]:
     """Return the addresses that `find_files` opens, with what the listing says of each."""
-    patience = patience or Patience()
     wanted = tuple(f".{ending.lower().lstrip('.')}" for ending in endings)
     found: dict[str, About | None] = {}
     parts = _at_once(lambda one: _find_one(one, wanted, patience), expand_braces(address))
@@ -195,7 +190,13 @@ def _find_one(address: str, wanted: tuple[str, ...], patience: Patience) -> dict
     elif address.endswith("/"):
         found = _below(address, None, patience)
     else:
-        about = _if_there(address, patience)
+
+        def about_file(site: Site) -> About | None:
+            with suppress(IsADirectoryError):
+                return site.about(address)
+            return None
+
+        about = ask(address, about_file, patience)
         # Servers show a page for a folder; and a file that is named by itself may be called as it likes.
         if about is not None and not (about.page and not path_of(address).lower().endswith(wanted)):
             return {address: about}
@@ -210,18 +211,6 @@ def _below(address: str, depth: int | None, patience: Patience) -> dict[str, Abo
     for folder in folders if left > 0 else ():
         found |= _below(folder, left, patience)
     return found
-
-
-def _if_there(address: str, patience: Patience) -> About | None:
-    """Ask for a file; None where there is a folder."""
-
-    def once(site: Site) -> About | None:
-        try:
-            return site.about(address)
-        except IsADirectoryError:
-            return None
-
-    return ask(address, once, patience)
 
 
 def _matches(pattern: str, patience: Patience) -> dict[str, About | None]:

@@ -76,6 +76,11 @@ class Patience:
             self.on_trouble(line)
 
 
+PATIENT: Final = Patience()
+# Ends the waits of all threads.
+_ending: Final = [threading.Event()]
+
+
 class Connection:
     """What is known of one server; shared by all threads.
 
@@ -100,24 +105,18 @@ class Connection:
         return begins
 
 
-class _Ending:
-    """Ends the waits of all threads."""
-
-    now = threading.Event()
-
-
 def end_waits() -> None:
     """End what waits for a server at this moment, in all threads, with ConnectionLost; what is asked later waits again.
 
     For whoever is told to stop: a thread that waits would otherwise hold up the end of the program for minutes.
     """
-    _Ending.now.set()
-    _Ending.now = threading.Event()
+    _ending[0].set()
+    _ending[0] = threading.Event()
 
 
 def ending() -> threading.Event:
     """Return the event that the next `end_waits` sets."""
-    return _Ending.now
+    return _ending[0]
 
 
 def insist(

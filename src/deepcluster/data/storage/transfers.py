@@ -197,14 +197,11 @@ class WebSite(Site):
             self._fs.loop.call_soon_threadsafe(response.close)
 
     def below(self, address: str, depth: int | None) -> tuple[dict[str, About | None], list[str]]:
-        entries = self._wait(self._list(address))
+        entries: list[dict[str, Any]] = self._wait(self._fs._ls(address, detail=True))
+        own = address.rstrip("/") + "/"
+        entries = [entry for entry in entries if entry["name"].startswith(own) and entry["name"] != own]
         folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
         return {entry["name"]: None for entry in entries if entry["type"] != "directory"}, folders
-
-    async def _list(self, address: str) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = await self._fs._ls(address, detail=True)
-        own = address.rstrip("/") + "/"
-        return [entry for entry in entries if entry["name"].startswith(own) and entry["name"] != own]
 
     async def _request(self, address: str, headers: dict[str, str]) -> Any:
         session = await self._fs.set_session()
