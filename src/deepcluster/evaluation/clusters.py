@@ -21,6 +21,7 @@ from deepcluster.evaluation.datasets.labelled import (
     ReadableRows,
     find_part,
     has_train_val,
+    left_out,
     open_labelled,
     open_train_val,
     readable_rows,
@@ -49,7 +50,7 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     stages = model.stages(options.stages, usual=model.trunk.embed_stage)
     ks = tuple(dict.fromkeys(options.k)) or (n_classes,)
     _check_k(ks, len(images.source), f"images of {data}")
-    rows = {name: readable_rows(model, part, stages) for name, part in parts.items()}
+    rows = {name: readable_rows(model, one.source, one.labels_N, stages) for name, one in parts.items()}
     _check_k(ks, len(rows[first].labels_S), f"images of {data} that can be read")
     cases: dict[str, dict[str, float]] = {}
     for stage in stages:
@@ -67,6 +68,7 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
         for measure in MEASURES
         if found
     }
+    notes = [note for name, one in rows.items() for note in left_out(name, one.unreadable, parts[name].source.name)]
     counts = {f"{name}_images": len(one.source) for name, one in parts.items()}
     return Results(
         protocol="clusters",
@@ -74,7 +76,7 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
         settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size},
         results={**results, **by_epoch},
         headline=("nmi", headline) if headline else ("nmi",),
-        notes=[note for name, one in rows.items() for note in one.notes(name)] + remarks,
+        notes=notes + remarks,
     )
 
 

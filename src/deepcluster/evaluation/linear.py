@@ -23,7 +23,7 @@ from deepcluster.core.text import duration
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.survey import MOST_UNREADABLE, check_unreadable
 from deepcluster.data.views import ClusterView, ShiftedView, TenCrops
-from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
+from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, left_out, open_train_val
 from deepcluster.evaluation.logistic import fit_logistic, right_among, top_of
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
@@ -56,7 +56,8 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
         training, resumable = train_heads(model, parts.train, options, wanted)
         shares, bad = score_heads(model, training, parts.val, options, top, resumable)
         resumable.done()
-        notes = parts.train.left_out("train", training.unreadable) + parts.val.left_out("val", bad)
+        notes = left_out("train", training.unreadable, parts.train.source.name)
+        notes += left_out("val", bad, parts.val.source.name)
     results: dict[str, Measured] = {
         f"top-{most}": {one.stage: shares[one][n] for one in wanted} for n, most in enumerate(top)
     }
@@ -217,7 +218,7 @@ def _fast(
         if len(bad) > MOST_UNREADABLE * len(reads_N):
             raise InputError(f"{part.source.describe()}: {len(bad):,} of {len(reads_N):,} images can't be read")
         labels_N[name] = torch.where(reads_N, part.labels_N, -1)
-        notes += part.left_out(name, dict.fromkeys(bad, ""))
+        notes += left_out(name, dict.fromkeys(bad, ""), part.source.name)
     n_classes, device = len(parts.train.class_names), model.machine.clustering_device
     for one in wanted:
         started = time.perf_counter()

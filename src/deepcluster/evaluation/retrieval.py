@@ -109,9 +109,9 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
         InputError: there are no images, or none that can be read, or all are alike.
     """
     source, whitening = open_source(place), None
-    views, faults, first = [View(index) for index in range(len(source))], dict[str, str](), 0
+    views, faults, first = [View(index) for index in range(len(source))], dict[int, str](), 0
     for part in reader.parts(source, views, options.size, f"whitening on {place.resolve().name}"):
-        faults |= {source.name(first + bad): reason for bad, reason in part.faults.items()}
+        faults |= {first + bad: reason for bad, reason in part.faults.items()}
         first += len(part.counts_N)
         if not len(part.rows_RC):
             continue
@@ -131,7 +131,7 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
         raise InputError(f"{place}: its images are all alike; whitening needs many that differ")
     if found < whitening.n_components:
         notes.append(f"the regions of {place} vary in only {found} directions; the other numbers of a descriptor are zero")
-    notes += left_out(f"whitening on {place}", faults)
+    notes += left_out(f"whitening on {place}", faults, source.name)
     return whitening
 
 
@@ -146,7 +146,7 @@ def score_set(
     names = sorted({name for truth in one.truths for name in one.database(truth)}, key=lambda name: one.index_of[name])
     views = [View(one.index_of[name]) for name in names]
     rows_NP, faults = describer.describe(one.source, views, f"{one.name}: images")
-    notes += left_out(one.name, {names[place]: reason for place, reason in faults.items()})
+    notes += left_out(one.name, faults, names.__getitem__)
     row_of = {name: row for row, name in enumerate(names) if row not in faults}
     for truth in one.truths:
         ranked = [name for name in one.database(truth) if name in row_of]

@@ -94,7 +94,7 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
         resumable.done()
         notes = [*_notes(parts, cases, labels_M, options)]
         for part, one in loaders.items():
-            notes += left_out(part, {one.images.source.name(index): why for index, why in sorted(one.unreadable.items())})
+            notes += left_out(part, one.unreadable, one.images.source.name)
     scores, top = comparison.scores, top_of(trials.n_classes)[-1]
     return Results(
         protocol=NAME,
