@@ -5,7 +5,7 @@ convolutional stage, PCA-whitening learned on the other data set, queries croppe
 N images, Q queries, R regions, C channels, P numbers of a descriptor.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,14 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.evaluation.datasets.building_sets import Buildings, image_folder, open_sets, overlap, whitening_folder
-from deepcluster.evaluation.datasets.buildings import REVISITED, GroundTruth, average_precision, precisions_at
+from deepcluster.evaluation.datasets.buildings import (
+    REVISITED,
+    Buildings,
+    GroundTruth,
+    image_folder,
+    open_sets,
+    whitening_folder,
+)
 from deepcluster.evaluation.datasets.labelled import left_out, some
 from deepcluster.evaluation.options import RetrievalOptions
 from deepcluster.evaluation.regions import RegionReader, View, aggregate
@@ -82,7 +88,8 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         place = learned_on[one.folder]
         if place not in whitenings:
             whitenings[place] = learn_whitening(reader, place, options, notes)
-        if overlap(place, image_folder(one.folder)):
+        learned, searched = place.resolve(), image_folder(one.folder).resolve()
+        if learned.is_relative_to(searched) or searched.is_relative_to(learned):
             why = "the whitening was learned on the images that are searched; numbers are not comparable"
             notes.append(f"{one.name}: {why}")
         describer = Describer(reader, sizes, whitenings[place])
@@ -191,3 +198,39 @@ def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[
             values |= {f"mP@{k}": [at[k] for at in precisions] for k in KS}
         means |= {(name, case): sum(all_of) / len(asked) if asked else float("nan") for name, all_of in values.items()}
     return means
+
+
+def average_precision(ranked: Sequence[str], positives: Collection[str], junk: Collection[str]) -> float:
+    """Return the area under precision over recall, as the program of the Oxford buildings computes it.
+
+    Junk is skipped. Precision is interpolated linearly between two answers: an answer at rank r (from 1) that is the n-th
+    right one adds ((n - 1) / (r - 1) + n / r) / 2 over the number of positives, where the first fraction is 1 for r = 1.
+    A positive that is not ranked counts as not found. The revisited sets use the same definition.
+
+    Args:
+        ranked: names, the best first, each of them once.
+        positives: at least one.
+    """
+    area, found, rank, before = 0.0, 0, 0, 1.0
+    for name in ranked:
+        if name in junk:
+            continue
+        rank += 1
+        found += name in positives
+        precision = found / rank
+        if name in positives:
+            area += (before + precision) / 2
+        before = precision
+    return area / len(positives)
+
+
+def precisions_at(
+    ranked: Sequence[str], positives: Collection[str], junk: Collection[str], ks: Sequence[int]
+) -> dict[int, float]:
+    """Return the share of right answers among the first k that are not junk, for each k, as the revisited sets define it.
+
+    If the last positive of a query is at a rank r before k, only ranks up to r count, so that few positives do not lower it.
+    """
+    kept = [name for name in ranked if name not in junk]
+    hits = [rank for rank, name in enumerate(kept, 1) if name in positives]
+    return {k: sum(rank <= min(k, hits[-1]) for rank in hits) / min(k, hits[-1]) if hits else 0.0 for k in ks}
