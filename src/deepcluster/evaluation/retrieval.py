@@ -17,14 +17,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.evaluation.datasets.buildings import (
-    REVISITED,
-    Buildings,
-    GroundTruth,
-    image_folder,
-    open_sets,
-    whitening_folder,
-)
+from deepcluster.evaluation.datasets import buildings
 from deepcluster.evaluation.datasets.labelled import left_out, some
 from deepcluster.evaluation.options import RetrievalOptions
 from deepcluster.evaluation.regions import RegionReader, View, aggregate
@@ -78,8 +71,8 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         raise InputError(f"--stage {FEATURES} has no map to take regions of; use one of {others}")
     reader = RegionReader(model, stage, options.levels)
     sizes = tuple(max(1, round(options.size * scale)) for scale in (SCALES if options.multiscale else SCALES[:1]))
-    sets, notes = open_sets(data), list[str]()
-    learned_on = {one.folder: whitening_folder(one, sets, options.whiten_on) for one in sets}
+    sets, notes = buildings.open_sets(data), list[str]()
+    learned_on = {one.folder: buildings.whitening_folder(one, sets, options.whiten_on) for one in sets}
     results: dict[str, dict[str, float]] = {}
     facts: dict[str, dict[str, int]] = {}
     whitenings: dict[Path, Whitening] = {}
@@ -88,7 +81,7 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         place = learned_on[one.folder]
         if place not in whitenings:
             whitenings[place] = learn_whitening(reader, place, options, notes)
-        learned, searched = place.resolve(), image_folder(one.folder).resolve()
+        learned, searched = place.resolve(), buildings.image_folder(one.folder).resolve()
         if learned.is_relative_to(searched) or searched.is_relative_to(learned):
             why = "the whitening was learned on the images that are searched; numbers are not comparable"
             notes.append(f"{one.name}: {why}")
@@ -123,12 +116,10 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
         if not len(part.rows_RC):
             continue
         if whitening is None:
-            channels = part.rows_RC.shape[1]
-            whitening = Whitening(min(options.pca, channels), unit_rows=True)
-            if options.pca > channels:
-                notes.append(
-                    f"--pca {options.pca} is more than the {channels} channels of {reader.stage}; {channels} are used"
-                )
+            width = part.rows_RC.shape[1]
+            whitening = Whitening(min(options.pca, width), unit_rows=True)
+            if options.pca > width:
+                notes.append(f"--pca {options.pca} is more than the {width} channels of {reader.stage}; {width} are used")
         whitening.update(part.rows_RC.float().to(reader.model.machine.clustering_device))
     if whitening is None:
         raise InputError(f"{place}: none of its {count_of(len(source), 'image')} can be read; whitening needs some")
@@ -143,8 +134,8 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
 
 
 def score_set(
-    describer: Describer, one: Buildings, options: RetrievalOptions, notes: list[str]
-) -> Iterator[tuple[GroundTruth, Mapping[tuple[str, str], float]]]:
+    describer: Describer, one: buildings.Buildings, options: RetrievalOptions, notes: list[str]
+) -> Iterator[tuple[buildings.GroundTruth, Mapping[tuple[str, str], float]]]:
     """Yield each ground truth with its mean average precision (and precisions, of the revisited sets) by measure and case.
 
     Raises:
@@ -182,7 +173,9 @@ def rank(queries_QP: Tensor, rows_NP: Tensor, expansion: int = 0) -> Tensor:
     return best_QN
 
 
-def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[str]) -> dict[tuple[str, str], float]:
+def _measure(
+    truth: buildings.GroundTruth, rankings: Sequence[Sequence[str]], notes: list[str]
+) -> dict[tuple[str, str], float]:
     """Return means over the queries that have a positive, by measure and case."""
     means: dict[tuple[str, str], float] = {}
     for case in truth.cases:
@@ -193,7 +186,7 @@ def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[
         asked = [(query.judged[case], ranked) for query, ranked in zip(truth.queries, rankings, strict=True)]
         asked = [(judged, ranked) for judged, ranked in asked if judged.positives]
         values = {"mAP": [average_precision(ranked, one.positives, one.junk) for one, ranked in asked]}
-        if case in REVISITED:
+        if case in buildings.REVISITED:
             precisions = [precisions_at(ranked, one.positives, one.junk, KS) for one, ranked in asked]
             values |= {f"mP@{k}": [at[k] for at in precisions] for k in KS}
         means |= {(name, case): sum(all_of) / len(asked) if asked else float("nan") for name, all_of in values.items()}

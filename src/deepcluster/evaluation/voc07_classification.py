@@ -18,6 +18,7 @@ came from Caffe: 150,000 steps, with all at a rate of 0.001 that was cut every 2
 N images, B batch, C classes, V crops of an image, X crops of a batch.
 """
 
+from collections.abc import Mapping
 from contextlib import closing
 from hashlib import sha256
 from math import ceil, sqrt
@@ -179,21 +180,19 @@ def fine_tune(
         images, seed = batch.images_BCHW, seed_of(options.seed, number)
         return {"": step(classifier, optimizer, images, labels_BC, loss_of, machine, seed=seed, clip=CLIP)}
 
+    def rates(number: int) -> list[float]:
+        return [rate(options, number)]
+
+    def line(means: Mapping[str, float]) -> str:
+        return f"{training.where}  loss {means.get('', 0.0):.3f}"
+
     # Dropout is on; BatchNorm of the convolutions uses its statistics and keeps them.
     classifier.train()
     classifier.trunk.convolutions().eval()
+    images, view, least = split.source, TrainingView(size, SCALE, RATIO), reduced(size)
+    reports = min(REPORT_STEPS, ceil(options.iterations / 10)), line
     fit_source(
-        model,
-        training,
-        split.source,
-        TrainingView(size, SCALE, RATIO),
-        learn,
-        options,
-        rates=lambda number: [rate(options, number)],
-        resumable=resumable,
-        report_every=min(REPORT_STEPS, ceil(options.iterations / 10)),
-        line=lambda means: f"{training.where}  loss {means.get('', 0.0):.3f}",
-        reduce_to=reduced(size),
+        model, training, images, view, learn, options, rates=rates, resumable=resumable, reports=reports, reduce_to=least
     )
     return training, resumable
 
