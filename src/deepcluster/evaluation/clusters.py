@@ -22,7 +22,6 @@ from deepcluster.run.model import Model
 
 # A run was trained on these images if at least this share of its names is known.
 KNOWN_SHARE = 0.9
-OF_THE_RUN = "of the run"
 
 # Classes by image name, in one or several ways of naming the images.
 Names = list[dict[str, int]]
@@ -52,21 +51,13 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
         for measure in MEASURES
     }
     found, remarks = agreement_by_epoch(Path(model.name), names, model)
-    by_epoch = {
-        f"{measure} {OF_THE_RUN}": {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
-        for measure in MEASURES
-        if found
-    }
+    for measure in MEASURES if found else ():
+        results[f"{measure} of the run"] = {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
     notes = [note for name, one in rows.items() for note in labelled.left_out(name, one.unreadable, parts[name].source.name)]
     counts = {f"{name}_images": len(one.source) for name, one in parts.items()}
-    return Results(
-        protocol="clusters",
-        data={"path": str(data), "classes": n_classes, **counts},
-        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size},
-        results={**results, **by_epoch},
-        headline=("nmi", headline) if headline else ("nmi",),
-        notes=notes + remarks,
-    )
+    about = {"path": str(data), "classes": n_classes, **counts}
+    settings = {**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size}
+    return Results("clusters", about, settings, results, ("nmi", headline) if headline else ("nmi",), notes + remarks)
 
 
 def _open(data: Path) -> tuple[dict[str, labelled.Labelled], Names]:

@@ -52,15 +52,11 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
             for top in tops:
                 results[f"top-{top}"][_case(stage, k, stages)] = float((ranks_M < top).double().mean())
     shown = USUAL_K if USUAL_K in ks else ks[0]
-    return Results(
-        protocol="knn",
-        data={"path": str(data), **parts.describe()},
-        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size},
-        results=results,
-        headline=("top-1", _case(stages[-1], shown, stages)),
-        notes=left_out("train", known.unreadable, parts.train.source.name)
-        + left_out("val", asked.unreadable, parts.val.source.name),
-    )
+    about = {"path": str(data), **parts.describe()}
+    settings = {**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size}
+    notes = left_out("train", known.unreadable, parts.train.source.name)
+    notes += left_out("val", asked.unreadable, parts.val.source.name)
+    return Results("knn", about, settings, results, ("top-1", _case(stages[-1], shown, stages)), notes)
 
 
 def _case(stage: str, k: int, stages: Sequence[str]) -> str:

@@ -60,12 +60,8 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
         notes += left_out("val", bad, parts.val.source.name)
     results: dict[str, Measured] = {f"top-{k}": {one.stage: shares[one][n] for one in wanted} for n, k in enumerate(top)}
     best = max(wanted, key=lambda one: shares[one][0])
-    settings = {
-        **options.as_dict(),
-        "stages": [one.stage for one in wanted],
-        "numbers": {one.stage: width for one, width in model.widths(wanted).items()},
-        "image_size": model.image_size,
-    }
+    stages, numbers = [one.stage for one in wanted], {one.stage: width for one, width in model.widths(wanted).items()}
+    settings = options.as_dict() | {"stages": stages, "numbers": numbers, "image_size": model.image_size}
     return Results("linear", parts.describe(), settings, results, ("top-1", best.stage), notes)
 
 

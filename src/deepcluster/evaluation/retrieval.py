@@ -28,6 +28,8 @@ from deepcluster.run.model import Model
 SCALES = (1.0, 2**-0.5, 0.5)
 KS = (1, 5, 10)
 
+Names = Collection[str]
+
 
 @dataclass(frozen=True)
 class Describer:
@@ -193,7 +195,7 @@ def _measure(
     return means
 
 
-def average_precision(ranked: Sequence[str], positives: Collection[str], junk: Collection[str]) -> float:
+def average_precision(ranked: Sequence[str], positives: Names, junk: Names) -> float:
     """Return the area under precision over recall, as the program of the Oxford buildings computes it.
 
     Junk is skipped. Precision is interpolated linearly between two answers: an answer at rank r (from 1) that is the n-th
@@ -217,9 +219,7 @@ def average_precision(ranked: Sequence[str], positives: Collection[str], junk: C
     return area / len(positives)
 
 
-def precisions_at(
-    ranked: Sequence[str], positives: Collection[str], junk: Collection[str], ks: Sequence[int]
-) -> dict[int, float]:
+def precisions_at(ranked: Sequence[str], positives: Names, junk: Names, ks: Sequence[int]) -> dict[int, float]:
     """Return the share of right answers among the first k that are not junk, for each k, as the revisited sets define it.
 
     If the last positive of a query is at a rank r before k, only ranks up to r count, so that few positives do not lower it.

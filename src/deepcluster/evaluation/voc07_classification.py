@@ -38,7 +38,7 @@ from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.datasets import voc
 from deepcluster.evaluation.measures import mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
-from deepcluster.evaluation.results import Results
+from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Training, fit_source, seed_of, sgd
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.model import Model, data_key
@@ -90,19 +90,12 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
     if options.finetune == "fc6-8" and not fully_connected(classifier.trunk):
         notes.append(f"{classifier.trunk.arch} has no fully connected layers: only the linear classifier is trained")
     counts = {"train_images": len(train.names), "test_images": int(tested_N.sum()), "classes": len(found.by_class)}
-    return Results(
-        protocol=NAME,
-        data={"train": train.source.describe(), "test": test.source.describe(), **counts},
-        settings=options.as_dict() | {"image_size": size, "crop_scale": list(SCALE), "clip": CLIP},
-        results={
-            "mAP": found.mean,
-            "mAP 11 points": found.mean_11_points,
-            "AP": found.by_class,
-            "AP 11 points": found.by_class_11_points,
-        },
-        headline=("mAP",),
-        notes=(*notes, *train.left_out(training.unreadable), *test.left_out(unreadable)),
-    )
+    about = {"train": train.source.describe(), "test": test.source.describe(), **counts}
+    settings = options.as_dict() | {"image_size": size, "crop_scale": list(SCALE), "clip": CLIP}
+    results: dict[str, Measured] = {"mAP": found.mean, "mAP 11 points": found.mean_11_points}
+    results |= {"AP": found.by_class, "AP 11 points": found.by_class_11_points}
+    notes += train.left_out(training.unreadable) + test.left_out(unreadable)
+    return Results(NAME, about, settings, results, ("mAP",), notes)
 
 
 def crop_size(model: Model, asked: int | None) -> int:

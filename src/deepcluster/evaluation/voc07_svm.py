@@ -134,15 +134,9 @@ def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
     notes += [*train.notes, *test.notes, *_notes(svms, scores[best], options)]
     kept.done()
     counts = {"train_images": len(train.source), "test_images": len(test.source), "classes": len(scores[best].by_class)}
-    settings = options.as_dict() | {
-        "split": split,
-        "stages": list(stages),
-        "image_size": model.image_size,
-        "costs": list(svm.COSTS),
-        "folds": svm.FOLDS,
-        "positive_weight": svm.POSITIVE_WEIGHT,
-        "max_iterations": svm.MAX_ITERATIONS,
-    }
+    settings = options.as_dict() | {"split": split, "stages": list(stages), "image_size": model.image_size}
+    settings |= {"costs": list(svm.COSTS), "folds": svm.FOLDS, "positive_weight": svm.POSITIVE_WEIGHT}
+    settings["max_iterations"] = svm.MAX_ITERATIONS
     return Results("voc07-svm", {"description": devkit.name} | counts, settings, results, ("mAP", best), notes)
 
 
