@@ -14,13 +14,12 @@ from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.buildings import (
     DAMAGED_IN_PARIS,
     WHOLE,
-    average_precision,
     find_ground_truths,
     is_buildings,
-    precisions_at,
     read_gnd,
     read_lists,
 )
+from deepcluster.evaluation.retrieval import average_precision, precisions_at
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "oxford5k-mini"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no data of real buildings here")

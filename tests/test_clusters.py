@@ -73,7 +73,7 @@ def test_stages_and_numbers_of_clusters_have_their_cases(data: Path, cache: Path
 def test_the_measures_are_those_of_scikit_learns_groups(data: Path, cache: Path, pca: int) -> None:
     """Both reach the same optimum on these images, so all measures are the same."""
     model, images = make_model(cache), open_labelled(data / "train")
-    rows = readable_rows(model, images, ("conv2",))
+    rows = readable_rows(model, images.source, images.labels_N, ("conv2",))
     points = rows.at("conv2", model.machine.device)
     points = Whitening(pca).fit_transform(points) if pca else points
     groups = Oracle(CLASSES, n_init=10, random_state=0).fit_predict(points.numpy())

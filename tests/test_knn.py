@@ -164,7 +164,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_whole_evaluation_equals_scikit_learn(images: Path, cache: Path) -> None:
     model, parts, stage = make_model(cache), open_train_val(images), "conv2"
     found = evaluate(model, images, KnnOptions(stages=stage, k=(1, 20, 5)))
-    known, asked = (readable_rows(model, part, (stage,)) for part in (parts.train, parts.val))
+    known, asked = (readable_rows(model, part.source, part.labels_N, (stage,)) for part in (parts.train, parts.val))
     for k in (1, 5, 20):
         oracle = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
         oracle.fit(known.rows[stage].double().numpy(), known.labels_S.numpy())

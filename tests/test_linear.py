@@ -181,7 +181,7 @@ def test_the_test_is_torchvisions_crops_image_by_image(colours: Path, tmp_path: 
     model, parts = make_model(tmp_path), open_train_val(colours)
     options = replace(QUICK, epochs=1, lr=0.001, ten_crops=ten_crops)
     training, _ = weights_after(model, colours, options)
-    shares, bad = score_heads(model, training, parts.val, options, (1, 2), model.resumable("test"))
+    shares, bad = score_heads(model, training, parts.val, options, [1, 2], model.resumable("test"))
     assert bad == {}
     for one, head in zip(training.network.wanted, training.network.layers, strict=True):
         ranks = []

@@ -14,17 +14,7 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
-from deepcluster.evaluation.datasets.labelled import (
-    HELD_OUT,
-    TRAIN,
-    Labelled,
-    ReadableRows,
-    find_part,
-    has_train_val,
-    open_labelled,
-    open_train_val,
-    readable_rows,
-)
+from deepcluster.evaluation.datasets import labelled
 from deepcluster.evaluation.measures import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
 from deepcluster.evaluation.results import Results
@@ -32,7 +22,6 @@ from deepcluster.run.model import Model
 
 # A run was trained on these images if at least this share of its names is known.
 KNOWN_SHARE = 0.9
-OF_THE_RUN = "of the run"
 
 # Classes by image name, in one or several ways of naming the images.
 Names = list[dict[str, int]]
@@ -49,7 +38,7 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     stages = model.stages(options.stages, usual=model.trunk.embed_stage)
     ks = tuple(dict.fromkeys(options.k)) or (n_classes,)
     _check_k(ks, len(images.source), f"images of {data}")
-    rows = {name: readable_rows(model, part, stages) for name, part in parts.items()}
+    rows = {name: labelled.readable_rows(model, one.source, one.labels_N, stages) for name, one in parts.items()}
     _check_k(ks, len(rows[first].labels_S), f"images of {data} that can be read")
     cases: dict[str, dict[str, float]] = {}
     for stage in stages:
@@ -62,40 +51,33 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
         for measure in MEASURES
     }
     found, remarks = agreement_by_epoch(Path(model.name), names, model)
-    by_epoch = {
-        f"{measure} {OF_THE_RUN}": {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
-        for measure in MEASURES
-        if found
-    }
+    for measure in MEASURES if found else ():
+        results[f"{measure} of the run"] = {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
+    notes = [note for name, one in rows.items() for note in labelled.left_out(name, one.unreadable, parts[name].source.name)]
     counts = {f"{name}_images": len(one.source) for name, one in parts.items()}
-    return Results(
-        protocol="clusters",
-        data={"path": str(data), "classes": n_classes, **counts},
-        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size},
-        results={**results, **by_epoch},
-        headline=("nmi", headline) if headline else ("nmi",),
-        notes=[note for name, one in rows.items() for note in one.notes(name)] + remarks,
-    )
+    about = {"path": str(data), "classes": n_classes, **counts}
+    settings = {**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size}
+    return Results("clusters", about, settings, results, ("nmi", headline) if headline else ("nmi",), notes + remarks)
 
 
-def _open(data: Path) -> tuple[dict[str, Labelled], Names]:
+def _open(data: Path) -> tuple[dict[str, labelled.Labelled], Names]:
     """Return two parts, the first of which is clustered, or one; and classes by image name.
 
     A run may have named the images from the part's folder, or from the one above: one dict for each way.
     """
-    if not has_train_val(data):
-        images = open_labelled(data)
+    if not labelled.has_train_val(data):
+        images = labelled.open_labelled(data)
         return {"all": images}, [_labels_by_name(images)]
-    both = open_train_val(data)
+    both = labelled.open_train_val(data)
     parts = {"train": both.train, "val": both.val}
     joined: dict[str, int] = {}
-    for part, names in (("train", TRAIN), ("val", HELD_OUT)):
-        path = find_part(data, names)
+    for part, names in (("train", labelled.TRAIN), ("val", labelled.HELD_OUT)):
+        path = labelled.find_part(data, names)
         joined |= _labels_by_name(parts[part], "" if path is None else f"{path.name}/")
     return parts, [*map(_labels_by_name, parts.values()), joined]
 
 
-def _labels_by_name(images: Labelled, before: str = "") -> dict[str, int]:
+def _labels_by_name(images: labelled.Labelled, before: str = "") -> dict[str, int]:
     return {before + images.source.name(index): label for index, label in enumerate(images.labels_N.tolist())}
 
 
@@ -105,7 +87,7 @@ def _check_k(ks: tuple[int, ...], n_images: int, what: str) -> None:
 
 
 def _of_stage(
-    model: Model, rows: Mapping[str, ReadableRows], stage: str, ks: tuple[int, ...], options: ClustersOptions
+    model: Model, rows: Mapping[str, labelled.ReadableRows], stage: str, ks: tuple[int, ...], options: ClustersOptions
 ) -> Iterator[tuple[int, str, dict[str, float]]]:
     """Yield k, the part, and its measures, for all k and parts."""
     points = {name: one.at(stage, model.machine.clustering_device) for name, one in rows.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.datasets.labelled import open_train_val, readable_rows
+from deepcluster.evaluation.datasets.labelled import left_out, open_train_val, readable_rows
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
@@ -36,7 +36,7 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
     parts = open_train_val(data)
     stages = model.stages(options.stages, usual=model.trunk.embed_stage)
     _check_k(options.k, len(parts.train.source), f"images of {data}'s training part")
-    known, asked = (readable_rows(model, part, stages) for part in (parts.train, parts.val))
+    known, asked = (readable_rows(model, one.source, one.labels_N, stages) for one in (parts.train, parts.val))
     ks = tuple(dict.fromkeys(options.k)) or tuple(k for k in USUAL_KS if k <= len(known.labels_S)) or (1,)
     _check_k(ks, len(known.labels_S), f"images of {data}'s training part that can be read")
     n_classes, device = len(parts.train.class_names), model.machine.clustering_device
@@ -52,14 +52,11 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
             for top in tops:
                 results[f"top-{top}"][_case(stage, k, stages)] = float((ranks_M < top).double().mean())
     shown = USUAL_K if USUAL_K in ks else ks[0]
-    return Results(
-        protocol="knn",
-        data={"path": str(data), **parts.describe()},
-        settings={**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size},
-        results=results,
-        headline=("top-1", _case(stages[-1], shown, stages)),
-        notes=[*known.notes("train"), *asked.notes("val")],
-    )
+    about = {"path": str(data), **parts.describe()}
+    settings = {**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size}
+    notes = left_out("train", known.unreadable, parts.train.source.name)
+    notes += left_out("val", asked.unreadable, parts.val.source.name)
+    return Results("knn", about, settings, results, ("top-1", _case(stages[-1], shown, stages)), notes)
 
 
 def _case(stage: str, k: int, stages: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from deepcluster.core.text import duration
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.survey import MOST_UNREADABLE, check_unreadable
 from deepcluster.data.views import ClusterView, ShiftedView, TenCrops
-from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, open_train_val
+from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, left_out, open_train_val
 from deepcluster.evaluation.logistic import fit_logistic, right_among, top_of
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
@@ -51,22 +51,17 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     parts = open_train_val(data)
     top = top_of(len(parts.train.class_names))
     if options.fast:
-        shares, notes = _fast(model, parts, options, wanted, top)
+        shares, notes = _fast(model, parts, options, wanted)
     else:
         training, resumable = train_heads(model, parts.train, options, wanted)
         shares, bad = score_heads(model, training, parts.val, options, top, resumable)
         resumable.done()
-        notes = parts.train.left_out("train", training.unreadable) + parts.val.left_out("val", bad)
-    results: dict[str, Measured] = {
-        f"top-{most}": {one.stage: shares[one][n] for one in wanted} for n, most in enumerate(top)
-    }
+        notes = left_out("train", training.unreadable, parts.train.source.name)
+        notes += left_out("val", bad, parts.val.source.name)
+    results: dict[str, Measured] = {f"top-{k}": {one.stage: shares[one][n] for one in wanted} for n, k in enumerate(top)}
     best = max(wanted, key=lambda one: shares[one][0])
-    settings = {
-        **options.as_dict(),
-        "stages": [one.stage for one in wanted],
-        "numbers": {one.stage: width for one, width in model.widths(wanted).items()},
-        "image_size": model.image_size,
-    }
+    stages, numbers = [one.stage for one in wanted], {one.stage: width for one, width in model.widths(wanted).items()}
+    settings = options.as_dict() | {"stages": stages, "numbers": numbers, "image_size": model.image_size}
     return Results("linear", parts.describe(), settings, results, ("top-1", best.stage), notes)
 
 
@@ -129,7 +124,7 @@ def train_heads(
     weights, fused = heads.parameters(), device.type == "cuda"
     optimizer = torch.optim.SGD(weights, lr=lr, momentum=options.momentum, weight_decay=decay, fused=fused)
     steps_per_epoch, labels_N = -(-len(train.source) // options.batch_size), train.labels_N.to(device)
-    training = Training(heads, optimizer, options.epochs * steps_per_epoch)
+    training, view = Training(heads, optimizer, options.epochs * steps_per_epoch), ShiftedView(model.image_size)
     # The training does not depend on how the classifiers are tested.
     facts = {name: value for name, value in options.as_dict().items() if name not in ("ten_crops", "fast", "stages")}
     labels = hashlib.sha256(train.labels_N.numpy().tobytes()).hexdigest()
@@ -144,19 +139,12 @@ def train_heads(
     def learn(batch: Batch, _: int) -> dict[str, Tensor]:
         return train_step(training, model.extract(batch.images_BCHW, wanted), labels_N[batch.indices_B.to(device)])
 
+    def rates(step: int) -> list[float]:
+        return [learning_rate(lr, decay, step)]
+
     try:
-        fit_source(
-            model,
-            training,
-            train.source,
-            ShiftedView(model.image_size),
-            learn,
-            options,
-            rates=lambda step: [learning_rate(lr, decay, step)],
-            resumable=resumable,
-            report_every=steps_per_epoch,
-            line=line,
-        )
+        reports = steps_per_epoch, line
+        fit_source(model, training, train.source, view, learn, options, rates=rates, resumable=resumable, reports=reports)
     except Diverged as fault:
         resumable.done()
         raise InputError(
@@ -167,20 +155,15 @@ def train_heads(
 
 
 def score_heads(
-    model: Model,
-    training: Training[LinearHeads],
-    val: Labelled,
-    options: LinearOptions,
-    top: Sequence[int],
-    resumable: ResumableState,
+    model: Model, trained: Training[LinearHeads], val: Labelled, options: LinearOptions, top: list[int], kept: ResumableState
 ) -> tuple[Shares, dict[int, str]]:
     """Return the shares of images that each classifier ranks among its `top` classes, and why images can't be read."""
-    heads, n_views = training.network, CROPS if options.ten_crops else 1
+    heads, n_views = trained.network, CROPS if options.ten_crops else 1
     right = {one: torch.zeros(len(top), dtype=torch.int64) for one in heads.wanted}
     seen = 0
     with (
         model.loader(val.source) as loader,
-        resumable.track("testing", len(val.source), state=training.state) as advance,
+        kept.track("testing", len(val.source), state=trained.state) as advance,
         closing(_test_batches(loader, model.image_size, options)) as batches,
     ):
         for batch in batches:
@@ -204,9 +187,7 @@ def _test_batches(loader: Loader, image_size: int, options: LinearOptions) -> Ge
     return loader.training_views(TenCrops(image_size), all_N, -(-options.batch_size // CROPS), seed=options.seed, epoch=0)
 
 
-def _fast(
-    model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled], top: list[int]
-) -> tuple[Shares, list[str]]:
+def _fast(model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled]) -> tuple[Shares, list[str]]:
     """Return the shares of classifiers fitted by L-BFGS on features of centre crops, which are kept on disk."""
     shares: Shares = {}
     rows, labels_N, notes = dict[str, dict[Pooled, Tensor]](), dict[str, Tensor](), list[str]()
@@ -217,14 +198,14 @@ def _fast(
         if len(bad) > MOST_UNREADABLE * len(reads_N):
             raise InputError(f"{part.source.describe()}: {len(bad):,} of {len(reads_N):,} images can't be read")
         labels_N[name] = torch.where(reads_N, part.labels_N, -1)
-        notes += part.left_out(name, dict.fromkeys(bad, ""))
+        notes += left_out(name, dict.fromkeys(bad, ""), part.source.name)
     n_classes, device = len(parts.train.class_names), model.machine.clustering_device
     for one in wanted:
         started = time.perf_counter()
         with model.work.track(f"fitting {one.stage}", None, "passes") as advance:
             learned = rows["train"][one], labels_N["train"], n_classes
             fitted = fit_logistic(*learned, seed=options.seed, device=device, advance=advance)
-        shares[one] = fitted.accuracy(rows["val"][one], labels_N["val"], top=top)
+        shares[one] = fitted.accuracy(rows["val"][one], labels_N["val"], top=top_of(n_classes))
         model.work.reporter.say(
             f"{one.stage}: top-1 {100 * shares[one][0]:.1f}%  l2 {fitted.l2:g}  {duration(time.perf_counter() - started)}"
         )

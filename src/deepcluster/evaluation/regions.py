@@ -168,10 +168,8 @@ class RegionReader:
             what: name of the work, for the progress line.
         """
         if size < self.smallest:
-            raise InputError(
-                f"--size: images of {size} px are too small for {self.stage} of {self.model.trunk.arch}; "
-                f"use {self.smallest} or more"
-            )
+            stage = f"{self.stage} of {self.model.trunk.arch}"
+            raise InputError(f"--size: images of {size} px are too small for {stage}; use {self.smallest} or more")
         with self.model.work.track(what, len(views)) as advance:
             for first in range(0, len(views), TOGETHER):
                 yield self._part(source, views[first : first + TOGETHER], size, advance)

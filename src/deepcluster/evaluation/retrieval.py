@@ -5,7 +5,7 @@ convolutional stage, PCA-whitening learned on the other data set, queries croppe
 N images, Q queries, R regions, C channels, P numbers of a descriptor.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.evaluation.datasets.building_sets import Buildings, image_folder, open_sets, overlap, whitening_folder
-from deepcluster.evaluation.datasets.buildings import REVISITED, GroundTruth, average_precision, precisions_at
+from deepcluster.evaluation.datasets import buildings
 from deepcluster.evaluation.datasets.labelled import left_out, some
 from deepcluster.evaluation.options import RetrievalOptions
 from deepcluster.evaluation.regions import RegionReader, View, aggregate
@@ -28,6 +27,8 @@ from deepcluster.run.model import Model
 
 SCALES = (1.0, 2**-0.5, 0.5)
 KS = (1, 5, 10)
+
+Names = Collection[str]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         raise InputError(f"--stage {FEATURES} has no map to take regions of; use one of {others}")
     reader = RegionReader(model, stage, options.levels)
     sizes = tuple(max(1, round(options.size * scale)) for scale in (SCALES if options.multiscale else SCALES[:1]))
-    sets, notes = open_sets(data), list[str]()
-    learned_on = {one.folder: whitening_folder(one, sets, options.whiten_on) for one in sets}
+    sets, notes = buildings.open_sets(data), list[str]()
+    learned_on = {one.folder: buildings.whitening_folder(one, sets, options.whiten_on) for one in sets}
     results: dict[str, dict[str, float]] = {}
     facts: dict[str, dict[str, int]] = {}
     whitenings: dict[Path, Whitening] = {}
@@ -82,7 +83,8 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         place = learned_on[one.folder]
         if place not in whitenings:
             whitenings[place] = learn_whitening(reader, place, options, notes)
-        if overlap(place, image_folder(one.folder)):
+        learned, searched = place.resolve(), buildings.image_folder(one.folder).resolve()
+        if learned.is_relative_to(searched) or searched.is_relative_to(learned):
             why = "the whitening was learned on the images that are searched; numbers are not comparable"
             notes.append(f"{one.name}: {why}")
         describer = Describer(reader, sizes, whitenings[place])
@@ -109,19 +111,17 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
         InputError: there are no images, or none that can be read, or all are alike.
     """
     source, whitening = open_source(place), None
-    views, faults, first = [View(index) for index in range(len(source))], dict[str, str](), 0
+    views, faults, first = [View(index) for index in range(len(source))], dict[int, str](), 0
     for part in reader.parts(source, views, options.size, f"whitening on {place.resolve().name}"):
-        faults |= {source.name(first + bad): reason for bad, reason in part.faults.items()}
+        faults |= {first + bad: reason for bad, reason in part.faults.items()}
         first += len(part.counts_N)
         if not len(part.rows_RC):
             continue
         if whitening is None:
-            channels = part.rows_RC.shape[1]
-            whitening = Whitening(min(options.pca, channels), unit_rows=True)
-            if options.pca > channels:
-                notes.append(
-                    f"--pca {options.pca} is more than the {channels} channels of {reader.stage}; {channels} are used"
-                )
+            width = part.rows_RC.shape[1]
+            whitening = Whitening(min(options.pca, width), unit_rows=True)
+            if options.pca > width:
+                notes.append(f"--pca {options.pca} is more than the {width} channels of {reader.stage}; {width} are used")
         whitening.update(part.rows_RC.float().to(reader.model.machine.clustering_device))
     if whitening is None:
         raise InputError(f"{place}: none of its {count_of(len(source), 'image')} can be read; whitening needs some")
@@ -131,13 +131,13 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
         raise InputError(f"{place}: its images are all alike; whitening needs many that differ")
     if found < whitening.n_components:
         notes.append(f"the regions of {place} vary in only {found} directions; the other numbers of a descriptor are zero")
-    notes += left_out(f"whitening on {place}", faults)
+    notes += left_out(f"whitening on {place}", faults, source.name)
     return whitening
 
 
 def score_set(
-    describer: Describer, one: Buildings, options: RetrievalOptions, notes: list[str]
-) -> Iterator[tuple[GroundTruth, Mapping[tuple[str, str], float]]]:
+    describer: Describer, one: buildings.Buildings, options: RetrievalOptions, notes: list[str]
+) -> Iterator[tuple[buildings.GroundTruth, Mapping[tuple[str, str], float]]]:
     """Yield each ground truth with its mean average precision (and precisions, of the revisited sets) by measure and case.
 
     Raises:
@@ -146,7 +146,7 @@ def score_set(
     names = sorted({name for truth in one.truths for name in one.database(truth)}, key=lambda name: one.index_of[name])
     views = [View(one.index_of[name]) for name in names]
     rows_NP, faults = describer.describe(one.source, views, f"{one.name}: images")
-    notes += left_out(one.name, {names[place]: reason for place, reason in faults.items()})
+    notes += left_out(one.name, faults, names.__getitem__)
     row_of = {name: row for row, name in enumerate(names) if row not in faults}
     for truth in one.truths:
         ranked = [name for name in one.database(truth) if name in row_of]
@@ -175,7 +175,9 @@ def rank(queries_QP: Tensor, rows_NP: Tensor, expansion: int = 0) -> Tensor:
     return best_QN
 
 
-def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[str]) -> dict[tuple[str, str], float]:
+def _measure(
+    truth: buildings.GroundTruth, rankings: Sequence[Sequence[str]], notes: list[str]
+) -> dict[tuple[str, str], float]:
     """Return means over the queries that have a positive, by measure and case."""
     means: dict[tuple[str, str], float] = {}
     for case in truth.cases:
@@ -186,8 +188,42 @@ def _measure(truth: GroundTruth, rankings: Sequence[Sequence[str]], notes: list[
         asked = [(query.judged[case], ranked) for query, ranked in zip(truth.queries, rankings, strict=True)]
         asked = [(judged, ranked) for judged, ranked in asked if judged.positives]
         values = {"mAP": [average_precision(ranked, one.positives, one.junk) for one, ranked in asked]}
-        if case in REVISITED:
+        if case in buildings.REVISITED:
             precisions = [precisions_at(ranked, one.positives, one.junk, KS) for one, ranked in asked]
             values |= {f"mP@{k}": [at[k] for at in precisions] for k in KS}
         means |= {(name, case): sum(all_of) / len(asked) if asked else float("nan") for name, all_of in values.items()}
     return means
+
+
+def average_precision(ranked: Sequence[str], positives: Names, junk: Names) -> float:
+    """Return the area under precision over recall, as the program of the Oxford buildings computes it.
+
+    Junk is skipped. Precision is interpolated linearly between two answers: an answer at rank r (from 1) that is the n-th
+    right one adds ((n - 1) / (r - 1) + n / r) / 2 over the number of positives, where the first fraction is 1 for r = 1.
+    A positive that is not ranked counts as not found. The revisited sets use the same definition.
+
+    Args:
+        ranked: names, the best first, each of them once.
+        positives: at least one.
+    """
+    area, found, rank, before = 0.0, 0, 0, 1.0
+    for name in ranked:
+        if name in junk:
+            continue
+        rank += 1
+        found += name in positives
+        precision = found / rank
+        if name in positives:
+            area += (before + precision) / 2
+        before = precision
+    return area / len(positives)
+
+
+def precisions_at(ranked: Sequence[str], positives: Names, junk: Names, ks: Sequence[int]) -> dict[int, float]:
+    """Return the share of right answers among the first k that are not junk, for each k, as the revisited sets define it.
+
+    If the last positive of a query is at a rank r before k, only ranks up to r count, so that few positives do not lower it.
+    """
+    kept = [name for name in ranked if name not in junk]
+    hits = [rank for rank, name in enumerate(kept, 1) if name in positives]
+    return {k: sum(rank <= min(k, hits[-1]) for rank in hits) / min(k, hits[-1]) if hits else 0.0 for k in ks}

@@ -35,7 +35,6 @@ from deepcluster.run.resumable import digest_of
 NAME = "semi-supervised"
 # Changes with the format of the state: a state of an older version is not continued.
 STATE_FORMAT = 2
-FROM_SCRATCH = " from scratch"
 
 
 @dataclass(frozen=True)
@@ -94,19 +93,13 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
         resumable.done()
         notes = [*_notes(parts, cases, labels_M, options)]
         for part, one in loaders.items():
-            notes += left_out(part, {one.images.source.name(index): why for index, why in sorted(one.unreadable.items())})
+            notes += left_out(part, one.unreadable, one.images.source.name)
     scores, top = comparison.scores, top_of(trials.n_classes)[-1]
-    return Results(
-        protocol=NAME,
-        data=parts.describe() | {"labelled_images": {case.name: len(case.everything_M) for case in cases}},
-        settings=options.as_dict() | {"image_size": model.image_size, "trained": comparison.trained()},
-        results={
-            "top-1": {column: score.top_1 for column, score in scores.items()},
-            f"top-{top}": {column: score.top_k for column, score in scores.items()},
-        },
-        headline=("top-1", cases[-1].name),
-        notes=notes + comparison.notes,
-    )
+    about = parts.describe() | {"labelled_images": {case.name: len(case.everything_M) for case in cases}}
+    settings = options.as_dict() | {"image_size": model.image_size, "trained": comparison.trained()}
+    results = {"top-1": {column: score.top_1 for column, score in scores.items()}}
+    results[f"top-{top}"] = {column: score.top_k for column, score in scores.items()}
+    return Results(NAME, about, settings, results, ("top-1", cases[-1].name), notes + comparison.notes)
 
 
 class Comparison:
@@ -126,7 +119,14 @@ class Comparison:
     def run(self) -> None:
         """Train all networks."""
         trials, top = self.trials, top_of(self.trials.n_classes)
-        total = sum(trials.steps_left(name, count) for name, count in self._planned())
+        total = 0
+        for case, column, _ in self.columns():
+            if len(case.held_M):
+                names = [_name(column, "choice", rates) for rates in self.grid]
+                total += sum(trials.steps_left(name, len(case.trained_M)) for name in names)
+            # The rates of the final network are not chosen yet: those of the first try, unless it has begun with others.
+            finals = [_name(column, "final", rates) for rates in self.grid]
+            total += trials.steps_left(next(filter(trials.has_begun, finals), finals[0]), len(case.everything_M))
         with trials.resumable.track("fine-tuning", total, "steps", state=trials.state) as trials.advance:
             for case, column, scratch in self.columns():
                 score, self.rates[column] = self._final(case, column, scratch)
@@ -138,7 +138,7 @@ class Comparison:
         for case in self.cases:
             yield case, case.name, False
             if self.options.scratch:
-                yield case, case.name + FROM_SCRATCH, True
+                yield case, f"{case.name} from scratch", True
 
     def trained(self) -> dict[str, dict[str, Any]]:
         """Return how the final networks were trained, by name of the column, for the results."""
@@ -154,31 +154,17 @@ class Comparison:
             for case, column, _ in self.columns()
         }
 
-    def _planned(self) -> Iterator[tuple[str, int]]:
-        """Yield each training's name and number of images; of final ones, whose rates are not chosen yet, the first try."""
-        for case, column, _ in self.columns():
-            if len(case.held_M):
-                yield from ((_name(column, "choice", rates), len(case.trained_M)) for rates in self.grid)
-            finals = [_name(column, "final", rates) for rates in self.grid]
-            yield next(filter(self.trials.has_begun, finals), finals[0]), len(case.everything_M)
-
-    def _ranked(self, case: Case, column: str, scratch: bool) -> list[Rates]:
-        """Return the rates of the grid, those that did best on the held-out images first."""
-        if not len(case.held_M):
-            return [middle_of(self.options)]
-        held = TestSet(self.trials.loader, case.held_M, self.trials.labels_N)
-        scores = {
-            rates: self.trials.score(_name(column, "choice", rates), rates, case.trained_M, held, scratch=scratch)
-            for rates in self.grid
-        }
-        ranked = sorted(self.grid, key=lambda rates: rank(scores[rates]), reverse=True)
-        right = f"{scores[ranked[0]].top_1:.1%} of {count_of(len(case.held_M), 'held-out image')}"
-        self.say(f"{column}: chose the rates {ranked[0]}, with which {right} are right")
-        return ranked
-
     def _final(self, case: Case, column: str, scratch: bool) -> tuple[Score, Rates]:
-        """Train on all labelled images with the best rates, or with the next best should it diverge."""
-        ranked = self._ranked(case, column, scratch)
+        """Train on all labelled images with the rates best on the held-out ones, or the next best should it diverge."""
+        ranked = [middle_of(self.options)]
+        if len(case.held_M):
+            held, scores = TestSet(self.trials.loader, case.held_M, self.trials.labels_N), dict[Rates, Score]()
+            for rates in self.grid:
+                name = _name(column, "choice", rates)
+                scores[rates] = self.trials.score(name, rates, case.trained_M, held, scratch=scratch)
+            ranked = sorted(self.grid, key=lambda rates: rank(scores[rates]), reverse=True)
+            right = f"{scores[ranked[0]].top_1:.1%} of {count_of(len(case.held_M), 'held-out image')}"
+            self.say(f"{column}: chose the rates {ranked[0]}, with which {right} are right")
         for rates in ranked:
             name = _name(column, "final", rates)
             score = self.trials.score(name, rates, case.everything_M, self.test_set, scratch=scratch)

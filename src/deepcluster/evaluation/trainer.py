@@ -177,15 +177,14 @@ def fit_source(
     *,
     rates: Callable[[int], Sequence[float]],
     resumable: ResumableState,
-    report_every: int,
-    line: Callable[[Mapping[str, float]], str],
+    reports: tuple[int, Callable[[Mapping[str, float]], str]],
     reduce_to: int | None = None,
 ) -> None:
     """Train on random views of all images of a source, or continue where an earlier call was stopped.
 
     Args:
         options: batch size and seed.
-        line: words for the means of `report_every` steps; printed with the learning rate and the time.
+        reports: after how many steps to put their means into what words; printed with the learning rate and the time.
         reduce_to: shorter side to which photos are reduced as they are decoded; that of the run by default.
 
     Raises:
@@ -211,7 +210,7 @@ def fit_source(
             nonlocal started, waited
             now, rate = time.perf_counter(), training.optimizer.param_groups[0]["lr"]
             wait = (loader.wait_seconds - waited) / max(now - started, 1e-9)
-            say(f"{line(means)}  lr {rate:.4g}  {duration(now - started)}  data-wait {wait:.0%}")
+            say(f"{reports[1](means)}  lr {rate:.4g}  {duration(now - started)}  data-wait {wait:.0%}")
             started, waited = now, loader.wait_seconds
 
         def checked_advance(steps: int) -> None:
@@ -220,8 +219,8 @@ def fit_source(
 
         every_N, size, n = torch.arange(len(source)), options.batch_size, per_epoch
         batches = shuffled(loader, view, every_N, size, seed=options.seed, steps_per_epoch=n)
-        reports = (report_every, report)
-        fit(training, batches, learn, steps_per_epoch=n, rates=rates, reports=reports, advance=checked_advance)
+        each = reports[0], report
+        fit(training, batches, learn, steps_per_epoch=n, rates=rates, reports=each, advance=checked_advance)
 
 
 def shuffled(loader: Loader, view: View, indices_M: Tensor, batch_size: int, *, seed: int, steps_per_epoch: int) -> Batches:

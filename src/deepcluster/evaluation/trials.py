@@ -114,8 +114,8 @@ class Trials:
         kept = resumable.load() or {"finished": {}, "running": None}
         self.finished = {name: Score(*values) for name, values in kept["finished"].items()}
         self.advance: Advance = no_advance
-        # The training that was stopped, until it continues; and the one under way.
-        self._stopped: dict[str, Any] | None = kept["running"]
+        # The training that was stopped, until it continues (otherwise empty); and the one under way.
+        self._stopped: dict[str, Any] = kept["running"] or {}
         self._running: tuple[str, Training[Classifier]] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -125,14 +125,12 @@ class Trials:
 
     def has_begun(self, name: str) -> bool:
         """Return whether the training `name` is finished, or is the one that was stopped."""
-        return name in self.finished or (self._stopped is not None and self._stopped["name"] == name)
+        return name in self.finished or self._stopped.get("name") == name
 
     def steps_left(self, name: str, count: int) -> int:
         """Return the number of remaining steps of the training `name` on `count` images."""
-        if name in self.finished:
-            return 0
-        done = self._stopped["step"] if self._stopped is not None and self.has_begun(name) else 0
-        return int(steps_of(count, self.options) - done)
+        done = self._stopped["step"] if self._stopped.get("name") == name else 0
+        return 0 if name in self.finished else int(steps_of(count, self.options) - done)
 
     def score(self, name: str, rates: Rates, indices_M: Tensor, test_set: TestSet, *, scratch: bool) -> Score:
         """Train a network on the labelled images `indices_M` and test it, unless that is done already.
@@ -149,7 +147,7 @@ class Trials:
                 score = self.test(training.network, test_set)
             except Diverged:
                 score = DIVERGED
-            self.finished[name], self._running, self._stopped = score, None, None
+            self.finished[name], self._running, self._stopped = score, None, {}
             if training.step < training.steps:
                 self.advance(training.steps - training.step)
         return self.finished[name]
@@ -166,7 +164,7 @@ class Trials:
         ]
         optimizer = sgd(groups, machine, lr=rates.trunk, momentum=options.momentum, weight_decay=options.weight_decay)
         training = Training(classifier, optimizer, steps_of(count, options))
-        if self._stopped is not None and self._stopped["name"] == name:
+        if self._stopped.get("name") == name:
             training.load(self._stopped)
         return training
 

@@ -18,6 +18,7 @@ came from Caffe: 150,000 steps, with all at a rate of 0.001 that was cut every 2
 N images, B batch, C classes, V crops of an image, X crops of a batch.
 """
 
+from collections.abc import Mapping
 from contextlib import closing
 from hashlib import sha256
 from math import ceil, sqrt
@@ -37,7 +38,7 @@ from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.datasets import voc
 from deepcluster.evaluation.measures import mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
-from deepcluster.evaluation.results import Results
+from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Training, fit_source, seed_of, sgd
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.model import Model, data_key
@@ -89,19 +90,12 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
     if options.finetune == "fc6-8" and not fully_connected(classifier.trunk):
         notes.append(f"{classifier.trunk.arch} has no fully connected layers: only the linear classifier is trained")
     counts = {"train_images": len(train.names), "test_images": int(tested_N.sum()), "classes": len(found.by_class)}
-    return Results(
-        protocol=NAME,
-        data={"train": train.source.describe(), "test": test.source.describe(), **counts},
-        settings=options.as_dict() | {"image_size": size, "crop_scale": list(SCALE), "clip": CLIP},
-        results={
-            "mAP": found.mean,
-            "mAP 11 points": found.mean_11_points,
-            "AP": found.by_class,
-            "AP 11 points": found.by_class_11_points,
-        },
-        headline=("mAP",),
-        notes=(*notes, *train.left_out(training.unreadable), *test.left_out(unreadable)),
-    )
+    about = {"train": train.source.describe(), "test": test.source.describe(), **counts}
+    settings = options.as_dict() | {"image_size": size, "crop_scale": list(SCALE), "clip": CLIP}
+    results: dict[str, Measured] = {"mAP": found.mean, "mAP 11 points": found.mean_11_points}
+    results |= {"AP": found.by_class, "AP 11 points": found.by_class_11_points}
+    notes += train.left_out(training.unreadable) + test.left_out(unreadable)
+    return Results(NAME, about, settings, results, ("mAP",), notes)
 
 
 def crop_size(model: Model, asked: int | None) -> int:
@@ -179,21 +173,19 @@ def fine_tune(
         images, seed = batch.images_BCHW, seed_of(options.seed, number)
         return {"": step(classifier, optimizer, images, labels_BC, loss_of, machine, seed=seed, clip=CLIP)}
 
+    def rates(number: int) -> list[float]:
+        return [rate(options, number)]
+
+    def line(means: Mapping[str, float]) -> str:
+        return f"{training.where}  loss {means.get('', 0.0):.3f}"
+
     # Dropout is on; BatchNorm of the convolutions uses its statistics and keeps them.
     classifier.train()
     classifier.trunk.convolutions().eval()
+    images, view, least = split.source, TrainingView(size, SCALE, RATIO), reduced(size)
+    reports = min(REPORT_STEPS, ceil(options.iterations / 10)), line
     fit_source(
-        model,
-        training,
-        split.source,
-        TrainingView(size, SCALE, RATIO),
-        learn,
-        options,
-        rates=lambda number: [rate(options, number)],
-        resumable=resumable,
-        report_every=min(REPORT_STEPS, ceil(options.iterations / 10)),
-        line=lambda means: f"{training.where}  loss {means.get('', 0.0):.3f}",
-        reduce_to=reduced(size),
+        model, training, images, view, learn, options, rates=rates, resumable=resumable, reports=reports, reduce_to=least
     )
     return training, resumable
 

@@ -8,24 +8,22 @@ N training images, n of them chosen for an SVM, M test images, C classes.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.evaluation import svm
+from deepcluster.evaluation.datasets.labelled import readable_rows
 from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, VocSplit, open_voc, splits_for
 from deepcluster.evaluation.measures import AveragePrecisions, mean_average_precision
 from deepcluster.evaluation.options import VocSvmOptions
 from deepcluster.evaluation.results import Measured, Results
-from deepcluster.run.features import Pooled
-from deepcluster.run.model import Model, data_key, readable
+from deepcluster.run.model import Model, data_key
 from deepcluster.run.resumable import ResumableState
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
@@ -40,15 +38,6 @@ LOW_SHOT_DIFFERENCES = (
     f"chosen by {svm.FOLDS}-fold cross-validation on these images, and is {svm.FIXED_COST:g} where k is under {svm.FOLDS}; "
     "the published benchmark takes the cost that is best on the test images, so its numbers are higher"
 )
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The readable images of a split: labels, features by stage (in which all images have a row), and notes on others."""
-
-    labels_NC: Tensor
-    features: dict[str, Tensor]
-    notes: list[str]
 
 
 class _Case:
@@ -77,28 +66,31 @@ class _Case:
 class _Svms:
     """Trains the SVMs of one evaluation. Finished ones are kept, so that a stop loses only those under way."""
 
-    def __init__(self, model: Model, train: _Part, test: _Part, kept: ResumableState) -> None:
-        self.model, self.train, self.test, self.kept = model, train, test, kept
+    def __init__(self, model: Model, splits: Sequence[VocSplit], stages: Sequence[str], kept: ResumableState) -> None:
+        self.model, self.kept = model, kept
+        rows = [readable_rows(model, one.source, one.labels_NC, stages, "pooled") for one in splits]
+        self.notes = [note for split, one in zip(splits, rows, strict=True) for note in split.left_out(one.unreadable)]
+        self.train, self.test = rows
         self.done: dict[str, Any] = kept.load() or {}
-        all_cases = [_Case(number, train.labels_NC[:, number].numpy()) for number in range(len(CLASSES))]
+        all_cases = [_Case(number, self.train.labels_S[:, number].numpy()) for number in range(len(CLASSES))]
         self.cases = [case for case in all_cases if case.positives.size and case.negatives.size]
         self.left_out = [case.name for case in all_cases if case not in self.cases]
         # The numbers of positives that at least one class has.
         self.shots = [k for k in SHOTS if any(case.positives.size >= k for case in self.cases)]
-        if not any((test.labels_NC[:, case.number] == PRESENT).any() for case in self.cases):
+        if not any((self.test.labels_S[:, case.number] == PRESENT).any() for case in self.cases):
             raise InputError(
                 f"no class can be scored: none of VOC's {len(CLASSES)} has positives and negatives among the "
-                f"{count_of(len(train.labels_NC), 'image')} to train on, and a positive among the "
-                f"{len(test.labels_NC):,} to test on"
+                f"{count_of(len(self.train.labels_S), 'image')} to train on, and a positive among the "
+                f"{len(self.test.labels_S):,} to test on"
             )
 
     def score(self, jobs: Sequence[svm.Job], stage: str, what: str) -> list[AveragePrecisions]:
         """Return average precisions of each run of `len(self.cases)` jobs, which are those of the cases in order."""
         numbers, names = [case.number for case in self.cases], [case.name for case in self.cases]
-        labels_MC = self.test.labels_NC[:, numbers]
+        labels_MC = self.test.labels_S[:, numbers]
 
         def rows() -> svm.Rows:
-            return svm.Rows(svm.unit_rows(self.train.features[stage]), svm.unit_rows(self.test.features[stage]))
+            return svm.Rows(*(svm.unit_rows(one.rows[stage]) for one in (self.train, self.test)))
 
         missing = [job for job in jobs if job.key not in self.done]
         with self.kept.track(what, len(missing), "SVMs", state=lambda: self.done) as advance:
@@ -124,7 +116,7 @@ def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
     train, test = splits_for(devkit, split)
     images = [f"{data_key(s.source)} {hashlib.sha256(s.labels_NC.numpy().tobytes()).hexdigest()}" for s in (train, test)]
     kept = model.resumable("voc07-svm", *images, model.image_size, model.settings.reduce_to, options.as_dict())
-    svms = _Svms(model, _part(model, train, stages), _part(model, test, stages), kept)
+    svms = _Svms(model, (train, test), stages, kept)
     scores: dict[str, AveragePrecisions] = {}
     for stage in stages:
         jobs = [case.job(stage, options.seed) for case in svms.cases]
@@ -142,26 +134,10 @@ def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
     notes += [*train.notes, *test.notes, *_notes(svms, scores[best], options)]
     kept.done()
     counts = {"train_images": len(train.source), "test_images": len(test.source), "classes": len(scores[best].by_class)}
-    settings = options.as_dict() | {
-        "split": split,
-        "stages": list(stages),
-        "image_size": model.image_size,
-        "costs": list(svm.COSTS),
-        "folds": svm.FOLDS,
-        "positive_weight": svm.POSITIVE_WEIGHT,
-        "max_iterations": svm.MAX_ITERATIONS,
-    }
+    settings = options.as_dict() | {"split": split, "stages": list(stages), "image_size": model.image_size}
+    settings |= {"costs": list(svm.COSTS), "folds": svm.FOLDS, "positive_weight": svm.POSITIVE_WEIGHT}
+    settings["max_iterations"] = svm.MAX_ITERATIONS
     return Results("voc07-svm", {"description": devkit.name} | counts, settings, results, ("mAP", best), notes)
-
-
-def _part(model: Model, split: VocSplit, stages: Sequence[str]) -> _Part:
-    """Extract features of all stages in one pass over the images."""
-    wanted = {stage: Pooled(stage, "pooled") for stage in stages}
-    made = model.rows(split.source, list(wanted.values()))
-    features = {stage: made[one] for stage, one in wanted.items()}
-    good_N = readable(features[stages[0]])
-    unreadable = dict.fromkeys((~good_N).nonzero().flatten().tolist(), "")
-    return _Part(split.labels_NC[good_N], features, split.left_out(unreadable))
 
 
 def _low_shot(svms: _Svms, stage: str, options: VocSvmOptions) -> dict[str, dict[str, float]]:
@@ -187,7 +163,7 @@ def _notes(svms: _Svms, scores: AveragePrecisions, options: VocSvmOptions) -> li
         notes.append(
             f"cost {svm.FIXED_COST:g}, not cross-validated, for fewer than {svm.FOLDS} images of a kind: {', '.join(few)}"
         )
-    notes += svms.train.notes + svms.test.notes
+    notes += svms.notes
     if stopped := sum(not kept["converged"] for kept in svms.done.values()):
         notes.append(f"{stopped:,} of {count_of(len(svms.done), 'SVM')} stopped at {svm.MAX_ITERATIONS:,} iterations")
     notes.append(DIFFERENCES)

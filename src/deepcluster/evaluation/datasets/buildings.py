@@ -1,17 +1,20 @@
-"""Ground truth of the buildings data sets (Oxford5k, Paris6k, and both revisited), and average precision as they define it.
+"""The buildings data sets (Oxford5k, Paris6k, and both revisited): images with their ground truth.
 
 Three formats: text files as the Oxford group publishes them (Philbin et al., CVPR 2007 and 2008), lists in JSON, and the
 `gnd_*.pkl` of Revisited Oxford and Paris (Radenovic et al., CVPR 2018). Images are named without folder and ending.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.evaluation.datasets.labelled import contents_of, some
 from deepcluster.evaluation.datasets.plain_pickle import read_plain_pickle
 
 LISTS = ("good", "ok", "junk")
@@ -38,8 +41,10 @@ _DAMAGED: Mapping[str, tuple[int, ...]] = {
 }
 DAMAGED_IN_PARIS = frozenset(f"paris_{place}_{number:06}" for place, numbers in _DAMAGED.items() for number in numbers)
 
+IMAGE_FOLDERS = ("jpg", "images")
+OTHER = {"oxford": "paris", "paris": "oxford"}
+
 Box = tuple[float, float, float, float]
-Names = Collection[str]
 
 
 @dataclass(frozen=True)
@@ -237,35 +242,97 @@ def _entry(place: str, entry: Any, image: str, images: Sequence[str]) -> Query:
     return _query(image, image, (box[0], box[1], box[2], box[3]), named)
 
 
-def average_precision(ranked: Sequence[str], positives: Names, junk: Names) -> float:
-    """Return the area under precision over recall, as the program of the Oxford buildings computes it.
+@dataclass(frozen=True)
+class Buildings:
+    """A data set: images, and one or several ground truths of them."""
 
-    Junk is skipped. Precision is interpolated linearly between two answers: an answer at rank r (from 1) that is the n-th
-    right one adds ((n - 1) / (r - 1) + n / r) / 2 over the number of positives, where the first fraction is 1 for r = 1.
-    A positive that is not ranked counts as not found. The revisited sets use the same definition.
+    folder: Path
+    source: ImageSource
+    truths: tuple[GroundTruth, ...]
 
-    Args:
-        ranked: names, the best first, each of them once.
-        positives: at least one.
+    @property
+    def name(self) -> str:
+        """The name of the first ground truth."""
+        return self.truths[0].name
+
+    @property
+    def city(self) -> str | None:
+        """Oxford or paris, if the names say so."""
+        named = " ".join([*(truth.name for truth in self.truths), self.folder.resolve().name]).lower()
+        return next((city for city in OTHER if city in named), None)
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """The index of each image by its name without folder and ending; images known to be damaged are left out."""
+        found: dict[str, int] = {}
+        for index in range(len(self.source)):
+            stem = Path(self.source.name(index)).stem
+            if stem in found:
+                first = self.source.name(found[stem])
+                raise InputError(f"{self.folder}: two images are called {stem}: {first} and {self.source.name(index)}")
+            if stem not in DAMAGED_IN_PARIS:
+                found[stem] = index
+        return found
+
+    def database(self, truth: GroundTruth) -> list[str]:
+        """Return the images that are ranked."""
+        return [name for name in truth.images or self.index_of if name in self.index_of]
+
+
+def open_sets(data: Path) -> list[Buildings]:
+    """Return the data set in a folder, or those in its folders.
+
+    Raises:
+        InputError: there is none, it does not parse, or images are missing.
     """
-    area, found, rank, before = 0.0, 0, 0, 1.0
-    for name in ranked:
-        if name in junk:
-            continue
-        rank += 1
-        found += name in positives
-        precision = found / rank
-        if name in positives:
-            area += (before + precision) / 2
-        before = precision
-    return area / len(positives)
+    below = sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
+    folders = [data] if is_buildings(data) else [path for path in below if is_buildings(path)]
+    if not folders:
+        places = ", ".join(LIST_FOLDERS)
+        raise InputError(
+            f"{data} holds no buildings data set: looked for *{QUERY_ENDING} (in it, or in its {places}), "
+            f"gnd_*.pkl and gnd_*.json, here and one folder down; {contents_of(data)}"
+        )
+    truths = {path: find_ground_truths(path) for path in folders}
+    names = [truth.name for of_one in truths.values() for truth in of_one]
+    for path, of_one in truths.items():
+        truths[path] = [replace(t, name=f"{path.name} {t.name}") if names.count(t.name) > 1 else t for t in of_one]
+    sets = [Buildings(path, open_source(image_folder(path)), tuple(truths[path])) for path in folders]
+    for one, truth in [(opened, truth) for opened in sets for truth in opened.truths]:
+        listed = truth.listed() - DAMAGED_IN_PARIS
+        if missing := sorted(listed - one.index_of.keys()):
+            raise InputError(
+                f"{one.folder}: {len(missing):,} of the {count_of(len(listed), 'image')} that the ground truth "
+                f"{truth.name} names are not in {image_folder(one.folder)}: {some(missing, 5)}"
+            )
+    return sets
 
 
-def precisions_at(ranked: Sequence[str], positives: Names, junk: Names, ks: Sequence[int]) -> dict[int, float]:
-    """Return the share of right answers among the first k that are not junk, for each k, as the revisited sets define it.
+def image_folder(folder: Path) -> Path:
+    """Return the folder of the images of a data set."""
+    return next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), folder)
 
-    If the last positive of a query is at a rank r before k, only ranks up to r count, so that few positives do not lower it.
+
+def whitening_folder(one: Buildings, sets: Sequence[Buildings], whiten_on: str | None) -> Path:
+    """Return the folder on which the whitening for a data set is learned: as requested, or that of the other city.
+
+    Raises:
+        InputError: there are none.
     """
-    kept = [name for name in ranked if name not in junk]
-    hits = [rank for rank, name in enumerate(kept, 1) if name in positives]
-    return {k: sum(rank <= min(k, hits[-1]) for rank in hits) / min(k, hits[-1]) if hits else 0.0 for k in ks}
+    if whiten_on is not None:
+        named = Path(whiten_on).expanduser()
+        if not named.is_dir():
+            raise InputError(f"--whiten-on {whiten_on}: {contents_of(named)}; name a folder of images")
+        return image_folder(named)
+    wanted = OTHER.get(one.city or "", "")
+    beside = sorted(path for path in one.folder.resolve().parent.iterdir() if path.is_dir()) if wanted else []
+    others = [other.folder for other in sets if wanted and other.city == wanted]
+    named_so = [path for path in beside if wanted in path.name.lower()]
+    others += [path for path in named_so if is_buildings(path) or image_folder(path) != path]
+    if not others:
+        raise InputError(
+            f"{one.folder}: PCA-whitening is learned on images of another data set"
+            f"{f' ({wanted.capitalize()}, for this one)' if wanted else ''}, and none is beside it; "
+            "name a folder of images with --whiten-on"
+        )
+    return image_folder(others[0])

@@ -77,7 +77,11 @@ def listed(source: ImageSource, file: Path) -> Tensor:
         by_ending.setdefault(re.split(r"/|::", name)[-1], []).append(index)
     found, missing, unclear = set[int](), list[str](), list[str]()
     for line in lines:
-        indices = _indices_of(line, by_name, by_ending)
+        parts = line.replace("\\", "/").split("/")
+        # The image of that name, with as many of its folders as there are; or all files of that bare name.
+        whole = (by_name.get("/".join(parts[first:])) for first in range(len(parts)))
+        known = next((index for index in whole if index is not None), None)
+        indices = [known] if known is not None else by_ending.get(line, []) if len(parts) == 1 else []
         if len(indices) == 1:
             found.add(indices[0])
         else:
@@ -104,13 +108,3 @@ def _members(labels_N: Tensor) -> list[NDArray[np.int64]]:
 def _shuffled(indices: NDArray[np.int64], seed: int, label: int) -> NDArray[np.int64]:
     """Return the indices in an order that is a function of seed and class."""
     return np.random.default_rng([seed, label]).permutation(indices)
-
-
-def _indices_of(line: str, by_name: dict[str, int], by_ending: dict[str, list[int]]) -> list[int]:
-    """Return the images that a line may mean: none, one, or several."""
-    parts = line.replace("\\", "/").split("/")
-    for first in range(len(parts)):
-        index = by_name.get("/".join(parts[first:]))
-        if index is not None:
-            return [index]
-    return by_ending.get(line, []) if len(parts) == 1 else []

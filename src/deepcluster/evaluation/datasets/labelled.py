@@ -4,7 +4,7 @@ N images, C classes, S readable images, D features.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,6 @@ class Labelled:
     source: ImageSource
     labels_N: Tensor
     class_names: list[str]
-
-    def left_out(self, part: str, unreadable: Mapping[int, str]) -> list[str]:
-        """Return a note on unreadable images, which are given by index; no note if there are none."""
-        return left_out(part, {self.source.name(index): why for index, why in sorted(unreadable.items())})
 
 
 @dataclass(frozen=True)
@@ -114,16 +110,14 @@ def open_labelled(path: Path) -> Labelled:
 
 @dataclass(frozen=True)
 class ReadableRows:
-    """Averaged stages of the readable images, with their classes; kNN and clustering compare them.
+    """Stages of the readable images, with their labels.
 
     Attributes:
-        images: all images, with their classes.
         rows: (N, D) by stage, on the CPU, possibly in a file; NaN for unreadable images.
         readable_N: which images can be read.
-        labels_S: classes of those.
+        labels_S: of those; (S, C) where an image has several.
     """
 
-    images: Labelled
     rows: dict[str, Tensor]
     readable_N: Tensor
     labels_S: Tensor
@@ -133,23 +127,26 @@ class ReadableRows:
         rows_ND = self.rows[stage]
         return (rows_ND if bool(self.readable_N.all()) else rows_ND[self.readable_N]).to(device)
 
-    def notes(self, part: str) -> list[str]:
-        """Return a note on the images of a part that are left out."""
-        return self.images.left_out(part, dict.fromkeys((~self.readable_N).nonzero()[:, 0].tolist(), ""))
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """The indices of the unreadable images, without a reason."""
+        return dict.fromkeys((~self.readable_N).nonzero()[:, 0].tolist(), "")
 
 
-def readable_rows(model: Model, images: Labelled, stages: Sequence[str]) -> ReadableRows:
-    """Return the stages averaged over their maps, of all images in one pass.
+def readable_rows(
+    model: Model, source: ImageSource, labels: Tensor, stages: Sequence[str], kind: str = "average"
+) -> ReadableRows:
+    """Return the stages pooled in one way (`Pooled.kind`), of all images in one pass, with their labels.
 
     Raises:
         InputError: no image can be read.
     """
-    features = model.rows(images.source, [Pooled(stage) for stage in stages])
-    readable_N = readable(features[Pooled(stages[0])])
-    if not bool(readable_N.any()):
-        raise InputError(f"none of the images can be read: {images.source.describe()}")
+    features = model.rows(source, [Pooled(stage, kind) for stage in stages])
     rows = {one.stage: rows_ND for one, rows_ND in features.items()}
-    return ReadableRows(images, rows, readable_N, images.labels_N[readable_N])
+    readable_N = readable(rows[stages[0]])
+    if not bool(readable_N.any()):
+        raise InputError(f"none of the images can be read: {source.describe()}")
+    return ReadableRows(rows, readable_N, labels[readable_N])
 
 
 def contents_of(data: Path) -> str:
@@ -166,10 +163,8 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def left_out(what: str, reasons: Mapping[str, str]) -> list[str]:
-    """Return a note on images that can't be read: why (or nothing) by name; no note if there are none."""
-    if not reasons:
-        return []
-    named = [f"{name} ({why})" if why else name for name, why in reasons.items()]
-    verb = "is" if len(reasons) == 1 else "are"
-    return [f"{what}: {count_of(len(reasons), 'image')} can't be read and {verb} left out: {some(named, 5)}"]
+def left_out(what: str, unreadable: Mapping[int, str], name: Callable[[int], str]) -> list[str]:
+    """Return a note on images that can't be read: why (or nothing) by index; no note if there are none."""
+    named = [f"{name(index)} ({why})" if why else name(index) for index, why in sorted(unreadable.items())]
+    verb = "is" if len(named) == 1 else "are"
+    return [f"{what}: {count_of(len(named), 'image')} can't be read and {verb} left out: {some(named, 5)}"] if named else []

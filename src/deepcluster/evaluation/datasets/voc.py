@@ -48,7 +48,7 @@ class VocSplit:
 
     def left_out(self, unreadable: Mapping[int, str]) -> list[str]:
         """Return a note on unreadable images, which are given by index; no note if there are none."""
-        return left_out(self.source.describe(), {self.names[index]: why for index, why in sorted(unreadable.items())})
+        return left_out(self.source.describe(), unreadable, self.names.__getitem__)
 
 
 @dataclass(frozen=True)
