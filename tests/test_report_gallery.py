@@ -18,10 +18,9 @@ from scipy.spatial.distance import cdist
 
 from deepcluster.core.errors import Interrupted
 from deepcluster.data.sources import open_source
-from deepcluster.visualization.report.collection import Collection, Past
+from deepcluster.visualization.report.collection import Collection, Past, sorted_rows
 from deepcluster.visualization.report.gallery.clusters import describe_clusters, epochs_shown, exemplars_of
-from deepcluster.visualization.report.gallery.rows import BLOCK, Listing, by_importance, list_rows, rounded, sorted_rows
-from deepcluster.visualization.report.gallery.section import gallery_section
+from deepcluster.visualization.report.gallery.rows import BLOCK, Listing, by_importance, gallery_section, list_rows, rounded
 from deepcluster.visualization.report.gallery.thumbnails import (
     Thumbnails,
     make_thumbnails,

@@ -80,6 +80,13 @@ class Collection:
         return nearest
 
 
+def sorted_rows(collection: Collection, indices_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the images by cluster (unassigned last), distance (NaN last), index."""
+    cluster_R = collection.cluster_N[indices_R]
+    cluster_R = np.where(cluster_R < 0, collection.n_clusters, cluster_R)
+    return indices_R[np.lexsort((indices_R, collection.distance_N[indices_R], cluster_R))]
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What is known of a run, or of a table that is no run (then most of it is empty).

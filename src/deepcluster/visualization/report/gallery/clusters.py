@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.gallery.rows import sorted_rows
+from deepcluster.visualization.report.collection import Collection, sorted_rows
 
 MOST_LABELS: Final = 4
 MOST_NEIGHBOURS: Final = 8

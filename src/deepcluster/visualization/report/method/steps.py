@@ -18,8 +18,8 @@ from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.gallery.thumbnails import thumbnail
 from deepcluster.visualization.report.method import figures as charts
 from deepcluster.visualization.report.method.explained import Explained, Floats
-from deepcluster.visualization.report.method.figures import picture, ranged_grey, signed_grey, view_pixels
-from deepcluster.visualization.report.method.trace import ClusterHistory, Trace, neighbourhood
+from deepcluster.visualization.report.method.figures import ClusterHistory, picture, ranged_grey, signed_grey, view_pixels
+from deepcluster.visualization.report.method.trace import Trace, neighbourhood
 from deepcluster.visualization.report.page import shown
 
 RIVALS, SHOWN_OF_A_CLUSTER, SAME_LABEL, SCATTERED, LIVELIEST = 8, 3, 6, 4, 8
@@ -199,7 +199,7 @@ def nearest(collection: Collection, run: Explained, trace: Trace, figures: Figur
     )
     near = neighbourhood(collection, run, trace, [own, *[one for one in rivals if one != own][:SCATTERED]])
     if near is not None:
-        figures["method-neighbourhood"] = charts.scatter(near, own)
+        figures["method-neighbourhood"] = near[0]
     sizes_K = collection.sizes_K()
     return {
         "rivals": [
@@ -216,7 +216,7 @@ def nearest(collection: Collection, run: Explained, trace: Trace, figures: Figur
         "distance": float(distances_K[own]),
         "second": float(np.delete(distances_K, own).min()) if len(order) > 1 else None,
         "rank": order.index(own) + 1,
-        "kept": near.kept if near is not None else None,
+        "kept": near[1] if near is not None else None,
     }
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.errors import InputError, UnreadableImage
@@ -16,6 +15,7 @@ from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.cache import DecodedImages
 from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.method.explained import Explained, Floats
+from deepcluster.visualization.report.method.figures import ClusterHistory, scatter
 
 # Clusters of medium size, from each of which this many images near its centre may be chosen.
 CANDIDATE_CLUSTERS, CANDIDATES_PER_CLUSTER = 16, 2
@@ -48,31 +48,6 @@ class Trace:
     def nearest(self) -> int:
         """The cluster of the nearest centroid."""
         return int(self.distances_K.argmin())
-
-
-@dataclass(frozen=True)
-class ClusterHistory:
-    """The cluster of the image in an earlier epoch, and which share of its current cluster was there with it."""
-
-    epoch: int
-    cluster: int
-    share: float
-
-
-@dataclass(frozen=True)
-class Neighbourhood:
-    """Points of some clusters in the two directions in which they vary most.
-
-    Attributes:
-        places: two coordinates of the sampled points of each cluster.
-        centroids, star: of the centroids, and of the image.
-        kept: share of the variance that the two directions keep.
-    """
-
-    places: dict[int, Floats]
-    centroids: Floats
-    star: Floats
-    kept: float
 
 
 def choose_image(collection: Collection, run: Explained, images: DecodedImages, advance: Advance) -> Trace | None:
@@ -164,11 +139,14 @@ def cluster_history(
 
 def neighbourhood(
     collection: Collection, run: Explained, trace: Trace, clusters: Sequence[int], most: int = 150
-) -> Neighbourhood | None:
-    """Return points of some clusters in two dimensions; None where fewer than three points are known.
+) -> tuple[str, float] | None:
+    """Return a chart of points of some clusters, the first its own, in the two directions in which they vary most.
 
     Args:
         most: largest number of points per cluster.
+
+    Returns:
+        the chart, and the share of the variance that it keeps; None where fewer than three points are known.
     """
     cluster_M = collection.cluster_N[collection.sample_M]
     rows = {cluster: np.flatnonzero(cluster_M == cluster)[:most] for cluster in clusters}
@@ -180,14 +158,8 @@ def neighbourhood(
     axes_P2 = axes[:2].T
     if axes_P2.shape[1] < 2:
         return None
-
-    def flat(rows_SP: NDArray[np.floating]) -> Floats:
-        coordinates: Floats = (rows_SP - mean_P) @ axes_P2
-        return coordinates
-
-    return Neighbourhood(
-        places={cluster: flat(collection.points_MP[some]) for cluster, some in rows.items()},
-        centroids=flat(run.centroids_KP[list(clusters)].cpu().double().numpy()),
-        star=flat(trace.point_P[None].double().numpy())[0],
-        kept=float((singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-300)),
-    )
+    places = {cluster: (collection.points_MP[some] - mean_P) @ axes_P2 for cluster, some in rows.items()}
+    centroids = (run.centroids_KP[list(clusters)].cpu().double().numpy() - mean_P) @ axes_P2
+    star = (trace.point_P[None].double().numpy() - mean_P) @ axes_P2
+    kept = float((singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-300))
+    return scatter(places, centroids, star, clusters[0]), kept
