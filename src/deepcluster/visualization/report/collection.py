@@ -16,6 +16,9 @@ from torch import Tensor
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.sources import ImageSource
 
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Past:
@@ -187,9 +190,8 @@ def pictures_by_name(names: Sequence[str], source: ImageSource) -> NamedPictures
         parts = (name.split("/") for name in names)
         cuts = (("/".join(one[:depth]) + "/", "/".join(one[depth:])) for one in parts for depth in range(1, len(one)))
         start = next((before for before, after in cuts if after in index), "")
-        index_N = np.fromiter(
-            (index.get(name[len(start) :], -1) if name.startswith(start) else -1 for name in names), np.int64, len(names)
-        )
+        found = (index.get(name[len(start) :], -1) if name.startswith(start) else -1 for name in names)
+        index_N = np.fromiter(found, np.int64, len(names))
     if not (index_N >= 0).any():
         raise InputError(
             f"none of the table's {len(names):,} names, such as {names[0]}, is that of an image of --data, such as "

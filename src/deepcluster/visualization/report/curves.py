@@ -16,8 +16,7 @@ from deepcluster.visualization.report.page import LEGEND_ABOVE, figure_json
 Metrics = Mapping[str, Any]
 Line = tuple[str, list[int], list[float]]
 
-# Up to this many sizes are bars; more are a line.
-MOST_BARS = 200
+MOST_BARS = 200  # More sizes are a line.
 # The steps of an epoch in their order, as `metrics.jsonl` names them; others follow.
 STEPS = ("features", "whitening", "clustering", "training")
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.visualization.report.method.explained import Floats
+from deepcluster.visualization.report.collection import Floats
 from deepcluster.visualization.report.page import LEGEND_ABOVE, figure_json, short
 
 _MARGIN = {"l": 56, "r": 12, "t": 12, "b": 48}

@@ -13,8 +13,8 @@ from torch import Tensor
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.cache import DecodedImages
-from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.method.explained import Explained, Floats
+from deepcluster.visualization.report.collection import Collection, Floats
+from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.figures import ClusterHistory, scatter
 
 # Clusters of medium size, from each of which this many images near its centre may be chosen.
@@ -89,8 +89,7 @@ def trace_image(
 
 
 def _trace(index: int, run: Explained, images: DecodedImages, advance: Advance) -> Trace | None:
-    image_HWC = _read_image(images, index, advance)
-    if image_HWC is None:
+    if (image_HWC := _read_image(images, index, advance)) is None:
         return None
     view_CHW = run.clustered_view(image_HWC, index)
     features_1D = run.features(view_CHW[None])
