@@ -83,6 +83,12 @@ class Collection:
         return nearest
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Return positions of at most `most` of `count` things, spread evenly, the first and the last among them."""
+    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)).tolist()
+    return places
+
+
 def sorted_rows(collection: Collection, indices_R: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the images by cluster (unassigned last), distance (NaN last), index."""
     cluster_R = collection.cluster_N[indices_R]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.visualization.report.collection import Collection, Floats, Integers, sorted_rows
+from deepcluster.visualization.report.collection import Collection, Floats, Integers, evenly, sorted_rows
 
 MOST_LABELS: Final = 4
 MOST_NEIGHBOURS: Final = 8
@@ -111,12 +111,6 @@ def exemplars_of(n_clusters: int) -> int:
     return next((count for most, count in EXEMPLARS if n_clusters <= most), LEAST_EXEMPLARS)
 
 
-def epochs_shown(count: int) -> list[int]:
-    """Return positions of at most 10 of `count` earlier epochs, spread evenly, the first and the last among them."""
-    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, MOST_EPOCHS)).round().astype(np.int64)).tolist()
-    return places
-
-
 def _pick(values: Integers, places: Integers, there: NDArray[np.bool_]) -> Integers:
     """Return `values[places]` where something is there, -1 elsewhere."""
     picked = np.full(places.shape, -1, dtype=np.int64)
@@ -158,7 +152,7 @@ def _neighbours(collection: Collection, sizes_K: Integers, advance: Advance) -> 
 
 def _past(collection: Collection, sizes_K: Integers, advance: Advance) -> tuple[tuple[int, ...], Integers, Floats]:
     """Return the epochs that are shown, the cluster of each that held most of a cluster's images, and the share it held."""
-    some = [collection.past[place] for place in epochs_shown(len(collection.past))]
+    some = [collection.past[place] for place in evenly(len(collection.past), MOST_EPOCHS)]
     before_KE = np.full((len(sizes_K), len(some)), -1, dtype=np.int64)
     share_KE = np.zeros(before_KE.shape)
     for column, past in enumerate(some):

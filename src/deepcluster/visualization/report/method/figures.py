@@ -164,11 +164,11 @@ def scatter(places: Mapping[int, Floats], centroids: Floats, star: Floats, own: 
         marker = {"size": 8 if cluster == own else 5, "opacity": 0.85 if cluster == own else 0.5}
         name = f"cluster {cluster}" + (" (its own)" if cluster == own else "")
         traces.append(_dots(points, f"an image of cluster {cluster}<extra></extra>", name=name, marker=marker))
-    numbers = {"mode": "markers+text", "text": [str(cluster) for cluster in places], "textposition": "top center"}
-    marker = {"size": 11, "symbol": "x"}
-    traces.append(_dots(centroids, "centroid of cluster %{text}<extra></extra>", name="centroids", marker=marker, **numbers))
-    marker = {"size": 20, "symbol": "star", "line": {"width": 1.5}}
-    traces.append(_dots(star, "this image<extra></extra>", name="this image", marker=marker))
+    words = {"name": "centroids", "text": [str(cluster) for cluster in places], "textposition": "top center"}
+    cross, form = {"size": 11, "symbol": "x"}, "centroid of cluster %{text}<extra></extra>"
+    traces.append(_dots(centroids, form, mode="markers+text", marker=cross, **words))
+    star_marker = {"size": 20, "symbol": "star", "line": {"width": 1.5}}
+    traces.append(_dots(star, "this image<extra></extra>", name="this image", marker=star_marker))
     y = _axis("second direction", zeroline=False, scaleanchor="x")
     return _json(traces, 420, _axis("first direction", zeroline=False), y, legend=LEGEND_ABOVE)
 

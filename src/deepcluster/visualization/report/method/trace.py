@@ -13,16 +13,14 @@ from torch import Tensor
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.cache import DecodedImages
-from deepcluster.visualization.report.collection import Collection, Floats
+from deepcluster.visualization.report.collection import Collection, Floats, evenly
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.figures import ClusterHistory, scatter
 
 # Clusters of medium size, from each of which this many images near its centre may be chosen.
 CANDIDATE_CLUSTERS, CANDIDATES_PER_CLUSTER = 16, 2
-# Images whose spread is measured.
-MEASURED = 256
-# Earlier epochs that are shown, spread evenly.
-MOST_PAST = 24
+MEASURED = 256  # Images whose spread is measured.
+MOST_PAST = 24  # Earlier epochs that are shown, spread evenly.
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def features_of_some(collection: Collection, run: Explained, images: DecodedImag
     if run.features_MD is not None and len(run.features_MD) >= 2:
         return run.features_MD
     pool = collection.sample_M if len(collection.sample_M) else np.flatnonzero(collection.cluster_N >= 0)
-    chosen = pool[np.unique(np.linspace(0, len(pool) - 1, min(MEASURED, len(pool))).round().astype(int))]
+    chosen = pool[evenly(len(pool), MEASURED)]
     read = ((index, _read_image(images, index, advance)) for index in chosen.tolist())
     return run.features(torch.stack([run.clustered_view(image, index) for index, image in read if image is not None]))
 
@@ -125,14 +123,13 @@ def cluster_history(
     mates = np.flatnonzero(collection.cluster_N == collection.cluster_N[index])
     mates = mates[mates != index]
     clustered = [past for past in collection.past if (past.epoch - 1) % run.settings.reassign_every == 0]
-    chosen = np.unique(np.linspace(0, len(clustered) - 1, min(MOST_PAST, len(clustered))).round().astype(int))
     history = []
-    for number in chosen.tolist():
-        cluster_N = clustered[number].load()
+    for past in [clustered[number] for number in evenly(len(clustered), MOST_PAST)]:
+        cluster_N = past.load()
         advance(0)
         own = int(cluster_N[index])
         share = float((cluster_N[mates] == own).mean()) if len(mates) and own >= 0 else float("nan")
-        history.append(ClusterHistory(clustered[number].epoch, own, share))
+        history.append(ClusterHistory(past.epoch, own, share))
     return history
 
 
