@@ -18,10 +18,9 @@ from scipy.spatial.distance import cdist
 
 from deepcluster.core.errors import Interrupted
 from deepcluster.data.sources import open_source
-from deepcluster.visualization.report.collection import Collection, Past
-from deepcluster.visualization.report.gallery.clusters import describe_clusters, epochs_shown, exemplars_of
-from deepcluster.visualization.report.gallery.rows import BLOCK, Listing, by_importance, list_rows, rounded, sorted_rows
-from deepcluster.visualization.report.gallery.section import gallery_section
+from deepcluster.visualization.report.collection import Collection, Past, evenly, sorted_rows
+from deepcluster.visualization.report.gallery.clusters import describe_clusters, exemplars_of
+from deepcluster.visualization.report.gallery.rows import BLOCK, Listing, by_importance, gallery_section, list_rows, rounded
 from deepcluster.visualization.report.gallery.thumbnails import (
     Thumbnails,
     make_thumbnails,
@@ -187,7 +186,7 @@ def test_past_is_counted_by_a_dictionary() -> None:
 
 @pytest.mark.parametrize(("count", "places"), [(0, []), (1, [0]), (2, [0, 1]), (10, list(range(10)))])
 def test_few_epochs_are_all_shown(count: int, places: list[int]) -> None:
-    assert epochs_shown(count) == places
+    assert evenly(count, 10) == places
 
 
 def test_rows_are_sorted_and_come_back() -> None:

@@ -17,8 +17,7 @@ from PIL import Image
 from deepcluster.data.sources import ImageSource
 from deepcluster.visualization.report.collection import Collection, Past
 from deepcluster.visualization.report.gallery.clusters import ClusterFacts, describe_clusters
-from deepcluster.visualization.report.gallery.rows import Listing, by_importance, list_rows
-from deepcluster.visualization.report.gallery.section import gallery_section
+from deepcluster.visualization.report.gallery.rows import Listing, by_importance, gallery_section, list_rows
 from deepcluster.visualization.report.gallery.thumbnails import make_thumbnails
 from deepcluster.visualization.report.page import Blob, Section, asset, json_blob, render, write_page
 

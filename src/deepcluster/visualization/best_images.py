@@ -146,9 +146,8 @@ class Best:
 
 def _result(model: Model, name: str, shape: StageShape, best: Best, channels: tuple[int, ...], n_images: int) -> StageImages:
     """Return the best of `n_images` images for these channels of a stage."""
-    scores_SK, indices_SK, cells_SK, lowest_S = (
-        values.cpu()[list(channels)] for values in (best.scores_CK, best.indices_CK, best.cells_CK, best.lowest_C)
-    )
+    values = (best.scores_CK, best.indices_CK, best.cells_CK, best.lowest_C)
+    scores_SK, indices_SK, cells_SK, lowest_S = (one.cpu()[list(channels)] for one in values)
     # Activations of -inf would be taken for missing images.
     if not scores_SK[indices_SK != NONE].isfinite().all():
         raise TrainingError(f"{name} of {model.name} gives activations that are not finite numbers")

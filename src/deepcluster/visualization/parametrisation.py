@@ -109,8 +109,7 @@ class Waves:
 def as_bytes(images_BCHW: Tensor) -> NDArray[np.uint8]:
     """Return images as uint8 (B, H, W, 3); values beyond 0 and 1 are clipped."""
     bytes_BCHW = (images_BCHW.clamp(0, 1) * 255).round().to(torch.uint8)
-    result: NDArray[np.uint8] = bytes_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return result
+    return bytes_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def random_images(count: int, size: int, *, device: torch.device) -> Tensor:

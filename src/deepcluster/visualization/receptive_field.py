@@ -117,12 +117,8 @@ def _through_window(field: ReceptiveField | None, given: Mapping[str, Any]) -> R
     # A single number stands for both axes.
     kernel, stride, padding, dilation = (tuple(one) * (2 // len(one)) for one in arguments)
     rows, columns = (
-        ReceptiveField(
-            size=field.size + dilation[axis] * (kernel[axis] - 1) * field.stride,
-            stride=field.stride * stride[axis],
-            offset=field.offset - padding[axis] * field.stride,
-        )
-        for axis in (0, 1)
+        ReceptiveField(field.size + wide * (long - 1) * field.stride, field.stride * step, field.offset - pad * field.stride)
+        for long, step, pad, wide in zip(kernel, stride, padding, dilation, strict=True)
     )
     return _union(rows, columns)
 
@@ -131,6 +127,5 @@ def _union(one: ReceptiveField | None, other: ReceptiveField | None) -> Receptiv
     """Return the field that spans both, as after a sum; None where their strides differ."""
     if one is None or other is None or one.stride != other.stride:
         return None
-    start = min(one.offset, other.offset)
-    end = max(one.offset + one.size, other.offset + other.size)
+    start, end = min(one.offset, other.offset), max(one.offset + one.size, other.offset + other.size)
     return ReceptiveField(end - start, one.stride, start)

@@ -6,8 +6,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.model import Model
 
-# Folder of the pictures, in the run folder.
-PICTURES = "visualization"
+PICTURES = "visualization"  # Folder of the pictures, in the run folder.
 
 
 def pictures_folder(model: Model, kind: str, out: str | Path | None) -> Path:

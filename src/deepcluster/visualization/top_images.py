@@ -160,10 +160,9 @@ def _draw(top: TopImages, stage: StageImages, row: int, rank: int, photo_HWC: ND
     size, score = stage.image_size, float(stage.scores_SK[row, rank])
     name = top.source.name(int(stage.indices_SK[row, rank]))
     down, across = stage.cells_SK2[row, rank].tolist()
-    view_box = stage.field.box(down, across, size)
+    view_box, box = stage.field.box(down, across, size), None
     view: Box = (0, 0, size, size)
     part: Box = view_box
-    box = None
     if photo_HWC is not None:
         height, width = photo_HWC.shape[:2]
         reduce_to = top.model.settings.reduce_to

@@ -15,8 +15,7 @@ from deepcluster.core.work import Work
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.collection import Collection, RunFacts
 from deepcluster.visualization.report.gallery.clusters import ClusterFacts, describe_clusters
-from deepcluster.visualization.report.gallery.rows import Listing, by_importance, list_rows
-from deepcluster.visualization.report.gallery.section import gallery_section
+from deepcluster.visualization.report.gallery.rows import Listing, by_importance, gallery_section, list_rows
 from deepcluster.visualization.report.gallery.thumbnails import Thumbnails, make_thumbnails, most_thumbnails, thumbnail_side
 from deepcluster.visualization.report.glance import glance_section
 from deepcluster.visualization.report.map import Layout, lay_out, map_section

@@ -16,6 +16,9 @@ from torch import Tensor
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.sources import ImageSource
 
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Past:
@@ -78,6 +81,19 @@ class Collection:
         members = members[members != without]
         nearest: list[int] = members[np.argsort(self.distance_N[members], kind="stable")][:count].tolist()
         return nearest
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Return positions of at most `most` of `count` things, spread evenly, the first and the last among them."""
+    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)).tolist()
+    return places
+
+
+def sorted_rows(collection: Collection, indices_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the images by cluster (unassigned last), distance (NaN last), index."""
+    cluster_R = collection.cluster_N[indices_R]
+    cluster_R = np.where(cluster_R < 0, collection.n_clusters, cluster_R)
+    return indices_R[np.lexsort((indices_R, collection.distance_N[indices_R], cluster_R))]
 
 
 @dataclass(frozen=True)
@@ -180,9 +196,8 @@ def pictures_by_name(names: Sequence[str], source: ImageSource) -> NamedPictures
         parts = (name.split("/") for name in names)
         cuts = (("/".join(one[:depth]) + "/", "/".join(one[depth:])) for one in parts for depth in range(1, len(one)))
         start = next((before for before, after in cuts if after in index), "")
-        index_N = np.fromiter(
-            (index.get(name[len(start) :], -1) if name.startswith(start) else -1 for name in names), np.int64, len(names)
-        )
+        found = (index.get(name[len(start) :], -1) if name.startswith(start) else -1 for name in names)
+        index_N = np.fromiter(found, np.int64, len(names))
     if not (index_N >= 0).any():
         raise InputError(
             f"none of the table's {len(names):,} names, such as {names[0]}, is that of an image of --data, such as "

@@ -68,7 +68,11 @@ def report(
     work = Work(reporter or Reporter(), Interruption(on_request=end_waits, advice="the last page that was made is whole"))
     with work.interruption.listening():
         if not is_run:
-            _write(page, _table_context(path, data, checked, workers, work), show=show)
+            images = open_source(data, on_trouble=work.reporter.warn) if data is not None else None
+            table = read_table(path, checked, images=images, work=work)
+            n_unreadable, sizes_K = len(table.unreadable), table.sizes_K()
+            facts = RunFacts(table.title, str(path), n_images=len(table), n_unreadable=n_unreadable, sizes_K=sizes_K)
+            _write(page, Context(table, facts, options=checked, workers=workers, work=work), show=show)
             return page
         folder = RunFolder(path)
 
@@ -95,15 +99,6 @@ def _page(path: Path, out: str | Path | None, *, is_run: bool) -> Path:
     if page.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"--out {page}: the folder {folder} does not exist or can't be written to")
     return page
-
-
-def _table_context(path: Path, data: Data | None, options: ReportOptions, workers: int, work: Work) -> Context:
-    """Return what the page of a table shows."""
-    images = open_source(data, on_trouble=work.reporter.warn) if data is not None else None
-    collection = read_table(path, options, images=images, work=work)
-    n_unreadable, sizes_K = len(collection.unreadable), collection.sizes_K()
-    facts = RunFacts(collection.title, str(path), n_images=len(collection), n_unreadable=n_unreadable, sizes_K=sizes_K)
-    return Context(collection, facts, options=options, workers=workers, work=work)
 
 
 def _write(page: Path, context: Context, *, show: bool, refresh_seconds: int = 0) -> None:

@@ -16,8 +16,7 @@ from deepcluster.visualization.report.page import LEGEND_ABOVE, figure_json
 Metrics = Mapping[str, Any]
 Line = tuple[str, list[int], list[float]]
 
-# Up to this many sizes are bars; more are a line.
-MOST_BARS = 200
+MOST_BARS = 200  # More sizes are a line.
 # The steps of an epoch in their order, as `metrics.jsonl` names them; others follow.
 STEPS = ("features", "whitening", "clustering", "training")
 
@@ -105,11 +104,8 @@ def _figure(traces: Sequence[Mapping[str, Any]], y: str, x: str = "epoch", **lay
 
 def _course(lines: Sequence[Line], form: str) -> str:
     """Return the first and the last value of each line in words."""
-    sentences = []
-    for what, x, y in lines:
-        last = f", {y[-1]:{form}} in epoch {x[-1]}" if len(x) > 1 else ""
-        sentences.append(f"{what}: {y[0]:{form}} in epoch {x[0]}{last}.")
-    return " ".join(sentences)
+    ends = [f", {y[-1]:{form}} in epoch {x[-1]}" if len(x) > 1 else "" for _, x, y in lines]
+    return " ".join(f"{what}: {y[0]:{form}} in epoch {x[0]}{last}." for (what, x, y), last in zip(lines, ends, strict=True))
 
 
 def _of_learning(metrics: Sequence[Metrics], heads: Sequence[int]) -> Iterator[Curve]:

@@ -1,8 +1,6 @@
 """The run at a glance: what, when, with which settings, and what came of it, in numbers and curves. K clusters."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -16,20 +14,19 @@ from deepcluster.visualization.report.page import Section, render, shown
 PLAIN_MEASURES: Final = ("nmi", "adjusted_rand", "clusters")
 # Names of classes that are shown.
 MOST_CLASSES: Final = 20
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number that is seen first: value, what it is called, what it means and what not."""
-
-    value: str
-    name: str
-    words: str
+MOMENT: Final = "%Y-%m-%d %H:%M"
+# A number that is seen first: value, what it is called, what it means and what not.
+Tile = tuple[str, str, str]
 
 
 def glance_section(run: RunFacts) -> Section:
     """Return the section of a run, or of a table that is no run."""
     curves = curves_of(run.metrics, run.sizes_K, run.heads)
+    # Every setting, with the reason where the recipe chose it.
+    settings, changed = [], run.config.get("changed_by_recipe") or {}
+    for name, value in (run.config.get("settings") or {}).items():
+        reason = shown(str((changed.get(name) or {}).get("reason", "")))
+        settings.append({"name": name, "value": _plainly(value, range_of=name.endswith("_scale")), "reason": reason})
     html = render(
         "glance.html.jinja",
         run=run,
@@ -37,7 +34,7 @@ def glance_section(run: RunFacts) -> Section:
         tiles=list(_tiles(run)),
         results=_results(run.evaluations),
         curves=curves,
-        settings=_settings(run.config),
+        settings=settings,
         facts=_facts(run),
     )
     figures = {curve.name: curve.figure for curve in curves}
@@ -45,12 +42,12 @@ def glance_section(run: RunFacts) -> Section:
 
 
 def _when(run: RunFacts) -> str:
-    made = f"This page was made on {_moment(run.made_at)}."
+    made = f"This page was made on {run.made_at:{MOMENT}}."
     if not run.metrics and not run.config:
         return made
-    parts = [f"Started {_moment(run.started)}"] if run.started else []
+    parts = [f"Started {run.started:{MOMENT}}"] if run.started else []
     if run.finished:
-        parts.append(f"finished {_moment(run.ended)}" if run.ended else "finished")
+        parts.append(f"finished {run.ended:{MOMENT}}" if run.ended else "finished")
     elif run.metrics:
         parts.append(f"not finished: the last epoch here is {run.metrics[-1]['epoch']} of {run.setting('epochs') or '?'}")
     else:
@@ -59,40 +56,34 @@ def _when(run: RunFacts) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}. {made}"
 
 
-def _moment(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}"
-
-
 def _tiles(run: RunFacts) -> Iterator[Tile]:
     """Yield the tiles whose numbers are known: of the data, the clusters, the training, and what was measured."""
     count = run.n_images if run.n_images is not None else (run.config.get("data") or {}).get("images")
     if count is not None:
         words = f"{run.n_unreadable:,} can't be read, and are in no cluster." if run.n_unreadable else "All could be read."
-        yield Tile(f"{count:,}", "images", words)
+        yield f"{count:,}", "images", words
     count = len(run.sizes_K) or run.last("clusters") or next(iter(run.heads), None)
     if isinstance(count, int):
         words = "Sets of images with similar features. More clusters than kinds of things is usual."
         if len(run.sizes_K):
-            n_empty = int((run.sizes_K == 0).sum())
-            words += (
-                f" {n_empty:,} are empty." if n_empty else f" The middle one holds {np.median(run.sizes_K):,.0f} images."
-            )
+            n_empty, median = int((run.sizes_K == 0).sum()), np.median(run.sizes_K)
+            words += f" {n_empty:,} are empty." if n_empty else f" The middle one holds {median:,.0f} images."
         if len(run.heads) > 1:
             words += f" The run learned {len(run.heads)} clusterings side by side ({_plainly(run.heads)} clusters)."
         if run.setting("super_clusters"):
             words += f" They lie in {run.setting('super_clusters'):,} super-clusters."
-        yield Tile(f"{count:,}", "clusters", words)
+        yield f"{count:,}", "clusters", words
     yield from _training(run)
     previous = [line["nmi_previous"] for line in clusterings(run.metrics) if line.get("nmi_previous") is not None]
     if previous:
         words = "How much the last clustering agrees with the one before: 1 is the same. Stability, not quality."
-        yield Tile(f"{previous[-1]:.3f}", "NMI to the clusters before", words)
+        yield f"{previous[-1]:.3f}", "NMI to the clusters before", words
     if (nmi := run.last("nmi_labels")) is not None:
         words = "How well the clusters predict your labels, 0 to 1. Training never saw them. Compare it only at equal K."
-        yield Tile(f"{nmi:.3f}", "NMI to labels", words)
+        yield f"{nmi:.3f}", "NMI to labels", words
     if (accuracy := run.last("knn")) is not None:
         words = "Share of images whose nearest neighbours have the same label. A measure of quality, by your labels."
-        yield Tile(f"{accuracy:.1%}", "k-NN accuracy", words)
+        yield f"{accuracy:.1%}", "k-NN accuracy", words
 
 
 def _training(run: RunFacts) -> Iterator[Tile]:
@@ -104,7 +95,7 @@ def _training(run: RunFacts) -> Iterator[Tile]:
         if isinstance(every, int):
             last = f", up to epoch {run.setting('stop_reassigning'):,}" if run.setting("stop_reassigning") else ""
             words += f" The images are clustered {'in each of them' if every == 1 else f'every {every:,} epochs'}{last}."
-        yield Tile(value, "epoch" if value == "1" else "epochs", words)
+        yield value, "epoch" if value == "1" else "epochs", words
     arch, side, stage = (run.setting(name) for name in ("arch", "image_size", "cluster_stage"))
     if arch:
         words = f"It sees images of {side} pixels." if side else ""
@@ -113,19 +104,19 @@ def _training(run: RunFacts) -> Iterator[Tile]:
             words += f" Its projection, of {projection[-1]} numbers, is clustered."
         elif stage:
             words += f" Its stage “{stage}” is clustered."
-        yield Tile(shown(str(arch)), "network", words)
+        yield shown(str(arch)), "network", words
     seconds = sum(sum(line["seconds"].values()) for line in run.metrics if line.get("seconds"))
     if seconds:
         shares = [line["data_wait_share"] for line in run.metrics if line.get("data_wait_share") is not None]
         waiting = f" {np.mean(shares):.1%} of it was waiting for images." if shares else ""
-        yield Tile(duration(seconds), "time", f"Sum of the epochs.{waiting}")
+        yield duration(seconds), "time", f"Sum of the epochs.{waiting}"
     loss, count = run.last("loss"), run.last("clusters_nonempty")
     if loss is not None:
         words = "Not a measure of quality: the labels change with each clustering."
         if count:
             guess, formula = guess_of(count, run.heads)
             words += f" Guessing would cost {'ln K' if formula.startswith('ln') else formula} = {guess:.2f}."
-        yield Tile(f"{loss:.2f}", "loss", words)
+        yield f"{loss:.2f}", "loss", words
 
 
 def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -136,36 +127,20 @@ def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         headline = [str(name) for name in content.get("headline") or ()]
         for name in headline:
             value = value.get(name) if isinstance(value, Mapping) else None
-        if isinstance(value, int | float | None):
-            rows.append(
-                {
-                    "protocol": shown(str(content.get("protocol", "?"))),
-                    "measure": shown(", ".join(headline)),
-                    "value": _measured(headline[0] if headline else "", value),
-                    "data": shown(str(content.get("data_folder", ""))),
-                    "notes": shown("; ".join(str(note) for note in content.get("notes") or ())),
-                }
-            )
-    return rows
-
-
-def _measured(measure: str, value: float | None) -> str:
-    if value is None or value != value:
-        return "–"
-    return f"{value:.3f}" if measure.startswith(PLAIN_MEASURES) else f"{value:.1%}"
-
-
-def _settings(config: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return every setting, with the reason where the recipe chose it."""
-    changed = config.get("changed_by_recipe") or {}
-    return [
-        {
-            "name": name,
-            "value": _plainly(value, range_of=name.endswith("_scale")),
-            "reason": shown(str((changed.get(name) or {}).get("reason", ""))),
+        if not isinstance(value, int | float | None):
+            continue
+        number = "–"
+        if value is not None and value == value:
+            number = f"{value:.3f}" if headline and headline[0].startswith(PLAIN_MEASURES) else f"{value:.1%}"
+        row = {
+            "protocol": str(content.get("protocol", "?")),
+            "measure": ", ".join(headline),
+            "value": number,
+            "data": str(content.get("data_folder", "")),
+            "notes": "; ".join(map(str, content.get("notes") or ())),
         }
-        for name, value in (config.get("settings") or {}).items()
-    ]
+        rows.append({name: shown(text) for name, text in row.items()})
+    return rows
 
 
 def _facts(run: RunFacts) -> list[tuple[str, str]]:

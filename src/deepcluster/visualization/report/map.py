@@ -16,10 +16,8 @@ from deepcluster.visualization.report.page import Blob, Section, asset, render
 
 # t-SNE gets this many principal components of wider points, as scikit-learn advises.
 MOST_COMPONENTS: Final = 50
-# The default of scikit-learn; fewer images allow a third of their number.
-PERPLEXITY: Final = 30.0
-# Fewer images than this have no neighbourhoods to keep.
-LEAST_FOR_TSNE: Final = 5
+PERPLEXITY: Final = 30.0  # The default of scikit-learn; fewer images allow a third of their number.
+LEAST_FOR_TSNE: Final = 5  # Fewer images have no neighbourhoods to keep.
 # Clusters in the table that describes the map in words, and how many of the nearest ones it names.
 MOST_DESCRIBED: Final = 200
 NEAREST_NAMED: Final = 3
@@ -101,9 +99,10 @@ def map_section(collection: Collection, layout: Layout | None, listing: Listing)
         return Section("map", "Map", render("map.html.jinja", layout=None))
     rows_M = listing.row_of(layout.indices_M)
     here = rows_M >= 0
-    blobs = {"map-rows": _packed(rows_M[here], "<i4"), "map-pca": _packed(layout.pca_M2[here], "<f4")}
+    values = {"rows": rows_M[here].astype("<i4"), "pca": layout.pca_M2[here].astype("<f4")}
     if layout.tsne_M2 is not None:
-        blobs["map-tsne"] = _packed(layout.tsne_M2[here], "<f4")
+        values["tsne"] = layout.tsne_M2[here].astype("<f4")
+    blobs = {f"map-{name}": Blob(column.tobytes()) for name, column in values.items()}
     count = int(here.sum())
     scope = f"{count:,} of {len(collection):,} images, one dot each"
     if count == len(collection):
@@ -121,10 +120,6 @@ def map_section(collection: Collection, layout: Layout | None, listing: Listing)
         in_words=_in_words(collection, layout),
     )
     return Section("map", "Map", html, blobs, scripts=(asset("map.js"),))
-
-
-def _packed(values: NDArray[Any], kind: str) -> Blob:
-    return Blob(np.ascontiguousarray(values.astype(kind)).tobytes())
 
 
 def _in_words(collection: Collection, layout: Layout) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import from_numpy
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.collection import Collection, Floats, Integers
 from deepcluster.visualization.report.gallery.rows import Listing
 from deepcluster.visualization.report.page import Section, render, shown
 
@@ -43,7 +43,7 @@ class Duplicates:
         distance: largest distance from an image to its nearest in the set; 0 for the same pixels.
     """
 
-    indices: NDArray[np.int64]
+    indices: Integers
     distance: float
 
 
@@ -56,8 +56,8 @@ class Outliers:
         ratios_U: distance of each, as a multiple of what is usual.
     """
 
-    indices_U: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    ratios_U: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    indices_U: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    ratios_U: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Odd:
     empty: Sequence[int] = ()
     copies: Sequence[int] = ()
 
-    def images(self) -> NDArray[np.int64]:
+    def images(self) -> Integers:
         """Return the images that the section shows; the page should list them."""
         sets = [one.indices[:MOST_OF_SET] for one in self.duplicates[:MOST_SETS]]
         found = np.concatenate([self.outliers.indices_U, self.cluster_outliers.indices_U, *sets])
@@ -138,7 +138,7 @@ def typical_distance(points_MP: NDArray[np.float32]) -> float:
 
 
 def _duplicates(
-    indices_M: NDArray[np.int64], distances_MJ: NDArray[np.float32], neighbours_MJ: NDArray[np.int64], near: float
+    indices_M: Integers, distances_MJ: NDArray[np.float32], neighbours_MJ: Integers, near: float
 ) -> list[Duplicates]:
     """Return the sets of points that are connected by neighbours within `near`.
 
@@ -157,14 +157,12 @@ def _duplicates(
     members = np.flatnonzero(np.bincount(set_M)[set_M] > 1)
     members = members[np.argsort(set_M[members], kind="stable")]
     starts = np.flatnonzero(np.diff(set_M[members], prepend=-1))
-    found = [
-        Duplicates(np.sort(indices_M[positions]), float(distances_MJ[positions, 0].max()))
-        for positions in np.split(members, starts[1:])
-    ]
+    sets = np.split(members, starts[1:])
+    found = [Duplicates(np.sort(indices_M[one]), float(distances_MJ[one, 0].max())) for one in sets]
     return sorted(found, key=lambda one: (one.distance, -len(one.indices), int(one.indices[0])))
 
 
-def _outliers(indices_M: NDArray[np.int64], distances_MJ: NDArray[np.float32], most: int) -> Outliers:
+def _outliers(indices_M: Integers, distances_MJ: NDArray[np.float32], most: int) -> Outliers:
     """Return images by the mean distance to their nearest others, farthest first: at most one in twenty.
 
     Several neighbours, so that a copy of an outlier does not hide it.
@@ -195,7 +193,7 @@ def _cluster_outliers(collection: Collection, most: int) -> Outliers:
     return Outliers(known[candidates[chosen]], ratios[chosen])
 
 
-def _ratios(values: NDArray[np.float64], units: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ratios(values: Floats, units: Floats) -> Floats:
     """Return quotients; infinite where the unit is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(units > 0, values / units, np.inf)

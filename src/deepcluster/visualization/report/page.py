@@ -29,12 +29,7 @@ LEGEND_ABOVE = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes that a script unpacks by name.
-
-    Attributes:
-        content: as the script gets it.
-        media_type: of an image, which is not compressed again; empty for all else.
-    """
+    """Bytes that a script unpacks by name; `media_type` is that of an image, which is not compressed again, or empty."""
 
     content: bytes
     media_type: str = ""

@@ -10,8 +10,7 @@ from typing import Any, Final
 
 from deepcluster.visualization.report.page import Section, render, shown
 
-# Bytes of all pictures together, as they are in the page.
-MOST_BYTES: Final = 2_000_000
+MOST_BYTES: Final = 2_000_000  # Of all pictures together, as they are in the page.
 # What the folder holds, by the names of its folders: the JSON file of each stage, a title, the pictures to show, a caption.
 KINDS: Final = {
     "filters": (
@@ -31,19 +30,12 @@ KINDS: Final = {
 SIZES: Final = ((1_200, 82), (1_200, 70), (1_000, 70), (1_000, 55), (800, 55), (600, 50), (400, 45))
 # What a caption takes from the JSON files, where it is there.
 NAMED: Final = ("objective", "model", "data", "count")
-# Pixels of an opened picture, at most: a larger one was not made by this program.
-MOST_PIXELS: Final = 400_000_000
+MOST_PIXELS: Final = 400_000_000  # A larger picture was not made by this program.
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A grid of pictures that was found.
-
-    Attributes:
-        path: of the PNG file.
-        title: what it shows.
-        caption: how it was made.
-    """
+    """A grid of pictures that was found (PNG): what it shows, and how it was made."""
 
     path: Path
     title: str

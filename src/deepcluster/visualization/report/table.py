@@ -34,12 +34,9 @@ NOT_FINITE = "its embedding holds values that are not finite numbers"
 NO_CLUSTER = "the table has it in no cluster"
 # Without --clusters: about this many rows per cluster, and as many clusters as a user can look through.
 ROWS_PER_CLUSTER, FEWEST_CLUSTERS, MOST_CLUSTERS = 90, 2, 100
-# Above it, a pass over the points for each cluster takes longer than the iterations.
-CAREFUL_START_CLUSTERS = 1_000
-# Points that map and odd ones may draw from.
-MOST_POINTS = 20_000
-# A larger number of a cluster is the name of something else.
-MOST_NUMBER = 1_000_000
+CAREFUL_START_CLUSTERS = 1_000  # Above it, a pass over the points for each cluster takes longer than the iterations.
+MOST_POINTS = 20_000  # Points that map and odd ones may draw from.
+MOST_NUMBER = 1_000_000  # A larger number of a cluster is the name of something else.
 
 
 def is_embedding(kind: pa.DataType) -> bool:
@@ -59,17 +56,14 @@ def is_word(kind: pa.DataType) -> bool:
     return bool(is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
+_FILES = "file filename file_name filepath file_path"
 # What a column must hold, in a test and in words, and its usual names in lower case.
 USUAL: dict[str, tuple[Callable[[pa.DataType], bool], str, str]] = {
     "embedding": (is_embedding, "lists of numbers", "embedding embeddings vector vectors feature features"),
     "cluster": (is_number, "whole numbers", "cluster cluster_id clusters cluster_label"),
     "distance": (is_number, "numbers", "distance"),
     "label": (is_word, "words or numbers", "label labels class class_name target category"),
-    "name": (
-        is_word,
-        "words or numbers",
-        "name path file filename file_name filepath file_path image_path image image_id id key",
-    ),
+    "name": (is_word, "words or numbers", f"name path {_FILES} image_path image image_id id key"),
 }
 
 
@@ -139,9 +133,8 @@ def _read(path: Path, options: ReportOptions) -> tuple[dict[str, str], pa.Table]
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} is a folder without Parquet files")
-    read = path
+    read = files[0]
     try:
-        read = files[0]
         schema = pq.read_schema(read)
         columns = _find_columns(path, {field.name: _plain(field.type) for field in schema}, options)
         read, wanted = path, list(dict.fromkeys(columns.values()))
@@ -208,9 +201,8 @@ def _cluster_numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def _label_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
     """Return labels as numbers, -1 for null, "" and -1, and their names: whole numbers by size, then words."""
     words = ["" if word is None else printable(word) for word in column.cast(pa.large_string()).to_pylist()]
-    known = sorted(
-        set(words) - {"", "-1"}, key=lambda word: (not word.isdecimal(), int(word) if word.isdecimal() else 0, word)
-    )
+    known = sorted(set(words) - {"", "-1"})
+    known.sort(key=lambda word: (not word.isdecimal(), int(word) if word.isdecimal() else 0))
     number = {word: number for number, word in enumerate(known)}
     return np.array([number.get(word, UNASSIGNED) for word in words], np.int64), known
 
@@ -219,9 +211,30 @@ def _with_embeddings(
     collection: Collection, column: pa.ChunkedArray, path: Path, options: ReportOptions, work: Work
 ) -> Collection:
     """Return the collection with clusters of its embeddings, or with the centroids of the clusters that it has."""
-    points_ND, missing_N = _embeddings(column, path)
-    faulty_N = points_ND[:, 0].isnan().numpy()
+    lengths_N = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+    missing_N = lengths_N == 0
+    there = np.flatnonzero(~missing_N)
+    first = int(there[0]) if len(there) else 0
+    other = there[lengths_N[there] != lengths_N[first]]
+    if len(other):
+        raise InputError(
+            f"{path}: the embedding of row {other[0]} has {lengths_N[other[0]]:,} numbers, that of row {first} has "
+            f"{lengths_N[first]:,}; leave out one kind"
+        )
+    rows_ND = np.full((len(lengths_N), max(1, int(lengths_N[first]))), np.nan, np.float32)
+    start = 0
+    for chunk in column.chunks:
+        some, start = there[(there >= start) & (there < start + len(chunk))], start + len(chunk)
+        with np.errstate(over="ignore"):  # Null lists have no values here.
+            values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        rows_ND[some] = values.reshape(-1, rows_ND.shape[1])
+    points_ND = torch.from_numpy(rows_ND)
+    faulty_N = ~torch.isfinite(points_ND).all(dim=1).numpy()
     faults = np.flatnonzero(faulty_N).tolist()
+    if len(faults) == len(points_ND):
+        raise InputError(f"{path}: none of the {len(points_ND):,} rows of embeddings holds numbers")
+    points_ND[faults] = torch.nan
+    points_ND = normalize(points_ND)
     if collection.table:
         labels_N = torch.from_numpy(np.where(faulty_N, UNASSIGNED, collection.cluster_N))
         used_N = labels_N >= 0
@@ -241,33 +254,6 @@ def _with_embeddings(
         points_MP=points_ND[sample].numpy(),
         unreadable={collection.names[row]: MISSING if missing_N[row] else NOT_FINITE for row in faults},
     )
-
-
-def _embeddings(column: pa.ChunkedArray, path: Path) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Return rows (N, D) of unit length, NaN where one is missing or not finite, and which are missing."""
-    lengths_N = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
-    missing_N = lengths_N == 0
-    there = np.flatnonzero(~missing_N)
-    first = int(there[0]) if len(there) else 0
-    other = there[lengths_N[there] != lengths_N[first]]
-    if len(other):
-        raise InputError(
-            f"{path}: the embedding of row {other[0]} has {lengths_N[other[0]]:,} numbers, that of row {first} has "
-            f"{lengths_N[first]:,}; leave out one kind"
-        )
-    rows_ND = np.full((len(lengths_N), max(1, int(lengths_N[first]))), np.nan, np.float32)
-    start = 0
-    for chunk in column.chunks:
-        part_BD, missing_B = rows_ND[start : start + len(chunk)], missing_N[start : start + len(chunk)]
-        with np.errstate(over="ignore"):  # Null lists have no values here.
-            values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        part_BD[~missing_B] = values.reshape(-1, part_BD.shape[1])
-        start += len(chunk)
-    points_ND = torch.from_numpy(rows_ND)
-    points_ND[~torch.isfinite(points_ND).all(dim=1)] = torch.nan
-    if bool(points_ND.isnan().all()):
-        raise InputError(f"{path}: none of the {len(points_ND):,} rows of embeddings holds numbers")
-    return normalize(points_ND), missing_N
 
 
 def _cluster(points_ND: Tensor, n_usable: int, options: ReportOptions, work: Work) -> tuple[Tensor, Tensor, Tensor]:

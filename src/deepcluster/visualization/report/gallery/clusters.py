@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.gallery.rows import sorted_rows
+from deepcluster.visualization.report.collection import Collection, Floats, Integers, evenly, sorted_rows
 
 MOST_LABELS: Final = 4
 MOST_NEIGHBOURS: Final = 8
@@ -42,20 +41,20 @@ class ClusterFacts:
         past_share_KE: share of the cluster's images that it held.
     """
 
-    sizes_K: NDArray[np.int64]
-    tightness_K: NDArray[np.float64]
-    nearest_KS: NDArray[np.int64]
-    random_KS: NDArray[np.int64]
-    farthest_KS: NDArray[np.int64]
-    label_KT: NDArray[np.int64]
-    label_count_KT: NDArray[np.int64]
-    purity_K: NDArray[np.float64]
-    neighbours_KJ: NDArray[np.int64]
+    sizes_K: Integers
+    tightness_K: Floats
+    nearest_KS: Integers
+    random_KS: Integers
+    farthest_KS: Integers
+    label_KT: Integers
+    label_count_KT: Integers
+    purity_K: Floats
+    neighbours_KJ: Integers
     past_epochs: tuple[int, ...]
-    past_cluster_KE: NDArray[np.int64]
-    past_share_KE: NDArray[np.float64]
+    past_cluster_KE: Integers
+    past_share_KE: Floats
 
-    def exemplars(self) -> list[NDArray[np.int64]]:
+    def exemplars(self) -> list[Integers]:
         """Return images to show, the most important first: one of each cluster, large clusters first, then more."""
         cover_K = np.where(self.nearest_KS[:, 0] < 0, self.random_KS[:, 0], self.nearest_KS[:, 0])
         kinds = (self.nearest_KS, self.farthest_KS, self.random_KS)
@@ -112,20 +111,14 @@ def exemplars_of(n_clusters: int) -> int:
     return next((count for most, count in EXEMPLARS if n_clusters <= most), LEAST_EXEMPLARS)
 
 
-def epochs_shown(count: int) -> list[int]:
-    """Return positions of at most 10 of `count` earlier epochs, spread evenly, the first and the last among them."""
-    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, MOST_EPOCHS)).round().astype(np.int64)).tolist()
-    return places
-
-
-def _pick(values: NDArray[np.int64], places: NDArray[np.int64], there: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _pick(values: Integers, places: Integers, there: NDArray[np.bool_]) -> Integers:
     """Return `values[places]` where something is there, -1 elsewhere."""
     picked = np.full(places.shape, -1, dtype=np.int64)
     picked[there] = values[places[there]]
     return picked
 
 
-def _labels(collection: Collection) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _labels(collection: Collection) -> tuple[Integers, Integers, Floats]:
     """Return the most frequent labels of each cluster, their counts, and the first one's share."""
     n_clusters = collection.n_clusters
     if collection.label_N is None:
@@ -143,7 +136,7 @@ def _labels(collection: Collection) -> tuple[NDArray[np.int64], NDArray[np.int64
     return label_KT, count_KT, purity_K
 
 
-def _neighbours(collection: Collection, sizes_K: NDArray[np.int64], advance: Advance) -> NDArray[np.int64]:
+def _neighbours(collection: Collection, sizes_K: Integers, advance: Advance) -> Integers:
     """Return the clusters nearest by centroid; those without images have no neighbours and are none."""
     if collection.centroids_KP is None:
         return np.zeros((len(sizes_K), 0), dtype=np.int64)
@@ -157,11 +150,9 @@ def _neighbours(collection: Collection, sizes_K: NDArray[np.int64], advance: Adv
     return neighbours_KJ
 
 
-def _past(
-    collection: Collection, sizes_K: NDArray[np.int64], advance: Advance
-) -> tuple[tuple[int, ...], NDArray[np.int64], NDArray[np.float64]]:
+def _past(collection: Collection, sizes_K: Integers, advance: Advance) -> tuple[tuple[int, ...], Integers, Floats]:
     """Return the epochs that are shown, the cluster of each that held most of a cluster's images, and the share it held."""
-    some = [collection.past[place] for place in epochs_shown(len(collection.past))]
+    some = [collection.past[place] for place in evenly(len(collection.past), MOST_EPOCHS)]
     before_KE = np.full((len(sizes_K), len(some)), -1, dtype=np.int64)
     share_KE = np.zeros(before_KE.shape)
     for column, past in enumerate(some):
@@ -174,9 +165,7 @@ def _past(
     return tuple(past.epoch for past in some), before_KE, share_KE
 
 
-def _pairs(
-    cluster_N: NDArray[np.int64], other_N: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _pairs(cluster_N: Integers, other_N: Integers) -> tuple[Integers, Integers, Integers]:
     """Return the pairs (cluster, other) that occur, and how often; images that lack one of the two are left out."""
     both_N = (cluster_N >= 0) & (other_N >= 0)
     width = int(other_N.max(initial=0)) + 1

@@ -1,6 +1,6 @@
-"""Which images a page lists, with name, cluster and distance: all of them, or the most important ones of a large set.
+"""Which images a page lists, all or the most important of a large set; and the section of clusters (`assets/gallery.js`).
 
-N images, R rows (the images that are listed), K clusters.
+N images, R rows (the images that are listed), K clusters, S exemplars of a kind, T labels, J neighbours, E earlier epochs.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.visualization.report.collection import Collection
+from deepcluster.core.text import count_of
+from deepcluster.visualization.report.collection import Collection, sorted_rows
+from deepcluster.visualization.report.gallery.clusters import ClusterFacts
 from deepcluster.visualization.report.gallery.thumbnails import A_SHEET, ACROSS, Thumbnails
-from deepcluster.visualization.report.page import Blob, json_blob, shown
+from deepcluster.visualization.report.page import Blob, Section, asset, json_blob, render, shown
 
 # Images that a page lists at most: of names as ImageNet's these take some 2 MB.
 MOST_ROWS: Final = 200_000
-# Names that are unpacked at once.
-BLOCK: Final = 65_536
+BLOCK: Final = 65_536  # Names that are unpacked at once.
 # Bits of a distance that are dropped: 11 of its 23 are left, a precision of 1 in 4,000, in half of the bytes.
 DROPPED_BITS: Final = 12
 
@@ -97,13 +98,6 @@ def list_rows(collection: Collection, important_N: NDArray[np.int64], most: int 
     return Listing(collection, sorted_rows(collection, important_N[:most]))
 
 
-def sorted_rows(collection: Collection, indices_R: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the images by cluster (unassigned last), distance (NaN last), index."""
-    cluster_R = collection.cluster_N[indices_R]
-    cluster_R = np.where(cluster_R < 0, collection.n_clusters, cluster_R)
-    return indices_R[np.lexsort((indices_R, collection.distance_N[indices_R], cluster_R))]
-
-
 def by_importance(collection: Collection, wanted: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Return all images: the wanted ones, then the nearest of all clusters, the second nearest …, the unassigned.
 
@@ -129,3 +123,62 @@ def rounded(distance_R: NDArray[np.float32]) -> NDArray[np.float32]:
     bits_R = np.ascontiguousarray(distance_R, dtype=np.float32).view(np.uint32)
     short_R = (bits_R + np.uint32(1 << (DROPPED_BITS - 1))) & np.uint32(0xFFFFFFFF ^ ((1 << DROPPED_BITS) - 1))
     return np.where(np.isfinite(distance_R), short_R.view(np.float32), distance_R).astype(np.float32)
+
+
+def gallery_section(collection: Collection, facts: ClusterFacts, listing: Listing, thumbnails: Thumbnails) -> Section:
+    """Return the gallery of a collection. `thumbnails` may be empty (`Thumbnails(side)`): names are shown then."""
+    blobs: dict[str, Blob] = {"clusters": _columns(collection, facts, listing), **listing.blobs(thumbnails)}
+    blobs |= {f"sheet-{number}": sheet for number, sheet in enumerate(thumbnails.sheets)}
+    n_empty, n_unassigned = int((facts.sizes_K == 0).sum()), int((collection.cluster_N < 0).sum())
+    about = f"{count_of(len(collection) - n_unassigned, 'image')} in {count_of(collection.n_clusters, 'cluster')}"
+    about += f", {n_empty:,} of them empty" if n_empty else ""
+    about += f"; {count_of(n_unassigned, 'image')} in none." if n_unassigned else "."
+    # What the page does not show, and where it is.
+    left_out, total = [], len(collection)
+    if not listing.is_complete:
+        where = f"; all rows are in {shown(collection.table)}" if collection.table else ""
+        left_out.append(f"{len(listing):,} of {total:,} images are listed here, the nearest to each centre first{where}.")
+    if collection.images is not None and thumbnails.count + len(thumbnails.unreadable) < total:
+        left_out.append(f"{thumbnails.count:,} of {total:,} images have a thumbnail, the nearest to each centre first.")
+    if thumbnails.unreadable:
+        left_out.append(f"{count_of(len(thumbnails.unreadable), 'image')} could not be read.")
+    html = render(
+        "gallery.html.jinja",
+        about=about,
+        left_out=left_out,
+        without_pictures=collection.images is None,
+        has_labels=collection.label_N is not None,
+        has_distances=bool(np.isfinite(facts.tightness_K).any()),
+    )
+    return Section("clusters", "The clusters", html, blobs, scripts=(asset("gallery.js"), asset("detail.js")))
+
+
+def _columns(collection: Collection, facts: ClusterFacts, listing: Listing) -> Blob:
+    """Return columns of K values each, as `gallery.js` reads them."""
+    cluster_R = listing.cluster_R
+    listed_K = np.bincount(cluster_R[cluster_R >= 0], minlength=collection.n_clusters)
+    columns: dict[str, Any] = {
+        "size": facts.sizes_K.tolist(),
+        "tightness": [None if np.isnan(value) else float(f"{value:.4g}") for value in facts.tightness_K.tolist()],
+        "first_row": (np.cumsum(listed_K) - listed_K).tolist(),
+        "listed": listed_K.tolist(),
+        **{kind: _filled(listing.row_of(getattr(facts, f"{kind}_KS"))) for kind in ("nearest", "random", "farthest")},
+        "neighbours": _filled(facts.neighbours_KJ),
+        "past": {
+            "epochs": list(facts.past_epochs),
+            "cluster": facts.past_cluster_KE.tolist(),
+            "share": facts.past_share_KE.round(3).tolist(),
+        },
+    }
+    if collection.label_N is not None:
+        columns["purity"] = [None if np.isnan(value) else round(value, 4) for value in facts.purity_K.tolist()]
+        columns["labels"] = [
+            [[label, count] for label, count in zip(labels, counts, strict=True) if label >= 0]
+            for labels, counts in zip(facts.label_KT.tolist(), facts.label_count_KT.tolist(), strict=True)
+        ]
+    return json_blob(columns)
+
+
+def _filled(values_KS: NDArray[np.int64]) -> list[list[int]]:
+    """Return lists without the -1 that fill them up."""
+    return [[value for value in values if value >= 0] for values in values_KS.tolist()]

@@ -26,8 +26,7 @@ LEAST_SIDE: Final = 16
 # Bytes of all thumbnails in the page, about; and of one of a photo, by its pixels and by its side (measured on imagenette
 # at 16 … 96 pixels), with its number.
 ALL_BYTES, BYTES_PER_PIXEL, BYTES_PER_SIDE, NUMBER_BYTES = 6.4e6, 0.18, 5.0, 8.0
-# Thumbnails side by side in a sheet, and in a whole sheet.
-ACROSS: Final = 16
+ACROSS: Final = 16  # Thumbnails side by side in a sheet; and in a whole sheet.
 A_SHEET: Final = 256
 QUALITY: Final = 72
 # Of 0 … 6: 4 makes sheets of photos a seventh smaller than 0, in 0.5 ms per thumbnail (0.2 by 0, 1.3 by 6).

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -25,9 +24,8 @@ from deepcluster.run.features import extract_stage
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import ProjectedSpace
+from deepcluster.visualization.report.collection import Floats, Integers
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 # Images that go through the network together.
 BATCH = 32
 
@@ -201,8 +199,7 @@ class Explained:
     def distances(self, points_BP: Tensor) -> Floats:
         """Return Euclidean distances (B, K) of points to all centroids."""
         points, centroids = points_BP.cpu().double(), self.centroids_KP.cpu().double()
-        distances: Floats = torch.cdist(points, centroids, compute_mode="donot_use_mm_for_euclid_dist").numpy()
-        return distances
+        return torch.cdist(points, centroids, compute_mode="donot_use_mm_for_euclid_dist").numpy()
 
     @torch.no_grad()
     def rows(self, images_BCHW: Tensor) -> Tensor:

@@ -13,14 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.visualization.report.method.explained import Floats
-from deepcluster.visualization.report.method.trace import ClusterHistory, Neighbourhood
+from deepcluster.visualization.report.collection import Floats
 from deepcluster.visualization.report.page import LEGEND_ABOVE, figure_json, short
 
 _MARGIN = {"l": 56, "r": 12, "t": 12, "b": 48}
 # Up to this side a picture keeps every pixel; it is enlarged by whole pixels.
 LOSSLESS = 64
 QUALITY = 76
+
+
+@dataclass(frozen=True)
+class ClusterHistory:
+    """The cluster of an image in an earlier epoch, and which share of its current cluster was there with it."""
+
+    epoch: int
+    cluster: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -95,65 +103,39 @@ def strip(features_D: Floats) -> str:
         "colorbar": {"thickness": 10, "outlinewidth": 0},
         "hovertemplate": "number %{customdata}: %{z}<extra></extra>",
     }
-    return _json(
-        [cell_map],
-        height=32 + (7 if is_long else 16) * max(lines, 3),
-        margin={**_MARGIN, "l": 8, "b": 8},
-        xaxis={"visible": False},
-        yaxis={"visible": False, "autorange": "reversed"},
-    )
+    height, margin = 32 + (7 if is_long else 16) * max(lines, 3), {**_MARGIN, "l": 8, "b": 8}
+    return _json([cell_map], height, {"visible": False}, {"visible": False, "autorange": "reversed"}, margin=margin)
 
 
 def spectrum(before_P: Floats, whitened_P: Floats, points_P: Floats) -> str:
     """Return the variance of each component, on two logarithmic axes."""
     lines = {"before: as PCA finds them": before_P, "whitened": whitened_P, "and of unit length": points_P}
-    return _json(
-        [_descending(name, variance_P, "component %{x}: variance %{y}") for name, variance_P in lines.items()],
-        height=320,
-        legend=LEGEND_ABOVE,
-        xaxis={"type": "log", "title": {"text": "component, the largest first"}, "dtick": 1},
-        yaxis={"type": "log", "title": {"text": "variance"}, "exponentformat": "power", "dtick": 1},
-    )
+    traces = [_descending(name, variance_P, "component %{x}: variance %{y}") for name, variance_P in lines.items()]
+    x = _axis("component, the largest first", type="log", dtick=1)
+    return _json(traces, 320, x, _axis("variance", type="log", exponentformat="power", dtick=1), legend=LEGEND_ABOVE)
 
 
 def directions(shares_P: Floats) -> str:
     """Return the share of the points' variance along each direction, the largest first, on two logarithmic axes."""
-    even = {
-        "type": "scatter",
-        "x": [1, len(shares_P)],
-        "y": [1 / len(shares_P)] * 2,
-        "name": "if all directions were used alike",
-        "mode": "lines",
-        "line": {"dash": "dot", "width": 1.5},
-        "opacity": 0.7,
-        "hovertemplate": "%{y:.2%}",
-    }
-    return _json(
-        [_descending("points of these images", shares_P, "direction %{x}: %{y:.2%}"), even],
-        height=300,
-        legend=LEGEND_ABOVE,
-        xaxis={"type": "log", "title": {"text": "direction, the largest first"}, "dtick": 1},
-        yaxis={"type": "log", "title": {"text": "share of the variance"}, "tickformat": "~%", "dtick": 1},
-    )
+    marks = {"mode": "lines", "line": {"dash": "dot", "width": 1.5}, "opacity": 0.7}
+    ends, name = [1, len(shares_P)], "if all directions were used alike"
+    even = _trace(ends, [1 / len(shares_P)] * 2, "%{y:.2%}", name=name, **marks)
+    traces = [_descending("points of these images", shares_P, "direction %{x}: %{y:.2%}"), even]
+    x = _axis("direction, the largest first", type="log", dtick=1)
+    return _json(traces, 300, x, _axis("share of the variance", type="log", tickformat="~%", dtick=1), legend=LEGEND_ABOVE)
 
 
 def _descending(name: str, values_P: Floats, form: str) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "x": list(range(1, len(values_P) + 1)),
-        "y": [short(value) if value > 0 else None for value in values_P.tolist()],
-        "name": name,
-        "mode": "lines+markers" if len(values_P) < 40 else "lines",
-        "hovertemplate": form,
-    }
+    values = [short(value) if value > 0 else None for value in values_P.tolist()]
+    mode = "lines+markers" if len(values) < 40 else "lines"
+    return _trace(list(range(1, len(values) + 1)), values, form, name=name, mode=mode)
 
 
 def signed_bars(point_P: Floats) -> str:
     """Return the components of a point, one bar each."""
-    form = "component %{x}: %{y}<extra></extra>"
-    bars = {"type": "bar", "x": list(range(1, len(point_P) + 1)), "y": _short(point_P.tolist()), "hovertemplate": form}
-    axes = {"xaxis": {"title": {"text": "component"}}, "yaxis": {"title": {"text": "value"}}}
-    return _json([bars], height=220, bargap=0.15, **axes)
+    numbers, form = list(range(1, len(point_P) + 1)), "component %{x}: %{y}<extra></extra>"
+    bars = _trace(numbers, _short(point_P.tolist()), form, type="bar")
+    return _json([bars], 220, _axis("component"), _axis("value"), bargap=0.15)
 
 
 def ranked_bars(clusters: Sequence[int], values: Sequence[float], marked: int, *, axis: str, parts: tuple[str, str]) -> str:
@@ -165,97 +147,57 @@ def ranked_bars(clusters: Sequence[int], values: Sequence[float], marked: int, *
     traces = []
     for part, is_marked in zip(parts, (True, False), strict=True):
         chosen = [pair for pair in zip(clusters, values, strict=True) if (pair[0] == marked) == is_marked]
-        bars = {
-            "type": "bar",
-            "x": _short(value for _, value in chosen),
-            "y": [f"cluster {cluster}" for cluster, _ in chosen],
-            "name": part,
-            "orientation": "h",
-            "text": [f"{value:.3f}" for _, value in chosen],
-            "textposition": "auto",
-            "hovertemplate": "%{y}: %{x}<extra></extra>",
-        }
+        lengths, names = _short(value for _, value in chosen), [f"cluster {cluster}" for cluster, _ in chosen]
+        text = {"text": [f"{value:.3f}" for _, value in chosen], "textposition": "auto"}
+        bars = _trace(lengths, names, "%{y}: %{x}<extra></extra>", type="bar", name=part, orientation="h", **text)
         traces += [bars] if chosen else []
-    return _json(
-        traces,
-        height=90 + 28 * len(clusters),
-        bargap=0.2,
-        barmode="overlay",
-        legend=LEGEND_ABOVE,
-        showlegend=True,
-        xaxis={"title": {"text": axis}, "rangemode": "tozero"},
-        yaxis={
-            "type": "category",
-            "categoryorder": "array",
-            "categoryarray": [f"cluster {cluster}" for cluster in clusters],
-            "autorange": "reversed",
-            "automargin": True,
-            "ticksuffix": " ",
-        },
-    )
+    order = {"categoryorder": "array", "categoryarray": [f"cluster {cluster}" for cluster in clusters]}
+    y = {"type": "category", **order, "autorange": "reversed", "automargin": True, "ticksuffix": " "}
+    height, layout = 90 + 28 * len(clusters), {"bargap": 0.2, "barmode": "overlay", "showlegend": True}
+    return _json(traces, height, _axis(axis, rangemode="tozero"), y, legend=LEGEND_ABOVE, **layout)
 
 
-def scatter(near: Neighbourhood, own: int) -> str:
+def scatter(places: Mapping[int, Floats], centroids: Floats, star: Floats, own: int) -> str:
     """Return points of some clusters in two dimensions, their centroids, and the image as a star."""
-    traces = [
-        _dots(
-            points,
-            name=f"cluster {cluster}" + (" (its own)" if cluster == own else ""),
-            marker={"size": 8 if cluster == own else 5, "opacity": 0.85 if cluster == own else 0.5},
-            hovertemplate=f"an image of cluster {cluster}<extra></extra>",
-        )
-        for cluster, points in near.places.items()
-    ]
-    centroids = _dots(
-        near.centroids,
-        mode="markers+text",
-        text=[str(cluster) for cluster in near.places],
-        textposition="top center",
-        name="centroids",
-        marker={"size": 11, "symbol": "x"},
-        hovertemplate="centroid of cluster %{text}<extra></extra>",
-    )
-    star = _dots(
-        near.star[None],
-        name="this image",
-        marker={"size": 20, "symbol": "star", "line": {"width": 1.5}},
-        hovertemplate="this image<extra></extra>",
-    )
-    return _json(
-        [*traces, centroids, star],
-        height=420,
-        legend=LEGEND_ABOVE,
-        xaxis={"title": {"text": "first direction"}, "zeroline": False},
-        yaxis={"title": {"text": "second direction"}, "zeroline": False, "scaleanchor": "x"},
-    )
+    traces = []
+    for cluster, points in places.items():
+        marker = {"size": 8 if cluster == own else 5, "opacity": 0.85 if cluster == own else 0.5}
+        name = f"cluster {cluster}" + (" (its own)" if cluster == own else "")
+        traces.append(_dots(points, f"an image of cluster {cluster}<extra></extra>", name=name, marker=marker))
+    words = {"name": "centroids", "text": [str(cluster) for cluster in places], "textposition": "top center"}
+    cross, form = {"size": 11, "symbol": "x"}, "centroid of cluster %{text}<extra></extra>"
+    traces.append(_dots(centroids, form, mode="markers+text", marker=cross, **words))
+    star_marker = {"size": 20, "symbol": "star", "line": {"width": 1.5}}
+    traces.append(_dots(star, "this image<extra></extra>", name="this image", marker=star_marker))
+    y = _axis("second direction", zeroline=False, scaleanchor="x")
+    return _json(traces, 420, _axis("first direction", zeroline=False), y, legend=LEGEND_ABOVE)
 
 
-def _dots(points_S2: Floats, *, mode: str = "markers", **rest: Any) -> dict[str, Any]:
+def _dots(points_S2: Floats, form: str, **rest: Any) -> dict[str, Any]:
     x, y = (_short(column.tolist()) for column in points_S2.T)
-    return {"type": "scatter", "x": x, "y": y, "mode": mode, **rest}
+    return _trace(x, y, form, **{"mode": "markers", **rest})
 
 
 def history_line(history: Sequence[ClusterHistory]) -> str:
     """Return the share of the image's current cluster that was with it in earlier epochs."""
-    line = {
-        "type": "scatter",
-        "x": [one.epoch for one in history],
-        "y": _short(one.share for one in history),
-        "customdata": [one.cluster for one in history],
-        "mode": "lines+markers",
-        "hovertemplate": "epoch %{x}: %{y:.0%} of them, in cluster %{customdata}<extra></extra>",
-    }
-    return _json(
-        [line],
-        height=240,
-        xaxis={"title": {"text": "epoch"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": "were with it already"}, "tickformat": ".0%", "range": [-0.03, 1.03]},
-    )
+    form = "epoch %{x}: %{y:.0%} of them, in cluster %{customdata}<extra></extra>"
+    epochs, shares = [one.epoch for one in history], _short(one.share for one in history)
+    line = _trace(epochs, shares, form, customdata=[one.cluster for one in history], mode="lines+markers")
+    y = _axis("were with it already", tickformat=".0%", range=[-0.03, 1.03])
+    return _json([line], 240, _axis("epoch", rangemode="tozero"), y)
 
 
 def _short(values: Iterable[float]) -> list[float | None]:
     return [short(value) for value in values]
 
 
-def _json(traces: Sequence[Mapping[str, Any]], **layout: Any) -> str:
-    return figure_json(traces, **{"margin": _MARGIN, **layout})
+def _trace(x: Sequence[Any], y: Sequence[Any], form: str, **rest: Any) -> dict[str, Any]:
+    return {"type": "scatter", "x": x, "y": y, "hovertemplate": form, **rest}
+
+
+def _axis(title: str, **rest: Any) -> dict[str, Any]:
+    return {"title": {"text": title}, **rest}
+
+
+def _json(traces: Sequence[Mapping[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any], **layout: Any) -> str:
+    return figure_json(traces, **{"margin": _MARGIN, "height": height, "xaxis": x, "yaxis": y, **layout})

@@ -40,10 +40,8 @@ def method_section(collection: Collection, run: Explained, index: int | None = N
         return without_image("The images of this run are not at hand, so none can be followed through its steps.")
     images = DecodedImages(collection.images, shorter_side=run.settings.reduce_to or None)
     with (work or Work()).track("how it works", None) as advance:
-        if index is None:
-            trace = choose_image(collection, run, images, advance)
-        else:
-            trace = trace_image(collection, run, images, index, advance)
+        given = (collection, run, images)
+        trace = choose_image(*given, advance) if index is None else trace_image(*given, index, advance)
         if trace is None:
             return without_image("No image could be read, so none can be followed through the steps.")
         return _section(collection, run, trace, images, advance)
@@ -64,12 +62,9 @@ def _section(collection: Collection, run: Explained, trace: Trace, images: Decod
     if run.version == 1:
         parts["whiten"] = steps.whiten(run, trace, features_SD, figures)
     else:
-        n_large, _ = run.view.crops[0]
-        parts["remember"] = {
-            "n_large": n_large,
-            "memory": size(2 * n_images * n_large * run.settings.projection[1]),
-            "crops": " and ".join(f"{count} of {side} pixels" for count, side in run.view.crops),
-        }
+        n_large, crops = run.view.crops[0][0], " and ".join(f"{count} of {side} pixels" for count, side in run.view.crops)
+        memory = size(2 * n_images * n_large * run.settings.projection[1])
+        parts["remember"] = {"n_large": n_large, "memory": memory, "crops": crops}
         parts["project"] = steps.project(run, trace, features_SD, figures)
         parts["learned"] = learned_labels(views)
     html = render(

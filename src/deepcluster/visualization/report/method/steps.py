@@ -14,12 +14,12 @@ from torch import Tensor
 from deepcluster.data.views import LONGEST, ClusterView
 from deepcluster.models.convnets import sobel_layer
 from deepcluster.models.trunk import FEATURES, normalise
-from deepcluster.visualization.report.collection import Collection
+from deepcluster.visualization.report.collection import Collection, Floats
 from deepcluster.visualization.report.gallery.thumbnails import thumbnail
 from deepcluster.visualization.report.method import figures as charts
-from deepcluster.visualization.report.method.explained import Explained, Floats
-from deepcluster.visualization.report.method.figures import picture, ranged_grey, signed_grey, view_pixels
-from deepcluster.visualization.report.method.trace import ClusterHistory, Trace, neighbourhood
+from deepcluster.visualization.report.method.explained import Explained
+from deepcluster.visualization.report.method.figures import ClusterHistory, picture, ranged_grey, signed_grey, view_pixels
+from deepcluster.visualization.report.method.trace import Trace, neighbourhood
 from deepcluster.visualization.report.page import shown
 
 RIVALS, SHOWN_OF_A_CLUSTER, SAME_LABEL, SCATTERED, LIVELIEST = 8, 3, 6, 4, 8
@@ -81,10 +81,9 @@ def view_frame(view: ClusterView, height: int, width: int) -> tuple[float, float
     outside = (height - inner[0]) // 2, (width - inner[1]) // 2
     resized = view.resized_sides(*inner)
     scales = [side / after for side, after in zip(inner, resized, strict=True)]
-    starts = [
-        first + round((side - view.size) / 2) * scale for first, side, scale in zip(outside, resized, scales, strict=True)
-    ]
-    return starts[0], starts[1], view.size * scales[0], view.size * scales[1]
+    sides = zip(outside, resized, scales, strict=True)
+    top, left = (first + round((side - view.size) / 2) * scale for first, side, scale in sides)
+    return top, left, view.size * scales[0], view.size * scales[1]
 
 
 def edges(view_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,12 +158,8 @@ def whiten(run: Explained, trace: Trace, features_SD: Tensor, figures: Figures) 
 def _point(trace: Trace, figures: Figures) -> dict[str, Any]:
     """Return the image's point."""
     figures["method-point"] = charts.signed_bars(trace.point_P.double().numpy())
-    largest = int(trace.point_P.abs().argmax())
-    return {
-        "length": float(trace.unscaled_P.double().norm()),
-        "largest": largest + 1,
-        "largest_value": float(trace.point_P[largest]),
-    }
+    largest, length = int(trace.point_P.abs().argmax()), float(trace.unscaled_P.double().norm())
+    return {"length": length, "largest": largest + 1, "largest_value": float(trace.point_P[largest])}
 
 
 def project(run: Explained, trace: Trace, features_SD: Tensor, figures: Figures) -> dict[str, Any]:
@@ -194,12 +189,11 @@ def nearest(collection: Collection, run: Explained, trace: Trace, figures: Figur
     order: list[int] = np.argsort(distances_K, kind="stable").tolist()
     rivals = order[:RIVALS] if own in order[:RIVALS] else [*order[:RIVALS], own]
     distances = [float(distances_K[cluster]) for cluster in rivals]
-    figures["method-distances"] = charts.ranked_bars(
-        rivals, distances, own, axis="distance to the centroid", parts=("its cluster", "the others")
-    )
+    parts, axis = ("its cluster", "the others"), "distance to the centroid"
+    figures["method-distances"] = charts.ranked_bars(rivals, distances, own, axis=axis, parts=parts)
     near = neighbourhood(collection, run, trace, [own, *[one for one in rivals if one != own][:SCATTERED]])
     if near is not None:
-        figures["method-neighbourhood"] = charts.scatter(near, own)
+        figures["method-neighbourhood"] = near[0]
     sizes_K = collection.sizes_K()
     return {
         "rivals": [
@@ -216,7 +210,7 @@ def nearest(collection: Collection, run: Explained, trace: Trace, figures: Figur
         "distance": float(distances_K[own]),
         "second": float(np.delete(distances_K, own).min()) if len(order) > 1 else None,
         "rank": order.index(own) + 1,
-        "kept": near.kept if near is not None else None,
+        "kept": near[1] if near is not None else None,
     }
 
 
@@ -229,15 +223,12 @@ def _thumbnails(collection: Collection, cluster: int, count: int, *, without: in
     """Return pictures and names of the images nearest to a centre; those that can't be read are left out."""
     if collection.images is None:
         return []
-    tiles = {
-        index: thumbnail(collection.images, index, side=THUMBNAIL)
-        for index in collection.nearest_to_centre(cluster, count, without=without)
-    }
-    return [
-        {"picture": picture(tile, THUMBNAIL, lossless=0), "name": shown(collection.names[index])}
-        for index, tile in tiles.items()
-        if not isinstance(tile, str)
-    ]
+    tiles = []
+    for index in collection.nearest_to_centre(cluster, count, without=without):
+        tile = thumbnail(collection.images, index, side=THUMBNAIL)
+        if not isinstance(tile, str):
+            tiles.append({"picture": picture(tile, THUMBNAIL, lossless=0), "name": shown(collection.names[index])})
+    return tiles
 
 
 def label(collection: Collection, trace: Trace) -> dict[str, Any]:

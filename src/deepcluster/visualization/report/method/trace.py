@@ -8,21 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.cache import DecodedImages
-from deepcluster.visualization.report.collection import Collection
-from deepcluster.visualization.report.method.explained import Explained, Floats
+from deepcluster.visualization.report.collection import Collection, Floats, evenly
+from deepcluster.visualization.report.method.explained import Explained
+from deepcluster.visualization.report.method.figures import ClusterHistory, scatter
 
 # Clusters of medium size, from each of which this many images near its centre may be chosen.
 CANDIDATE_CLUSTERS, CANDIDATES_PER_CLUSTER = 16, 2
-# Images whose spread is measured.
-MEASURED = 256
-# Earlier epochs that are shown, spread evenly.
-MOST_PAST = 24
+MEASURED = 256  # Images whose spread is measured.
+MOST_PAST = 24  # Earlier epochs that are shown, spread evenly.
 
 
 @dataclass(frozen=True)
@@ -48,31 +46,6 @@ class Trace:
     def nearest(self) -> int:
         """The cluster of the nearest centroid."""
         return int(self.distances_K.argmin())
-
-
-@dataclass(frozen=True)
-class ClusterHistory:
-    """The cluster of the image in an earlier epoch, and which share of its current cluster was there with it."""
-
-    epoch: int
-    cluster: int
-    share: float
-
-
-@dataclass(frozen=True)
-class Neighbourhood:
-    """Points of some clusters in the two directions in which they vary most.
-
-    Attributes:
-        places: two coordinates of the sampled points of each cluster.
-        centroids, star: of the centroids, and of the image.
-        kept: share of the variance that the two directions keep.
-    """
-
-    places: dict[int, Floats]
-    centroids: Floats
-    star: Floats
-    kept: float
 
 
 def choose_image(collection: Collection, run: Explained, images: DecodedImages, advance: Advance) -> Trace | None:
@@ -114,8 +87,7 @@ def trace_image(
 
 
 def _trace(index: int, run: Explained, images: DecodedImages, advance: Advance) -> Trace | None:
-    image_HWC = _read_image(images, index, advance)
-    if image_HWC is None:
+    if (image_HWC := _read_image(images, index, advance)) is None:
         return None
     view_CHW = run.clustered_view(image_HWC, index)
     features_1D = run.features(view_CHW[None])
@@ -139,7 +111,7 @@ def features_of_some(collection: Collection, run: Explained, images: DecodedImag
     if run.features_MD is not None and len(run.features_MD) >= 2:
         return run.features_MD
     pool = collection.sample_M if len(collection.sample_M) else np.flatnonzero(collection.cluster_N >= 0)
-    chosen = pool[np.unique(np.linspace(0, len(pool) - 1, min(MEASURED, len(pool))).round().astype(int))]
+    chosen = pool[evenly(len(pool), MEASURED)]
     read = ((index, _read_image(images, index, advance)) for index in chosen.tolist())
     return run.features(torch.stack([run.clustered_view(image, index) for index, image in read if image is not None]))
 
@@ -151,24 +123,26 @@ def cluster_history(
     mates = np.flatnonzero(collection.cluster_N == collection.cluster_N[index])
     mates = mates[mates != index]
     clustered = [past for past in collection.past if (past.epoch - 1) % run.settings.reassign_every == 0]
-    chosen = np.unique(np.linspace(0, len(clustered) - 1, min(MOST_PAST, len(clustered))).round().astype(int))
     history = []
-    for number in chosen.tolist():
-        cluster_N = clustered[number].load()
+    for past in [clustered[number] for number in evenly(len(clustered), MOST_PAST)]:
+        cluster_N = past.load()
         advance(0)
         own = int(cluster_N[index])
         share = float((cluster_N[mates] == own).mean()) if len(mates) and own >= 0 else float("nan")
-        history.append(ClusterHistory(clustered[number].epoch, own, share))
+        history.append(ClusterHistory(past.epoch, own, share))
     return history
 
 
 def neighbourhood(
     collection: Collection, run: Explained, trace: Trace, clusters: Sequence[int], most: int = 150
-) -> Neighbourhood | None:
-    """Return points of some clusters in two dimensions; None where fewer than three points are known.
+) -> tuple[str, float] | None:
+    """Return a chart of points of some clusters, the first its own, in the two directions in which they vary most.
 
     Args:
         most: largest number of points per cluster.
+
+    Returns:
+        the chart, and the share of the variance that it keeps; None where fewer than three points are known.
     """
     cluster_M = collection.cluster_N[collection.sample_M]
     rows = {cluster: np.flatnonzero(cluster_M == cluster)[:most] for cluster in clusters}
@@ -180,14 +154,8 @@ def neighbourhood(
     axes_P2 = axes[:2].T
     if axes_P2.shape[1] < 2:
         return None
-
-    def flat(rows_SP: NDArray[np.floating]) -> Floats:
-        coordinates: Floats = (rows_SP - mean_P) @ axes_P2
-        return coordinates
-
-    return Neighbourhood(
-        places={cluster: flat(collection.points_MP[some]) for cluster, some in rows.items()},
-        centroids=flat(run.centroids_KP[list(clusters)].cpu().double().numpy()),
-        star=flat(trace.point_P[None].double().numpy())[0],
-        kept=float((singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-300)),
-    )
+    places = {cluster: (collection.points_MP[some] - mean_P) @ axes_P2 for cluster, some in rows.items()}
+    centroids = (run.centroids_KP[list(clusters)].cpu().double().numpy() - mean_P) @ axes_P2
+    star = (trace.point_P[None].double().numpy() - mean_P) @ axes_P2
+    kept = float((singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-300))
+    return scatter(places, centroids, star, clusters[0]), kept

@@ -16,8 +16,9 @@ from torch.nn.functional import normalize
 from deepcluster.data.multi_crop import crop_draws
 from deepcluster.data.views import CROP_ATTEMPTS, rotate_quarters
 from deepcluster.models.heads import HierarchicalHead
+from deepcluster.visualization.report.collection import Floats
 from deepcluster.visualization.report.method import figures as charts
-from deepcluster.visualization.report.method.explained import Explained, Floats
+from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.figures import picture, view_pixels
 from deepcluster.visualization.report.method.steps import Figures, box, spoken
 from deepcluster.visualization.report.method.trace import Trace
@@ -76,12 +77,9 @@ class TrainingViews:
     @property
     def losses_VG(self) -> Floats:
         """Cross-entropy of each view in each clustering; 0 where there is no label."""
-        columns = [
-            -log_VK[:, label] if label >= 0 else log_VK.new_zeros(len(log_VK))
-            for log_VK, label in zip(self.predictions, self.labels, strict=True)
-        ]
-        losses_VG: Floats = torch.stack(columns, dim=1).numpy()
-        return losses_VG
+        pairs = zip(self.predictions, self.labels, strict=True)
+        columns = [-log_VK[:, one] if one >= 0 else log_VK.new_zeros(len(log_VK)) for log_VK, one in pairs]
+        return torch.stack(columns, dim=1).numpy()
 
 
 def training_views(run: Explained, image_HWC: Tensor, index: int) -> TrainingViews | None:
@@ -145,10 +143,8 @@ def learned_labels(views: TrainingViews | None) -> list[dict[str, int]]:
     if views is None:
         return []
     counts = [log_VK.shape[1] for log_VK in views.predictions]
-    return [
-        {"number": number, "label": label, "count": count, "size": images}
-        for number, (label, count, images) in enumerate(zip(views.labels, counts, views.sizes, strict=True), 1)
-    ]
+    columns = zip(range(1, len(counts) + 1), views.labels, counts, views.sizes, strict=True)
+    return [dict(zip(("number", "label", "count", "size"), values, strict=True)) for values in columns]
 
 
 def learn(run: Explained, trace: Trace, views: TrainingViews | None, figures: Figures) -> dict[str, Any] | None:
@@ -162,9 +158,8 @@ def learn(run: Explained, trace: Trace, views: TrainingViews | None, figures: Fi
     if label >= 0 and label not in likeliest:
         likeliest.append(label)
     probabilities = [exp(float(log_K[cluster])) for cluster in likeliest]
-    figures["method-prediction"] = charts.ranked_bars(
-        likeliest, probabilities, label, axis="probability", parts=("its label", "other clusters")
-    )
+    parts = ("its label", "other clusters")
+    figures["method-prediction"] = charts.ranked_bars(likeliest, probabilities, label, axis="probability", parts=parts)
     verdicts = [_verdict(one_K, label) for one_K in log_VK]
     losses_V = views.losses_VG.mean(axis=1)
     area = trace.image_HWC.shape[0] * trace.image_HWC.shape[1]
