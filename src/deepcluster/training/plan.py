@@ -81,7 +81,6 @@ class Plan:
             "address": [whole_address(one) for one in data],
         }
         self.folder.write_config(self.settings, changed, facts)
-        self.folder.write_config(self.settings, changed, facts)
 
     def check_unchanged(self) -> None:
         """Raise `InputError` if images have appeared or disappeared since the run began."""
