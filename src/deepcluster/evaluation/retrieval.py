@@ -93,13 +93,9 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
             for (measure, case), value in measured.items():
                 label = case if case and is_single else f"{truth.name} {case}".strip()
                 results.setdefault(measure, {})[label] = value
-    settings = options.as_dict() | {
-        "image_size": options.size,
-        "stage": stage,
-        "sizes": list(sizes),
-        "whitened_on": {one.name: str(learned_on[one.folder]) for one in sets},
-        "pca": {one.name: whitenings[learned_on[one.folder]].n_components for one in sets},
-    }
+    settings = options.as_dict() | {"image_size": options.size, "stage": stage, "sizes": list(sizes)}
+    settings["whitened_on"] = {one.name: str(learned_on[one.folder]) for one in sets}
+    settings["pca"] = {one.name: whitenings[learned_on[one.folder]].n_components for one in sets}
     headline = next((label for label in results["mAP"] if label.endswith("medium")), next(iter(results["mAP"])))
     return Results("retrieval", {"datasets": facts}, settings, results, ("mAP", headline), tuple(notes))
 

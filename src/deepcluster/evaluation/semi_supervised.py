@@ -23,8 +23,7 @@ from deepcluster.core.text import count_of
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.data.survey import check_unreadable
-from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
-from deepcluster.evaluation.datasets.labelled import Labelled, TrainVal, left_out, open_train_val, some
+from deepcluster.evaluation.datasets import labelled
 from deepcluster.evaluation.logistic import top_of
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.results import Results
@@ -68,7 +67,7 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
             raise InputError(f"{name} is empty; give at least one number")
     if not options.labels and options.label_list is None:
         raise InputError("labels is empty; give a share such as 0.1, or a label_list")
-    parts = open_train_val(data)
+    parts = labelled.open_train_val(data)
     chosen = _choose(parts.train, options)
     chosen_M = torch.cat(list(chosen.values())).unique()
     source = ChosenImages(parts.train.source, chosen_M.numpy(), about="with a label")
@@ -93,7 +92,7 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
         resumable.done()
         notes = [*_notes(parts, cases, labels_M, options)]
         for part, one in loaders.items():
-            notes += left_out(part, one.unreadable, one.images.source.name)
+            notes += labelled.left_out(part, one.unreadable, one.images.source.name)
     scores, top = comparison.scores, top_of(trials.n_classes)[-1]
     about = parts.describe() | {"labelled_images": {case.name: len(case.everything_M) for case in cases}}
     settings = options.as_dict() | {"image_size": model.image_size, "trained": comparison.trained()}
@@ -195,13 +194,13 @@ def rank(score: Score) -> tuple[float, float]:
     return score.top_1, -score.loss
 
 
-def _choose(train: Labelled, options: SemiSupervisedOptions) -> dict[str, Tensor]:
+def _choose(train: labelled.Labelled, options: SemiSupervisedOptions) -> dict[str, Tensor]:
     """Return indices (M,) of the images that keep their label, by their share of all; smaller shares first."""
     if options.label_list is not None:
-        indices_M = listed(train.source, Path(options.label_list))
+        indices_M = labelled.listed(train.source, Path(options.label_list))
         return {f"{100 * float(f'{len(indices_M) / len(train.source):.2g}'):g}%": indices_M}
     shares = sorted(set(options.labels))
-    return {f"{100 * share:g}%": choose_labelled(train.labels_N, share, options.seed) for share in shares}
+    return {f"{100 * share:g}%": labelled.choose_labelled(train.labels_N, share, options.seed) for share in shares}
 
 
 def _readable(indices_M: Tensor, loader: Loader) -> Tensor:
@@ -214,7 +213,7 @@ def _case(name: str, indices_M: Tensor, labels_N: Tensor, options: SemiSupervise
             f"{name} of the labels: {count_of(len(indices_M), 'image')} of a single class can't be learned from; "
             "at least two classes are needed"
         )
-    trained_M, held_M = hold_out(labels_N[indices_M], options.held_out, options.seed)
+    trained_M, held_M = labelled.hold_out(labels_N[indices_M], options.held_out, options.seed)
     if len(grid_of(options)) == 1:
         held_M = held_M[:0]
     return Case(name, indices_M, indices_M[trained_M], indices_M[held_M])
@@ -224,7 +223,7 @@ def _name(column: str, purpose: str, rates: Rates) -> str:
     return f"{column}, {purpose}, {rates.trunk!r}, {rates.head!r}"
 
 
-def _notes(parts: TrainVal, cases: list[Case], labels_N: Tensor, options: SemiSupervisedOptions) -> Iterator[str]:
+def _notes(parts: labelled.TrainVal, cases: list[Case], labels_N: Tensor, options: SemiSupervisedOptions) -> Iterator[str]:
     names = parts.train.class_names
     for case in cases:
         count_C = torch.bincount(labels_N[case.everything_M], minlength=len(names))
@@ -233,7 +232,7 @@ def _notes(parts: TrainVal, cases: list[Case], labels_N: Tensor, options: SemiSu
         yield f"{case.name}: {len(case.everything_M):,} labelled images, {each} of each class."
         without = [name for name, count in zip(names, count_C.tolist(), strict=True) if not count]
         if without:
-            yield f"{case.name}: {count_of(len(without), 'class')} without any labelled image: {some(without, 5)}."
+            yield f"{case.name}: {count_of(len(without), 'class')} without any labelled image: {labelled.some(without, 5)}."
         if not len(case.held_M) and len(grid_of(options)) > 1:
             yield (
                 f"{case.name}: with one labelled image per class none can be held out to choose rates by; those in the "
