@@ -1,14 +1,13 @@
 """Time to find a million images: `python benchmarks/scan.py --files 1000000 --folders 1000`
 
 Creates empty files in class folders, and deletes them at the end. Measures in turn, each in its own process:
-`find` (the system's own time), torchvision's ImageFolder, and this package without and with its kept list.
+`find` (the system's own time), torchvision's ImageFolder, and this package.
 Prints the median seconds of the call, the ratio to `find`, the peak memory of the process, and its growth during the
 call. Directory entries are in the system's cache from the first round on, for `find` as well.
 """
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -21,14 +20,14 @@ MEASURE = """
 import re, sys, time
 from pathlib import Path
 {imports}
-folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
+folder = Path(sys.argv[1])
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 before, begun = peak(), time.perf_counter()
 found = {call}
 print(time.perf_counter() - begun, peak(), peak() - before, len(found))
 """
-OURS = ("from deepcluster.data.sources.folders import open_folder", "open_folder(folder, cache=cache)")
+OURS = ("from deepcluster.data.sources.folders import open_folder", "open_folder(folder)")
 IMAGE_FOLDER = ("from torchvision.datasets import ImageFolder", "ImageFolder(str(folder))")
 
 
@@ -39,7 +38,6 @@ def make(folder: Path, files: int, folders: int) -> None:
         inner.mkdir(parents=True)
         for image in range(number * files // folders, (number + 1) * files // folders):
             os.close(os.open(f"{inner}/image-{image:09}.jpg", os.O_CREAT | os.O_WRONLY))
-    time.sleep(3)  # Lists of folders that have just changed are not kept.
 
 
 def find(folder: Path, *output: str) -> list[float]:
@@ -53,27 +51,20 @@ def find(folder: Path, *output: str) -> list[float]:
     return [time.perf_counter() - begun, usage.ru_maxrss / 1024, 0.0, lines]
 
 
-def python(code: tuple[str, str], folder: Path, cache: Path) -> list[float]:
+def python(code: tuple[str, str], folder: Path) -> list[float]:
     """Return the seconds of a call, peak MB of its process, its growth during the call, and the number of files."""
     script = MEASURE.format(imports=code[0], call=code[1])
-    done = subprocess.run([sys.executable, "-c", script, folder, cache], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=True)
     return [float(word) for word in done.stdout.split()]
 
 
-def without_list(folder: Path, cache: Path) -> list[float]:
-    """Return the figures of ours, with the list created and written."""
-    shutil.rmtree(cache, ignore_errors=True)
-    return python(OURS, folder, cache)
-
-
-def compare(folder: Path, cache: Path, repeats: int) -> None:
+def compare(folder: Path, repeats: int) -> None:
     """Run all in turn and print the table."""
     ways: dict[str, Callable[[], list[float]]] = {
         "find -type f": lambda: find(folder),
         "find -printf size, time": lambda: find(folder, "-printf", "%s %T@ %P\n"),
-        "torchvision ImageFolder": lambda: python(IMAGE_FOLDER, folder, cache),
-        "ours, no list kept": lambda: without_list(folder, cache),
-        "ours, list kept": lambda: python(OURS, folder, cache),
+        "torchvision ImageFolder": lambda: python(IMAGE_FOLDER, folder),
+        "ours": lambda: python(OURS, folder),
     }
     measured: dict[str, list[list[float]]] = {name: [] for name in ways}
     for _ in range(repeats):
@@ -84,7 +75,6 @@ def compare(folder: Path, cache: Path, repeats: int) -> None:
     for name, rows in measured.items():
         seconds, peak, growth, files = (statistics.median(column) for column in zip(*rows, strict=True))
         print(f"{name:<26}{files:>10,.0f}{seconds:>10.2f}{seconds / base:>10.2f}{peak:>10.0f}{growth:>10.0f}")
-    print(f"the kept list: {sum(file.stat().st_size for file in (cache / 'lists').iterdir()) / 1e6:.1f} MB")
 
 
 def main() -> None:
@@ -97,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         make(Path(temporary, "images"), options.files, options.folders)
-        compare(Path(temporary, "images"), Path(temporary, "cache"), options.repeats)
+        compare(Path(temporary, "images"), options.repeats)
 
 
 if __name__ == "__main__":
