@@ -5,7 +5,7 @@ B rows, D features, P components.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +14,6 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
 from deepcluster.models.heads import Projection
 from deepcluster.run.settings import Settings
-
-
-class Space(Protocol):
-    """Takes features to the points that are clustered."""
-
-    @property
-    def n_components(self) -> int:
-        """Number P of components."""
-
-    def transform(self, rows: Tensor) -> Tensor:
-        """Return points (B, P), float32, of features (B, D), on their device."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +39,10 @@ class ProjectedSpace:
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
         return self.projection.state_dict()
+
+
+# What takes features to the points that are clustered.
+Space = Whitening | ProjectedSpace
 
 
 def space_state(space: Space) -> dict[str, Any]:
