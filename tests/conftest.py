@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # As the command line sets it, before torch is imported: threads that wait by spinning slow each other on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,6 +15,10 @@ os.environ["DEEPCLUSTER_CACHE"] = tempfile.mkdtemp(prefix="deepcluster-tests-")
 
 from small_runs import train_small
 from spoiled_images import write_good_images
+
+# No test is timed: a busy machine is no fault.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_unconfigure() -> None:
