@@ -4,6 +4,9 @@ import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
@@ -396,3 +399,14 @@ def test_there_are_at_most_seven_frames_from_the_command_to_backward(
     words = ["--method", method, "--epochs", "1", "--clusters", "4", "--workers", "0", "--quiet"]
     assert run("train", images, "--out", tmp_path / "run", *words) == 0
     assert stacks and max(map(len, stacks)) <= 7, stacks[0]
+
+
+def test_a_stopped_demo_does_not_promise_an_option_that_it_lacks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deepcluster", "demo", "--out", str(tmp_path / "demo")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    told = next(line for line in process.stdout if "epoch  1/" in line)
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait() == 130, told + rest
+    assert rest.splitlines()[-1] == "deepcluster: the demo was stopped; the same command starts it from the beginning"

@@ -13,7 +13,7 @@ from torch import Tensor
 from deepcluster.api import embed, train
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.core.errors import InputError
+from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.progress import Reporter
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.visualization.report.command import report
@@ -30,6 +30,7 @@ def demo(out: Path, reporter: Reporter) -> str:
 
     Raises:
         InputError: `out` holds something else.
+        Interrupted: the training was stopped; the demo has no resumption of its own.
     """
     from sklearn.datasets import load_digits
 
@@ -37,7 +38,10 @@ def demo(out: Path, reporter: Reporter) -> str:
     images, run = out / "digits", out / "run"
     labels_N = write_digits(images)
     reporter.say(f"wrote {len(labels_N):,} digits of 8 × 8 pixels into {images}; training does not see their labels")
-    train(images, out=run, overwrite=run.exists(), reporter=reporter)
+    try:
+        train(images, out=run, overwrite=run.exists(), reporter=reporter)
+    except Interrupted as stop:
+        raise Interrupted("the demo was stopped; the same command starts it from the beginning") from stop
     rows = {
         "k-means on pixels": torch.from_numpy(load_digits().data).float(),
         "untrained trunk": _embedding_ND(f"untrained:{run}", images),

@@ -91,7 +91,7 @@ class DecodedImages:
             return []
         if shards.n_damaged > self._told_damaged:
             more = shards.n_damaged - self._told_damaged
-            told.append(f"{more} damaged files of decoded images in {shards.folder} are made anew")
+            told.append(f"{more} damaged files of decoded images in {shards.folder} are rebuilt")
             self._told_damaged = shards.n_damaged
         if shards.complaint is not None and not self._told_complaint:
             told.append(f"no more decoded images are kept: {shards.complaint}; the others are decoded at each visit")

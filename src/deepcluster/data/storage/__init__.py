@@ -152,7 +152,7 @@ def usual_cache_folder() -> Path:
 def write_whole(path: Path, content: bytes) -> bool:
     """Write a file of the cache beside and rename it, so that other processes see all of it or nothing.
 
-    Returns False where that is impossible (a full disk, a folder that is read-only): then the work goes on without it.
+    Returns False where that is impossible (a full disk, a folder that is read-only): then the work continues without it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
