@@ -125,7 +125,7 @@ def doctor() -> str:
         "CUDA": _cuda(),
         "memory free": size(free_memory_bytes()),
         "disk free here": size(shutil.disk_usage(".").free),
-        "threads that prepare images": usual_workers(),
+        "processes that prepare images": usual_workers(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     return "\n".join(f"{name + ':':<42}{value}" for name, value in facts.items())

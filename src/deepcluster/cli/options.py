@@ -110,7 +110,7 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the device, and the number of threads."""
-    text = "threads that prepare images (default: one per core, at most 16)"
+    text = "processes that prepare images (default: one per core, at most 16)"
     command = click.option("--workers", type=click.IntRange(min=0), help=text)(command)
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")(command)
 

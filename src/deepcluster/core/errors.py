@@ -34,6 +34,10 @@ class LostProcess(DeepClusterError):
     """Another process of the run has ended; that process reports why."""
 
 
+class WorkerLost(DeepClusterError):
+    """Worker processes die again and again, for want of memory or by a fault of a library."""
+
+
 class UnreadableImage(Exception):
     """An image that can't be decoded. It never ends a run: it is left out, counted, and listed with this reason."""
 

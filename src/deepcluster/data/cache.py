@@ -1,167 +1,215 @@
-"""Decoded once, read every epoch: images in memory as far as they fit, or in files, the rest decoded at each visit.
+"""Decoded once, read every epoch: where decoded images are kept, and how they are read.
 
 N images, B of them, H height, W width.
 """
 
-import threading
+import hashlib
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.core.device import free_disk_bytes, free_memory_bytes
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, ranks_here
 from deepcluster.core.errors import UnreadableImage
+from deepcluster.core.processes import SharedFile
+from deepcluster.core.text import size
 from deepcluster.data.decode import decode
-from deepcluster.data.image_shards import ImageShards
-from deepcluster.data.sources import ImageSource
+from deepcluster.data.pack import DISK_RESERVE, Pack
+from deepcluster.data.resample import Ragged
+from deepcluster.data.sources import ImageSource, fingerprint
+from deepcluster.data.storage import usual_cache_folder
+from deepcluster.data.storage.addresses import whole_address
 
-# Images of one size up to this many pixels a side are kept as one tensor and scaled together (`resample`); above, a
-# processor is quicker with one image after the other. A GPU takes any.
+# Of the free memory, what decoded images may take: by default, and where the user asks for it. Of a disk, by default.
+AUTO_SHARE, MEMORY_SHARE, DISK_SHARE = 0.25, 0.5, 0.5
+# More than is expected of a sample, by this: images differ in size.
+SAFETY = 1.1
+# Of a GPU's free memory, what images that are kept there may take.
+GPU_SHARE = 0.5
+# Images of one size up to this many pixels a side are scaled together on a processor; above, one after the other is quicker.
 SMALL_SIDE = 64
-GPU_SIDE = 512
-GPU_SHARE = 0.25
+ENDING = ".pack"
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Where decoded images are kept.
+
+    Attributes:
+        needed_bytes: what all of them take, as far as a sample tells.
+        memory_bytes: how much memory of the machine they may take.
+        file: the pack on a disk; None where there is none.
+        about: what it holds, in words.
+    """
+
+    needed_bytes: int
+    memory_bytes: int = 0
+    file: Path | None = None
+    about: str = ""
+
+    def describe(self) -> str:
+        """Return the plan in a few words, for the opening lines."""
+        if self.file is not None:
+            return f"{size(self.needed_bytes)} in {self.file}"
+        if self.memory_bytes >= self.needed_bytes:
+            return f"{size(self.needed_bytes)} in memory"
+        if self.memory_bytes:
+            return f"{size(self.memory_bytes)} of {size(self.needed_bytes)} in memory, the others decoded in each epoch"
+        return "none, all images are decoded in each epoch"
+
+
+def plan_cache(
+    cache: str,
+    folder: Path | None,
+    needed_bytes: int,
+    source: ImageSource,
+    *,
+    reduce_to: int,
+    data: str | Path | Sequence[str | Path],
+) -> CachePlan:
+    """Return where `cache` (auto, memory, none, or a folder) keeps decoded images.
+
+    auto: memory, if a quarter of what is free is enough; else a file in the usual cache folder, if half of its disk's free
+    room is; else memory as far as it goes.
+
+    Args:
+        folder: the folder that `cache` names; None for the other values.
+        reduce_to: shorter side to which larger images are reduced; 0: never.
+        data: what the source was opened from.
+    """
+    needed_bytes = int(SAFETY * needed_bytes)
+    places = [whole_address(one) for one in ([data] if isinstance(data, str | Path) else data)]
+    about = f"decoded images of {', '.join(places)}" + (f", shorter side at most {reduce_to}" if reduce_to else "")
+    name = f"images/{_name_of(source, about)}{ENDING}"
+    if folder is not None:
+        return CachePlan(needed_bytes, file=folder / name, about=about)
+    if cache == "none":
+        return CachePlan(needed_bytes)
+    # The ranks of a machine share them.
+    memory_bytes = int((AUTO_SHARE if cache == "auto" else MEMORY_SHARE) * free_memory_bytes()) * ranks_here()
+    file = usual_cache_folder() / name
+    there = 0
+    with suppress(OSError):
+        there = file.stat().st_size
+    room = free_disk_bytes(file.parent) + there
+    if cache == "auto" and needed_bytes > memory_bytes and needed_bytes <= DISK_SHARE * room - DISK_RESERVE:
+        return CachePlan(needed_bytes, file=file, about=about)
+    return CachePlan(needed_bytes, memory_bytes)
+
+
+def _name_of(source: ImageSource, about: str) -> str:
+    """Return 16 hex digits that change with the images, with what is kept of them, and with the version of the decoders."""
+    versions = [version(package) for package in ("pillow", "simplejpeg", "torch")]
+    key = "\n".join(["pack-1", fingerprint(source), *versions, about])
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 class DecodedImages:
-    """The images of a source as uint8 tensors, safe to read from many threads.
+    """The images of a source as uint8 tensors; may be sent to other processes.
 
     Args:
-        source: where the encoded images come from.
-        memory_bytes: how much of the memory may hold decoded images; 0 keeps none.
-        shorter_side: larger images are made smaller to this, as they are decoded; None keeps them as they are.
-        shards: files of decoded images, read before anything is decoded and filled with what is.
-        device: where views are made of images that are all of one size.
+        source: where encoded images come from.
+        shorter_side: larger images are reduced to this as they are decoded; None keeps them as they are.
+        pack: where decoded images are kept; None keeps none.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        memory_bytes: int = 0,
-        *,
-        shorter_side: int | None = None,
-        shards: ImageShards | None = None,
-        device: torch.device | None = None,
-    ) -> None:
-        self.source = source
-        self.shorter_side = shorter_side
-        self.shards = shards
-        self.free_bytes = memory_bytes
-        self.n_kept, self.kept_bytes = 0, 0
-        self._told_damaged, self._told_complaint = 0, False
-        # Views are made on GPUs of NVIDIA and AMD alone: others have no float64.
-        self._device = device if device is not None and device.type == "cuda" else torch.device("cpu")
-        self._kept: dict[int, Tensor] = {}
-        self._planes_NHCW: Tensor | None = None
-        self._has_plane_N = np.zeros(len(source), dtype=bool)
-        self._lock = threading.Lock()
+    def __init__(self, source: ImageSource, *, shorter_side: int | None = None, pack: Pack | None = None) -> None:
+        self.source, self.shorter_side, self.pack = source, shorter_side, pack
+        self._resident: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def get(self, index: int) -> Tensor:
-        """Image (H, W, 3), uint8; raises UnreadableImage where it can't be read or decoded."""
-        kept = self._kept.get(index)
-        if kept is not None:
-            return kept
-        if self._planes_NHCW is not None and self._has_plane_N[index]:
-            return self._planes_NHCW[index].cpu().permute(0, 2, 1)
-        image_HWC = None if self.shards is None else self.shards.get(index)
-        if isinstance(image_HWC, str):
-            raise UnreadableImage(image_HWC)
-        if image_HWC is None:
-            image_HWC = self._decoded(index)
-        with self._lock:
-            self._keep(index, image_HWC)
-        return image_HWC
+        """Return an image (H, W, 3).
 
-    def together(self, indices_B: Tensor) -> Tensor | None:
-        """The images (B, H, 3, W) where they are all kept and of one small size, on the device; else None."""
-        if self._planes_NHCW is None or not self._has_plane_N[indices_B.numpy()].all():
-            return None
-        if self._planes_NHCW.device.type != self._device.type:
-            self._move_planes()
-        planes_NHCW = self._planes_NHCW
-        if planes_NHCW.device.type == "cpu" and max(planes_NHCW.shape[1:]) > SMALL_SIDE:
-            return None
-        return planes_NHCW.index_select(0, indices_B.to(planes_NHCW.device))
+        Raises:
+            UnreadableImage: it can't be read or decoded.
+        """
+        pixels_HWC = self.pack.get(index) if self.pack is not None else None
+        if pixels_HWC is None:
+            pixels_HWC = self.decode(index)
+            if self.pack is not None and not self.pack.complaint:
+                self.pack.fill(range(index, index + 1), self.source.stamp, lambda _: pixels_HWC, wait=False)
+        return torch.from_numpy(pixels_HWC if pixels_HWC.flags.writeable else pixels_HWC.copy())
 
-    def troubles(self) -> list[str]:
-        """What went wrong with the files since the last call, in sentences."""
-        shards, told = self.shards, []
-        if shards is None:
-            return []
-        if shards.n_damaged > self._told_damaged:
-            more = shards.n_damaged - self._told_damaged
-            told.append(f"{more} damaged files of decoded images in {shards.folder} are rebuilt")
-            self._told_damaged = shards.n_damaged
-        if shards.complaint is not None and not self._told_complaint:
-            told.append(f"no more decoded images are kept: {shards.complaint}; the others are decoded at each visit")
-            self._told_complaint = True
-        return told
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """Return an image (H, W, 3) of the source, whatever is kept.
 
-    def _decoded(self, index: int) -> Tensor:
-        stamp = self.source.stamp(index) if self.shards is not None else ""  # before it is read: it may change meanwhile
-        is_read = False  # Else its server may be down, say: the next run may read it.
+        Raises:
+            UnreadableImage: it can't be read or decoded.
+        """
+        return decode(self.source.read(index), shorter_side=self.shorter_side)
+
+    def some(self, indices_B: NDArray[np.int64]) -> tuple[list[Tensor] | Tensor, NDArray[np.int64], dict[int, str]]:
+        """Return the readable ones of some images, their places in `indices_B`, and by index why others can't be read.
+
+        Images are one tensor (B, H, W, 3) if they are all small and of one size.
+        """
+        together = self.pack.gather(indices_B, SMALL_SIDE) if self.pack is not None else None
+        if together is not None:
+            return torch.from_numpy(together), np.arange(len(indices_B)), {}
+        images: list[Tensor] = []
+        rows: list[int] = []
+        unreadable = {}
+        for row, index in enumerate(indices_B.tolist()):
+            try:
+                images.append(self.get(index))
+                rows.append(row)
+            except UnreadableImage as fault:
+                unreadable[index] = str(fault)
+        if images and max(images[0].shape) <= SMALL_SIDE and all(image.shape == images[0].shape for image in images):
+            return torch.stack(images), np.array(rows), unreadable
+        return images, np.array(rows, np.int64), unreadable
+
+    def resident(self, device: torch.device, unreadable: dict[int, str]) -> Ragged | None:
+        """Return all readable images on a GPU, if they are kept and take no more than half of its free memory."""
+        if self._resident is None and self.pack is not None and device.type == "cuda" and not self.pack.complaint:
+            for index in set(range(len(self))) - unreadable.keys():
+                self.get(index)  # Its checksum is checked.
+            pixels = self.pack.pixels
+            if pixels.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+                pixels_P3 = torch.from_numpy(pixels).view(-1, 3).to(device)
+                self._resident = Ragged(pixels_P3, self.pack.starts_N // 3, self.pack.sizes_N2.astype(np.int64))
+        return self._resident
+
+
+def decoded_images(
+    source: ImageSource,
+    plan: CachePlan,
+    *,
+    reduce_to: int,
+    ranks: Ranks = ONE_PROCESS,
+    tell: Callable[[str], None] = warnings.warn,
+) -> DecodedImages:
+    """Return the images of a source, kept as the plan says; the ranks of a machine keep them once.
+
+    Args:
+        reduce_to: shorter side to which larger images are reduced; 0: never.
+        ranks: all of them call this.
+        tell: is given a sentence if nothing can be kept.
+    """
+    pack = None
+    if plan.file is not None:
         try:
-            encoded = self.source.read(index)
-            is_read = True
-            pixels_HWC = decode(encoded, shorter_side=self.shorter_side)
-        except UnreadableImage as fault:
-            if self.shards is not None:
-                self.shards.put(index, str(fault) if is_read else None, stamp)
-            raise
-        image_HWC = torch.from_numpy(pixels_HWC if pixels_HWC.flags.writeable else pixels_HWC.copy())
-        if self.shards is not None:
-            self.shards.put(index, image_HWC, stamp)
-        return image_HWC
-
-    def _keep(self, index: int, image_HWC: Tensor) -> None:
-        """Keep an image if there is room for it; called with the lock."""
-        if index in self._kept or (self._planes_NHCW is not None and bool(self._has_plane_N[index])):
-            return
-        height, width, _ = image_HWC.shape
-        # If all images fit into memory at the size of the first one, and it is small: one tensor for all of that size.
-        needed = len(self.source) * height * width * 3
-        most_side = SMALL_SIDE if self._device.type == "cpu" else GPU_SIDE
-        if self.n_kept == 0 and max(height, width) <= most_side and needed <= self.free_bytes:
-            # Untouched, it takes no memory.
-            self._planes_NHCW = torch.empty(len(self.source), height, 3, width, dtype=torch.uint8)
-            self.free_bytes -= needed
-        if self._planes_NHCW is not None and self._planes_NHCW.shape[1:] == (height, 3, width):
-            self._planes_NHCW[index] = image_HWC.permute(0, 2, 1)
-            self._has_plane_N[index] = True
-        elif image_HWC.nbytes <= self.free_bytes:
-            self.free_bytes -= image_HWC.nbytes
-            self._kept[index] = image_HWC
-        else:
-            return
-        self.n_kept, self.kept_bytes = self.n_kept + 1, self.kept_bytes + image_HWC.nbytes
-
-    def _move_planes(self) -> None:
-        """To the GPU, once they are complete, if they take no more than a quarter of what is free there."""
-        with self._lock:
-            planes_NHCW = self._planes_NHCW
-            if planes_NHCW is None or planes_NHCW.device.type == self._device.type or not bool(self._has_plane_N.all()):
-                return
-            free_bytes, _ = torch.cuda.mem_get_info(self._device)
-            if planes_NHCW.nbytes <= GPU_SHARE * free_bytes:
-                self._planes_NHCW = planes_NHCW.to(self._device)
-
-
-class KeptViews:
-    """Views that are the same every time, of images that are all in memory: made once."""
-
-    def __init__(self, count: int, size: int) -> None:
-        # Untouched, it takes no memory.
-        self._views_NSSC = torch.empty(count, size, size, 3, dtype=torch.uint8)
-        self._there_N = torch.zeros(count, dtype=torch.bool)
-
-    def take(self, indices_B: Tensor) -> Tensor | None:
-        """The views (B, 3, size, size), channels last in memory, where all of them have been made."""
-        if not bool(self._there_N[indices_B].all()):
-            return None
-        return self._views_NSSC.index_select(0, indices_B).permute(0, 3, 1, 2)
-
-    def put(self, indices_B: Tensor, views_BCHW: Tensor) -> None:
-        """Keep views."""
-        self._views_NSSC[indices_B] = views_BCHW.permute(0, 2, 3, 1)
-        self._there_N[indices_B] = True
+            pack = Pack(plan.file, len(source), plan.about)
+        except OSError as fault:
+            reason = (fault.strerror or str(fault)).lower()
+            tell(f"{plan.file} can't be written to ({reason}): all images are decoded in each epoch")
+    elif plan.memory_bytes:
+        mine = SharedFile()
+        host, paths = socket.gethostname(), ranks.gather_objects((socket.gethostname(), mine.path))
+        first = next(path for other, path in paths if other == host)
+        pack = Pack(mine, len(source), most_bytes=plan.memory_bytes)
+        ranks.barrier()
+        pack = pack if first == mine.path else Pack(Path(first), len(source), most_bytes=plan.memory_bytes)
+    return DecodedImages(source, shorter_side=reduce_to or None, pack=pack)

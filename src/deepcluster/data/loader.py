@@ -1,20 +1,22 @@
-"""Batches in a given order, made ahead by threads: the decoders and resizers release Python's lock.
+"""Batches in a given order, prepared by worker processes.
 
-Next to a GPU, batches are pinned and copied on a stream of their own while the one before is worked on; images that are
-kept on the GPU are cut there.
-B batch, R random numbers of a position.
+A batch is a function of the images, the view and (seed, epoch, position) only: the number of workers, a stop and a resume
+change nothing. Beside a GPU, batches are pinned and copied on a stream of their own while the one before is worked on;
+images that are kept on the GPU are cut there. B batch, R random numbers of a position.
 """
 
 import os
+import pickle
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from threading import Lock
-from typing import TypeVar
+from multiprocessing import current_process
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +25,23 @@ from torch import Tensor
 
 from deepcluster.core.distributed import ranks_here
 from deepcluster.core.errors import UnreadableImage
-from deepcluster.data.cache import DecodedImages, KeptViews
+from deepcluster.core.processes import Call, Workers, bytes_for, into_buffer, start_method
+from deepcluster.data.cache import DecodedImages
 from deepcluster.data.multi_crop import crop_draws
-from deepcluster.data.storage.retries import end_waits
-from deepcluster.data.views import ClusterView, Images, draws
+from deepcluster.data.resample import to_device
+from deepcluster.data.storage.remote import ConnectionLost, tell_troubles_to, waiting_ends
+from deepcluster.data.views import Draws, Images, draws
 
-T = TypeVar("T")
-View = Callable[[Images, NDArray[np.float64]], Tensor | tuple[Tensor, ...]]
+View = Callable[[Images, Draws], Tensor | tuple[Tensor, ...]]
+# Seed, epoch and first position of the random numbers of a batch; None for a view without any.
+Drawn = tuple[int, int, int] | None
 MOST_WORKERS = 16
+# Passes over fewer images are made without workers, where these would still be starting.
+LEAST_IMAGES = {"fork": 128, "spawn": 4096, "forkserver": 4096}
+# Of batches that are prepared ahead, unless that is fewer than one for each worker.
+_AHEAD_BYTES = 4 << 30
+# Decoded by one call that fills the pack.
+_MOST_IN_PART = 128
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Batch:
 
     crops: tuple[Tensor, ...]
     indices_B: Tensor
-    draws_BR: NDArray[np.float64]
+    draws_BR: Draws
 
     @property
     def images_BCHW(self) -> Tensor:
@@ -54,196 +65,267 @@ class Batch:
         return self.crops[0]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What a batch is made of: images, some of whose positions may be left out, and the numbers that are drawn for these.
+
+    Attributes:
+        rows: positions, of all that the batch was to have, of the images that are not known to be unreadable.
+        drawn: seed, epoch and first position of the draws; None for a view without any.
+        count: number of positions.
+    """
+
+    indices: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    drawn: Drawn
+    count: int
+
+    def draws(self, view: View) -> Draws:
+        """Return the numbers of the images of the batch."""
+        if self.drawn is None:
+            return np.empty((len(self.rows), 0))
+        n_views = getattr(view, "n_views", None)
+        drawn = draws(*self.drawn, self.count) if n_views is None else crop_draws(*self.drawn, self.count, n_views)
+        return drawn[self.rows]
+
+
 def usual_workers() -> int:
-    """Threads that prepare images where nothing else is asked for: one a core, at most 16; of several processes a share."""
+    """Return the usual number of processes that prepare images: one per core, at most 16; shared among several ranks."""
     return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // ranks_here()))
 
 
 class Loader:
-    """Makes batches with `workers` threads; 0 makes them in the caller's thread, one at a time.
+    """Makes batches with `workers` processes; 0 makes them in the caller's process, one at a time.
 
     An image that can't be read is left out of its batch and remembered in `unreadable`.
+
+    Args:
+        tell: is given a sentence when a worker has died, a server is waited for, or kept images are damaged.
 
     Attributes:
         unreadable: reason by index, of all images met so far.
         wait_seconds: how long the caller has waited for batches, in all (of a GPU: as far as it had nothing to do).
     """
 
-    def __init__(self, images: DecodedImages, *, workers: int, device: torch.device | None = None) -> None:
-        self.images = images
-        self.workers = workers
+    def __init__(
+        self,
+        images: DecodedImages,
+        *,
+        workers: int,
+        device: torch.device | None = None,
+        tell: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        self.images, self.workers = images, workers
         self.device = device or torch.device("cpu")
         self.unreadable: dict[int, str] = {}
         self.wait_seconds = 0.0
-        self._lock = Lock()
-        self._views: dict[ClusterView, KeptViews] = {}
-        if images is not None and images.shards is not None:
-            images.shards.unreadable = self.unreadable
-        self._pool = image_threads(workers) if workers else None
+        self._tell = tell
+        self._pool: Workers | None = None
+        self._n_damaged = 0
 
     def close(self) -> None:
-        """Stop the threads, and what they may be waiting for."""
-        end_waits()
+        """End the worker processes."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close()
+            self._pool = None
 
-    def cluster_views(self, view: ClusterView, indices_N: Tensor, batch_size: int) -> Generator[Batch, None, None]:
-        """The cluster view of the images `indices_N`, in that order."""
-        parts = _split(indices_N, batch_size)
-        kept = self._kept_views(view)
-
-        def make(number: int) -> Batch:
-            rows = [row for row, index in enumerate(parts[number].tolist()) if index not in self.unreadable]
-            indices_B = parts[number] if len(rows) == len(parts[number]) else parts[number][rows]
-            views = kept.take(indices_B) if kept is not None else None
-            if views is not None:
-                return Batch((views,), indices_B, np.empty((len(indices_B), 0)))
-            batch = self._batch(indices_B, view, np.empty((len(indices_B), 0)))
-            if kept is not None:
-                kept.put(batch.indices_B, batch.images_BCHW)
-            return batch
-
-        return self._delivered(make, 0, len(parts))
+    def cluster_views(self, view: View, indices_N: Tensor, batch_size: int) -> Generator[Batch, None, None]:
+        """Yield the cluster view of the images `indices_N`, in that order."""
+        parts = [indices_N[start : start + batch_size].numpy() for start in range(0, len(indices_N), batch_size)]
+        return self._delivered(view, [(part, None) for part in parts])
 
     def training_views(
         self, view: View, order_N: Tensor, batches: int | Sequence[slice], *, seed: int, epoch: int, first_batch: int = 0
     ) -> Generator[Batch, None, None]:
-        """Random views of the images `order_N` (an image may come twice), from batch number `first_batch` on.
+        """Yield random views of the images `order_N` (an image may come twice), from batch number `first_batch` on.
 
         `batches` is the number of images of a batch, or the positions in `order_N` of those of each batch.
         """
         if isinstance(batches, int):
             batches = [slice(start, start + batches) for start in range(0, len(order_N), batches)]
-        parts, n_views = batches, getattr(view, "n_views", None)
+        parts = [(order_N[part].numpy(), (seed, epoch, part.start)) for part in batches[first_batch:]]
+        return self._delivered(view, parts)
 
-        def make(number: int) -> Batch:
-            part = order_N[parts[number]]
-            where = seed, epoch, parts[number].start, len(part)
-            return self._batch(part, view, draws(*where) if n_views is None else crop_draws(*where, n_views))
+    def fill(self, advance: Callable[[int], None], *, part_of: tuple[int, int] = (0, 1)) -> None:
+        """Decode all images once: the readable ones are kept where there is room, reasons of the others in `unreadable`.
 
-        return self._delivered(make, first_batch, len(parts))
+        Args:
+            advance: called with the number of images done; may raise to stop.
+            part_of: number of this process, and of processes, that fill the same pack at once; each begins elsewhere.
+        """
+        count, pack = len(self.images), self.images.pack
+        step = max(1, min(_MOST_IN_PART, -(-count // max(1, 4 * self.workers))))
+        parts = [range(start, min(start + step, count)) for start in range(0, count, step)]
+        first = len(parts) * part_of[0] // part_of[1]
+        busy: list[range] = []
+        for wait, some in ((False, parts[first:] + parts[:first]), (True, busy)):
+            calls = [(_fill_part, (part, wait), 0) for part in some]
+            for part, (_, answer) in zip(list(some), self._in_order(calls, count), strict=True):
+                is_done, unreadable, complaint = answer
+                if not is_done:  # Another process fills it.
+                    busy.append(part)
+                    continue
+                self.unreadable.update(unreadable)
+                advance(len(part))
+                if complaint and pack is not None and not pack.complaint:
+                    pack.complaint = complaint
+                    self._tell(f"no more decoded images are kept: {complaint}; the others are decoded in each epoch")
 
-    def read_all(self, indices_N: Tensor, chunk: int = 64) -> Generator[int, None, None]:
-        """Decode images once, which fills the cache and finds the unreadable ones; yields how many are done."""
-        parts = _split(indices_N, chunk)
+    def _delivered(self, view: View, parts: Sequence[tuple[NDArray[np.int64], Drawn]]) -> Generator[Batch, None, None]:
+        """Yield batches on the device; on a GPU the next ones are made and copied while the caller works on one."""
+        on_gpu = self.device.type == "cuda"
+        with closing(self._batches(view, parts)) as batches:
+            yield from self._made_ahead(batches) if on_gpu else batches
 
-        def read(number: int) -> int:
-            for index in parts[number].tolist():
-                self._image(index)
-            return len(parts[number])
+    def _batches(self, view: View, parts: Sequence[tuple[NDArray[np.int64], Drawn]]) -> Generator[Batch, None, None]:
+        wanted: deque[_Part] = deque()
+        resident = self.images.resident(self.device, self.unreadable)
 
-        return self._ahead(read, 0, len(parts))
+        def calls() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...], int]]:
+            for indices, drawn in parts:
+                rows = np.array([row for row, one in enumerate(indices.tolist()) if one not in self.unreadable], np.int64)
+                wanted.append(_Part(indices[rows], rows, drawn, len(indices)))
+                yield _make_crops, (view, wanted[-1]), n_bytes * len(indices)
 
-    def _image(self, index: int) -> Tensor | None:
-        if index in self.unreadable:
-            return None
-        try:
-            return self.images.get(index)
-        except UnreadableImage as fault:
-            with self._lock:
-                self.unreadable[index] = str(fault)
-            return None
-
-    def _batch(self, indices_B: Tensor, view: View, draws_BR: NDArray[np.float64]) -> Batch:
-        together = self.images.together(indices_B)
-        if together is not None:
-            return Batch(_crops(view(together, draws_BR)), indices_B, draws_BR)
-        found = [(row, self._image(index)) for row, index in enumerate(indices_B.tolist())]
-        images = [image_HWC for _, image_HWC in found if image_HWC is not None]
-        kept = [row for row, image_HWC in found if image_HWC is not None]
-        return Batch(_crops(view(images, draws_BR[kept])), indices_B[kept], draws_BR[kept])
-
-    def _kept_views(self, view: ClusterView) -> KeptViews | None:
-        """Room for the views of all images, where these are in memory and the views are more than parts of them."""
-        images = self.images
-        if self.device.type != "cpu" or images.n_kept + len(self.unreadable) < len(images) or not images.n_kept:
-            return None
-        with self._lock:
-            if view not in self._views:
-                needed = len(images) * view.size**2 * 3
-                index = next(index for index in range(len(images)) if index not in self.unreadable)
-                if needed > images.free_bytes or min(images.get(index).shape[:2]) == view.resized:
-                    return None
-                images.free_bytes -= needed
-                self._views[view] = KeptViews(len(images), view.size)
-            return self._views[view]
-
-    def _delivered(self, make: Callable[[int], Batch], first: int, end: int) -> Generator[Batch, None, None]:
-        """Batches on the device; on a GPU the next one is copied while the caller works on one."""
-        if self.device.type != "cuda":
-            yield from self._ahead(make, first, end)
+        if resident is not None:
+            for _ in calls():
+                part = wanted.popleft()
+                crops = view(resident.take(part.indices), part.draws(view))
+                yield Batch(_tuple(crops), torch.from_numpy(part.indices), part.draws(view))
             return
+        n_bytes = _bytes_of(view)
+        for call, (arrays, rows, unreadable, n_damaged) in self._in_order(calls(), sum(len(part) for part, _ in parts)):
+            part = wanted.popleft()
+            self.unreadable.update(unreadable)
+            if n_damaged and self.images.pack is not None:
+                self._tell(f"{n_damaged} damaged images in {self.images.pack.path} are decoded again")
+            crops = tuple(torch.from_numpy(one).movedim(-1, -3) for one in (call.arrays(arrays) if call else arrays))
+            yield Batch(crops, torch.from_numpy(part.indices[rows]), part.draws(view)[rows])
+
+    def _in_order(
+        self, calls: Iterable[tuple[Callable[..., Any], tuple[Any, ...], int]], n_images: int
+    ) -> Generator[tuple[Call | None, Any], None, None]:
+        """Yield the answers to calls (function, arguments, bytes of a buffer) in order, asked for ahead of the caller."""
+        pool = self._processes(n_images)
+        pending: deque[Call] = deque()
+        ahead_bytes, stop = 0, waiting_ends()
+        calls = iter(calls)
+        while True:
+            started = time.perf_counter()
+            if pool is None:
+                function, args, _ = next(calls, (None, (), 0))
+                if function is None:
+                    return
+                answer: tuple[Call | None, Any] = None, function(self.images, *args, None)
+            else:
+                while len(pending) <= self.workers or (len(pending) < 2 * self.workers + 1 and ahead_bytes < _AHEAD_BYTES):
+                    function, args, buffer_bytes = next(calls, (None, (), 0))
+                    if function is None:
+                        break
+                    pending.append(pool.submit(function, *args, buffer_bytes=buffer_bytes))
+                    ahead_bytes = len(pending) * buffer_bytes
+                if not pending:
+                    return
+                call = pending.popleft()
+                try:
+                    answer = call, call.result(stop.is_set)
+                except TimeoutError:
+                    raise ConnectionLost("stopped while images were waited for") from None
+            if self.device.type != "cuda" or torch.cuda.current_stream(self.device).query():
+                self.wait_seconds += time.perf_counter() - started
+            yield answer
+
+    def _processes(self, n_images: int) -> Workers | None:
+        """Return the workers, started if there is enough to do for them; None where the caller works by itself."""
+        if self._pool is None and self.workers and n_images >= LEAST_IMAGES[start_method()] and not current_process().daemon:
+            try:
+                self._pool = Workers(
+                    self.images, self.workers, role="process that prepares images", begin=tell_troubles_to, tell=self._tell
+                )
+            except (pickle.PicklingError, AttributeError, TypeError, OSError) as fault:
+                self._tell(f"images are prepared without worker processes, which can't be started: {fault}")
+                self.workers = 0
+        return self._pool
+
+    def _made_ahead(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+        """Yield batches on the GPU: a thread takes them, pins them, and copies them on a stream of its own."""
         stream = torch.cuda.Stream(self.device)
-        upcoming: deque[tuple[Batch, torch.cuda.Event]] = deque()
 
-        def pinned(number: int) -> Batch:  # In memory that a GPU can copy from on its own.
-            batch = make(number)
-            return replace(batch, crops=tuple(crop if crop.is_cuda else crop.pin_memory() for crop in batch.crops))
+        def take() -> tuple[Batch, torch.cuda.Event] | None:
+            batch = next(batches, None)
+            if batch is None:
+                return None
+            with torch.cuda.stream(stream):
+                crops = tuple(crop if crop.is_cuda else to_device(crop, self.device) for crop in batch.crops)
+                return replace(batch, crops=crops), stream.record_event()
 
-        with closing(self._ahead(pinned, first, end)) as batches:
-            for batch in batches:
-                with torch.cuda.stream(stream):
-                    crops = tuple(crop.to(self.device, non_blocking=True) for crop in batch.crops)
-                    upcoming.append((replace(batch, crops=crops), stream.record_event()))
-                if len(upcoming) > 1:
-                    yield _handed_over(*upcoming.popleft())
-            while upcoming:
-                yield _handed_over(*upcoming.popleft())
-
-    def _waited(self, started: float) -> None:
-        """Count the time since `started`, unless a GPU was busy with earlier work all the while."""
-        if self.device.type != "cuda" or torch.cuda.current_stream(self.device).query():
-            self.wait_seconds += time.perf_counter() - started
-
-    def _ahead(self, make: Callable[[int], T], first: int, end: int) -> Generator[T, None, None]:
-        """`make(first)` … `make(end - 1)` in order, a few of them ahead of the caller."""
-        if self._pool is None:
-            for number in range(first, end):
-                started = time.perf_counter()
-                made = make(number)
-                self._waited(started)
-                yield made
-            return
-        pending: deque[Future[T]] = deque()
-        upcoming = iter(range(first, end))
-        try:
-            for number in upcoming:
-                pending.append(self._pool.submit(make, number))
-                if len(pending) > self.workers + 1:
-                    break
-            while pending:
-                started = time.perf_counter()
-                made = pending.popleft().result()
-                self._waited(started)
-                following = next(upcoming, None)
-                if following is not None:
-                    pending.append(self._pool.submit(make, following))
-                yield made
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _split(indices_N: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Parts of `size` indices, the last one shorter; none of none, where torch gives an empty part."""
-    return indices_N.split(size) if len(indices_N) else ()
+        with ThreadPoolExecutor(1, "loader") as thread:
+            pending = deque(thread.submit(take) for _ in range(2))
+            try:
+                while (made := pending.popleft().result()) is not None:
+                    pending.append(thread.submit(take))
+                    batch, copied = made
+                    current = torch.cuda.current_stream(self.device)
+                    current.wait_event(copied)
+                    for crop in batch.crops:
+                        crop.record_stream(current)
+                    yield batch
+            finally:
+                thread.shutdown(wait=True, cancel_futures=True)
 
 
 def image_threads(workers: int) -> ThreadPoolExecutor:
-    """Threads for work on images, each of which keeps torch's operations to itself: a team each would slow the network."""
+    """Return threads for work on a few images, each of which keeps torch's operations to itself."""
     # The number of threads is settled when a thread first asks: the caller's must not become that of these.
     torch.get_num_threads()
-    return ThreadPoolExecutor(workers, "loader", initializer=partial(torch.set_num_threads, 1))
+    return ThreadPoolExecutor(workers, "images", initializer=partial(torch.set_num_threads, 1))
 
 
-def _crops(views: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return views if isinstance(views, tuple) else (views,)
+def _make_crops(
+    images: DecodedImages, view: View, part: _Part, memory: NDArray[np.uint8] | None
+) -> tuple[list[Any], NDArray[np.int64], dict[int, str], int]:
+    """Return the crops of a batch, or their shapes where they are put into memory; and what was found on the way.
+
+    Returns:
+        arrays (…, S, S, 3) or their shapes; rows of the batch that are readable; reasons by index of the others; how many
+        kept images were damaged.
+    """
+    found, rows, unreadable = images.some(part.indices)
+    crops = _tuple(view(found, part.draws(view)[rows]))
+    arrays = [crop.movedim(-3, -1).numpy() for crop in crops]
+    n_damaged = 0
+    if images.pack is not None:
+        n_damaged, images.pack.n_damaged = images.pack.n_damaged, 0
+    if memory is not None:
+        into_buffer(memory, arrays)
+    return arrays if memory is None else [array.shape for array in arrays], rows, unreadable, n_damaged
 
 
-def _handed_over(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    """The batch, safe to use on the caller's stream."""
-    stream = torch.cuda.current_stream(batch.crops[0].device)
-    stream.wait_event(copied)
-    for crop in batch.crops:
-        crop.record_stream(stream)
-    return batch
+def _fill_part(images: DecodedImages, indices: range, wait: bool, memory: None) -> tuple[bool, dict[int, str], str]:
+    """Return whether a part of the pack is filled now, why images of it can't be read, and why there is no more room."""
+    unreadable: dict[int, str] = {}
+
+    def decoded(index: int) -> NDArray[np.uint8] | None:
+        try:
+            return images.decode(index)
+        except UnreadableImage as fault:
+            unreadable[index] = str(fault)
+            return None
+
+    if images.pack is not None and not images.pack.complaint:
+        is_done = images.pack.fill(indices, images.source.stamp, decoded, wait=wait)
+        return is_done, unreadable, images.pack.complaint
+    for index in indices:
+        decoded(index)
+    return True, unreadable, ""
+
+
+def _bytes_of(view: View) -> int:
+    """Return the size of the crops of one image."""
+    images = [torch.zeros(1, 1, 3, dtype=torch.uint8)]
+    crops = _tuple(view(images, _Part(np.zeros(1, np.int64), np.zeros(1, np.int64), (0, 0, 0), 1).draws(view)))
+    return bytes_for([tuple(crop.shape) for crop in crops])
+
+
+def _tuple(crops: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return crops if isinstance(crops, tuple) else (crops,)

@@ -6,18 +6,17 @@ B batch, V crops of an image in all, R random numbers of a crop, S side of a cro
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
 from deepcluster.data.crops import Crops
-from deepcluster.data.views import Images, TrainingView, draws
+from deepcluster.data.views import Draws, Images, TrainingView, cut, draws, sides_of
 
 
-def crop_draws(seed: int, epoch: int, start: int, count: int, n_crops: int) -> NDArray[np.float64]:
-    """Uniform numbers (count, n_crops, R) of the crops of the positions start … start + count - 1 of an epoch.
+def crop_draws(seed: int, epoch: int, start: int, count: int, n_crops: int) -> Draws:
+    """Return uniform numbers (count, n_crops, R) of the crops of the positions start … start + count - 1 of an epoch.
 
-    A row is a function of (seed, epoch, position, number of the crop) alone: more crops leave the first ones as they are,
+    A row is a function of (seed, epoch, position, number of the crop) only: more crops leave the first ones as they are,
     and crop 0 has the numbers of `draws`.
     """
     return np.stack([draws(seed, epoch, start, count, crop=crop) for crop in range(n_crops)], axis=1)
@@ -55,16 +54,16 @@ class MultiCropView:
         """V, the crops of an image in all."""
         return sum(count for count, _ in self.crops)
 
-    def __call__(self, images: Images, draws_BVR: NDArray[np.float64]) -> tuple[Tensor, ...]:
-        """The crops of each group: (count * B, 3, S, S), uint8, channels last in memory, on the images' device.
+    def __call__(self, images: Images, draws_BVR: Draws) -> tuple[Tensor, ...]:
+        """Return the crops of each group: (count * B, 3, S, S), uint8, channels last in memory, on the images' device.
 
         Crop by crop: rows v * B … (v + 1) * B - 1 are the group's crop v of each image. Numbers of crops run through all
         groups: the first of the second group has the draws [:, count of the first].
         """
-        groups, first = [], 0
-        for (count, _), view in zip(self.crops, self.views, strict=True):
-            rows_R = draws_BVR[:, first : first + count].swapaxes(0, 1).reshape(-1, draws_BVR.shape[2])
-            repeated = images.repeat(count, 1, 1, 1) if isinstance(images, Tensor) else list(images) * count
-            groups.append(view(repeated, rows_R))
+        groups, first, sides_B2 = [], 0, sides_of(images)
+        for (count, size), view in zip(self.crops, self.views, strict=True):
+            draws_CR = draws_BVR[:, first : first + count].swapaxes(0, 1).reshape(-1, draws_BVR.shape[2])
+            windows = view.windows(np.tile(sides_B2, (count, 1)), draws_CR)
+            groups.append(cut(images, windows, size, np.tile(np.arange(len(images)), count)))
             first += count
         return tuple(groups)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of
 from deepcluster.data.decode import decode
@@ -105,16 +105,21 @@ def _look(source: ImageSource, index: int) -> tuple[tuple[int, int], bool] | str
     return sides, bool((small_HWC == small_HWC[..., :1]).all())
 
 
-def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None]) -> Survey:
-    """Decode up to 10,000 images once, which fills the cache and finds the unreadable ones; of more the survey counts.
+def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None], ranks: Ranks = ONE_PROCESS) -> Survey:
+    """Decode all images once if they are kept or at most 10,000, which finds the unreadable ones; else the survey counts.
 
-    The loader's `unreadable` is filled. `on_images` is called with the number of images done; it may raise to stop.
-    Raises InputError where more than 10 % are unreadable, or fewer than two are left.
+    The loader's `unreadable` is filled.
+
+    Args:
+        on_images: called with the number of images done; may raise to stop.
+        ranks: all of them call this.
+
+    Raises:
+        InputError: more than 10 % are unreadable, or fewer than two are left.
     """
     count = len(loader.images)
-    if count <= CHECK_ALL:
-        for done in loader.read_all(torch.arange(count)):
-            on_images(done)
+    if count <= CHECK_ALL or loader.images.pack is not None:
+        loader.fill(on_images, part_of=(ranks.rank, ranks.size))
         seen = replace(seen, n_images=count - len(loader.unreadable), looked_at=count)
     else:
         loader.unreadable.update(seen.unreadable)

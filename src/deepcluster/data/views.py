@@ -1,11 +1,14 @@
-"""What the network sees of an image: the cluster view, the training view, and colours, blur and quarter turns in batches.
+"""What the network sees of an image: the cluster view, random training views; colours, blur and quarter turns in batches.
 
-Every random draw is a row of `draws_BR`, a function of (seed, epoch, position) alone: the number of workers, a stop
-and a resume change nothing. B batch, H and W pixels, R random numbers of a position.
+A view says which windows it cuts out of images (`windows`), and `cut` does it: image by image on a processor, many at once
+where they are small or on a GPU. Every random draw is a row of `draws_BR`, a function of (seed, epoch, position) only: the
+number of workers, a stop and a resume change nothing.
+B batch, V views, H and W pixels, S side of a view, R random numbers of a position.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import pi
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.data.resample import SIGMAS, blur, resample, resize
+from deepcluster.data.resample import SIGMAS, Ragged, Windows, blur, resample, resize, resize_alike, to_device
 
 CROP_ATTEMPTS = 10
 # Ten attempts at a crop (area, ratio), its place (x, y), flip, five of colour, whether these are used, and blur.
@@ -21,31 +24,76 @@ DRAWS = 2 * CROP_ATTEMPTS + 2 + 1 + 5 + 2
 # Philox gives four numbers a step: positions must start on a whole step.
 DRAWS_ALIGNED = -(-DRAWS // 4) * 4
 
-# Of a strip longer than this many times its breadth, the middle alone is scaled: one of 1 x 100,000 pixels would take
+# Of a strip longer than this many times its breadth, only the middle is scaled: one of 1 x 100,000 pixels would take
 # 20 GB on the way to the 224 x 224 of its centre.
 LONGEST = 16
 
-# The first draw of colours.
+# The draws of a crop's place, of its flip, and the first one of colours.
+_PLACE_DRAWS = slice(2 * CROP_ATTEMPTS, 2 * CROP_ATTEMPTS + 2)
+_FLIP_DRAW = 2 * CROP_ATTEMPTS + 2
 _COLOUR_DRAWS = 2 * CROP_ATTEMPTS + 3
 
 LUMA = (0.299, 0.587, 0.114)
 LAST = torch.channels_last
 
-# Images as they are kept: each one (H, W, 3), of any sizes; or many of one size as (B, H, 3, W). All uint8.
-Images = Sequence[Tensor] | Tensor
+# Decoded images, uint8: each one (H, W, 3), of any sizes; or many of one size (B, H, W, 3); or of any sizes on a GPU.
+Images = Sequence[Tensor] | Tensor | Ragged
+Draws = NDArray[np.float64]
 
 
-def draws(seed: int, epoch: int, start: int, count: int, *, crop: int = 0) -> NDArray[np.float64]:
-    """Uniform numbers (count, R) of the positions start … start + count - 1 of an epoch, for the crop of that number."""
+def draws(seed: int, epoch: int, start: int, count: int, *, crop: int = 0) -> Draws:
+    """Return uniform numbers (count, R) of positions start … start + count - 1 of an epoch, for the crop of that number."""
     stream = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
     # Positions are the low half of Philox's counter of 256 bits, crops the high half: no two can meet.
     stream.advance(crop * 2**128 + start * DRAWS_ALIGNED // 4)
     return np.random.Generator(stream).random((count, DRAWS_ALIGNED))
 
 
+def sides_of(images: Images) -> NDArray[np.int64]:
+    """Return height and width (B, 2) of each image."""
+    if isinstance(images, Ragged):
+        return images.sizes_B2
+    if isinstance(images, Tensor):
+        return np.tile(np.array(images.shape[1:3], np.int64), (len(images), 1))
+    return np.array([image_HWC.shape[:2] for image_HWC in images], np.int64).reshape(-1, 2)
+
+
+def cut(images: Images, windows: Windows, size: int, rows: NDArray[np.int64] | None = None) -> Tensor:
+    """Return windows (V, 3, S, S) of images, uint8, channels last in memory, on the device of the images.
+
+    Args:
+        windows: of V views.
+        rows: the image of each view; view v is of image v by default.
+    """
+    if isinstance(images, Ragged):
+        return resample(images if rows is None else images.take(rows), windows, size)
+    if isinstance(images, Tensor):
+        if len(images) and windows.are_equal():
+            top, left, height, width = windows.boxes_B4[0].tolist()
+            some = images if rows is None else images[torch.from_numpy(rows)]
+            scaled_BCHW = resize_alike(some[:, top : top + height, left : left + width], tuple(windows.grids_B2[0].tolist()))
+            top, left = windows.places_B2[0].tolist()
+            return scaled_BCHW[..., top : top + size, left : left + size].contiguous(memory_format=LAST)
+        return resample(images if rows is None else images[torch.from_numpy(rows)], windows, size)
+    views = torch.empty(len(windows.flips_B), 3, size, size, dtype=torch.uint8, memory_format=LAST)
+    rows = np.arange(len(views)) if rows is None else rows
+    fields = (field.tolist() for field in (rows, windows.boxes_B4, windows.grids_B2, windows.places_B2, windows.flips_B))
+    known, scaled_CHW = None, views
+    for view_CHW, row, box, grid, (y, x), is_turned in zip(views, *fields, strict=True):
+        if known != (row, box, grid):  # Several views of an image may be parts of the same grid.
+            known, (top, left, height, width) = (row, box, grid), box
+            scaled_CHW = resize(images[row][top : top + height, left : left + width], tuple(grid))
+        window_CHW = scaled_CHW[:, y : y + size, x : x + size]
+        view_CHW.copy_(window_CHW.flip(2) if is_turned else window_CHW)
+    return views
+
+
 @dataclass(frozen=True)
 class ClusterView:
-    """The view that is clustered: shorter side to 256/224 of `size`, then the centre crop of `size` (section 3)."""
+    """The view that is clustered: shorter side to 256/224 of `size`, then the centre crop of `size` (section 3).
+
+    Of a very long strip only the middle is seen.
+    """
 
     size: int
 
@@ -54,20 +102,19 @@ class ClusterView:
         """What the shorter side is scaled to."""
         return round(self.size * 256 / 224)
 
-    def __call__(self, images: Images, draws_BR: NDArray[np.float64] | None = None) -> Tensor:
-        """The views (B, 3, size, size), uint8, channels last in memory."""
-        if isinstance(images, Tensor):
-            return _centre(_resized_together(images, self.size), self.size).contiguous(memory_format=LAST)
-        views = _room(len(images), self.size)
-        for view_CHW, image_HWC in zip(views, images, strict=True):
-            view_CHW.copy_(_centre(_resized_alone(image_HWC, self.size), self.size))
-        return views
-
-    def resized_sides(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of an image of that size once its shorter side is `resized`."""
+    def windows(self, sides_B2: NDArray[np.int64], side: int | None = None) -> Windows:
+        """Return the centre square of images of these sizes, of `side` pixels (`size` by default)."""
+        longest_B1 = LONGEST * sides_B2.min(1, keepdims=True)
+        tops_B2 = np.maximum(0, sides_B2 - longest_B1) // 2
+        boxes_B2 = np.minimum(sides_B2 - tops_B2, longest_B1)
         # In whole numbers: height * (resized / shorter) loses a row to rounding at some sizes, as at 98 x 49.
-        shorter = min(height, width)
-        return self.resized * height // shorter, self.resized * width // shorter
+        grids_B2 = self.resized * boxes_B2 // boxes_B2.min(1, keepdims=True)
+        places_B2 = np.rint((grids_B2 - (side or self.size)) / 2).astype(np.int64)
+        return Windows(np.concatenate([tops_B2, boxes_B2], 1), grids_B2, places_B2, np.zeros(len(sides_B2), bool))
+
+    def __call__(self, images: Images, draws_BR: Draws | None = None) -> Tensor:
+        """Return the views (B, 3, S, S), uint8, channels last in memory."""
+        return cut(images, self.windows(sides_of(images)), self.size)
 
 
 @dataclass(frozen=True)
@@ -83,8 +130,9 @@ class TrainingView:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
 
-    def boxes(self, draws_BR: NDArray[np.float64], heights_B: NDArray[np.int64], widths_B: NDArray[np.int64]) -> Tensor:
-        """Top, left, height and width of the crop in each image of that size; (B, 4), int64."""
+    def windows(self, sides_B2: NDArray[np.int64], draws_BR: Draws) -> Windows:
+        """Return the crops of images of these sizes."""
+        heights_B, widths_B = sides_B2.T
         areas_B1, sides_B12 = (heights_B * widths_B)[:, None], np.stack([heights_B, widths_B], 1)[:, None]
         attempts_BA = draws_BR[:, : 2 * CROP_ATTEMPTS : 2], draws_BR[:, 1 : 2 * CROP_ATTEMPTS : 2]
         areas_BA = areas_B1 * (self.scale[0] + attempts_BA[0] * (self.scale[1] - self.scale[0]))
@@ -94,31 +142,20 @@ class TrainingView:
         fits_BA = ((crops_BA2 > 0) & (crops_BA2 <= sides_B12)).all(2)
         first_B = fits_BA.argmax(1)
         crops_B2 = crops_BA2[np.arange(len(crops_BA2)), first_B]
-        places_B2 = draws_BR[:, 2 * CROP_ATTEMPTS : 2 * CROP_ATTEMPTS + 2]
+        places_B2 = draws_BR[:, _PLACE_DRAWS]
         starts_B2 = np.floor(places_B2 * (sides_B12[:, 0] - crops_B2 + 1))
         largest_B2 = np.stack([np.rint(widths_B / self.ratio[0]), np.rint(heights_B * self.ratio[1])], 1)
         largest_B2 = np.minimum(largest_B2, sides_B12[:, 0])
         none_B1 = ~fits_BA.any(1)[:, None]
         crops_B2 = np.where(none_B1, largest_B2, crops_B2)
         starts_B2 = np.where(none_B1, (sides_B12[:, 0] - largest_B2) // 2, starts_B2)
-        return torch.from_numpy(np.concatenate([starts_B2, crops_B2], 1).astype(np.int64))
+        boxes_B4 = np.concatenate([starts_B2, crops_B2], 1).astype(np.int64)
+        flips_B = draws_BR[:, _FLIP_DRAW] < (0.5 if self.flip else 0)
+        return Windows(boxes_B4, np.full_like(sides_B2, self.size), np.zeros_like(sides_B2), flips_B)
 
-    def __call__(self, images: Images, draws_BR: NDArray[np.float64]) -> Tensor:
-        """The views (B, 3, size, size), uint8, channels last in memory."""
-        flips_B = torch.from_numpy(draws_BR[:, 2 * CROP_ATTEMPTS + 2] < 0.5) if self.flip else None
-        if isinstance(images, Tensor):
-            sides = (np.full(len(images), side) for side in (images.shape[1], images.shape[3]))
-            boxes_B4 = self.boxes(draws_BR, *sides)
-            views = resample(images, boxes_B4, (self.size, self.size), flips_B)
-            return views.permute(0, 2, 1, 3).contiguous(memory_format=LAST)
-        sides_B2 = np.array([image_HWC.shape[:2] for image_HWC in images]).reshape(-1, 2)
-        boxes = self.boxes(draws_BR, *sides_B2.T).tolist()
-        flips = [False] * len(images) if flips_B is None else flips_B.tolist()
-        views = _room(len(images), self.size)
-        for view_CHW, image_HWC, (top, left, height, width), turned in zip(views, images, boxes, flips, strict=True):
-            scaled_CHW = resize(image_HWC[top : top + height, left : left + width], (self.size, self.size))
-            view_CHW.copy_(scaled_CHW.flip(2) if turned else scaled_CHW)
-        return views
+    def __call__(self, images: Images, draws_BR: Draws) -> Tensor:
+        """Return the views (B, 3, S, S), uint8, channels last in memory."""
+        return cut(images, self.windows(sides_of(images), draws_BR), self.size)
 
 
 @dataclass(frozen=True)
@@ -132,86 +169,39 @@ class ShiftedView:
     size: int
     flip: bool = True
 
-    def places(self, draws_BR: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Top and left (B, 2) of each crop within the centre square, int64; and which are flipped, (B,)."""
-        room = ClusterView(self.size).resized - self.size
-        places_B2 = np.floor(draws_BR[:, 2 * CROP_ATTEMPTS : 2 * CROP_ATTEMPTS + 2] * (room + 1)).astype(np.int64)
-        flips_B = draws_BR[:, 2 * CROP_ATTEMPTS + 2] < (0.5 if self.flip else 0)
-        return torch.from_numpy(places_B2), torch.from_numpy(flips_B)
+    def windows(self, sides_B2: NDArray[np.int64], draws_BR: Draws) -> Windows:
+        """Return the crops of images of these sizes."""
+        view = ClusterView(self.size)
+        square = view.windows(sides_B2, side=view.resized)
+        shifts_B2 = np.floor(draws_BR[:, _PLACE_DRAWS] * (view.resized - self.size + 1)).astype(np.int64)
+        flips_B = draws_BR[:, _FLIP_DRAW] < (0.5 if self.flip else 0)
+        return Windows(square.boxes_B4, square.grids_B2, square.places_B2 + shifts_B2, flips_B)
 
-    def __call__(self, images: Images, draws_BR: NDArray[np.float64]) -> Tensor:
-        """The views (B, 3, size, size), uint8, channels last in memory."""
-        places_B2, flips_B = self.places(draws_BR)
-        if isinstance(images, Tensor):
-            return self._cut_together(_resized_together(images, self.size), places_B2, flips_B)
-        views = _room(len(images), self.size)
-        places, flips = places_B2.tolist(), flips_B.tolist()
-        for view_CHW, image_HWC, (top, left), turned in zip(views, images, places, flips, strict=True):
-            square_CHW = _centre(_resized_alone(image_HWC, self.size), ClusterView(self.size).resized)
-            crop_CHW = square_CHW[:, top : top + self.size, left : left + self.size]
-            view_CHW.copy_(crop_CHW.flip(2) if turned else crop_CHW)
-        return views
-
-    def _cut_together(self, whole_BCHW: Tensor, places_B2: Tensor, flips_B: Tensor) -> Tensor:
-        device, steps_S = whole_BCHW.device, torch.arange(self.size)
-        down_BS = places_B2[:, :1] + steps_S
-        across_BS = places_B2[:, 1:] + torch.where(flips_B[:, None], self.size - 1 - steps_S, steps_S)
-        batch_B11 = torch.arange(len(whole_BCHW), device=device)[:, None, None]
-        pixels_BHWC = _centre(whole_BCHW, ClusterView(self.size).resized).permute(0, 2, 3, 1)
-        return pixels_BHWC[batch_B11, down_BS[:, :, None].to(device), across_BS[:, None].to(device)].permute(0, 3, 1, 2)
+    def __call__(self, images: Images, draws_BR: Draws) -> Tensor:
+        """Return the views (B, 3, S, S), uint8, channels last in memory."""
+        return cut(images, self.windows(sides_of(images), draws_BR), self.size)
 
 
 @dataclass(frozen=True)
 class TenCrops:
     """Ten fixed views of an image, as torchvision's TenCrop: shorter side to 256/224 of `size`, then the four corners and
-    the centre of the whole image, and the same of its mirror image. Of very long strips the middle alone is seen.
+    the centre of the whole image, and the same of its mirror image. Of very long strips only the middle is seen.
     """
 
     size: int
 
-    def __call__(self, images: Images, draws_BR: NDArray[np.float64] | None = None) -> Tensor:
-        """The views (B, 10, 3, size, size), uint8, each channels last in memory."""
-        device = images.device if isinstance(images, Tensor) else None
-        views_BVHWC = torch.empty(len(images), 10, self.size, self.size, 3, dtype=torch.uint8, device=device)
-        views_BVCHW = views_BVHWC.permute(0, 1, 4, 2, 3)
-        if isinstance(images, Tensor):
-            self._cut(_resized_together(images, self.size), views_BVCHW)
-        else:
-            for views_VCHW, image_HWC in zip(views_BVCHW, images, strict=True):
-                self._cut(_resized_alone(image_HWC, self.size)[None], views_VCHW[None])
-        return views_BVCHW
-
-    def _cut(self, whole_BCHW: Tensor, views_BVCHW: Tensor) -> None:
-        height, width = (side - self.size for side in whole_BCHW.shape[2:])
-        corners = [(0, 0), (0, width), (height, 0), (height, width), (round(height / 2), round(width / 2))]
-        for first, image_BCHW in ((0, whole_BCHW), (5, whole_BCHW.flip(3))):
-            for number, (top, left) in enumerate(corners, first):
-                views_BVCHW[:, number] = image_BCHW[..., top : top + self.size, left : left + self.size]
-
-
-def _resized_alone(image_HWC: Tensor, size: int) -> Tensor:
-    """The image (3, H, W), or the middle of a very long one, with its shorter side at 256/224 of `size`."""
-    height, width, _ = image_HWC.shape
-    longest = LONGEST * min(height, width)
-    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-    middle_HWC = image_HWC[top : top + longest, left : left + longest]
-    return resize(middle_HWC, ClusterView(size).resized_sides(*middle_HWC.shape[:2]))
-
-
-def _resized_together(images_BHCW: Tensor, size: int) -> Tensor:
-    """Many images of one size with their shorter sides at 256/224 of `size`; (B, 3, H, W)."""
-    count, height, _, width = images_BHCW.shape
-    whole_B4 = torch.tensor([0, 0, height, width]).expand(count, 4)
-    return resample(images_BHCW, whole_B4, ClusterView(size).resized_sides(height, width)).permute(0, 2, 1, 3)
-
-
-def _centre(whole: Tensor, side: int) -> Tensor:
-    top, left = (round((length - side) / 2) for length in whole.shape[-2:])
-    return whole[..., top : top + side, left : left + side]
-
-
-def _room(count: int, size: int) -> Tensor:
-    return torch.empty(count, 3, size, size, dtype=torch.uint8, memory_format=LAST)
+    def __call__(self, images: Images, draws_BR: Draws | None = None) -> Tensor:
+        """Return the views (B, 10, 3, S, S), uint8, each channels last in memory."""
+        centre = ClusterView(self.size).windows(sides_of(images))
+        room_B2 = centre.grids_B2 - self.size
+        corners_B52 = np.stack([room_B2 * corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))] + [centre.places_B2], 1)
+        # The place in the image itself of what is a corner of its mirror image.
+        mirrored_B52 = np.stack([corners_B52[..., 0], room_B2[:, 1:] - corners_B52[..., 1]], 2)
+        places_V2 = np.concatenate([corners_B52, mirrored_B52], 1).reshape(-1, 2)
+        flips_V = np.tile(np.arange(10) >= 5, len(images))
+        windows = Windows(centre.boxes_B4.repeat(10, 0), centre.grids_B2.repeat(10, 0), places_V2, flips_V)
+        views = cut(images, windows, self.size, np.arange(len(images)).repeat(10))
+        return views.permute(0, 2, 3, 1).view(-1, 10, self.size, self.size, 3).permute(0, 1, 4, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -232,8 +222,8 @@ class Colours:
     share: float = 1.0
     blur: float = 0.0
 
-    def __call__(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
-        """Images in [0, 1], or of uint8, with other colours, in [0, 1]; the images themselves where none are asked for."""
+    def __call__(self, images_BCHW: Tensor, draws_BR: Draws) -> Tensor:
+        """Return images in [0, 1], or of uint8, with other colours, in [0, 1]; the images themselves if none are wanted."""
         if self.jitter == 0 and self.grey == 0 and self.blur == 0:
             return images_BCHW
         given_BCHW = images_BCHW
@@ -249,19 +239,20 @@ class Colours:
         rows_N = (draws_B < self.blur).nonzero()[:, 0]
         # Of the draws below `blur`, uniform up to there, the widths are made.
         sigmas_N = SIGMAS[0] + (SIGMAS[1] - SIGMAS[0]) * draws_B[rows_N] / self.blur
-        rows_N = rows_N.to(images_BCHW.device)
+        rows_N = to_device(rows_N, images_BCHW.device)
         images_BCHW[rows_N] = blur(images_BCHW[rows_N], sigmas_N)
         return images_BCHW
 
-    def _jittered(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64]) -> Tensor:
-        # In float64 and on the CPU, where the draws are: not every device has it.
-        draws_B6 = torch.from_numpy(draws_BR[:, _COLOUR_DRAWS : _COLOUR_DRAWS + 6])
+    def _jittered(self, images_BCHW: Tensor, draws_BR: Draws) -> Tensor:
+        # In float64, on the device of the images if that has it.
+        device = images_BCHW.device if images_BCHW.is_cuda else torch.device("cpu")
+        draws_B6 = to_device(torch.from_numpy(draws_BR[:, _COLOUR_DRAWS : _COLOUR_DRAWS + 6].copy()), device)
         spread_B1 = self.jitter * (draws_B6[:, 5:] < self.share).double()
         brightness_B, contrast_B, saturation_B = (1 + 0.8 * spread_B1 * (2 * draws_B6[:, :3] - 1)).clamp(min=0).T
         turn_B = 0.2 * spread_B1[:, 0] * (2 * draws_B6[:, 3] - 1) * 2 * pi
         saturation_B = torch.where(draws_B6[:, 4] < self.grey, 0, saturation_B)
         matrix_B33 = _hue_and_saturation(turn_B, saturation_B) * (brightness_B * contrast_B)[:, None, None]
-        luma_3 = torch.tensor(LUMA).to(images_BCHW)
+        luma_3 = _colour_spaces(images_BCHW.device, images_BCHW.dtype)[0][0]
         mean_B = torch.einsum("bchw,c->b", images_BCHW, luma_3) / images_BCHW.shape[2:].numel()
         offset_B = ((1 - contrast_B) * brightness_B).to(images_BCHW) * mean_B
         pixels_BCP = torch.baddbmm(offset_B[:, None, None], matrix_B33.to(images_BCHW), images_BCHW.flatten(2))
@@ -269,18 +260,25 @@ class Colours:
 
 
 def _hue_and_saturation(turn_B: Tensor, saturation_B: Tensor) -> Tensor:
-    """Matrices (B, 3, 3) on RGB that turn the hue and scale the distance from grey, in the YIQ space; float64."""
-    to_yiq = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], dtype=torch.float64)
+    """Return matrices (B, 3, 3) on RGB that turn the hue and scale the distance from grey, in the YIQ space; float64."""
+    to_yiq, from_yiq = _colour_spaces(turn_B.device, torch.float64)
     cos_B, sin_B = saturation_B * turn_B.cos(), saturation_B * turn_B.sin()
-    turned = torch.zeros(len(turn_B), 3, 3, dtype=torch.float64)
+    turned = torch.zeros(len(turn_B), 3, 3, dtype=torch.float64, device=turn_B.device)
     turned[:, 0, 0] = 1
     turned[:, 1, 1], turned[:, 1, 2] = cos_B, -sin_B
     turned[:, 2, 1], turned[:, 2, 2] = sin_B, cos_B
-    return to_yiq.inverse() @ turned @ to_yiq
+    return from_yiq @ turned @ to_yiq
+
+
+@lru_cache
+def _colour_spaces(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the matrices from RGB to YIQ and back; the first row of the first one is the luma."""
+    to_yiq = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], dtype=torch.float64)
+    return to_yiq.to(device, dtype), to_yiq.inverse().to(device, dtype)
 
 
 def rotate_quarters(images_BCHW: Tensor, quarters_B: Tensor) -> Tensor:
-    """Square images, each turned counter-clockwise by its number of quarters, 0 to 3 (Gidaris et al., arXiv 1803.07728).
+    """Return square images, each turned counter-clockwise by 0 to 3 quarters (Gidaris et al., arXiv 1803.07728).
 
     Args:
         images_BCHW: of any type, on any device; the result is laid out as they are.
@@ -288,6 +286,6 @@ def rotate_quarters(images_BCHW: Tensor, quarters_B: Tensor) -> Tensor:
     """
     turned_BCHW = torch.empty_like(images_BCHW)
     for quarters in range(4):
-        rows_N = (quarters_B == quarters).nonzero()[:, 0].to(images_BCHW.device)
+        rows_N = to_device((quarters_B == quarters).nonzero()[:, 0], images_BCHW.device)
         turned_BCHW[rows_N] = images_BCHW[rows_N].rot90(quarters, (2, 3))
     return turned_BCHW

@@ -77,8 +77,7 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
         # All images once: unreadable ones are known before hours are spent, and the others are kept ready.
         with model.work.track("reading", sum(len(one.images) for one in loaders.values())) as advance:
             for one in loaders.values():
-                for count in one.read_all(torch.arange(len(one.images))):
-                    advance(count)
+                one.fill(advance)
                 check_unreadable(one, len(one.images))
         places = {name: torch.searchsorted(chosen_M, indices_M) for name, indices_M in chosen.items()}
         cases = [_case(name, _readable(places_M, loader), labels_M, options) for name, places_M in places.items()]

@@ -25,8 +25,7 @@ from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
 from deepcluster.core.work import Interruption, Work
-from deepcluster.data.cache import DecodedImages
-from deepcluster.data.cache_plan import decoded_images, plan_cache
+from deepcluster.data.cache import DecodedImages, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.storage import beside_of, usual_cache_folder
@@ -60,7 +59,7 @@ class Model:
         settings: settings of its run.
         machine: device and precision.
         space, assignment: its clusters, and what takes features to the points that were clustered; None without clusters.
-        workers: threads that prepare images.
+        workers: processes that prepare images.
         work: shows progress and answers requests to stop.
         cache: folder of kept features and of unfinished work.
     """
@@ -82,7 +81,7 @@ class Model:
 
         Args:
             precision: "fp32", "bf16" or "fp64"; that of its run by default.
-            workers: threads that prepare images; one per core by default.
+            workers: processes that prepare images; one per core by default.
         """
         machine = Machine.choose(device, precision or self.settings.precision)
         trunk = self.trunk.to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -148,12 +147,14 @@ class Model:
         if keep:
             with self.work.reporter.track("reading a sample", None) as progress:
                 sample = survey(source, workers=self.workers, on_images=progress, at_least=0)
-            plan, path = plan_cache("auto", None, sample.decoded_bytes(reduce_to), ""), source.path(0)
+            path, needed = source.path(0), sample.decoded_bytes(reduce_to)
             place = source.describe() if path is None else str(path.parent)
-            images = decoded_images(source, plan, reduce_to=reduce_to, data=place, device=self.machine.device)
+            plan = plan_cache("auto", None, needed, source, reduce_to=reduce_to, data=place)
+            images = decoded_images(source, plan, reduce_to=reduce_to, tell=self.work.reporter.warn)
         else:
             images = DecodedImages(source, shorter_side=reduce_to or None)
-        with closing(Loader(images, workers=self.workers, device=self.machine.device)) as loader:
+        warn = self.work.reporter.warn
+        with closing(Loader(images, workers=self.workers, device=self.machine.device, tell=warn)) as loader:
             yield loader
 
     def features(

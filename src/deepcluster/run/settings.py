@@ -175,7 +175,7 @@ class Settings(Checked):
         False, "compile the network for this machine first (torch.compile); takes minutes at the start", resumable=True
     )
     workers: int | None = _run(
-        None, "threads that prepare images (default: one per core, at most 16)", at_least=0, resumable=True
+        None, "processes that prepare images (default: one per core, at most 16)", at_least=0, resumable=True
     )
     cache: str = _run(
         "auto",

@@ -165,8 +165,6 @@ def _record_epoch(
     if plan.work.ranks.is_main:
         if settings.eval_every and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
             metrics[settings.eval_with] = _score(plan, evaluate)
-        for trouble in plan.loader.images.troubles():
-            reporter.warn(trouble)
         if len(plan.loader.unreadable) > n_unreadable:
             say_unreadable(plan.loader, len(plan.source), reporter)
             folder.write_unreadable(plan.unreadable_by_name())

@@ -14,7 +14,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import duration, size
 from deepcluster.core.work import Work
-from deepcluster.data.cache_plan import CachePlan, decoded_images, name_of, plan_cache
+from deepcluster.data.cache import CachePlan, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
@@ -93,13 +93,13 @@ class Plan:
 
     def memory(self) -> MemoryPlan:
         """Return where features are kept: within --memory, or within a share of the memory not reserved for images."""
-        settings, images = self.settings, self.loader.images
+        settings = self.settings
         width = stage_width(self.trunk, self.machine, settings.cluster_stage, settings.image_size)
-        mine = self.work.ranks.part(len(images))
+        mine = self.work.ranks.part(len(self.source))
         n_mine = mine.stop - mine.start
         budget = size_in_bytes("memory", settings.memory)
         if budget is None:
-            share = int(MEMORY_SHARE * (free_memory_bytes() - images.free_bytes))
+            share = int(MEMORY_SHARE * free_memory_bytes())
             budget = max(share, least_bytes(n_mine, width, settings.pca))
         computed = self.machine.feature_dtype
         return plan_memory(n_mine, width, settings.pca, budget_bytes=budget, computed=computed, folder=self.folder.path)
@@ -125,16 +125,17 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
     with work.track("reading a sample", min(SAMPLE, len(source))) as advance:
         sample = survey(source, workers=workers, on_images=advance)
     settings = saved or choose_settings(user_options, sample)[0]
-    name = name_of(source, reduce_to=settings.reduce_to, data=data)
-    cache = plan_cache(settings.cache, settings.cache_folder(), sample.decoded_bytes(settings.reduce_to), name)
-    images = decoded_images(source, cache, reduce_to=settings.reduce_to, data=data, device=machine.device)
-    with closing(Loader(images, workers=workers, device=machine.device)) as loader:
+    needed, reduce_to = sample.decoded_bytes(settings.reduce_to), settings.reduce_to
+    cache = plan_cache(settings.cache, settings.cache_folder(), needed, source, reduce_to=reduce_to, data=data)
+    warn = work.reporter.warn
+    images = decoded_images(source, cache, reduce_to=reduce_to, ranks=work.ranks, tell=warn)
+    with closing(Loader(images, workers=workers, device=machine.device, tell=warn)) as loader:
         changes: list[Change] = []
         state = None
+        with work.track("reading images", len(images)) as advance:
+            sample = check_images(loader, sample, advance, work.ranks)
+        work.ranks.barrier()
         if saved is None:
-            with work.track("reading images", len(images)) as advance:
-                sample = check_images(loader, sample, advance)
-            work.ranks.barrier()
             say_unreadable(loader, sample.looked_at, work.reporter)
             settings, changes = choose_settings(user_options, sample)
             trunk = make_run_trunk(settings)
@@ -142,7 +143,7 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
             settings, more = fit_to_trunk(settings, user_options, width=width, n_images=sample.n_images)
             settings, changes = replace(settings, precision=machine.precision), [*changes, *more]
         else:
-            if folder.unreadable.is_file():
+            if folder.unreadable.is_file():  # What could not be read at the start stays out, even if it can be read now.
                 index = {source.name(i): i for i in range(len(source))}
                 with folder.unreadable.open(newline="", encoding="utf-8") as file:
                     loader.unreadable.update({index[row["name"]]: row["reason"] for row in csv.DictReader(file)})

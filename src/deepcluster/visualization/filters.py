@@ -48,7 +48,7 @@ def filters(
     Args:
         model: a run folder, a checkpoint, `untrained:ARCH`, `untrained:RUN`, or the result of `load`.
         out: folder of the pictures, with a folder per stage; RUN/visualization/filters by default.
-        device, workers, reporter: where to compute, threads that prepare images, and who shows progress (quiet by default).
+        device, workers, reporter: where to compute, processes that prepare images, what shows progress (quiet by default).
         options: fields of `deepcluster.visualization.options.FilterOptions`.
 
     Returns:

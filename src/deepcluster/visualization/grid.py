@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from deepcluster.data.views import LONGEST, ClusterView
+from deepcluster.data.views import ClusterView
 
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 # Letters of 11 px are legible, and four digits are narrower than a picture of 32 px.
@@ -154,11 +154,9 @@ def photo_box(view_box: Box, image_size: int, height: int, width: int, *, reduce
         shorter, small, small_other = min(side, other), side, other
         if 0 < reduce_to < shorter:
             small, small_other = side * reduce_to // shorter, other * reduce_to // shorter
-        longest = LONGEST * min(small, small_other)
-        part, part_other = min(small, longest), min(small_other, longest)
-        resized, _ = ClusterView(image_size).resized_sides(part, part_other)
-        crop, middle = round((resized - image_size) / 2), max(0, small - longest) // 2
-        return ((view + crop) * (part / resized) + middle) * (side / small)
+        cut = ClusterView(image_size).windows(np.array([[small, small_other]]))
+        (middle, _, part, _), resized, crop = cut.boxes_B4[0].tolist(), int(cut.grids_B2[0, 0]), int(cut.places_B2[0, 0])
+        return float(((view + crop) * (part / resized) + middle) * (side / small))
 
     left, top, right, bottom = view_box
     return place(left, width, height), place(top, height, width), place(right, width, height), place(bottom, height, width)

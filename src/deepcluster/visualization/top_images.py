@@ -52,7 +52,7 @@ def top_images(
         data: the images to search.
         out: folder of the pictures, with a folder per stage; RUN/visualization/top-images by default.
         copies: a new or empty folder for copies of the images, with a folder per filter.
-        device, workers, reporter: where to compute, threads that prepare images, and who shows progress (quiet by default).
+        device, workers, reporter: where to compute, processes that prepare images, what shows progress (quiet by default).
         options: fields of `deepcluster.visualization.options.TopImagesOptions`.
 
     Returns:

@@ -47,7 +47,7 @@ def report(
         out: the page; RUN/report.html, or TABLE.report.html beside a table, by default.
         show: open it in the browser.
         watch: make it again after each epoch until the run is finished; the page reloads itself.
-        device, workers: device, and number of threads that prepare images.
+        device, workers: device, and number of processes that prepare images.
         reporter: prints lines and progress.
         options: `deepcluster.visualization.options.ReportOptions`.
 

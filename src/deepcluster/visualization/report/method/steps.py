@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.data.views import LONGEST, ClusterView
+from deepcluster.data.views import ClusterView
 from deepcluster.models.convnets import sobel_layer
 from deepcluster.models.trunk import FEATURES, normalise
 from deepcluster.visualization.report.collection import Collection, Floats
@@ -76,14 +76,10 @@ def box(box_4: Sequence[float]) -> dict[str, float]:
 
 def view_frame(view: ClusterView, height: int, width: int) -> tuple[float, float, float, float]:
     """Return top, left, height and width, in pixels of an image of this size, of what its cluster view shows."""
-    longest = LONGEST * min(height, width)
-    inner = min(height, longest), min(width, longest)
-    outside = (height - inner[0]) // 2, (width - inner[1]) // 2
-    resized = view.resized_sides(*inner)
-    scales = [side / after for side, after in zip(inner, resized, strict=True)]
-    sides = zip(outside, resized, scales, strict=True)
-    top, left = (first + round((side - view.size) / 2) * scale for first, side, scale in sides)
-    return top, left, view.size * scales[0], view.size * scales[1]
+    cut = view.windows(np.array([[height, width]]))
+    scales = cut.boxes_B4[0, 2:] / cut.grids_B2[0]
+    top, left = (cut.boxes_B4[0, :2] + cut.places_B2[0] * scales).tolist()
+    return top, left, view.size * float(scales[0]), view.size * float(scales[1])
 
 
 def edges(view_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:

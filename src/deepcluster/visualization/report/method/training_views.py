@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.data.multi_crop import crop_draws
-from deepcluster.data.views import CROP_ATTEMPTS, rotate_quarters
+from deepcluster.data.views import rotate_quarters
 from deepcluster.models.heads import HierarchicalHead
 from deepcluster.visualization.report.collection import Floats
 from deepcluster.visualization.report.method import figures as charts
@@ -118,19 +118,20 @@ def random_views(run: Explained, image_HWC: Tensor, position: int, quarters: int
     draws_VR = crop_draws(run.settings.seed, run.trained_epoch, position, 1, run.view.n_views)[0]
     cuts = [cut_CHW for cut_VCHW in run.view([image_HWC], draws_VR[None]) for cut_CHW in cut_VCHW]
     kinds = [kind for kind, (count, _) in zip(run.view.views, run.view.crops, strict=True) for _ in range(count)]
-    sides = [np.full(1, side) for side in image_HWC.shape[:2]]
+    sides_12 = np.array([image_HWC.shape[:2]], np.int64)
     views = []
     for number, (cut_CHW, kind) in enumerate(zip(cuts, kinds, strict=True)):
         given_1CHW, draws_1R = run.model.machine.put(cut_CHW[None]), draws_VR[number : number + 1]
         coloured_1CHW = run.colours(given_1CHW, draws_1R)
         sharp_1CHW = replace(run.colours, blur=0.0)(given_1CHW, draws_1R)
         vivid_1CHW = replace(run.colours, grey=0.0)(given_1CHW, draws_1R)
+        windows = kind.windows(sides_12, draws_1R)
         view = View(
             cut_CHW=cut_CHW,
             coloured_CHW=rotate_quarters(coloured_1CHW, torch.tensor([quarters]))[0].cpu(),
-            box_4=tuple(kind.boxes(draws_1R, *sides)[0].tolist()),
+            box_4=tuple(windows.boxes_B4[0].tolist()),
             is_large=kind is run.view.views[0],
-            is_flipped=kind.flip and bool(draws_1R[0, 2 * CROP_ATTEMPTS + 2] < 0.5),
+            is_flipped=bool(windows.flips_B[0]),
             is_grey=not torch.equal(coloured_1CHW, vivid_1CHW),
             is_blurred=not torch.equal(coloured_1CHW, sharp_1CHW),
         )

@@ -1,0 +1,367 @@
+"""Worker processes that answer calls, and memory that they share with their parent.
+
+Every worker keeps one object. A call is a function of that object and small arguments; its answer is small as well, or is
+written into a shared buffer. There are no queues, threads or locks: each worker has a pipe, so that nothing can hang when a
+worker is killed, and a worker ends by itself when its parent is gone.
+"""
+
+import gc
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deepcluster.core.errors import DeepClusterError, WorkerLost
+
+Say = Callable[[str], None]
+
+# A call whose worker died so many times is given up; so is the replacement of workers that die at once.
+MOST_DEATHS = 3
+# How often a caller that waits for an answer looks whether it should stop, and how long it waits for the answer after that.
+_POLL_SECONDS, _PATIENCE_SECONDS = 0.25, 5.0
+# Buffers that wait to be used again, and those in use above which answers are copied.
+_MOST_FREE, _MOST_IN_USE = 64, 96
+_ALIGNMENT = 64
+
+
+def start_method() -> str:
+    """Return how workers are started: as the user set it for `multiprocessing`, else fork on Linux and spawn elsewhere."""
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return chosen or ("fork" if sys.platform == "linux" else "spawn")
+
+
+class SharedFile:
+    """Memory that other processes of this machine open by its path, while this object lives.
+
+    On Linux it has no name in any folder: it needs no room in /dev/shm, and is freed with its processes, however they end.
+    Elsewhere it is a temporary file.
+
+    Attributes:
+        path: where other processes find it.
+    """
+
+    def __init__(self, size: int = 0) -> None:
+        process, temporary = os.getpid(), ""
+        if hasattr(os, "memfd_create"):
+            number = os.memfd_create("deepcluster")
+            self.path = f"/proc/{process}/fd/{number}"
+        if not hasattr(os, "memfd_create") or not Path(self.path).exists():
+            number, self.path = tempfile.mkstemp(prefix="deepcluster-")
+            temporary = self.path
+        os.ftruncate(number, size)
+        self._close = weakref.finalize(self, _close_file, number, temporary, process)
+
+    def close(self) -> None:
+        """Give the memory back, once no process has it mapped."""
+        self._close()
+
+
+def _close_file(number: int, temporary: str, process: int) -> None:
+    if os.getpid() == process:
+        os.close(number)
+        if temporary:
+            with suppress(OSError):
+                Path(temporary).unlink()
+
+
+def _map(path: str) -> NDArray[np.uint8]:
+    with Path(path).open("r+b") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)
+
+
+@lru_cache(maxsize=_MOST_IN_USE)
+def _mapped_once(path: str, number: int) -> NDArray[np.uint8]:
+    return _map(path)
+
+
+class _Buffer:
+    """A piece of shared memory for one answer at a time."""
+
+    def __init__(self, size: int, number: int) -> None:
+        self.size, self.number = size, number
+        self.file = SharedFile(size)
+        self.memory = _map(self.file.path).data
+
+
+class _Buffers:
+    """Buffers, each used again once nothing refers to the array that it was taken as."""
+
+    def __init__(self) -> None:
+        self._free: list[_Buffer] = []
+        self._made = 0
+        self.in_use = 0
+
+    def take(self, size: int) -> tuple[_Buffer, NDArray[np.uint8]]:
+        """Return a buffer of at least `size` bytes, and its memory as an array."""
+        buffer = next((one for one in self._free if one.size >= size), None)
+        if buffer is None:
+            self._free = []  # They are too small for what is wanted now.
+            self._made += 1
+            buffer = _Buffer(size, self._made)
+        else:
+            self._free.remove(buffer)
+        self.in_use += 1
+        array = np.frombuffer(buffer.memory, np.uint8)
+        weakref.finalize(array, self._take_back, buffer).atexit = False
+        return buffer, array
+
+    def _take_back(self, buffer: _Buffer) -> None:
+        self.in_use -= 1
+        if len(self._free) < _MOST_FREE:
+            self._free.append(buffer)
+
+
+class Call:
+    """Work that a worker was asked for.
+
+    Attributes:
+        memory: shared with the worker, for an answer that is large; None where none was asked for.
+    """
+
+    def __init__(self, workers: "Workers", function: Callable[..., Any], args: tuple[Any, ...], buffer_bytes: int) -> None:
+        buffer, self.memory = workers.buffers.take(buffer_bytes) if buffer_bytes else (None, None)  # type: ignore[var-annotated]
+        self.work = function, args, buffer and (buffer.file.path, buffer.number)
+        self.deaths = 0
+        self.answer: tuple[bool, Any] | None = None
+        self._workers = workers
+
+    def result(self, stopped: Callable[[], bool] = lambda: False) -> Any:
+        """Return the answer, waiting for it; raise what the function raised.
+
+        Args:
+            stopped: asked now and then; once it is true, the answer is waited for a few seconds more at most.
+
+        Raises:
+            WorkerLost: workers that did this died again and again.
+            TimeoutError: no answer came in time after a stop.
+        """
+        give_up = None
+        while self.answer is None:
+            if stopped():
+                give_up = give_up or time.monotonic() + _PATIENCE_SECONDS
+                if time.monotonic() > give_up:
+                    raise TimeoutError
+            self._workers.receive()
+        succeeded, value = self.answer
+        if not succeeded:
+            raise value
+        return value
+
+    def arrays(self, shapes: list[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
+        """Return the arrays that `into_buffer` has put into the memory of this call; it is theirs until they are gone."""
+        if self.memory is None:
+            raise ValueError("this call has no buffer")
+        few = self._workers.buffers.in_use <= _MOST_IN_USE
+        return _arrays(self.memory if few else self.memory.copy(), shapes)
+
+
+class _Worker:
+    """A process, the pipe to it, and the calls that it has not answered yet, the oldest first."""
+
+    def __init__(self, process: BaseProcess, pipe: Connection) -> None:
+        self.process, self.pipe = process, pipe
+        self.calls: deque[Call] = deque()
+        self.has_answered = False
+
+
+class Workers:
+    """Processes that answer calls.
+
+    A worker that is killed is replaced, and its calls are sent again: functions must not mind being called twice.
+
+    Args:
+        kept: what each worker keeps and passes to functions as their first argument.
+        count: number of processes.
+        role: what a worker is, for messages.
+        begin: called in each worker at its start with `say`, which passes a line to the parent.
+        tell: is given such lines, and those about workers that died.
+    """
+
+    def __init__(
+        self,
+        kept: Any,
+        count: int,
+        *,
+        role: str = "worker process",
+        begin: Callable[[Say], None] | None = None,
+        tell: Say = warnings.warn,
+    ) -> None:
+        self._kept, self._role, self._begin, self._tell = kept, role, begin, tell
+        self.buffers = _Buffers()
+        self._deaths_at_start = 0
+        self._workers: list[_Worker] = []
+        try:
+            for _ in range(count):
+                self._workers.append(self._start())
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, function: Callable[..., Any], *args: Any, buffer_bytes: int = 0) -> Call:
+        """Send a call to the least busy worker. The function is called with what is kept, `args`, and the buffer's memory.
+
+        Args:
+            buffer_bytes: size of the buffer that is wanted; 0 for none (then None is passed for it).
+        """
+        call = Call(self, function, args, buffer_bytes)
+        self._send(min(self._workers, key=lambda worker: len(worker.calls)), call)
+        return call
+
+    def receive(self, seconds: float = _POLL_SECONDS) -> None:
+        """Take the answers that are there, waiting for one for some time; replace workers that have died."""
+        by_pipe = {worker.pipe: worker for worker in self._workers if worker.calls}
+        for pipe in wait(list(by_pipe), seconds) if by_pipe else ():
+            worker = by_pipe[pipe]  # type: ignore[index]
+            try:
+                kind, value = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._replace(worker)
+                continue
+            worker.has_answered = True
+            if kind == "said":
+                self._tell(value)
+                continue
+            call = worker.calls.popleft()
+            call.answer = kind == "done", value
+
+    def close(self) -> None:
+        """End the workers, whatever they do."""
+        for worker in self._workers:
+            worker.process.terminate()
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join(1.0)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers = []
+
+    def _start(self) -> _Worker:
+        context = multiprocessing.get_context(start_method())
+        mine, theirs = context.Pipe()
+        # In a forked process the pipes of the others are open as well: it could not see that its parent is gone.
+        to_close = [mine, *(worker.pipe for worker in self._workers)] if start_method() == "fork" else []
+        process = context.Process(  # type: ignore[attr-defined]
+            target=_serve, args=(theirs, to_close, self._kept, self._begin), name="deepcluster-worker", daemon=True
+        )
+        with _main_module_hidden():
+            process.start()
+        theirs.close()
+        return _Worker(process, mine)
+
+    def _send(self, worker: _Worker, call: Call) -> None:
+        worker.calls.append(call)
+        with suppress(BrokenPipeError, ConnectionResetError):  # `receive` will meet its end, and replace it.
+            worker.pipe.send(call.work)
+
+    def _replace(self, dead: _Worker) -> None:
+        """Start a worker for one that has died, and send it the calls that are not answered."""
+        dead.process.join(_PATIENCE_SECONDS)
+        code = dead.process.exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
+        what = f"a {self._role} (pid {dead.process.pid}) {how}"
+        if code == -signal.SIGKILL:
+            what += ", perhaps because memory is short"
+        dead.pipe.close()
+        self._deaths_at_start += not dead.has_answered
+        if dead.calls:
+            dead.calls[0].deaths += 1
+        if self._deaths_at_start >= MOST_DEATHS or (dead.calls and dead.calls[0].deaths >= MOST_DEATHS):
+            raise WorkerLost(f"{what}, like {MOST_DEATHS - 1} before it: use fewer --workers, or --workers 0 for none")
+        self._tell(f"{what}; another one takes its place")
+        place = self._workers.index(dead)
+        del self._workers[place]
+        new = self._start()
+        self._workers.insert(place, new)
+        for call in dead.calls:
+            self._send(new, call)
+
+
+class _main_module_hidden:
+    """Keep a spawned process from importing the user's script or notebook, which would start the work a second time."""
+
+    def __enter__(self) -> None:
+        self._main = sys.modules["__main__"]
+        if start_method() != "fork":
+            sys.modules["__main__"] = ModuleType("__main__")
+
+    def __exit__(self, *fault: object) -> None:
+        sys.modules["__main__"] = self._main
+
+
+def _serve(pipe: Connection, to_close: list[Connection], kept: Any, begin: Callable[[Say], None] | None) -> None:
+    """Answer calls until the parent closes the pipe or is gone."""
+    # Ctrl-C reaches all processes of a terminal; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in to_close:
+        other.close()
+    gc.freeze()  # What was forked is left where it is, shared with the parent.
+    torch.set_num_threads(1)
+
+    def say(line: str) -> None:
+        pipe.send(("said", line))
+
+    if begin is not None:
+        begin(say)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            request = pipe.recv_bytes()
+            try:
+                function, args, buffer = pickle.loads(request)
+                answer = "done", function(kept, *args, None if buffer is None else _mapped_once(*buffer))
+            except Exception as fault:
+                answer = "failed", _sendable(fault)
+            pipe.send(answer)
+
+
+def _sendable(fault: Exception) -> Exception:
+    """Return the fault if it can be sent, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(fault))
+    except Exception:
+        fault = DeepClusterError("".join(traceback.format_exception(fault)))
+    return fault
+
+
+def into_buffer(memory: NDArray[np.uint8], arrays: list[NDArray[np.uint8]]) -> bool:
+    """Copy arrays into a buffer one after the other, where `Call.arrays` finds them; False where there is no room."""
+    shapes = [array.shape for array in arrays]
+    if bytes_for(shapes) > len(memory):
+        return False
+    for place, array in zip(_arrays(memory, shapes), arrays, strict=True):
+        np.copyto(place, array)
+    return True
+
+
+def bytes_for(shapes: list[tuple[int, ...]]) -> int:
+    """Return the size of a buffer for uint8 arrays of these shapes."""
+    return sum(-(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT for shape in shapes)
+
+
+def _arrays(memory: NDArray[np.uint8], shapes: list[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
+    arrays, start = [], 0
+    for shape in shapes:
+        arrays.append(memory[start : start + int(np.prod(shape))].reshape(shape))
+        start += bytes_for([shape])
+    return arrays
