@@ -179,6 +179,7 @@ class DecodedImages:
             pixels = self.pack.pixels
             if pixels.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
                 pixels_P3 = torch.from_numpy(pixels).view(-1, 3).to(device)
+                torch.cuda.synchronize(device)  # Other streams will read it.
                 self._resident = Ragged(pixels_P3, self.pack.starts_N // 3, self.pack.sizes_N2.astype(np.int64))
         return self._resident
 

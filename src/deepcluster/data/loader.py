@@ -174,8 +174,16 @@ class Loader:
     def _delivered(self, view: View, parts: Sequence[tuple[NDArray[np.int64], Drawn]]) -> Generator[Batch, None, None]:
         """Yield batches on the device; on a GPU the next ones are made and copied while the caller works on one."""
         on_gpu = self.device.type == "cuda"
-        with closing(self._batches(view, parts)) as batches:
-            yield from self._made_ahead(batches) if on_gpu else batches
+        with closing(self._batches(view, parts)) as batches, closing(self._made_ahead(batches)) as ahead:
+            while True:
+                started = time.perf_counter()
+                batch = next(ahead if on_gpu else batches, None)
+                # Beside a GPU that is still busy with earlier work, nothing was waited for.
+                if not on_gpu or torch.cuda.current_stream(self.device).query():
+                    self.wait_seconds += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
 
     def _batches(self, view: View, parts: Sequence[tuple[NDArray[np.int64], Drawn]]) -> Generator[Batch, None, None]:
         wanted: deque[_Part] = deque()
@@ -211,7 +219,6 @@ class Loader:
         ahead_bytes, stop = 0, waiting_ends()
         calls = iter(calls)
         while True:
-            started = time.perf_counter()
             if pool is None:
                 function, args, _ = next(calls, (None, (), 0))
                 if function is None:
@@ -231,8 +238,6 @@ class Loader:
                     answer = call, call.result(stop.is_set)
                 except TimeoutError:
                     raise ConnectionLost("stopped while images were waited for") from None
-            if self.device.type != "cuda" or torch.cuda.current_stream(self.device).query():
-                self.wait_seconds += time.perf_counter() - started
             yield answer
 
     def _processes(self, n_images: int) -> Workers | None:
@@ -252,10 +257,10 @@ class Loader:
         stream = torch.cuda.Stream(self.device)
 
         def take() -> tuple[Batch, torch.cuda.Event] | None:
-            batch = next(batches, None)
-            if batch is None:
-                return None
             with torch.cuda.stream(stream):
+                batch = next(batches, None)
+                if batch is None:
+                    return None
                 crops = tuple(crop if crop.is_cuda else to_device(crop, self.device) for crop in batch.crops)
                 return replace(batch, crops=crops), stream.record_event()
 
