@@ -1,4 +1,7 @@
-"""What the images are like: enough to fit settings to them and to find unreadable ones; and an overview for people."""
+"""What the images are like: enough to fit settings to them and to find unreadable ones; and an overview for users.
+
+S images of a sample.
+"""
 
 import hashlib
 import io
@@ -6,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +23,12 @@ from deepcluster.data.loader import Loader, image_threads
 from deepcluster.data.sources.image_source import ImageSource
 
 SAMPLE = 512
-# Of more images than this only the sample is looked at before the start; the first epoch meets the rest.
+# More images than this are not all read before the start, unless they are kept; the first epoch meets the rest.
 CHECK_ALL = 10_000
 MOST_UNREADABLE = 0.1
 # Whether an image is grey is seen at this size as well.
 GREY_SIDE = 64
-# Looked at in a few seconds; of more images, as many spread evenly.
+# Read by `overview` in a few seconds; of more images, as many spread evenly.
 MOST = 10_000
 SHOWN = 5
 BAR = 30
@@ -35,7 +39,7 @@ class Survey:
     """What is known of a set of images before the start.
 
     Attributes:
-        n_images: N, the images known to be unreadable left out.
+        n_images: N, without the images known to be unreadable.
         shorter_side: median over a sample, in pixels.
         grey_share: share of a sample that has no colour.
         sides_S2: height and width of each readable image of the sample.
@@ -51,7 +55,7 @@ class Survey:
     looked_at: int = 0
 
     def decoded_bytes(self, reduce_to: int = 0) -> int:
-        """What all images take decoded, going by the sample; larger ones made smaller to `reduce_to`, if not 0."""
+        """Return what all images take decoded, going by the sample; larger ones are reduced to `reduce_to`, if not 0."""
         if not len(self.sides_S2):
             return 0
         shorter_S = self.sides_S2.min(axis=1)
@@ -59,50 +63,86 @@ class Survey:
         return int(self.n_images * np.mean(self.sides_S2.prod(axis=1) * scale_S**2) * 3)
 
 
-def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None], at_least: int = 2) -> Survey:
-    """Look at an even sample of up to 512 images; raises InputError where fewer than `at_least` can be read.
+@dataclass
+class Overview:
+    """What was found in some images.
 
-    `on_images` is called with the number of images done; it may raise to stop.
+    Attributes:
+        looked_at: how many.
+        sizes: number of images by width and height.
+        copies: groups of indices of images that are the same byte for byte.
+        unreadable: reasons by index.
+    """
+
+    looked_at: int
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    copies: list[list[int]] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+
+class _Look(NamedTuple):
+    """What is found in one image: why it can't be read, or height and width; whether it is grey; a digest of its content."""
+
+    reason: str | None
+    sides: tuple[int, int] = (0, 0)
+    is_grey: bool = False
+    digest: bytes | None = None
+
+
+def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None], at_least: int = 2) -> Survey:
+    """Read an even sample of up to 512 images.
+
+    Args:
+        on_images: called with the number of images done; may raise to stop.
+
+    Raises:
+        InputError: fewer than `at_least` can be read.
     """
     sample = even_sample(range(len(source)), SAMPLE)
-    sides, n_grey, unreadable = [], 0, {}
+    looks = list(_looks(source, sample, workers, on_images, whole=False))
+    unreadable = {index: look.reason for index, look in looks if look.reason is not None}
+    seen = [look for _, look in looks if look.reason is None]
+    if len(seen) < at_least:
+        reasons = "".join(f"; {source.name(index)}: {reason}" for index, reason in list(unreadable.items())[:3])
+        raise InputError(f"{len(seen)} readable images are too few to cluster; at least {at_least} are needed{reasons}")
+    sides_S2 = np.array([look.sides for look in seen], np.int64).reshape(-1, 2)
+    shorter_side = int(np.median(sides_S2.min(axis=1))) if seen else 0
+    grey_share = sum(look.is_grey for look in seen) / max(1, len(seen))
+    return Survey(len(source) - len(unreadable), shorter_side, grey_share, sides_S2, unreadable, len(sample))
+
+
+def _looks(
+    source: ImageSource, sample: Sequence[int], workers: int, on_images: Callable[[int], None], *, whole: bool
+) -> Iterator[tuple[int, _Look]]:
+    """Yield index and look of some images, read by threads."""
     with image_threads(max(1, workers)) as pool:
-        looks = pool.map(partial(_look, source), sample)
         try:
-            for index, look in zip(sample, looks, strict=True):
-                on_images(1)
-                if isinstance(look, str):
-                    unreadable[index] = look
-                else:
-                    sides.append(look[0])
-                    n_grey += look[1]
+            for first in range(0, len(sample), MOST):
+                some = sample[first : first + MOST]
+                for found in zip(some, pool.map(partial(_look, source, whole), some), strict=True):
+                    on_images(1)
+                    yield found
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    if len(sides) < at_least:
-        reasons = "".join(f"; {source.name(index)}: {reason}" for index, reason in list(unreadable.items())[:3])
-        raise InputError(f"{len(sides)} readable images are too few to cluster; at least {at_least} are needed{reasons}")
-    n_images = len(source) - len(unreadable)
-    if not sides:
-        return Survey(n_images, 0, 0.0, unreadable=unreadable, looked_at=len(sample))
-    sides_S2 = np.array(sides)
-    shorter_side = int(np.median(sides_S2.min(axis=1)))
-    return Survey(n_images, shorter_side, n_grey / len(sides), sides_S2, unreadable, len(sample))
 
 
-def _look(source: ImageSource, index: int) -> tuple[tuple[int, int], bool] | str:
-    """Height and width of an image, and whether it is grey; or why it can't be read."""
+def _look(source: ImageSource, whole: bool, index: int) -> _Look:
+    """Read an image; as a whole, with a digest of its content, or as small as is enough to see its colours."""
+    digest = None
     try:
-        encoded = source.read(index)
-        small_HWC = decode(encoded, shorter_side=GREY_SIDE)
+        content = source.read(index)
+        if whole and len(content):
+            raw = np.ascontiguousarray(content).data if isinstance(content, np.ndarray) else content
+            digest = hashlib.blake2b(raw, digest_size=16).digest()
+        image_HWC = decode(content, shorter_side=None if whole else GREY_SIDE)
     except UnreadableImage as fault:
-        return str(fault)
-    if isinstance(encoded, np.ndarray):
-        sides = encoded.shape[:2]
-    else:
-        with Image.open(io.BytesIO(encoded)) as image:
+        return _Look(str(fault), digest=digest)
+    sides = (content if isinstance(content, np.ndarray) else image_HWC).shape[:2]
+    if not whole and not isinstance(content, np.ndarray):
+        with Image.open(io.BytesIO(content)) as image:
             sides = image.size[::-1]
-    return sides, bool((small_HWC == small_HWC[..., :1]).all())
+    return _Look(None, sides, bool((image_HWC == image_HWC[..., :1]).all()), digest)
 
 
 def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None], ranks: Ranks = ONE_PROCESS) -> Survey:
@@ -130,7 +170,7 @@ def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None],
 
 
 def check_unreadable(loader: Loader, looked_at: int) -> None:
-    """Raise `InputError` where more than 10 % of the images looked at are unreadable."""
+    """Raise `InputError` if more than 10 % of the images looked at are unreadable."""
     bad = len(loader.unreadable)
     if bad > MOST_UNREADABLE * looked_at:
         examples = [f"{loader.images.source.name(i)} ({why})" for i, why in sorted(loader.unreadable.items())[:3]]
@@ -141,25 +181,8 @@ def check_unreadable(loader: Loader, looked_at: int) -> None:
 
 
 def even_sample(items: Sequence[int], count: int) -> list[int]:
-    """`count` of the items, spread evenly; all of them where there are no more."""
+    """Return `count` of the items, spread evenly; all of them where there are no more."""
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
-
-
-@dataclass
-class Overview:
-    """What was found in the images that were looked at.
-
-    Attributes:
-        looked_at: how many.
-        sizes: number of images by width and height.
-        copies: groups of indices of images that are the same byte for byte.
-        unreadable: reasons by index.
-    """
-
-    looked_at: int
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    copies: list[list[int]] = field(default_factory=list)
-    unreadable: dict[int, str] = field(default_factory=dict)
 
 
 def overview(
@@ -168,42 +191,23 @@ def overview(
     """Decode all images, or of more than 10,000 as many spread evenly, unless `everything` is wanted."""
     sample = even_sample(range(len(source)), len(source) if everything else MOST)
     found = Overview(len(sample))
-    groups: dict[bytes, list[int]] = {}
-    with image_threads(max(1, workers)) as pool:
-        for first in range(0, len(sample), MOST):
-            some = sample[first : first + MOST]
-            for index, (digest, seen) in zip(some, pool.map(partial(_look_closely, source), some), strict=True):
-                on_images(1)
-                if isinstance(seen, str):
-                    found.unreadable[index] = seen
-                else:
-                    found.sizes[seen] += 1
-                if digest is not None:
-                    groups.setdefault(digest, []).append(index)
-    found.copies = [group for group in groups.values() if len(group) > 1]
+    same: dict[bytes, list[int]] = {}
+    for index, look in _looks(source, sample, workers, on_images, whole=True):
+        if look.reason is None:
+            found.sizes[look.sides[::-1]] += 1
+        else:
+            found.unreadable[index] = look.reason
+        if look.digest is not None:
+            same.setdefault(look.digest, []).append(index)
+    found.copies = [group for group in same.values() if len(group) > 1]
     return found
 
 
-def _look_closely(source: ImageSource, index: int) -> tuple[bytes | None, tuple[int, int] | str]:
-    """A digest of the content of an image, None where there is none; and its width and height, or why it can't be read."""
-    try:
-        content = source.read(index)
-        raw = np.ascontiguousarray(content).data if isinstance(content, np.ndarray) else content
-        digest = hashlib.blake2b(raw, digest_size=16).digest() if len(content) else None
-    except UnreadableImage as fault:
-        return None, str(fault)
-    try:
-        height, width, _ = decode(content).shape
-    except UnreadableImage as fault:
-        return digest, str(fault)
-    return digest, (width, height)
-
-
 def describe(found: Overview, source: ImageSource) -> Iterator[str]:
-    """The lines that `deepcluster info` prints."""
+    """Yield the lines that `deepcluster info` prints."""
     yield source.describe()
     if found.looked_at < len(source):
-        yield f"looked at {found.looked_at:,} of them, spread evenly (--all looks at all):"
+        yield f"read {found.looked_at:,} of them, spread evenly (--all reads all):"
     # Sizes themselves where they are few, else the shorter sides by powers of two.
     if len(found.sizes) <= SHOWN:
         rows = [(f"{width} × {height}", count) for (width, height), count in found.sizes.most_common()]
