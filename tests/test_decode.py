@@ -20,7 +20,6 @@ from torch.nn.functional import interpolate
 
 from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.decode import MAX_PIXELS, decode
-from deepcluster.data.jpeg import decode_jpeg, read_header
 from deepcluster.data.resample import resize
 
 # Real photos, where they lie beside the checkout.
