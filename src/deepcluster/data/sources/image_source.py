@@ -1,10 +1,8 @@
-"""What an image source is: an ordered, immutable collection, and how its images and labels are named to people.
+"""The contract of image sources.
 
-N images, H height, W width, C channels. A source never changes while it is open: whatever is known of its images
-(features, clusters, distances) is an array of N rows at the same index, and `name(index)` is what people see.
+N images, H height, W width, C channels. A source never changes while it is open: everything about its images (features,
+clusters, distances) is an array of N rows at the same index, and `name(index)` is what users see.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -18,7 +16,7 @@ from deepcluster.core.text import count_of, printable
 
 
 def place_of(index: int, ends: Sequence[int]) -> tuple[int, int]:
-    """Return the part of a source in which an image lies, and its index there; `ends` are those of the parts."""
+    """Return the part that holds an image, and its index there; parts end before the indices `ends`."""
     if not 0 <= index < ends[-1]:
         raise IndexError(f"index {index} of {ends[-1]} images")
     part = bisect_right(ends, index)
@@ -28,12 +26,16 @@ def place_of(index: int, ends: Sequence[int]) -> tuple[int, int]:
 class ImageSource(ABC):
     """An ordered, immutable collection of N images.
 
-    `labels_N` holds an index into `class_names` for each image, -1 = unknown; None where nothing is known. Labels serve
-    diagnostics and evaluation only: training never reads them.
+    It can be pickled, and read from many threads and processes, forked ones too.
+
+    Attributes:
+        labels_N: index into `class_names` of each image, -1 = unknown; None if no label is known. Labels serve diagnostics
+            and evaluation only: training never reads them.
+        class_names: names of the classes, sorted.
     """
 
     def __init__(self, labels: Iterable[str] | None = None) -> None:
-        """Take the class name of each image ("" = unknown), or None where nothing is known."""
+        """Take the class name of each image ("" = unknown), or None if no label is known."""
         self.labels_N: NDArray[np.int64] | None = None
         self.class_names: list[str] = []
         if labels is None:
@@ -52,28 +54,25 @@ class ImageSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Return the path relative to the root, with forward slashes; unique in the source."""
+        """Return the path of an image relative to the root, with forward slashes; unique in the source."""
 
     @abstractmethod
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        """Return the bytes of an image file, or an H x W or H x W x C uint8 array where it is stored decoded.
+        """Return the bytes of an image file, or an H x W or H x W x C uint8 array if it is stored decoded.
 
-        Raises UnreadableImage where the file is gone or can't be read.
+        Raises UnreadableImage if the file is gone or can't be read.
         """
 
     @abstractmethod
     def stamp(self, index: int) -> str:
-        """Return what changes when the content of an image does, such as size and time of its file; "" if it is gone."""
+        """Return a text that changes with the content of an image, such as size and time of its file; "" if it is gone."""
 
     def changed(self) -> str | None:
-        """Return in words which images have come or gone since the source was opened, or None: it is as it was."""
+        """Describe which images have come, changed or gone since the source was opened; None if none have."""
         return None
 
     def path(self, index: int) -> Path | None:
-        """Return the absolute path of the image file, or None where the image is not a file of its own.
-
-        The file may have gone since the source was opened.
-        """
+        """Return the absolute path of the image file, which may be gone by now; None if it is not a file of its own."""
         return None
 
     @abstractmethod
@@ -81,5 +80,5 @@ class ImageSource(ABC):
         """Return what follows "N images" in `describe`."""
 
     def describe(self) -> str:
-        """Return the line that opens a run: how many images of which kind, from where, and what was skipped."""
+        """Return the opening line of a run: how many images of which kind, from where, and what was skipped."""
         return f"{count_of(len(self), 'image')} {self.details()}"
