@@ -631,7 +631,11 @@ def test_damage_anywhere_is_told_in_a_sentence(seed: int, compression: str, flip
             assert isinstance(read_or_reason(source, index), bytes | str)
 
 
-def test_rows_are_unreadable_while_the_network_is_gone(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("group_bytes", [1, 32 << 20])
+def test_rows_are_unreadable_while_the_network_is_gone(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int
+) -> None:
+    monkeypatch.setattr(parquet, "GROUP_BYTES", group_bytes)
     file = Elsewhere(write(tmp_path / "a.parquet", {"image": structs(4)}))
     source = open_parquet([file], cache=cache)
     file.gone = True

@@ -1,7 +1,4 @@
-"""Decoded images in a NumPy file, with or without labels.
-
-N images, H height, W width, C channels.
-"""
+"""Decoded images in a NumPy file, with or without labels: N images, H height, W width, C channels."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,7 @@ class ArraySource(ImageSource):
     def __init__(self, file: Path) -> None:
         """Open `file`; raises InputError if it holds no uint8 images of a known shape."""
         images, labels = _read_arrays(file)
-        self._file = file.absolute()
-        self._opened = file_stamp(file)
+        self._file, self._opened = file.absolute(), file_stamp(file)
         self._images_NHWC = _as_NHWC(images, file)
         super().__init__(None if labels is None else _array_labels(labels, len(images), file))
 
@@ -49,7 +45,7 @@ class ArraySource(ImageSource):
         return None if file_stamp(self._file) == self._opened else f"{printable(self._file.name)} has been overwritten"
 
     def details(self) -> str:
-        height, width = self._images_NHWC.shape[1:3]
+        _, height, width, *_ = self._images_NHWC.shape
         classes = f", {count_of(len(self.class_names), 'class')}" if self.labels_N is not None else ""
         return f"of {width} x {height} pixels in {printable(self._file.name)}{classes}"
 
@@ -64,8 +60,7 @@ def _read_arrays(file: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
             found, lower = ", ".join(arrays.files) or "nothing", {key.lower(): key for key in arrays.files}
             images = next((arrays[lower[key]] for key in _IMAGE_KEYS if key in lower), None)
             labels = next((arrays[lower[key]] for key in _LABEL_KEYS if key in lower), None)
-    # Damaged archives raise a dozen types, from zipfile, zlib, struct and NumPy.
-    except Exception as error:
+    except Exception as error:  # Damaged archives raise a dozen types, from zipfile, zlib, struct and NumPy.
         if "allow_pickle" in str(error) or "pickled" in str(error):
             raise InputError(
                 f"{file} holds Python objects, which could run code when loaded; save the images as one uint8 array"
@@ -94,5 +89,4 @@ def _array_labels(labels: NDArray[Any], count: int, file: Path) -> list[str]:
         raise InputError(f"{file} holds {count:,} images, but labels of shape {shape}; wanted one label per image")
     if labels.dtype.kind not in "iuUb":
         raise InputError(f"{file} holds labels of {labels.dtype}; wanted whole numbers (-1 = unknown) or text")
-    values = labels.ravel().tolist()
-    return [str(value) if isinstance(value, str) or value >= 0 else "" for value in values]
+    return [str(label) if isinstance(label, str) or label >= 0 else "" for label in labels.ravel().tolist()]

@@ -1,7 +1,6 @@
-"""The contract of image sources.
+"""The contract of image sources: N images, H height, W width, C channels.
 
-N images, H height, W width, C channels. A source never changes while it is open: everything about its images (features,
-clusters, distances) is an array of N rows at the same index, and `name(index)` is what users see.
+Everything about the images (features, clusters, distances) is an array of N rows; `name(index)` is what users see.
 """
 
 from abc import ABC, abstractmethod
@@ -44,7 +43,7 @@ class ImageSource(ABC):
         names = sorted(set(labels) - {""})
         if all(name.isdecimal() for name in names):
             names.sort(key=int)
-        numbers = {"": -1, **{name: number for number, name in enumerate(names)}}
+        numbers = {"": -1} | {name: number for number, name in enumerate(names)}
         self.labels_N = np.fromiter((numbers[label] for label in labels), np.int64, len(labels))
         self.class_names = [printable(name) for name in names]
 
@@ -58,10 +57,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        """Return the bytes of an image file, or an H x W or H x W x C uint8 array if it is stored decoded.
-
-        Raises UnreadableImage if the file is gone or can't be read.
-        """
+        """Return an image file, or an image as H x W or H x W x C uint8 if it is stored decoded; raises UnreadableImage."""
 
     @abstractmethod
     def stamp(self, index: int) -> str:

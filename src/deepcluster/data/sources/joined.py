@@ -21,8 +21,8 @@ class JoinedSource(ImageSource):
         self._names = [printable(name) for name, _ in parts]
         self._prefixes = distinct(self._names, before_ending=False)
         self._ends = list(accumulate(map(len, self._parts)))
-        known = any(source.labels_N is not None for source in self._parts)
-        super().__init__(chain.from_iterable(map(_label_names, self._parts)) if known else None)
+        labels = chain.from_iterable(map(_label_names, self._parts))
+        super().__init__(labels if any(source.labels_N is not None for source in self._parts) else None)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -51,8 +51,8 @@ class JoinedSource(ImageSource):
         return "; ".join(named[:3] + [f"and {len(named) - 3:,} more"] * (len(named) > 3)) or None
 
     def details(self) -> str:
-        parts = zip(self._prefixes, self._parts, strict=True)
-        return f"from {len(self._parts)} sources: " + "; ".join(f"{name}: {part.describe()}" for name, part in parts)
+        parts = [f"{name}: {part.describe()}" for name, part in zip(self._prefixes, self._parts, strict=True)]
+        return f"from {len(parts)} sources: {'; '.join(parts)}"
 
 
 class ChosenImages(ImageSource):
@@ -83,7 +83,7 @@ class ChosenImages(ImageSource):
         return self._source.changed()
 
     def details(self) -> str:
-        return f"{self._about}{', ' if self._about else ''}of {self._source.describe()}"
+        return f"{self._about}, of {self._source.describe()}".removeprefix(", ")
 
 
 class LimitedSource(ChosenImages):
@@ -103,6 +103,6 @@ class LimitedSource(ChosenImages):
 
 
 def _label_names(source: ImageSource) -> list[str]:
-    """Return the class name of each image, "" if it is unknown."""
-    names = [*source.class_names, ""]  # The last one for -1, unknown.
+    """Return the class name of each image, "" if it is unknown (-1, so the last one)."""
+    names = [*source.class_names, ""]
     return [""] * len(source) if source.labels_N is None else [names[label] for label in source.labels_N.tolist()]
