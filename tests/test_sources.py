@@ -1,12 +1,14 @@
 """Sources: what is found, in which order, under which names, and what a person is told when DATA isn't right."""
 
 import hashlib
+import multiprocessing
 import os
 import pickle
 import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -468,6 +470,20 @@ def test_a_limit_takes_images_evenly(tmp_path: Path, limit: int) -> None:
     if limit < 100:
         start = f"{limit} of 100 images (--limit) of 1 x 1 pixels"
         assert some.describe().startswith(start)
+
+
+def test_joined_and_limited_sources_go_to_worker_processes(tmp_path: Path) -> None:
+    for folder, pixel in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "x.npy", np.full((3, 2, 2), pixel, np.uint8))
+    source = open_source([tmp_path / "a/x.npy", tmp_path / "b/x.npy"], limit=4)
+    again = pickle.loads(pickle.dumps(source))
+    assert [again.name(index) for index in range(4)] == [source.name(index) for index in range(4)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        found = list(pool.map(source.read, range(4)))
+    for index in range(4):
+        np.testing.assert_array_equal(again.read(index), source.read(index))
+        np.testing.assert_array_equal(found[index], source.read(index))
 
 
 def test_a_limit_below_one_is_refused(tmp_path: Path) -> None:

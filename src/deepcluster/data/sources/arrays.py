@@ -1,12 +1,7 @@
-"""Images that lie decoded in a NumPy file, with or without labels.
-
-N images, H height, W width, C channels.
-"""
-
-from __future__ import annotations
+"""Decoded images in a NumPy file, with or without labels: N images, H height, W width, C channels."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,31 +11,29 @@ from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.storage import check_regular, file_stamp
 
-_IMAGE_KEYS: Final = ("images", "x", "data", "arr_0", "x_train")
-_LABEL_KEYS: Final = ("labels", "y", "y_train")
+_IMAGE_KEYS = ("images", "x", "data", "arr_0", "x_train")
+_LABEL_KEYS = ("labels", "y", "y_train")
 
 
 class ArraySource(ImageSource):
-    """Images that lie decoded in a `.npy` or `.npz` file."""
+    """The images in a `.npy` or `.npz` file."""
 
     def __init__(self, file: Path) -> None:
-        """Open `file`; raises InputError where it holds no uint8 images of a known shape."""
+        """Open `file`; raises InputError if it holds no uint8 images of a known shape."""
         images, labels = _read_arrays(file)
-        self._file = file.absolute()
-        self._opened = file_stamp(file)
+        self._file, self._opened = file.absolute(), file_stamp(file)
         self._images_NHWC = _as_NHWC(images, file)
-        self._digits = max(6, len(str(len(images) - 1)))
         super().__init__(None if labels is None else _array_labels(labels, len(images), file))
 
-    def __reduce__(self) -> tuple[type[ArraySource], tuple[Path]]:
-        """Send worker processes the path: a pickled memory map would carry all its images along."""
+    def __reduce__(self) -> tuple[type["ArraySource"], tuple[Path]]:
+        """Pickle the path only: a pickled memory map would contain all images."""
         return ArraySource, (self._file,)
 
     def __len__(self) -> int:
         return len(self._images_NHWC)
 
     def name(self, index: int) -> str:
-        return f"{printable(self._file.name)}::{index:0{self._digits}}"
+        return f"{printable(self._file.name)}::{index:0{max(6, len(str(len(self) - 1)))}}"
 
     def read(self, index: int) -> NDArray[np.uint8]:
         return np.array(self._images_NHWC[index], order="C")
@@ -49,57 +42,51 @@ class ArraySource(ImageSource):
         return self._opened
 
     def changed(self) -> str | None:
-        return None if file_stamp(self._file) == self._opened else f"{printable(self._file.name)} has been written anew"
+        return None if file_stamp(self._file) == self._opened else f"{printable(self._file.name)} has been overwritten"
 
     def details(self) -> str:
-        height, width = self._images_NHWC.shape[1:3]
+        _, height, width, *_ = self._images_NHWC.shape
         classes = f", {count_of(len(self.class_names), 'class')}" if self.labels_N is not None else ""
         return f"of {width} x {height} pixels in {printable(self._file.name)}{classes}"
 
 
 def _read_arrays(file: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return the arrays of images and of labels that `file` holds."""
+    """Return the arrays of images and of labels in `file`."""
     try:
         check_regular(file)
         if file.suffix.lower() == ".npy":
             return np.load(file, mmap_mode="r", allow_pickle=False), None
         with np.load(file, allow_pickle=False) as arrays:
-            lower = {key.lower(): key for key in arrays.files}
-            images = next((lower[key] for key in _IMAGE_KEYS if key in lower), None)
-            labels = next((lower[key] for key in _LABEL_KEYS if key in lower), None)
-            if images is None:
-                found = f"it holds {', '.join(arrays.files) or 'nothing'}"
-                raise InputError(f"{file} has no array named {' or '.join(_IMAGE_KEYS)}: {found}")
-            return arrays[images], None if labels is None else arrays[labels]
-    except InputError:
-        raise
-    # Damaged archives raise a dozen types, from zipfile, zlib, struct and NumPy.
-    except Exception as error:
+            found, lower = ", ".join(arrays.files) or "nothing", {key.lower(): key for key in arrays.files}
+            images = next((arrays[lower[key]] for key in _IMAGE_KEYS if key in lower), None)
+            labels = next((arrays[lower[key]] for key in _LABEL_KEYS if key in lower), None)
+    except Exception as error:  # Damaged archives raise a dozen types, from zipfile, zlib, struct and NumPy.
         if "allow_pickle" in str(error) or "pickled" in str(error):
             raise InputError(
                 f"{file} holds Python objects, which could run code when loaded; save the images as one uint8 array"
             ) from error
         raise InputError(f"{file} can't be read as a NumPy file: {error}") from error
+    if images is None:
+        raise InputError(f"{file} has no array named {' or '.join(_IMAGE_KEYS)}: it holds {found}")
+    return images, labels
 
 
 def _as_NHWC(images: NDArray[Any], file: Path) -> NDArray[np.uint8]:
-    """Check the images of `file`, and view N x C x H x W as N x H x W x C where it can't be anything else."""
+    """Check the images of `file`; N x C x H x W is viewed as N x H x W x C if it can't be anything else."""
     wanted = "wanted N x H x W, or N x H x W x 1, 3 or 4, of uint8"
     if images.dtype != np.uint8:
         raise InputError(f"{file} holds images of {images.dtype}; {wanted} (0 = black, 255 = full)")
-    last_first = images.ndim == 4 and images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3, 4)
-    turned = images.transpose(0, 2, 3, 1) if last_first else images
-    known = turned.ndim == 3 or (turned.ndim == 4 and turned.shape[3] in (1, 3, 4))
-    if not known or not images.size:
+    channels_first = images.ndim == 4 and images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3, 4)
+    images_NHWC = images.transpose(0, 2, 3, 1) if channels_first else images
+    if not images.size or not (images.ndim == 3 or (images.ndim == 4 and images_NHWC.shape[3] in (1, 3, 4))):
         raise InputError(f"{file} holds an array of shape {' x '.join(map(str, images.shape)) or 'none'}; {wanted}")
-    return turned
+    return images_NHWC
 
 
 def _array_labels(labels: NDArray[Any], count: int, file: Path) -> list[str]:
     if labels.shape not in ((count,), (count, 1)):
         shape = " x ".join(map(str, labels.shape)) or "none"
-        raise InputError(f"{file} holds {count:,} images, but labels of shape {shape}; wanted one label an image")
+        raise InputError(f"{file} holds {count:,} images, but labels of shape {shape}; wanted one label per image")
     if labels.dtype.kind not in "iuUb":
         raise InputError(f"{file} holds labels of {labels.dtype}; wanted whole numbers (-1 = unknown) or text")
-    values = labels.ravel().tolist()
-    return [str(value) if isinstance(value, str) or value >= 0 else "" for value in values]
+    return [str(label) if isinstance(label, str) or label >= 0 else "" for label in labels.ravel().tolist()]

@@ -1,9 +1,4 @@
-"""Several sources as one, and a part of one.
-
-N images.
-"""
-
-from __future__ import annotations
+"""Several sources as one, and a selection from one."""
 
 from collections.abc import Sequence
 from itertools import accumulate, chain
@@ -21,13 +16,13 @@ class JoinedSource(ImageSource):
     """Several sources, one after the other; each name begins with the name of its source."""
 
     def __init__(self, parts: Sequence[tuple[str, ImageSource]]) -> None:
-        """Take sources with the names of their folders or files; equal names become `name`, `name-2`, ..."""
+        """Take each source with the name of its folder or file; equal names become `name`, `name-2`, ..."""
         self._parts = tuple(source for _, source in parts)
         self._names = [printable(name) for name, _ in parts]
         self._prefixes = distinct(self._names, before_ending=False)
-        self._ends = list(accumulate(len(source) for source in self._parts))
-        known = any(source.labels_N is not None for source in self._parts)
-        super().__init__(chain.from_iterable(map(_label_names, self._parts)) if known else None)
+        self._ends = list(accumulate(map(len, self._parts)))
+        labels = chain.from_iterable(map(_label_names, self._parts))
+        super().__init__(labels if any(source.labels_N is not None for source in self._parts) else None)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -35,7 +30,7 @@ class JoinedSource(ImageSource):
     def name(self, index: int) -> str:
         part, inner = place_of(index, self._ends)
         own, name = self._names[part], self._parts[part].name(inner)
-        # What lies inside a file says so itself (`digits.npz::000012`).
+        # Names of images inside a file have its name already (`digits.npz::000012`).
         return self._prefixes[part] + (name[len(own) :] if name.startswith(f"{own}::") else f"/{name}")
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
@@ -51,21 +46,20 @@ class JoinedSource(ImageSource):
         return self._parts[part].stamp(inner)
 
     def changed(self) -> str | None:
-        changes = (part.changed() for part in self._parts)
-        named = [f"{name}: {change}" for name, change in zip(self._prefixes, changes, strict=True) if change]
-        return "; ".join(named) or None
+        changes = ((name, part.changed()) for name, part in zip(self._names, self._parts, strict=True))
+        named = [text if text.startswith(name) else f"{name}: {text}" for name, text in changes if text]
+        return "; ".join(named[:3] + [f"and {len(named) - 3:,} more"] * (len(named) > 3)) or None
 
     def details(self) -> str:
-        parts = zip(self._prefixes, self._parts, strict=True)
-        return f"from {len(self._parts)} sources: " + "; ".join(f"{name}: {part.describe()}" for name, part in parts)
+        parts = [f"{name}: {part.describe()}" for name, part in zip(self._prefixes, self._parts, strict=True)]
+        return f"from {len(parts)} sources: {'; '.join(parts)}"
 
 
 class ChosenImages(ImageSource):
-    """Some images of another source, at the indices (M,): what is looked at and kept in memory is these alone."""
+    """The images of another source at some indices."""
 
     def __init__(self, source: ImageSource, indices_M: NDArray[np.int64], *, about: str = "") -> None:
-        """Take the indices in the order that the images shall have, and what `details` says of them."""
-        super().__init__()
+        """Take the indices in the order of the images, and how `details` describes them."""
         self._source, self._indices, self._about = source, indices_M, about
         self.class_names = source.class_names
         self.labels_N = None if source.labels_N is None else source.labels_N[indices_M]
@@ -89,14 +83,14 @@ class ChosenImages(ImageSource):
         return self._source.changed()
 
     def details(self) -> str:
-        return f"{self._about}, of {self._source.describe()}" if self._about else f"of {self._source.describe()}"
+        return f"{self._about}, of {self._source.describe()}".removeprefix(", ")
 
 
 class LimitedSource(ChosenImages):
     """`limit` images spread evenly over another source, so that every class folder keeps its share."""
 
     def __init__(self, source: ImageSource, limit: int) -> None:
-        """Keep the images floor(i * N / limit); raises InputError where limit < 1."""
+        """Keep the images floor(i * N / limit) of N; raises InputError if limit < 1."""
         if limit < 1:
             raise InputError(f"limit={limit} leaves no images; use --limit 1 or more, or leave it out for all")
         super().__init__(source, np.arange(limit, dtype=np.int64) * len(source) // limit)
@@ -109,6 +103,6 @@ class LimitedSource(ChosenImages):
 
 
 def _label_names(source: ImageSource) -> list[str]:
-    """Return the class name of each image, "" where it is unknown."""
-    names = [*source.class_names, ""]  # -1, unknown, is the last one.
+    """Return the class name of each image, "" if it is unknown (-1, so the last one)."""
+    names = [*source.class_names, ""]
     return [""] * len(source) if source.labels_N is None else [names[label] for label in source.labels_N.tolist()]

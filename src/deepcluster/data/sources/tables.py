@@ -1,322 +1,277 @@
-"""Tables whose rows hold image files: which column holds them, which the labels, and how the rows are named.
+"""Tables with an image file per row: which column holds the images, which the labels, and what the rows are called.
 
-N images, in the order of the files and of the rows in each. Shared by Parquet tables and saved Hugging Face datasets.
+Shared by Parquet files and saved Hugging Face data sets.
 """
-
-from __future__ import annotations
 
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, islice
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of, distinct, printable
-from deepcluster.data.sources.image_source import ImageSource, place_of
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.joined import JoinedSource
 from deepcluster.data.storage import LocalFile, StoredFile, file_stamp
 
-# What pyarrow raises for damaged files: its own errors, and Python's for names that are no UTF-8 or belong to no column.
-DAMAGES: Final = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError)
-_STRUCT_NAMES: Final = ("image", "img", "jpg")
-_BYTES_NAMES: Final = ("image", "jpg", "png", "bytes", "data", "content")
-_LABEL_NAMES: Final = ("label", "class", "target", "labels")
-_COLUMNS_NAMED: Final = 20
-_FILES_NAMED: Final = 3
+# Errors of pyarrow for damaged files: its own, and Python's for names that are not UTF-8 or belong to no column.
+DAMAGES = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError)
+_BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
+_TEXT = (pa.string(), pa.large_string(), pa.string_view())
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What is read of a table.
-
-    Attributes:
-        image: name of the column of images.
-        nested: whether it is Hugging Face's struct of `bytes` and perhaps `path`, not plain bytes.
-        with_path: whether it has a `path`.
-        label: name of the column of labels; None where there is none.
-        classes: names of the classes that the labels number; None where the labels are the names.
-    """
+class Columns(NamedTuple):
+    """The columns of a table that are read."""
 
     image: str
-    nested: bool
+    nested: bool  # Hugging Face's struct of `bytes` and perhaps `path`, instead of plain bytes
     with_path: bool
     label: str | None
-    classes: tuple[str, ...] | None
+    classes: list[str] | None  # of integer labels; None if the labels are the names
 
 
-@dataclass(frozen=True)
-class Table:
-    """One file of a source.
+class Table(ImageSource):
+    """The images in the rows of one file.
 
     Attributes:
-        file: where it lies.
-        rows: how many images it holds.
-        columns: what is read of it.
-        paths: the path of each row as bytes, null where there is none; None where no row has one.
-        labels: class name of each row, "" = unknown.
-        holes: whether rows may have no bytes but the path of a file.
+        numbered: new names by row of the rows that repeat an earlier path.
+        may_be_null: whether some row may hold no image, only the path of one.
     """
 
-    file: StoredFile
-    rows: int
-    columns: Columns
-    paths: pa.LargeBinaryArray | None
-    labels: list[str]
-    holes: bool
-
-
-class TableSource(ImageSource):
-    """Images in the rows of tables that have the same columns."""
-
-    def __init__(self, tables: Sequence[Table], where: str, rows_N: NDArray[np.int64] | None = None) -> None:
-        """Take at least one table, and how `details` says where they are, such as "in 3 Parquet files".
-
-        `rows_N` says which row of all tables each image is; None = every row, in order.
-        """
-        self._ends = list(accumulate(table.rows for table in tables))
-        self._rows_N = rows_N
-        labels = [label for table in tables for label in table.labels]
-        if rows_N is not None:
-            labels = [labels[row] for row in rows_N.tolist()]
+    def __init__(self, file: StoredFile, columns: Columns, rows: pa.Table) -> None:
+        """Take paths and labels from `rows`, which need not hold the images; raises one of `DAMAGES`."""
+        labels = [] if columns.label is None else _label_texts(rows[columns.label], columns.classes)
         super().__init__(labels if any(labels) else None)
-        self._where = where
-        self._columns = next((table.columns for table in tables if table.columns.label), tables[0].columns)
-        self._files = [table.file for table in tables]
-        self._holes = [table.holes for table in tables]
-        self._names = [_RowNames(table.file.name, table.rows, table.paths) for table in tables]
+        self.file, self.columns, self.may_be_null = file, columns, True
+        self._rows = len(rows)
+        stored = as_bytes(pc.struct_field(rows[columns.image], "path")).to_pylist() if columns.with_path else []
+        paths = [_text((path or b"").replace(b"\\", b"/")) for path in stored]  # Windows writes backslashes.
+        self._paths = pa.array(paths, pa.large_string()) if any(paths) else None
+        self._named = bool(paths) and all(paths)
+        names = distinct(paths) if self._named and len(set(paths)) < len(paths) else paths
+        self.numbered = {row: name for row, name in enumerate(names) if name != paths[row]}
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._rows_N is None else len(self._rows_N)
+        return self._rows
 
     @abstractmethod
-    def _stored(self, table: int, row: int) -> bytes | None:
-        """Return the bytes of an image, None where the row has none; raises UnreadableImage."""
+    def stored(self, row: int) -> bytes | None:
+        """Return the image in a row, None where it is null; raises UnreadableImage or InputError."""
 
-    def _find(self, index: int) -> tuple[int, int]:
-        """Return the number of the table that holds an image, and its row there."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} images")
-        return place_of(index if self._rows_N is None else int(self._rows_N[index]), self._ends)
+    def _path(self, row: int) -> str:
+        return "" if self._paths is None else str(self._paths[row].as_py())
 
     def name(self, index: int) -> str:
-        table, row = self._find(index)
-        return self._names[table].name(row)
+        number = f"{index:0{max(6, len(str(self._rows - 1)))}}"
+        inner = self.numbered.get(index) or self._path(index) if self._named else number
+        return f"{printable(self.file.name)}::{inner}"
 
     def read(self, index: int) -> bytes:
-        table, row = self._find(index)
-        stored = self._stored(table, row)
-        return _read_beside(self._files[table], self._names[table].path(row)) if stored is None else stored
+        path, what = self._path(index), "its row holds no image"
+        try:
+            stored = self.stored(index)
+            if stored is not None:
+                return stored
+            if path and isinstance(self.file, LocalFile):
+                what += f" but the path {path}"
+                full = self.file.path.parent / path
+                if full.is_file():
+                    return full.read_bytes()
+                what += f", and there is no file {full}"
+            elif path:
+                what += f" but the path {path}, which is looked up only for tables on this machine"
+        except InputError as error:  # The file is gone, or the network.
+            raise UnreadableImage(str(error)) from error
+        except (OSError, ValueError) as error:
+            raise UnreadableImage(f"{what}, which can't be read: {error}") from error
+        raise UnreadableImage(what)
 
     def stamp(self, index: int) -> str:
-        table, row = self._find(index)
-        file = self._files[table]
-        path = self._names[table].path(row) if self._holes[table] and isinstance(file, LocalFile) else ""
-        beside = f":{file_stamp(file.path.parent / path)}" if path and isinstance(file, LocalFile) else ""
-        return f"{file.stamp}:{row}{beside}"
+        path = self._path(index) if self.may_be_null else ""
+        beside = f":{file_stamp(self.file.path.parent / path)}" if path and isinstance(self.file, LocalFile) else ""
+        return f"{self.file.stamp}:{index}{beside}"
 
     def changed(self) -> str | None:
-        what = []
-        for file in self._files:
-            now = file.now()
-            if now != file.stamp:
-                what.append(f"{printable(file.name)} {'has been written anew' if now else 'is gone'}")
-        more = [f"and {len(what) - _FILES_NAMED:,} more"] if len(what) > _FILES_NAMED else []
-        return ", ".join([*what[:_FILES_NAMED], *more]) or None
+        now = self.file.now()
+        what = "has been overwritten" if now else "is gone"
+        return None if now == self.file.stamp else f"{printable(self.file.name)} {what}"
 
     def details(self) -> str:
-        parts = [f"{self._where} (column {printable(self._columns.image)})"]
+        return f"in {printable(self.file.name)}"
+
+
+class TableSource(JoinedSource):
+    """Images in the rows of tables that have the same columns. Safe to read from many threads and processes."""
+
+    def __init__(self, tables: Sequence[Table], where: str) -> None:
+        """Join tables, none of them empty; `where` opens `details`.
+
+        Raises InputError if a table has its images in another column than the first one.
+        """
+        super().__init__([(table.file.name, table) for table in tables])
+        self._tables, self._where = tables, where
+        first = tables[0]
+        for table in tables:
+            if table.columns[:2] != first.columns[:2]:
+                raise InputError(
+                    f"{table.file.where()} has its images in {_layout(table.columns)}, but {first.file.where()} in "
+                    f"{_layout(first.columns)}; give them as separate DATA, or write both the same way"
+                )
+
+    def details(self) -> str:
+        columns = next((table.columns for table in self._tables if table.columns.label), self._tables[0].columns)
+        parts = [f"{self._where} (column {printable(columns.image)})"]
         if self.labels_N is not None:
-            column = printable(self._columns.label or "")
             classes = count_of(len(self.class_names), "class")
-            parts.append(f"labels from {classes} of column {column} (used for diagnostics only)")
-        numbered = sum(len(names.numbered) for names in self._names)
+            parts.append(f"labels from {classes} of column {printable(columns.label or '')} (used for diagnostics only)")
+        numbered = sum(len(table.numbered) for table in self._tables)
         parts += [f"{count_of(numbered, 'repeated name')} numbered"] if numbered else []
         return ", ".join(parts)
 
 
-def written_anew(file: StoredFile) -> UnreadableImage:
-    """Return the fault of images whose table is no longer the one that was opened."""
-    return UnreadableImage(f"{printable(file.name)} has been written anew, or is gone, since it was opened")
+def check_unchanged(file: StoredFile) -> None:
+    """Raise UnreadableImage if a table is no longer the one that was opened."""
+    # A file at an address notices by itself, and asking its server takes as long as reading.
+    if isinstance(file, LocalFile) and file.now() != file.stamp:
+        raise UnreadableImage(f"{printable(file.name)} has been overwritten, or is gone, since it was opened")
 
 
-def _read_beside(file: StoredFile, path: str) -> bytes:
-    """Return the bytes of the image file that a row names instead of holding them."""
-    if not path:
-        raise UnreadableImage("its row holds no image")
-    if not isinstance(file, LocalFile):
-        raise UnreadableImage(
-            f"its row holds no image but the path {path}, which is looked up for tables on this machine alone"
-        )
-    full = file.path.parent / path
-    try:
-        if not full.is_file():
-            raise UnreadableImage(f"its row holds no image but the path {path}, and there is no file {full}")
-        return full.read_bytes()
-    except (OSError, ValueError) as error:
-        raise UnreadableImage(f"its row holds no image but the path {path}, which can't be read: {error}") from error
+class MappedStream:
+    """The columns of an uncompressed Arrow stream, mapped into memory by each process that reads them."""
+
+    def __init__(self, file: LocalFile) -> None:
+        """Take its file."""
+        self.file = file
+        self._columns: dict[str, pa.ChunkedArray] = {}
+
+    def __reduce__(self) -> tuple[type["MappedStream"], tuple[LocalFile]]:
+        return MappedStream, (self.file,)
+
+    def read_all(self) -> pa.Table:
+        """Return all columns, not validated; raises InputError."""
+        where, end = self.file.where(), b"\xff\xff\xff\xff\0\0\0\0"
+        try:
+            with pa.memory_map(where) as mapped:
+                table = pa.ipc.open_stream(mapped).read_all()
+        except DAMAGES as error:
+            what = f"{where} can't be read as an Arrow stream ({first_line(error)})"
+            raise InputError(f"{what}; save the dataset again") from error
+        # A stream that is cut between two batches reads like a whole one.
+        if self.file.read(0, 4) == end[:4] and self.file.read(self.file.size - len(end), len(end)) != end:
+            raise InputError(f"{where} is cut off: the end of the Arrow stream is missing; copy or save it again")
+        return table
+
+    def __getitem__(self, name: str) -> pa.ChunkedArray:
+        """Return a column; raises InputError if it is missing or damaged, UnreadableImage if the file has changed."""
+        check_unchanged(self.file)  # Reading a mapped file that was truncated meanwhile would end the process.
+        if name not in self._columns:
+            try:
+                column = self.read_all()[name]
+                column.validate(full=True)  # Wrong offsets would end the process.
+            except DAMAGES as error:
+                raise damaged(self.file, error) from error
+            self._columns[name] = column
+        return self._columns[name]
 
 
-class _RowNames:
-    """Names of the rows of one file: their paths where every row has one, else their numbers.
+def find_columns(schema: pa.Schema, file: StoredFile, info: bytes = b"") -> Columns:
+    """Choose the columns of images and of labels; `info` is Hugging Face's description of them, if not in the schema.
 
-    Attributes:
-        numbered: new names by row, of rows whose path was met before.
+    Raises InputError if no column of `file` holds images, or several do and none has one of the usual names.
     """
-
-    def __init__(self, file_name: str, rows: int, paths: pa.LargeBinaryArray | None) -> None:
-        self._prefix = f"{printable(file_name)}::"
-        self._digits = max(6, len(str(rows - 1)))
-        self._paths = paths
-        self._named = paths is not None and pc.min(pc.fill_null(pc.binary_length(paths), 0)).as_py() > 0
-        self.numbered: dict[int, str] = {}
-        if self._named and paths is not None and len(pc.unique(paths)) < rows:
-            texts = [_text(path) for path in paths.to_pylist()]
-            renamed = enumerate(zip(texts, distinct(texts), strict=True))
-            self.numbered = {row: new for row, (text, new) in renamed if new != text}
-
-    def path(self, row: int) -> str:
-        """Return what the path of a row says, with forward slashes; "" where there is none."""
-        return "" if self._paths is None else _text(self._paths[row].as_py() or b"")
-
-    def name(self, row: int) -> str:
-        inner = self.numbered.get(row) or self.path(row) if self._named else f"{row:0{self._digits}}"
-        return self._prefix + inner
-
-
-def _text(stored: bytes) -> str:
-    r"""Return UTF-8 as text; bytes that are none become `\xe9`."""
-    return stored.decode("utf-8", "backslashreplace")
-
-
-def find_columns(schema: pa.Schema, features: Mapping[str, Any], file: StoredFile) -> Columns:
-    """Choose the columns of images and of labels; `features` is what Hugging Face says of the columns.
-
-    Raises InputError where no column holds images, or several do and none has one of the usual names.
-    """
+    features = _features(info) or _features((schema.metadata or {}).get(b"huggingface", b""))
     counts = Counter(schema.names)
     fields = {field.name: field.type for field in schema if counts[field.name] == 1}
-    images = {name for name in fields if features.get(name, {}).get("_type") == "Image"}
-    # Sounds are stored in the same layout; only what Hugging Face says of the columns tells them apart.
-    structs = [name for name, kind in fields.items() if _holds_files(kind) and (not images or name in images)]
-    plain = [name for name, kind in fields.items() if _is_bytes(kind)]
-    image = _choose(structs, _STRUCT_NAMES, file) if structs else _choose(plain, _BYTES_NAMES, file)
-    if image is None:
-        named = [f"{printable(field.name)} ({str(field.type)[:80]})" for field in islice(schema, _COLUMNS_NAMED)]
-        more = ["..."] if len(schema) > _COLUMNS_NAMED else []
+    kinds = {name: features.get(name, {}).get("_type") for name in fields}
+    # Sounds are stored in the same layout; only Hugging Face's description tells them apart.
+    images = [name for name in fields if kinds[name] == "Image"] or fields
+    structs = [name for name in images if _holds_files(fields[name])]
+    found = structs or [name for name in fields if _plain(fields[name]) in _BYTES]
+    if not found:
+        columns = [f"{printable(field.name)} ({str(field.type)[:80]})" for field in schema]
         raise InputError(
-            f"{file.where()} has no column of image files: its columns are {', '.join([*named, *more]) or 'none'}; "
+            f"{file.where()} has no column of image files: its columns are "
+            f"{', '.join(columns[:20] + ['...'] * (len(columns) > 20)) or 'none'}; "
             "store the bytes of the image files in a binary column called image"
         )
-    kind = fields[image]
-    with_path = bool(structs) and kind.get_field_index("path") >= 0
-    usable = {name for name, kind in fields.items() if pa.types.is_integer(kind) or _is_text(kind)}
-    lower = {name.lower(): name for name in usable}
-    label = next((lower[name] for name in _LABEL_NAMES if name in lower), None)
-    declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
-    if label is None and len(declared) == 1:
-        label = declared[0]
-    names = None if label is None else features.get(label, {}).get("names")
-    classes = None
-    if label is not None and pa.types.is_integer(fields[label]) and isinstance(names, list):
-        classes = tuple(map(str, names))
-    return Columns(image, bool(structs), with_path, label, classes)
+    usual = ("image", "img", "jpg") if structs else ("image", "jpg", "png", "bytes", "data", "content")
+    image = _first(usual, found) or (found[0] if len(found) == 1 else None)
+    if image is None:
+        raise InputError(
+            f"{file.where()} has {len(found)} columns that may hold the images: {', '.join(map(printable, found))}; "
+            "rename the right one to image"
+        )
+    usable = [name for name, kind in fields.items() if pa.types.is_integer(kind) or _plain(kind) in _TEXT]
+    declared = [name for name in usable if kinds[name] == "ClassLabel"]
+    label = _first(("label", "class", "target", "labels"), usable) or (declared[0] if len(declared) == 1 else None)
+    names = features.get(label, {}).get("names") if label is not None and pa.types.is_integer(fields[label]) else None
+    with_path = bool(structs) and fields[image].get_field_index("path") >= 0
+    return Columns(image, bool(structs), with_path, label, list(map(str, names)) if isinstance(names, list) else None)
 
 
-def same_columns(tables: Sequence[Table]) -> None:
-    """Raise InputError where a table has its images in another column than the first one."""
-    first = tables[0]
-    for table in tables:
-        if (table.columns.image, table.columns.nested) != (first.columns.image, first.columns.nested):
-            raise InputError(
-                f"{table.file.where()} has its images in {_layout(table.columns)}, but {first.file.where()} in "
-                f"{_layout(first.columns)}; give them as separate DATA, or write them alike"
-            )
+def as_bytes(column: pa.Array | pa.ChunkedArray) -> Any:
+    """Return bytes or text in any layout as large_binary."""
+    return column.cast(_plain(column.type)).cast(pa.large_binary())
+
+
+def first_line(error: Exception) -> str:
+    """Return a message of pyarrow without its stack of C++ functions."""
+    return str(error).partition("\n")[0].strip().rstrip(".")[:200]
+
+
+def damaged(file: StoredFile, error: Exception) -> InputError:
+    """Return the error for a damaged file of a saved data set."""
+    return InputError(f"{file.where()} is damaged ({first_line(error)}); save the dataset again")
 
 
 def _layout(columns: Columns) -> str:
     return f"column {printable(columns.image)} ({'a struct of bytes and path' if columns.nested else 'plain bytes'})"
 
 
-def _choose(names: Sequence[str], usual: Sequence[str], file: StoredFile) -> str | None:
+def _first(usual: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the first of the usual names that is among `names`, in upper or lower case."""
     lower = {name.lower(): name for name in reversed(names)}
-    found = next((lower[name] for name in usual if name in lower), None)
-    if found is None and len(names) > 1:
-        raise InputError(
-            f"{file.where()} has {len(names)} columns that may hold the images: {', '.join(map(printable, names))}; "
-            "rename the right one to image"
-        )
-    return found or next(iter(names), None)
+    return next((lower[name] for name in usual if name in lower), None)
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _holds_files(kind: pa.DataType) -> bool:
-    """Whether it is a struct with `bytes`, and a `path` that is text or missing."""
-    if not pa.types.is_struct(kind):
-        return False
-    inner = {field.name: field.type for field in kind}
-    return "bytes" in inner and _is_bytes(inner["bytes"]) and _is_text(inner.get("path", pa.string()))
+    """Return whether it is a struct with `bytes`, and a `path` that is text or missing."""
+    inner = {field.name: _plain(field.type) for field in kind} if pa.types.is_struct(kind) else {}
+    return inner.get("bytes") in _BYTES and inner.get("path", pa.string()) in _TEXT
 
 
-def label_texts(column: pa.ChunkedArray, classes: Sequence[str] | None) -> list[str]:
-    """Return the class name of each row: null, numbers below 0 and numbers that are no class become ""."""
-    if _is_text(column.type):
-        stored = [b"" if value == b"-1" else value or b"" for value in as_bytes(column).to_pylist()]
-        text_of = {value: _text(value) for value in set(stored)}  # One object a class, not one a row.
-        return [text_of[value] for value in stored]
-    values = [-1 if value is None else value for value in column.to_pylist()]
-    texts = {value: "" if value < 0 else str(value) for value in set(values)}
-    if classes is not None:
-        texts = {value: classes[value] if 0 <= value < len(classes) else "" for value in texts}
-    return [texts[value] for value in values]
+def _label_texts(column: pa.ChunkedArray, classes: Sequence[str] | None) -> list[str]:
+    """Return the class name of each row; null, negative numbers and numbers without a class become ""."""
+    is_text = _plain(column.type) in _TEXT
+    values = (as_bytes(column) if is_text else column).to_pylist()
+
+    def name(value: Any) -> str:
+        if is_text or value is None:
+            return "" if value in (None, b"-1") else _text(value)
+        return "" if value < 0 else str(value) if classes is None else "".join(classes[value : value + 1])
+
+    names = {value: name(value) for value in set(values)}
+    return [names[value] for value in values]
 
 
-def as_bytes(column: pa.ChunkedArray | pa.Array) -> Any:
-    """Return bytes or text of any layout as large_binary."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return column.cast(pa.large_binary())
+def _text(stored: bytes) -> str:
+    r"""Return UTF-8 as text; other bytes become `\xe9`."""
+    return stored.decode("utf-8", "backslashreplace")
 
 
-def row_paths(column: pa.ChunkedArray) -> pa.LargeBinaryArray | None:
-    """Return the `path` of a column of structs, with forward slashes; None where no row has one."""
-    paths = as_bytes(pc.struct_field(column, "path"))
-    if paths.null_count == len(paths):
-        return None
-    # As tables that were made on Windows have them.
-    turned = pc.replace_substring(paths, b"\\", b"/").combine_chunks()
-    return turned if isinstance(turned, pa.Array) else pa.concat_arrays(turned.chunks)
-
-
-def features_in(text: bytes | str) -> dict[str, Any]:
-    """Return what Hugging Face says of the columns, from the JSON of its `info`; {} where it says nothing."""
+def _features(info: bytes) -> dict[str, Any]:
+    """Return what the JSON of Hugging Face's `info` says of each column; {} if it says nothing."""
     try:
-        info = json.loads(text)
-    except ValueError:
+        found = json.loads(info)
+        features = found.get("info", found)["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, LookupError, TypeError, AttributeError):
         return {}
-    info = info.get("info", info) if isinstance(info, dict) else {}
-    features = info.get("features") if isinstance(info, dict) else {}
-    found = features.items() if isinstance(features, dict) else ()
-    return {name: feature for name, feature in found if isinstance(feature, dict)}
-
-
-def first_line(error: Exception) -> str:
-    """Return what pyarrow says of a fault, without its stack of C++ functions."""
-    return str(error).partition("\n")[0].strip().rstrip(".")[:200]
