@@ -10,8 +10,9 @@ own process:
 - plain: the loop as published (plain.py): ImageFolder, Pillow, torchvision's transforms on each image, a DataLoader
   of processes, contiguous NCHW images; PCA and k-means of faiss if it is installed, else of scikit-learn;
   DeepCluster-v2's own k-means. In float32, and on a GPU also with AMP;
-- ours: `run_epoch`, as `train` calls it, in float32 and in the precision of `--precision`; the first epoch, which
-  decodes the images (and for DeepCluster-v2 fills the bank), and the second, which finds them in memory;
+- ours: `run_epoch`, as `train` calls it, in float32 and in the precision of `--precision`; the first epoch (in which
+  DeepCluster-v2 also fills its bank) and the second. Before the first one all images are decoded into memory; these seconds
+  are on a line of their own. On a GPU also with the images in the machine's memory and not on the GPU ("by workers");
 - network: the same number of feature batches and training steps, with head and optimizer, on random float tensors
   (bare_network.py).
 
@@ -34,13 +35,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sklearn.metrics  # noqa: F401 - used for the NMI in the second epoch: loading takes 2 s, once per run
 import torch
 from bare_network import BareNetwork, has_feature_pass
-from input import copied
+from input import copied, cpu_seconds
 from plain import epoch_2018, epoch_v2
 
 from deepcluster.core.device import Machine
@@ -48,7 +50,8 @@ from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
 from deepcluster.core.work import Work
-from deepcluster.data.cache_plan import CachePlan, decoded_images
+from deepcluster.data import cache
+from deepcluster.data.cache import CachePlan, decoded_images
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.models.trunk import Trunk
@@ -72,13 +75,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Shares of the bare network: AlexNet with Sobel filters is mostly convolutions; a small trunk hides less of the other work.
 TARGETS = {"plain": 2.0, "alexnet": 0.9, "cifar": 0.8, "cifar-v2": 0.9, "photos-v2": 0.9}
 
-# Seconds by step, "cpu" seconds of all steps, and "data_wait_share" if it is known; by the name of the epoch.
+# Seconds by step, "cpu" seconds of all steps, and if they are known "data_wait_share" and the "fill" seconds before the
+# first epoch; by the name of the epoch.
 Epochs = dict[str, dict[str, float]]
-
-
-def cpu_seconds() -> float:
-    """Return the CPU-seconds of this process and of its ended children, such as a DataLoader's after its end."""
-    return sum(os.times()[:4])
 
 
 class Clock:
@@ -126,21 +125,29 @@ def plain_epoch(data: Path, settings: Settings) -> Epochs:
     return {"plain amp" if amp else "plain": clock.seconds}
 
 
-def our_epochs(data: Path, settings: Settings) -> Epochs:
-    """Run two epochs of ours."""
+def our_epochs(data: Path, settings: Settings, *, on_gpu: bool = True) -> Epochs:
+    """Fill the cache, then run two epochs of ours.
+
+    Args:
+        on_gpu: keep the images on the GPU, if there is one, instead of cropping them by worker processes.
+    """
     machine = Machine.choose(settings.device, settings.precision)
-    plan = CachePlan(0, memory_bytes=sys.maxsize)
-    images = decoded_images(open_source(data), plan, reduce_to=settings.reduce_to, data=data, device=machine.device)
+    images = decoded_images(open_source(data), CachePlan(0, memory_bytes=sys.maxsize), reduce_to=settings.reduce_to)
+    cache.GPU_SHARE = cache.GPU_SHARE if on_gpu else 0.0
     make = DeepClusterV2 if settings.method == "deepcluster-v2" else DeepCluster
+    title = f"ours {machine.precision}{'' if on_gpu else ' by workers'}"
     with closing(Loader(images, workers=settings.workers or 0, device=machine.device)) as loader:
+        started = time.perf_counter()
+        loader.fill(lambda _: None)
+        fill = time.perf_counter() - started
         method = make(make_run_trunk(settings), loader, settings, machine, Work(Reporter(quiet=True)))
         loop = Loop(method)
         warm_up(method.trunk, settings, machine)
         epochs = {}
         for name in ("first", "second"):
             before, metrics = cpu_seconds(), loop.run_epoch()
-            cost = {"cpu": cpu_seconds() - before, "data_wait_share": metrics["data_wait_share"]}
-            epochs[f"ours {machine.precision}, {name} epoch"] = {**metrics["seconds"], **cost}
+            cost = {"cpu": cpu_seconds() - before, "data_wait_share": metrics["data_wait_share"], "fill": fill}
+            epochs[f"{title}, {name} epoch"] = {**metrics["seconds"], **cost}
     return epochs
 
 
@@ -174,6 +181,7 @@ def batch_sizes(n_images: int, batch: int) -> list[int]:
 VARIANTS: dict[str, Callable[[Path, Settings], Epochs]] = {
     "plain": plain_epoch,
     "ours": our_epochs,
+    "by workers": partial(our_epochs, on_gpu=False),
     "network": bare_epoch,
 }
 
@@ -206,7 +214,8 @@ def measure(data: Path, settings: Settings, precisions: Sequence[str], rounds: i
     ours = [Settings.from_dict({**settings.as_dict(), "precision": precision}) for precision in precisions]
     on_gpu = Machine.choose(settings.device, "fp32").device.type == "cuda"
     amp = [Settings.from_dict({**settings.as_dict(), "precision": "bf16"})] if on_gpu else []
-    turns = [*(("plain", one) for one in (plain, *amp)), *(("ours", one) for one in ours), ("network", quick)]
+    by_workers = [("by workers", quick)] if on_gpu else []
+    turns = [*(("plain", one) for one in (plain, *amp)), *(("ours", one) for one in ours), *by_workers, ("network", quick)]
     runs: dict[str, list[dict[str, float]]] = {}
     peaks: dict[str, list[int]] = {}
     for _ in range(rounds):
@@ -229,7 +238,7 @@ def total(epoch: dict[str, float], steps: Sequence[str] = STEPS) -> float:
 def print_table(medians: Epochs, peaks: dict[str, list[int]], n_images: int, preset: str, precision: str) -> None:
     """Print seconds, rates and peaks, then the ratios beside their targets."""
     print(
-        f"{'seconds':<26}" + "".join(f"{title:>12}" for title in (*STEPS, "epoch", "images/s", "CPU-s", "data wait", "peak"))
+        f"{'seconds':<36}" + "".join(f"{title:>12}" for title in (*STEPS, "epoch", "images/s", "CPU-s", "data wait", "peak"))
     )
     for name, epoch in medians.items():
         cells = (
@@ -238,29 +247,32 @@ def print_table(medians: Epochs, peaks: dict[str, list[int]], n_images: int, pre
         )
         wait = f"{epoch['data_wait_share']:>12.1%}" if "data_wait_share" in epoch else f"{'-':>12}"
         own, child = peaks[name]
-        workers = f" and {size(child)} per worker" if name.startswith("plain") else ""
-        print(f"{name:<26}{cells}{wait}{size(own):>12}{workers}")
+        workers = f" and {size(child)} per worker" if child and not name.startswith("network") else ""
+        print(f"{name:<36}{cells}{wait}{size(own):>12}{workers}")
+    fills = [epoch["fill"] for epoch in medians.values() if "fill" in epoch]
+    print(f"{'decoding before the first epoch':<36}{statistics.median(fills):>12.2f}")
     best = f"ours {precision}, second epoch"
     for plain in [name for name in medians if name.startswith("plain")]:
         print_ratios(medians, plain, best)
-    print_shares(medians, f"network {precision}", (f"ours {precision}, first epoch", best), TARGETS[preset])
+    names = [name for name in medians if name.startswith(f"ours {precision}") and name != best]
+    print_shares(medians, f"network {precision}", [*names, best], TARGETS[preset])
 
 
 def print_ratios(medians: Epochs, plain: str, best: str) -> None:
     """Print the speed of ours as a multiple of a plain loop's."""
     title, slow = f"times as fast as {plain}", medians[plain]
-    print(f"\n{title:<26}" + "".join(f"{title:>12}" for title in (*STEPS, "epoch", "CPU-s", "target")))
+    print(f"\n{title:<36}" + "".join(f"{title:>12}" for title in (*STEPS, "epoch", "CPU-s", "target")))
     for name, epoch in medians.items():
         if name.startswith("ours"):
             cells = "".join(ratio(slow[step], epoch[step]) for step in STEPS)
             aim = f"{TARGETS['plain']:>12.1f}" if name == best and plain == "plain" else ""
-            print(f"{name:<26}{cells}{total(slow) / total(epoch):>12.2f}{slow['cpu'] / epoch['cpu']:>12.2f}{aim}")
+            print(f"{name:<36}{cells}{total(slow) / total(epoch):>12.2f}{slow['cpu'] / epoch['cpu']:>12.2f}{aim}")
 
 
 def print_shares(medians: Epochs, bare: str, names: Sequence[str], target: float) -> None:
     """Print the speed of ours as a share of the bare network's."""
     titles = ("features", "training", "both", "epoch", "CPU-s", "target")
-    print(f"\n{'share of the bare network':<26}" + "".join(f"{title:>12}" for title in titles))
+    print(f"\n{'share of the bare network':<36}" + "".join(f"{title:>12}" for title in titles))
     network, work = medians[bare], ("features", "training")
     for name in names:
         epoch = medians[name]
@@ -269,7 +281,7 @@ def print_shares(medians: Epochs, bare: str, names: Sequence[str], target: float
         pairs += [(network["cpu"], epoch["cpu"])]
         # With a memory bank the bare network extracts no features.
         cells = "".join(f"{above / below:>12.1%}" if above > 1e-3 and below else f"{'-':>12}" for above, below in pairs)
-        print(f"{name:<26}{cells}" + (f"{target:>12.0%}" if name == names[-1] else ""))
+        print(f"{name:<36}{cells}" + (f"{target:>12.0%}" if name == names[-1] else ""))
 
 
 def ratio(above: float, below: float) -> str:
@@ -339,7 +351,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="precision of ours")
     parser.add_argument("--compile", action="store_true", help="torch.compile, for ours and for the bare network")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the plain loop, threads of ours")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the plain loop, and of ours")
     parser.add_argument("--folder", type=Path, help="an existing folder for temporary files")
     parser.add_argument("--quick", action="store_true", help="60 images, 20 clusters, 1 round: only check that it runs")
     return parser.parse_args()

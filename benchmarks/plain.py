@@ -81,7 +81,7 @@ def _features(trunk: Trunk, data: Path, settings: Settings, *, amp: bool) -> NDA
     """Step 1: extract features."""
     trunk.eval()
     rows, device = [], next(trunk.parameters()).device
-    images = ImageFolder(str(data), published_transform("cluster", settings.image_size))
+    images = ImageFolder(str(data), published_transform("cluster view", settings.image_size))
     with torch.no_grad(), torch.autocast(device.type, torch.float16, enabled=amp):
         for images_BCHW, _ in loaded(images, settings, FEATURE_BATCH):
             rows.append(trunk(images_BCHW.to(device, non_blocking=True)).float().cpu().numpy())
@@ -142,7 +142,7 @@ def _training(trunk: Trunk, data: Path, labels_N: NDArray[np.int64], settings: S
     weights = [weight for weight in trunk.parameters() if weight.requires_grad]
     optimizers = sgd(weights, settings, settings.momentum), sgd(head.parameters(), settings, 0.0)
     steps, order, first = Steps(optimizers, device, amp=amp), _sample(labels_N), 0
-    images = ImageFolder(str(data), published_transform("training", settings.image_size))
+    images = ImageFolder(str(data), published_transform("training view", settings.image_size))
     trunk.train()
     for images_BCHW, _ in loaded(images, settings, settings.batch_size, sampler=order):
         labels_B = torch.from_numpy(labels_N[order[first : first + len(images_BCHW)]]).to(device, non_blocking=True)

@@ -127,7 +127,7 @@ def input_speed(data: Path, settings: Settings, machine: Machine) -> dict[str, f
     decoding = quickest(lambda: [decode(one, shorter_side=reduced) for one in encoded])
     if len({one.shape for one in images}) == 1 and max(images[0].shape) <= 64:
         # Small images of one size are kept and cropped together.
-        images = torch.stack(images).permute(0, 1, 3, 2).contiguous().to(machine.device)  # type: ignore[assignment]
+        images = torch.stack(images).to(machine.device)  # type: ignore[assignment]
     draws_BR, sides = draws(0, 0, 0, len(images)), (side, 4 * side)
     views = [TrainingView(one, scale=settings.crop_scale) for one in sides]
     cutting = [quickest(lambda view=view: view(images, draws_BR)) / len(images) for view in views]
