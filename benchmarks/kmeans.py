@@ -35,14 +35,14 @@ COMPONENTS = 256
 Fit = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
-def mixture(n_rows: int, *, seed: int = 0) -> Tensor:
+def mixture(n_rows: int, *, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """Return unit rows (N, 256) around 3,000 centres, as far from them as the centres are from the origin."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(3000, COMPONENTS, generator=generator)
-    rows = torch.empty(n_rows, COMPONENTS)
+    generator = torch.Generator(device).manual_seed(seed)
+    centres = torch.randn(3000, COMPONENTS, generator=generator, device=device)
+    rows = torch.empty(n_rows, COMPONENTS, device=device)
     for block in rows.split(10_000):
         block.normal_(generator=generator)
-        block += centres[torch.randint(3000, (len(block),), generator=generator)]
+        block += centres[torch.randint(3000, (len(block),), generator=generator, device=device)]
     return normalize(rows, out=rows)
 
 
@@ -80,10 +80,10 @@ def scikit_learn(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: 
 def plain_torch(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> Tensor:
     """Run the obvious implementation, float32 products in blocks, argmax, index_add_; return its centroids."""
     torch.set_num_threads(threads)
-    centroids_KP = start_KP
+    centroids_KP, rows = start_KP, 16_384 if points_NP.is_cuda else 512
     for _ in range(iterations):
         labels_N = torch.cat(
-            [(centroids_KP.square().sum(1) / 2 - block @ centroids_KP.T).argmin(1) for block in points_NP.split(512)]
+            [(centroids_KP.square().sum(1) / 2 - block @ centroids_KP.T).argmin(1) for block in points_NP.split(rows)]
         )
         sums_KP = torch.zeros_like(centroids_KP).index_add_(0, labels_N, points_NP)
         sizes_K1 = torch.bincount(labels_N, minlength=len(centroids_KP))[:, None]
