@@ -262,8 +262,10 @@ def whole_epochs(name: str, job: Job) -> None:
     settings, count = epoch_settings(name, job)
     folder, work = job.images("small" if name == "cifar" else "photos", count, count), ("features", "training")
     bare: dict[str, float] = {}
-    by_workers = [partial(our_epochs, on_gpu=False)] if job.device != "cpu" else []
-    for run in (bare_epoch, our_epochs, *by_workers):
+    runs: list[Callable[..., Any]] = [bare_epoch, our_epochs]
+    if job.device != "cpu":
+        runs.append(partial(our_epochs, on_gpu=False))
+    for run in runs:
         gc.collect()
         if job.device != "cpu":
             torch.cuda.empty_cache()
