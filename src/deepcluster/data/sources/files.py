@@ -20,7 +20,7 @@ from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.retries import PATIENT, Patience
 
 IMAGE_ENDINGS: Final = frozenset(
-    "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm avif".split()  # noqa: SIM905 (a list of words)
+    "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm avif heic heif".split()  # noqa: SIM905 (a list of words)
 )
 _CHECK_ALL: Final = 10_000
 _CHECK_SAMPLE: Final = 1_000
