@@ -25,7 +25,7 @@ from deepcluster.core.distributed import ranks_here
 from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.cache import DecodedImages, KeptViews
 from deepcluster.data.multi_crop import crop_draws
-from deepcluster.data.storage.retries import end_waits
+from deepcluster.data.storage.remote import end_waits
 from deepcluster.data.views import ClusterView, Images, draws
 
 T = TypeVar("T")
