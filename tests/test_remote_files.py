@@ -246,3 +246,14 @@ def test_a_folder_of_images_at_an_address(server: NaughtyServer, folder: Path, p
     assert names(source) == ["cat/1.jpg", *(["cat/2.JPG"] if "[" not in place else []), "dog/a b.png"]
     assert source.read(0) == server.files[IMAGES[0]]
     assert source.describe().endswith(f" at {server.at(place)}")
+
+
+def test_troubles_are_told_to_the_one_who_opened(server: NaughtyServer, folder: Path) -> None:
+    lines: list[str] = []
+    (folder / "list.txt").write_text("\n".join(addresses(server)), encoding="utf-8")
+    source = open_source(folder / "list.txt", cache=folder, on_trouble=lines.append)
+    pickle.dumps(source)
+    server.statuses += [(503, {})] * 3
+    assert source.read(0) == server.files[IMAGES[0]]
+    assert len(lines) == 1
+    assert lines[0].endswith(": the server answered 503 (Service Unavailable); trying again, 5 times at most")

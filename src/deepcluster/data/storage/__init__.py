@@ -68,7 +68,7 @@ class LocalFile(StoredFile):
 
     def read(self, start: int, length: int) -> bytes:
         try:
-            return read_regular(self.path, start, length)
+            return read_regular(self.path, start, max(0, min(length, self.size - start)))
         except OSError as error:
             raise InputError(f"{self.path} can't be read: {(error.strerror or str(error)).lower()}") from error
 
@@ -118,24 +118,27 @@ def read_regular(path: str | Path, start: int = 0, length: int | None = None) ->
         check_regular(path)  # A socket can't be opened.
         raise
     try:
-        size = check_regular(handle)
+        status = os.fstat(handle)
+        _check_mode(status.st_mode)
+        left = status.st_size if length is None else length
         if start:
             os.lseek(handle, start, os.SEEK_SET)
-        left, parts = size if length is None else length, []
-        while left > 0 and (part := os.read(handle, left)):  # One call gives 2 GiB at most.
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
+        content = os.read(handle, left)
+        while len(content) < left and (more := os.read(handle, left - len(content))):  # One call gives 2 GiB at most.
+            content += more
+        return content
     finally:
         os.close(handle)
 
 
-def check_regular(path: str | Path | int) -> int:
-    """Return the size of a file, and raise OSError for a named pipe, a socket or a device: opening one may wait for ever."""
-    status = os.stat(path)  # noqa: PTH116 (pathlib takes twice as long)
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # To read a folder fails at once.
+def check_regular(path: str | Path) -> None:
+    """Raise OSError for a named pipe, a socket or a device: opening one may wait for ever."""
+    _check_mode(os.stat(path).st_mode)  # noqa: PTH116 (pathlib takes twice as long)
+
+
+def _check_mode(mode: int) -> None:
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # To read a folder fails at once.
         raise OSError("not a regular file")
-    return status.st_size
 
 
 def file_stamp(path: str | Path) -> str:
