@@ -605,6 +605,15 @@ def test_files_in_memory_are_read_and_found(memory: Any, store: BlockStore) -> N
     assert told == "nothing was found at memory://m/*.zip: looked for .zip"
 
 
+def test_a_folder_or_page_is_no_file(memory: Any, server: NaughtyServer, store: BlockStore) -> None:
+    memory.pipe("/m/x.tar/y.tar", b"y")
+    server.files["x.tar/y.tar"] = b"y"
+    for address in ("memory://m/x.tar", server.at("x.tar")):
+        told = message(lambda address=address: RemoteFile(address, blocks=store))
+        assert told == f"{address} is a folder or a web page, not a file"
+        assert [file.name for file in find_files(f"{address}/", store)] == ["y.tar"]
+
+
 def test_a_change_in_memory_is_seen(memory: Any, store: BlockStore) -> None:
     memory.pipe("/m/big.tar", BIG)
     file = RemoteFile("memory://m/big.tar", blocks=store)

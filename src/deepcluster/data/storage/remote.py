@@ -76,11 +76,11 @@ class NotThere(Refused):
 
 
 class About(NamedTuple):
-    """Size in bytes (None: it can't be read in parts), stamp as `10871-5f3a`, and whether it is a page of HTML."""
+    """Size in bytes (None: it can't be read in parts), stamp as `10871-5f3a`; whether it is a folder or a page of HTML."""
 
     size: int | None
     stamp: str
-    is_page: bool = False
+    is_folder: bool
 
 
 # By process: when it forks other threads may hold locks, and event loops do not live on in its child. The file systems of a
@@ -88,6 +88,7 @@ class About(NamedTuple):
 _endings: dict[int, threading.Event] = {}
 _turns: dict[int, threading.Lock] = {}
 _file_systems: dict[tuple[int, str], Any] = {}
+_answered: set[str] = set()
 _in_trouble: dict[str, object] = {}
 _tell: Callable[[str], object] = warnings.warn
 
@@ -103,10 +104,10 @@ def end_waits() -> None:
     _endings.pop(os.getpid(), threading.Event()).set()
 
 
-def retry(address: str, once: Callable[[Any], T], *, answered: bool) -> T:
+def retry(address: str, once: Callable[[Any], T], *, answered: bool = False) -> T:
     """Return what `once` gets from the file system of an address; try again while waiting may help.
 
-    `answered` tells whether the server has answered before, so that its address is right.
+    `answered` tells whether the server has answered another process, so that its address is right.
 
     Raises:
         ConnectionLost: the server is gone.
@@ -114,23 +115,24 @@ def retry(address: str, once: Callable[[Any], T], *, answered: bool) -> T:
         InputError: the server can't be reached, or a package is missing.
     """
     ending = _endings.setdefault(os.getpid(), threading.Event())
-    started, attempt = time.monotonic(), 0
+    host, started, attempt = host_of(address), time.monotonic(), 0
     while True:
         attempt += 1
         try:
             result = once(_file_system(address))
-            _in_trouble.pop(host_of(address), None)
+            _answered.add(host)
+            _in_trouble.pop(host, None)
             return result
         except DeepClusterError:
             raise
         except Exception as error:  # Each library has its own.
             fault, words, asked = _judge(error)
-            new = fault == "unreachable" and not answered
+            new = fault == "unreachable" and not answered and host not in _answered
             if fault not in ("wait", "unreachable") or attempt >= (FIRST_ATTEMPTS if new else ATTEMPTS):
                 tried = f"(attempt {attempt}, after {time.monotonic() - started:.0f} s)"
                 raise _plain_error(address, "new" if new else fault, words, tried) from error
             mine = object()
-            if not new and _in_trouble.setdefault(host_of(address), mine) is mine:  # One line for all threads.
+            if not new and _in_trouble.setdefault(host, mine) is mine:  # One line for all threads.
                 _tell(f"{shown(address)}: {words}; trying again, {ATTEMPTS} times at most")
             # The draw keeps the requests of many threads and machines apart; no result depends on it.
             seconds = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
@@ -250,9 +252,7 @@ def _ask(address: str, fs: Any) -> About:
     if is_web(address):
         return _finish(fs, _web_part(fs, address, 0, 1, None, bytearray()))
     entry = _call(fs, "info", address)
-    if entry.get("type") == "directory":
-        raise IsADirectoryError
-    return About(entry.get("size"), _stamp(entry.get("size"), entry))
+    return About(entry.get("size"), _stamp(entry.get("size"), entry), entry.get("type") == "directory")
 
 
 async def _web_part(fs: Any, address: str, first: int, stop: int, stamp: str | None, into: bytearray) -> About:
@@ -279,6 +279,9 @@ async def _web_part(fs: Any, address: str, first: int, stop: int, stamp: str | N
 
 
 def _check(address: str, stamp: str, about: About) -> None:
+    """Raise InputError unless this is a file of that stamp of which parts can be read."""
+    if about.is_folder:
+        raise NotThere(f"{shown(address)} is a folder or a web page, not a file")
     if about.size is None:
         raise InputError(
             f"{shown(address)} can't be read in parts: the server does not support ranges or does not say its size; "
@@ -304,7 +307,7 @@ class RemoteFile(StoredFile):
         """Ask the server about the file; raises as `retry`, and InputError where it can't be read in parts."""
         self.address, self._blocks = address, blocks
         self.name = printable(path_of(address).rpartition("/")[2]) if name is None else name
-        about = retry(address, partial(_ask, address), answered=False)
+        about = retry(address, partial(_ask, address))
         _check(address, about.stamp, about)
         self.size, self.stamp = about.size or 0, about.stamp
 
@@ -386,25 +389,19 @@ def _find_one(address: str, wanted: tuple[str, ...]) -> list[str]:
         found = [one for one in found if fits.match(path_of(one))]
     else:
         if not link.endswith("/"):
-            if path_of(address).lower().endswith(wanted) or retry(address, partial(_is_file, address), answered=False):
-                return [address]  # A file that is named by itself may be called as it likes.
+            # A file that is named by itself may be called as it likes.
+            if path_of(address).lower().endswith(wanted) or not retry(address, partial(_ask, address)).is_folder:
+                return [address]
             link += "/"
         found = _below(link + chained + rest, _DEEPEST)
     return sorted(one for one in found if path_of(one).lower().endswith(wanted))
-
-
-def _is_file(address: str, fs: Any) -> bool:
-    try:
-        return not _ask(address, fs).is_page  # Servers show a page for a folder.
-    except IsADirectoryError:
-        return False
 
 
 def _below(folder: str, depth: int) -> list[str]:
     """Return the addresses of all files in `depth` levels of folders."""
     found, folders = list[str](), [folder]
     for _ in range(depth):
-        entries = _at_once(lambda one: retry(one, partial(_list, one), answered=False), folders)
+        entries = _at_once(lambda one: retry(one, partial(_list, one)), folders)
         found += [address for some in entries for address, is_folder in some if not is_folder]
         folders = [address for some in entries for address, is_folder in some if is_folder]
     return found
