@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from weakref import WeakSet
 
-from deepcluster.data.storage import ABANDONED_SECONDS, digest, written_beside
+from deepcluster.data.storage import ABANDONED_SECONDS, digest, read_regular, written_beside
 
 MOST_BYTES = 20 << 30
 # Held in memory what can't be written. The pages of files that are in use are kept in memory by the system.
@@ -71,8 +71,12 @@ class BlockStore:
     def part(self, key: str, start: int, stop: int, make: Callable[[], bytes]) -> bytes:
         """Return the bytes `start` to `stop` of the block of `key`; only these are read once the block was checked."""
         name = digest(key)
-        if name in self._checked and len(found := self._from_disk(name, start, stop) or b"") == stop - start:
-            return found
+        if name in self._checked:
+            with suppress(OSError):
+                found = read_regular(self._path(name), start, stop - start)
+                self._mark_used(name)
+                if len(found) == stop - start:
+                    return found
         whole = self.get(key, make)
         if name not in self._held:
             self._checked.add(name)
@@ -102,30 +106,30 @@ class BlockStore:
             while len(self._held) > 1 and sum(map(len, self._held.values())) > MEMORY_BYTES:
                 self._held.popitem(last=False)
 
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / name
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/{name[:2]}/{name}"
 
-    def _from_disk(self, name: str, start: int = 0, stop: int | None = None) -> bytes | None:
-        """Return a part of a block's file, or all of it if its checksum is right; else None."""
-        path = self._path(name)
+    def _mark_used(self, name: str) -> None:
+        with suppress(OSError):  # A folder that may only be read.
+            if time.time() - os.stat(self._path(name)).st_mtime > _TOUCH_SECONDS:  # noqa: PTH116
+                os.utime(self._path(name))
+
+    def _from_disk(self, name: str) -> bytes | None:
+        """Return a block if its file is there, and its checksum right."""
         try:
-            with path.open("rb", buffering=0) as file:
-                status = os.fstat(file.fileno())
-                file.seek(start)
-                content = file.read((max(0, status.st_size - _CHECK_BYTES) if stop is None else stop) - start)
-                if stop is None and file.read() != _checksum(name, content):
-                    path.unlink(missing_ok=True)
-                    return None
+            whole = read_regular(self._path(name))
+            content = whole[:-_CHECK_BYTES]
+            if whole[-_CHECK_BYTES:] != _checksum(name, content):
+                os.unlink(self._path(name))  # noqa: PTH108
+                return None
         except OSError:
             return None
-        if time.time() - status.st_mtime > _TOUCH_SECONDS:
-            with suppress(OSError):  # A folder that may only be read.
-                os.utime(path)
+        self._mark_used(name)
         return content
 
     def _write(self, name: str, content: bytes) -> bool:
         """Write the file of a block; return False where that is impossible."""
-        path, size = self._path(name), len(content) + _CHECK_BYTES
+        path, size = Path(self._path(name)), len(content) + _CHECK_BYTES
         if size > self.most_bytes or self.complaint is not None:
             return False
         for scarce in (False, True):
