@@ -153,7 +153,7 @@ class _Opener:
 
     def _holders(self, kind: str, files: Sequence[StoredFile]) -> ImageSource:
         if kind == ".parquet":
-            return open_parquet(files, blocks=self.blocks, on_found=self.on_found)
+            return open_parquet(files, cache=self.cache, on_found=self.on_found)
         return open_shards(files, cache=self.cache, on_found=self.on_found)
 
     def _list_or_array(self, data: str, path: Path) -> ImageSource:
