@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from spoiled_images import write_good_images, write_spoiled_images
 from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
 from deepcluster.data import cache_plan
-from deepcluster.data.storage.retries import ConnectionLost, Patience
+from deepcluster.data.storage.remote import ConnectionLost
 
 OPTIONS: dict[str, Any] = {"reduce_to": 24, "clusters": 4}
 
@@ -256,8 +255,8 @@ def test_a_server_that_is_lost_ends_the_run_and_a_resume_goes_on(
     photos: Path, files: list[Path], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No image is taken for unreadable because its server is away."""
-    quick = partial(Patience, attempts=2, quick_attempts=2, first_wait=0.01, longest_wait=0.02)
-    monkeypatch.setattr("deepcluster.data.sources.Patience", quick)
+    monkeypatch.setattr("deepcluster.data.storage.remote.ATTEMPTS", 2)
+    monkeypatch.setattr("deepcluster.data.storage.remote.FIRST_WAIT", 0.01)
     monkeypatch.setattr("deepcluster.data.survey.SAMPLE", 5)
     monkeypatch.setattr("deepcluster.data.survey.CHECK_ALL", 0)
     names = [path.relative_to(photos).as_posix() for path in files]

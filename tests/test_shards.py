@@ -12,15 +12,12 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
+from http_server import NaughtyServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -756,46 +753,23 @@ def test_a_lost_connection_is_not_taken_for_a_damaged_tar(far: Path, tmp_path: P
         source.read(5)
 
 
-class Files(SimpleHTTPRequestHandler):
-    """A server that counts what is asked of it."""
-
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path))) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}"
-        running.shutdown()
-        thread.join()
-
-
-def test_shards_on_a_server_are_loaded_once(far: Path, tmp_path: Path, server: str) -> None:
-    plain = Path(shutil.copy2(far, tmp_path / "far.tar"))
+def test_shards_on_a_server_are_loaded_once(far: Path, tmp_path: Path) -> None:
     packed = write_tar(tmp_path / "b.tgz", images_of("1.jpg", "2.jpg"), mode="w:gz")
-    for again in (False, True):
-        Files.asked.clear()
-        blocks = BlockStore(tmp_path / "blocks")
-        files = [RemoteFile(f"{server}/{path.name}", blocks=blocks) for path in (plain, packed)]
-        opening = len(Files.asked)
-        source = open_shards(files, cache=tmp_path / "cache")
-        with ThreadPoolExecutor(8) as pool:
-            contents = list(pool.map(source.read, range(len(source))))
-        assert contents == list((reference(plain) | reference(packed)).values())
-        assert source.name(0) == "far.tar::0000.jpg"
-        assert (len(Files.asked) == opening) == again
-        assert source.changed() is None
-    plain.unlink()
-    assert source.changed() == "far.tar is gone"
+    with NaughtyServer({"far.tar": far.read_bytes(), "b.tgz": packed.read_bytes()}) as server:
+        for again in (False, True):
+            server.forget()
+            blocks = BlockStore(tmp_path / "blocks")
+            files = [RemoteFile(server.at(name), blocks=blocks) for name in ("far.tar", "b.tgz")]
+            opening = server.requests.total()
+            source = open_shards(files, cache=tmp_path / "cache")
+            with ThreadPoolExecutor(8) as pool:
+                contents = list(pool.map(source.read, range(len(source))))
+            assert contents == list((reference(far) | reference(packed)).values())
+            assert source.name(0) == "far.tar::0000.jpg"
+            assert (server.requests.total() == opening) == again
+            assert source.changed() is None
+        del server.files["far.tar"]
+        assert source.changed() == "far.tar is gone"
 
 
 def test_remote_shards_of_all_kinds_at_once(tmp_path: Path) -> None:
