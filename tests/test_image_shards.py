@@ -25,7 +25,7 @@ from torch import Tensor
 from deepcluster.core.errors import InputError
 from deepcluster.data import image_shards as module
 from deepcluster.data import pixel_files
-from deepcluster.data.cache_report import KINDS, clear, kept
+from deepcluster.run.cache_report import KINDS, clear, kept
 from deepcluster.data.image_shards import ImageShards
 from deepcluster.data.pixel_files import Known
 from deepcluster.data.sources.image_source import ImageSource

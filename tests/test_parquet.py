@@ -23,7 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.data.cache_report import kept
+from deepcluster.run.cache_report import kept
 from deepcluster.data.sources import parquet
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.parquet import open_parquet
