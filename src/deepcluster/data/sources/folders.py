@@ -10,7 +10,7 @@ from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource, describe_f
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.scan import Listing, scan
 
-_SPLITS = frozenset({"train", "val", "test", "valid", "validation"})
+_SPLITS = {"train", "val", "test", "valid", "validation"}
 _NAMED = 3
 
 
@@ -25,8 +25,7 @@ class FolderSource(FileSource):
         notes, labels = [], None
         if classes := class_folders(listing.images):
             labels = chain.from_iterable(repeat(classes[folder], count) for folder, count in listing.images.items())
-            number = count_of(len(set(classes.values())), "class folder")
-            notes.append(f"labels from {number} (used for diagnostics only)")
+            notes.append(f"labels from {count_of(len(set(classes.values())), 'class folder')} (used for diagnostics only)")
         if listing.others:
             notes.append(f"{count_of(listing.others.total(), 'other file')} skipped ({endings_of(listing.others)})")
         if listing.closed:
@@ -54,8 +53,8 @@ def open_folder(folder: Path, *, on_found: Callable[[int], None] = lambda so_far
     if not len(listing.names):
         found = [f"found only {endings_of(listing.others)}"] if listing.others else []
         found += [f"{count_of(listing.closed, 'folder')} could not be opened"] if listing.closed else []
-        what = "; ".join(found) or "it is empty"
-        raise NoImages(f"{folder} holds no images: looked for {endings_of(IMAGE_ENDINGS)}; {what}")
+        found = ["looked for " + endings_of(IMAGE_ENDINGS), *(found or ["it is empty"])]
+        raise NoImages(f"{folder} holds no images: {'; '.join(found)}")
     return FolderSource(folder, listing)
 
 

@@ -21,25 +21,17 @@ _REPORT_ENTRIES = 5_000
 
 @dataclass
 class Listing:
-    """What lies below a folder at one moment.
+    """What lies below a folder at one moment."""
 
-    Attributes:
-        names: relative paths of the images, sorted.
-        images: number of images in each folder that has some, by its path and a slash ("" = the top); subfolders follow it.
-        stamps: what changes when an entry of a folder is added or removed, by its path; None = no folder.
-        endings: of the images.
-        others: endings of the other files.
-        closed: number of folders that could not be opened.
-        settled: whether any later change must show in the stamps.
-    """
-
-    names: PackedNames = field(default_factory=PackedNames)
+    names: PackedNames = field(default_factory=PackedNames)  # Relative paths of the images, sorted.
+    # Number of images in each folder that has some, by its path and a slash ("" = the top); subfolders follow their folder.
     images: dict[str, int] = field(default_factory=dict)
+    # What changes when an entry of a folder is added or removed, by its path; None = no folder.
     stamps: dict[str, Stamp | None] = field(default_factory=dict)
-    endings: Counter[str] = field(default_factory=Counter)
-    others: Counter[str] = field(default_factory=Counter)
-    closed: int = 0
-    settled: bool = True
+    endings: Counter[str] = field(default_factory=Counter)  # Of the images.
+    others: Counter[str] = field(default_factory=Counter)  # Endings of the other files.
+    closed: int = 0  # Number of folders that could not be opened.
+    settled: bool = True  # Whether any later change must show in the stamps.
 
     def is_current(self, root: Path) -> bool:
         """Return whether the stamps say that no entry was added or removed."""
@@ -72,8 +64,7 @@ def _walk(root: Path, listing: Listing, on_found: Callable[[int], None]) -> Iter
             listing.closed += 1
             continue
         listing.settled &= stamp[2] < begun_ns - _SETTLED_NS
-        here = stamp[:2]
-        if here in above[path]:  # A link to a folder that holds it.
+        if stamp[:2] in above[path]:  # A link to a folder that holds it.
             continue
         names: list[str] = []
         n_before = listing.endings.total()
@@ -90,7 +81,7 @@ def _walk(root: Path, listing: Listing, on_found: Callable[[int], None]) -> Iter
         if n_images == len(paths):  # The usual case.
             yield from paths
         else:
-            above |= dict.fromkeys((one for one in paths if one[-1] == "/"), above[path] | {here})
+            above |= dict.fromkeys((one for one in paths if one[-1] == "/"), above[path] | {stamp[:2]})
             stack += reversed(paths)
 
 

@@ -67,8 +67,8 @@ class ShardSource(ImageSource):
         except InputError as error:
             raise UnreadableImage(str(error)) from error
         if len(found) < length:
-            held = f"it holds {len(found):,} of an image's {length:,} bytes"
-            raise UnreadableImage(f"{self._names[shard]} has been cut short: {held}")
+            held = f"holds {len(found):,} of an image's {length:,} bytes"
+            raise UnreadableImage(f"{self._names[shard]} has been cut short: it {held}")
         return found
 
     def stamp(self, index: int) -> str:
@@ -76,9 +76,8 @@ class ShardSource(ImageSource):
 
     def changed(self) -> str | None:
         stamps = [(name, file.stamp, file.now()) for name, file in zip(self._names, self._files, strict=True)]
-        return (
-            _first_of([f"{name} {'has changed' if now else 'is gone'}" for name, was, now in stamps if now != was]) or None
-        )
+        changes = [f"{name} {'has changed' if now else 'is gone'}" for name, was, now in stamps if now != was]
+        return _first_of(changes) or None
 
     def details(self) -> str:
         return self._details

@@ -41,30 +41,19 @@ _NOT_TARS = (
 
 @dataclass
 class TarIndex:
-    """The N images of one tar file, in its order.
+    """The N images of one tar file, in its order."""
 
-    Attributes:
-        images: one row per image: `name` (printable, unique), `start` and `length` in bytes, `crc` (CRC-32 where the tar is
-            gzip'd), `label` (of .cls and .json members; null = unknown).
-        endings: of the images.
-        others: endings of the other files.
-        links: number of links, devices and sparse files, which are skipped.
-        repeated: number of images whose name was numbered, since an earlier image has the same.
-        problem: what is wrong with the file, to follow its name; "" = nothing.
-        unpacked_bytes: size of what a gzip'd file holds, in which `start` counts; None = it is not gzip'd.
-    """
-
-    images: pa.Table
-    endings: Counter[str]
-    others: Counter[str]
-    links: int
-    repeated: int
-    problem: str
-    unpacked_bytes: int | None
+    images: pa.Table  # One row per image: `name` (printable, unique), `start`, `length` (bytes), `crc` (CRC-32), `label`.
+    endings: Counter[str]  # Of the images.
+    others: Counter[str]  # Endings of the other files.
+    links: int  # Number of links, devices and sparse files, which are skipped.
+    repeated: int  # Number of images whose name was numbered, since an earlier image has the same.
+    problem: str  # What is wrong with the file, to follow its name; "" = nothing.
+    unpacked_bytes: int | None  # Size of what a gzip'd file holds, in which `start` counts; None = it is not gzip'd.
 
     def save(self, path: Path, file: StoredFile) -> None:
         """Write it into the cache; do nothing where that can't be written to."""
-        facts = json.dumps({**vars(self), "images": None, "of": _identity(file)})
+        facts = json.dumps({**vars(self), "images": None, "of": [_VERSION, printable(file.where()), file.stamp]})
         table = self.images.replace_schema_metadata({"facts": facts})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -80,14 +69,10 @@ class TarIndex:
             if zlib.crc32(content).to_bytes(4, "big") == crc:
                 table = pa.ipc.open_stream(content).read_all()
                 facts = json.loads(table.schema.metadata[b"facts"])
-                if facts.pop("of") == _identity(file):
+                if facts.pop("of") == [_VERSION, printable(file.where()), file.stamp]:
                     counts = {key: Counter(facts[key]) for key in ("endings", "others")}
                     return cls(**facts | counts | {"images": table.replace_schema_metadata(None)})
         return None
-
-
-def _identity(file: StoredFile) -> list[object]:
-    return [_VERSION, printable(file.where()), file.stamp]
 
 
 def index_tar(file: StoredFile, piece: int, report: Callable[[int], None], *, is_unpacked: bool = False) -> TarIndex:
@@ -137,14 +122,13 @@ def index_tar(file: StoredFile, piece: int, report: Callable[[int], None], *, is
     places = zip(groups, map(_key, names), strict=True)
     found = [cls.get(group) or js.get(group) or cls.get(key) or js.get(key) for group, key in places]
     repeated = len(names) - len(set(names))
-    columns = {
-        "name": pa.array(distinct(names) if repeated else names, pa.large_string()),
-        "start": pa.array(starts, pa.int64()),
-        "length": pa.array(lengths, pa.int64()),
-        "crc": pa.array(crcs, pa.uint32()),
-        "label": pa.array(found, pa.large_string()).dictionary_encode(),
-    }
-    return TarIndex(pa.table(columns), endings, others, links, repeated, problem, file.size if is_unpacked else None)
+    columns = [
+        pa.array(distinct(names) if repeated else names, pa.large_string()),
+        *(pa.array(column, kind) for column, kind in ((starts, pa.int64()), (lengths, pa.int64()), (crcs, pa.uint32()))),
+        pa.array(found, pa.large_string()).dictionary_encode(),  # Null = unknown.
+    ]
+    images = pa.table(columns, ["name", "start", "length", "crc", "label"])
+    return TarIndex(images, endings, others, links, repeated, problem, file.size if is_unpacked else None)
 
 
 def _open(file: StoredFile, window: "Window") -> tarfile.TarFile:

@@ -63,17 +63,18 @@ class UnpackedFile(StoredFile):
                 content = self._read_if_whole(start, length, crc)  # Another process may have unpacked it meanwhile.
                 if content is None and not self._was_restored and self.now() == self.stamp:
                     self._was_restored = True
-                    _write(self._packed, self._copy.path)
+                    _write(self._packed, self._copy.path, lambda: None)
                     content = self._read_if_whole(start, length, crc)
         if content is None:
             raise InputError(f"what was unpacked of {self.where()} into {self._copy.path} is damaged; delete that file")
         return content
 
     def _read_if_whole(self, start: int, length: int, crc: int) -> bytes | None:
-        with suppress(InputError):
+        try:
             content = self.read(start, length)
-            return content if zlib.crc32(content) == crc and len(content) == length else None
-        return None
+        except InputError:
+            return None
+        return content if zlib.crc32(content) == crc and len(content) == length else None
 
 
 def unpack(file: StoredFile, cache: Path, size: int | None, report: Callable[[], None]) -> UnpackedFile:
@@ -85,36 +86,35 @@ def unpack(file: StoredFile, cache: Path, size: int | None, report: Callable[[],
     path = cache / f"{digest(file.where())}-{digest(file.stamp)}"
     if file_stamp(path).partition("-")[0] == str(size):
         return UnpackedFile(file, path)
-    try:
-        problem = _write(file, path, report)
-        for other in cache.glob(f"{digest(file.where())}-*"):  # Of the file as it was before.
-            with suppress(OSError):
-                if other != path and (other.suffix != ".part" or time.time() - other.stat().st_mtime > ABANDONED_SECONDS):
-                    other.unlink()
-        return UnpackedFile(file, path, problem=problem)
-    except OSError as error:
-        no_cache = error
-    temporary = Path(tempfile.mkdtemp(prefix="deepcluster-"))
-    try:
-        problem = _write(file, temporary / "unpacked", report)
-        return UnpackedFile(file, temporary / "unpacked", problem=problem, is_temporary=True)
-    except BaseException as error:
-        _delete_own(temporary, os.getpid())
-        if not isinstance(error, OSError):
-            raise
-        # Its last 4 bytes are its size unpacked, which starts from 0 again after each 4 GiB.
-        size = int.from_bytes(file.read(file.size - 4, 4), "little")
-        while 1.01 * size + 1000 < file.size:  # What can't be compressed grows a little.
-            size += 1 << 32
-        reasons = [printable(one.strerror or str(one)).lower() for one in (no_cache, error)]
-        raise InputError(
-            f"{file.where()} must be unpacked, and there is no room for about {size / 1e9:.1f} GB: "
-            f"{cache}: {reasons[0]}; {temporary.parent}: {reasons[1]}; make room, or name "
-            "a folder that has it in the environment variable DEEPCLUSTER_CACHE"
-        ) from error
+    reasons: list[str] = []
+    for folder in (cache, Path(tempfile.gettempdir())):
+        target = path
+        try:
+            if reasons:
+                target = Path(tempfile.mkdtemp(prefix="deepcluster-", dir=folder), "unpacked")
+            unpacked = UnpackedFile(file, target, problem=_write(file, target, report), is_temporary=bool(reasons))
+            for other in cache.glob(f"{digest(file.where())}-*"):  # Of the file as it was before.
+                with suppress(OSError):
+                    is_over = other.suffix != ".part" or time.time() - other.stat().st_mtime > ABANDONED_SECONDS
+                    if is_over and other != path:
+                        other.unlink()
+            return unpacked
+        except OSError as error:
+            reasons.append(f"{folder}: {printable(error.strerror or str(error)).lower()}")
+        finally:
+            with suppress(OSError):  # Where nothing is in it.
+                target.parent.rmdir()
+    # Its last 4 bytes are its size unpacked, which starts from 0 again after each 4 GiB.
+    size = int.from_bytes(file.read(file.size - 4, 4), "little")
+    while 1.01 * size + 1000 < file.size:  # What can't be compressed grows a little.
+        size += 1 << 32
+    raise InputError(
+        f"{file.where()} must be unpacked, and there is no room for about {size / 1e9:.1f} GB: {'; '.join(reasons)}; make "
+        "room, or name a folder that has it in the environment variable DEEPCLUSTER_CACHE"
+    )
 
 
-def _write(file: StoredFile, path: Path, report: Callable[[], None] = lambda: None) -> str:
+def _write(file: StoredFile, path: Path, report: Callable[[], None]) -> str:
     """Write what a gzip'd file holds, and return what is wrong with the file."""
     size, problem = 0, ""
     path.parent.mkdir(parents=True, exist_ok=True)
