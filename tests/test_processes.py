@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -70,7 +71,7 @@ def fail(kept: Any, how: str, memory: Memory) -> Any:
     return lambda: "not to be sent"
 
 
-def alive(number: int) -> bool:
+def alive(number: int | None) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
@@ -290,7 +291,7 @@ def test_memory_is_shared_by_its_path_and_ends_with_its_file() -> None:
 
 def test_without_memfd_a_temporary_file_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with closing(Workers(None, 1)) as workers:
         shapes = [(50, 3)]
         call = workers.submit(write, 1, shapes, buffer_bytes=bytes_for(shapes))

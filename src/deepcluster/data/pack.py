@@ -195,7 +195,7 @@ class Pack:
                         return
                 elif (disk := os.fstatvfs(self._file)).f_bavail * disk.f_frsize < needed + DISK_RESERVE:
                     raise OSError(errno.ENOSPC, "the disk is nearly full")
-                os.ftruncate(self._file, start + needed)
+                os.pwrite(self._file, b"\0", start + needed - 1)  # Reserves the place, and never makes the file shorter.
             done = 0
             while done < needed:
                 done += os.pwrite(self._file, content[done:], start + done)
