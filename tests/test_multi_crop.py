@@ -129,7 +129,8 @@ def test_an_images_crops_do_not_depend_on_its_batch() -> None:
 
 def test_no_images_and_wrong_ranges() -> None:
     rows = crop_draws(0, 0, 0, 0, 5)
-    for none in ([], noise(9, 9)[None][:0]):
+    nothing: list[list[Tensor] | Tensor] = [[], noise(9, 9)[None][:0]]
+    for none in nothing:
         assert [len(group) for group in MultiCropView(CROPS, SCALES)(none, rows)] == [0, 0]
     with pytest.raises(InputError, match="1 ranges of areas for 2 groups"):
         MultiCropView(CROPS, SCALES[:1])

@@ -187,8 +187,8 @@ def test_images_that_are_a_view_of_others_are_read_as_they_look() -> None:
 
 def weights_of(length: int, size: int) -> tuple[Tensor, int]:
     """The weights (size, length) of a whole line, as whole numbers, and how many bits they have after the point."""
-    numbers = [np.array([number]) for number in (0, length, size, 0)]
-    line_1SW, bits_1 = module._weights(*numbers, length, size, torch.device("cpu"), exact=True)  # type: ignore[arg-type]
+    first, long, grid = (np.array([number]) for number in (0, length, size))
+    line_1SW, bits_1 = module._weights(first, long, grid, first, length, size, torch.device("cpu"), exact=True)
     return line_1SW[0], int(bits_1)
 
 

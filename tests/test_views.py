@@ -460,7 +460,8 @@ def test_ten_crops_are_torchvisions(height: int, width: int, size: int) -> None:
 
 def test_the_views_of_the_probe_bear_no_images_and_long_strips() -> None:
     rows = draws(0, 0, 0, 1)
-    for none in ([], torch.empty(0, 8, 9, 3, dtype=torch.uint8)):
+    nothing: list[list[Tensor] | Tensor] = [[], torch.empty(0, 8, 9, 3, dtype=torch.uint8)]
+    for none in nothing:
         assert ShiftedView(16)(none, rows[:0]).shape == (0, 3, 16, 16)
         assert TenCrops(16)(none).shape == (0, 10, 3, 16, 16)
     endless = torch.full((1, 1, 3), 200, dtype=torch.uint8).expand(1, 2_000_000_000, 3)
