@@ -11,8 +11,8 @@ import pytest
 from test_pack import COUNT, fill, image, missing, same
 
 from deepcluster.core.errors import InputError
-from deepcluster.data.cache_report import KINDS, clear, kept
 from deepcluster.data.pack import Pack
+from deepcluster.run.cache_report import KINDS, clear, kept
 
 ABOUT = "decoded images of /data/photos, shorter side at most 256"
 NAME = "0123456789abcdef"

@@ -33,7 +33,7 @@ from deepcluster.data.pack import Pack
 from deepcluster.data.resample import Ragged
 from deepcluster.data.sources import open_source
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.storage.retries import ConnectionLost, end_waits
+from deepcluster.data.storage.remote import ConnectionLost, end_waits
 from deepcluster.data.views import ClusterView, TenCrops, TrainingView, draws
 
 # pytest puts the filters of warnings back after each test, and with them those that `decode` sets once.
