@@ -158,18 +158,22 @@ class Loader:
         parts = [range(start, min(start + step, count)) for start in range(0, count, step)]
         first = len(parts) * part_of[0] // part_of[1]
         busy: list[range] = []
-        for wait, some in ((False, parts[first:] + parts[:first]), (True, busy)):
-            calls = [(_fill_part, (part, wait), 0) for part in some]
-            for part, (_, answer) in zip(list(some), self._in_order(calls, count), strict=True):
-                is_done, unreadable, complaint = answer
-                if not is_done:  # Another process fills it.
-                    busy.append(part)
-                    continue
-                self.unreadable.update(unreadable)
-                advance(len(part))
-                if complaint and pack is not None and not is_told:
-                    pack.complaint, is_told = complaint, True
-                    self._tell(f"no more decoded images are kept: {complaint}; the others are decoded in each epoch")
+        try:
+            for wait, some in ((False, parts[first:] + parts[:first]), (True, busy)):
+                calls = [(_fill_part, (part, wait), 0) for part in some]
+                for part, (_, answer) in zip(list(some), self._in_order(calls, count), strict=True):
+                    is_done, unreadable, complaint = answer
+                    if not is_done:  # Another process fills it.
+                        busy.append(part)
+                        continue
+                    self.unreadable.update(unreadable)
+                    advance(len(part))
+                    if complaint and pack is not None and not is_told:
+                        pack.complaint, is_told = complaint, True
+                        self._tell(f"no more decoded images are kept: {complaint}; the others are decoded in each epoch")
+        except ConnectionLost:
+            advance(0)  # The stop that ended the waiting, if there was one, is what is reported.
+            raise
 
     def _delivered(self, view: View, parts: Sequence[tuple[NDArray[np.int64], Drawn]]) -> Generator[Batch, None, None]:
         """Yield batches on the device; on a GPU the next ones are made and copied while the caller works on one."""
