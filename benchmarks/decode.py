@@ -1,27 +1,23 @@
-"""Decoding: images per CPU-second of this package, next to Pillow and other libraries, on real photos.
+"""Decoding JPEGs: images per second of this package, next to bare simplejpeg and Pillow, on real photos.
 
-    python benchmarks/decode.py --data FOLDER [--images 100] [--rounds 7] [--threads 1,2,4]
+    python benchmarks/decode.py --data FOLDER [--images 100] [--rounds 7]
 
-JPEG photos of FOLDER are decoded as they are, and scaled to 500 x 375, to 4000 x 3000 (a few of them) and down to 32 px,
-saved as JPEG of quality 90; "to 256" reduces the shorter side to 256. All programs decode the same images in turn, in one
-process and thread. Prints medians of rounds, ratios to Pillow, and the mean difference from Pillow's pixels, of 255;
-then images per second of wall time with several threads: a decoder that holds Python's lock gains nothing. simplejpeg and
-OpenCV are left out if they are not installed. Use an idle machine.
+JPEG photos of FOLDER are scaled to 32 x 32, 224 x 224, 500 x 375 and 4000 x 3000 and saved with quality 90. The programs
+decode the same files in turn, in one thread. Prints the fastest of the rounds per second of wall time and of CPU time,
+and the ratio of CPU time to bare simplejpeg. "to 160" reduces the shorter side: by `shorter_side`, after decoding all
+pixels (bare simplejpeg), or after Pillow's draft mode; "off" is the mean difference from the first, of 255. Use an idle
+machine.
 """
 
 import argparse
-import importlib.util
 import io
-import statistics
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,145 +26,78 @@ from deepcluster.data.decode import decode
 from deepcluster.data.resample import resize
 
 Decoder = Callable[[bytes], NDArray[np.uint8]]
-REDUCED = 256
-
-
-def by_pillow(encoded: bytes) -> NDArray[np.uint8]:
-    """Decode with Pillow, as most programs do."""
-    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-
-
-def by_torchvision(encoded: bytes) -> NDArray[np.uint8]:
-    """Decode with torchvision's public JPEG decoder."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    image: NDArray[np.uint8] = decode_jpeg(
-        torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB
-    ).numpy()
-    return image.transpose(1, 2, 0)
+SIZES = {"32 x 32": (32, 32), "224 x 224": (224, 224), "500 x 375": (500, 375), "4000 x 3000": (4000, 3000)}
 
 
 def by_simplejpeg(encoded: bytes) -> NDArray[np.uint8]:
-    """Decode with simplejpeg, which refuses images for which libjpeg prints a warning."""
-    import simplejpeg
-
-    image: NDArray[np.uint8] = simplejpeg.decode_jpeg(encoded, "RGB")
-    return image
+    """Decode with nothing but simplejpeg."""
+    image_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(encoded, "RGB")
+    return image_HWC
 
 
-def by_opencv(encoded: bytes) -> NDArray[np.uint8]:
-    """Decode with OpenCV, with its channels reordered."""
-    import cv2
-
-    image: NDArray[np.uint8] = cv2.cvtColor(
-        cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
-    )
-    return image
+def by_pillow(encoded: bytes, shorter_side: int = 0) -> NDArray[np.uint8]:
+    """Decode with Pillow; with `shorter_side`, at no more than the size needed."""
+    image = Image.open(io.BytesIO(encoded))
+    if shorter_side:
+        image.draft(None, (shorter_side, shorter_side))
+    return np.array(image.convert("RGB"))
 
 
-def reducing(decoder: Decoder, encoded: bytes) -> NDArray[np.uint8]:
-    """Decode at full size, then reduce the shorter side."""
-    image_HWC = decoder(encoded)
-    sides = image_HWC.shape[:2]
-    size = sides[0] * REDUCED // min(sides), sides[1] * REDUCED // min(sides)
-    reduced: NDArray[np.uint8] = resize(torch.from_numpy(image_HWC.copy()), size).permute(1, 2, 0).numpy()
+def reducing(decoder: Decoder, shorter_side: int, sides: tuple[int, int], encoded: bytes) -> NDArray[np.uint8]:
+    """Decode an image of `sides` (W, H), then reduce its shorter side."""
+    size = sides[1] * shorter_side // min(sides), sides[0] * shorter_side // min(sides)
+    reduced: NDArray[np.uint8] = resize(torch.from_numpy(decoder(encoded)), size).permute(1, 2, 0).numpy()
     return reduced
 
 
-def decoders() -> dict[str, Decoder]:
-    """Return the installed decoders, Pillow first."""
-    found: dict[str, Decoder] = {"Pillow": by_pillow, "ours": decode, "torchvision": by_torchvision}
-    if importlib.util.find_spec("simplejpeg"):
-        found["simplejpeg"] = by_simplejpeg
-    if importlib.util.find_spec("cv2"):
-        import cv2
-
-        cv2.setNumThreads(1)
-        found["OpenCV"] = by_opencv
-    return found
-
-
-def scaled(files: list[bytes], size: tuple[int, int]) -> list[bytes]:
-    """Return the photos at another size, as JPEG of quality 90."""
-    encoded = []
-    for file in files:
-        buffer = io.BytesIO()
-        image = Image.open(io.BytesIO(file)).convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        image.save(buffer, "JPEG", quality=90)
-        encoded.append(buffer.getvalue())
-    return encoded
+def scaled(path: Path, size: tuple[int, int]) -> bytes:
+    """Return a photo at another size."""
+    buffer = io.BytesIO()
+    Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def table(title: str, files: list[bytes], programs: dict[str, Decoder], rounds: int) -> None:
     """Measure the programs in turn, and print a line for each."""
-    sizes = [by_pillow(file).size / 3 for file in files]
-    print(f"\n{title}: {len(files)} photos, median {statistics.median(map(len, files)) / 1024:.0f} KiB, "
-          f"{statistics.median(sizes) / 1e6:.3f} megapixels")  # fmt: skip
-    first = next(iter(programs))
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    best = {name: [float("inf")] * 2 for name in programs}
+    repeats = max(1, 500_000 // sum(map(len, files)))  # for small images
     for _ in range(rounds):
         for name, program in programs.items():
-            started = time.process_time()
-            for file in files:
+            started = time.perf_counter(), time.process_time()
+            for file in files * repeats:
                 program(file)
-            seconds[name].append(time.process_time() - started)
-    print(f"{'':24}{'images per CPU-second':>24}{'ratio':>8}{'difference':>12}")
-    for name, program in programs.items():
-        off = [np.abs(program(file).astype(int) - programs[first](file)).mean() for file in files]
-        median = statistics.median(seconds[name])
-        # The ratio per round, since the machine's speed changes between rounds.
-        ratio = statistics.median(a / b for a, b in zip(seconds[first], seconds[name], strict=True))
-        print(f"{name:24}{len(files) / median:>24.0f}{ratio:>8.2f}{np.mean(off):>12.3f}")
+            passed = time.perf_counter() - started[0], time.process_time() - started[1]
+            best[name] = [min(pair) for pair in zip(best[name], passed, strict=True)]
+    print(f"\n{title:24}{'per wall second':>16}{'per CPU-second':>16}{'ratio':>8}{'off':>8}")
+    first, count = next(iter(programs)), len(files) * repeats
+    for name, (wall, cpu) in best.items():
+        off = np.mean([np.abs(programs[name](file).astype(int) - programs[first](file)).mean() for file in files])
+        print(f"{name:24}{count / wall:>16,.1f}{count / cpu:>16,.1f}{best[first][1] / cpu:>8.2f}{off:>8.2f}")
 
 
-def with_threads(files: list[bytes], programs: dict[str, Decoder], counts: list[int], rounds: int) -> None:
-    """Print images per second of wall time by number of threads."""
-    print(f"\nimages per second of wall time{''.join(f'{count:>12} threads' for count in counts)}")
-    for name, program in programs.items():
-        rates = []
-        for count in counts:
-            with ThreadPoolExecutor(count) as pool:
-                times = []
-                for _ in range(rounds):
-                    started = time.perf_counter()
-                    list(pool.map(program, files))
-                    times.append(time.perf_counter() - started)
-            rates.append(len(files) / statistics.median(times))
-        print(f"{name:30}{''.join(f'{rate:>20.0f}' for rate in rates)}")
-
-
-def photos(folder: Path, count: int) -> list[bytes]:
-    """Return up to `count` JPEG files of a folder and its subfolders, spread evenly."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if not paths:
-        raise SystemExit(f"no .jpg or .jpeg files in {folder}")
-    return [path.read_bytes() for path in paths[:: max(1, len(paths) // count)][:count]]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables."""
+def main() -> None:
+    """Print a table for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of JPEG photos")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", default="1,2,4", help="numbers of threads, in turn")
-    options = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore", message=".*TorchVision are deprecated", category=DeprecationWarning)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    files, programs = photos(options.data, options.images), decoders()
-    middle, large = scaled(files, (500, 375)), scaled(files[:: max(1, len(files) // 4)][:4], (4000, 3000))
-    table("as they are", files, programs, options.rounds)
-    table("scaled to 500 x 375", middle, programs, options.rounds)
-    table("scaled to 4000 x 3000", large, programs, options.rounds)
-    table("scaled down to 32 x 32", scaled(files, (32, 32)), programs, options.rounds)
-    to_256: dict[str, Any] = {
-        "Pillow, then reduced": partial(reducing, by_pillow),
-        "ours, then reduced": partial(reducing, decode),
-        f"ours, shorter_side={REDUCED}": partial(decode, shorter_side=REDUCED),
-    }
-    table("500 x 375 to 256", middle, to_256, options.rounds)
-    table("4000 x 3000 to 256", large, to_256, options.rounds)
-    with_threads(middle, programs, [int(count) for count in options.threads.split(",")], options.rounds)
+    paths = sorted(path for path in options.data.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise SystemExit(f"no .jpg or .jpeg files in {options.data}")
+    for title, size in SIZES.items():
+        count = options.images if max(size) < 1000 else max(1, options.images // 25)
+        files = [scaled(path, size) for path in paths[:: max(1, len(paths) // count)][:count]]
+        whole: dict[str, Decoder] = {"simplejpeg": by_simplejpeg, "ours": decode, "Pillow": by_pillow}
+        table(title, files, whole, options.rounds)
+        if size[0] >= 500:
+            reduced: dict[str, Decoder] = {
+                "simplejpeg, then reduced": partial(reducing, by_simplejpeg, 160, size),
+                "ours, shorter_side=160": partial(decode, shorter_side=160),
+                "Pillow's draft, reduced": partial(reducing, partial(by_pillow, shorter_side=160), 160, size),
+            }
+            table(f"{title} to 160", files, reduced, options.rounds)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ class NaughtyServer:
         status_of: what requests of a path are always answered.
         short_by: bytes that are left away at the end of each part of more than that; the Content-Length tells what is sent.
         lie_by: the same, but the Content-Length tells what was asked for, and the connection is cut.
+        shift: bytes by which parts are another part than was asked for, as their Content-Range tells.
+        longer_by: bytes that are sent after the end of each part.
         marks: the headers that tell of changes: "ETag" and "Last-Modified".
         length_known: whole files have a Content-Length.
         requests, sent: number of requests, and bytes of content, by path.
@@ -38,7 +40,7 @@ class NaughtyServer:
         self.fail_every: int | None = None
         self.statuses: list[tuple[int, dict[str, str]]] = []
         self.status_of: dict[str, int] = {}
-        self.short_by = self.lie_by = 0
+        self.short_by = self.lie_by = self.shift = self.longer_by = 0
         self.marks = {"ETag", "Last-Modified"}
         self.length_known = True
         self.versions: Counter[str] = Counter()
@@ -162,8 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= stop:
             return self._answer(416, b"", {**stamp, "Content-Range": f"bytes */{len(content)}"})
         stop -= owner.short_by if stop - start > owner.short_by else 0
+        start, stop = start + owner.shift, stop + owner.shift
         span = f"bytes {start}-{stop - 1}/{len(content)}"
-        return self._answer(206, content[start:stop], {**stamp, "Content-Range": span}, path)
+        return self._answer(206, content[start:stop] + bytes(owner.longer_by), {**stamp, "Content-Range": span}, path)
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str], path: str = "") -> None:
         owner = self.server.owner

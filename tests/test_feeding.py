@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,25 @@ import pytest
 from http_server import NaughtyServer
 from small_runs import assert_same_run, checkpoint, flags, metrics, tables, train_small
 from spoiled_images import write_good_images, write_spoiled_images
+from test_processes import LONG, alive, until
 
-from deepcluster.core.errors import InputError
+from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.progress import Reporter
+<<<<<<< HEAD
 from deepcluster.data import cache_plan
-from deepcluster.data.storage.retries import ConnectionLost, Patience
+from deepcluster.data.storage.remote import ConnectionLost
+=======
+from deepcluster.data import cache as caching
+from deepcluster.data import loader
+from deepcluster.data.storage.remote import ConnectionLost, Patience
+>>>>>>> packtests
 
 OPTIONS: dict[str, Any] = {"reduce_to": 24, "clusters": 4}
+
+
+@pytest.fixture(autouse=True)
+def processes_for_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "LEAST_IMAGES", {"fork": 1})
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +90,7 @@ def server(shards: Path) -> Iterator[NaughtyServer]:
 
 @pytest.fixture(scope="module")
 def plain(photos: Path) -> Path:
-    """A run on the folder, every image decoded at each visit, in the caller's thread."""
+    """A run on the folder, all images decoded in each epoch, in the caller's process."""
     return train_small(photos, photos.parent / "plain", cache="none", workers=0, **OPTIONS)
 
 
@@ -119,46 +132,53 @@ def test_from_an_address_of_the_shards(server: NaughtyServer, plain: Path, tmp_p
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
-@pytest.mark.parametrize("cache", ["memory", "none", "files"])
+@pytest.mark.parametrize("cache", ["memory", "none", "file"])
 def test_whatever_prepares_and_keeps_them(workers: int, cache: str, photos: Path, plain: Path, tmp_path: Path) -> None:
-    for name in ("first", "second"):  # The second one finds the files of the first.
-        kept = str(tmp_path / "cache") if cache == "files" else cache
+    for name in ("first", "second"):  # The second one finds the file of the first.
+        kept = str(tmp_path / "cache") if cache == "file" else cache
         assert_same_run(train_small(photos, tmp_path / name, cache=kept, workers=workers, **OPTIONS), plain)
-    assert (cache == "files") == (tmp_path / "cache").exists()
+    assert (cache == "file") == (tmp_path / "cache").exists()
 
 
 def test_a_damaged_cache_is_made_anew(photos: Path, plain: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     train_small(photos, tmp_path / "first", cache=str(cache), **OPTIONS)
-    kept = list(cache.rglob("images-*"))
-    assert kept
-    for path in kept:
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 255
-        path.write_bytes(content)
-    assert_same_run(train_small(photos, tmp_path / "second", cache=str(cache), **OPTIONS), plain)
-    assert_same_run(train_small(photos, tmp_path / "third", cache=str(cache), **OPTIONS), plain)
+    (path,) = cache.rglob("*.pack")
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 2, len(content), 20_000):
+        content[place] ^= 255
+    path.write_bytes(content)
+    for name, told in (("second", True), ("third", False)):
+        assert_same_run(train_small(photos, tmp_path / name, cache=str(cache), **OPTIONS), plain)
+        assert (f"damaged images in {path} are decoded again" in (tmp_path / name / "train.log").read_text()) == told
 
 
 def test_a_cache_that_has_no_room_is_done_without(
     photos: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("deepcluster.data.image_shards.DISK_RESERVE", 1 << 60)
+    monkeypatch.setattr("deepcluster.data.pack.DISK_RESERVE", 1 << 60)
     run = train_small(photos, tmp_path / "run", cache=str(tmp_path / "cache"), **OPTIONS)
     assert_same_run(run, plain)
-    assert "is nearly full" in capsys.readouterr().err
-    assert "is nearly full" in (run / "train.log").read_text()
+    assert "(the disk is nearly full); the others are decoded in each epoch" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_made_is_done_without(
+    photos: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert_same_run(train_small(photos, tmp_path / "run", cache=str(tmp_path / "file" / "cache"), **OPTIONS), plain)
+    assert "can't be written to (not a directory): all images are decoded in each epoch" in capsys.readouterr().err
 
 
 def test_auto_keeps_images_in_files_where_memory_is_short(
     photos: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_plan, "free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(caching, "free_memory_bytes", lambda: 1000)
     monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "usual"))
     run = train_small(photos, tmp_path / "run", cache="auto", **OPTIONS)
     assert_same_run(run, plain)
-    assert list((tmp_path / "usual" / "images").rglob("images-*"))
-    assert f"in {tmp_path / 'usual'}, filled by the first epoch" in (run / "train.log").read_text()
+    (path,) = (tmp_path / "usual" / "images").iterdir()
+    assert f"in {path}" in (run / "train.log").read_text()
 
 
 # Images that change
@@ -252,19 +272,65 @@ def test_a_million_images(tmp_path: Path) -> None:
     assert peak_mb < 5000
 
 
+CODE = """
+import sys
+from deepcluster.cli import main
+from deepcluster.data import loader
+loader.LEAST_IMAGES["fork"] = 1
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def children_of(number: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells which processes are whose children")
+@pytest.mark.parametrize("how", ["ctrl-c", "kill -INT", "kill -KILL"])
+def test_a_run_that_is_stopped_or_killed_leaves_no_process(how: str, photos: Path, tmp_path: Path) -> None:
+    words = flags(epochs=100_000, **{**OPTIONS, "workers": 3})
+    command = [sys.executable, "-c", CODE, "train", str(photos), "--out", str(tmp_path / "run"), *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert until(lambda: (tmp_path / "run" / "metrics.jsonl").exists() or run.poll() is not None)
+        workers = children_of(run.pid)
+        assert len(workers) == 3
+        number = signal.SIGKILL if how == "kill -KILL" else signal.SIGINT
+        (os.killpg if how == "ctrl-c" else os.kill)(run.pid, number)
+        _, errors = run.communicate(timeout=LONG)
+    assert run.returncode == (-number if number == signal.SIGKILL else 130)
+    assert "Traceback" not in errors
+    assert until(lambda: not any(map(alive, workers)))
+
+
+def test_a_stop_while_images_are_slow_to_come_is_a_stop(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first epoch, too, it is not taken for a lost server."""
+    monkeypatch.setattr("deepcluster.core.processes._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("deepcluster.data.loader._fill_part", stopped_and_slow)
+    with pytest.raises(Interrupted, match="stopped by SIGINT"):
+        train_small(photos, tmp_path / "run", **{**OPTIONS, "workers": 1})
+
+
+def stopped_and_slow(*args: object) -> None:
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(1000)
+
+
 def test_a_server_that_is_lost_ends_the_run_and_a_resume_goes_on(
     photos: Path, files: list[Path], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No image is taken for unreadable because its server is away."""
-    quick = partial(Patience, attempts=2, quick_attempts=2, first_wait=0.01, longest_wait=0.02)
-    monkeypatch.setattr("deepcluster.data.sources.Patience", quick)
+    monkeypatch.setattr("deepcluster.data.storage.remote.ATTEMPTS", 2)
+    monkeypatch.setattr("deepcluster.data.storage.remote.FIRST_WAIT", 0.01)
     monkeypatch.setattr("deepcluster.data.survey.SAMPLE", 5)
     monkeypatch.setattr("deepcluster.data.survey.CHECK_ALL", 0)
+    options = {**OPTIONS, "cache": "none"}
     names = [path.relative_to(photos).as_posix() for path in files]
     with NaughtyServer({name: path.read_bytes() for name, path in zip(names, files, strict=True)}) as server:
         (tmp_path / "list.txt").write_text("".join(f"{server.at(name)}\n" for name in names))
         with pytest.raises(ConnectionLost, match="--resume"):
-            train_small(tmp_path / "list.txt", tmp_path / "run", reporter=ActingReporter("features", server.stop), **OPTIONS)
+            train_small(tmp_path / "list.txt", tmp_path / "run", reporter=ActingReporter("features", server.stop), **options)
         server.start()
-        run = train_small(tmp_path / "list.txt", tmp_path / "run", resume=True, **OPTIONS)
+        run = train_small(tmp_path / "list.txt", tmp_path / "run", resume=True, **options)
     assert_same_but_for_names(run, plain)

@@ -1,12 +1,13 @@
 """Large folders: the order of the images, the list that is kept of them, what is said of changes, and what it all takes."""
 
+import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from deepcluster.core.errors import UnreadableImage
 from deepcluster.data.sources import scan
-from deepcluster.data.sources.folders import _first_not_below, _missing_from, class_runs, open_folder
+from deepcluster.data.sources.folders import class_folders, difference, open_folder
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
 
@@ -64,18 +65,16 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
 # Names
 
 
-@given(st.lists(st.text(st.characters(), max_size=9), max_size=40), st.slices(40))
-def test_packed_names_are_the_names(wanted: list[str], some: slice) -> None:
+@given(st.lists(st.text(st.characters(), max_size=9), max_size=40))
+def test_packed_names_are_the_names(wanted: list[str]) -> None:
     """Also halves of surrogate pairs, and null characters."""
     packed = PackedNames(wanted)
     assert list(packed) == wanted
     assert [packed[index] for index in range(-len(wanted), len(wanted))] == wanted * 2
-    assert packed[some] == wanted[some]
-    assert list(pickle.loads(pickle.dumps(packed))) == wanted
-    halves = PackedNames(wanted[:7])
-    halves.extend(iter(wanted[7:]))
-    assert halves == packed
-    assert halves != PackedNames([*wanted, ""])
+    pickled = pickle.dumps(packed)
+    assert pickle.loads(pickled) == packed == PackedNames(iter(wanted))
+    assert len(pickled) < 400 + 8 * len(wanted) + sum(len(name.encode("utf-8", "surrogatepass")) for name in wanted)
+    assert packed != PackedNames([*wanted, ""])
     for beyond in (len(wanted), -len(wanted) - 1):
         with pytest.raises(IndexError):
             _ = packed[beyond]
@@ -101,7 +100,8 @@ def test_the_order_is_that_of_the_whole_paths(paths: list[list[str]]) -> None:
             written.add("/".join([*folders, f"{name}.jpg"]))
         found = scan.scan(Path(temporary))
         assert list(found.names) == sorted(written)
-        assert found.holding == len({path.rpartition("/")[0] for path in written})
+        assert sum(found.images.values()) == len(written)
+        assert set(found.images) == {path[: path.rfind("/") + 1] for path in written}
         assert found.endings == {"jpg": len(written)}
 
 
@@ -121,19 +121,11 @@ def plain_labels(paths: list[str]) -> list[str] | None:
 
 
 @given(st.lists(st.lists(st.sampled_from(["a", "a-", "a0", "b", "train", "Val", "é"]), min_size=1, max_size=4), min_size=1))
-def test_runs_of_class_folders_are_the_labels_of_the_paths(parts: list[list[str]]) -> None:
+def test_class_folders_are_the_labels_of_the_paths(parts: list[list[str]]) -> None:
     paths = sorted({"/".join(["train"] * (len(parts) % 2) + part) for part in parts})
-    runs = class_runs(paths)
-    labels = None if runs is None else [label for label, count in runs for _ in range(count)]
-    assert labels == plain_labels(paths)
-
-
-@given(st.lists(st.integers(0, 9), min_size=1), st.data())
-def test_a_run_ends_where_a_search_of_the_rest_says(digits: list[int], data: st.DataObject) -> None:
-    ordered = sorted(map(str, digits))
-    start = data.draw(st.integers(0, len(ordered) - 1))
-    bound = ordered[start] + "!"
-    assert _first_not_below(bound, ordered, start) == bisect_left(ordered, bound)
+    folders = [path[: path.rfind("/") + 1] for path in paths]
+    classes = class_folders(folders)
+    assert (classes and [classes[folder] for folder in folders]) == plain_labels(paths)
 
 
 # Odd names
@@ -155,6 +147,8 @@ def test_odd_names_can_be_read_kept_and_sent(tmp_path: Path, looked: list[Path])
     age(root)
     source = open_folder(root)
     looked.clear()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.map(source.read, range(len(source))) == [source.read(index) for index in range(len(source))]
     for one in (source, pickle.loads(pickle.dumps(source))):
         contents = [one.read(index) for index in range(len(one))]
         assert contents == [os.fsencode(file.relative_to(root)) for file in map(one.path, range(len(one))) if file]
@@ -178,8 +172,8 @@ def test_a_link_to_itself_hides_nothing(tmp_path: Path) -> None:
 
 
 def test_the_images_found_are_told_on_the_way_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_TELL_SECONDS", -1)
-    monkeypatch.setattr(scan, "_TELL_ENTRIES", 2)
+    monkeypatch.setattr(scan, "_REPORT_SECONDS", -1)
+    monkeypatch.setattr(scan, "_REPORT_ENTRIES", 2)
     write(tmp_path, *(f"{folder}/{number}.jpg" for folder in "abc" for number in range(3)), "a/notes.txt")
     told: list[int] = []
     open_folder(tmp_path, on_found=told.append)
@@ -191,7 +185,7 @@ def test_the_images_found_are_told_on_the_way_and_at_the_end(tmp_path: Path, mon
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, BrokenPipeError])
 def test_a_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked: list[Path], kind: type) -> None:
     """Also by an error that would mean a closed folder if the folder raised it."""
-    monkeypatch.setattr(scan, "_TELL_SECONDS", -1)
+    monkeypatch.setattr(scan, "_REPORT_SECONDS", -1)
     write(tmp_path, *(f"{number}/x.jpg" for number in range(9)))
 
     def stop(found: int) -> None:
@@ -267,7 +261,13 @@ def test_every_change_is_seen(tmp_path: Path, looked: list[Path], change: str) -
 
 def test_a_change_within_the_same_step_of_the_clock_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system that counts in steps of two seconds, and which has no other time than this."""
-    monkeypatch.setattr(scan, "_stamp_of", lambda status: f"{status.st_ino}-{status.st_mtime_ns // (2 * 10**9)}")
+    fine = scan._stamp
+
+    def coarse(path: str) -> scan.Stamp | None:
+        stamp = fine(path)
+        return stamp and (*stamp[:2], stamp[2] - stamp[2] % (2 * 10**9), 0)
+
+    monkeypatch.setattr(scan, "_stamp", coarse)
     root = write(tmp_path / "root", "a/1.jpg", "b/2.jpg")
     age(root)
     os.utime(root / "b")
@@ -307,9 +307,13 @@ def test_a_second_look_at_what_has_not_changed_is_short(tmp_path: Path, looked: 
     assert len(looked) == 4  # two folders when it was opened, and once more
 
 
-@given(st.sets(st.text("ab/", max_size=3)), st.sets(st.text("ab/", max_size=3)))
-def test_names_missing_from_others(some: set[str], others: set[str]) -> None:
-    assert list(_missing_from(sorted(others), sorted(some))) == sorted(some - others)
+@given(st.sets(st.text("ab/", min_size=1, max_size=3)), st.sets(st.text("ab/", min_size=1, max_size=3)))
+def test_the_difference_counts_and_names_what_is_gone_and_new(before: set[str], now: set[str]) -> None:
+    said = difference(sorted(before), iter(sorted(now)))
+    for names, what in ((before - now, "gone"), (now - before, "new")):
+        some = ", ".join(sorted(names)[:3]) + ", ..." * (len(names) > 3)
+        assert (f"{what} ({some})" in said) == (f"{what} (" in said) == bool(names)
+        assert not names or re.search(rf"\b{len(names)} (images? )?(is|are) {what}", said)
 
 
 def test_a_stamp_follows_the_content_of_a_file(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError, Interrupted
-from deepcluster.data.cache_report import clear, kept
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView
 from deepcluster.models.trunk import Trunk, normalise
+from deepcluster.run.cache_report import clear, kept
 from deepcluster.run.features import Pooled, pool
 from deepcluster.run.model import Model, data_key, readable
 

@@ -23,11 +23,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.data.cache_report import kept
 from deepcluster.data.sources import parquet
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.run.cache_report import kept
 
 FILES = st.binary(max_size=40)
 

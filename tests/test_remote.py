@@ -1,17 +1,16 @@
-"""Remote files: whatever a server does, each byte is the file's or the person is told; a real server on 127.0.0.1."""
+"""Remote files: whatever a server does, each byte is the file's or the user gets a message; a real server on 127.0.0.1."""
 
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,28 @@ import pytest
 from http_server import NaughtyServer
 
 from deepcluster.core.errors import DeepClusterError, InputError
-from deepcluster.data.storage import LocalFile, transfers
-from deepcluster.data.storage import blocks as blocks_module
-from deepcluster.data.storage.addresses import expand_braces, host_of, names_below, path_of, shown, whole_address
+from deepcluster.data.storage import LocalFile, StoredFile, remote
+from deepcluster.data.storage.addresses import (
+    expand,
+    expand_braces,
+    host_of,
+    is_address,
+    names_below,
+    path_of,
+    shown,
+    whole_address,
+)
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.faults import Kind, judge
 from deepcluster.data.storage.remote import (
     BLOCK_BYTES,
     ConnectionLost,
-    Patience,
+    NotThere,
+    Refused,
     RemoteFile,
     end_waits,
-    expand,
-    find_files,
-    is_address,
+    find_addresses,
+    open_files,
+    tell_troubles_to,
 )
 
 SIZE = 2 * BLOCK_BYTES + 1_234_567
@@ -55,10 +62,14 @@ def store(tmp_path: Path) -> BlockStore:
     return BlockStore(tmp_path / "blocks", ROOM)
 
 
-def patience(told: list[str] | None = None, **others: Any) -> Patience:
-    """As patient as usual, but hasty."""
-    lines = [] if told is None else told
-    return Patience(**{"first_wait": 0.01, "longest_wait": 0.05, "on_trouble": lines.append, **others})
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines about servers that are waited for; the waits are short."""
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.05)
+    lines: list[str] = []
+    monkeypatch.setattr(remote, "_tell", lines.append)
+    return lines
 
 
 def read_everything(file: RemoteFile, content: bytes, threads: int = 8) -> None:
@@ -87,10 +98,6 @@ def cut_in_the_middle(server: NaughtyServer) -> None:
     server.drop_after = 1_000_000
 
 
-def cut_after_little(server: NaughtyServer) -> None:
-    server.drop_after = 150_000
-
-
 def answer_503(server: NaughtyServer) -> None:
     server.statuses += [(503, {"Retry-After": "0.02"})] * 4 + [(429, {"Retry-After": "0"})] * 2 + [(500, {})]
 
@@ -100,13 +107,12 @@ MISBEHAVIOURS: dict[str, Callable[[NaughtyServer], object]] = {
     "latency": lambda server: setattr(server, "latency", 0.05),
     "slow": lambda server: setattr(server, "bytes_per_second", 10e6),
     "cut in the middle": cut_in_the_middle,
-    "cut after little": cut_after_little,
     "every third request is cut": lambda server: setattr(server, "fail_every", 3),
     "503 and 429": answer_503,
     "short parts": lambda server: setattr(server, "short_by", 100_000),
     "short parts of a wrong length": lambda server: setattr(server, "lie_by", 100_000),
-    "time alone": lambda server: setattr(server, "marks", {"Last-Modified"}),
-    "size alone": lambda server: setattr(server, "marks", set()),
+    "only a time": lambda server: setattr(server, "marks", {"Last-Modified"}),
+    "only a size": lambda server: setattr(server, "marks", set()),
 }
 
 
@@ -115,86 +121,59 @@ def test_every_byte_is_right_and_is_fetched_once_whatever_the_server_does(
     server: NaughtyServer, tmp_path: Path, kind: str
 ) -> None:
     MISBEHAVIOURS[kind](server)
-    file = RemoteFile(server.at("big.tar"), blocks=BlockStore(tmp_path, ROOM), patience=patience())
+    file = RemoteFile(server.at("big.tar"), blocks=BlockStore(tmp_path, ROOM))
     assert (file.name, file.size, file.where()) == ("big.tar", SIZE, server.at("big.tar"))
     read_everything(file, BIG)
     # The question at the opening is for the first byte. What was sent before an answer broke off is not fetched again.
     assert server.sent["big.tar"] == SIZE + 1
     server.forget()
-    again = RemoteFile(server.at("big.tar"), blocks=BlockStore(tmp_path, ROOM), patience=patience())
+    again = RemoteFile(server.at("big.tar"), blocks=BlockStore(tmp_path, ROOM))
     read_everything(again, BIG)
     assert server.sent["big.tar"] <= 1
     assert again.stamp == file.stamp == file.now()
 
 
-@pytest.mark.parametrize("kind", ["none", "slow", "every third request is cut", "503 and 429", "time alone"])
-def test_a_server_without_parts_gives_the_file_whole_and_once(server: NaughtyServer, tmp_path: Path, kind: str) -> None:
-    server.ranges = False
-    MISBEHAVIOURS[kind](server)
-    file = RemoteFile(server.at("big.tar"), blocks=BlockStore(tmp_path, ROOM), patience=patience())
-    server.forget()
-    read_everything(file, BIG)
-    if kind in ("none", "slow", "time alone"):
-        assert server.requests["big.tar"] == 1
-    server.fail_every = None
-    server.forget()
-    read_everything(RemoteFile(server.at("big.tar"), blocks=BlockStore(tmp_path, ROOM), patience=patience()), BIG)
-    assert server.requests["big.tar"] == 1
+@pytest.mark.parametrize("content", [BIG, b""])
+@pytest.mark.parametrize("length_known", [True, False])
+def test_a_server_without_ranges_is_named(
+    server: NaughtyServer, store: BlockStore, content: bytes, length_known: bool
+) -> None:
+    server.ranges, server.length_known, server.files["big.tar"] = False, length_known, content
+    if length_known and not content:
+        assert RemoteFile(server.at("big.tar"), blocks=store).read(0, 10) == b""
+        return
+    assert message(lambda: RemoteFile(server.at("big.tar"), blocks=store)) == (
+        f"{server.at('big.tar')} can't be read in parts: the server does not support ranges or does not say its size; "
+        "download it and give the local file"
+    )
 
 
 def test_a_server_that_stops_giving_parts_is_noticed(server: NaughtyServer, store: BlockStore) -> None:
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience())
+    file = RemoteFile(server.at("big.tar"), blocks=store)
     assert file.read(10, 5) == BIG[10:15]
     server.ranges = False
-    read_everything(file, BIG)
+    assert "does not support ranges" in message(lambda: file.read(BLOCK_BYTES, 5))
+    assert file.read(10, 5) == BIG[10:15]
 
 
-def test_a_whole_file_passes_through_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks_module, "MEMORY_BYTES", 2 * BLOCK_BYTES)
-    content = random.Random(3).randbytes(60 << 20)
-    with NaughtyServer({"x.tar": content}) as server:
-        server.ranges = False
-        file = RemoteFile(server.at("x.tar"), blocks=BlockStore(tmp_path, ROOM), patience=patience())
-        tracemalloc.start()
-        try:
-            assert file.read(0, 10) == content[:10]
-            assert file.read(file.size - 10, 10) == content[-10:]
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-    assert peak < 36 << 20
-
-
-def test_a_file_that_must_be_whole_but_has_no_room_is_refused(server: NaughtyServer, tmp_path: Path) -> None:
-    server.ranges = False
-    server.files["huge.tar"] = bytes(blocks_module.MEMORY_BYTES)
-    file = RemoteFile(server.at("huge.tar"), blocks=BlockStore(tmp_path, 1000), patience=patience())
-    told = message(lambda: file.read(0, 1))
-    assert told == (
-        f"{server.at('huge.tar')} has 67,108,864 bytes and must be fetched whole: its server gives no parts; the cache in "
-        f"{tmp_path} may hold 67,108,864 bytes; download it and give the local file, or set DEEPCLUSTER_CACHE to a folder "
-        "with more room"
-    )
-
-
-def test_a_file_that_is_always_cut_and_has_no_parts_ends_in_words(server: NaughtyServer, store: BlockStore) -> None:
-    server.ranges, server.drop_after = False, 1000
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience(attempts=3))
+@pytest.mark.parametrize(("misbehave", "words"), [
+    (lambda server: setattr(server, "drop_after", 150_000), "the connection was lost"),
+    (lambda server: setattr(server, "shift", 1), "the server sent another part than was asked for"),
+    (lambda server: setattr(server, "longer_by", 7), "the server sent 4,194,311 of 4,194,304 bytes"),
+])  # fmt: skip
+def test_parts_that_are_never_right_end_in_words(
+    server: NaughtyServer, store: BlockStore, misbehave: Callable[[NaughtyServer], None], words: str
+) -> None:
+    file = RemoteFile(server.at("big.tar"), blocks=store)
+    misbehave(server)
     told = message(lambda: file.read(0, 1), ConnectionLost)
     assert told == (
-        f"{server.at('big.tar')} can't be read: the connection was lost (attempt 3, after 0 s); when the connection is "
-        "back, go on with --resume"
+        f"{server.at('big.tar')} can't be read: {words} (attempt 8, after 0 s); once it answers, continue with --resume"
     )
-
-
-def test_a_file_of_unknown_size_is_refused(server: NaughtyServer, store: BlockStore) -> None:
-    server.ranges = server.length_known = False
-    told = message(lambda: RemoteFile(server.at("big.tar"), blocks=store, patience=patience()))
-    assert "its server does not say how large it is; download it" in told
 
 
 def test_sixteen_threads_that_want_one_block_make_one_request(server: NaughtyServer, store: BlockStore) -> None:
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience())
+    file = RemoteFile(server.at("big.tar"), blocks=store)
     server.latency = 0.1
     server.forget()
     with ThreadPoolExecutor(16) as pool:
@@ -208,7 +187,7 @@ def test_the_bound_on_the_disk_is_kept_while_remote_files_are_read(server: Naugh
     store = BlockStore(tmp_path, bound)
     for number in range(3):
         server.files[f"{number}.tar"] = BIG[number:]
-        file = RemoteFile(server.at(f"{number}.tar"), blocks=store, patience=patience())
+        file = RemoteFile(server.at(f"{number}.tar"), blocks=store)
         read_everything(file, BIG[number:], threads=2)
         assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= bound
 
@@ -217,24 +196,26 @@ def test_the_bound_on_the_disk_is_kept_while_remote_files_are_read(server: Naugh
 
 
 @pytest.mark.parametrize("marks", [{"ETag"}, {"Last-Modified"}, set()], ids=str)
-@pytest.mark.parametrize("ranges", [True, False])
-def test_other_content_is_never_mixed_in(server: NaughtyServer, store: BlockStore, marks: set[str], ranges: bool) -> None:
-    server.marks, server.ranges = marks, ranges
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience())
-    if ranges:
-        assert file.read(0, 10) == BIG[:10]
+def test_other_content_is_never_mixed_in(server: NaughtyServer, store: BlockStore, marks: set[str]) -> None:
+    server.marks = marks
+    file = RemoteFile(server.at("big.tar"), blocks=store)
+    assert file.read(0, 10) == BIG[:10]
     other = OTHER if marks else OTHER[:-1]  # by the size alone a change of size can be seen
     server.change("big.tar", other)
     told = message(lambda: file.read(BLOCK_BYTES, 10))
     assert told.startswith(f"{server.at('big.tar')} changed while it was in use (it was {SIZE}")
     assert file.now() not in ("", file.stamp)
-    new = RemoteFile(server.at("big.tar"), blocks=store, patience=patience())
+    new = RemoteFile(server.at("big.tar"), blocks=store)
     assert new.stamp == file.now()
     read_everything(new, other)
 
 
-def test_a_change_between_two_parts_of_a_block_is_seen(server: NaughtyServer, store: BlockStore) -> None:
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience(first_wait=0.2, longest_wait=0.2))
+def test_a_change_between_two_parts_of_a_block_is_seen(
+    server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.2)
+    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.2)
+    file = RemoteFile(server.at("big.tar"), blocks=store)
     server.drop_after = 1_000_000
 
     def change() -> None:
@@ -250,13 +231,13 @@ def test_a_change_between_two_parts_of_a_block_is_seen(server: NaughtyServer, st
 
 def test_a_file_that_became_shorter_is_seen(server: NaughtyServer, store: BlockStore) -> None:
     server.marks = set()
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience())
+    file = RemoteFile(server.at("big.tar"), blocks=store)
     server.change("big.tar", BIG[:1000])
     assert "changed while it was in use" in message(lambda: file.read(BLOCK_BYTES, 10))
 
 
 def test_a_file_that_is_gone_is_told(server: NaughtyServer, store: BlockStore) -> None:
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience())
+    file = RemoteFile(server.at("big.tar"), blocks=store)
     del server.files["big.tar"]
     assert file.now() == ""
     told = message(lambda: file.read(0, 10))
@@ -266,9 +247,11 @@ def test_a_file_that_is_gone_is_told(server: NaughtyServer, store: BlockStore) -
 # Waiting, and giving up
 
 
-def test_a_server_that_comes_back_costs_a_wait_and_one_line(server: NaughtyServer, store: BlockStore) -> None:
-    told: list[str] = []
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience(told, attempts=200))
+def test_a_server_that_comes_back_costs_a_wait_and_one_line(
+    server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 200)
+    file = RemoteFile(server.at("big.tar"), blocks=store)
     server.bytes_per_second = 20e6
 
     def restart() -> None:
@@ -288,24 +271,37 @@ def test_a_server_that_comes_back_costs_a_wait_and_one_line(server: NaughtyServe
     assert told[0].endswith("; trying again, 200 times at most")
 
 
-def test_a_server_that_stays_away_ends_in_words_and_is_no_fault_of_the_input(store: BlockStore) -> None:
+def test_a_server_that_stays_away_ends_in_words_and_is_no_fault_of_the_input(
+    store: BlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 4)
     with NaughtyServer({"big.tar": BIG}) as server:
-        file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience(attempts=4))
+        file = RemoteFile(server.at("big.tar"), blocks=store)
         server.statuses += [(503, {})] * 100
         told = message(lambda: file.read(0, 1), ConnectionLost)
         assert "the server answered 503 (Service Unavailable) (attempt 4, after" in told
         assert server.requests["big.tar"] == 5
     told = message(lambda: file.read(0, 1), ConnectionLost)
     assert "can't be read: nothing answers there (connection refused) (attempt 4, after" in told
-    assert told.endswith("; when the connection is back, go on with --resume")
+    assert told.endswith("; once it answers, continue with --resume")
     assert not issubclass(ConnectionLost, InputError)  # or readers would take the image for a damaged one
 
 
-def test_without_anyone_to_tell_python_warns(server: NaughtyServer, store: BlockStore) -> None:
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=Patience(first_wait=0.01))
+def test_python_warns_of_troubles_unless_they_are_told_elsewhere(
+    server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "_tell", remote._tell)
+    file = RemoteFile(server.at("big.tar"), blocks=store)
     server.statuses.append((503, {}))
     with pytest.warns(UserWarning, match=r"the server answered 503 \(Service Unavailable\); trying again, 8 times at most"):
         file.read(0, 1)
+    lines: list[str] = []
+    tell_troubles_to(lines.append)
+    server.statuses.append((503, {}))
+    file.read(BLOCK_BYTES, 1)
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize(("status", "words"), [
@@ -318,7 +314,7 @@ def test_without_anyone_to_tell_python_warns(server: NaughtyServer, store: Block
 ])  # fmt: skip
 def test_what_no_waiting_mends_is_told_at_once(server: NaughtyServer, store: BlockStore, status: int, words: str) -> None:
     server.status_of["big.tar"] = status
-    told = message(lambda: RemoteFile(server.at("big.tar"), blocks=store, patience=patience()))
+    told = message(lambda: RemoteFile(server.at("big.tar"), blocks=store))
     assert told.startswith(f"{server.at('big.tar')} {words}")
     assert server.requests["big.tar"] == 1
 
@@ -326,21 +322,21 @@ def test_what_no_waiting_mends_is_told_at_once(server: NaughtyServer, store: Blo
 def test_a_server_that_never_answered_is_tried_a_few_times(store: BlockStore) -> None:
     with NaughtyServer({}) as server:
         address = server.at("big.tar")
-    told = message(lambda: RemoteFile(address, blocks=store, patience=patience()))
+    told = message(lambda: RemoteFile(address, blocks=store))
     assert told == (
-        f"{address} can't be reached: nothing answers there (connection refused) (tried 3 times); check the address, and "
-        "the network"
+        f"{address} can't be reached: nothing answers there (connection refused); check the address and the network"
     )
-    told = message(lambda: RemoteFile("http://no.such.host.invalid/a.tar", blocks=store, patience=patience()))
-    assert "can't be reached: no server of this name is known (the name can't be resolved) (tried 3 times)" in told
+    told = message(lambda: RemoteFile("http://no.such.host.invalid/a.tar", blocks=store))
+    assert "can't be reached: the name of the server can't be resolved; check" in told
 
 
 def test_a_silent_server_is_left_after_a_while(
     server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(remote, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
     server.latency = 1.0
-    told = message(lambda: RemoteFile(server.at("big.tar"), blocks=store, patience=patience(attempts=2)), ConnectionLost)
+    told = message(lambda: RemoteFile(server.at("big.tar"), blocks=store), ConnectionLost)
     assert "can't be read: no answer within the time allowed (attempt 2" in told
 
 
@@ -351,7 +347,7 @@ def test_a_silent_server_is_left_after_a_while(
     ("http://127.0.0.1:99999/a.tar", "http://127.0.0.1:99999/a.tar can't be read"),
 ])  # fmt: skip
 def test_addresses_that_lead_nowhere_are_told(store: BlockStore, address: str, words: str) -> None:
-    assert message(lambda: RemoteFile(address, blocks=store, patience=patience())).startswith(words)
+    assert message(lambda: RemoteFile(address, blocks=store)).startswith(words)
 
 
 def test_a_missing_package_is_named(store: BlockStore) -> None:
@@ -360,43 +356,41 @@ def test_a_missing_package_is_named(store: BlockStore) -> None:
         try:
             __import__(package)
         except ImportError:
-            told = message(lambda scheme=scheme: RemoteFile(f"{scheme}://x/a.tar", blocks=store, patience=patience()))
+            told = message(lambda scheme=scheme: RemoteFile(f"{scheme}://x/a.tar", blocks=store))
             extra = {"gs": "gcs"}.get(scheme, scheme)
             want = f"{scheme}:// addresses need a package that is not installed: pip install 'deepcluster[{extra}]'"
             assert told == want
 
 
-def test_waits_grow_up_to_the_longest_and_heed_the_server() -> None:
-    usual = Patience()
-    for failures, most in enumerate([1, 2, 4, 8, 16, 32, 60, 60], start=1):
-        assert all(most / 2 <= usual.wait(failures, None) <= most for _ in range(20))
-    assert usual.wait(1, 20.0) == 20.0
-    assert usual.wait(1, 1e9) == 300.0
-    assert usual.wait(10_000, None) <= 60.0
+def test_waits_double_up_to_the_longest_and_heed_the_server(
+    server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = RemoteFile(server.at("big.tar"), blocks=store)
+    monkeypatch.undo()
+    waits: list[float] = []
 
+    class Hasty(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return False
 
-def answer_of(server: NaughtyServer, headers: dict[str, str]) -> BaseException:
-    """What a real answer of 503 with these headers becomes."""
-    server.statuses.append((503, headers))
-    site = transfers.site_of(server.at())
-    with pytest.raises(Exception) as caught:
-        site.about(server.at("big.tar"))
-    return caught.value
-
-
-def test_a_server_may_ask_for_seconds_or_a_date(server: NaughtyServer) -> None:
-    assert judge(answer_of(server, {"Retry-After": "7"})).retry_after == 7.0
-    date = judge(answer_of(server, {"Retry-After": formatdate(time.time() + 100, usegmt=True)})).retry_after
-    assert date is not None
-    assert 90 < date <= 100
-    for headers in [{}, {"Retry-After": "soon"}, {"Retry-After": ""}]:
-        fault = judge(answer_of(server, headers))
-        assert (fault.kind, fault.retry_after) == (Kind.WAIT, None)
+    monkeypatch.setattr(remote, "ATTEMPTS", 12)
+    monkeypatch.setattr(remote, "_endings", {os.getpid(): Hasty()})
+    monkeypatch.setattr(remote, "_tell", [].append)
+    server.statuses += [(503, {"Retry-After": each}) for each in ("soon", "", "-1", "1e9", "nan", "1.5", "x", "y")]
+    server.statuses += [(429, {"Retry-After": each}) for each in ("200", "999999")]
+    assert file.read(0, 5) == BIG[:5]
+    assert all(most / 2 <= wait <= most for wait, most in zip(waits, [1, 2, 4, 8, 16, 32, 60, 60], strict=False))
+    assert waits[8:] == [200.0, 300.0]
 
 
 @pytest.mark.parametrize("phase", ["waiting", "hanging"])
-def test_all_waits_end_at_once_when_someone_says_so(server: NaughtyServer, store: BlockStore, phase: str) -> None:
-    file = RemoteFile(server.at("big.tar"), blocks=store, patience=patience(first_wait=100.0, longest_wait=100.0))
+def test_all_waits_end_at_once_when_someone_says_so(
+    server: NaughtyServer, store: BlockStore, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 100.0)
+    monkeypatch.setattr(remote, "LONGEST_WAIT", 100.0)
+    file = RemoteFile(server.at("big.tar"), blocks=store)
     if phase == "waiting":
         server.statuses += [(503, {})] * 100
     else:
@@ -418,10 +412,10 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import RemoteFile, find_files
+from deepcluster.data.storage.remote import find_addresses, open_files
 print("begins", flush=True)
 try:
-    find_files(sys.argv[1], ["tar"], blocks=BlockStore(Path(sys.argv[2]), 0))
+    open_files(find_addresses(sys.argv[1], ["tar"]), BlockStore(Path(sys.argv[2]), 0))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
@@ -440,19 +434,63 @@ def test_a_person_can_interrupt_a_server_that_hangs(server: NaughtyServer, tmp_p
     assert process.returncode == 0
 
 
+def test_a_pickled_file_reads_the_same_bytes(server: NaughtyServer, store: BlockStore) -> None:
+    file = RemoteFile(server.at("big.tar"), blocks=store)
+    copy = pickle.loads(pickle.dumps(file))
+    assert (copy.name, copy.size, copy.stamp, copy.where()) == (file.name, file.size, file.stamp, file.where())
+    read_everything(copy, BIG)
+    assert len(pickle.dumps(file)) < 1000
+
+
+def test_errors_come_back_from_another_process(server: NaughtyServer, store: BlockStore) -> None:
+    """A worker process sends what it raises to its parent, with its type and its words."""
+    file = RemoteFile(server.at("big.tar"), blocks=store)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(file.read, 5, 5).result() == BIG[5:10]
+        server.status_of["big.tar"] = 404
+        with pytest.raises(NotThere, match="does not exist"):
+            pool.submit(file.read, BLOCK_BYTES, 5).result()
+        server.status_of["big.tar"] = 403
+        with pytest.raises(Refused, match="may not be read"):
+            pool.submit(file.read, BLOCK_BYTES, 5).result()
+        server.status_of.clear()
+        server.change("big.tar", OTHER)
+        with pytest.raises(InputError, match="changed while it was in use"):
+            pool.submit(file.read, BLOCK_BYTES, 5).result()
+    for kind in (ConnectionLost, NotThere, Refused):
+        error = pickle.loads(pickle.dumps(kind("the words")))
+        assert (type(error), str(error)) == (kind, "the words")
+
+
 def test_a_forked_process_reads_on(server: NaughtyServer, tmp_path: Path) -> None:
     """In an interpreter of its own, since this one has threads."""
     run_in_process(use_and_fork, server.at("big.tar"), str(tmp_path))
 
 
 def use_and_fork(address: str, folder: str) -> None:
-    file = RemoteFile(address, blocks=BlockStore(Path(folder), ROOM), patience=patience())
-    assert file.read(0, 10) == BIG[:10]
-    child = os.fork()
-    if child == 0:
-        right = file.read(BLOCK_BYTES, 10) == BIG[BLOCK_BYTES : BLOCK_BYTES + 10]
-        os._exit(0 if right else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    """Fork again and again while threads read; both sides read on, and no lock of a thread hangs the child."""
+    file = RemoteFile(address, blocks=BlockStore(Path(folder), 2 * BLOCK_BYTES))
+    stop = threading.Event()
+
+    def read_on(seed: int) -> None:
+        draw = random.Random(seed)
+        while not stop.is_set():
+            start = draw.randrange(SIZE - 10)
+            assert file.read(start, 10) == BIG[start : start + 10]
+
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read_on, seed) for seed in range(4)]
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                right = all(file.read(start, 10) == BIG[start : start + 10] for start in (0, BLOCK_BYTES, 2 * BLOCK_BYTES))
+                end_waits()
+                os._exit(0 if right else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.set()
+        for reader in readers:
+            reader.result()
 
 
 def run_in_process(work: Callable[..., None], *args: object) -> None:
@@ -465,8 +503,12 @@ def run_in_process(work: Callable[..., None], *args: object) -> None:
 # Finding files
 
 
+def find_files(pattern: str, store: BlockStore) -> list[StoredFile]:
+    return open_files(find_addresses(pattern, TARS), store)
+
+
 def found(server: NaughtyServer, pattern: str, store: BlockStore) -> list[str]:
-    return [file.name for file in find_files(server.at(pattern), TARS, blocks=store, patience=patience())]
+    return [file.name for file in find_files(server.at(pattern), store)]
 
 
 @pytest.mark.parametrize(("pattern", "names"), [
@@ -509,7 +551,7 @@ def test_a_listing_that_breaks_off_is_asked_for_again(server: NaughtyServer, sto
     assert len(found(server, "d/", store)) == 25
 
 
-def test_pythons_own_server_is_read(tmp_path: Path, store: BlockStore) -> None:
+def test_pythons_own_server_is_listed(tmp_path: Path, store: BlockStore) -> None:
     (tmp_path / "data" / "sub").mkdir(parents=True)
     (tmp_path / "data" / "a b#c.tar").write_bytes(BIG)
     (tmp_path / "data" / "sub" / "é.tar").write_bytes(b"")
@@ -522,11 +564,10 @@ def test_pythons_own_server_is_read(tmp_path: Path, store: BlockStore) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
-            address = f"http://127.0.0.1:{int(process.stdout.readline())}/data"
-            files = find_files(address, TARS, blocks=store, patience=patience())
-            assert [(file.name, file.size) for file in files] == [("a b#c.tar", SIZE), ("sub/é.tar", 0)]
-            read_everything(files[0], BIG)  # type: ignore[arg-type]
-            assert files[1].read(0, 100) == b""
+            found = find_addresses(f"http://127.0.0.1:{int(process.stdout.readline())}/data", TARS)
+            assert names_below([path_of(one) for one in found]) == ["a b#c.tar", "sub/é.tar"]
+            assert remote.read_whole(found[0]) == BIG
+            assert "does not support ranges" in message(lambda: open_files(found, store))
         finally:
             process.terminate()
 
@@ -544,7 +585,7 @@ def memory() -> Iterator[Any]:
 
 def test_files_in_memory_are_read_and_found(memory: Any, store: BlockStore) -> None:
     memory.pipe({"/m/big.tar": BIG, "/m/sub/x.tar": b"x", "/m/notes.txt": b""})
-    found = find_files("memory://m", TARS, blocks=store)
+    found = find_files("memory://m", store)
     assert [(file.name, file.size, file.where()) for file in found] == [
         ("big.tar", SIZE, "memory:///m/big.tar"),
         ("sub/x.tar", 1, "memory:///m/sub/x.tar"),
@@ -557,16 +598,25 @@ def test_files_in_memory_are_read_and_found(memory: Any, store: BlockStore) -> N
         "memory://m/{sub/x,big}.tar": ["sub/x.tar", "big.tar"],
         "memory://m/notes.txt": ["notes.txt"],
     }.items():
-        assert [file.name for file in find_files(pattern, TARS, blocks=store)] == names
-    told = message(lambda: find_files("memory://m/**.tar", TARS, blocks=store))
+        assert [file.name for file in find_files(pattern, store)] == names
+    told = message(lambda: find_addresses("memory://m/**.tar", TARS))
     assert told == "memory://m/**.tar is no pattern: Invalid pattern: '**' can only be an entire path component"
-    told = message(lambda: find_files("memory://m/*.zip", ["zip"], blocks=store))
+    told = message(lambda: find_addresses("memory://m/*.zip", ["zip"]))
     assert told == "nothing was found at memory://m/*.zip: looked for .zip"
+
+
+def test_a_folder_or_page_is_no_file(memory: Any, server: NaughtyServer, store: BlockStore) -> None:
+    memory.pipe("/m/x.tar/y.tar", b"y")
+    server.files["x.tar/y.tar"] = b"y"
+    for address in ("memory://m/x.tar", server.at("x.tar")):
+        told = message(lambda address=address: RemoteFile(address, blocks=store))
+        assert told == f"{address} is a folder or a web page, not a file"
+        assert [file.name for file in find_files(f"{address}/", store)] == ["y.tar"]
 
 
 def test_a_change_in_memory_is_seen(memory: Any, store: BlockStore) -> None:
     memory.pipe("/m/big.tar", BIG)
-    file = RemoteFile("memory://m/big.tar", blocks=store, patience=patience())
+    file = RemoteFile("memory://m/big.tar", blocks=store)
     assert file.read(0, 10) == BIG[:10]
     assert file.now() == file.stamp
     memory.pipe("/m/big.tar", OTHER)
@@ -583,7 +633,7 @@ def test_a_file_in_an_archive_is_a_chain(tmp_path: Path, store: BlockStore) -> N
         archive.writestr("in/big.tar", BIG)
         archive.writestr("in/b.tar", b"b")
     chain = f"zip://in/*.tar::{tmp_path / 'x.zip'}"
-    found = find_files(chain, TARS, blocks=store)
+    found = find_files(chain, store)
     assert [file.name for file in found] == ["b.tar", "big.tar"]
     read_everything(found[1], BIG)  # type: ignore[arg-type]
 
@@ -644,8 +694,8 @@ def test_parts_of_addresses() -> None:
     assert path_of("https://host:80/a%20b/c.tar?d=/e#f") == "a b/c.tar"
     assert path_of("s3://bucket/a?b#c%20d") == "a?b#c%20d"
     assert path_of("zip://a/b.jpg::https://host/x.zip") == "a/b.jpg"
-    assert names_below(["a/b/c", "a/b-/d", "a/b"]) == ("a", ["b/c", "b-/d", "b"])
-    assert names_below(["a/b/c"]) == ("a/b", ["c"])
+    assert names_below(["a/b/c", "a/b-/d", "a/b"]) == ["b/c", "b-/d", "b"]
+    assert names_below(["a/b/c"]) == ["c"]
 
 
 @pytest.mark.parametrize("pattern", [
@@ -659,7 +709,7 @@ def test_braces_stand_for_what_a_shell_makes_of_them(pattern: str) -> None:
 
 def test_endless_braces_are_refused() -> None:
     assert message(lambda: expand_braces("s3://b/{0..99999999999}.tar")) == (
-        "s3://b/{0..99999999999}.tar stands for more than 100,000 names; use a * in their place"
+        "s3://b/{0..99999999999}.tar stands for more than 100,000 names; use a * instead"
     )
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
+import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
+from http_server import NaughtyServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +56,7 @@ def write_tar(path: Path, members: Members, form: str = "pax", mode: str = "w") 
     return path
 
 
-def opened(*files: Path | StoredFile, on_found: Callable[[int], None] | None = None) -> ImageSource:
+def opened(*files: Path | StoredFile, on_found: Callable[[int], None] = lambda so_far: None) -> ImageSource:
     """Open with a cache beside the first of them, so that it is the same one each time."""
     stored = [LocalFile(file) if isinstance(file, Path) else file for file in files]
     cache = Path(stored[0].where()).parent / "cache"
@@ -656,6 +656,90 @@ def test_of_a_gzip_that_is_cut_short_or_damaged_the_images_before_are_kept(tmp_p
     assert opened(path).details().endswith("a.tar.gz is damaged, so some of its images may be spoiled")
 
 
+def test_a_copy_that_is_damaged_or_gone_is_made_again_once(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tgz", images_of("1.jpg", "2.jpg"), mode="w:gz")
+    source = opened(path)
+    (copy,) = (tmp_path / "cache/unpacked").iterdir()
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:1000] + b"x" + whole[1001:])
+    assert source.read(1) == content("2.jpg"), "what is whole is read from a damaged copy"
+    assert copy.read_bytes() != whole
+    assert source.read(0) == content("1.jpg")
+    assert copy.read_bytes() == whole
+    copy.unlink()
+    with pytest.raises(UnreadableImage, match=f"what was unpacked of {path} into {copy} is damaged; delete that file"):
+        source.read(0)
+    source = opened(path)
+    copy.unlink()
+    assert source.read(0) == content("1.jpg")
+    copy.unlink()
+    source, _ = opened(path), os.utime(path, ns=(1, 1))
+    copy.unlink()
+    with pytest.raises(UnreadableImage, match="is damaged"):
+        source.read(0)
+    assert not copy.exists(), "another file is not unpacked in the place of the one that was opened"
+
+
+def read_all(source: ImageSource) -> list[bytes]:
+    return [bytes(source.read(index)) for index in range(len(source))]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_other_processes_read_the_same(tmp_path: Path, method: str, is_kept: bool) -> None:
+    """Also from a temporary file, which ends with the source in the process that opened it, and in no other."""
+    if not is_kept:
+        (tmp_path / "cache").write_text("a file, where the folder should be")
+    plain = write_tar(tmp_path / "a.tar", images_of("1.jpg", "2.jpg"))
+    packed = write_tar(tmp_path / "b.tar.gz", images_of("3.jpg", "4.jpg"), mode="w:gz")
+    source = opened(plain, packed)
+    want = read_all(source)
+    assert read_all(pickle.loads(pickle.dumps(source))) == want
+    for _ in range(2):
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            assert pool.map(read_all, [source] * 4, chunksize=1) == [want] * 4
+            pool.close()
+            pool.join()
+    assert read_all(source) == want
+    temporary = Path(source._files[1]._copy.path)  # type: ignore[attr-defined]
+    del source, pool
+    gc.collect()
+    assert temporary.exists() == temporary.parent.exists() == is_kept
+
+
+UNPACK = """
+import sys, threading
+from pathlib import Path
+from deepcluster.data.sources.shards import open_shards
+from deepcluster.data.storage import LocalFile
+class Counted(LocalFile):
+    reads = 0
+    def read(self, start, length):
+        self.reads += start > 0
+        return super().read(start, length)
+file = Counted(Path(sys.argv[1]))
+print("ready", flush=True)
+input()
+open_shards([file], cache=Path(sys.argv[2]))
+print(file.reads)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks between processes")
+def test_of_several_processes_one_unpacks(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tgz", [(f"{n}.jpg", content(str(n), 5_000_000)) for n in range(8)], mode="w:gz")
+    command = [sys.executable, "-c", UNPACK, str(path), str(tmp_path / "cache")]
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert all(process.stdout and process.stdout.readline() == "ready\n" for process in started)
+    for process in started:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    reads = [process.communicate(timeout=120)[0] for process in started]
+    assert sorted(int(number) > 0 for number in reads) == [False, False, True]
+    assert len(list((tmp_path / "cache").rglob("*"))) == 4, "one index and one copy in their folders"
+
+
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
@@ -756,46 +840,23 @@ def test_a_lost_connection_is_not_taken_for_a_damaged_tar(far: Path, tmp_path: P
         source.read(5)
 
 
-class Files(SimpleHTTPRequestHandler):
-    """A server that counts what is asked of it."""
-
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path))) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}"
-        running.shutdown()
-        thread.join()
-
-
-def test_shards_on_a_server_are_loaded_once(far: Path, tmp_path: Path, server: str) -> None:
-    plain = Path(shutil.copy2(far, tmp_path / "far.tar"))
+def test_shards_on_a_server_are_loaded_once(far: Path, tmp_path: Path) -> None:
     packed = write_tar(tmp_path / "b.tgz", images_of("1.jpg", "2.jpg"), mode="w:gz")
-    for again in (False, True):
-        Files.asked.clear()
-        blocks = BlockStore(tmp_path / "blocks")
-        files = [RemoteFile(f"{server}/{path.name}", blocks=blocks) for path in (plain, packed)]
-        opening = len(Files.asked)
-        source = open_shards(files, cache=tmp_path / "cache")
-        with ThreadPoolExecutor(8) as pool:
-            contents = list(pool.map(source.read, range(len(source))))
-        assert contents == list((reference(plain) | reference(packed)).values())
-        assert source.name(0) == "far.tar::0000.jpg"
-        assert (len(Files.asked) == opening) == again
-        assert source.changed() is None
-    plain.unlink()
-    assert source.changed() == "far.tar is gone"
+    with NaughtyServer({"far.tar": far.read_bytes(), "b.tgz": packed.read_bytes()}) as server:
+        for again in (False, True):
+            server.forget()
+            blocks = BlockStore(tmp_path / "blocks")
+            files = [RemoteFile(server.at(name), blocks=blocks) for name in ("far.tar", "b.tgz")]
+            opening = server.requests.total()
+            source = open_shards(files, cache=tmp_path / "cache")
+            with ThreadPoolExecutor(8) as pool:
+                contents = list(pool.map(source.read, range(len(source))))
+            assert contents == list((reference(far) | reference(packed)).values())
+            assert source.name(0) == "far.tar::0000.jpg"
+            assert (server.requests.total() == opening) == again
+            assert source.changed() is None
+        del server.files["far.tar"]
+        assert source.changed() == "far.tar is gone"
 
 
 def test_remote_shards_of_all_kinds_at_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from spoiled_images import write_good_images
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
-from deepcluster.data.sources.remote_files import parse_pairs
+from deepcluster.data.sources.lists import parse_pairs
 from deepcluster.data.storage import LocalFile
 
 DIGITS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
@@ -301,7 +301,9 @@ def test_a_list_of_both_addresses_and_paths_is_refused(tmp_path: Path, file: str
     touch(tmp_path, "a.jpg")
     (tmp_path / file).write_text(text)
     message = complaint(tmp_path / file)
-    assert "mixes 3 remote addresses (such as https://example.org/b.jpg) with 2 local paths (such as a.jpg)" in message
+    assert "must be in one place, but" in message
+    for words in ("this machine 2 (such as a.jpg)", "https://example.org 1 (such as", "s3://bucket 1 (such as"):
+        assert words in message
     assert "make a list for each; they can be given together" in message
 
 
@@ -323,6 +325,26 @@ def test_a_list_is_what_it_was_when_it_was_opened(tmp_path: Path) -> None:
     assert source.stamp(1) == ""
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n\0.jpg\n" + "a.jpg\n" * 20)
     assert open_source(tmp_path / "list.txt").stamp(2) == ""
+
+
+def test_lines_may_end_as_on_any_system(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "l.txt").write_bytes(end.join(["# x", "b.jpg", "", "a.jpg"]).encode())
+        (tmp_path / "t.csv").write_bytes(end.join(["path;label", "b.jpg;1", "a.jpg;2"]).encode())
+        assert names(open_source(tmp_path / "l.txt")) == names(open_source(tmp_path / "t.csv")) == ["b.jpg", "a.jpg"]
+
+
+def test_a_pickled_list_reads_the_same_files(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "é.jpg")
+    (tmp_path / "list.csv").write_text("path,label\né.jpg,x\na.jpg,y\n", encoding="utf-8")
+    source = open_source(tmp_path / "list.csv")
+    copy = pickle.loads(pickle.dumps(source))
+    assert (names(copy), labels(copy), paths(copy)) == (names(source), labels(source), paths(source))
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert pool.map(source.read, range(2)) == [b"\xc3\xa9.jpg", b"a.jpg"]
+            assert pool.map(source.stamp, range(2)) == [source.stamp(0), source.stamp(1)]
 
 
 # Arrays
@@ -532,7 +554,7 @@ def test_folders_without_images_say_what_was_looked_for_and_found(tmp_path: Path
         ("shards/train-{000..099}.tar", "shards/train-000.tar does not exist"),
         ("shards/*.tar", "nothing matches shards/*.tar"),
         ("a.tar.gz", "a.tar.gz does not exist"),
-        ("https://example.org/digits.npz", "arrays are read from this machine alone"),
+        ("https://example.org/digits.npz", "arrays are read from this machine only"),
     ],
 )
 def test_files_of_many_images_that_are_not_there_are_named(data: str | Path, words: str) -> None:

@@ -4,7 +4,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,24 @@ import torch
 
 from deepcluster.core.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
 from deepcluster.core.progress import Reporter
-from deepcluster.core.text import size
-from deepcluster.data.cache_report import clear, kept
+from deepcluster.core.text import count_of, size
 from deepcluster.data.loader import usual_workers
-from deepcluster.data.sources import open_source
+from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.storage import usual_cache_folder
 from deepcluster.data.storage.addresses import is_address
-from deepcluster.data.survey import MOST, describe, overview
+from deepcluster.data.survey import Look, even_sample, looks
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
+from deepcluster.run.cache_report import clear, kept
 from deepcluster.run.folder import RunFolder, versions
 from deepcluster.run.metrics import epoch_line
 from deepcluster.run.model import UNTRAINED, Model, load
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import ProjectedSpace
 
+# Read in a few seconds; of more images, as many spread evenly.
+MOST = 10_000
+SHOWN = 5
+BAR = 30
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".pth.tar")
 
 
@@ -47,9 +52,49 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
         return _about_run(RunFolder(Path(path)))
     reporter = reporter or Reporter(quiet=True)
     source = open_source(path, on_trouble=reporter.warn)
-    with reporter.track("reading images", len(source) if everything else min(MOST, len(source))) as progress:
-        found = overview(source, workers=usual_workers(), everything=everything, on_images=progress)
-    return "\n".join(describe(found, source))
+    sample = even_sample(range(len(source)), len(source) if everything else MOST)
+    with reporter.track("reading images", len(sample)) as progress:
+        found = list(looks(source, sample, usual_workers(), progress, whole=True))
+    return "\n".join(_about_images(source, found))
+
+
+def _about_images(source: ImageSource, found: Sequence[tuple[int, Look]]) -> Iterator[str]:
+    """Yield what was found in some images: how large they are, copies of each other, and which can't be read."""
+    yield source.describe()
+    if len(found) < len(source):
+        yield f"looked at {len(found):,} of them, spread evenly (--all looks at all):"
+    sizes = Counter(look.sides[::-1] for _, look in found if look.reason is None)
+    # Sizes themselves where they are few, else the shorter sides by powers of two.
+    if len(sizes) <= SHOWN:
+        rows = [(f"{width} × {height}", count) for (width, height), count in sizes.most_common()]
+    else:
+        sides: Counter[int] = Counter()
+        for (width, height), count in sizes.items():
+            sides[min(width, height).bit_length()] += count
+        rows = [(f"shorter side {1 << bits - 1}–{(1 << bits) - 1}", sides[bits]) for bits in sorted(sides)]
+    most, broad = max((count for _, count in rows), default=1), max((len(label) for label, _ in rows), default=0)
+    for label, count in rows:
+        yield f"  {label:<{broad}}  {'█' * max(1, round(BAR * count / most))} {count:,}"
+    same: dict[bytes, list[int]] = {}
+    reasons: dict[str, list[int]] = {}
+    for index, look in found:
+        if look.digest is not None:
+            same.setdefault(look.digest, []).append(index)
+        if look.reason is not None:  # Without the numbers in it, which differ from file to file.
+            reasons.setdefault(look.reason.partition(":")[0], []).append(index)
+    groups = [group for group in same.values() if len(group) > 1]
+    copies = sum(len(group) - 1 for group in groups)
+    if copies:
+        examples = "; ".join(" = ".join(source.name(i) for i in group[:3]) for group in groups[:SHOWN])
+        yield f"{copies:,} {'copy' if copies == 1 else 'copies'} of other images, byte for byte, e.g. {examples}"
+    else:
+        yield "no copies of other images, byte for byte"
+    if not reasons:
+        yield "none that can't be read"
+        return
+    yield f"{count_of(sum(map(len, reasons.values())), 'image')} can't be read:"
+    for reason, indices in sorted(reasons.items(), key=lambda item: -len(item[1]))[:SHOWN]:
+        yield f"  {reason}: {len(indices):,}, e.g. {source.name(indices[0])}"
 
 
 def _about_run(folder: RunFolder) -> str:

@@ -97,7 +97,9 @@ def without_changing(value: Any, work: Path) -> Any:
     if isinstance(value, list):
         return [without_changing(part, work) for part in value]
     if isinstance(value, str):
-        value = value.replace(str(work), "WORK").replace(" ".join(sys.argv), "COMMAND")
+        value = value.replace(str(work), "WORK")
+        if len(sys.argv) > 1:  # Only "-c" in a process of pytest-xdist.
+            value = value.replace(" ".join(sys.argv), "COMMAND")
         for pattern, word in CHANGING:
             value = re.sub(pattern, word, value)
     return value

@@ -18,7 +18,7 @@ import traceback
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
@@ -39,8 +39,10 @@ Say = Callable[[str], None]
 MOST_DEATHS = 3
 # How often a caller that waits for an answer looks whether it should stop, and how long it waits for the answer after that.
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.25, 5.0
-# Buffers that wait to be used again, and those in use above which answers are copied.
-_MOST_FREE, _MOST_IN_USE = 64, 96
+# Buffers that wait to be used again, and those in use above which answers are copied. Each takes two file handles.
+_MOST_FREE, _MOST_IN_USE = 32, 40
+# Of calls that a worker has not begun, what its pipe takes surely.
+_PIPE_BYTES = 32 << 10
 _ALIGNMENT = 64
 
 
@@ -140,7 +142,7 @@ class Call:
 
     def __init__(self, workers: "Workers", function: Callable[..., Any], args: tuple[Any, ...], buffer_bytes: int) -> None:
         buffer, self.memory = workers.buffers.take(buffer_bytes) if buffer_bytes else (None, None)  # type: ignore[var-annotated]
-        self.work = function, args, buffer and (buffer.file.path, buffer.number)
+        self.request = pickle.dumps((function, args, buffer and (buffer.file.path, buffer.number)))
         self.deaths = 0
         self.answer: tuple[bool, Any] | None = None
         self._workers = workers
@@ -167,7 +169,7 @@ class Call:
             raise value
         return value
 
-    def arrays(self, shapes: list[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
+    def arrays(self, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
         """Return the arrays that `into_buffer` has put into the memory of this call; it is theirs until they are gone."""
         if self.memory is None:
             raise ValueError("this call has no buffer")
@@ -181,7 +183,19 @@ class _Worker:
     def __init__(self, process: BaseProcess, pipe: Connection) -> None:
         self.process, self.pipe = process, pipe
         self.calls: deque[Call] = deque()
+        self.n_sent = 0
         self.has_answered = False
+
+    def send(self) -> None:
+        """Send calls as far as the pipe has room for them: a parent that waited for room could not take answers."""
+        while self.n_sent < len(self.calls):
+            request = self.calls[self.n_sent].request
+            waiting = sum(len(self.calls[number].request) for number in range(self.n_sent))
+            if self.n_sent and waiting + len(request) > _PIPE_BYTES:
+                return
+            self.n_sent += 1
+            with suppress(BrokenPipeError, ConnectionResetError):  # `receive` will meet its end, and replace it.
+                self.pipe.send_bytes(request)
 
 
 class Workers:
@@ -224,13 +238,17 @@ class Workers:
             buffer_bytes: size of the buffer that is wanted; 0 for none (then None is passed for it).
         """
         call = Call(self, function, args, buffer_bytes)
-        self._send(min(self._workers, key=lambda worker: len(worker.calls)), call)
+        worker = min(self._workers, key=lambda worker: len(worker.calls))
+        worker.calls.append(call)
+        worker.send()
         return call
 
     def receive(self, seconds: float = _POLL_SECONDS) -> None:
         """Take the answers that are there, waiting for one for some time; replace workers that have died."""
         by_pipe = {worker.pipe: worker for worker in self._workers if worker.calls}
-        for pipe in wait(list(by_pipe), seconds) if by_pipe else ():
+        if not by_pipe:
+            raise ValueError("the workers are closed")
+        for pipe in wait(list(by_pipe), seconds):
             worker = by_pipe[pipe]  # type: ignore[index]
             try:
                 kind, value = worker.pipe.recv()
@@ -243,6 +261,8 @@ class Workers:
                 continue
             call = worker.calls.popleft()
             call.answer = kind == "done", value
+            worker.n_sent -= 1
+            worker.send()
 
     def close(self) -> None:
         """End the workers, whatever they do."""
@@ -269,11 +289,6 @@ class Workers:
         theirs.close()
         return _Worker(process, mine)
 
-    def _send(self, worker: _Worker, call: Call) -> None:
-        worker.calls.append(call)
-        with suppress(BrokenPipeError, ConnectionResetError):  # `receive` will meet its end, and replace it.
-            worker.pipe.send(call.work)
-
     def _replace(self, dead: _Worker) -> None:
         """Start a worker for one that has died, and send it the calls that are not answered."""
         dead.process.join(_PATIENCE_SECONDS)
@@ -293,8 +308,8 @@ class Workers:
         del self._workers[place]
         new = self._start()
         self._workers.insert(place, new)
-        for call in dead.calls:
-            self._send(new, call)
+        new.calls = dead.calls
+        new.send()
 
 
 class _main_module_hidden:
@@ -329,10 +344,10 @@ def _serve(pipe: Connection, to_close: list[Connection], kept: Any, begin: Calla
             request = pipe.recv_bytes()
             try:
                 function, args, buffer = pickle.loads(request)
-                answer = "done", function(kept, *args, None if buffer is None else _mapped_once(*buffer))
+                answer = pickle.dumps(("done", function(kept, *args, None if buffer is None else _mapped_once(*buffer))))
             except Exception as fault:
-                answer = "failed", _sendable(fault)
-            pipe.send(answer)
+                answer = pickle.dumps(("failed", _sendable(fault)))
+            pipe.send_bytes(answer)
 
 
 def _sendable(fault: Exception) -> Exception:
@@ -354,12 +369,12 @@ def into_buffer(memory: NDArray[np.uint8], arrays: list[NDArray[np.uint8]]) -> b
     return True
 
 
-def bytes_for(shapes: list[tuple[int, ...]]) -> int:
+def bytes_for(shapes: Sequence[tuple[int, ...]]) -> int:
     """Return the size of a buffer for uint8 arrays of these shapes."""
     return sum(-(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT for shape in shapes)
 
 
-def _arrays(memory: NDArray[np.uint8], shapes: list[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
+def _arrays(memory: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
     arrays, start = [], 0
     for shape in shapes:
         arrays.append(memory[start : start + int(np.prod(shape))].reshape(shape))

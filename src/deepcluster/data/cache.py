@@ -135,7 +135,7 @@ class DecodedImages:
         Raises:
             UnreadableImage: it can't be read or decoded.
         """
-        pixels_HWC = self.pack.get(index) if self.pack is not None else None
+        pixels_HWC = self.pack.get(index, self.source.stamp) if self.pack is not None else None
         if pixels_HWC is None:
             pixels_HWC = self.decode(index)
             if self.pack is not None and not self.pack.complaint:
@@ -155,7 +155,7 @@ class DecodedImages:
 
         Images are one tensor (B, H, W, 3) if they are all small and of one size.
         """
-        together = self.pack.gather(indices_B, SMALL_SIDE) if self.pack is not None else None
+        together = self.pack.gather(indices_B, SMALL_SIDE, self.source.stamp) if self.pack is not None else None
         if together is not None:
             return torch.from_numpy(together), np.arange(len(indices_B)), {}
         images: list[Tensor] = []
@@ -208,9 +208,17 @@ def decoded_images(
             tell(f"{plan.file} can't be written to ({reason}): all images are decoded in each epoch")
     elif plan.memory_bytes:
         mine = SharedFile()
-        host, paths = socket.gethostname(), ranks.gather_objects((socket.gethostname(), mine.path))
-        first = next(path for other, path in paths if other == host)
+        here = _machine()
+        first = next(path for there, path in ranks.gather_objects((here, mine.path)) if there == here)
         pack = Pack(mine, len(source), most_bytes=plan.memory_bytes)
         ranks.barrier()
         pack = pack if first == mine.path else Pack(Path(first), len(source), most_bytes=plan.memory_bytes)
     return DecodedImages(source, shorter_side=reduce_to or None, pack=pack)
+
+
+def _machine() -> str:
+    """Return what the processes that can open each other's memory have in common; containers may share a host's name."""
+    known = [socket.gethostname()]
+    with suppress(OSError):
+        known += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    return " ".join(known)

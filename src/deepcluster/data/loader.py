@@ -153,23 +153,27 @@ class Loader:
             advance: called with the number of images done; may raise to stop.
             part_of: number of this process, and of processes, that fill the same pack at once; each begins elsewhere.
         """
-        count, pack = len(self.images), self.images.pack
+        count, pack, is_told = len(self.images), self.images.pack, False
         step = max(1, min(_MOST_IN_PART, -(-count // max(1, 4 * self.workers))))
         parts = [range(start, min(start + step, count)) for start in range(0, count, step)]
         first = len(parts) * part_of[0] // part_of[1]
         busy: list[range] = []
-        for wait, some in ((False, parts[first:] + parts[:first]), (True, busy)):
-            calls = [(_fill_part, (part, wait), 0) for part in some]
-            for part, (_, answer) in zip(list(some), self._in_order(calls, count), strict=True):
-                is_done, unreadable, complaint = answer
-                if not is_done:  # Another process fills it.
-                    busy.append(part)
-                    continue
-                self.unreadable.update(unreadable)
-                advance(len(part))
-                if complaint and pack is not None and not pack.complaint:
-                    pack.complaint = complaint
-                    self._tell(f"no more decoded images are kept: {complaint}; the others are decoded in each epoch")
+        try:
+            for wait, some in ((False, parts[first:] + parts[:first]), (True, busy)):
+                calls = [(_fill_part, (part, wait), 0) for part in some]
+                for part, (_, answer) in zip(list(some), self._in_order(calls, count), strict=True):
+                    is_done, unreadable, complaint = answer
+                    if not is_done:  # Another process fills it.
+                        busy.append(part)
+                        continue
+                    self.unreadable.update(unreadable)
+                    advance(len(part))
+                    if complaint and pack is not None and not is_told:
+                        pack.complaint, is_told = complaint, True
+                        self._tell(f"no more decoded images are kept: {complaint}; the others are decoded in each epoch")
+        except ConnectionLost:
+            advance(0)  # The stop that ended the waiting, if there was one, is what is reported.
+            raise
 
     def _delivered(self, view: View, parts: Sequence[tuple[NDArray[np.int64], Drawn]]) -> Generator[Batch, None, None]:
         """Yield batches on the device; on a GPU the next ones are made and copied while the caller works on one."""
@@ -187,7 +191,7 @@ class Loader:
 
     def _batches(self, view: View, parts: Sequence[tuple[NDArray[np.int64], Drawn]]) -> Generator[Batch, None, None]:
         wanted: deque[_Part] = deque()
-        resident = self.images.resident(self.device, self.unreadable)
+        resident, n_bytes = self.images.resident(self.device, self.unreadable), _bytes_of(view)
 
         def calls() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...], int]]:
             for indices, drawn in parts:
@@ -201,7 +205,6 @@ class Loader:
                 crops = view(resident.take(part.indices), part.draws(view))
                 yield Batch(_tuple(crops), torch.from_numpy(part.indices), part.draws(view))
             return
-        n_bytes = _bytes_of(view)
         for call, (arrays, rows, unreadable, n_damaged) in self._in_order(calls(), sum(len(part) for part, _ in parts)):
             part = wanted.popleft()
             self.unreadable.update(unreadable)

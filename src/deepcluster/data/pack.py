@@ -13,7 +13,7 @@ import os
 import sys
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 
 from deepcluster.core.processes import SharedFile
 from deepcluster.core.text import size
-from deepcluster.data.storage import written_beside
 
 Pixels = NDArray[np.uint8]
 
 # Where the pixels of an image start, its height and width (0: it is missing), what its file was like, and the checksum.
 ROW = np.dtype([("start", "<i8"), ("height", "<i4"), ("width", "<i4"), ("stamp", "<u8"), ("sum", "<u4"), ("spare", "<u4")])
-# The first page: mark, N, and what the pack holds, as JSON. Rows follow.
+# The first page: mark, N, and what the pack holds, in words. Rows follow.
 _HEADER = np.dtype([("mark", "S8"), ("count", "<i8"), ("about", "S4080")])
 _MARK = b"DCPACK1"
 _PAGE = 4096
@@ -58,12 +57,14 @@ class Pack:
         self.count = count
         self.most_bytes = sys.maxsize if most_bytes is None and isinstance(place, SharedFile) else most_bytes
         self.path = Path(place.path) if isinstance(place, SharedFile) else place
-        # Which images were found to fit their checksums, by any of the processes.
-        checked = SharedFile(max(1, count))
+        # The checksums that images were found to fit, by any of the processes.
+        checked = SharedFile(4 * max(1, count))
         self._checked_path, self._alive = checked.path, (place, checked)
         self._first = -(-(_HEADER.itemsize + count * ROW.itemsize) // _PAGE) * _PAGE
         self._create(place, about)
         self._open()
+        with suppress(OSError):  # The last use, which `cache info` shows.
+            os.utime(self._file)
 
     def __getstate__(self) -> dict[str, object]:
         own = ("count", "most_bytes", "path", "_checked_path", "_first")
@@ -76,59 +77,67 @@ class Pack:
     def __len__(self) -> int:
         return self.count
 
-    def get(self, index: int) -> Pixels | None:
-        """Return an image (H, W, 3), which shares the memory of the pack; None where it is missing or damaged."""
-        height, width = int(self._heights[index]), int(self._widths[index])
+    def get(self, index: int, stamp: Callable[[int], str] | None = None) -> Pixels | None:
+        """Return an image (H, W, 3), which shares the memory of the pack; None where it is missing or damaged.
+
+        Args:
+            stamp: as for `fill`; None is also returned where the file has changed since. Looked at for the first time only.
+        """
+        start, height, width, stamped, checksum, _ = self._rows[index].item()
         if not height:
             return None
-        start, stop = int(self._starts[index]), int(self._starts[index]) + height * width * 3
+        stop = start + height * width * 3
         if stop > len(self._bytes):
             self._map()
-        is_whole = min(height, width) > 0 and self._first <= start and stop <= len(self._bytes)
         pixels = self._bytes[start:stop]
-        if not is_whole or (not self._checked_N[index] and _checksum(pixels, height, width) != self._sums[index]):
-            self.n_damaged += 1
-            with suppress(OSError):  # Now it counts as missing.
-                os.pwrite(self._file, bytes(ROW.itemsize), self._place_of(index))
-            return None
-        self._checked_N[index] = 1
+        if not checksum or self._checked_N[index] != checksum:
+            is_inside = min(height, width) > 0 and self._first <= start and stop <= len(self._bytes)
+            if not is_inside or _checksum(pixels, height, width) != checksum:
+                with suppress(OSError):  # Now it counts as missing, and is counted once.
+                    os.pwrite(self._file, bytes(ROW.itemsize), self._place_of(index))
+                    self.n_damaged += 1
+                return None
+            if stamp is not None and _numbers([stamp(index)])[0] != stamped:
+                return None
+            self._checked_N[index] = checksum
         return pixels.reshape(height, width, 3)
 
-    def gather(self, indices_B: NDArray[np.int64], most_side: int) -> Pixels | None:
+    def gather(
+        self, indices_B: NDArray[np.int64], most_side: int, stamp: Callable[[int], str] | None = None
+    ) -> Pixels | None:
         """Return copies of images (B, H, W, 3), if they are all there and of one size with sides up to `most_side`."""
-        heights_B, widths_B = self._heights[indices_B], self._widths[indices_B]
-        if not len(indices_B) or not 0 < max(heights_B[0], widths_B[0]) <= most_side:
+        rows_B = self._rows[indices_B]
+        sides_B2 = np.stack([rows_B["height"], rows_B["width"]], 1)
+        if not len(rows_B) or not 0 < sides_B2[0].max() <= most_side or (sides_B2 != sides_B2[0]).any():
             return None
-        if (heights_B != heights_B[0]).any() or (widths_B != widths_B[0]).any():
+        new_B = (rows_B["sum"] == 0) | (self._checked_N[indices_B] != rows_B["sum"])
+        if any(self.get(index, stamp) is None for index in indices_B[new_B].tolist()):
             return None
-        if any(self.get(index) is None for index in indices_B[self._checked_N[indices_B] == 0].tolist()):
-            return None
-        shape = int(heights_B[0]), int(widths_B[0]), 3
+        shape = int(sides_B2[0, 0]), int(sides_B2[0, 1]), 3
         n_bytes = shape[0] * shape[1] * 3
-        starts_B = self._starts[indices_B]
-        if int(starts_B.max()) + n_bytes > len(self._bytes):
+        if int(rows_B["start"].max()) + n_bytes > len(self._bytes):
             self._map()
-        rows_B, rest_B = np.divmod(starts_B - self._first, n_bytes)
+        places_B, rest_B = np.divmod(rows_B["start"] - self._first, n_bytes)
         if rest_B.any():  # Images of other sizes lie between them.
-            return np.stack([self._bytes[start : start + n_bytes].reshape(shape) for start in starts_B.tolist()])
+            return np.stack([self._bytes[start : start + n_bytes].reshape(shape) for start in rows_B["start"].tolist()])
         stop = len(self._bytes) - (len(self._bytes) - self._first) % n_bytes
-        return self._bytes[self._first : stop].reshape(-1, *shape)[rows_B]
+        return self._bytes[self._first : stop].reshape(-1, *shape)[places_B]
 
     @property
     def sizes_N2(self) -> NDArray[np.int32]:
         """Height and width of each image; 0 where it is missing."""
-        return np.stack([self._heights, self._widths], 1)
+        return np.stack([self._rows["height"], self._rows["width"]], 1)
 
     @property
     def starts_N(self) -> NDArray[np.int64]:
         """Where in `pixels` each image begins."""
-        return self._starts - self._first
+        return self._rows["start"] - self._first
 
     @property
     def pixels(self) -> Pixels:
         """The pixels of all images in one piece, which shares the memory of the pack."""
         self._map()
-        return self._bytes[self._first :]
+        return self._bytes[self._first : len(self._bytes) - (len(self._bytes) - self._first) % 3]
 
     def fill(
         self, indices: range, stamp: Callable[[int], str], decode: Callable[[int], Pixels | None], *, wait: bool = True
@@ -145,9 +154,9 @@ class Pack:
         """
         part = slice(indices.start, indices.stop)
         stamps_M = _numbers(map(stamp, indices))
-        if ((self._heights[part] > 0) & (self._stamps[part] == stamps_M)).all():
+        if ((self._rows["height"][part] > 0) & (self._rows["stamp"][part] == stamps_M)).all():
             return True
-        with self._locked(self._place_of(indices.start), len(indices) * ROW.itemsize, wait=wait) as is_mine:
+        with _locked(self._file, self._place_of(indices.start), len(indices) * ROW.itemsize, wait=wait) as is_mine:
             if not is_mine:
                 return False
             rows_M = self._rows[part].copy()
@@ -163,26 +172,30 @@ class Pack:
                     self._add(added, rows_M, stamps_M)
                     added, n_bytes = [], 0
             self._add(added, rows_M, stamps_M)
-            is_new_M = (rows_M["height"] > 0) & (rows_M["start"] != self._starts[part])
             with suppress(OSError):
                 os.pwrite(self._file, rows_M.tobytes(), self._place_of(indices.start))
-            self._checked_N[part][is_new_M] = 1
         return True
 
     def _add(self, images: list[tuple[int, Pixels]], rows_M: NDArray[np.void], stamps_M: NDArray[np.uint64]) -> None:
         """Write images of a part and note where they are in its rows; set `complaint` where there is no room for them."""
         content = memoryview(b"".join(np.ascontiguousarray(image_HWC).data for _, image_HWC in images))
         needed = len(content)
+        if not needed:
+            return
+        if self._fault:
+            self.complaint = self._fault
+            return
         try:
-            with self._locked(0, 1, wait=True):
+            with _locked(self._file, 0, 1, wait=True):
                 start = max(self._first, os.fstat(self._file).st_size)
+                start += -(start - self._first) % 3  # Whole pixels, though the file was cut somewhere.
                 if self.most_bytes is not None:
                     if start - self._first + needed > self.most_bytes:
                         self.complaint = f"the {size(self.most_bytes)} of memory for them are full"
                         return
                 elif (disk := os.fstatvfs(self._file)).f_bavail * disk.f_frsize < needed + DISK_RESERVE:
                     raise OSError(errno.ENOSPC, "the disk is nearly full")
-                os.ftruncate(self._file, start + needed)
+                os.pwrite(self._file, b"\0", start + needed - 1)  # Reserves the place, and never makes the file shorter.
             done = 0
             while done < needed:
                 done += os.pwrite(self._file, content[done:], start + done)
@@ -200,53 +213,61 @@ class Pack:
     def _create(self, place: Path | SharedFile, about: str) -> None:
         """Make the file where it is missing or is not a pack of so many images."""
         header = np.array([(_MARK, self.count, about.encode("utf-8", "replace"))], _HEADER).tobytes()
-        if isinstance(place, SharedFile):
-            with self.path.open("r+b") as file:
-                file.write(header)
-                file.truncate(self._first)
-            return
-        with suppress(OSError), self.path.open("rb") as file:
-            if file.read(_HEADER.itemsize)[:16] == header[:16] and os.fstat(file.fileno()).st_size >= self._first:
+
+        def is_whole(file: int) -> bool:
+            return os.pread(file, 16, 0) == header[:16] and os.fstat(file).st_size >= self._first
+
+        with suppress(OSError), self.path.open("rb") as there:
+            if is_whole(there.fileno()):
                 return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(self.path) as beside, beside.open("wb") as file:
-            file.write(header)
-            file.truncate(self._first)
+        if isinstance(place, Path):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # In its place and not beside it: of several processes that begin at once, all must have the same file.
+            with _locked(file, 0, 1, wait=True):
+                if not is_whole(file):
+                    os.ftruncate(file, 0)
+                    os.ftruncate(file, self._first)
+                    os.pwrite(file, header, 0)
+        finally:
+            os.close(file)
 
     def _open(self) -> None:
         self.complaint, self.n_damaged = "", 0
         self._file: int
+        self._fault: str = ""
         try:
             self._file = os.open(self.path, os.O_RDWR)
         except OSError as fault:
             self._file = os.open(self.path, os.O_RDONLY)
-            self.complaint = f"{self.path} can't be written to ({(fault.strerror or str(fault)).lower()})"
+            self._fault = f"{self.path} can't be written to ({(fault.strerror or str(fault)).lower()})"
         weakref.finalize(self, os.close, self._file)
         with Path(self._checked_path).open("r+b") as file:
-            self._checked_N = np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)
+            self._checked_N = np.frombuffer(mmap.mmap(file.fileno(), 0), "<u4")
         end = _HEADER.itemsize + self.count * ROW.itemsize
         rows = mmap.mmap(self._file, end, mmap.MAP_SHARED, mmap.PROT_READ)
         self._rows = np.frombuffer(rows, ROW, self.count, _HEADER.itemsize)
-        self._starts, self._heights, self._widths = (self._rows[name] for name in ("start", "height", "width"))
-        self._stamps, self._sums = self._rows["stamp"], self._rows["sum"]
         self._map()
 
     def _map(self) -> None:
         self._bytes = np.frombuffer(mmap.mmap(self._file, 0, _PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE), np.uint8)
 
-    @contextmanager
-    def _locked(self, start: int, length: int, *, wait: bool) -> Iterator[bool]:
-        """Lock some bytes of the file for this process; yield False where another process has them."""
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, start)
-        except OSError as fault:
-            # A disk without locks is used without them: then several processes may decode the same part.
-            yield fault.errno not in (errno.EACCES, errno.EAGAIN)
-            return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, length, start)
+
+@contextmanager
+def _locked(file: int, start: int, length: int, *, wait: bool) -> Iterator[bool]:
+    """Lock some bytes of a file for this process; yield False where another process has them."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), length, start)
+    except OSError as fault:
+        # A disk without locks is used without them: several processes may decode the same part, or write over each other,
+        # which does not fit the checksums.
+        yield fault.errno not in (errno.EACCES, errno.EAGAIN)
+        return
+    try:
+        yield True
+    finally:
+        fcntl.lockf(file, fcntl.LOCK_UN, length, start)
 
 
 def about_pack(path: Path) -> str:
@@ -262,7 +283,7 @@ def _checksum(pixels: Pixels, height: int, width: int) -> int:
     return zlib.crc32(np.ascontiguousarray(pixels).data, height << 16 ^ width)
 
 
-def _numbers(stamps: Iterator[str]) -> NDArray[np.uint64]:
+def _numbers(stamps: Iterable[str]) -> NDArray[np.uint64]:
     """Return a number for each text."""
     digests = [blake2b(stamp.encode("utf-8", "surrogatepass"), digest_size=8).digest() for stamp in stamps]
     return np.frombuffer(b"".join(digests), "<u8")

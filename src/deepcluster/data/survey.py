@@ -1,11 +1,10 @@
-"""What the images are like: enough to fit settings to them and to find unreadable ones; and an overview for users.
+"""What the images are like: enough to fit settings to them and to find unreadable ones.
 
 S images of a sample.
 """
 
 import hashlib
 import io
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +16,6 @@ from PIL import Image
 
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.text import count_of
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import Loader, image_threads
 from deepcluster.data.sources.image_source import ImageSource
@@ -28,10 +26,6 @@ CHECK_ALL = 10_000
 MOST_UNREADABLE = 0.1
 # Whether an image is grey is seen at this size as well.
 GREY_SIDE = 64
-# Read by `overview` in a few seconds; of more images, as many spread evenly.
-MOST = 10_000
-SHOWN = 5
-BAR = 30
 
 
 @dataclass(frozen=True)
@@ -63,24 +57,7 @@ class Survey:
         return int(self.n_images * np.mean(self.sides_S2.prod(axis=1) * scale_S**2) * 3)
 
 
-@dataclass
-class Overview:
-    """What was found in some images.
-
-    Attributes:
-        looked_at: how many.
-        sizes: number of images by width and height.
-        copies: groups of indices of images that are the same byte for byte.
-        unreadable: reasons by index.
-    """
-
-    looked_at: int
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    copies: list[list[int]] = field(default_factory=list)
-    unreadable: dict[int, str] = field(default_factory=dict)
-
-
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """What is found in one image: why it can't be read, or height and width; whether it is grey; a digest of its content."""
 
     reason: str | None
@@ -99,9 +76,9 @@ def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None
         InputError: fewer than `at_least` can be read.
     """
     sample = even_sample(range(len(source)), SAMPLE)
-    looks = list(_looks(source, sample, workers, on_images, whole=False))
-    unreadable = {index: look.reason for index, look in looks if look.reason is not None}
-    seen = [look for _, look in looks if look.reason is None]
+    found = list(looks(source, sample, workers, on_images, whole=False))
+    unreadable = {index: look.reason for index, look in found if look.reason is not None}
+    seen = [look for _, look in found if look.reason is None]
     if len(seen) < at_least:
         reasons = "".join(f"; {source.name(index)}: {reason}" for index, reason in list(unreadable.items())[:3])
         raise InputError(f"{len(seen)} readable images are too few to cluster; at least {at_least} are needed{reasons}")
@@ -111,14 +88,19 @@ def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None
     return Survey(len(source) - len(unreadable), shorter_side, grey_share, sides_S2, unreadable, len(sample))
 
 
-def _looks(
+def looks(
     source: ImageSource, sample: Sequence[int], workers: int, on_images: Callable[[int], None], *, whole: bool
-) -> Iterator[tuple[int, _Look]]:
-    """Yield index and look of some images, read by threads."""
+) -> Iterator[tuple[int, Look]]:
+    """Yield index and look of some images, read by threads.
+
+    Args:
+        on_images: called with the number of images done; may raise to stop.
+        whole: decode all pixels of an image and take a digest of its file.
+    """
     with image_threads(max(1, workers)) as pool:
         try:
-            for first in range(0, len(sample), MOST):
-                some = sample[first : first + MOST]
+            for first in range(0, len(sample), CHECK_ALL):
+                some = sample[first : first + CHECK_ALL]
                 for found in zip(some, pool.map(partial(_look, source, whole), some), strict=True):
                     on_images(1)
                     yield found
@@ -127,7 +109,7 @@ def _looks(
             raise
 
 
-def _look(source: ImageSource, whole: bool, index: int) -> _Look:
+def _look(source: ImageSource, whole: bool, index: int) -> Look:
     """Read an image; as a whole, with a digest of its content, or as small as is enough to see its colours."""
     digest = None
     try:
@@ -137,12 +119,12 @@ def _look(source: ImageSource, whole: bool, index: int) -> _Look:
             digest = hashlib.blake2b(raw, digest_size=16).digest()
         image_HWC = decode(content, shorter_side=None if whole else GREY_SIDE)
     except UnreadableImage as fault:
-        return _Look(str(fault), digest=digest)
+        return Look(str(fault), digest=digest)
     sides = (content if isinstance(content, np.ndarray) else image_HWC).shape[:2]
     if not whole and not isinstance(content, np.ndarray):
         with Image.open(io.BytesIO(content)) as image:
             sides = image.size[::-1]
-    return _Look(None, sides, bool((image_HWC == image_HWC[..., :1]).all()), digest)
+    return Look(None, sides, bool((image_HWC == image_HWC[..., :1]).all()), digest)
 
 
 def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None], ranks: Ranks = ONE_PROCESS) -> Survey:
@@ -183,55 +165,3 @@ def check_unreadable(loader: Loader, looked_at: int) -> None:
 def even_sample(items: Sequence[int], count: int) -> list[int]:
     """Return `count` of the items, spread evenly; all of them where there are no more."""
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
-
-
-def overview(
-    source: ImageSource, *, workers: int, everything: bool = False, on_images: Callable[[int], None] = lambda images: None
-) -> Overview:
-    """Decode all images, or of more than 10,000 as many spread evenly, unless `everything` is wanted."""
-    sample = even_sample(range(len(source)), len(source) if everything else MOST)
-    found = Overview(len(sample))
-    same: dict[bytes, list[int]] = {}
-    for index, look in _looks(source, sample, workers, on_images, whole=True):
-        if look.reason is None:
-            found.sizes[look.sides[::-1]] += 1
-        else:
-            found.unreadable[index] = look.reason
-        if look.digest is not None:
-            same.setdefault(look.digest, []).append(index)
-    found.copies = [group for group in same.values() if len(group) > 1]
-    return found
-
-
-def describe(found: Overview, source: ImageSource) -> Iterator[str]:
-    """Yield the lines that `deepcluster info` prints."""
-    yield source.describe()
-    if found.looked_at < len(source):
-        yield f"read {found.looked_at:,} of them, spread evenly (--all reads all):"
-    # Sizes themselves where they are few, else the shorter sides by powers of two.
-    if len(found.sizes) <= SHOWN:
-        rows = [(f"{width} × {height}", count) for (width, height), count in found.sizes.most_common()]
-    else:
-        sides: Counter[int] = Counter()
-        for (width, height), count in found.sizes.items():
-            sides[min(width, height).bit_length()] += count
-        rows = [(f"shorter side {1 << bits - 1}–{(1 << bits) - 1}", sides[bits]) for bits in sorted(sides)]
-    most, broad = max((count for _, count in rows), default=1), max((len(label) for label, _ in rows), default=0)
-    for label, count in rows:
-        yield f"  {label:<{broad}}  {'█' * max(1, round(BAR * count / most))} {count:,}"
-    copies = sum(len(group) - 1 for group in found.copies)
-    if copies:
-        examples = "; ".join(" = ".join(source.name(i) for i in group[:3]) for group in found.copies[:SHOWN])
-        yield f"{copies:,} {'copy' if copies == 1 else 'copies'} of other images, byte for byte, e.g. {examples}"
-    else:
-        yield "no copies of other images, byte for byte"
-    if found.unreadable:
-        yield f"{count_of(len(found.unreadable), 'image')} can't be read:"
-        # Without the numbers that differ from file to file; the most frequent ones.
-        groups: dict[str, list[int]] = {}
-        for index, reason in sorted(found.unreadable.items()):
-            groups.setdefault(reason.partition(":")[0], []).append(index)
-        for reason, indices in sorted(groups.items(), key=lambda item: -len(item[1]))[:SHOWN]:
-            yield f"  {reason}: {len(indices):,}, e.g. {source.name(indices[0])}"
-    else:
-        yield "none that can't be read"

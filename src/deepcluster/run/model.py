@@ -29,7 +29,7 @@ from deepcluster.data.cache import DecodedImages, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.storage import beside_of, usual_cache_folder
-from deepcluster.data.storage.retries import end_waits
+from deepcluster.data.storage.remote import end_waits
 from deepcluster.data.survey import survey
 from deepcluster.data.views import ClusterView
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch

@@ -3,45 +3,41 @@
 N images. Another kind of data is a module with an opener, and a line in `_Opener`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
 
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.data.sources.arrays import ArraySource
-from deepcluster.data.sources.files import IMAGE_ENDINGS, open_list
+from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.folders import NoImages, open_folder
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import JoinedSource, LimitedSource
+from deepcluster.data.sources.lists import open_list
 from deepcluster.data.sources.parquet import open_parquet
-from deepcluster.data.sources.remote_files import open_folder_at, open_list_at
+from deepcluster.data.sources.remote_files import RemoteImages
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
 from deepcluster.data.sources.shards import open_shards
 from deepcluster.data.storage import LocalFile, StoredFile, usual_cache_folder
-from deepcluster.data.storage.addresses import expand, host_of, is_address, path_of, pattern_start
+from deepcluster.data.storage.addresses import expand, host_of, is_address, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import find_files
-from deepcluster.data.storage.retries import Patience
+from deepcluster.data.storage.remote import find_addresses, open_files, tell_troubles_to
 
 __all__ = ["ImageSource", "JoinedSource", "LimitedSource", "fingerprint", "open_source"]
 
-SUPPORTED: Final = (
+SUPPORTED = (
     "a folder of images, tar shards or Parquet files, a list (.txt, .lst) or table (.csv, .tsv) of paths, shards (.tar, "
     ".tar.gz), Parquet (.parquet), an array (.npz, .npy), a saved Hugging Face data set, or an address of any but arrays"
 )
-LISTS: Final = (".txt", ".lst", ".csv", ".tsv")
-TARS: Final = (".tar", ".tar.gz", ".tgz")
+LISTS = (".txt", ".lst", ".csv", ".tsv")
+TARS = (".tar", ".tar.gz", ".tgz")
 # Files that hold many images.
-HOLDERS: Final = (*TARS, ".parquet")
+HOLDERS = (*TARS, ".parquet")
 
 
 def open_source(
@@ -51,30 +47,31 @@ def open_source(
     cache: Path | None = None,
     cache_bytes: int | None = None,
     on_found: Callable[[int], None] = lambda so_far: None,
-    on_trouble: Callable[[str], None] = warnings.warn,
+    on_trouble: Callable[[str], object] | None = None,
 ) -> ImageSource:
     """Open images, wherever they are (`SUPPORTED`, or several of these), and take `limit` of them spread evenly.
 
     No image is opened.
 
     Args:
+        data: a path, an address, a pattern of either, or several of these.
+        limit: number of images; None: all.
         cache: folder for lists, indexes and copies of remote and compressed parts; None: the usual one.
-        cache_bytes: bound on these copies; None: 20 GiB, or a quarter of what is free on that disk where that is less.
-        on_found: told how many images have been found so far; may raise to stop.
-        on_trouble: told, in a sentence, of what is waited for or gone on without.
+        cache_bytes: bound on these copies; None: 20 GiB, or a quarter of what is free on that disk if that is less.
+        on_found: gets the number of images found so far; may raise to stop.
+        on_trouble: from now on gets a line when a server does not answer and is tried again; None: as before.
 
-    Raises InputError where nothing is there, nothing is in it, or nothing that is known.
+    Raises:
+        InputError: nothing is there, nothing is in it, or nothing of a known kind.
     """
     cache = cache or usual_cache_folder()
-    opener = _Opener(cache, BlockStore(cache / "blocks", cache_bytes), on_found, Patience(on_trouble=on_trouble))
-    if isinstance(data, str | Path):
-        source = opener.open(data)
-    elif not data:
+    if on_trouble is not None:
+        tell_troubles_to(on_trouble)
+    opener = _Opener(cache, BlockStore(cache / "blocks", cache_bytes), on_found)
+    some = [data] if isinstance(data, str | Path) else data
+    if not some:
         raise InputError(f"no data given; give {SUPPORTED}")
-    elif len(data) == 1:
-        source = opener.open(data[0])
-    else:
-        source = JoinedSource([(_name_of(one), opener.open(one)) for one in data])
+    source = _joined([(_name_of(one), opener.open(one)) for one in some])
     return source if limit is None or limit >= len(source) else LimitedSource(source, limit)
 
 
@@ -89,8 +86,12 @@ def fingerprint(source: ImageSource) -> str:
 
 def _name_of(data: str | Path) -> str:
     if is_address(str(data)):
-        return path_of(str(data)).rstrip("/").rpartition("/")[2] or host_of(str(data))
+        return path_of(str(data)).rpartition("/")[2] or host_of(str(data))
     return Path(data).resolve().name or "root"
+
+
+def _joined(sources: Sequence[tuple[str, ImageSource]]) -> ImageSource:
+    return sources[0][1] if len(sources) == 1 else JoinedSource(sources)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,6 @@ class _Opener:
     cache: Path
     blocks: BlockStore
     on_found: Callable[[int], None]
-    patience: Patience
 
     def open(self, data: str | Path) -> ImageSource:
         text = str(data)
@@ -113,7 +113,7 @@ class _Opener:
             if len(paths) == 1:
                 return self._path(text, paths[0])
             if any(path.is_dir() for path in paths):
-                return JoinedSource([(_name_of(path), self._path(str(path), path)) for path in paths])
+                return _joined([(_name_of(path), self._path(str(path), path)) for path in paths])
             return self._files(text, paths)
         except OSError as error:  # No permission on the way there, or a name that is too long.
             raise InputError(f"{data} can't be opened: {(error.strerror or str(error)).lower()}") from error
@@ -144,13 +144,12 @@ class _Opener:
         for path in paths:
             kinds.setdefault(_kind(path.name), []).append(path)
         if len(kinds) > 1:
-            return JoinedSource([(_name_of(some[0].parent), self._files(data, some, below)) for some in kinds.values()])
+            return _joined([(_name_of(some[0].parent), self._files(data, some, below)) for some in kinds.values()])
         kind = next(iter(kinds))
         if kind in HOLDERS:
             top = (below or Path(os.path.commonpath([path.absolute().parent for path in paths]))).absolute()
             return self._holders(kind, [LocalFile(path, path.absolute().relative_to(top).as_posix()) for path in paths])
-        opened = [(_name_of(path), self._list_or_array(data, path)) for path in paths]
-        return opened[0][1] if len(opened) == 1 else JoinedSource(opened)
+        return _joined([(_name_of(path), self._list_or_array(data, path)) for path in paths])
 
     def _holders(self, kind: str, files: Sequence[StoredFile]) -> ImageSource:
         if kind == ".parquet":
@@ -160,7 +159,7 @@ class _Opener:
     def _list_or_array(self, data: str, path: Path) -> ImageSource:
         ending = path.suffix.lower()
         if ending in LISTS:
-            return open_list(path, blocks=self.blocks, patience=self.patience)
+            return open_list(path, self.blocks)
         if ending in (".npz", ".npy"):
             return ArraySource(path)
         raise InputError(f"{data}: files ending in {ending or 'nothing'} are not known as data; give {SUPPORTED}")
@@ -168,21 +167,17 @@ class _Opener:
     def _address(self, address: str) -> ImageSource:
         name = path_of(address).lower()
         if name.endswith(LISTS):
-            return open_list_at(address, self.blocks, self.patience)
+            return open_list(address, self.blocks)
         if name.endswith((".npz", ".npy")):
-            raise InputError(f"{address}: arrays are read from this machine alone; copy the file here")
-        try:
-            files = find_files(address, HOLDERS, blocks=self.blocks, patience=self.patience)
-        except InputError as nothing:
-            if not name.endswith("/") and pattern_start(address) is None:
-                raise
-            try:
-                return open_folder_at(address, sorted(IMAGE_ENDINGS), self.blocks, self.patience)
-            except InputError:
-                raise nothing from None
-        kinds = sorted({_kind(file.name) for file in files})
-        sources = [self._holders(kind, [file for file in files if _kind(file.name) == kind]) for kind in kinds]
-        return sources[0] if len(sources) == 1 else JoinedSource([(_name_of(address), source) for source in sources])
+            raise InputError(f"{address}: arrays are read from this machine only; copy the file here")
+        found = find_addresses(address, [*HOLDERS, *IMAGE_ENDINGS])
+        holders = [one for one in found if path_of(one).lower().rpartition(".")[2] not in IMAGE_ENDINGS]
+        if not holders:
+            return RemoteImages(dict.fromkeys(found, ""), f"at {shown(address)}", self.blocks)
+        kinds: dict[str, list[StoredFile]] = {}
+        for file in open_files(holders, self.blocks):
+            kinds.setdefault(_kind(file.name), []).append(file)
+        return _joined([(_name_of(address), self._holders(kind, files)) for kind, files in sorted(kinds.items())])
 
 
 def _kind(name: str) -> str:

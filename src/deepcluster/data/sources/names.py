@@ -1,27 +1,19 @@
 """A million names in two pieces of memory instead of a million objects."""
 
-from __future__ import annotations
-
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, islice
-from typing import overload
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, islice, pairwise
 
 
-class PackedNames(Sequence[str]):
-    """Strings as UTF-8 in one piece of memory: 8 bytes a name and its length, where Python takes about 57 and its length.
+class PackedNames:
+    """An immutable list of strings as UTF-8 in one piece of memory: 8 bytes per name plus its length, also as a pickle.
 
-    Every string comes back as it was, also one with halves of surrogate pairs, as which Python shows bytes of a file name
-    that are not UTF-8. It grows by `extend` while it is made.
+    A Python string takes about 57 bytes plus its length. Every string is returned unchanged, also one with lone surrogates,
+    which stand for the bytes of a file name that are not UTF-8.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self._text = bytearray()
-        self._ends = array("q", [0])  # The end of each name, after the start of the first.
-        self.extend(names)
-
-    def extend(self, names: Iterable[str]) -> None:
-        """Add names at the end."""
+        self._text, self._ends = bytearray(), array("q", [0])  # The end of each name, after the start of the first.
         names = iter(names)
         while some := [name.encode("utf-8", "surrogatepass") for name in islice(names, 10_000)]:
             self._text += b"".join(some)
@@ -30,30 +22,13 @@ class PackedNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self._ends) - 1:
-            if not -len(self) <= index < 0:
-                raise IndexError(f"name {index} of {len(self)}")
-            index += len(self)
+    def __getitem__(self, index: int) -> str:
+        if index < 0:
+            index = range(len(self))[index]
         return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        start = 0
-        for end in islice(self._ends, 1, None):
-            yield self._text[start:end].decode("utf-8", "surrogatepass")
-            start = end
+        return (self._text[start:end].decode("utf-8", "surrogatepass") for start, end in pairwise(self._ends))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, PackedNames):
-            return NotImplemented
-        return self._text == other._text and self._ends == other._ends
-
-    __hash__ = None  # type: ignore[assignment] # It may grow.
+        return isinstance(other, PackedNames) and (self._text, self._ends) == (other._text, other._ends)

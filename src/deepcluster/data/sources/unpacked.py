@@ -1,51 +1,50 @@
 """What a gzip'd file holds, as a file that can be read by ranges: unpacked once, into the cache."""
 
-from __future__ import annotations
-
-import json
+import gzip
+import os
+import shutil
 import tempfile
-import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, cast
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import printable
-from deepcluster.data.storage import ABANDONED_SECONDS, LocalFile, StoredFile, digest, written_beside
+from deepcluster.data.sources.tar_index import Window
+from deepcluster.data.storage import ABANDONED_SECONDS, LocalFile, StoredFile, digest, file_stamp, written_beside
 
-_PIECE: Final = 8 << 20
-_SLICE: Final = 1 << 14  # It holds 17 MB at most (gzip saves a factor of 1,032), and so much at once is in memory.
-_ABOUT_BYTES: Final = 4
+fcntl: Any = None
+with suppress(ImportError):  # Windows has none: there, processes that open the same file at the same time all unpack it.
+    import fcntl
+
+_PIECE_BYTES = 8 << 20
+_PART_BYTES = 1 << 14  # At most as much is lost before a damaged place.
 
 
 class UnpackedFile(StoredFile):
-    """What a gzip'd file holds, by the name and stamp of that file."""
+    """What a gzip'd file holds, by the name and stamp of that file.
 
-    def __init__(self, packed: StoredFile, size: int, *, content: StoredFile | IO[bytes], problem: str) -> None:
-        """Take the file that was unpacked, and the number of bytes that `content` holds of it.
+    A temporary copy is deleted with this object, or when the process that made it ends. It has a name, so that forked and
+    spawned processes can read it too.
 
-        `problem` says what is wrong with the packed file, to follow its name; "" = nothing.
-        """
-        self.name, self.stamp, self.size = packed.name, packed.stamp, size
-        self.problem = problem
-        self.is_temporary = not isinstance(content, StoredFile)
-        self._packed = packed
-        self._content = content
-        self._lock = threading.Lock()
+    Attributes:
+        problem: what is wrong with the packed file, to follow its name; "" = nothing, or not known.
+    """
+
+    def __init__(self, packed: StoredFile, path: Path, *, problem: str = "", is_temporary: bool = False) -> None:
+        self._packed, self._copy = packed, LocalFile(path)
+        self.name, self.stamp, self.size = packed.name, packed.stamp, self._copy.size
+        self.problem, self.is_temporary = problem, is_temporary
+        self._was_restored = False
+        if is_temporary:
+            weakref.finalize(self, _delete_own, path.parent, os.getpid())
 
     def read(self, start: int, length: int) -> bytes:
-        length = max(0, min(length, self.size - start))
-        if isinstance(self._content, StoredFile):
-            return self._content.read(start, length)
-        try:
-            with self._lock:
-                self._content.seek(start)
-                return self._content.read(length)
-        except OSError as error:
-            raise InputError(f"what {self.where()} holds can't be read: {_reason(error)}") from error
+        return self._copy.read(start, length)
 
     def where(self) -> str:
         return self._packed.where()
@@ -53,117 +52,104 @@ class UnpackedFile(StoredFile):
     def now(self) -> str:
         return self._packed.now()
 
+    def read_checked(self, start: int, length: int, crc: int) -> bytes:
+        """Return a range of known CRC-32; where the copy is damaged or gone, unpack the file again, but only once.
 
-def unpack(file: StoredFile, cache: Path, tell: Callable[[], None]) -> UnpackedFile:
-    """Return what a gzip'd file holds: of one that is cut short or damaged, what comes before.
+        Raises InputError where that does not help.
+        """
+        content = self._read_if_whole(start, length, crc)
+        if content is None:
+            with one_at_a_time(self._copy.path), suppress(OSError):
+                content = self._read_if_whole(start, length, crc)  # Another process may have unpacked it meanwhile.
+                if content is None and not self._was_restored and self.now() == self.stamp:
+                    self._was_restored = True
+                    _write(self._packed, self._copy.path, lambda: None)
+                    content = self._read_if_whole(start, length, crc)
+        if content is None:
+            raise InputError(f"what was unpacked of {self.where()} into {self._copy.path} is damaged; delete that file")
+        return content
 
-    It is kept in `cache`, and checked when it is taken from there; where that can't be written to, it becomes a temporary
-    file without a name. `tell` is called now and then; it may raise to stop.
-    Raises InputError where there is room nowhere.
+    def _read_if_whole(self, start: int, length: int, crc: int) -> bytes | None:
+        try:
+            content = self.read(start, length)
+        except InputError:
+            return None
+        return content if zlib.crc32(content) == crc and len(content) == length else None
+
+
+def unpack(file: StoredFile, cache: Path, size: int | None, report: Callable[[], None]) -> UnpackedFile:
+    """Return what a gzip'd file holds: the copy in `cache` if it has this size, a new one or, without room, a temporary one.
+
+    Of a file that is cut short or damaged, what comes before is there. `report` is called now and then; it may raise.
+    Raises InputError where nothing can be unpacked or there is room nowhere.
     """
-    path = cache / "unpacked" / f"{digest(file.where())}-{digest(file.stamp)}"
-    kept = _kept(file, path, tell)
-    if kept is not None:
-        return kept
-    try:
-        return _unpack_to_cache(file, path, tell)
-    except OSError as error:
-        first = error
-    try:
-        scratch = tempfile.TemporaryFile()  # noqa: SIM115 (it is open as long as the source)
-        size, _, problem = _write_unpacked(file, scratch, tell)
-        scratch.flush()
-    except OSError as error:
-        # Its last 4 bytes are its size unpacked, which counts from 0 again each 4 GiB.
-        size = int.from_bytes(file.read(file.size - 4, 4), "little")
-        while 1.01 * size + 1000 < file.size:  # What can't be compressed grows a little.
-            size += 1 << 32
-        raise InputError(
-            f"{file.where()} must be unpacked, and there is no room for about {size / 1e9:.1f} GB: "
-            f"{path.parent}: {_reason(first)}; {tempfile.gettempdir()}: {_reason(error)}; make room, or name "
-            "a folder that has it in the environment variable DEEPCLUSTER_CACHE"
-        ) from error
-    return UnpackedFile(file, size, content=scratch, problem=problem)
+    path = cache / f"{digest(file.where())}-{digest(file.stamp)}"
+    if file_stamp(path).partition("-")[0] == str(size):
+        return UnpackedFile(file, path)
+    reasons: list[str] = []
+    for folder in (cache, Path(tempfile.gettempdir())):
+        target = path
+        try:
+            if reasons:
+                target = Path(tempfile.mkdtemp(prefix="deepcluster-", dir=folder), "unpacked")
+            unpacked = UnpackedFile(file, target, problem=_write(file, target, report), is_temporary=bool(reasons))
+            for other in cache.glob(f"{digest(file.where())}-*"):  # Of the file as it was before.
+                with suppress(OSError):
+                    is_over = other.suffix != ".part" or time.time() - other.stat().st_mtime > ABANDONED_SECONDS
+                    if is_over and other != path:
+                        other.unlink()
+            return unpacked
+        except OSError as error:
+            reasons.append(f"{folder}: {printable(error.strerror or str(error)).lower()}")
+        finally:
+            with suppress(OSError):  # Where nothing is in it.
+                target.parent.rmdir()
+    # Its last 4 bytes are its size unpacked, which starts from 0 again after each 4 GiB.
+    size = int.from_bytes(file.read(file.size - 4, 4), "little")
+    while 1.01 * size + 1000 < file.size:  # What can't be compressed grows a little.
+        size += 1 << 32
+    raise InputError(
+        f"{file.where()} must be unpacked, and there is no room for about {size / 1e9:.1f} GB: {'; '.join(reasons)}; make "
+        "room, or name a folder that has it in the environment variable DEEPCLUSTER_CACHE"
+    )
 
 
-def _kept(file: StoredFile, path: Path, tell: Callable[[], None]) -> UnpackedFile | None:
-    """Return what lies in the cache if it is as it was written: its last bytes say size and checksum."""
-    try:
-        with path.open("rb") as kept:
-            kept.seek(-_ABOUT_BYTES, 2)
-            end = kept.tell()
-            length = int.from_bytes(kept.read(_ABOUT_BYTES), "big")
-            kept.seek(end - length)
-            about = json.loads(kept.read(length))
-            size, crc, problem = int(about["size"]), 0, str(about["problem"])
-            if size != end - length:
-                return None
-            kept.seek(0)
-            while size and (part := kept.read(min(_PIECE, size))):
-                crc, size = zlib.crc32(part, crc), size - len(part)
-                tell()
-        return UnpackedFile(file, end - length, content=LocalFile(path), problem=problem) if crc == about["crc"] else None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, InputError):
-        return None
-
-
-def _unpack_to_cache(file: StoredFile, path: Path, tell: Callable[[], None]) -> UnpackedFile:
-    """Write beside and rename; then what was unpacked of the file as it was before goes."""
+def _write(file: StoredFile, path: Path, report: Callable[[], None]) -> str:
+    """Write what a gzip'd file holds, and return what is wrong with the file."""
+    size, problem = 0, ""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as beside, beside.open("wb") as target:
-        size, crc, problem = _write_unpacked(file, target, tell)
-        about = json.dumps({"size": size, "crc": crc, "problem": problem}).encode()
-        target.write(about + len(about).to_bytes(_ABOUT_BYTES, "big"))
-    for other in path.parent.glob(f"{digest(file.where())}-*"):
-        with suppress(OSError):
-            # Another process may be writing the same at this moment.
-            if other != path and not (other.suffix == ".part" and time.time() - other.stat().st_mtime < ABANDONED_SECONDS):
-                other.unlink()
-    return UnpackedFile(file, size, content=LocalFile(path), problem=problem)
+        stream = gzip.GzipFile(fileobj=cast(IO[bytes], Window(file, _PIECE_BYTES)))
+        try:
+            while part := stream.read1(_PART_BYTES):
+                size += target.write(part)
+                if size % _PIECE_BYTES < len(part):
+                    report()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            problem = "is cut short" if isinstance(error, EOFError) else "is damaged"
+        if problem and not size:
+            raise InputError(f"{file.where()} {problem}: nothing of it can be unpacked; download it again")
+    return problem
 
 
-def _write_unpacked(file: StoredFile, target: IO[bytes], tell: Callable[[], None]) -> tuple[int, int, str]:
-    """Return the number of bytes written, their checksum, and what is wrong with the file."""
-    size = crc = 0
-    problem = ""
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Keep other threads and processes out of this context for the same path, where the system and the disk have locks."""
+    lock = path.with_name(f"{path.name}.0-0.part")  # What a kill leaves is deleted like files that were being written.
+    file = None
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("wb")
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
     try:
-        for part in _inflated(file):
-            target.write(part)
-            if size // _PIECE < (size + len(part)) // _PIECE:
-                tell()
-            size, crc = size + len(part), zlib.crc32(part, crc)
-    except EOFError:
-        problem = "is cut short"
-    except zlib.error:
-        problem = "is damaged"
-    return size, crc, problem
+        yield
+    finally:
+        if file:
+            with file, suppress(OSError):
+                lock.unlink()
 
 
-def _inflated(file: StoredFile) -> Iterator[bytes]:
-    """Yield what a gzip'd file holds, part by part; raises EOFError where it is cut short, zlib.error where damaged."""
-    inflater = zlib.decompressobj(wbits=31)
-    inside = True
-    for start in range(0, file.size, _PIECE):
-        piece = file.read(start, _PIECE)
-        for first in range(0, len(piece), _SLICE):
-            rest = piece[first : first + _SLICE]
-            # Parts that were compressed one by one may follow each other, and zeros may fill up the file.
-            while rest := rest if inside else rest.lstrip(b"\0"):
-                inside = True
-                before = inflater.copy()
-                try:
-                    part = inflater.decompress(rest)
-                except zlib.error:  # Byte by byte, so that all that comes before is there when it is raised again.
-                    yield from (before.decompress(rest[place : place + 1]) for place in range(len(rest)))
-                    raise
-                yield part
-                rest = inflater.unused_data
-                if inflater.eof:
-                    inflater, inside = zlib.decompressobj(wbits=31), False
-    if inside:
-        yield inflater.flush()
-        raise EOFError
-
-
-def _reason(error: OSError) -> str:
-    return printable(error.strerror or str(error)).lower()
+def _delete_own(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)

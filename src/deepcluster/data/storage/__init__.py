@@ -1,6 +1,4 @@
-"""Files that are read by ranges, wherever they lie, from many threads at once; the folder of what is slow to make again."""
-
-from __future__ import annotations
+"""Files that are read by ranges, on this machine or elsewhere; the cache folder and how files are written into it."""
 
 import hashlib
 import io
@@ -16,17 +14,19 @@ from pathlib import Path
 from deepcluster.core.errors import InputError
 
 CACHE_VARIABLE = "DEEPCLUSTER_CACHE"
-# Older files that were never renamed are of processes that were killed.
+# Older files that were never renamed belong to processes that were killed.
 ABANDONED_SECONDS = 3600.0
+# A named pipe is opened without waiting for its writer.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class StoredFile(ABC):
-    """One file that does not change while it is open.
+    """One file that does not change while it is open; it can be pickled and read from many threads.
 
     Attributes:
-        name: the last part of its path or address, or its path below what was opened; as people see it.
+        name: the last part of its path or address, or its path below what was opened, as shown to the user.
         size: in bytes.
-        stamp: changes when the content does: size and time of change, or what a server gives in their place.
+        stamp: changes when the content does: size and modification time, or what a server gives instead.
     """
 
     name: str
@@ -37,7 +37,8 @@ class StoredFile(ABC):
     def read(self, start: int, length: int) -> bytes:
         """Return `length` bytes from `start` on; fewer at the end of the file.
 
-        Raises InputError where the file is gone or can't be read (any longer).
+        Raises:
+            InputError: the file is gone, has changed or can't be read.
         """
 
     @abstractmethod
@@ -46,7 +47,7 @@ class StoredFile(ABC):
 
     @abstractmethod
     def now(self) -> str:
-        """Return the stamp that it has at this moment; "" if it is gone."""
+        """Return its present stamp; "" if it is gone."""
 
     def as_file(self) -> io.BufferedReader:
         """Return it as a file with a position, for libraries that want one."""
@@ -54,10 +55,10 @@ class StoredFile(ABC):
 
 
 class LocalFile(StoredFile):
-    """A file on this machine. It is opened for each range, so that ten thousand shards need no ten thousand handles."""
+    """A file on this machine. It is opened for each range: ten thousand shards need no ten thousand handles."""
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        """Take its path; raises InputError where there is no file."""
+        """Raise InputError where there is no regular file at `path`."""
         self.path = path.absolute()
         self.name = path.name if name is None else name
         self.stamp = file_stamp(path)
@@ -67,14 +68,7 @@ class LocalFile(StoredFile):
 
     def read(self, start: int, length: int) -> bytes:
         try:
-            check_regular(self.path)
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(start)
-                parts = []
-                while length > 0 and (part := file.read(length)):  # One call gives 2 GiB at most.
-                    parts.append(part)
-                    length -= len(part)
-                return b"".join(parts)
+            return read_regular(self.path, start, max(0, min(length, self.size - start)))
         except OSError as error:
             raise InputError(f"{self.path} can't be read: {(error.strerror or str(error)).lower()}") from error
 
@@ -83,25 +77,6 @@ class LocalFile(StoredFile):
 
     def now(self) -> str:
         return file_stamp(self.path)
-
-
-def file_stamp(path: Path) -> str:
-    """Return size and time of change of a regular file as `10871-1732250000000000000`; "" where there is none."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return ""
-    return f"{status.st_size}-{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else ""
-
-
-def check_regular(path: str | Path) -> None:
-    """Raise OSError where `path` leads to a named pipe, a socket or a device: opening one may wait for ever.
-
-    Folders pass: to open one fails at once.
-    """
-    mode = os.stat(path).st_mode  # noqa: PTH116 (pathlib takes twice as long)
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError("not a regular file")
 
 
 class _RawReader(io.RawIOBase):
@@ -122,9 +97,6 @@ class _RawReader(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
     def read(self, size: int | None = -1) -> bytes:
         # Without the two copies of `readinto`: half the time to read a row group of 1 GB.
         rest = max(0, self._file.size - self._position)
@@ -138,10 +110,49 @@ class _RawReader(io.RawIOBase):
         return len(found)
 
 
+def read_regular(path: str | Path, start: int = 0, length: int | None = None) -> bytes:
+    """Return `length` bytes of a file from `start` on, or all; raise OSError as `check_regular`, or if it can't be read."""
+    try:
+        handle = os.open(path, _OPEN_FLAGS)
+    except OSError:
+        check_regular(path)  # A socket can't be opened.
+        raise
+    try:
+        status = os.fstat(handle)
+        _check_mode(status.st_mode)
+        left = status.st_size if length is None else length
+        if start:
+            os.lseek(handle, start, os.SEEK_SET)
+        content = os.read(handle, left)
+        while len(content) < left and (more := os.read(handle, left - len(content))):  # One call gives 2 GiB at most.
+            content += more
+        return content
+    finally:
+        os.close(handle)
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise OSError for a named pipe, a socket or a device: opening one may wait for ever."""
+    _check_mode(os.stat(path).st_mode)  # noqa: PTH116 (pathlib takes twice as long)
+
+
+def _check_mode(mode: int) -> None:
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # To read a folder fails at once.
+        raise OSError("not a regular file")
+
+
+def file_stamp(path: str | Path) -> str:
+    """Return size and modification time of a regular file as `10871-1732250000000000000`; "" where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else ""
+
+
 def usual_cache_folder() -> Path:
-    """`$DEEPCLUSTER_CACHE`, else `deepcluster` in `$XDG_CACHE_HOME`, else `~/.cache/deepcluster`; it need not exist."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
+    """Return `$DEEPCLUSTER_CACHE`, else `deepcluster` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcluster"
@@ -150,10 +161,7 @@ def usual_cache_folder() -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> bool:
-    """Write a file of the cache beside and rename it, so that other processes see all of it or nothing.
-
-    Returns False where that is impossible (a full disk, a folder that is read-only): then the work continues without it.
-    """
+    """Write a file so that other processes see all of it or nothing; return False where it can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_beside(path) as beside:
@@ -165,7 +173,7 @@ def write_whole(path: Path, content: bytes) -> bool:
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Give the name of a file that is renamed to `path` at the end, or deleted where that is not reached."""
+    """Yield the name of a file that is renamed to `path` at the end, or deleted after an error."""
     beside = beside_of(path)
     try:
         yield beside
@@ -177,7 +185,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def beside_of(path: Path) -> Path:
-    """The name under which this thread writes what will be renamed to `path`."""
+    """Return the name under which this thread writes what will be renamed to `path`."""
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
 
 

@@ -1,25 +1,23 @@
 """Addresses such as `s3://bucket/part-0.tar`: what is one, its parts, and patterns of addresses and of local paths."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Final
 from urllib.parse import unquote
 
 from deepcluster.core.errors import InputError
 
 # `C://` is a drive; `digits.npz::000012` is an image in an array; `zip://a.jpg::s3://...` and `x::s3://...` are chains.
-_ADDRESS: Final = re.compile(r"(?:[A-Za-z][\w+.-]+::)*([A-Za-z][\w+.-]+)://")
-_LOCAL: Final = re.compile(r"(?:file|local)://(?:localhost(?=/))?", re.IGNORECASE)
-_HOSTLESS: Final = frozenset({"memory", "zip", "tar", "libarchive"})
-_RANGE: Final = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
-_MOST_NAMES: Final = 100_000
-# What lets its reader in: parameters of signed addresses, and a password before the host.
-_SECRETS: Final = re.compile(
+_ADDRESS = re.compile(r"(?:[A-Za-z][\w+.-]+::)*([A-Za-z][\w+.-]+)://")
+_LOCAL = re.compile(r"(?:file|local)://(?:localhost(?=/))?", re.IGNORECASE)
+_HOSTLESS = frozenset({"memory", "zip", "tar", "libarchive"})
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
+_MOST_NAMES = 100_000
+# Secrets: parameters of signed addresses, and a password before the host.
+_SECRETS = re.compile(
     r"((?<=[?&])(?:x-(?:amz|goog)-[\w-]+|sig|signature|[\w-]*token|[\w-]*secret|password|se|st|expires|awsaccesskeyid)=)"
     r"[^&\s'\")]+|(?<=://)[^/@\s:]*:[^/@\s]*@",
     re.IGNORECASE,
@@ -37,7 +35,7 @@ def shown(text: str) -> str:
 
 
 def whole_address(data: str | Path) -> str:
-    """What finds the data from any folder: an absolute path, or an address without what a log must not have (`shown`)."""
+    """Return what finds the data from any folder: an absolute path, or an address without its secrets (`shown`)."""
     return shown(str(data)) if "://" in str(data) else os.path.abspath(os.path.expanduser(data))  # noqa: PTH100, PTH111
 
 
@@ -52,7 +50,7 @@ def is_web(address: str) -> bool:
 
 
 def host_of(address: str) -> str:
-    """Return what all files of one server or bucket have in common: `s3://bucket`, `zip://::https://host/a.zip`."""
+    """Return what the addresses of one server or bucket share: `s3://bucket`, `zip://::https://host/a.zip`."""
     scheme = scheme_of(address)
     link, chained, rest = address.partition("::")
     if chained:
@@ -61,7 +59,7 @@ def host_of(address: str) -> str:
 
 
 def path_of(address: str) -> str:
-    """Return the path below the host as people see it: `a b.tar` of `https://host/a%20b.tar?x=1`."""
+    """Return the path below the host in plain text: `a b.tar` of `https://host/a%20b.tar?x=1`."""
     link, chained, _ = address.partition("::")
     if is_web(address):
         path = re.split(r"[?#]", link, maxsplit=1)[0].partition("://")[2].partition("/")[2]
@@ -71,15 +69,14 @@ def path_of(address: str) -> str:
     return (rest if hostless else rest.partition("/")[2]).strip("/")
 
 
-def names_below(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the deepest folder that holds all of `paths`, without a slash at its end, and the paths relative to it."""
-    common = os.path.commonprefix([path.split("/")[:-1] for path in paths])  # noqa: RUF071 (of lists: whole parts)
-    root = "/".join(common)
-    return root, [path[len(root) + 1 if root else 0 :] for path in paths]
+def names_below(paths: Sequence[str]) -> list[str]:
+    """Return paths relative to the deepest folder that holds all of them."""
+    folder = os.path.commonprefix([path.split("/")[:-1] for path in paths])  # noqa: RUF071 (of lists: whole parts)
+    return ["/".join(path.split("/")[len(folder) :]) for path in paths]
 
 
 def pattern_start(address: str) -> int | None:
-    """Return where the first `*`, `?` or `[` is, if any; a question mark is none in HTTP, where a query begins with it."""
+    """Return where the first `*`, `[` or `?` is, if any; in HTTP, `?` begins a query."""
     match = re.search(r"[*\[]" if is_web(address) else r"[*?\[]", address.partition("::")[0])
     return None if match is None else match.start()
 
@@ -87,8 +84,11 @@ def pattern_start(address: str) -> int | None:
 def expand(pattern: str) -> list[str]:
     """Return the local paths that a path with `*`, `?`, `[...]`, `{a,b}` or `{000..127}` stands for, in order.
 
-    A path without these is returned as it is, there or not, and so is one that exists under the very name; `file://` is
-    taken away. Raises InputError where a pattern matches nothing.
+    A path without these is returned as it is, whether it exists or not, and so is one that exists under that very name;
+    `file://` is removed.
+
+    Raises:
+        InputError: a pattern matches nothing.
     """
     if local := _LOCAL.match(pattern):
         pattern = unquote(pattern[local.end() :])
@@ -110,49 +110,36 @@ def expand(pattern: str) -> list[str]:
 
 def expand_braces(pattern: str) -> list[str]:
     """Return what `part-{000..127}.tar` or `{a,b}` stands for, in the order of a shell; other braces stay as they are."""
-    found: list[str] = []
-    for each in _without_braces(pattern):
-        found.append(each)
-        if len(found) > _MOST_NAMES:
-            raise InputError(f"{shown(pattern)} stands for more than {_MOST_NAMES:,} names; use a * in their place")
+    found = list(islice(_without_braces(pattern), _MOST_NAMES + 1))
+    if len(found) > _MOST_NAMES:
+        raise InputError(f"{shown(pattern)} stands for more than {_MOST_NAMES:,} names; use a * instead")
     return found
 
 
 def _without_braces(text: str) -> Iterator[str]:
     """Expand the first braces that hold a list or a range, and what follows them."""
-    for start, stop, parts in _brace_groups(text):
-        inner = _RANGE.fullmatch(text, start + 1, stop - 1)
-        if inner is None and len(parts) < 2:
+    for start in (match.start() for match in re.finditer("{", text)):
+        depth, cuts = 0, [start]  # The braces, and the commas between them.
+        for end in range(start, len(text)):
+            depth += (text[end] == "{") - (text[end] == "}")
+            if depth == 0 or (depth == 1 and text[end] == ","):
+                cuts.append(end)
+            if depth == 0:
+                break
+        numbers = _RANGE.fullmatch(text, start + 1, end)
+        if depth or (numbers is None and len(cuts) == 2):
             continue
-        choices = _numbers(*inner.groups()) if inner else (one for part in parts for one in _without_braces(part))
-        for choice in choices:
-            for rest in _without_braces(text[stop:]):
+        parts = (text[left + 1 : right] for left, right in pairwise(cuts))
+        for choice in _numbers(*numbers.groups()) if numbers else chain.from_iterable(map(_without_braces, parts)):
+            for rest in _without_braces(text[end + 1 :]):
                 yield text[:start] + choice + rest
         return
     yield text
 
 
-def _brace_groups(text: str) -> Iterator[tuple[int, int, list[str]]]:
-    """Yield start and end of each pair of braces, by their starts, and what its commas separate."""
-    for start in (place for place, letter in enumerate(text) if letter == "{"):
-        depth, parts = 0, [""]
-        for place in range(start, len(text)):
-            letter = text[place]
-            depth += (letter == "{") - (letter == "}")
-            if depth == 0:
-                yield start, place + 1, [parts[0][1:], *parts[1:]]
-                break
-            if letter == "," and depth == 1:
-                parts.append("")
-            else:
-                parts[-1] += letter
-
-
 def _numbers(first: str, last: str, step: str | None) -> Iterator[str]:
-    """Yield the numbers of a range, up or down, both ends included, as wide as the wider one if that begins with 0."""
-    by = max(1, abs(int(step or 1)))
-    down = int(first) > int(last)
+    """Yield the numbers of a range, up or down, both ends included, as wide as the wider one if one begins with 0."""
+    by = max(1, abs(int(step or 1))) * (-1 if int(first) > int(last) else 1)
     padded = any(re.match(r"-?0\d", end) for end in (first, last))
     width = max(len(first), len(last)) if padded else 0
-    for number in range(int(first), int(last) + (-1 if down else 1), -by if down else by):
-        yield f"{number:0{width}d}" if width else str(number)
+    return (f"{number:0{width}}" for number in range(int(first), int(last) + (1 if by > 0 else -1), by))

@@ -1,6 +1,4 @@
-"""Parts of files that take long to get: made once and kept on the disk within a bound; the longest unused ones go first."""
-
-from __future__ import annotations
+"""Parts of remote files, fetched once and kept on disk within a bound; the least recently used are deleted first."""
 
 import errno
 import os
@@ -9,264 +7,179 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from weakref import WeakSet
 
-import pyarrow as pa
+from deepcluster.data.storage import ABANDONED_SECONDS, digest, read_regular, written_beside
 
-from deepcluster.data.storage import ABANDONED_SECONDS, digest, written_beside
-
-MOST_BYTES: Final = 20 << 30
-# Held in memory: a few blocks of 4 MiB for each of many threads. Files are read, not mapped: what another machine deletes
-# from a shared folder would be a signal in a mapped file, and is an error, so a block to be made again, in a read one.
-MEMORY_BYTES: Final = 64 << 20
-_FREE_SHARE: Final = 4
-_CHECK_BYTES: Final = 4
-_LARGE_BYTES: Final = 1 << 20
-# A look at all files takes up to a second for 100,000 of them. It is due after this share of the bound was written,
-# since other processes write, too; then an eighth more than is needed goes, so that the next blocks find room.
-_LOOK_SHARE: Final = 32
-_SPARE_SHARE: Final = 8
-_TOUCH_SECONDS: Final = 60.0
-_TRY_AGAIN_SECONDS: Final = 300.0
+MOST_BYTES = 20 << 30
+# Held in memory what can't be written. The pages of files that are in use are kept in memory by the system.
+MEMORY_BYTES = 64 << 20
+_CHECK_BYTES = 4
+_TOUCH_SECONDS = 60.0
 
 
 class BlockStore:
-    """Blocks of bytes by key, in files of a folder that several processes may share.
+    """Blocks of bytes by key, in files of a folder that several processes may share; it can be pickled and forked.
 
-    Safe to use from many threads: each block is made by one of them while the others that want it wait, and get its block
-    or its error. Two processes may both make a block; each file is complete or absent. A block that is damaged (a checksum
-    tells, when a process first reads it) is made again.
-
-    Where the folder can't be written to, or a block is larger than the bound, the last few blocks are kept in memory alone;
-    of a folder, `complaint` says why, and every few minutes it is tried again.
+    One thread of a process makes a block while the others that want it wait for its block or its error. A file is complete
+    or absent, and damage is noticed by a checksum. If a block can't be written, it is held in memory for a while.
 
     Attributes:
-        complaint: why blocks are not kept on the disk; None while they are.
-        most_bytes: the bound on the disk. Processes that share the folder look at all of it now and then, so that together
-            they may pass the bound by 1/32 of it each.
+        complaint: why blocks are not kept on disk; None while they are.
+        most_bytes: the bound on disk; each process that shares the folder may exceed it by 1/32.
     """
 
     def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
-        """Keep blocks in `folder`, made when it is needed, of at most `most_bytes` in all.
-
-        Without a bound it is 20 GiB, or a quarter of what is free on that disk where that is less.
-        """
+        """Keep at most `most_bytes` in `folder`, made when needed; None: 20 GiB or a quarter of the free disk, if less."""
         self.folder = folder
         self.most_bytes = _usual_bound(folder) if most_bytes is None else most_bytes
+        self._start()
+
+    def _start(self) -> None:
+        """Begin with what belongs to one process."""
         self.complaint: str | None = None
-        self._lock = threading.Lock()
-        self._held: OrderedDict[str, pa.Buffer] = OrderedDict()
-        self._held_bytes = 0
-        self._making: dict[str, Future[pa.Buffer]] = {}
-        # When the files whose checksum was right were last marked as used: what is in memory, and large blocks.
-        self._touched: dict[str, float] = {}
-        self._looking = threading.Lock()
-        self._kept_bytes: int | None = None
-        self._written_since = 0
-        self._try_again_at = 0.0
+        self._lock, self._searching = threading.Lock(), threading.Lock()
+        self._making: dict[str, Future[bytes]] = {}
+        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._checked: set[str] = set()  # Names of files whose checksum was right.
+        self._left = -1  # Bytes that may be written before the folder is searched.
+        _stores.add(self)
 
-    @property
-    def room(self) -> int:
-        """How many bytes can be kept for later."""
-        return MEMORY_BYTES if self.complaint else max(MEMORY_BYTES, self.most_bytes)
+    def __reduce__(self) -> tuple[type["BlockStore"], tuple[Path, int]]:
+        return BlockStore, (self.folder, self.most_bytes)
 
-    def get(self, key: str, make: Callable[[], bytes | pa.Buffer]) -> pa.Buffer:
+    def get(self, key: str, make: Callable[[], bytes]) -> bytes:
         """Return the block of `key`, made by `make` where it is not there yet; what `make` raises is raised."""
         name = digest(key)
         while True:
             with self._lock:
-                held = self._held.get(name)
+                if name in self._held:
+                    self._held.move_to_end(name)
+                    return self._held[name]
                 making = self._making.get(name)
-                if held is None and making is None:
+                if making is None:
                     mine = self._making[name] = Future()
-            if held is not None:
-                self._note_use(name)
-                return held
             if making is None:
                 return self._fill(name, make, mine)
             with suppress(CancelledError):  # Its maker was interrupted: this thread may be the next.
                 return making.result()
 
-    def part(self, key: str, start: int, stop: int, make: Callable[[], bytes | pa.Buffer]) -> bytes:
-        """Return the bytes `start` to `stop` of the block of `key`, of which only these are read once it was checked."""
+    def part(self, key: str, start: int, stop: int, make: Callable[[], bytes]) -> bytes:
+        """Return the bytes `start` to `stop` of the block of `key`; only these are read once the block was checked."""
         name = digest(key)
-        if name in self._touched and name not in self._held:
-            with suppress(OSError), self._path(name).open("rb", buffering=0) as file:
-                file.seek(start)
-                found = file.read(stop - start)
+        if name in self._checked:
+            with suppress(OSError):
+                found = read_regular(self._path(name), start, stop - start)
+                self._mark_used(name)
                 if len(found) == stop - start:
-                    self._note_use(name)
                     return found
-        return bytes(memoryview(self.get(key, make))[start:stop])
+        whole = self.get(key, make)
+        if name not in self._held:
+            self._checked.add(name)
+        return whole[start:stop]
 
-    def find(self, key: str) -> pa.Buffer | None:
-        """Return the block of `key` if it is there."""
-        name = digest(key)
-        with self._lock:
-            held = self._held.get(name)
-        if held is None and (held := self._from_disk(name)) is not None:
-            self._hold(name, held)
-        return held
-
-    def _fill(self, name: str, make: Callable[[], bytes | pa.Buffer], mine: Future[pa.Buffer]) -> pa.Buffer:
-        """Take the block from the disk or make it, and tell the threads that wait for `mine`."""
+    def _fill(self, name: str, make: Callable[[], bytes], mine: "Future[bytes]") -> bytes:
+        """Read or make a block, and give it to the threads that wait for `mine`."""
         try:
             content = self._from_disk(name)
             if content is None:
-                content = pa.py_buffer(make())
-                self._write(name, content)
-            self._hold(name, content)
-        except BaseException as error:
+                content = make()
+                if not self._write(name, content):
+                    self._hold(name, content)
+            mine.set_result(content)
+            return content
+        except Exception as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            mine.cancel()  # After an interruption; it does nothing to a result.
             with self._lock:
                 del self._making[name]
-            if isinstance(error, Exception):
-                mine.set_exception(error)
-            else:
-                mine.cancel()
-            raise
-        with self._lock:
-            del self._making[name]
-        mine.set_result(content)
-        return content
 
-    def _hold(self, name: str, content: pa.Buffer) -> None:
-        """Keep a block in memory in the place of those used longest ago."""
+    def _hold(self, name: str, content: bytes) -> None:
         with self._lock:
-            self._drop(name)
             self._held[name] = content
-            self._held_bytes += content.size
-            self._touched[name] = time.monotonic()
-            while self._held_bytes > MEMORY_BYTES and len(self._held) > 1:
-                self._drop(next(iter(self._held)))
+            while len(self._held) > 1 and sum(map(len, self._held.values())) > MEMORY_BYTES:
+                self._held.popitem(last=False)
 
-    def _drop(self, name: str) -> None:
-        """Forget a block, but of a large one, of which parts may be read later, not that it was checked."""
-        content = self._held.pop(name, None)
-        if content is not None:
-            self._held_bytes -= content.size
-            if content.size < _LARGE_BYTES:
-                del self._touched[name]
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/{name[:2]}/{name}"
 
-    def _note_use(self, name: str) -> None:
-        """Mark a block as used, on the disk once a minute: what is used all the time must not look forgotten."""
-        now = time.monotonic()
-        with self._lock:
-            if name in self._held:
-                self._held.move_to_end(name)
-            if now - self._touched.get(name, now) <= _TOUCH_SECONDS:
-                return
-            self._touched[name] = now
-        with suppress(OSError):
-            os.utime(self._path(name))
+    def _mark_used(self, name: str) -> None:
+        with suppress(OSError):  # A folder that may only be read.
+            if time.time() - os.stat(self._path(name)).st_mtime > _TOUCH_SECONDS:  # noqa: PTH116
+                os.utime(self._path(name))
 
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / name
-
-    def _from_disk(self, name: str) -> pa.Buffer | None:
-        path = self._path(name)
+    def _from_disk(self, name: str) -> bytes | None:
+        """Return a block if its file is there, and its checksum right."""
         try:
-            whole = pa.py_buffer(path.read_bytes())
-            content = whole.slice(0, max(0, whole.size - _CHECK_BYTES))
-            if whole.slice(content.size).to_pybytes() != _checksum(name, content):
-                path.unlink(missing_ok=True)
+            whole = read_regular(self._path(name))
+            content = whole[:-_CHECK_BYTES]
+            if whole[-_CHECK_BYTES:] != _checksum(name, content):
+                os.unlink(self._path(name))  # noqa: PTH108
                 return None
-            with suppress(OSError):  # A folder of another person, that may only be read.
-                os.utime(path)
         except OSError:
             return None
+        self._mark_used(name)
         return content
 
-    def _write(self, name: str, content: pa.Buffer) -> None:
-        """Write the file of a block where that is possible."""
-        size = content.size + _CHECK_BYTES
-        if size > self.most_bytes or time.monotonic() < self._try_again_at:
-            return
-        self._make_room(size)
-        try:
+    def _write(self, name: str, content: bytes) -> bool:
+        """Write the file of a block; return False where that is impossible."""
+        path, size = Path(self._path(name)), len(content) + _CHECK_BYTES
+        if size > self.most_bytes or self.complaint is not None:
+            return False
+        for scarce in (False, True):
             try:
-                self._write_file(name, content)
-            except FileNotFoundError:  # The folder was deleted meanwhile.
-                self._write_file(name, content)
+                self._make_room(size, scarce)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with written_beside(path) as beside:
+                    beside.write_bytes(content + _checksum(name, content))
+                return True
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                there = sum(status.st_size for _, status in _files_below(self.folder))
-                with self._looking:  # Others fill the disk: give them half of what is kept here.
-                    self._kept_bytes, self._written_since = self._look_while_held(there // 2), 0
-                self._write_file(name, content)
-        except OSError as error:
-            self.complaint = f"{self.folder} can't be written to ({(error.strerror or str(error)).lower()})"
-            self._try_again_at = time.monotonic() + _TRY_AGAIN_SECONDS
-        else:
-            self.complaint = None
+                if scarce or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):  # Others fill or empty it.
+                    self.complaint = f"{self.folder} can't be written to ({(error.strerror or str(error)).lower()})"
+                    break
+        return False
 
-    def _write_file(self, name: str, content: pa.Buffer) -> None:
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(path) as beside, beside.open("wb") as file:
-            file.write(content)
-            file.write(_checksum(name, content))
-
-    def _make_room(self, size: int) -> None:
-        """Delete blocks where `size` more bytes would pass the bound."""
-        with self._looking:
-            self._written_since += size
-            if self._kept_bytes is not None:
-                self._kept_bytes += size
-                if self._kept_bytes <= self.most_bytes and self._written_since <= self.most_bytes // _LOOK_SHARE:
-                    return
-            self._kept_bytes = self._look_while_held(self.most_bytes - size) + size
-            self._written_since = 0
-
-    def _look_while_held(self, bound: int) -> int:
-        """Delete the blocks that were used longest ago if all are more than `bound` bytes; return how many are left."""
-        found = []
-        kept = 0
-        abandoned = time.time() - ABANDONED_SECONDS
-        for entry, status in _files_below(self.folder):
-            if not entry.name.endswith(".part"):
-                found.append((status.st_mtime_ns, status.st_size, entry))
-            elif status.st_mtime < abandoned:  # Its process was killed while it wrote.
-                with suppress(OSError):
-                    os.unlink(entry.path)  # noqa: PTH108 (an entry is no Path, and there may be 100,000)
-                continue
-            kept += status.st_size
-        if kept <= bound:
-            return kept
-        found.sort(key=lambda item: item[:2])
-        for _, size, entry in found:
-            if kept <= bound - bound // _SPARE_SHARE:
-                break
-            with suppress(FileNotFoundError):  # Another process was faster.
-                try:
-                    os.unlink(entry.path)  # noqa: PTH108
-                except OSError:  # In use, on systems that mind.
-                    continue
-            kept -= size
-        return kept
+    def _make_room(self, size: int, scarce: bool) -> None:
+        """Delete the least recently used blocks where `size` bytes more would pass the bound; half of all if `scarce`."""
+        with self._searching:
+            self._left -= size
+            if self._left >= 0 and not scarce:
+                return
+            files = []
+            for folder, _, names in os.walk(self.folder):
+                for path in (os.path.join(folder, name) for name in names):  # noqa: PTH118 (there may be 100,000)
+                    with suppress(OSError):  # Other processes delete some meanwhile.
+                        status = os.stat(path)  # noqa: PTH116
+                        files.append((status.st_mtime, status.st_size, path))
+            kept = sum(length for _, length, _ in files)
+            bound = kept // 2 if scarce else self.most_bytes - size
+            spared = bound if kept <= bound else bound - bound // 8  # So that the next blocks find room.
+            for used, length, path in sorted(files):
+                if kept <= spared:
+                    break
+                if not path.endswith(".part") or used < time.time() - ABANDONED_SECONDS:
+                    with suppress(OSError):  # Deleted by another process, or in use on a system that minds.
+                        os.unlink(path)  # noqa: PTH108
+                    kept -= length
+            self._left = min(max(0, self.most_bytes - size - kept), self.most_bytes // 32)
 
 
-def _files_below(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """Yield each file of a folder of blocks; other processes may make and delete some meanwhile."""
-    with suppress(OSError):
-        for inner in os.scandir(folder):
-            with suppress(OSError):
-                for entry in os.scandir(inner.path):
-                    with suppress(OSError):
-                        yield entry, entry.stat()
-
-
-def _checksum(name: str, content: pa.Buffer) -> bytes:
-    """Return the checksum of a block and its name: so a file of zeros, as crashes leave, is never valid."""
+def _checksum(name: str, content: bytes) -> bytes:
+    """Return the checksum of a block and its name: a file of zeros, as crashes leave, is never valid."""
     return zlib.crc32(content, zlib.crc32(name.encode())).to_bytes(_CHECK_BYTES, "big")
 
 
 def _usual_bound(folder: Path) -> int:
-    for there in (folder, *folder.absolute().parents):
-        with suppress(OSError):
-            return min(MOST_BYTES, shutil.disk_usage(there).free // _FREE_SHARE)
-    return MOST_BYTES
+    there = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))  # noqa: PTH110
+    return min(MOST_BYTES, shutil.disk_usage(there).free // 4)
+
+
+_stores: WeakSet[BlockStore] = WeakSet()
+if hasattr(os, "register_at_fork"):  # Another thread may have held a lock.
+    os.register_at_fork(after_in_child=lambda: list(map(BlockStore._start, list(_stores))))

@@ -1,237 +1,429 @@
-"""Remote files: found by address or pattern, and read in blocks that are kept on the disk."""
+"""Remote files through fsspec: found by address or pattern, read in blocks that are kept on disk, with one retry policy."""
 
-from __future__ import annotations
-
+import asyncio
+import errno
+import http
+import os
+import random
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import time
+import warnings
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import pyarrow as pa
-
-from deepcluster.core.errors import DeepClusterError, InputError
+from deepcluster.core.errors import DeepClusterError, InputError, did_you_mean
 from deepcluster.core.text import distinct, endings_of, printable
-from deepcluster.data.storage import StoredFile
-from deepcluster.data.storage.addresses import expand, expand_braces, is_address, names_below, path_of, pattern_start, shown
+from deepcluster.data.storage import StoredFile, addresses
+from deepcluster.data.storage.addresses import host_of, is_web, path_of, scheme_of, shown
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.faults import ShortAnswer, judge
-from deepcluster.data.storage.retries import PATIENT, ConnectionLost, NotThere, Patience, end_waits, insist, plain_error
-from deepcluster.data.storage.transfers import About, NoParts, Site, site_of
-
-__all__ = ["ConnectionLost", "Patience", "RemoteFile", "end_waits", "expand", "find_addresses", "find_files", "is_address"]
 
 T = TypeVar("T")
 Q = TypeVar("Q")
-# A request takes some 50 ms before the first byte comes, and a connection gives 50 to 100 MB/s after that: at 4 MiB about as
-# long for the bytes as for the wait, and threads hide the rest. Twice as large would waste twice as much where images are
-# read here and there in a large file, and only gain a quarter in speed.
-BLOCK_BYTES: Final = 4 << 20
-_QUESTIONS_AT_ONCE: Final = 16
-_DEEPEST: Final = 32
+# At 50 ms before the first byte and 50 to 100 MB/s after it, about as long for the bytes as for the wait.
+BLOCK_BYTES = 4 << 20
+# The retry policy: eight attempts within one to two minutes, besides time-outs; each wait is twice the last one. If a server
+# never answered, its address may be wrong.
+ATTEMPTS, FIRST_ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 8, 3, 1.0, 60.0
+# To connect to a distant server takes less; busy object stores are silent for ten seconds; 4 MiB at 14 kB per second.
+CONNECT_SECONDS, READ_SECONDS, REQUEST_SECONDS = 15.0, 30.0, 300.0
+_DEEPEST = 32  # A link to a folder above leads in circles.
+# What changes with the content, the surest first; by the names that file systems give it.
+_MARKS = (
+    "ETag", "etag", "generation", "blob_id", "oid", "md5Hash", "content_md5", "Content-MD5", "checksum", "sha256",
+    "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "modified", "created",
+)  # fmt: skip
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "remote", "https": "remote"}
+_LOG_IN = {
+    "s3": "log in (`aws configure`, or AWS_PROFILE); for a public bucket set FSSPEC_S3_ANON=true",
+    "gcs": "log in (`gcloud auth application-default login`); for a public bucket set FSSPEC_GCS_TOKEN=anon",
+    "hf": "log in (`hf auth login`, or HF_TOKEN), and accept the conditions of the data on their page",
+    "remote": "use an address that is signed, or set headers in ~/.config/fsspec/conf.json",
+}
+# What an error means, by its HTTP status or the names of its types; in which words, if not in its own.
+_FAULTS = (
+    ("HTTP (404|410)", "gone", ""),
+    ("HTTP (401|403|407)", "denied", ""),
+    ("HTTP (408|425|429|5(?!01|05))", "wait", ""),
+    ("HTTP", "refused", ""),
+    ("PermissionError|Credential|RefreshError|GatedRepo", "denied", ""),
+    ("Certificate|CertVerification", "refused", "its certificate is not valid"),
+    ("gaierror|DNSError", "unreachable", "the name of the server can't be resolved"),
+    ("ConnectionRefused|ECONNREFUSED", "unreachable", "nothing answers there (connection refused)"),
+    ("ENETUNREACH|EHOSTUNREACH|ConnectorError|EndpointConnectionError|ConnectError", "unreachable", ""),
+    ("Timeout", "wait", "no answer within the time allowed"),
+    ("ConnectionError|ServerDisconnected|ClientPayload|ClientOSError", "wait", "the connection was lost"),
+    ("ImportError", "no package", ""),
+    ("InvalidU", "refused", ""),
+    ("FileNotFound|IsADirectory|NotADirectory", "gone", "nothing was found there"),
+    ("^(aiohttp|botocore|aiobotocore|urllib3|requests|httpx|httpcore|gcsfs|google|azure) ", "wait", ""),
+    ("OSError .*(EIO|EBUSY|EPIPE|ETIMEDOUT|ENETDOWN|ENETRESET|none)$", "wait", ""),
+)
+
+
+class ConnectionLost(DeepClusterError):
+    """A server answers no more, or only with faults, after all attempts: the input is not to blame."""
+
+
+class Refused(InputError):
+    """A server refuses a file for a reason that waiting does not fix."""
+
+
+class NotThere(Refused):
+    """There is nothing at an address (404, 410)."""
+
+
+class About(NamedTuple):
+    """Size in bytes (None: it can't be read in parts), stamp as `10871-5f3a`; whether it is a folder or a page of HTML."""
+
+    size: int | None
+    stamp: str
+    is_folder: bool
+
+
+# By process: when it forks other threads may hold locks, and event loops do not live on in its child. The file systems of a
+# parent are kept there, since to close them would disturb its connections.
+_endings: dict[int, threading.Event] = {}
+_turns: dict[int, threading.Lock] = {}
+_file_systems: dict[tuple[int, str], Any] = {}
+_answered: set[str] = set()
+_in_trouble: dict[str, object] = {}
+_tell: Callable[[str], object] = warnings.warn
+
+
+def tell_troubles_to(tell: Callable[[str], object]) -> None:
+    """Call `tell` with a line when the waiting for a server begins, instead of a Python warning."""
+    global _tell
+    _tell = tell
+
+
+def end_waits() -> None:
+    """End all present waits for servers, in all threads, with ConnectionLost; what is requested later waits again."""
+    _endings.pop(os.getpid(), threading.Event()).set()
+
+
+def waiting_ends() -> threading.Event:
+    """Return the event that the next `end_waits` of this process sets."""
+    return _endings.setdefault(os.getpid(), threading.Event())
+
+
+def retry(address: str, once: Callable[[Any], T], *, answered: bool = False) -> T:
+    """Return what `once` gets from the file system of an address; try again while waiting may help.
+
+    `answered` tells whether the server has answered another process, so that its address is right.
+
+    Raises:
+        ConnectionLost: the server is gone.
+        Refused: the file can't be had; NotThere if there is none.
+        InputError: the server can't be reached, or a package is missing.
+    """
+    ending = waiting_ends()
+    host, started, attempt = host_of(address), time.monotonic(), 0
+    while True:
+        attempt += 1
+        try:
+            result = once(_file_system(address))
+            _answered.add(host)
+            _in_trouble.pop(host, None)
+            return result
+        except DeepClusterError:
+            raise
+        except Exception as error:  # Each library has its own.
+            fault, words, asked = _judge(error)
+            new = fault == "unreachable" and not answered and host not in _answered
+            if fault not in ("wait", "unreachable") or attempt >= (FIRST_ATTEMPTS if new else ATTEMPTS):
+                tried = f"(attempt {attempt}, after {time.monotonic() - started:.0f} s)"
+                raise _plain_error(address, "new" if new else fault, words, tried) from error
+            mine = object()
+            if not new and _in_trouble.setdefault(host, mine) is mine:  # One line for all threads.
+                _tell(f"{shown(address)}: {words}; trying again, {ATTEMPTS} times at most")
+            # The draw keeps the requests of many threads and machines apart; no result depends on it.
+            seconds = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+            if ending.wait(max(seconds, asked)):
+                raise ConnectionLost(f"{shown(address)}: stopped while waiting for the server ({words})") from error
+
+
+def _plain_error(address: str, fault: str, words: str, tried: str) -> DeepClusterError:
+    """Return the error that says what is wrong, and how to fix it."""
+    what, scheme = shown(address), scheme_of(address)
+    extra = _EXTRAS.get(scheme, "")
+    package = f"pip install 'deepcluster[{extra}]'" if extra else words
+    kind, text = {
+        "gone": (NotThere, f"{what} does not exist ({words})"),
+        "denied": (Refused, f"{what} may not be read: {words}; {_LOG_IN.get(extra, 'check the credentials')}"),
+        "refused": (Refused, f"{what} can't be read: {words}"),
+        "no package": (InputError, f"{scheme}:// addresses need a package that is not installed: {package}"),
+        "new": (InputError, f"{what} can't be reached: {words}; check the address and the network"),
+    }.get(fault, (ConnectionLost, f"{what} can't be read: {words} {tried}; once it answers, continue with --resume"))
+    return kind(text)
+
+
+def _judge(error: BaseException) -> tuple[str, str, float]:
+    """Return what an error or one of its causes means, its words, and the seconds that the server asks to wait."""
+    found: list[tuple[str, str, float]] = []
+    cause: BaseException | None = error
+    while cause is not None and len(found) < 20:
+        status, asked = _status(cause)
+        if status:
+            phrase = f" ({http.HTTPStatus(status).phrase})" if status in list(http.HTTPStatus) else ""
+            found.append((f"HTTP {status}", f"the server answered {status}{phrase}", asked))
+        else:
+            text = shown(" ".join(str(getattr(cause, "strerror", None) or cause).split()))[:200]
+            names = [type(cause).__module__.partition(".")[0], *(kind.__name__ for kind in type(cause).__mro__)]
+            code = errno.errorcode.get(getattr(cause, "errno", 0) or 0, "none")
+            found.append((" ".join([*names, code]), text if " " in text else f"{text} ({type(cause).__name__})", 0.0))
+        cause = cause.__cause__ or cause.__context__
+    for pattern, fault, words in _FAULTS:
+        for text, own, asked in found:
+            if re.search(pattern, text):
+                return fault, words or own, asked
+    return "refused", found[0][1], 0.0
+
+
+def _status(error: Any) -> tuple[int, float]:
+    """Return the HTTP status of an error of aiohttp, gcsfs, requests, httpx or botocore, else 0; and its Retry-After."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), 0.0
+    # Of aiohttp only answers have a `status`; its `code` is that of an answer that can't be understood.
+    own = "status" if type(error).__module__.startswith("aiohttp") else "code"
+    found = (getattr(error, own, 0), getattr(response, "status_code", 0))
+    headers = getattr(error, "headers", None) or getattr(response, "headers", None) or {}
+    asked = str(headers.get("Retry-After", "")) if hasattr(headers, "get") else ""
+    status = next((one for one in found if isinstance(one, int) and 400 <= one < 600), 0)
+    return status, min(300.0, float(asked)) if asked.isdecimal() else 0.0
+
+
+def _file_system(address: str) -> Any:
+    """Return the file system of a server or bucket, shared by all threads of this process."""
+    key = (os.getpid(), host_of(address))
+    if key not in _file_systems:
+        from fsspec.config import conf
+        from fsspec.core import url_to_fs
+        from fsspec.registry import known_implementations, registry
+
+        scheme, first = scheme_of(address), address.partition("::")[0]
+        if "::" in address and "://" not in first:
+            raise InputError(f"leave out {first}:: of {shown(address)}: parts of remote files are kept anyway")
+        known = {*known_implementations, *registry}
+        if scheme not in known:
+            raise InputError(f"{scheme}:// is no known kind of address{did_you_mean(scheme, known)}")
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        if is_web(address):
+            import aiohttp
+
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+            given = dict(conf.get(scheme, {}).get("client_kwargs", {}))  # The user's.
+            # Bytes as they are stored: ranges of what is compressed on the way would mean nothing.
+            headers = {"Accept-Encoding": "identity", **given.pop("headers", {})}
+            usual = {"timeout": limits, "trust_env": True, "auto_decompress": False, "headers": headers}
+            options["client_kwargs"] = {**usual, **given}
+        _file_systems.setdefault(key, url_to_fs(address, **options)[0])
+    return _file_systems[key]
+
+
+def _finish(fs: Any, work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` gives in the event loop of `fs`, unless this thread is interrupted or `end_waits` is called."""
+    ending = waiting_ends()
+    future = asyncio.run_coroutine_threadsafe(work, fs.loop)
+    try:
+        while not future.done():
+            if ending.is_set():
+                raise ConnectionLost("stopped while waiting for a server")
+            wait([future], timeout=0.5)
+        return future.result()
+    finally:
+        future.cancel()
+
+
+def _call(fs: Any, name: str, address: str, **options: Any) -> Any:
+    """Call a method of a file system; of those that are not asynchronous few are made for threads."""
+    path = address if is_web(address) else fs._strip_protocol(address.partition("::")[0])
+    if fs.async_impl:
+        return _finish(fs, asyncio.wait_for(getattr(fs, f"_{name}")(path, **options), REQUEST_SECONDS))
+    with _turns.setdefault(os.getpid(), threading.Lock()):
+        return getattr(fs, name)(path, **options)
+
+
+def _stamp(size: int | None, fields: Mapping[str, Any]) -> str:
+    marks = [str(fields[mark]).strip('"') for mark in _MARKS if fields.get(mark)]
+    return "-".join([str(size), *marks[:1]])
+
+
+def _ask(address: str, fs: Any) -> About:
+    """Return what a server says of a file."""
+    if is_web(address):
+        return _finish(fs, _web_part(fs, address, 0, 1, None, bytearray()))
+    entry = _call(fs, "info", address)
+    return About(entry.get("size"), _stamp(entry.get("size"), entry), entry.get("type") == "directory")
+
+
+async def _web_part(fs: Any, address: str, first: int, stop: int, stamp: str | None, into: bytearray) -> About:
+    """Append bytes of a file that has this stamp to `into`, if any is given; return what its server says of the file.
+
+    By fsspec's session: its own calls hide the headers, and take 403 and 503 for a missing file.
+    """
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(address), headers={"Range": f"bytes={first}-{stop - 1}"}) as response:
+        span = re.fullmatch(r"bytes\s+(?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", "").strip())
+        if response.status != 416:  # There are no such bytes: it is empty, or shorter now.
+            response.raise_for_status()
+        empty = response.status == 416 or response.content_length == 0
+        size = int(span[2]) if span is not None else 0 if empty else None
+        about = About(size, _stamp(size, response.headers), response.content_type == "text/html")
+        if stamp is None:
+            return about
+        _check(address, stamp, about)
+        if span is None or span[1] != str(first):
+            raise OSError("the server sent another part than was asked for")
+        async for piece in response.content.iter_any():  # What comes before an error is kept.
+            into += piece
+        return about
+
+
+def _check(address: str, stamp: str, about: About) -> None:
+    """Raise InputError unless this is a file of that stamp of which parts can be read."""
+    if about.is_folder:
+        raise NotThere(f"{shown(address)} is a folder or a web page, not a file")
+    if about.size is None:
+        raise InputError(
+            f"{shown(address)} can't be read in parts: the server does not support ranges or does not say its size; "
+            "download it and give the local file"
+        )
+    if about.stamp != stamp:
+        raise InputError(
+            f"{shown(address)} changed while it was in use (it was {stamp}, now it is {about.stamp}); start again when "
+            "nothing writes to it any more"
+        )
+
+
+def read_whole(address: str, *, answered: bool = False) -> bytes:
+    """Return a whole file; raises as `retry`."""
+    content: bytes = retry(address, lambda fs: _call(fs, "cat_file", address), answered=answered)
+    return content
 
 
 class RemoteFile(StoredFile):
-    """One file at an address, read in blocks of 4 MiB that a BlockStore keeps; safe to read from many threads.
+    """A file at an address, read in blocks of 4 MiB that a BlockStore keeps; each is fetched once by a process."""
 
-    Each block is fetched once, whoever wants it. Of a server that gives no parts of files the whole file is fetched, in
-    blocks, when the first one is wanted. Reading raises InputError where the file is gone or changed, and
-    ConnectionLost where the server is gone.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        name: str | None = None,
-        *,
-        blocks: BlockStore,
-        patience: Patience = PATIENT,
-        about: About | None = None,
-    ) -> None:
-        """Take its address, its name for people, and what is known of it, else its server is asked.
-
-        Raises InputError where there is no such file, and ConnectionLost.
-        """
-        self.address = address
+    def __init__(self, address: str, name: str | None = None, *, blocks: BlockStore) -> None:
+        """Ask the server about the file; raises as `retry`, and InputError where it can't be read in parts."""
+        self.address, self._blocks = address, blocks
         self.name = printable(path_of(address).rpartition("/")[2]) if name is None else name
-        self._blocks = blocks
-        self._patience = patience
-        self._about = about or ask(address, lambda site: site.about(address), self._patience)
-        if self._about.size is None:
-            raise InputError(
-                f"{shown(address)} can't be read in parts: its server does not say how large it is; download it, and give "
-                "the local file"
-            )
-        self.size = self._about.size
-        self.stamp = self._about.stamp
-        self._by_parts = self._about.by_parts
-        self._whole_lock = threading.Lock()
+        about = retry(address, partial(_ask, address))
+        _check(address, about.stamp, about)
+        self.size, self.stamp = about.size or 0, about.stamp
 
     def read(self, start: int, length: int) -> bytes:
+        """Return bytes as any StoredFile; raises ConnectionLost where the server is gone."""
         stop = min(start + length, self.size)
         parts = []
         for number in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
             first = number * BLOCK_BYTES
-            parts.append(self._part(number, max(start - first, 0), min(stop - first, BLOCK_BYTES)))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            key = f"{self.where()}\n{self.stamp}\n{BLOCK_BYTES}\n{number}"
+            span = max(start - first, 0), min(stop - first, BLOCK_BYTES)
+            parts.append(self._blocks.part(key, *span, partial(self._fetch, first, min(first + BLOCK_BYTES, self.size))))
+        return b"".join(parts)
 
     def where(self) -> str:
         return shown(self.address)
 
     def now(self) -> str:
         try:
-            about = ask(self.address, lambda site: site.about(self.address), self._patience)
+            return retry(self.address, partial(_ask, self.address), answered=True).stamp
         except NotThere:
             return ""
-        return self.stamp if self._about.same(about) else about.stamp
 
-    def _key(self, number: int) -> str:
-        return f"{self.where()}\n{self.stamp}\n{BLOCK_BYTES}\n{number}"
-
-    def _part(self, number: int, start: int, stop: int) -> bytes:
-        if self._by_parts:
-            try:
-                return self._blocks.part(self._key(number), start, stop, partial(self._fetch, number))
-            except NoParts:
-                self._by_parts = False
-        return memoryview(self._block_of_whole(number))[start:stop].tobytes()
-
-    def _fetch(self, number: int) -> bytes:
-        start = number * BLOCK_BYTES
-        size = min(BLOCK_BYTES, self.size - start)
+    def _fetch(self, first: int, stop: int) -> bytes:
         content = bytearray()
 
-        def once(site: Site) -> None:
-            if len(content) < size:
-                site.part(self.address, self._about, start, content, size)
+        def once(fs: Any) -> None:
+            begin = first + len(content)
+            if is_web(self.address):
+                _finish(fs, _web_part(fs, self.address, begin, stop, self.stamp, content))
+            else:
+                content.extend(_call(fs, "cat_file", self.address, start=begin, end=stop))
+                _check(self.address, self.stamp, _ask(self.address, fs))  # Now it is known what these bytes are of.
+            if (size := len(content)) != stop - first:
+                del content[: 0 if size < stop - first else size]
+                raise OSError(f"the server sent {size:,} of {stop - first:,} bytes")
 
-        ask(self.address, once, self._patience, lambda: len(content))
+        retry(self.address, once, answered=True)
         return bytes(content)
 
-    def _block_of_whole(self, number: int) -> pa.Buffer:
-        """Return a block of a file that can only be fetched whole, and keep the others."""
-        found = self._blocks.find(self._key(number))
-        if found is None:
-            with self._whole_lock:
-                found = self._blocks.find(self._key(number))
-                if found is None:
-                    # The blocks used longest ago go when seven eighths of the bound are full.
-                    if self.size > self._blocks.room // 4 * 3:
-                        held = f"the cache in {self._blocks.folder} may hold {self._blocks.room:,} bytes"
-                        raise InputError(
-                            f"{self.where()} has {self.size:,} bytes and must be fetched whole: its server gives no parts; "
-                            f"{self._blocks.complaint or held}; "
-                            "download it and give the local file, or set DEEPCLUSTER_CACHE to a folder with more room"
-                        )
-                    found = ask(self.address, partial(self._fetch_whole, number), self._patience)
-        return found
 
-    def _fetch_whole(self, wanted: int, site: Site) -> pa.Buffer:
-        found, arrived = None, 0
-        for number, piece in enumerate(site.pieces(self.address, self._about, BLOCK_BYTES)):
-            arrived += len(piece)
-            if len(piece) < min(BLOCK_BYTES, self.size - number * BLOCK_BYTES) or arrived > self.size:
-                break
-            block = self._blocks.get(self._key(number), partial(bytes, piece))
-            found = block if number == wanted else found
-        if arrived != self.size or found is None:
-            raise ShortAnswer(f"the server sent {arrived:,} of {self.size:,} bytes")
-        return found
+def open_files(found: Sequence[str], blocks: BlockStore) -> list[StoredFile]:
+    """Open the files at addresses; their names are relative to the deepest folder that holds all."""
+    names = distinct([printable(name) for name in addresses.names_below([path_of(one) for one in found])])
+    named = zip(found, names, strict=True)
+    return _at_once(lambda pair: RemoteFile(pair[0], pair[1] or shown(pair[0]), blocks=blocks), named)
 
 
-def ask(address: str, once: Callable[[Site], T], patience: Patience, progress: Callable[[], int] = lambda: 0) -> T:
-    """Return what `once` gets from the site of `address`; tried again as `retries.insist` does."""
-    try:
-        site = site_of(address)
-    except DeepClusterError:
-        raise
-    except Exception as error:
-        raise plain_error(address, judge(error), 1, 0.0, new=True) from error
-    return insist(site.connection, address, partial(once, site), patience, progress)
+def find_addresses(address: str, endings: Iterable[str]) -> list[str]:
+    """Return the address itself of a file, or those that a pattern or a folder stands for that have one of `endings`.
 
+    A pattern has braces (`part-{000..127}.tar`, `{a,b}`), `*`, `**`, `[...]` and, but in HTTP, `?`. Files of braces are in
+    that order, others in that of their names. A folder stands for all files below it.
 
-def find_files(
-    address: str, endings: Sequence[str], *, blocks: BlockStore, patience: Patience = PATIENT
-) -> list[StoredFile]:
-    """Open the file at an address, those that a pattern stands for, or all below a folder that have one of `endings`.
-
-    A pattern has braces (`part-{000..127}.tar`, `{a,b}`), `*`, `**`, `[...]` and, but in HTTP, `?`. The files of braces
-    are in that order, others in that of their names; names are relative to the deepest folder that holds all. Raises
-    InputError where nothing is found, or where a file that is named is not there.
+    Raises:
+        InputError: nothing is found.
     """
-    found = find_addresses(address, endings, patience=patience)
-    names = distinct([printable(name) for name in names_below([path_of(each) for each, _ in found])[1]])
-
-    def open_one(each: tuple[tuple[str, About | None], str]) -> StoredFile:
-        (one, about), name = each
-        return RemoteFile(one, name or shown(one), blocks=blocks, patience=patience, about=about)
-
-    return _at_once(open_one, zip(found, names, strict=True))
-
-
-def find_addresses(address: str, endings: Sequence[str], *, patience: Patience = PATIENT) -> list[tuple[str, About | None]]:
-    """Return the addresses that `find_files` opens, with what the listing says of each."""
     wanted = tuple(f".{ending.lower().lstrip('.')}" for ending in endings)
-    found: dict[str, About | None] = {}
-    parts = _at_once(lambda one: _find_one(one, wanted, patience), expand_braces(address))
-    for part in parts:
-        found.update(part)
+    parts = _at_once(lambda one: _find_one(one, wanted), addresses.expand_braces(address))
+    found = list(dict.fromkeys(one for part in parts for one in part))
     if not found:
         raise InputError(f"nothing was found at {shown(address)}: looked for {endings_of(end[1:] for end in wanted)}")
-    return list(found.items())
-
-
-def _find_one(address: str, wanted: tuple[str, ...], patience: Patience) -> dict[str, About | None]:
-    """Find the files of one address or pattern without braces."""
-    if pattern_start(address) is not None:
-        found = _matches(address, patience)
-    elif address.endswith("/"):
-        found = _below(address, None, patience)
-    else:
-
-        def about_file(site: Site) -> About | None:
-            with suppress(IsADirectoryError):
-                return site.about(address)
-            return None
-
-        about = ask(address, about_file, patience)
-        # Servers show a page for a folder; and a file that is named by itself may be called as it likes.
-        if about is not None and not (about.page and not path_of(address).lower().endswith(wanted)):
-            return {address: about}
-        return _find_one(address + "/", wanted, patience)
-    return {one: about for one, about in sorted(found.items()) if path_of(one).lower().endswith(wanted)}
-
-
-def _below(address: str, depth: int | None, patience: Patience) -> dict[str, About | None]:
-    """Find all files in a folder and in `depth` levels of folders in all; a web server is asked page by page."""
-    found, folders = ask(address, lambda site: site.below(address, depth), patience)
-    left = (_DEEPEST if depth is None else depth) - 1  # A link to a folder above is a round in circles.
-    for folder in folders if left > 0 else ():
-        found |= _below(folder, left, patience)
     return found
 
 
-def _matches(pattern: str, patience: Patience) -> dict[str, About | None]:
+def _find_one(address: str, wanted: tuple[str, ...]) -> list[str]:
+    """Find the files of one address or pattern without braces."""
     from fsspec.utils import glob_translate
 
-    link, chained, rest = pattern.partition("::")
-    folder = link[: link.rindex("/", 0, pattern_start(pattern)) + 1]
-    inner = link[len(folder) :]
-    depth = None if "**" in inner else inner.count("/") + 1
-    below = f"{folder}{chained}{rest}"
-    found = _below(below, depth, patience)
-    try:
-        fits = re.compile(glob_translate(path_of(pattern)))
-    except (ValueError, re.error) as error:
-        raise InputError(f"{shown(pattern)} is no pattern: {error}") from error
-    return {one: about for one, about in found.items() if fits.match(path_of(one))}
+    link, chained, rest = address.partition("::")
+    start = addresses.pattern_start(address)
+    if start is not None:
+        end = link.rindex("/", 0, start) + 1
+        try:
+            fits = re.compile(glob_translate(path_of(address)))
+        except (ValueError, re.error) as error:
+            raise InputError(f"{shown(address)} is no pattern: {error}") from error
+        found = _below(link[:end] + chained + rest, _DEEPEST if "**" in link[end:] else link[end:].count("/") + 1)
+        found = [one for one in found if fits.match(path_of(one))]
+    else:
+        if not link.endswith("/"):
+            # A file that is named by itself may be called as it likes.
+            if path_of(address).lower().endswith(wanted) or not retry(address, partial(_ask, address)).is_folder:
+                return [address]
+            link += "/"
+        found = _below(link + chained + rest, _DEEPEST)
+    return sorted(one for one in found if path_of(one).lower().endswith(wanted))
+
+
+def _below(folder: str, depth: int) -> list[str]:
+    """Return the addresses of all files in `depth` levels of folders."""
+    found, folders = list[str](), [folder]
+    for _ in range(depth):
+        entries = _at_once(lambda one: retry(one, partial(_list, one)), folders)
+        found += [address for some in entries for address, is_folder in some if not is_folder]
+        folders = [address for some in entries for address, is_folder in some if is_folder]
+    return found
+
+
+def _list(folder: str, fs: Any) -> list[tuple[str, bool]]:
+    """Return the addresses in a folder, and whether each is a folder itself."""
+    link, chained, rest = folder.partition("::")
+    address_of = str if is_web(folder) else fs.unstrip_protocol
+    own = address_of(link if is_web(folder) else fs._strip_protocol(link)).rstrip("/") + "/"
+    entries = [(address_of(entry["name"]), entry["type"] == "directory") for entry in _call(fs, "ls", folder, detail=True)]
+    return [(one + chained + rest, is_folder) for one, is_folder in entries if one.startswith(own) and one != own]
 
 
 def _at_once(work: Callable[[Q], T], items: Iterable[Q]) -> list[T]:
     """Return `work` of each item in order; a question to a server is mostly waiting."""
-    pool = ThreadPoolExecutor(_QUESTIONS_AT_ONCE, "questions")
+    pool = ThreadPoolExecutor(16, "questions")
     try:
         return list(pool.map(work, items))
     except KeyboardInterrupt:
@@ -239,14 +431,3 @@ def _at_once(work: Callable[[Q], T], items: Iterable[Q]) -> list[T]:
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-# TEMPORARY until the storage branch is merged.
-def waiting_ends() -> threading.Event:
-    from deepcluster.data.storage.retries import ending
-
-    return ending()
-
-
-def tell_troubles_to(tell: Callable[[str], None]) -> None:
-    pass

@@ -13,7 +13,7 @@ from deepcluster.core.text import duration, size
 from deepcluster.core.work import Interruption, Work
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import open_source
-from deepcluster.data.storage.retries import end_waits
+from deepcluster.data.storage.remote import end_waits
 from deepcluster.run.folder import RunFolder
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context, build_report

@@ -64,7 +64,8 @@ def kept(folder: Path) -> list[KeptThing]:
             by_place.setdefault(path if is_pack else folder / kind, []).append(status)
         for place, states in sorted(by_place.items()):
             n_bytes = sum(status.st_size for status in states)
-            last_used = max(max(status.st_mtime, status.st_atime) for status in states)
+            # Each run that opens a pack sets its time of change; to read what it holds, as below, is no use of it.
+            last_used = max(max(one.st_mtime, 0 if place.suffix == ENDING else one.st_atime) for one in states)
             what = printable(about_pack(place)) if place.suffix == ENDING else ""
             things.append(KeptThing(kind, place, n_bytes, len(states), last_used, what or about))
     return things
