@@ -22,14 +22,9 @@ from test_processes import LONG, alive, until
 
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.progress import Reporter
-<<<<<<< HEAD
-from deepcluster.data import cache_plan
-from deepcluster.data.storage.remote import ConnectionLost
-=======
 from deepcluster.data import cache as caching
 from deepcluster.data import loader
-from deepcluster.data.storage.remote import ConnectionLost, Patience
->>>>>>> packtests
+from deepcluster.data.storage.remote import ConnectionLost
 
 OPTIONS: dict[str, Any] = {"reduce_to": 24, "clusters": 4}
 
