@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.files import digest, written_beside
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource, place_of
 from deepcluster.data.sources.tables import (
@@ -34,7 +35,7 @@ from deepcluster.data.sources.tables import (
     find_columns,
     first_line,
 )
-from deepcluster.data.storage import LocalFile, StoredFile, digest, written_beside
+from deepcluster.data.storage import LocalFile, StoredFile
 
 GROUP_BYTES = 32 << 20  # Files with larger row groups are unpacked; where they can't be, this much of each group is held.
 MEMORY_BYTES = 128 << 20  # of the row groups that are held

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import check_regular
 from deepcluster.core.text import count_of
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import ChosenImages
@@ -24,7 +25,7 @@ from deepcluster.data.sources.tables import (
     damaged,
     find_columns,
 )
-from deepcluster.data.storage import LocalFile, check_regular
+from deepcluster.data.storage import LocalFile
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.files import file_stamp
 from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import JoinedSource
-from deepcluster.data.storage import LocalFile, StoredFile, file_stamp
+from deepcluster.data.storage import LocalFile, StoredFile
 
 # Errors of pyarrow for damaged files: its own, and Python's for names that are not UTF-8 or belong to no column.
 DAMAGES = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError)
