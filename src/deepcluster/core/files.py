@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import stat
+import tempfile
 import threading
 import warnings
 import zipfile
@@ -19,6 +20,16 @@ from deepcluster.core.errors import InputError
 ABANDONED_SECONDS = 3600.0
 # A named pipe is opened without waiting for its writer.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def usual_cache_folder() -> Path:
+    """Return `$DEEPCLUSTER_CACHE`, else `deepcluster` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
+    if chosen := os.environ.get("DEEPCLUSTER_CACHE"):
+        return Path(chosen).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcluster"
+    except RuntimeError:  # A container whose user has no home.
+        return Path(tempfile.gettempdir()) / "deepcluster-cache"
 
 
 def digest(text: str) -> str:
@@ -37,10 +48,7 @@ def file_stamp(path: str | Path) -> str:
 
 def check_regular(path: str | Path) -> None:
     """Raise OSError for a named pipe, a socket or a device: opening one may wait forever."""
-    _check_mode(os.stat(path).st_mode)  # noqa: PTH116
-
-
-def _check_mode(mode: int) -> None:
+    mode = os.stat(path).st_mode  # noqa: PTH116
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Reading a folder fails at once.
         raise OSError("not a regular file")
 
@@ -58,7 +66,8 @@ def read_regular(path: str | Path, start: int = 0, length: int | None = None) ->
         raise
     try:
         status = os.fstat(handle)
-        _check_mode(status.st_mode)
+        if not stat.S_ISREG(status.st_mode):
+            check_regular(path)
         left = status.st_size if length is None else length
         if start:
             os.lseek(handle, start, os.SEEK_SET)

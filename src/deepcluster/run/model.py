@@ -21,7 +21,7 @@ from torch import Tensor
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
 from deepcluster.core.device import Machine, free_disk_bytes
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.files import written_beside
+from deepcluster.core.files import usual_cache_folder, written_beside
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
@@ -29,7 +29,6 @@ from deepcluster.core.work import Interruption, Work
 from deepcluster.data.cache import DecodedImages, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.storage import usual_cache_folder
 from deepcluster.data.storage.remote import end_waits
 from deepcluster.data.survey import survey
 from deepcluster.data.views import ClusterView

@@ -1,8 +1,6 @@
-"""Files that are read by ranges, on this machine or elsewhere; the cache folder."""
+"""Files that are read by ranges, on this machine or elsewhere."""
 
 import io
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -20,8 +18,6 @@ from deepcluster.core.files import (
 # For modules that still import these from here.
 __all__ = ["ABANDONED_SECONDS", "LocalFile", "StoredFile", "check_regular", "digest", "file_stamp", "written_beside"]
 write_whole = write_cached
-
-CACHE_VARIABLE = "DEEPCLUSTER_CACHE"
 
 
 class StoredFile(ABC):
@@ -112,13 +108,3 @@ class _RawReader(io.RawIOBase):
         found = self.read(len(buffer))
         buffer[: len(found)] = found
         return len(found)
-
-
-def usual_cache_folder() -> Path:
-    """Return `$DEEPCLUSTER_CACHE`, else `deepcluster` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcluster"
-    except RuntimeError:  # A container whose user has no home.
-        return Path(tempfile.gettempdir()) / "deepcluster-cache"
