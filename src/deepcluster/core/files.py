@@ -109,6 +109,24 @@ def written_beside(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process and thread at a time continue, where folders can be locked."""
+    handle = None
+    with suppress(ImportError, OSError):  # Windows, and some network file systems, have no such locks.
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # A process that was forked meanwhile has the handle, too.
+            os.close(handle)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a power cut leaves the old or the new one."""
     with written_beside(path, durable=True) as beside:
