@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_new_folder, write_table
+from deepcluster.core.files import check_new_folder, write_table, written_beside
 from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work
@@ -162,10 +162,8 @@ def embed(
     names = [source.name(index) for index in range(len(source))]
     result = Embeddings(names, features_ND.numpy(), {names[i]: why for i, why in unreadable.items()})
     if target is not None and target.suffix == ".npy":
-        beside = target.with_name(target.name + ".part")
-        with beside.open("wb") as file:
+        with written_beside(target, durable=True) as beside, beside.open("wb") as file:
             np.save(file, result.embedding_ND)
-        beside.replace(target)
         target.with_suffix(".names.txt").write_text("".join(name + "\n" for name in result.names), encoding="utf-8")
     elif target is not None:
         import pyarrow as pa

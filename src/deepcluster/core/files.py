@@ -1,15 +1,82 @@
-"""Files that are complete at every moment (written beside, flushed, renamed); tensors read without running code."""
+"""Files: read without waiting, complete at every moment (written beside, then renamed); tensors, without running code."""
 
+import hashlib
 import os
 import pickle
 import shutil
+import stat
+import tempfile
+import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from deepcluster.core.errors import InputError
+
+# Older files that were never renamed belong to processes that were killed.
+ABANDONED_SECONDS = 3600.0
+# A named pipe is opened without waiting for its writer.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def usual_cache_folder() -> Path:
+    """Return `$DEEPCLUSTER_CACHE`, else `deepcluster` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
+    if chosen := os.environ.get("DEEPCLUSTER_CACHE"):
+        return Path(chosen).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcluster"
+    except RuntimeError:  # A container whose user has no home.
+        return Path(tempfile.gettempdir()) / "deepcluster-cache"
+
+
+def digest(text: str) -> str:
+    """Return 32 hex digits that stand for a text, as in names of files of the cache."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def file_stamp(path: str | Path) -> str:
+    """Return size and modification time of a regular file as `10871-1732250000000000000`; "" if there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 (pathlib takes twice as long)
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else ""
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise OSError for a named pipe, a socket or a device: opening one may wait forever."""
+    mode = os.stat(path).st_mode  # noqa: PTH116
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Reading a folder fails at once.
+        raise OSError("not a regular file")
+
+
+def read_regular(path: str | Path, start: int = 0, length: int | None = None) -> bytes:
+    """Return `length` bytes of a file from `start` on, or all.
+
+    Raises:
+        OSError: it can't be read, or is no regular file.
+    """
+    try:
+        handle = os.open(path, _OPEN_FLAGS)
+    except OSError:
+        check_regular(path)  # A socket can't be opened.
+        raise
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            check_regular(path)
+        left = status.st_size if length is None else length
+        if start:
+            os.lseek(handle, start, os.SEEK_SET)
+        content = os.read(handle, left)
+        while len(content) < left and (more := os.read(handle, left - len(content))):  # One call gives 2 GiB at most.
+            content += more
+        return content
+    finally:
+        os.close(handle)
 
 
 def check_new_folder(folder: Path, option: str) -> None:
@@ -21,28 +88,73 @@ def check_new_folder(folder: Path, option: str) -> None:
         raise InputError(f"{option} {folder}: {parent} is a file or can't be written to")
 
 
+@contextmanager
+def written_beside(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield the name of a file that is renamed to `path` at the end, or deleted after an error.
+
+    Args:
+        durable: one process writes the file, which survives a power cut as soon as it has its name, and replaces what a
+            kill left of it. Otherwise each thread and process writes its own, as in the cache.
+    """
+    beside = path.with_name(f"{path.name}{'' if durable else f'.{os.getpid()}-{threading.get_ident()}'}.part")
+    try:
+        yield beside
+        if durable:
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process and thread at a time continue, where folders can be locked."""
+    handle = None
+    with suppress(ImportError, OSError):  # Windows, and some network file systems, have no such locks.
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # A process that was forked meanwhile has the handle, too.
+            os.close(handle)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file atomically: beside its place, flushed, then renamed."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    """Write a text file so that a power cut leaves the old or the new one."""
+    with written_beside(path, durable=True) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_cached(path: Path, content: bytes) -> bool:
+    """Write a file of the cache and its folder; return False if it can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(path) as beside:
+            beside.write_bytes(content)
+    except OSError:
+        return False
+    return True
 
 
 def write_table(columns: Mapping[str, Any], path: Path) -> None:
-    """Write a Parquet table of columns by name: beside its place, then renamed."""
+    """Write a Parquet table of columns by name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    beside = path.with_name(path.name + ".part")
-    pq.write_table(pa.table(columns), beside)
-    beside.replace(path)
+    with written_beside(path, durable=True) as beside:
+        pq.write_table(pa.table(columns), beside)
 
 
 def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:
-    """Write tensors and plain values atomically: beside their place, flushed, then renamed.
+    """Write tensors and plain values.
 
     Args:
         copy: also keep the file under this name.
@@ -52,22 +164,17 @@ def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = No
     """
     import torch
 
-    beside = path.with_name(path.name + ".part")
-    try:
+    with written_beside(path, durable=True) as beside:
         with beside.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before it has any name
         if copy is not None:
             copy.unlink(missing_ok=True)
             try:
                 os.link(beside, copy)
             except OSError:  # a file system without hard links
                 shutil.copyfile(beside, copy)
-        beside.replace(path)
-    except (OSError, RuntimeError):
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:

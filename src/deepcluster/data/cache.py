@@ -20,13 +20,13 @@ from torch import Tensor
 from deepcluster.core.device import free_disk_bytes, free_memory_bytes
 from deepcluster.core.distributed import ONE_PROCESS, Ranks, ranks_here
 from deepcluster.core.errors import UnreadableImage
+from deepcluster.core.files import usual_cache_folder
 from deepcluster.core.processes import SharedFile
 from deepcluster.core.text import size
 from deepcluster.data.decode import decode
 from deepcluster.data.pack import DISK_RESERVE, Pack
 from deepcluster.data.resample import Ragged
 from deepcluster.data.sources import ImageSource, fingerprint
-from deepcluster.data.storage import usual_cache_folder
 from deepcluster.data.storage.addresses import whole_address
 
 # Of the free memory, what decoded images may take: by default, and where the user asks for it. Of a disk, by default.

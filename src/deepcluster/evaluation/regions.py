@@ -23,12 +23,12 @@ from torch.nn.functional import normalize
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import free_disk_bytes
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.files import write_cached
 from deepcluster.core.work import Advance
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.resample import resize
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.storage import write_whole
 from deepcluster.models.trunk import IMAGENET_MEAN
 from deepcluster.run.features import Pooled
 from deepcluster.run.model import DISK_RESERVE, FEATURES_FOLDER, Model
@@ -212,7 +212,7 @@ class RegionReader:
         if together.nbytes + DISK_RESERVE < free_disk_bytes(file.parent):
             content = io.BytesIO()
             np.save(content, together)
-            write_whole(file, content.getvalue())
+            write_cached(file, content.getvalue())
         return Part(rows_RC, counts_N, faults)
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.files import ABANDONED_SECONDS
 from deepcluster.core.text import count_of, printable, size
 from deepcluster.data.cache import ENDING
 from deepcluster.data.pack import about_pack
-from deepcluster.data.storage import ABANDONED_SECONDS
 
 _NAME = "[0-9a-f]{32}"
 # The files of each kind: where they lie below its subfolder, and what they are.

@@ -6,7 +6,7 @@ N images, B batch, D features, P components, K clusters.
 import hashlib
 import os
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +21,7 @@ from torch import Tensor
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
 from deepcluster.core.device import Machine, free_disk_bytes
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.files import usual_cache_folder, written_beside
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
@@ -28,7 +29,6 @@ from deepcluster.core.work import Interruption, Work
 from deepcluster.data.cache import DecodedImages, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.storage import beside_of, usual_cache_folder
 from deepcluster.data.storage.remote import end_waits
 from deepcluster.data.survey import survey
 from deepcluster.data.views import ClusterView
@@ -256,19 +256,18 @@ class Model:
             self.work.reporter.warn(f"features of {size(total)} are not kept: the disk of {folder} has no room for them")
         kind = np.float16 if self.machine.feature_dtype == torch.float16 else np.float32
         rows: dict[Pooled, NDArray[Any]] = {}
-        beside = {one: beside_of(file) for one, file in files.items()} if on_disk else {}
-        for one, width in widths.items():
-            shape = (len(source), width)
-            rows[one] = np.lib.format.open_memmap(beside[one], "w+", kind, shape) if on_disk else np.empty(shape, kind)
-        try:
+        with ExitStack() as written:  # All files are renamed at the end, or deleted after an error.
+            for one, width in widths.items():
+                shape = (len(source), width)
+                if on_disk:
+                    beside = written.enter_context(written_beside(files[one]))
+                    rows[one] = np.lib.format.open_memmap(beside, "w+", kind, shape)
+                else:
+                    rows[one] = np.empty(shape, kind)
             self._fill(source, rows)
-        except BaseException:
-            for path in beside.values():
-                path.unlink(missing_ok=True)
-            raise
-        for one, path in beside.items():
-            rows[one].flush()  # type: ignore[attr-defined]
-            path.replace(files[one])
+            for array in rows.values():
+                if isinstance(array, np.memmap):
+                    array.flush()
         return {one: _mapped(files[one]) if on_disk else torch.from_numpy(array) for one, array in rows.items()}
 
     def _fill(self, source: ImageSource, rows: dict[Pooled, NDArray[Any]]) -> None:

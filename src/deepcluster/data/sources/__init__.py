@@ -1,18 +1,20 @@
 """Where images come from: folders, lists, tables, arrays, tar shards, Parquet, here or at an address, as one collection.
 
-N images. Another kind of data is a module with an opener, and a line in `_Opener`.
+N images. Another kind of data is a module with an opener, and a line in `_Opener._files`.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.files import usual_cache_folder
 from deepcluster.data.sources.arrays import ArraySource
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.folders import NoImages, open_folder
@@ -23,7 +25,7 @@ from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.sources.remote_files import RemoteImages
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
 from deepcluster.data.sources.shards import open_shards
-from deepcluster.data.storage import LocalFile, StoredFile, usual_cache_folder
+from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage.addresses import expand, host_of, is_address, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import find_addresses, open_files, tell_troubles_to
@@ -35,9 +37,10 @@ SUPPORTED = (
     ".tar.gz), Parquet (.parquet), an array (.npz, .npy), a saved Hugging Face data set, or an address of any but arrays"
 )
 LISTS = (".txt", ".lst", ".csv", ".tsv")
+ARRAYS = (".npz", ".npy")
 TARS = (".tar", ".tar.gz", ".tgz")
-# Files that hold many images.
-HOLDERS = (*TARS, ".parquet")
+HOLDERS = (*TARS, ".parquet")  # which hold many image files
+F = TypeVar("F", Path, StoredFile)
 
 
 def open_source(
@@ -138,49 +141,44 @@ class _Opener:
             raise InputError(f"{data} is a single image; give its folder, or a list of images (.txt, .csv)")
         return self._files(data, [path])
 
-    def _files(self, data: str, paths: list[Path], below: Path | None = None) -> ImageSource:
-        """What lies in files of one kind; of several kinds, one after the other."""
-        kinds: dict[str, list[Path]] = {}
-        for path in paths:
-            kinds.setdefault(_kind(path.name), []).append(path)
-        if len(kinds) > 1:
-            return _joined([(_name_of(some[0].parent), self._files(data, some, below)) for some in kinds.values()])
-        kind = next(iter(kinds))
-        if kind in HOLDERS:
-            top = (below or Path(os.path.commonpath([path.absolute().parent for path in paths]))).absolute()
-            return self._holders(kind, [LocalFile(path, path.absolute().relative_to(top).as_posix()) for path in paths])
-        return _joined([(_name_of(path), self._list_or_array(data, path)) for path in paths])
-
-    def _holders(self, kind: str, files: Sequence[StoredFile]) -> ImageSource:
-        if kind == ".parquet":
-            return open_parquet(files, cache=self.cache, on_found=self.on_found)
-        return open_shards(files, cache=self.cache, on_found=self.on_found)
-
-    def _list_or_array(self, data: str, path: Path) -> ImageSource:
-        ending = path.suffix.lower()
-        if ending in LISTS:
-            return open_list(path, self.blocks)
-        if ending in (".npz", ".npy"):
-            return ArraySource(path)
-        raise InputError(f"{data}: files ending in {ending or 'nothing'} are not known as data; give {SUPPORTED}")
+    def _files(self, data: str, paths: Sequence[Path], below: Path | None = None) -> ImageSource:
+        """Open files: shards of one kind together, each list and each array by itself."""
+        sources: list[tuple[str, ImageSource]] = []
+        for kind, some in _by_kind(paths).items():
+            if kind in HOLDERS:
+                top = (below or Path(os.path.commonpath([path.absolute().parent for path in some]))).absolute()
+                files = [LocalFile(path, path.absolute().relative_to(top).as_posix()) for path in some]
+                sources.append((_name_of(some[0].parent), self._holders(kind, files)))
+            elif kind in LISTS:
+                sources += [(_name_of(path), open_list(path, self.blocks)) for path in some]
+            elif kind in ARRAYS:
+                sources += [(_name_of(path), ArraySource(path)) for path in some]
+            else:
+                raise InputError(f"{data}: files ending in {kind or 'nothing'} are not known as data; give {SUPPORTED}")
+        return _joined(sources)
 
     def _address(self, address: str) -> ImageSource:
         name = path_of(address).lower()
         if name.endswith(LISTS):
             return open_list(address, self.blocks)
-        if name.endswith((".npz", ".npy")):
+        if name.endswith(ARRAYS):
             raise InputError(f"{address}: arrays are read from this machine only; copy the file here")
         found = find_addresses(address, [*HOLDERS, *IMAGE_ENDINGS])
         holders = [one for one in found if path_of(one).lower().rpartition(".")[2] not in IMAGE_ENDINGS]
         if not holders:
             return RemoteImages(dict.fromkeys(found, ""), f"at {shown(address)}", self.blocks)
-        kinds: dict[str, list[StoredFile]] = {}
-        for file in open_files(holders, self.blocks):
-            kinds.setdefault(_kind(file.name), []).append(file)
-        return _joined([(_name_of(address), self._holders(kind, files)) for kind, files in sorted(kinds.items())])
+        kinds = sorted(_by_kind(open_files(holders, self.blocks)).items())
+        return _joined([(_name_of(address), self._holders(kind, files)) for kind, files in kinds])
+
+    def _holders(self, kind: str, files: Sequence[StoredFile]) -> ImageSource:
+        open_all = open_parquet if kind == ".parquet" else open_shards
+        return open_all(files, cache=self.cache, on_found=self.on_found)
 
 
-def _kind(name: str) -> str:
-    """`.tar` of all kinds of tar, else the ending."""
-    lower = name.lower()
-    return ".tar" if lower.endswith(TARS) else os.path.splitext(lower)[1]  # noqa: PTH122
+def _by_kind(files: Iterable[F]) -> dict[str, list[F]]:
+    """Group files by their endings; `.tar` stands for all kinds of tar."""
+    kinds: dict[str, list[F]] = {}
+    for file in files:
+        name = file.name.lower()
+        kinds.setdefault(".tar" if name.endswith(TARS) else os.path.splitext(name)[1], []).append(file)  # noqa: PTH122
+    return kinds

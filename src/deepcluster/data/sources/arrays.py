@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import check_regular, file_stamp
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.storage import check_regular, file_stamp
 
 _IMAGE_KEYS = ("images", "x", "data", "arr_0", "x_train")
 _LABEL_KEYS = ("labels", "y", "y_train")

@@ -5,16 +5,15 @@ import io
 import os
 import posixpath
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.files import read_regular
 from deepcluster.core.text import count_of
 from deepcluster.data.sources.files import FileSource, count_endings, describe_files
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.sources.remote_files import RemoteImages
-from deepcluster.data.storage import read_regular
 from deepcluster.data.storage.addresses import host_of, is_address, is_web, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import read_whole
@@ -48,12 +47,24 @@ def open_list(place: str | Path, blocks: BlockStore) -> ImageSource:
     pairs, notes = parse_pairs(text, file if at is None else path_of(at))
     if not pairs:
         raise InputError(f"{file} names no images; write the path or address of one image per line")
-    if at is not None:
-        pairs = [(_join(at, path), label) for path, label in pairs]
-    root, images = _places(place, [path for path, _ in pairs])
+    paths = [path if at is None else _join(at, path) for path, _ in pairs]
+    hosts: dict[str, list[str]] = {}
+    for path in paths:
+        hosts.setdefault(host_of(path) if "://" in path and is_address(path) else "", []).append(path)
+    if len(hosts) > 1:  # These have no root to which names are relative.
+        ranked = sorted(hosts.items(), key=lambda item: -len(item[1]))
+        some = [f"{host or 'this machine'} {len(one):,} (such as {shown(one[0])[:100]})" for host, one in ranked[:5]]
+        more = f", and {len(hosts) - 5:,} others" if len(hosts) > 5 else ""
+        raise InputError(
+            f"the images of one list must be in one place, but {file} names {shown(', '.join(some))}{more}; "
+            "make a list for each; they can be given together"
+        )
+    root = None
+    if "" in hosts:
+        root, paths = _below_one_root(Path(place), paths)
     labels: dict[str, str] = {}
-    for image, (_, label) in zip(images, pairs, strict=True):
-        labels.setdefault(image, label)
+    for path, (_, label) in zip(paths, pairs, strict=True):
+        labels.setdefault(path, label)
     if len(labels) < len(pairs):
         notes.append(f"{count_of(len(pairs) - len(labels), 'repeated line')} skipped")
     notes.insert(0, f"listed in {file if at else Path(place).name}")
@@ -63,44 +74,25 @@ def open_list(place: str | Path, blocks: BlockStore) -> ImageSource:
     return FileSource(root, PackedNames(labels), labels.values() if any(labels.values()) else None, details)
 
 
-def _places(file: str | Path, paths: list[str]) -> tuple[Path | None, list[str]]:
-    """Return the folder that holds all images and their paths below it, or None and their addresses at one server."""
-    hosts: dict[str, list[str]] = {}
-    for path in paths:
-        hosts.setdefault(host_of(path) if "://" in path and is_address(path) else "", []).append(path)
-    if len(hosts) > 1:
-        # These have no root to which names are relative.
-        ranked = sorted(hosts.items(), key=lambda item: -len(item[1]))
-        some = [f"{host or 'this machine'} {len(one):,} (such as {shown(one[0])[:100]})" for host, one in ranked[:5]]
-        more = f", and {len(hosts) - 5:,} others" if len(hosts) > 5 else ""
-        raise InputError(
-            f"the images of one list must be in one place, but {shown(str(file))} names {shown(', '.join(some))}{more}; "
-            "make a list for each; they can be given together"
-        )
-    if "" not in hosts:
-        return None, paths
-    base = Path(file).absolute().parent
-    _check_exist(Path(file), base, paths)
-    return _below_one_root(base, paths)
+def _below_one_root(file: Path, paths: list[str]) -> tuple[Path, list[str]]:
+    """Return a folder that holds all images, the list's own if it does, and their paths relative to it.
 
-
-def _check_exist(file: Path, base: Path, paths: list[str]) -> None:
-    """Refuse a list if more than a tenth of a sample is missing; fewer are reported as they are read."""
+    Raises InputError if more than a tenth of a sample is missing; fewer are reported as they are read.
+    """
+    base = file.absolute().parent
+    full = [os.path.normpath(os.path.join(base, path)) for path in paths]  # noqa: PTH118 (pathlib takes 5 times as long)
     count = len(paths) if len(paths) <= _CHECK_ALL else _CHECK_SAMPLE
-    sample = [paths[index * len(paths) // count] for index in range(count)]
+    sample = [index * len(paths) // count for index in range(count)]
     # Unlike `Path.exists`, this is False for what can't be a path at all, such as a line of prose.
-    missing = [path for path in sample if not os.path.exists(os.path.join(base, path))]  # noqa: PTH110, PTH118
+    missing = [paths[index] for index in sample if not os.path.exists(full[index])]  # noqa: PTH110
     if len(missing) > _MISSING_SHARE * count:
         first = ", ".join(path[:100] for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        what = f"{len(missing):,} of the {count:,} paths checked in {file} do not exist: {first}"
         # As in the lists that come with ImageNet: `n01440764/a.JPEG 0`.
         hint = "; put labels in a table (.csv) with the columns path,label" if re.search(r"\s\d+$", missing[0]) else ""
-        raise InputError(f"{what}; paths must be absolute, or relative to the list's folder {base}{hint}")
-
-
-def _below_one_root(base: Path, paths: list[str]) -> tuple[Path, list[str]]:
-    """Return a folder that holds all of `paths`, and the paths relative to it: the list's own folder if it does."""
-    full = [os.path.normpath(os.path.join(base, path)) for path in paths]  # noqa: PTH118 (pathlib takes 5 times as long)
+        raise InputError(
+            f"{len(missing):,} of the {count:,} paths checked in {file} do not exist: {first}; "
+            f"paths must be absolute, or relative to the list's folder {base}{hint}"
+        )
     root = os.path.normpath(base)
     inside = root.rstrip(os.sep) + os.sep
     if not all(path.startswith(inside) for path in full):
@@ -143,24 +135,17 @@ def parse_pairs(text: str, file: str) -> tuple[list[tuple[str, str]], list[str]]
     rows = csv.reader(lines, delimiter=delimiter)
     try:
         header = [column.strip() for column in next(rows, [])]
-        path_at, label_at = _column(header, _PATH_COLUMNS), _column(header, _LABEL_COLUMNS)
-        if path_at is None:
+        lower = [column.lower() for column in header]
+        path_at = next((lower.index(name) for name in _PATH_COLUMNS if name in lower), -1)  # -1: there is none.
+        label_at = next((lower.index(name) for name in _LABEL_COLUMNS if name in lower), -1)
+        if path_at < 0:
             found = f"its first line names {', '.join(header)}" if header else "it is empty"
-            hint = next(filter(None, (did_you_mean(column.lower(), _PATH_COLUMNS) for column in header)), "")
+            hint = next(filter(None, (did_you_mean(column, _PATH_COLUMNS) for column in lower)), "")
             raise InputError(f"{file} has no column of image paths: {found}{hint}; name one of the columns path")
-        cells = [(_cell(row, path_at), _cell(row, label_at)) for row in rows]
+        cells = [["".join(row[at : at + 1]).strip() for at in (path_at, label_at)] for row in rows]
     except csv.Error as error:
         raise InputError(f"{file} can't be read as a table: {error}") from error
     pairs = [(path, "" if label == "-1" else label) for path, label in cells if path]
     classes = len({label for _, label in pairs} - {""})
-    notes = [f"{count_of(classes, 'class')} from column {header[label_at]}"] if label_at is not None and classes else []
+    notes = [f"{count_of(classes, 'class')} from column {header[label_at]}"] if classes else []
     return pairs, notes
-
-
-def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
-    lower = [column.lower() for column in header]
-    return next((lower.index(name) for name in names if name in lower), None)
-
-
-def _cell(row: Sequence[str], column: int | None) -> str:
-    return row[column].strip() if column is not None and column < len(row) else ""

@@ -12,29 +12,20 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import accumulate, repeat
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.files import digest, locked, written_beside
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource, place_of
-from deepcluster.data.sources.tables import (
-    DAMAGES,
-    MappedStream,
-    Table,
-    TableSource,
-    as_bytes,
-    check_unchanged,
-    find_columns,
-    first_line,
-)
-from deepcluster.data.storage import LocalFile, StoredFile, digest, written_beside
+from deepcluster.data.sources.tables import DAMAGES, MappedStream, Table, TableSource, check_unchanged, find_columns, reason
+from deepcluster.data.storage import LocalFile, StoredFile
 
 GROUP_BYTES = 32 << 20  # Files with larger row groups are unpacked; where they can't be, this much of each group is held.
 MEMORY_BYTES = 128 << 20  # of the row groups that are held
@@ -44,7 +35,9 @@ DISK_RESERVE = 1 << 30
 _UNPACKED = pa.schema([("image", pa.large_binary()), ("crc32", pa.uint32())])
 
 
-def open_parquet(files: Sequence[StoredFile], *, cache: Path, on_found: Callable[[int], None] | None = None) -> ImageSource:
+def open_parquet(
+    files: Sequence[StoredFile], *, cache: Path, on_found: Callable[[int], None] = lambda _: None
+) -> ImageSource:
     """Open the images in one or several tables with the same columns; files without rows are left out.
 
     Reads the footers, paths and labels, but no image. Files are unpacked in `cache`. `on_found` is called with the number
@@ -58,8 +51,7 @@ def open_parquet(files: Sequence[StoredFile], *, cache: Path, on_found: Callable
     try:
         for table in pool.map(partial(ParquetTable, cache=cache), files):
             tables += [table] if len(table) else []
-            if on_found is not None:
-                on_found(sum(map(len, tables)))
+            on_found(sum(map(len, tables)))
     finally:
         pool.shutdown(cancel_futures=True)
     if not tables:
@@ -104,7 +96,7 @@ class ParquetTable(Table):
             self._is_unpacked = False
             warnings.warn(
                 f"{self._unpacked.parent} can't hold the images of Parquet files with large row groups "
-                f"({(error.strerror or first_line(error)).lower()}): reading them in random order is slow",
+                f"({(error.strerror or reason(error)).lower()}): reading them in random order is slow",
                 stacklevel=2,
             )
         group, inner = place_of(row, self._ends)
@@ -125,15 +117,14 @@ class ParquetTable(Table):
             n_batch = max(1, min(rows, 4096, BATCH_BYTES * rows // max(1, self._sizes[group])))
             for batch in parquet.iter_batches(n_batch, [group], [self._leaf], use_threads=False):
                 check_unchanged(self.file)
-                images = batch.column(self.columns.image)
-                yield as_bytes(pc.struct_field(images, "bytes") if self.columns.nested else images)
-                done += len(images)
+                yield self.columns.images(batch)
+                done += len(batch)
             if done < rows:
                 raise pa.ArrowInvalid("fewer rows than the file says")
         except DAMAGES as error:
             check_unchanged(self.file)
             what = f"rows {end - rows + done:,} to {end - 1:,} of {printable(self.file.name)} can't be decoded"
-            yield from repeat(f"damaged: {what} ({first_line(error)})")
+            yield from repeat(f"damaged: {what} ({reason(error)})")
 
     def _read_unpacked(self, row: int) -> tuple[bytes | None, bool]:
         """Return an image and whether it could be decoded; raises OSError where the file can't be unpacked.
@@ -146,7 +137,8 @@ class ParquetTable(Table):
                 image, crc = stream["image"][row].as_py(), stream["crc32"][row].as_py()
                 if crc is None or crc == zlib.crc32(image or b""):
                     return image, crc is not None
-            self._stream = None
+            if self._stream is stream:  # Another thread may have noticed it first.
+                self._stream = None
             if stream.file.now() == stream.file.stamp:
                 stream.file.path.unlink()
         raise OSError("what was written is damaged")
@@ -155,19 +147,19 @@ class ParquetTable(Table):
         """Open the unpacked file, which one process makes while the others wait; raises OSError."""
         path = self._unpacked
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
+        with locked(path.parent):
             if not path.is_file():
                 if shutil.disk_usage(path.parent).free < sum(self._sizes) + DISK_RESERVE:
                     raise OSError("no space left on device")
                 with written_beside(path) as beside, pa.ipc.new_stream(beside, _UNPACKED) as writer:
                     for group, missing in enumerate(self._counts):
                         for batch in self._decode(group):
-                            images = pa.nulls(missing, pa.large_binary()) if isinstance(batch, str) else batch
-                            crcs = [zlib.crc32(image.as_buffer() or b"") for image in images]
-                            crcs_N = (
-                                pa.nulls(missing, pa.uint32()) if isinstance(batch, str) else pa.array(crcs, pa.uint32())
-                            )
-                            writer.write_batch(pa.record_batch([images, crcs_N], schema=_UNPACKED))
+                            if isinstance(batch, str):
+                                images, crcs = pa.nulls(missing, pa.large_binary()), pa.nulls(missing, pa.uint32())
+                            else:
+                                crc32s = [zlib.crc32(image.as_buffer() or b"") for image in batch]
+                                images, crcs = batch, pa.array(crc32s, pa.uint32())
+                            writer.write_batch(pa.record_batch([images, crcs], schema=_UNPACKED))
                             missing -= len(images)
                             if not missing:
                                 break
@@ -229,24 +221,6 @@ def _row_group(file: str, stamp: str, number: int, n_bytes: int) -> _RowGroup:
         return found
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process and thread at a time continue, where folders can be locked."""
-    handle = None
-    with suppress(ImportError, OSError):  # Windows, and some network file systems, have no such locks.
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # A process that was forked meanwhile has the handle, too.
-            os.close(handle)
-
-
 def _open_fault(file: StoredFile, error: Exception) -> str:
     """Say what is wrong with a file that can't be opened as Parquet."""
     where, start, end = file.where(), file.read(0, 24), file.read(max(0, file.size - 4), 4)
@@ -260,4 +234,4 @@ def _open_fault(file: StoredFile, error: Exception) -> str:
         return f"{where} is not a Parquet file, whatever its name: it begins with {start[:12]!r}"
     if end != b"PAR1":
         return f"{where} is cut off: the end of the Parquet file is missing; copy or download it again"
-    return f"{where} is damaged ({first_line(error)}); copy or download it again"
+    return f"{where} is damaged ({reason(error)}); copy or download it again"

@@ -1,9 +1,7 @@
-"""Folders written by `save_to_disk` of Hugging Face's `datasets`: Arrow streams, read where they are.
-
-Rows are not compressed there, so each is a slice of a file that is mapped into memory.
-"""
+"""Folders written by `save_to_disk` of Hugging Face's `datasets`: Arrow streams, mapped into memory where they are."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import read_regular
 from deepcluster.core.text import count_of
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import ChosenImages
-from deepcluster.data.sources.tables import (
-    DAMAGES,
-    MappedStream,
-    Table,
-    TableSource,
-    damaged,
-    find_columns,
-)
-from deepcluster.data.storage import LocalFile, check_regular
+from deepcluster.data.sources.tables import DAMAGES, MappedStream, Table, TableSource, damaged, find_columns
+from deepcluster.data.storage import LocalFile
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
@@ -53,7 +45,9 @@ def open_saved_dataset(folder: Path) -> ImageSource:
             raise InputError(
                 f"{inner / _STATE} is missing or damaged, so that the saved dataset can't be opened; save it again"
             )
-        info = _bytes(inner / "dataset_info.json")
+        info = b""
+        with suppress(OSError):
+            info = read_regular(inner / "dataset_info.json")
         opened = [SavedTable(LocalFile(inner / name, prefix + name), info) for name in _listed(inner, "_data_files")]
         rows.append(start + _order(inner, sum(map(len, opened))))
         start += sum(map(len, opened))
@@ -86,20 +80,11 @@ class SavedTable(Table):
         return found
 
 
-def _bytes(path: Path) -> bytes:
-    """Return the content of a file; b"" if there is none."""
-    try:
-        check_regular(path)
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
 def _json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; {} if there is none."""
     try:
-        found = json.loads(_bytes(path))
-    except ValueError:
+        found = json.loads(read_regular(path))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -107,8 +92,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _listed(folder: Path, kind: str) -> list[str]:
     """Return the names of the files of one kind in the state of a data set; old versions list whole paths."""
     listed = _json(folder / _STATE).get(kind)
-    entries = [entry.get("filename") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return [Path(name).name for name in entries if isinstance(name, str)]
+    names = [entry.get("filename") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return [Path(name).name for name in names if isinstance(name, str)]
 
 
 def _order(folder: Path, count: int) -> NDArray[np.int64]:

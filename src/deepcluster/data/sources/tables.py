@@ -1,7 +1,4 @@
-"""Tables with an image file per row: which column holds the images, which the labels, and what the rows are called.
-
-Shared by Parquet files and saved Hugging Face data sets.
-"""
+"""Tables with an image file per row, in Parquet files or saved Hugging Face data sets: columns, labels, names and rows."""
 
 import json
 from abc import abstractmethod
@@ -13,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.files import file_stamp
 from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import JoinedSource
-from deepcluster.data.storage import LocalFile, StoredFile, file_stamp
+from deepcluster.data.storage import LocalFile, StoredFile
 
 # Errors of pyarrow for damaged files: its own, and Python's for names that are not UTF-8 or belong to no column.
 DAMAGES = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError)
@@ -33,6 +31,11 @@ class Columns(NamedTuple):
     label: str | None
     classes: list[str] | None  # of integer labels; None if the labels are the names
 
+    def images(self, rows: pa.Table | pa.RecordBatch) -> Any:
+        """Return the images of rows as large_binary."""
+        column = rows.column(self.image)
+        return _as_bytes(pc.struct_field(column, "bytes") if self.nested else column)
+
 
 class Table(ImageSource):
     """The images in the rows of one file.
@@ -48,7 +51,7 @@ class Table(ImageSource):
         super().__init__(labels if any(labels) else None)
         self.file, self.columns, self.may_be_null = file, columns, True
         self._rows = len(rows)
-        stored = as_bytes(pc.struct_field(rows[columns.image], "path")).to_pylist() if columns.with_path else []
+        stored = _as_bytes(pc.struct_field(rows[columns.image], "path")).to_pylist() if columns.with_path else []
         paths = [_text((path or b"").replace(b"\\", b"/")) for path in stored]  # Windows writes backslashes.
         self._paths = pa.array(paths, pa.large_string()) if any(paths) else None
         self._named = bool(paths) and all(paths)
@@ -117,9 +120,13 @@ class TableSource(JoinedSource):
         first = tables[0]
         for table in tables:
             if table.columns[:2] != first.columns[:2]:
+                kinds = ("plain bytes", "a struct of bytes and path")
+                own, other = (
+                    f"column {printable(one.image)} ({kinds[one.nested]})" for one in (table.columns, first.columns)
+                )
                 raise InputError(
-                    f"{table.file.where()} has its images in {_layout(table.columns)}, but {first.file.where()} in "
-                    f"{_layout(first.columns)}; give them as separate DATA, or write both the same way"
+                    f"{table.file.where()} has its images in {own}, but {first.file.where()} in {other}; "
+                    "give them as separate DATA, or write both the same way"
                 )
 
     def details(self) -> str:
@@ -158,7 +165,7 @@ class MappedStream:
             with pa.memory_map(where) as mapped:
                 table = pa.ipc.open_stream(mapped).read_all()
         except DAMAGES as error:
-            what = f"{where} can't be read as an Arrow stream ({first_line(error)})"
+            what = f"{where} can't be read as an Arrow stream ({reason(error)})"
             raise InputError(f"{what}; save the dataset again") from error
         # A stream that is cut between two batches reads like a whole one.
         if self.file.read(0, 4) == end[:4] and self.file.read(self.file.size - len(end), len(end)) != end:
@@ -213,23 +220,19 @@ def find_columns(schema: pa.Schema, file: StoredFile, info: bytes = b"") -> Colu
     return Columns(image, bool(structs), with_path, label, list(map(str, names)) if isinstance(names, list) else None)
 
 
-def as_bytes(column: pa.Array | pa.ChunkedArray) -> Any:
+def _as_bytes(column: pa.Array | pa.ChunkedArray) -> Any:
     """Return bytes or text in any layout as large_binary."""
     return column.cast(_plain(column.type)).cast(pa.large_binary())
 
 
-def first_line(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return a message of pyarrow without its stack of C++ functions."""
     return str(error).partition("\n")[0].strip().rstrip(".")[:200]
 
 
 def damaged(file: StoredFile, error: Exception) -> InputError:
     """Return the error for a damaged file of a saved data set."""
-    return InputError(f"{file.where()} is damaged ({first_line(error)}); save the dataset again")
-
-
-def _layout(columns: Columns) -> str:
-    return f"column {printable(columns.image)} ({'a struct of bytes and path' if columns.nested else 'plain bytes'})"
+    return InputError(f"{file.where()} is damaged ({reason(error)}); save the dataset again")
 
 
 def _first(usual: Sequence[str], names: Sequence[str]) -> str | None:
@@ -251,7 +254,7 @@ def _holds_files(kind: pa.DataType) -> bool:
 def _label_texts(column: pa.ChunkedArray, classes: Sequence[str] | None) -> list[str]:
     """Return the class name of each row; null, negative numbers and numbers without a class become ""."""
     is_text = _plain(column.type) in _TEXT
-    values = (as_bytes(column) if is_text else column).to_pylist()
+    values = (_as_bytes(column) if is_text else column).to_pylist()
 
     def name(value: Any) -> str:
         if is_text or value is None:

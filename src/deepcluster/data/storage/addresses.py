@@ -51,34 +51,26 @@ def is_web(address: str) -> bool:
 
 def host_of(address: str) -> str:
     """Return what the addresses of one server or bucket share: `s3://bucket`, `zip://::https://host/a.zip`."""
-    scheme = scheme_of(address)
-    link, chained, rest = address.partition("::")
-    if chained:
-        return f"{scheme}://::{rest}"
-    return f"{scheme}://" + ("" if scheme in _HOSTLESS else link.partition("://")[2].partition("/")[0])
+    scheme, (link, chained, rest) = scheme_of(address), address.partition("::")
+    host = "" if chained or scheme in _HOSTLESS else link.partition("://")[2].partition("/")[0]
+    return f"{scheme}://{host}{chained}{rest}"
 
 
 def path_of(address: str) -> str:
     """Return the path below the host in plain text: `a b.tar` of `https://host/a%20b.tar?x=1`."""
     link, chained, _ = address.partition("::")
+    path = link.partition("://")[2]
     if is_web(address):
-        path = re.split(r"[?#]", link, maxsplit=1)[0].partition("://")[2].partition("/")[2]
-        return unquote(path, errors="surrogateescape").strip("/")
-    rest = link.partition("://")[2]
-    hostless = chained or scheme_of(address) in _HOSTLESS
-    return (rest if hostless else rest.partition("/")[2]).strip("/")
+        path = re.split(r"[?#]", path, maxsplit=1)[0]
+    if not chained and scheme_of(address) not in _HOSTLESS:
+        path = path.partition("/")[2]
+    return (unquote(path, errors="surrogateescape") if is_web(address) else path).strip("/")
 
 
 def names_below(paths: Sequence[str]) -> list[str]:
     """Return paths relative to the deepest folder that holds all of them."""
     folder = os.path.commonprefix([path.split("/")[:-1] for path in paths])  # noqa: RUF071 (of lists: whole parts)
     return ["/".join(path.split("/")[len(folder) :]) for path in paths]
-
-
-def pattern_start(address: str) -> int | None:
-    """Return where the first `*`, `[` or `?` is, if any; in HTTP, `?` begins a query."""
-    match = re.search(r"[*\[]" if is_web(address) else r"[*?\[]", address.partition("::")[0])
-    return None if match is None else match.start()
 
 
 def expand(pattern: str) -> list[str]:

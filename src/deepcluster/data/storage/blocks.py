@@ -6,18 +6,16 @@ import shutil
 import threading
 import time
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakSet
 
-from deepcluster.data.storage import ABANDONED_SECONDS, digest, read_regular, written_beside
+from deepcluster.core.files import ABANDONED_SECONDS, digest, read_regular, written_beside
 
 MOST_BYTES = 20 << 30
-# Held in memory what can't be written. The pages of files that are in use are kept in memory by the system.
-MEMORY_BYTES = 64 << 20
+MEMORY_BYTES = 64 << 20  # of blocks that can't be written
 _CHECK_BYTES = 4
 _TOUCH_SECONDS = 60.0
 
@@ -26,7 +24,7 @@ class BlockStore:
     """Blocks of bytes by key, in files of a folder that several processes may share; it can be pickled and forked.
 
     One thread of a process makes a block while the others that want it wait for its block or its error. A file is complete
-    or absent, and damage is noticed by a checksum. If a block can't be written, it is held in memory for a while.
+    or absent, and damage is noticed by a checksum. The last blocks that can't be written are held in memory.
 
     Attributes:
         complaint: why blocks are not kept on disk; None while they are.
@@ -35,16 +33,18 @@ class BlockStore:
 
     def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
         """Keep at most `most_bytes` in `folder`, made when needed; None: 20 GiB or a quarter of the free disk, if less."""
-        self.folder = folder
-        self.most_bytes = _usual_bound(folder) if most_bytes is None else most_bytes
+        if most_bytes is None:
+            there = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))  # noqa: PTH110
+            most_bytes = min(MOST_BYTES, shutil.disk_usage(there).free // 4)
+        self.folder, self.most_bytes = folder, most_bytes
         self._start()
 
     def _start(self) -> None:
         """Begin with what belongs to one process."""
         self.complaint: str | None = None
-        self._lock, self._searching = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._making: dict[str, Future[bytes]] = {}
-        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._held: dict[str, bytes] = {}
         self._checked: set[str] = set()  # Names of files whose checksum was right.
         self._left = -1  # Bytes that may be written before the folder is searched.
         _stores.add(self)
@@ -53,20 +53,26 @@ class BlockStore:
         return BlockStore, (self.folder, self.most_bytes)
 
     def get(self, key: str, make: Callable[[], bytes]) -> bytes:
-        """Return the block of `key`, made by `make` where it is not there yet; what `make` raises is raised."""
-        name = digest(key)
-        while True:
-            with self._lock:
-                if name in self._held:
-                    self._held.move_to_end(name)
-                    return self._held[name]
-                making = self._making.get(name)
-                if making is None:
-                    mine = self._making[name] = Future()
-            if making is None:
-                return self._fill(name, make, mine)
+        """Return the block of `key`, made by `make` if it is not there yet; what `make` raises is raised."""
+        name, mine = digest(key), Future[bytes]()
+        while (making := self._making.setdefault(name, mine)) is not mine:
             with suppress(CancelledError):  # Its maker was interrupted: this thread may be the next.
                 return making.result()
+        try:
+            content = self._held.get(name)
+            if content is None:
+                content = self._from_disk(name)
+            if content is None:
+                content = make()
+                self._keep(name, content)
+            mine.set_result(content)
+            return content
+        except Exception as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            del self._making[name]
+            mine.cancel()  # After an interruption; it does nothing to a result.
 
     def part(self, key: str, start: int, stop: int, make: Callable[[], bytes]) -> bytes:
         """Return the bytes `start` to `stop` of the block of `key`; only these are read once the block was checked."""
@@ -81,30 +87,6 @@ class BlockStore:
         if name not in self._held:
             self._checked.add(name)
         return whole[start:stop]
-
-    def _fill(self, name: str, make: Callable[[], bytes], mine: "Future[bytes]") -> bytes:
-        """Read or make a block, and give it to the threads that wait for `mine`."""
-        try:
-            content = self._from_disk(name)
-            if content is None:
-                content = make()
-                if not self._write(name, content):
-                    self._hold(name, content)
-            mine.set_result(content)
-            return content
-        except Exception as error:
-            mine.set_exception(error)
-            raise
-        finally:
-            mine.cancel()  # After an interruption; it does nothing to a result.
-            with self._lock:
-                del self._making[name]
-
-    def _hold(self, name: str, content: bytes) -> None:
-        with self._lock:
-            self._held[name] = content
-            while len(self._held) > 1 and sum(map(len, self._held.values())) > MEMORY_BYTES:
-                self._held.popitem(last=False)
 
     def _path(self, name: str) -> str:
         return f"{self.folder}/{name[:2]}/{name}"
@@ -127,27 +109,29 @@ class BlockStore:
         self._mark_used(name)
         return content
 
-    def _write(self, name: str, content: bytes) -> bool:
-        """Write the file of a block; return False where that is impossible."""
+    def _keep(self, name: str, content: bytes) -> None:
+        """Write the file of a block, or hold it in memory if that is impossible."""
         path, size = Path(self._path(name)), len(content) + _CHECK_BYTES
-        if size > self.most_bytes or self.complaint is not None:
-            return False
         for scarce in (False, True):
+            if size > self.most_bytes or self.complaint is not None:
+                break
             try:
                 self._make_room(size, scarce)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with written_beside(path) as beside:
                     beside.write_bytes(content + _checksum(name, content))
-                return True
+                return
             except OSError as error:
                 if scarce or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):  # Others fill or empty it.
                     self.complaint = f"{self.folder} can't be written to ({(error.strerror or str(error)).lower()})"
-                    break
-        return False
+        with self._lock:
+            self._held[name] = content
+            while len(self._held) > 1 and sum(map(len, self._held.values())) > MEMORY_BYTES:
+                del self._held[next(iter(self._held))]
 
     def _make_room(self, size: int, scarce: bool) -> None:
-        """Delete the least recently used blocks where `size` bytes more would pass the bound; half of all if `scarce`."""
-        with self._searching:
+        """Delete the least recently used blocks if `size` bytes more would pass the bound; half of all if `scarce`."""
+        with self._lock:
             self._left -= size
             if self._left >= 0 and not scarce:
                 return
@@ -159,9 +143,10 @@ class BlockStore:
                         files.append((status.st_mtime, status.st_size, path))
             kept = sum(length for _, length, _ in files)
             bound = kept // 2 if scarce else self.most_bytes - size
-            spared = bound if kept <= bound else bound - bound // 8  # So that the next blocks find room.
+            if kept > bound:
+                bound -= bound // 8  # So that the next blocks find room.
             for used, length, path in sorted(files):
-                if kept <= spared:
+                if kept <= bound:
                     break
                 if not path.endswith(".part") or used < time.time() - ABANDONED_SECONDS:
                     with suppress(OSError):  # Deleted by another process, or in use on a system that minds.
@@ -173,11 +158,6 @@ class BlockStore:
 def _checksum(name: str, content: bytes) -> bytes:
     """Return the checksum of a block and its name: a file of zeros, as crashes leave, is never valid."""
     return zlib.crc32(content, zlib.crc32(name.encode())).to_bytes(_CHECK_BYTES, "big")
-
-
-def _usual_bound(folder: Path) -> int:
-    there = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))  # noqa: PTH110
-    return min(MOST_BYTES, shutil.disk_usage(there).free // 4)
 
 
 _stores: WeakSet[BlockStore] = WeakSet()

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import http
 import os
 import random
 import re
@@ -12,12 +11,14 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from http.client import responses
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from deepcluster.core.errors import DeepClusterError, InputError, did_you_mean
 from deepcluster.core.text import distinct, endings_of, printable
-from deepcluster.data.storage import StoredFile, addresses
-from deepcluster.data.storage.addresses import host_of, is_web, path_of, scheme_of, shown
+from deepcluster.data.storage import StoredFile
+from deepcluster.data.storage.addresses import expand_braces, host_of, is_web, names_below, path_of, scheme_of, shown
 from deepcluster.data.storage.blocks import BlockStore
 
 T = TypeVar("T")
@@ -167,7 +168,7 @@ def _judge(error: BaseException) -> tuple[str, str, float]:
     while cause is not None and len(found) < 20:
         status, asked = _status(cause)
         if status:
-            phrase = f" ({http.HTTPStatus(status).phrase})" if status in list(http.HTTPStatus) else ""
+            phrase = f" ({responses[status]})" if status in responses else ""
             found.append((f"HTTP {status}", f"the server answered {status}{phrase}", asked))
         else:
             text = shown(" ".join(str(getattr(cause, "strerror", None) or cause).split()))[:200]
@@ -356,7 +357,7 @@ class RemoteFile(StoredFile):
 
 def open_files(found: Sequence[str], blocks: BlockStore) -> list[StoredFile]:
     """Open the files at addresses; their names are relative to the deepest folder that holds all."""
-    names = distinct([printable(name) for name in addresses.names_below([path_of(one) for one in found])])
+    names = distinct([printable(name) for name in names_below([path_of(one) for one in found])])
     named = zip(found, names, strict=True)
     return _at_once(lambda pair: RemoteFile(pair[0], pair[1] or shown(pair[0]), blocks=blocks), named)
 
@@ -371,8 +372,8 @@ def find_addresses(address: str, endings: Iterable[str]) -> list[str]:
         InputError: nothing is found.
     """
     wanted = tuple(f".{ending.lower().lstrip('.')}" for ending in endings)
-    parts = _at_once(lambda one: _find_one(one, wanted), addresses.expand_braces(address))
-    found = list(dict.fromkeys(one for part in parts for one in part))
+    parts = _at_once(lambda one: _find_one(one, wanted), expand_braces(address))
+    found = list(dict.fromkeys(chain.from_iterable(parts)))
     if not found:
         raise InputError(f"nothing was found at {shown(address)}: looked for {endings_of(end[1:] for end in wanted)}")
     return found
@@ -383,33 +384,24 @@ def _find_one(address: str, wanted: tuple[str, ...]) -> list[str]:
     from fsspec.utils import glob_translate
 
     link, chained, rest = address.partition("::")
-    start = addresses.pattern_start(address)
-    if start is not None:
-        end = link.rindex("/", 0, start) + 1
-        try:
-            fits = re.compile(glob_translate(path_of(address)))
-        except (ValueError, re.error) as error:
-            raise InputError(f"{shown(address)} is no pattern: {error}") from error
-        found = _below(link[:end] + chained + rest, _DEEPEST if "**" in link[end:] else link[end:].count("/") + 1)
-        found = [one for one in found if fits.match(path_of(one))]
-    else:
-        if not link.endswith("/"):
-            # A file that is named by itself may be called as it likes.
-            if path_of(address).lower().endswith(wanted) or not retry(address, partial(_ask, address)).is_folder:
-                return [address]
-            link += "/"
-        found = _below(link + chained + rest, _DEEPEST)
-    return sorted(one for one in found if path_of(one).lower().endswith(wanted))
-
-
-def _below(folder: str, depth: int) -> list[str]:
-    """Return the addresses of all files in `depth` levels of folders."""
-    found, folders = list[str](), [folder]
-    for _ in range(depth):
-        entries = _at_once(lambda one: retry(one, partial(_list, one)), folders)
-        found += [address for some in entries for address, is_folder in some if not is_folder]
-        folders = [address for some in entries for address, is_folder in some if is_folder]
-    return found
+    magic = re.search(r"[*\[]" if is_web(address) else r"[*?\[]", link)  # In HTTP, `?` begins a query.
+    if magic is None and not link.endswith("/"):
+        # A file that is named by itself may be called as it likes.
+        if path_of(address).lower().endswith(wanted) or not retry(address, partial(_ask, address)).is_folder:
+            return [address]
+        link += "/"
+    end = link.rindex("/", 0, magic.start() if magic else None) + 1
+    pattern = link[end:] or "**"
+    try:
+        fits = re.compile(glob_translate(path_of(address)) if magic else "")
+    except (ValueError, re.error) as error:
+        raise InputError(f"{shown(address)} is no pattern: {error}") from error
+    found, folders = list[str](), [link[:end] + chained + rest]
+    for _ in range(_DEEPEST if "**" in pattern else pattern.count("/") + 1):
+        entries = list(chain.from_iterable(_at_once(lambda one: retry(one, partial(_list, one)), folders)))
+        found += [one for one, is_folder in entries if not is_folder]
+        folders = [one for one, is_folder in entries if is_folder]
+    return sorted(one for one in found if fits.match(path_of(one)) and path_of(one).lower().endswith(wanted))
 
 
 def _list(folder: str, fs: Any) -> list[tuple[str, bool]]:
