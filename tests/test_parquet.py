@@ -1,13 +1,10 @@
 """Parquet tables as image sources: every row as pyarrow reads it whole, in any layout, in any order, by many at once."""
 
 import base64
-import hashlib
 import json
 import multiprocessing
 import pickle
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -27,7 +24,6 @@ from deepcluster.data.sources import parquet
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.run.cache_report import kept
 
 FILES = st.binary(max_size=40)
 
@@ -66,20 +62,8 @@ class Elsewhere(StoredFile):
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def no_disk(tmp_path: Path) -> Path:
-    """A folder that can't be made, since a file has its name."""
-    (tmp_path / "taken").write_bytes(b"")
-    return tmp_path / "taken"
-
-
-@pytest.fixture
 def large_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let row groups of more than 5,000 bytes be unpacked."""
+    """Hold at most 5,000 bytes of a row group."""
     monkeypatch.setattr(parquet, "GROUP_BYTES", 5000)
     monkeypatch.setattr(parquet, "MEMORY_BYTES", 20_000)
     monkeypatch.setattr(parquet, "BATCH_BYTES", 2000)
@@ -120,9 +104,9 @@ def read_or_reason(source: ImageSource, index: int) -> Any:
         return str(fault)
 
 
-def complaint(*paths: Path, cache: Path) -> str:
+def complaint(*paths: Path) -> str:
     with pytest.raises(InputError) as caught:
-        open_parquet([LocalFile(path) for path in paths], cache=cache)
+        open_parquet([LocalFile(path) for path in paths])
     return str(caught.value)
 
 
@@ -174,7 +158,7 @@ def test_every_row_is_what_pyarrow_reads(
         want = pq.read_table(path)["image"].to_pylist()
         want = [row["bytes"] if isinstance(row, dict) else row for row in want]
         assert want == rows
-        source = open_parquet([LocalFile(path)], cache=Path(folder, "cache"))
+        source = open_parquet([LocalFile(path)])
         assert len(source) == len(rows)
         order = list(range(len(rows))) * 2
         random.Random(seed).shuffle(order)
@@ -184,8 +168,8 @@ def test_every_row_is_what_pyarrow_reads(
 
 
 @pytest.mark.parametrize("index", [-1, 5])
-def test_an_index_outside_is_refused(tmp_path: Path, cache: Path, index: int) -> None:
-    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": structs(5)}))], cache=cache)
+def test_an_index_outside_is_refused(tmp_path: Path, index: int) -> None:
+    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": structs(5)}))])
     for ask in (source.name, source.read, source.stamp):
         with pytest.raises(IndexError):
             ask(index)
@@ -214,8 +198,8 @@ STRUCT = structs(2)
         ({"image": ["a.png", "b.png"], "raw": BYTES}, "raw"),
     ],
 )
-def test_the_column_of_images_is_found(tmp_path: Path, cache: Path, columns: dict[str, Any], chosen: str) -> None:
-    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", columns))], cache=cache)
+def test_the_column_of_images_is_found(tmp_path: Path, columns: dict[str, Any], chosen: str) -> None:
+    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", columns))])
     assert source.describe() == f"2 images in 1 Parquet file (column {chosen})"
     want = columns[chosen].to_pylist()
     assert [source.read(0), source.read(1)] == [row["bytes"] if isinstance(row, dict) else row for row in want]
@@ -237,49 +221,47 @@ def test_the_column_of_images_is_found(tmp_path: Path, cache: Path, columns: dic
         ({"image": pa.array([{"bytes": b"x", "path": 1}] * 2)}, "image (struct<bytes: binary, path: int64>)"),
     ],
 )
-def test_a_table_without_one_column_of_images_is_refused(
-    tmp_path: Path, cache: Path, columns: dict[str, Any], words: str
-) -> None:
+def test_a_table_without_one_column_of_images_is_refused(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
     path = write(tmp_path / "a.parquet", columns)
-    message = complaint(path, cache=cache)
+    message = complaint(path)
     assert str(path) in message
     assert words in message
 
 
-def test_hugging_face_says_which_structs_are_sounds(tmp_path: Path, cache: Path) -> None:
+def test_hugging_face_says_which_structs_are_sounds(tmp_path: Path) -> None:
     features = {"sound": {"_type": "Audio"}, "scan": {"_type": "Image"}}
     path = write(tmp_path / "a.parquet", {"sound": STRUCT, "scan": STRUCT}, features)
-    assert "(column scan)" in open_parquet([LocalFile(path)], cache=cache).describe()
+    assert "(column scan)" in open_parquet([LocalFile(path)]).describe()
 
 
 @pytest.mark.parametrize(
     "said", [b"", b"{", b"[]", b'{"info": 1}', b'{"info": {"features": [1]}}', b'{"features": {"image": 3}}']
 )
-def test_what_hugging_face_says_may_be_damaged(tmp_path: Path, cache: Path, said: bytes) -> None:
+def test_what_hugging_face_says_may_be_damaged(tmp_path: Path, said: bytes) -> None:
     pq.write_table(
         pa.table({"image": STRUCT, "label": [0, 1]}).replace_schema_metadata({"huggingface": said}), tmp_path / "a.parquet"
     )
-    assert labels(open_parquet([LocalFile(tmp_path / "a.parquet")], cache=cache)) == ["0", "1"]
+    assert labels(open_parquet([LocalFile(tmp_path / "a.parquet")])) == ["0", "1"]
 
 
-def test_files_with_other_columns_are_refused(tmp_path: Path, cache: Path) -> None:
+def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "a.parquet", {"image": STRUCT})
     other = write(tmp_path / "b.parquet", {"photo": STRUCT})
     plain = write(tmp_path / "c.parquet", {"image": BYTES})
-    message = complaint(first, first, other, cache=cache)
+    message = complaint(first, first, other)
     assert message.startswith(
         f"{other} has its images in column photo (a struct of bytes and path), but {first} in column image"
     )
-    assert "c.parquet has its images in column image (plain bytes)" in complaint(first, plain, cache=cache)
+    assert "c.parquet has its images in column image (plain bytes)" in complaint(first, plain)
 
 
 # Names and labels
 
 
-def test_names_are_paths_where_every_row_has_one(tmp_path: Path, cache: Path) -> None:
+def test_names_are_paths_where_every_row_has_one(tmp_path: Path) -> None:
     paths = ["x/a.png", "x\\b.png", "x/a.png", "ä.jpg", "x/a-2.png", "x/a.png", "plain", "plain", ".png", ".png"]
     rows = pa.array([{"bytes": b"", "path": path} for path in paths])
-    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": rows}), "sub/a.parquet")], cache=cache)
+    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": rows}), "sub/a.parquet")])
     assert [name.removeprefix("sub/a.parquet::") for name in names(source)] == [
         "x/a.png", "x/b.png", "x/a-3.png", "ä.jpg", "x/a-2.png", "x/a-4.png", "plain", "plain-2", ".png", ".png-2",
     ]  # fmt: skip
@@ -292,24 +274,24 @@ def test_names_are_unique_and_firsts_keep_theirs(paths: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = pa.array([{"bytes": b"", "path": path} for path in paths])
         file = LocalFile(write(Path(folder, "a.parquet"), {"image": rows}))
-        found = names(open_parquet([file], cache=Path(folder, "cache")))
+        found = names(open_parquet([file]))
     assert len(set(found)) == len(paths)
     for first in {paths.index(path) for path in paths}:
         assert found[first] == f"a.parquet::{paths[first]}"
 
 
 @pytest.mark.parametrize("paths", [["a", None], ["a", ""], [None, None]])
-def test_names_are_row_numbers_otherwise(tmp_path: Path, cache: Path, paths: list[str | None]) -> None:
+def test_names_are_row_numbers_otherwise(tmp_path: Path, paths: list[str | None]) -> None:
     rows = pa.array([{"bytes": b"x", "path": path} for path in paths], STRUCT.type)
-    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": rows}))], cache=cache)
+    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": rows}))])
     assert names(source) == ["a.parquet::000000", "a.parquet::000001"]
 
 
-def test_paths_that_are_not_utf8_can_be_printed(tmp_path: Path, cache: Path) -> None:
+def test_paths_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
     paths = pa.array([b"caf\xe9.png", b"ok.png"]).view(pa.string())
     rows = pa.StructArray.from_arrays([BYTES, paths], ["bytes", "path"])
     path = write(tmp_path / "a.parquet", {"image": rows, "label": pa.array([b"\xe9", b"b"]).view(pa.string())})
-    source = open_parquet([LocalFile(path)], cache=cache)
+    source = open_parquet([LocalFile(path)])
     assert names(source) == ["a.parquet::caf\\xe9.png", "a.parquet::ok.png"]
     assert labels(source) == ["\\xe9", "b"]
 
@@ -328,27 +310,27 @@ def test_paths_that_are_not_utf8_can_be_printed(tmp_path: Path, cache: Path) -> 
         ({"label": [[1], [2], [], [3]], "class": [1, 1, 2, 2]}, ["1", "1", "2", "2"]),
     ],
 )
-def test_labels_of_all_kinds(tmp_path: Path, cache: Path, columns: dict[str, Any], want: list[str | None] | None) -> None:
-    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": structs(4), **columns}))], cache=cache)
+def test_labels_of_all_kinds(tmp_path: Path, columns: dict[str, Any], want: list[str | None] | None) -> None:
+    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": structs(4), **columns}))])
     assert labels(source) == want
 
 
 @pytest.mark.parametrize("column", ["label", "fine_label"])
-def test_class_labels_of_hugging_face_have_names(tmp_path: Path, cache: Path, column: str) -> None:
+def test_class_labels_of_hugging_face_have_names(tmp_path: Path, column: str) -> None:
     features = {column: {"names": ["cat", "dog"], "_type": "ClassLabel"}}
     path = write(tmp_path / "a.parquet", {"image": structs(5), column: [1, 0, -1, 2, None]}, features)
-    source = open_parquet([LocalFile(path)], cache=cache)
+    source = open_parquet([LocalFile(path)])
     assert labels(source) == ["dog", "cat", None, None, None]
     want = f"in 1 Parquet file (column image), labels from 2 classes of column {column} (used for diagnostics only)"
     assert source.details() == want
 
 
-def test_several_files_are_one_source(tmp_path: Path, cache: Path) -> None:
+def test_several_files_are_one_source(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{part}.parquet", {"image": structs(3), "label": [part] * 3}) for part in range(3)]
     write(tmp_path / "none.parquet", {"image": structs(1)[:0], "label": pa.array([], pa.int64())})
     found: list[int] = []
     files = [LocalFile(path) for path in [paths[0], tmp_path / "none.parquet", *paths[1:]]]
-    source = open_parquet(files, cache=cache, on_found=found.append)
+    source = open_parquet(files, on_found=found.append)
     assert found == [3, 3, 6, 9]
     assert names(source)[2:4] == ["0.parquet::2.png", "1.parquet::0.png"]
     assert labels(source) == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
@@ -357,22 +339,22 @@ def test_several_files_are_one_source(tmp_path: Path, cache: Path) -> None:
     assert source.describe() == want
 
 
-def test_opening_can_be_stopped(tmp_path: Path, cache: Path) -> None:
+def test_opening_can_be_stopped(tmp_path: Path) -> None:
     def stop(found: int) -> None:
         raise KeyboardInterrupt
 
     files = [LocalFile(write(tmp_path / "a.parquet", {"image": structs(3)}))] * 50
     with pytest.raises(KeyboardInterrupt):
-        open_parquet(files, cache=cache, on_found=stop)
+        open_parquet(files, on_found=stop)
 
 
 # What is read of the file
 
 
-def test_opening_reads_no_images(tmp_path: Path, cache: Path) -> None:
+def test_opening_reads_no_images(tmp_path: Path) -> None:
     rows = {"image": structs(400, 20_000), "label": list(range(400)), "caption": ["words " * 200] * 400}
     file = Counting(write(tmp_path / "a.parquet", rows, row_group_size=50, use_dictionary=False, compression="none"))
-    source = open_parquet([file], cache=cache)
+    source = open_parquet([file])
     assert len(source) == 400
     assert sum(file.lengths) < 0.02 * file.size
     assert len(file.lengths) <= 2 + 8  # the end of the file, and the paths and labels of each row group
@@ -385,113 +367,62 @@ def in_order(source: ImageSource, threads: int) -> list[bytes]:
         return [bytes(found) for rows in near for found in pool.map(source.read, rows)]
 
 
-@pytest.mark.parametrize("store", ["cache", "no_disk"])
 @pytest.mark.parametrize("group", [10, 100, 600])
 @pytest.mark.usefixtures("large_groups")
-@pytest.mark.filterwarnings("ignore:.*can't hold the images")
-def test_reading_in_order_decodes_each_row_group_once(
-    tmp_path: Path, request: pytest.FixtureRequest, store: str, group: int
-) -> None:
+def test_reading_in_order_decodes_each_row_group_once(tmp_path: Path, group: int) -> None:
     file = Counting(write(tmp_path / "a.parquet", {"image": structs(600)}, row_group_size=group))
-    source = open_parquet([file], cache=request.getfixturevalue(store))
+    source = open_parquet([file])
     file.lengths.clear()
     assert in_order(source, 4) == [content(row) for row in range(600)]
     assert sum(file.lengths) <= file.size
-    if store == "cache" and group > 10:
-        file.lengths.clear()
-        random_rows = np.random.default_rng(0).permutation(600).tolist()
-        assert [source.read(row) for row in random_rows] == [content(row) for row in random_rows]
-        assert file.lengths == []
+    random_rows = np.random.default_rng(0).permutation(600).tolist()
+    assert [source.read(row) for row in random_rows] == [content(row) for row in random_rows]
 
 
-@pytest.mark.parametrize("store", ["cache", "no_disk"])
 @pytest.mark.usefixtures("large_groups")
-@pytest.mark.filterwarnings("ignore:.*can't hold the images")
-def test_a_large_row_group_is_read_piece_by_piece(tmp_path: Path, request: pytest.FixtureRequest, store: str) -> None:
+def test_a_large_row_group_is_read_piece_by_piece(tmp_path: Path) -> None:
     options = {"use_dictionary": False, "data_page_size": 5000, "write_batch_size": 4}
     file = Counting(write(tmp_path / "a.parquet", {"image": structs(300, 5000)}, **options))
-    source = open_parquet([file], cache=request.getfixturevalue(store))
+    source = open_parquet([file])
     file.lengths.clear()
     assert source.read(0) == content(0, 5000)
-    if store == "no_disk":
-        assert 0 < sum(file.lengths) < 0.1 * file.size
+    assert 0 < sum(file.lengths) < 0.1 * file.size
     assert in_order(source, 1) == [content(row, 5000) for row in range(300)]
     assert max(file.lengths) < 40_000
 
 
-def test_the_row_groups_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_the_row_groups_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "MEMORY_BYTES", 30_000)
     path = write(tmp_path / "a.parquet", {"image": structs(500)}, row_group_size=20)
-    source = open_parquet([LocalFile(path)], cache=cache)
+    source = open_parquet([LocalFile(path)])
     for row in np.random.default_rng(0).permutation(500).tolist():
         assert source.read(row) == content(row)
         assert sum(group.n_bytes for group in parquet._recent.values()) <= 30_000
-    assert not cache.exists()  # No row group is large.
-
-
-@pytest.mark.parametrize("why", ["no folder", "no room"])
-@pytest.mark.usefixtures("large_groups")
-def test_a_warning_says_why_a_table_is_not_unpacked(
-    tmp_path: Path, no_disk: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
-    if why == "no room":
-        monkeypatch.setattr(parquet, "DISK_RESERVE", 1 << 60)
-    path = write(tmp_path / "a.parquet", {"image": structs(200)})
-    source = open_parquet([LocalFile(path)], cache=no_disk if why == "no folder" else cache)
-    with pytest.warns(UserWarning, match=f"can't hold the images.*{'no space' if why == 'no room' else 'not a directory'}"):
-        assert source.read(150) == content(150)
-    assert source.read(3) == content(3)
 
 
 # Many at once
 
 
 @pytest.mark.usefixtures("large_groups")
-@pytest.mark.filterwarnings("ignore:.*can't hold the images")
-@pytest.mark.parametrize("store", ["cache", "no_disk"])
-def test_many_threads_read_at_random(tmp_path: Path, request: pytest.FixtureRequest, store: str) -> None:
+def test_many_threads_read_at_random(tmp_path: Path) -> None:
     files = [
         LocalFile(write(tmp_path / f"{group}.parquet", {"image": structs(200)}, row_group_size=group))
         for group in (3, 40, 200)
     ]
-    source = open_parquet(files, cache=request.getfixturevalue(store))
+    source = open_parquet(files)
     order = np.random.default_rng(1).integers(0, 600, 1000).tolist()
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(source.read, order)) == [content(row % 200) for row in order]
 
 
-READER = """
-import hashlib, sys
-from pathlib import Path
-from deepcluster.data.sources import parquet
-from deepcluster.data.storage import LocalFile
-parquet.GROUP_BYTES, decode, decoded = 2000, parquet.ParquetTable._decode, []
-parquet.ParquetTable._decode = lambda self, group: decoded.append(group) or decode(self, group)
-source = parquet.open_parquet([LocalFile(Path(sys.argv[1]))], cache=Path(sys.argv[2]))
-print(hashlib.sha256(b"".join(map(source.read, range(len(source))))).hexdigest(), len(decoded))
-"""
-
-
-def test_one_of_several_processes_unpacks(tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "a.parquet", {"image": structs(5000)}, row_group_size=50)
-    arguments = [sys.executable, "-c", READER, str(path), str(cache)]
-    started = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    found = [process.communicate()[0].split() for process in started]
-    want = hashlib.sha256(b"".join(content(row) for row in range(5000))).hexdigest()
-    assert [digest for digest, _ in found] == [want] * 3
-    assert sum(int(decoded) for _, decoded in found) == 100
-    assert [(thing.kind, thing.files) for thing in kept(cache)] == [("unpacked", 1)]
-    assert len(list(cache.rglob("*"))) == 2
-
-
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_read_what_was_opened(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, method: str, large: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, large: bool
 ) -> None:
     """Also after this process has read some, and while another of its threads reads at the moment of the fork."""
     monkeypatch.setattr(parquet, "GROUP_BYTES", 500 if large else 32 << 20)
-    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": structs(60)}, row_group_size=20))], cache=cache)
+    source = open_parquet([LocalFile(write(tmp_path / "a.parquet", {"image": structs(60)}, row_group_size=20))])
     again = pickle.loads(pickle.dumps(source))
     assert in_order(again, 2) == in_order(source, 2) == [content(row) for row in range(60)]
     assert len(pickle.dumps(source)) < 20_000  # no images
@@ -504,9 +435,9 @@ def test_other_processes_read_what_was_opened(
 # Changes and damages
 
 
-def test_a_file_that_is_overwritten_is_decoded_again(tmp_path: Path, cache: Path) -> None:
+def test_a_file_that_is_overwritten_is_decoded_again(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"image": structs(20)}, row_group_size=10)
-    source = open_parquet([LocalFile(path)], cache=cache)
+    source = open_parquet([LocalFile(path)])
     stamps = [source.stamp(index) for index in range(20)]
     assert stamps == [f"{LocalFile(path).stamp}:{row}" for row in range(20)]
     assert source.changed() is None
@@ -514,67 +445,11 @@ def test_a_file_that_is_overwritten_is_decoded_again(tmp_path: Path, cache: Path
     write(path, {"image": structs(40)[20:]}, row_group_size=10)
     assert source.changed() == "a.parquet has been overwritten"
     assert read_or_reason(source, 15) == "a.parquet has been overwritten, or is gone, since it was opened"
-    again = open_parquet([LocalFile(path)], cache=cache)
+    again = open_parquet([LocalFile(path)])
     assert in_order(again, 1) == [content(row) for row in range(20, 40)]
     assert not set(stamps) & {again.stamp(index) for index in range(20)}
     path.unlink()
     assert again.changed() == "a.parquet is gone"
-
-
-@pytest.mark.usefixtures("large_groups")
-def test_what_was_unpacked_of_an_overwritten_file_is_deleted(tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "a.parquet", {"image": structs(200)})
-    before = open_parquet([LocalFile(path)], cache=cache)
-    assert before.read(7) == content(7)
-    (first,) = (cache / "unpacked").iterdir()
-    write(path, {"image": structs(400)[200:]})
-    after = open_parquet([LocalFile(path)], cache=cache)
-    assert after.read(7) == content(207)
-    (second,) = (cache / "unpacked").iterdir()
-    assert first.name[:33] == second.name[:33] and first.name != second.name
-    assert read_or_reason(before, 7) == "a.parquet has been overwritten, or is gone, since it was opened"
-
-
-@pytest.mark.usefixtures("large_groups")
-@pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("damage", ["image", "start", "end", "half", "gone", "everywhere"])
-def test_what_is_damaged_is_unpacked_again(tmp_path: Path, cache: Path, damage: str, fresh: bool) -> None:
-    """Whether it is noticed by the process that has it open, or by one that opens it."""
-    path = write(tmp_path / "a.parquet", {"image": structs(200)})
-    source = open_parquet([LocalFile(path)], cache=cache)
-    assert source.read(7) == content(7)
-    (unpacked,) = (cache / "unpacked").iterdir()
-    whole = unpacked.read_bytes()
-    at = {"image": whole.index(content(150)), "start": 0, "end": len(whole) - 40, "half": 0, "gone": 0, "everywhere": 0}[
-        damage
-    ]
-    unpacked.unlink()
-    if damage == "half":
-        unpacked.write_bytes(whole[: len(whole) // 2])
-    elif damage != "gone":
-        unpacked.write_bytes(whole)
-        spoil(unpacked, at, len(whole) if damage == "everywhere" else 40)
-    if fresh:
-        source = open_parquet([LocalFile(path)], cache=cache)
-    assert in_order(source, 4) == [content(row) for row in range(200)]
-    (again,) = (cache / "unpacked").iterdir()
-    assert len(again.read_bytes()) == len(whole)
-
-
-@pytest.mark.usefixtures("large_groups")
-def test_a_table_that_changes_while_it_is_unpacked_is_not_kept(tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "a.parquet", {"image": structs(200)})
-
-    class Changing(LocalFile):
-        def read(self, start: int, length: int) -> bytes:
-            found = super().read(start, length)
-            if cache.exists():
-                path.touch()
-            return found
-
-    source = open_parquet([Changing(path)], cache=cache)
-    assert read_or_reason(source, 7) == "a.parquet has been overwritten, or is gone, since it was opened"
-    assert not list((cache / "unpacked").iterdir())
 
 
 def spoil(path: Path, at: int, count: int = 40) -> None:
@@ -587,7 +462,7 @@ def spoil(path: Path, at: int, count: int = 40) -> None:
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("compression", ["zstd", "none"])
 def test_a_damaged_row_group_makes_its_rows_unreadable(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, compression: str, large: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, large: bool
 ) -> None:
     monkeypatch.setattr(parquet, "GROUP_BYTES", 5000 if large else 32 << 20)
     options = {"use_dictionary": False, "data_page_size": 500, "write_batch_size": 4, "write_page_checksum": True}
@@ -595,7 +470,7 @@ def test_a_damaged_row_group_makes_its_rows_unreadable(
     column = pq.read_metadata(path).row_group(1).column(0)
     spoil(path, column.data_page_offset + column.total_compressed_size // 2)
     file = Counting(path)
-    source = open_parquet([file], cache=cache)
+    source = open_parquet([file])
     file.lengths.clear()
     rows = [read_or_reason(source, index) for index in range(300)]
     good = [row for row in rows if isinstance(row, bytes)]
@@ -623,7 +498,7 @@ def test_damage_anywhere_is_told_in_a_sentence(seed: int, compression: str, flip
         for _ in range(flips):
             spoil(path, draw.randrange(path.stat().st_size), 1)
         try:
-            source = open_parquet([LocalFile(path)], cache=Path(folder, "cache"))
+            source = open_parquet([LocalFile(path)])
         except InputError as fault:
             assert str(path) in str(fault)
             return
@@ -633,11 +508,11 @@ def test_damage_anywhere_is_told_in_a_sentence(seed: int, compression: str, flip
 
 @pytest.mark.parametrize("group_bytes", [1, 32 << 20])
 def test_rows_are_unreadable_while_the_network_is_gone(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int
 ) -> None:
     monkeypatch.setattr(parquet, "GROUP_BYTES", group_bytes)
     file = Elsewhere(write(tmp_path / "a.parquet", {"image": structs(4)}))
-    source = open_parquet([file], cache=cache)
+    source = open_parquet([file])
     file.gone = True
     assert read_or_reason(source, 1) == "the server does not answer"
     file.gone = False
@@ -665,19 +540,19 @@ def encrypt(path: Path, plaintext_footer: bool) -> None:
 
 
 @pytest.mark.parametrize("plaintext_footer", [False, True])
-def test_an_encrypted_file_is_refused(tmp_path: Path, cache: Path, plaintext_footer: bool) -> None:
+def test_an_encrypted_file_is_refused(tmp_path: Path, plaintext_footer: bool) -> None:
     encrypt(tmp_path / "a.parquet", plaintext_footer)
-    message = complaint(tmp_path / "a.parquet", cache=cache)
+    message = complaint(tmp_path / "a.parquet")
     assert message == f"{tmp_path / 'a.parquet'} is encrypted; write it without encryption"
 
 
-def test_files_that_are_no_parquet_are_refused(tmp_path: Path, cache: Path) -> None:
+def test_files_that_are_no_parquet_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"image": structs(50)})
     whole = path.read_bytes()
 
     def told(content: bytes) -> str:
         path.write_bytes(content)
-        message = complaint(path, cache=cache)
+        message = complaint(path)
         assert message.startswith(f"{path} ")
         return message
 
@@ -689,13 +564,13 @@ def test_files_that_are_no_parquet_are_refused(tmp_path: Path, cache: Path) -> N
     assert "is damaged" in told(whole[:-200] + bytes(192) + whole[-8:])
     assert "git lfs pull" in told(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
     write(path, {"image": structs(1)[:0]})
-    assert complaint(path, cache=cache) == f"{path} has no rows, and so no images"
+    assert complaint(path) == f"{path} has no rows, and so no images"
 
 
 # Rows that name a file
 
 
-def test_a_row_without_bytes_may_name_a_file_beside(tmp_path: Path, cache: Path) -> None:
+def test_a_row_without_bytes_may_name_a_file_beside(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/x.png").write_bytes(b"beside")
     given = [
@@ -708,7 +583,7 @@ def test_a_row_without_bytes_may_name_a_file_beside(tmp_path: Path, cache: Path)
     ]
     rows = pa.array([{"bytes": held, "path": path} for held, path in given], STRUCT.type)
     path = write(tmp_path / "a.parquet", {"image": rows})
-    source = open_parquet([LocalFile(path)], cache=cache)
+    source = open_parquet([LocalFile(path)])
     assert source.read(0) == b"beside"
     assert source.read(1) == b"held"
     assert [read_or_reason(source, index) for index in (2, 3, 4)] == [
@@ -723,10 +598,10 @@ def test_a_row_without_bytes_may_name_a_file_beside(tmp_path: Path, cache: Path)
     assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True, True, True, True]
 
 
-def test_a_file_beside_a_table_elsewhere_is_not_looked_for(tmp_path: Path, cache: Path) -> None:
+def test_a_file_beside_a_table_elsewhere_is_not_looked_for(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"not mine")
     path = write(tmp_path / "a.parquet", {"image": pa.array([{"bytes": None, "path": "x.png"}], STRUCT.type)})
-    source = open_parquet([Elsewhere(path)], cache=cache)
+    source = open_parquet([Elsewhere(path)])
     assert read_or_reason(source, 0).startswith(
         "its row holds no image but the path x.png, which is looked up only for tables on this machine"
     )
@@ -736,12 +611,12 @@ def test_a_file_beside_a_table_elsewhere_is_not_looked_for(tmp_path: Path, cache
 # A library of others
 
 
-def test_a_table_of_the_datasets_library(tmp_path: Path, cache: Path) -> None:
+def test_a_table_of_the_datasets_library(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     rows = {"image": [{"bytes": content(row), "path": f"{row}.png"} for row in range(4)], "label": [0, 1, -1, None]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
-    source = open_parquet([LocalFile(tmp_path / "a.parquet")], cache=cache)
+    source = open_parquet([LocalFile(tmp_path / "a.parquet")])
     assert in_order(source, 1) == [content(row) for row in range(4)]
     assert labels(source) == ["cat", "dog", None, None]
     assert names(source)[3] == "a.parquet::3.png"

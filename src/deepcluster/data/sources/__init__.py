@@ -171,8 +171,9 @@ class _Opener:
         return _joined([(_name_of(address), self._holders(kind, files)) for kind, files in kinds])
 
     def _holders(self, kind: str, files: Sequence[StoredFile]) -> ImageSource:
-        open_all = open_parquet if kind == ".parquet" else open_shards
-        return open_all(files, cache=self.cache, on_found=self.on_found)
+        if kind == ".parquet":
+            return open_parquet(files, on_found=self.on_found)
+        return open_shards(files, cache=self.cache, on_found=self.on_found)
 
 
 def _by_kind(files: Iterable[F]) -> dict[str, list[F]]:

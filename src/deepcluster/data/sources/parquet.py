@@ -1,47 +1,37 @@
 """Image files in the rows of Parquet tables, as Hugging Face's hub and many data pipelines keep them.
 
-A row of a Parquet file can't be read by itself: what precedes it in its row group must be decoded, too. The last few row
-groups stay in memory. A file with a row group that is too large for that is unpacked once, into an Arrow stream in the
-cache: `image`, and `crc32` of the image, null where it could not be decoded.
+A row of a Parquet file can't be read by itself: what precedes it in its row group must be decoded, too. So row groups are
+decoded in order, and what was decoded last stays in memory: reading in order is as quick as from any file, and so is
+reading at random from small row groups.
 """
 
 import os
-import shutil
 import threading
-import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import accumulate, repeat
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.files import digest, locked, written_beside
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource, place_of
-from deepcluster.data.sources.tables import DAMAGES, MappedStream, Table, TableSource, check_unchanged, find_columns, reason
-from deepcluster.data.storage import LocalFile, StoredFile
+from deepcluster.data.sources.tables import DAMAGES, Table, TableSource, check_unchanged, find_columns, reason
+from deepcluster.data.storage import StoredFile
 
-GROUP_BYTES = 32 << 20  # Files with larger row groups are unpacked; where they can't be, this much of each group is held.
-MEMORY_BYTES = 128 << 20  # of the row groups that are held
+GROUP_BYTES = 128 << 20  # is held of a row group,
+MEMORY_BYTES = 256 << 20  # and so much of all of them, in each process.
 BATCH_BYTES = 4 << 20
 READ_BYTES = 1 << 20
-DISK_RESERVE = 1 << 30
-_UNPACKED = pa.schema([("image", pa.large_binary()), ("crc32", pa.uint32())])
 
 
-def open_parquet(
-    files: Sequence[StoredFile], *, cache: Path, on_found: Callable[[int], None] = lambda _: None
-) -> ImageSource:
+def open_parquet(files: Sequence[StoredFile], *, on_found: Callable[[int], None] = lambda _: None) -> ImageSource:
     """Open the images in one or several tables with the same columns; files without rows are left out.
 
-    Reads the footers, paths and labels, but no image. Files are unpacked in `cache`. `on_found` is called with the number
-    of images found so far, after each file; it may raise to stop.
+    Reads the footers, paths and labels, but no image. `on_found` is called with the number of images found so far, after
+    each file; it may raise to stop.
 
     Raises:
         InputError: a file is damaged or not a Parquet file, its column of images is missing or ambiguous, or all are empty.
@@ -49,7 +39,7 @@ def open_parquet(
     tables: list[ParquetTable] = []
     pool = ThreadPoolExecutor(8)
     try:
-        for table in pool.map(partial(ParquetTable, cache=cache), files):
+        for table in pool.map(ParquetTable, files):
             tables += [table] if len(table) else []
             on_found(sum(map(len, tables)))
     finally:
@@ -62,7 +52,7 @@ def open_parquet(
 class ParquetTable(Table):
     """One Parquet file."""
 
-    def __init__(self, file: StoredFile, cache: Path) -> None:
+    def __init__(self, file: StoredFile) -> None:
         """Open it; raises InputError."""
         try:
             parquet = pq.ParquetFile(file.as_file().detach(), pre_buffer=True, page_checksum_verification=True)
@@ -82,23 +72,8 @@ class ParquetTable(Table):
                 raise pa.ArrowInvalid("fewer rows than the file says")
         except DAMAGES as error:
             raise InputError(_open_fault(file, error)) from error
-        self._is_unpacked = max(self._sizes, default=0) > GROUP_BYTES
-        self._unpacked = cache / "unpacked" / f"{digest(file.where())}-{digest(file.stamp)}"
-        self._stream: MappedStream | None = None
 
     def stored(self, row: int) -> bytes | None:
-        try:
-            if self._is_unpacked:
-                image, is_complete = self._read_unpacked(row)
-                if is_complete:
-                    return image
-        except OSError as error:
-            self._is_unpacked = False
-            warnings.warn(
-                f"{self._unpacked.parent} can't hold the images of Parquet files with large row groups "
-                f"({(error.strerror or reason(error)).lower()}): reading them in random order is slow",
-                stacklevel=2,
-            )
         group, inner = place_of(row, self._ends)
         found = _row_group(self.file.where(), self.file.stamp, group, self._sizes[group])
         return found.read(inner, partial(self._decode, group))
@@ -125,50 +100,6 @@ class ParquetTable(Table):
             check_unchanged(self.file)
             what = f"rows {end - rows + done:,} to {end - 1:,} of {printable(self.file.name)} can't be decoded"
             yield from repeat(f"damaged: {what} ({reason(error)})")
-
-    def _read_unpacked(self, row: int) -> tuple[bytes | None, bool]:
-        """Return an image and whether it could be decoded; raises OSError where the file can't be unpacked.
-
-        What was deleted or damaged since it was unpacked is unpacked again.
-        """
-        for _ in range(3):  # As this process has mapped it, as it is on the disk now, and as it is written again.
-            stream = self._stream = self._stream or self._unpack()
-            with suppress(InputError, UnreadableImage, LookupError):
-                image, crc = stream["image"][row].as_py(), stream["crc32"][row].as_py()
-                if crc is None or crc == zlib.crc32(image or b""):
-                    return image, crc is not None
-            if self._stream is stream:  # Another thread may have noticed it first.
-                self._stream = None
-            if stream.file.now() == stream.file.stamp:
-                stream.file.path.unlink()
-        raise OSError("what was written is damaged")
-
-    def _unpack(self) -> MappedStream:
-        """Open the unpacked file, which one process makes while the others wait; raises OSError."""
-        path = self._unpacked
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent):
-            if not path.is_file():
-                if shutil.disk_usage(path.parent).free < sum(self._sizes) + DISK_RESERVE:
-                    raise OSError("no space left on device")
-                with written_beside(path) as beside, pa.ipc.new_stream(beside, _UNPACKED) as writer:
-                    for group, missing in enumerate(self._counts):
-                        for batch in self._decode(group):
-                            if isinstance(batch, str):
-                                images, crcs = pa.nulls(missing, pa.large_binary()), pa.nulls(missing, pa.uint32())
-                            else:
-                                crc32s = [zlib.crc32(image.as_buffer() or b"") for image in batch]
-                                images, crcs = batch, pa.array(crc32s, pa.uint32())
-                            writer.write_batch(pa.record_batch([images, crcs], schema=_UNPACKED))
-                            missing -= len(images)
-                            if not missing:
-                                break
-                    check_unchanged(self.file)
-                for older in path.parent.glob(f"{digest(self.file.where())}-{'?' * 32}"):
-                    with suppress(OSError):
-                        if older != path:
-                            older.unlink()
-            return MappedStream(LocalFile(path))
 
 
 class _RowGroup:
