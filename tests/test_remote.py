@@ -19,9 +19,7 @@ import fsspec
 import pytest
 from http_server import NaughtyServer
 
-from deepcluster.core.errors import DeepClusterError, InputError
-from deepcluster.data.storage import LocalFile, StoredFile, remote
-from deepcluster.data.storage.addresses import (
+from deepcluster.core.addresses import (
     expand,
     expand_braces,
     host_of,
@@ -31,6 +29,8 @@ from deepcluster.data.storage.addresses import (
     shown,
     whole_address,
 )
+from deepcluster.core.errors import DeepClusterError, InputError
+from deepcluster.data.storage import LocalFile, StoredFile, remote
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import (
     BLOCK_BYTES,

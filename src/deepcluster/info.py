@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from deepcluster.core.addresses import is_address
 from deepcluster.core.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
 from deepcluster.core.files import usual_cache_folder
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, size
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.data.storage.addresses import is_address
 from deepcluster.data.survey import Look, even_sample, looks
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.run.cache_report import clear, kept

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import free_disk_bytes, free_memory_bytes
 from deepcluster.core.distributed import ONE_PROCESS, Ranks, ranks_here
 from deepcluster.core.errors import UnreadableImage
@@ -27,7 +28,6 @@ from deepcluster.data.decode import decode
 from deepcluster.data.pack import DISK_RESERVE, Pack
 from deepcluster.data.resample import Ragged
 from deepcluster.data.sources import ImageSource, fingerprint
-from deepcluster.data.storage.addresses import whole_address
 
 # Of the free memory, what decoded images may take: by default, and where the user asks for it. Of a disk, by default.
 AUTO_SHARE, MEMORY_SHARE, DISK_SHARE = 0.25, 0.5, 0.5

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import Machine, free_memory_bytes
 from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
@@ -18,7 +19,6 @@ from deepcluster.data.cache import CachePlan, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
-from deepcluster.data.storage.addresses import whole_address
 from deepcluster.data.survey import SAMPLE, check_images, survey
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import make_run_trunk, stage_width

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from deepcluster.core.addresses import expand, host_of, is_address, path_of, shown
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import usual_cache_folder
 from deepcluster.data.sources.arrays import ArraySource
@@ -26,7 +27,6 @@ from deepcluster.data.sources.remote_files import RemoteImages
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
 from deepcluster.data.sources.shards import open_shards
 from deepcluster.data.storage import LocalFile, StoredFile
-from deepcluster.data.storage.addresses import expand, host_of, is_address, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import find_addresses, open_files, tell_troubles_to
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from deepcluster.core.errors import UnreadableImage
 from deepcluster.core.files import file_stamp, read_regular
+from deepcluster.core.names import PackedNames
 from deepcluster.core.text import count_of, endings_of, printable
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.sources.names import PackedNames
 
 IMAGE_ENDINGS = frozenset(
     "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm avif heic heif".split()  # noqa: SIM905 (a list of words)

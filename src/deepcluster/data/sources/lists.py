@@ -7,14 +7,14 @@ import posixpath
 import re
 from pathlib import Path
 
+from deepcluster.core.addresses import host_of, is_address, is_web, path_of, shown
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import read_regular
+from deepcluster.core.names import PackedNames
 from deepcluster.core.text import count_of
 from deepcluster.data.sources.files import FileSource, count_endings, describe_files
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.sources.names import PackedNames
 from deepcluster.data.sources.remote_files import RemoteImages
-from deepcluster.data.storage.addresses import host_of, is_address, is_web, path_of, shown
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import read_whole
 

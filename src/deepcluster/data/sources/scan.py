@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deepcluster.core.names import PackedNames
 from deepcluster.data.sources.files import IMAGE_ENDINGS
-from deepcluster.data.sources.names import PackedNames
 
 Stamp = tuple[int, int, int, int]  # Device, inode, times of the last change of entries and of status, in ns.
 # The coarsest file systems (FAT) count folder times in steps of 2 seconds: a file that is added within the same step as

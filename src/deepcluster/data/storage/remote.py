@@ -15,10 +15,10 @@ from http.client import responses
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
+from deepcluster.core.addresses import expand_braces, host_of, is_web, names_below, path_of, scheme_of, shown
 from deepcluster.core.errors import DeepClusterError, InputError, did_you_mean
 from deepcluster.core.text import distinct, endings_of, printable
 from deepcluster.data.storage import StoredFile
-from deepcluster.data.storage.addresses import expand_braces, host_of, is_web, names_below, path_of, scheme_of, shown
 from deepcluster.data.storage.blocks import BlockStore
 
 T = TypeVar("T")

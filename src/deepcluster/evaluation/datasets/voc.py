@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.names import PackedNames
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.sources.files import FileSource
-from deepcluster.data.sources.names import PackedNames
 from deepcluster.evaluation.datasets.labelled import contents_of, left_out, some
 
 NAMES = """
