@@ -110,21 +110,22 @@ def written_beside(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Let one process and thread at a time continue, where folders can be locked."""
-    handle = None
-    with suppress(ImportError, OSError):  # Windows, and some network file systems, have no such locks.
+def locked(path: Path) -> Iterator[None]:
+    """Keep other threads and processes out of this context for the same path, where the system and the disk have locks."""
+    lock = path.with_name(f"{path.name}.0-0.part")  # What a kill leaves is deleted like files that were being written.
+    file = None
+    with suppress(ImportError, OSError):
         import fcntl
 
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("wb")
+        fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:
-        if handle is not None:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # A process that was forked meanwhile has the handle, too.
-            os.close(handle)
+        if file:
+            with file, suppress(OSError):
+                lock.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.files import digest, locked
 from deepcluster.core.text import count_of, distinct, endings_of, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.folders import class_folders
 from deepcluster.data.sources.image_source import ImageSource, place_of
 from deepcluster.data.sources.tar_index import TarIndex, index_tar
-from deepcluster.data.sources.unpacked import UnpackedFile, one_at_a_time, unpack
-from deepcluster.data.storage import LocalFile, StoredFile, digest
+from deepcluster.data.sources.unpacked import UnpackedFile, unpack
+from deepcluster.data.storage import LocalFile, StoredFile
 
 _Shard = tuple[StoredFile, TarIndex]  # What the images of a tar file are read from, and where they lie there.
 # In 20 µs, the time of opening a file, 64 KiB come from the memory of the system; in 40 ms, that of a request, about
@@ -125,7 +126,7 @@ def _open_shard(file: StoredFile, cache: Path, report: Callable[[int], None]) ->
     index = TarIndex.load(kept, file)
     if index and index.unpacked_bytes is None:
         return file, index
-    with one_at_a_time(kept):
+    with locked(kept):
         index = TarIndex.load(kept, file)  # Perhaps another process has just made it.
         content = file
         if index.unpacked_bytes is not None if index else file.size and file.read(0, 2) == b"\x1f\x8b":

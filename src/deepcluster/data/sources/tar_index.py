@@ -17,9 +17,10 @@ from typing import IO, cast
 import pyarrow as pa
 
 from deepcluster.core.errors import DeepClusterError, InputError
+from deepcluster.core.files import write_cached
 from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
-from deepcluster.data.storage import StoredFile, write_whole
+from deepcluster.data.storage import StoredFile
 
 _VERSION = 2
 _LARGEST_LABEL = {"cls": 1 << 10, "json": 1 << 16}
@@ -59,7 +60,7 @@ class TarIndex:
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         content = sink.getvalue().to_pybytes()
-        write_whole(path, content + zlib.crc32(content).to_bytes(4, "big"))
+        write_cached(path, content + zlib.crc32(content).to_bytes(4, "big"))
 
     @classmethod
     def load(cls, path: Path, file: StoredFile) -> "TarIndex | None":

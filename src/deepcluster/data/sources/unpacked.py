@@ -7,19 +7,16 @@ import tempfile
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import ABANDONED_SECONDS, digest, file_stamp, locked, written_beside
 from deepcluster.core.text import printable
 from deepcluster.data.sources.tar_index import Window
-from deepcluster.data.storage import ABANDONED_SECONDS, LocalFile, StoredFile, digest, file_stamp, written_beside
-
-fcntl: Any = None
-with suppress(ImportError):  # Windows has none: there, processes that open the same file at the same time all unpack it.
-    import fcntl
+from deepcluster.data.storage import LocalFile, StoredFile
 
 _PIECE_BYTES = 8 << 20
 _PART_BYTES = 1 << 14  # At most as much is lost before a damaged place.
@@ -59,7 +56,7 @@ class UnpackedFile(StoredFile):
         """
         content = self._read_if_whole(start, length, crc)
         if content is None:
-            with one_at_a_time(self._copy.path), suppress(OSError):
+            with locked(self._copy.path), suppress(OSError):
                 content = self._read_if_whole(start, length, crc)  # Another process may have unpacked it meanwhile.
                 if content is None and not self._was_restored and self.now() == self.stamp:
                     self._was_restored = True
@@ -130,24 +127,6 @@ def _write(file: StoredFile, path: Path, report: Callable[[], None]) -> str:
         if problem and not size:
             raise InputError(f"{file.where()} {problem}: nothing of it can be unpacked; download it again")
     return problem
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other threads and processes out of this context for the same path, where the system and the disk have locks."""
-    lock = path.with_name(f"{path.name}.0-0.part")  # What a kill leaves is deleted like files that were being written.
-    file = None
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("wb")
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if file:
-            with file, suppress(OSError):
-                lock.unlink()
 
 
 def _delete_own(folder: Path, owner: int) -> None:

@@ -5,19 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import (
-    ABANDONED_SECONDS,
-    check_regular,
-    digest,
-    file_stamp,
-    read_regular,
-    write_cached,
-    written_beside,
-)
-
-# For modules that still import these from here.
-__all__ = ["ABANDONED_SECONDS", "LocalFile", "StoredFile", "check_regular", "digest", "file_stamp", "written_beside"]
-write_whole = write_cached
+from deepcluster.core.files import file_stamp, read_regular
 
 
 class StoredFile(ABC):
