@@ -431,7 +431,7 @@ def test_every_trunk_takes_a_step(arch: str, image_size: int, sobel: bool, image
     trunk = make_run_trunk(settings)
     # Whitening of 4,096 features takes half a minute here; that of a pooled map does not.
     settings = replace(settings, cluster_stage=trunk.embed_stage)
-    loader = Loader(DecodedImages(open_source(images, 8), 1 << 24), workers=2)
+    loader = Loader(DecodedImages(open_source(images, 8)), workers=2)
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
     line = Loop(DeepCluster(trunk, loader, settings, Machine.choose("cpu", "fp32"))).run_epoch()
     loader.close()
