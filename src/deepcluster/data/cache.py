@@ -173,14 +173,16 @@ class DecodedImages:
 
     def resident(self, device: torch.device, unreadable: dict[int, str]) -> Ragged | None:
         """Return all readable images on a GPU, if they are kept and take no more than half of its free memory."""
-        if self._resident is None and self.pack is not None and device.type == "cuda" and not self.pack.complaint:
-            for index in set(range(len(self))) - unreadable.keys():
-                self.get(index)  # Its checksum is checked.
-            pixels = self.pack.pixels
-            if pixels.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
-                pixels_P3 = torch.from_numpy(pixels).view(-1, 3).to(device)
-                torch.cuda.synchronize(device)  # Other streams will read it.
-                self._resident = Ragged(pixels_P3, self.pack.starts_N // 3, self.pack.sizes_N2.astype(np.int64))
+        if self._resident is None and self.pack is not None and device.type == "cuda":
+            sizes_N2, pixels = self.pack.sizes_N2.astype(np.int64), self.pack.pixels
+            missing = set(np.flatnonzero(sizes_N2[:, 0] == 0).tolist())
+            if pixels.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0] or missing - unreadable.keys():
+                return None
+            if any(self.pack.get(index) is None for index in set(range(len(self))) - missing):
+                return None  # Damaged: it is decoded again on the way.
+            pixels_P3 = torch.from_numpy(pixels).view(-1, 3).to(device)
+            torch.cuda.synchronize(device)  # Other streams will read it.
+            self._resident = Ragged(pixels_P3, self.pack.starts_N // 3, sizes_N2)
         return self._resident
 
 

@@ -121,7 +121,6 @@ class Loader:
         self.wait_seconds = 0.0
         self._tell = tell
         self._pool: Workers | None = None
-        self._n_damaged = 0
 
     def close(self) -> None:
         """End the worker processes."""
@@ -223,17 +222,15 @@ class Loader:
         calls = iter(calls)
         while True:
             if pool is None:
-                function, args, _ = next(calls, (None, (), 0))
-                if function is None:
+                if (asked := next(calls, None)) is None:
                     return
-                answer: tuple[Call | None, Any] = None, function(self.images, *args, None)
+                answer: tuple[Call | None, Any] = None, asked[0](self.images, *asked[1], None)
             else:
                 while len(pending) <= self.workers or (len(pending) < 2 * self.workers + 1 and ahead_bytes < _AHEAD_BYTES):
-                    function, args, buffer_bytes = next(calls, (None, (), 0))
-                    if function is None:
+                    if (asked := next(calls, None)) is None:
                         break
-                    pending.append(pool.submit(function, *args, buffer_bytes=buffer_bytes))
-                    ahead_bytes = len(pending) * buffer_bytes
+                    pending.append(pool.submit(asked[0], *asked[1], buffer_bytes=asked[2]))
+                    ahead_bytes = len(pending) * asked[2]
                 if not pending:
                     return
                 call = pending.popleft()

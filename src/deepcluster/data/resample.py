@@ -7,7 +7,6 @@ products must be real ones, as is torch's default, and not TF32).
 B batch, C channels, H and W sides of the images, S side of the result, T taps of a kernel, P pixels.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
@@ -126,7 +125,11 @@ def resample(images: Tensor | Ragged, windows: Windows, size: int, *, exact: boo
     device = pixels.device
     exact = device.type == "cpu" if exact is None else exact
     result_BSSC = torch.empty(len(images), size, size, 3, dtype=torch.uint8, device=device)
-    for some in _pieces(images, windows, size):
+    step = max(1, len(images))
+    if isinstance(images, Ragged) and len(images):
+        high, wide = windows.boxes_B4[:, 2:].max(0).tolist()
+        step = max(1, _GPU_NUMBERS // (3 * high * wide + size * (high + wide)))
+    for some in (slice(start, min(start + step, len(images))) for start in range(0, len(images), step)):
         boxes_B4 = windows.boxes_B4[some]
         if isinstance(images, Ragged):
             part_BHWC = images.take(np.arange(some.start, some.stop)).boxes(boxes_B4)
@@ -139,16 +142,6 @@ def resample(images: Tensor | Ragged, windows: Windows, size: int, *, exact: boo
         across = _weights(*along[1], part_BHWC.shape[2], size, device, windows.flips_B[some], exact=exact)
         _scale(part_BHWC, down, across, result_BSSC[some])
     return result_BSSC.permute(0, 3, 1, 2)
-
-
-def _pieces(images: Tensor | Ragged, windows: Windows, size: int) -> Iterator[slice]:
-    """Yield the parts of a batch that are worked on together."""
-    step = max(1, len(images))
-    if isinstance(images, Ragged) and len(images):
-        side_2 = windows.boxes_B4[:, 2:].max(0)
-        step = max(1, _GPU_NUMBERS // int(3 * side_2.prod() + size * side_2.sum()))
-    for start in range(0, len(images), step):
-        yield slice(start, min(start + step, len(images)))
 
 
 def _scale(images_BHWC: Tensor, down: tuple[Tensor, Tensor], across: tuple[Tensor, Tensor], result_BSSC: Tensor) -> None:
