@@ -462,12 +462,12 @@ print(torch.get_num_threads())
 """
     with_survey = """
 import sys, numpy, torch
-from deepcluster.data.survey import overview
 from deepcluster.data.sources import open_source
-from deepcluster.data.survey import survey
+from deepcluster.data.survey import looks, survey
 numpy.save(sys.argv[1], numpy.zeros((9, 8, 8), numpy.uint8))
 source = open_source(sys.argv[1])
-assert survey(source, workers=2, on_images=lambda images: None).n_images == overview(source, workers=2).looked_at == 9
+done = [].append
+assert survey(source, workers=2, on_images=done).n_images == len(list(looks(source, range(9), 2, done, whole=True))) == 9
 print(torch.get_num_threads())
 """
     numbers = [
