@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -391,12 +392,13 @@ def test_a_stop_at_any_batch_changes_nothing(tmp_path: Path, data: Path, found: 
 def test_many_stops_get_to_the_end(tmp_path: Path, data: Path, found: list[dict[str, Score]]) -> None:
     """Six questions after the images are read, each time: what was done is not done again."""
     short = options(labels=(0.5,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), batch_size=9, scratch=False)
-    counted, reading = StopAt(-1), 2  # reading asks once a part
-    whole = evaluate(tiny_model(tmp_path / "whole", interruption=counted), data, short)
+    counted, reading = StopAt(-1), 2  # Without workers, reading asks once per part of the data.
+    whole = evaluate(replace(tiny_model(tmp_path / "whole", interruption=counted), workers=0), data, short)
     total, stops, results = -1 - counted.left, 0, None
     while results is None:
         try:
-            results = evaluate(tiny_model(tmp_path / "parts", interruption=StopAt(reading + 6)), data, short)
+            model = replace(tiny_model(tmp_path / "parts", interruption=StopAt(reading + 6)), workers=0)
+            results = evaluate(model, data, short)
         except Interrupted:
             stops += 1
             assert stops <= total // 5
