@@ -19,7 +19,7 @@ _NAME = "[0-9a-f]{32}"
 KINDS = {
     "lists": (rf"{_NAME}\.npz", "listings of folders, which version 0.1.0 kept"),
     "shards": (_NAME, "where the images of tar files lie"),
-    "unpacked": (rf"{_NAME}-{_NAME}(\.lock)?", "what gzip'd tar files and Parquet files hold"),
+    "unpacked": (rf"{_NAME}-{_NAME}(\.lock)?", "what gzip'd tar files hold"),
     "blocks": (f"[0-9a-f]{{2}}/{_NAME}", "parts of remote files"),
     "features": (rf"{_NAME}\.npy", "features of images, for `evaluate`"),
     "unfinished": (rf"{_NAME}\.pt", "evaluations that were stopped, to be continued"),
