@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,8 @@ class TinyModel(Model):
 
 
 def tiny_model(cache: Path, *, seed: int = 3, dropout: float = 0.3, **changes: Any) -> Model:
-    return TinyModel(**vars(make_model(cache, trunk=TinyTrunk(seed, dropout), dropout=dropout, **changes)))
+    # Without workers, reading asks for a stop once per part of the data.
+    return TinyModel(**vars(make_model(cache, trunk=TinyTrunk(seed, dropout), dropout=dropout, workers=0, **changes)))
 
 
 @pytest.fixture(autouse=True)
@@ -392,13 +392,12 @@ def test_a_stop_at_any_batch_changes_nothing(tmp_path: Path, data: Path, found: 
 def test_many_stops_get_to_the_end(tmp_path: Path, data: Path, found: list[dict[str, Score]]) -> None:
     """Six questions after the images are read, each time: what was done is not done again."""
     short = options(labels=(0.5,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), batch_size=9, scratch=False)
-    counted, reading = StopAt(-1), 2  # Without workers, reading asks once per part of the data.
-    whole = evaluate(replace(tiny_model(tmp_path / "whole", interruption=counted), workers=0), data, short)
+    counted, reading = StopAt(-1), 2
+    whole = evaluate(tiny_model(tmp_path / "whole", interruption=counted), data, short)
     total, stops, results = -1 - counted.left, 0, None
     while results is None:
         try:
-            model = replace(tiny_model(tmp_path / "parts", interruption=StopAt(reading + 6)), workers=0)
-            results = evaluate(model, data, short)
+            results = evaluate(tiny_model(tmp_path / "parts", interruption=StopAt(reading + 6)), data, short)
         except Interrupted:
             stops += 1
             assert stops <= total // 5
@@ -422,7 +421,7 @@ def test_a_stop_of_a_real_network_changes_nothing(tmp_path: Path, data: Path, fo
     short = options(labels=(0.2,), trunk_lr=(0.02,), head_lr_factor=(1.0, 5.0), scratch=False)
     whole = evaluate(make_model(tmp_path / "whole"), data, short)
     with pytest.raises(Interrupted):
-        evaluate(make_model(tmp_path, interruption=StopAt(7)), data, short)
+        evaluate(make_model(tmp_path, workers=0, interruption=StopAt(7)), data, short)
     assert list(tmp_path.rglob("*.pt"))
     assert evaluate(make_model(tmp_path), data, short) == whole
     assert found[-1] == found[0]

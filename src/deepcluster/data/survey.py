@@ -26,6 +26,7 @@ CHECK_ALL = 10_000
 MOST_UNREADABLE = 0.1
 # Whether an image is grey is seen at this size as well.
 GREY_SIDE = 64
+_TOGETHER = 10_000
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def looks(
     """
     with image_threads(max(1, workers)) as pool:
         try:
-            for first in range(0, len(sample), CHECK_ALL):
-                some = sample[first : first + CHECK_ALL]
+            for first in range(0, len(sample), _TOGETHER):
+                some = sample[first : first + _TOGETHER]
                 for found in zip(some, pool.map(partial(_look, source, whole), some), strict=True):
                     on_images(1)
                     yield found
