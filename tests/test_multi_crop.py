@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.data.crops import parse_crops
 from deepcluster.data.multi_crop import MultiCropView, crop_draws
 from deepcluster.data.views import TrainingView, draws
+from deepcluster.run.crops import parse_crops
 
 CROPS, SCALES = ((2, 32), (3, 12)), ((0.14, 1.0), (0.05, 0.14))
 SIZES = [(40, 90), (33, 31), (1, 1), (60, 45)]

@@ -17,7 +17,7 @@ import pytest
 
 from deepcluster.core import processes as module
 from deepcluster.core.errors import DeepClusterError, UnreadableImage, WorkerLost
-from deepcluster.core.processes import SharedFile, Workers, bytes_for, into_buffer
+from deepcluster.core.processes import SharedFile, Workers, arrays_in, bytes_for
 
 Memory = Any
 LONG = 120.0  # Only against hanging.
@@ -32,8 +32,11 @@ def pid(kept: Any, memory: Memory) -> int:
 
 
 def write(kept: Any, number: int, shapes: Sequence[tuple[int, ...]], memory: Memory) -> bool:
-    """Fill arrays with numbers that follow from `number`."""
-    return into_buffer(memory, numbers(number, shapes))
+    """Fill arrays with numbers that follow from `number`; return whether there is room for them."""
+    fits = bytes_for(shapes) <= len(memory)
+    for place, array in zip(arrays_in(memory, shapes) if fits else [], numbers(number, shapes), strict=fits):
+        np.copyto(place, array)
+    return fits
 
 
 def numbers(number: int, shapes: Sequence[tuple[int, ...]]) -> list[Any]:

@@ -170,11 +170,11 @@ class Call:
         return value
 
     def arrays(self, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
-        """Return the arrays that `into_buffer` has put into the memory of this call; it is theirs until they are gone."""
+        """Return the arrays that were put into the memory of this call, one after the other; it is theirs until they go."""
         if self.memory is None:
             raise ValueError("this call has no buffer")
         few = self._workers.buffers.in_use <= _MOST_IN_USE
-        return _arrays(self.memory if few else self.memory.copy(), shapes)
+        return arrays_in(self.memory if few else self.memory.copy(), shapes)
 
 
 class _Worker:
@@ -359,22 +359,13 @@ def _sendable(fault: Exception) -> Exception:
     return fault
 
 
-def into_buffer(memory: NDArray[np.uint8], arrays: list[NDArray[np.uint8]]) -> bool:
-    """Copy arrays into a buffer one after the other, where `Call.arrays` finds them; False where there is no room."""
-    shapes = [array.shape for array in arrays]
-    if bytes_for(shapes) > len(memory):
-        return False
-    for place, array in zip(_arrays(memory, shapes), arrays, strict=True):
-        np.copyto(place, array)
-    return True
-
-
 def bytes_for(shapes: Sequence[tuple[int, ...]]) -> int:
     """Return the size of a buffer for uint8 arrays of these shapes."""
     return sum(-(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT for shape in shapes)
 
 
-def _arrays(memory: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
+def arrays_in(memory: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
+    """Return arrays of these shapes one after the other in a piece of memory, each at the beginning of a cache line."""
     arrays, start = [], 0
     for shape in shapes:
         arrays.append(memory[start : start + int(np.prod(shape))].reshape(shape))

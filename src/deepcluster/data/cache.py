@@ -130,17 +130,21 @@ class DecodedImages:
         return len(self.source)
 
     def get(self, index: int) -> Tensor:
-        """Return an image (H, W, 3).
+        """Return an image (H, W, 3) as a tensor.
 
         Raises:
             UnreadableImage: it can't be read or decoded.
         """
+        return _tensor(self.pixels(index))
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Return an image (H, W, 3), which may be read-only; raise UnreadableImage as `get` does."""
         pixels_HWC = self.pack.get(index, self.source.stamp) if self.pack is not None else None
         if pixels_HWC is None:
             pixels_HWC = self.decode(index)
             if self.pack is not None and not self.pack.complaint:
                 self.pack.fill(range(index, index + 1), self.source.stamp, lambda _: pixels_HWC, wait=False)
-        return torch.from_numpy(pixels_HWC if pixels_HWC.flags.writeable else pixels_HWC.copy())
+        return pixels_HWC
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         """Return an image (H, W, 3) of the source, whatever is kept.
@@ -158,18 +162,18 @@ class DecodedImages:
         together = self.pack.gather(indices_B, SMALL_SIDE, self.source.stamp) if self.pack is not None else None
         if together is not None:
             return torch.from_numpy(together), np.arange(len(indices_B)), {}
-        images: list[Tensor] = []
+        images: list[NDArray[np.uint8]] = []
         rows: list[int] = []
         unreadable = {}
         for row, index in enumerate(indices_B.tolist()):
             try:
-                images.append(self.get(index))
+                images.append(self.pixels(index))
                 rows.append(row)
             except UnreadableImage as fault:
                 unreadable[index] = str(fault)
         if images and max(images[0].shape) <= SMALL_SIDE and all(image.shape == images[0].shape for image in images):
-            return torch.stack(images), np.array(rows), unreadable
-        return images, np.array(rows, np.int64), unreadable
+            return torch.from_numpy(np.stack(images)), np.array(rows), unreadable
+        return list(map(_tensor, images)), np.array(rows, np.int64), unreadable
 
     def resident(self, device: torch.device, unreadable: dict[int, str]) -> Ragged | None:
         """Return all readable images on a GPU, if they are kept and take no more than half of its free memory."""
@@ -184,6 +188,10 @@ class DecodedImages:
             torch.cuda.synchronize(device)  # Other streams will read it.
             self._resident = Ragged(pixels_P3, self.pack.starts_N // 3, sizes_N2)
         return self._resident
+
+
+def _tensor(pixels_HWC: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels_HWC if pixels_HWC.flags.writeable else pixels_HWC.copy())
 
 
 def decoded_images(

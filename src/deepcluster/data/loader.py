@@ -25,14 +25,15 @@ from torch import Tensor
 
 from deepcluster.core.distributed import ranks_here
 from deepcluster.core.errors import UnreadableImage
-from deepcluster.core.processes import Call, Workers, bytes_for, into_buffer, start_method
+from deepcluster.core.processes import Call, Workers, bytes_for, start_method
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.multi_crop import crop_draws
 from deepcluster.data.resample import to_device
 from deepcluster.data.storage.remote import ConnectionLost, tell_troubles_to, waiting_ends
-from deepcluster.data.views import Draws, Images, draws
+from deepcluster.data.views import Draws, draws, new_room
 
-View = Callable[[Images, Draws], Tensor | tuple[Tensor, ...]]
+# Cuts views out of images with the numbers that are drawn for them.
+View = Callable[..., Tensor | tuple[Tensor, ...]]
 # Seed, epoch and first position of the random numbers of a batch; None for a view without any.
 Drawn = tuple[int, int, int] | None
 MOST_WORKERS = 16
@@ -296,13 +297,20 @@ def _make_crops(
         kept images were damaged.
     """
     found, rows, unreadable = images.some(part.indices)
-    crops = _tuple(view(found, part.draws(view)[rows]))
+    place = 0
+
+    def room(count: int, size: int) -> Tensor:
+        nonlocal place
+        if memory is None:
+            return new_room(count, size)
+        first, place = place, place + bytes_for([(count, size, size, 3)])
+        return torch.from_numpy(memory[first : first + count * size * size * 3]).view(count, size, size, 3)
+
+    crops = _tuple(view(found, part.draws(view)[rows], room))
     arrays = [crop.movedim(-3, -1).numpy() for crop in crops]
     n_damaged = 0
     if images.pack is not None:
         n_damaged, images.pack.n_damaged = images.pack.n_damaged, 0
-    if memory is not None:
-        into_buffer(memory, arrays)
     return arrays if memory is None else [array.shape for array in arrays], rows, unreadable, n_damaged
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.data.crops import Crops
-from deepcluster.data.views import Draws, Images, TrainingView, cut, draws, sides_of
+from deepcluster.data.views import Draws, Images, Room, TrainingView, cut, draws, new_room, sides_of
 
 
 def crop_draws(seed: int, epoch: int, start: int, count: int, n_crops: int) -> Draws:
@@ -27,14 +26,14 @@ class MultiCropView:
     """The random views that are learned together: groups of crops, each of one size and one range of areas.
 
     Args:
-        crops: number and side of each group's crops, as `deepcluster.data.crops.parse_crops` gives them.
+        crops: number and side of each group's crops, as `deepcluster.run.crops.parse_crops` gives them.
         scales: least and most share of the image's area, for each group.
         flip: flip half of the crops left to right.
 
     Raises InputError where there are not as many scales as groups.
     """
 
-    crops: Crops
+    crops: tuple[tuple[int, int], ...]
     scales: tuple[tuple[float, float], ...]
     flip: bool = True
     views: tuple[TrainingView, ...] = field(init=False, repr=False, compare=False)
@@ -54,7 +53,7 @@ class MultiCropView:
         """V, the crops of an image in all."""
         return sum(count for count, _ in self.crops)
 
-    def __call__(self, images: Images, draws_BVR: Draws) -> tuple[Tensor, ...]:
+    def __call__(self, images: Images, draws_BVR: Draws, room: Room = new_room) -> tuple[Tensor, ...]:
         """Return the crops of each group: (count * B, 3, S, S), uint8, channels last in memory, on the images' device.
 
         Crop by crop: rows v * B … (v + 1) * B - 1 are the group's crop v of each image. Numbers of crops run through all
@@ -64,6 +63,6 @@ class MultiCropView:
         for (count, size), view in zip(self.crops, self.views, strict=True):
             draws_CR = draws_BVR[:, first : first + count].swapaxes(0, 1).reshape(-1, draws_BVR.shape[2])
             windows = view.windows(np.tile(sides_B2, (count, 1)), draws_CR)
-            groups.append(cut(images, windows, size, np.tile(np.arange(len(images)), count)))
+            groups.append(cut(images, windows, size, np.tile(np.arange(len(images)), count), room=room))
             first += count
         return tuple(groups)

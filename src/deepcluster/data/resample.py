@@ -113,18 +113,23 @@ def resize_alike(images_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(images_BCHW, size=size, mode="bilinear", antialias=True)
 
 
-def resample(images: Tensor | Ragged, windows: Windows, size: int, *, exact: bool | None = None) -> Tensor:
+def resample(
+    images: Tensor | Ragged, windows: Windows, size: int, *, exact: bool | None = None, out: Tensor | None = None
+) -> Tensor:
     """Return a window of each image at `size`, by antialiased bilinear interpolation; (B, 3, S, S), channels last in memory.
 
     Args:
         images: (B, H, W, 3), uint8, or of any sizes; on any device.
         exact: give the pixels of `resize`, bit for bit; elsewhere they are at most 1 of 255 away, and images that are made
             smaller by more than three times need no float64. By default on processors.
+        out: memory for the result, as it is returned.
     """
     pixels = images.pixels_P3 if isinstance(images, Ragged) else images
     device = pixels.device
     exact = device.type == "cpu" if exact is None else exact
-    result_BSSC = torch.empty(len(images), size, size, 3, dtype=torch.uint8, device=device)
+    if out is None:
+        out = torch.empty(len(images), size, size, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    result_BSSC = out.permute(0, 2, 3, 1)
     step = max(1, len(images))
     if isinstance(images, Ragged) and len(images):
         high, wide = windows.boxes_B4[:, 2:].max(0).tolist()
@@ -141,7 +146,7 @@ def resample(images: Tensor | Ragged, windows: Windows, size: int, *, exact: boo
         down = _weights(*along[0], part_BHWC.shape[1], size, device, exact=exact)
         across = _weights(*along[1], part_BHWC.shape[2], size, device, windows.flips_B[some], exact=exact)
         _scale(part_BHWC, down, across, result_BSSC[some])
-    return result_BSSC.permute(0, 3, 1, 2)
+    return out
 
 
 def _scale(images_BHWC: Tensor, down: tuple[Tensor, Tensor], across: tuple[Tensor, Tensor], result_BSSC: Tensor) -> None:

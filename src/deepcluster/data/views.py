@@ -6,7 +6,7 @@ number of workers, a stop and a resume change nothing.
 B batch, V views, H and W pixels, S side of a view, R random numbers of a position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import pi
@@ -39,6 +39,8 @@ LAST = torch.channels_last
 # Decoded images, uint8: each one (H, W, 3), of any sizes; or many of one size (B, H, W, 3); or of any sizes on a GPU.
 Images = Sequence[Tensor] | Tensor | Ragged
 Draws = NDArray[np.float64]
+# Returns memory (V, S, S, 3) for V views of side S.
+Room = Callable[[int, int], Tensor]
 
 
 def draws(seed: int, epoch: int, start: int, count: int, *, crop: int = 0) -> Draws:
@@ -58,24 +60,32 @@ def sides_of(images: Images) -> NDArray[np.int64]:
     return np.array([image_HWC.shape[:2] for image_HWC in images], np.int64).reshape(-1, 2)
 
 
-def cut(images: Images, windows: Windows, size: int, rows: NDArray[np.int64] | None = None) -> Tensor:
+def new_room(count: int, size: int) -> Tensor:
+    """Return new memory (V, S, S, 3) for views."""
+    return torch.empty(count, size, size, 3, dtype=torch.uint8)
+
+
+def cut(
+    images: Images, windows: Windows, size: int, rows: NDArray[np.int64] | None = None, *, room: Room = new_room
+) -> Tensor:
     """Return windows (V, 3, S, S) of images, uint8, channels last in memory, on the device of the images.
 
     Args:
         windows: of V views.
         rows: the image of each view; view v is of image v by default.
+        room: memory for views that are cut on the CPU.
     """
     if isinstance(images, Ragged):
         return resample(images if rows is None else images.take(rows), windows, size)
+    views = room(len(windows.flips_B), size).permute(0, 3, 1, 2)
     if isinstance(images, Tensor):
         if len(images) and windows.are_equal():
             top, left, height, width = windows.boxes_B4[0].tolist()
             some = images if rows is None else images[torch.from_numpy(rows)]
             scaled_BCHW = resize_alike(some[:, top : top + height, left : left + width], tuple(windows.grids_B2[0].tolist()))
             top, left = windows.places_B2[0].tolist()
-            return scaled_BCHW[..., top : top + size, left : left + size].contiguous(memory_format=LAST)
-        return resample(images if rows is None else images[torch.from_numpy(rows)], windows, size)
-    views = torch.empty(len(windows.flips_B), 3, size, size, dtype=torch.uint8, memory_format=LAST)
+            return views.copy_(scaled_BCHW[..., top : top + size, left : left + size])
+        return resample(images if rows is None else images[torch.from_numpy(rows)], windows, size, out=views)
     rows = np.arange(len(views)) if rows is None else rows
     fields = (field.tolist() for field in (rows, windows.boxes_B4, windows.grids_B2, windows.places_B2, windows.flips_B))
     known, scaled_CHW = None, views
@@ -112,9 +122,9 @@ class ClusterView:
         places_B2 = np.rint((grids_B2 - (side or self.size)) / 2).astype(np.int64)
         return Windows(np.concatenate([tops_B2, boxes_B2], 1), grids_B2, places_B2, np.zeros(len(sides_B2), bool))
 
-    def __call__(self, images: Images, draws_BR: Draws | None = None) -> Tensor:
+    def __call__(self, images: Images, draws_BR: Draws | None = None, room: Room = new_room) -> Tensor:
         """Return the views (B, 3, S, S), uint8, channels last in memory."""
-        return cut(images, self.windows(sides_of(images)), self.size)
+        return cut(images, self.windows(sides_of(images)), self.size, room=room)
 
 
 @dataclass(frozen=True)
@@ -153,9 +163,9 @@ class TrainingView:
         flips_B = draws_BR[:, _FLIP_DRAW] < (0.5 if self.flip else 0)
         return Windows(boxes_B4, np.full_like(sides_B2, self.size), np.zeros_like(sides_B2), flips_B)
 
-    def __call__(self, images: Images, draws_BR: Draws) -> Tensor:
+    def __call__(self, images: Images, draws_BR: Draws, room: Room = new_room) -> Tensor:
         """Return the views (B, 3, S, S), uint8, channels last in memory."""
-        return cut(images, self.windows(sides_of(images), draws_BR), self.size)
+        return cut(images, self.windows(sides_of(images), draws_BR), self.size, room=room)
 
 
 @dataclass(frozen=True)
@@ -177,9 +187,9 @@ class ShiftedView:
         flips_B = draws_BR[:, _FLIP_DRAW] < (0.5 if self.flip else 0)
         return Windows(square.boxes_B4, square.grids_B2, square.places_B2 + shifts_B2, flips_B)
 
-    def __call__(self, images: Images, draws_BR: Draws) -> Tensor:
+    def __call__(self, images: Images, draws_BR: Draws, room: Room = new_room) -> Tensor:
         """Return the views (B, 3, S, S), uint8, channels last in memory."""
-        return cut(images, self.windows(sides_of(images), draws_BR), self.size)
+        return cut(images, self.windows(sides_of(images), draws_BR), self.size, room=room)
 
 
 @dataclass(frozen=True)
@@ -190,7 +200,7 @@ class TenCrops:
 
     size: int
 
-    def __call__(self, images: Images, draws_BR: Draws | None = None) -> Tensor:
+    def __call__(self, images: Images, draws_BR: Draws | None = None, room: Room = new_room) -> Tensor:
         """Return the views (B, 10, 3, S, S), uint8, each channels last in memory."""
         centre = ClusterView(self.size).windows(sides_of(images))
         room_B2 = centre.grids_B2 - self.size
@@ -200,7 +210,7 @@ class TenCrops:
         places_V2 = np.concatenate([corners_B52, mirrored_B52], 1).reshape(-1, 2)
         flips_V = np.tile(np.arange(10) >= 5, len(images))
         windows = Windows(centre.boxes_B4.repeat(10, 0), centre.grids_B2.repeat(10, 0), places_V2, flips_V)
-        views = cut(images, windows, self.size, np.arange(len(images)).repeat(10))
+        views = cut(images, windows, self.size, np.arange(len(images)).repeat(10), room=room)
         return views.permute(0, 2, 3, 1).view(-1, 10, self.size, self.size, 3).permute(0, 1, 4, 2, 3)
 
 

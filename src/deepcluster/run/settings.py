@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self
 from deepcluster.clustering import CLUSTERERS, clusterer
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.options import Checked, flag, option
-from deepcluster.data.crops import parse_crops
 from deepcluster.models.archs import ARCHITECTURES, check_arch
+from deepcluster.run.crops import parse_crops
 
 CACHES = ("auto", "memory", "none")
 V2_RECIPES = ("v2-resnet50", "v2-small-images", "v2-small-set")

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.work import Work
-from deepcluster.data.crops import Crops
 from deepcluster.data.loader import Batch, Loader, View
 from deepcluster.data.views import DRAWS_ALIGNED, Colours
 from deepcluster.models.synchronised import synchronise_batch_norms
 from deepcluster.models.trunk import Trunk, normalise
+from deepcluster.run.crops import Crops
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import Space
 
