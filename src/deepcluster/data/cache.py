@@ -154,14 +154,14 @@ class DecodedImages:
         """
         return decode(self.source.read(index), shorter_side=self.shorter_side)
 
-    def some(self, indices_B: NDArray[np.int64]) -> tuple[list[Tensor] | Tensor, NDArray[np.int64], dict[int, str]]:
+    def some(self, indices_B: NDArray[np.int64]) -> tuple[list[Tensor] | Tensor, NDArray[np.int64] | slice, dict[int, str]]:
         """Return the readable ones of some images, their places in `indices_B`, and by index why others can't be read.
 
         Images are one tensor (B, H, W, 3) if they are all small and of one size.
         """
         together = self.pack.gather(indices_B, SMALL_SIDE, self.source.stamp) if self.pack is not None else None
         if together is not None:
-            return torch.from_numpy(together), np.arange(len(indices_B)), {}
+            return torch.from_numpy(together), slice(None), {}
         images: list[NDArray[np.uint8]] = []
         rows: list[int] = []
         unreadable = {}
@@ -172,8 +172,9 @@ class DecodedImages:
             except UnreadableImage as fault:
                 unreadable[index] = str(fault)
         if images and max(images[0].shape) <= SMALL_SIDE and all(image.shape == images[0].shape for image in images):
-            return torch.from_numpy(np.stack(images)), np.array(rows), unreadable
-        return list(map(_tensor, images)), np.array(rows, np.int64), unreadable
+            together = np.stack(images)
+        kept = np.array(rows, np.int64) if unreadable else slice(None)
+        return list(map(_tensor, images)) if together is None else torch.from_numpy(together), kept, unreadable
 
     def resident(self, device: torch.device, unreadable: dict[int, str]) -> Ragged | None:
         """Return all readable images on a GPU, if they are kept and take no more than half of its free memory."""

@@ -71,20 +71,20 @@ class _Part:
     """What a batch is made of: images, some of whose positions may be left out, and the numbers that are drawn for these.
 
     Attributes:
-        rows: positions, of all that the batch was to have, of the images that are not known to be unreadable.
+        rows: positions of these images among all that the batch was to have: those that are not known to be unreadable.
         drawn: seed, epoch and first position of the draws; None for a view without any.
         count: number of positions.
     """
 
     indices: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64] | slice
     drawn: Drawn
     count: int
 
     def draws(self, view: View) -> Draws:
         """Return the numbers of the images of the batch."""
         if self.drawn is None:
-            return np.empty((len(self.rows), 0))
+            return np.empty((len(self.indices), 0))
         n_views = getattr(view, "n_views", None)
         drawn = draws(*self.drawn, self.count) if n_views is None else crop_draws(*self.drawn, self.count, n_views)
         return drawn[self.rows]
@@ -195,7 +195,11 @@ class Loader:
 
         def calls() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...], int]]:
             for indices, drawn in parts:
-                rows = np.array([row for row, one in enumerate(indices.tolist()) if one not in self.unreadable], np.int64)
+                rows: NDArray[np.int64] | slice = slice(None)
+                if not self.unreadable.keys().isdisjoint(indices.tolist()):
+                    rows = np.array(
+                        [row for row, one in enumerate(indices.tolist()) if one not in self.unreadable], np.int64
+                    )
                 wanted.append(_Part(indices[rows], rows, drawn, len(indices)))
                 yield _make_crops, (view, wanted[-1]), n_bytes * len(indices)
 
@@ -289,7 +293,7 @@ def image_threads(workers: int) -> ThreadPoolExecutor:
 
 def _make_crops(
     images: DecodedImages, view: View, part: _Part, memory: NDArray[np.uint8] | None
-) -> tuple[list[Any], NDArray[np.int64], dict[int, str], int]:
+) -> tuple[list[Any], NDArray[np.int64] | slice, dict[int, str], int]:
     """Return the crops of a batch, or their shapes where they are put into memory; and what was found on the way.
 
     Returns:
