@@ -343,7 +343,7 @@ def test_uniform_small_images_come_together(uniform: Path) -> None:
         together, rows, unreadable = images.some(indices_B)
         assert isinstance(together, Tensor)
         torch.testing.assert_close(together, want_NHWC[indices_B], rtol=0, atol=0)
-        assert (rows.tolist(), unreadable) == ([0, 1, 2, 3, 4], {})
+        assert (np.arange(5)[rows].tolist(), unreadable) == ([0, 1, 2, 3, 4], {})
 
 
 @pytest.mark.parametrize("side", [64, 65])
