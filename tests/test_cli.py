@@ -401,6 +401,7 @@ def test_there_are_at_most_seven_frames_from_the_command_to_backward(
     assert stacks and max(map(len, stacks)) <= 7, stacks[0]
 
 
+@pytest.mark.slow
 def test_a_stopped_demo_does_not_promise_an_option_that_it_lacks(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deepcluster", "demo", "--out", str(tmp_path / "demo")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -390,7 +390,7 @@ def test_what_a_dropped_pool_gave_stays_whole() -> None:
 # Without a guard
 
 
-@pytest.mark.parametrize("way", ["script", "-c"])
+@pytest.mark.parametrize("way", ["script", pytest.param("-c", marks=pytest.mark.slow)])
 def test_spawned_workers_do_not_run_the_users_program_again(way: str, tmp_path: Path) -> None:
     code = f"""
 import multiprocessing, sys

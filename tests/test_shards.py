@@ -684,8 +684,10 @@ def read_all(source: ImageSource) -> list[bytes]:
     return [bytes(source.read(index)) for index in range(len(source))]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize(
+    ("is_kept", "method"),
+    [(True, "fork"), (False, "fork"), (True, "spawn"), pytest.param(False, "spawn", marks=pytest.mark.slow)],
+)
 def test_other_processes_read_the_same(tmp_path: Path, method: str, is_kept: bool) -> None:
     """Also from a temporary file, which ends with the source in the process that opened it, and in no other."""
     if not is_kept:
