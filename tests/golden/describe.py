@@ -98,8 +98,8 @@ def without_changing(value: Any, work: Path) -> Any:
         return [without_changing(part, work) for part in value]
     if isinstance(value, str):
         value = value.replace(str(work), "WORK")
-        if len(sys.argv) > 1:  # Only "-c" in a process of pytest-xdist.
-            value = value.replace(" ".join(sys.argv), "COMMAND")
+        # As a word of its own: in a process of pytest-xdist it is "-c".
+        value = re.sub(rf"(?<!\S){re.escape(' '.join(sys.argv))}(?!\S)", "COMMAND", value)
         for pattern, word in CHANGING:
             value = re.sub(pattern, word, value)
     return value
