@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from deepcluster.core.processes import SharedFile
+from deepcluster.core.shared_memory import SharedFile
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.pack import Pack

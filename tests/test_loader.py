@@ -23,7 +23,7 @@ from torch import Tensor
 
 from deepcluster.core import processes
 from deepcluster.core.errors import UnreadableImage, WorkerLost
-from deepcluster.core.processes import SharedFile
+from deepcluster.core.shared_memory import SharedFile, map_file
 from deepcluster.data import loader as module
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.decode import decode
@@ -64,7 +64,7 @@ class Numbered(ImageSource):
         super().__init__()
         self.count, self.unreadable, self.hurt = count, unreadable, hurt
         self.memory = SharedFile(count)
-        self.reads_N = processes._map(self.memory.path)
+        self.reads_N = map_file(self.memory.path)
 
     def __len__(self) -> int:
         return self.count

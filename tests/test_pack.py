@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deepcluster.core.processes import SharedFile
+from deepcluster.core.shared_memory import SharedFile
 from deepcluster.data import pack as module
 from deepcluster.data.pack import ROW, Pack, about_pack
 

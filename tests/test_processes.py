@@ -17,7 +17,8 @@ import pytest
 
 from deepcluster.core import processes as module
 from deepcluster.core.errors import DeepClusterError, UnreadableImage, WorkerLost
-from deepcluster.core.processes import SharedFile, Workers, arrays_in, bytes_for
+from deepcluster.core.processes import Workers
+from deepcluster.core.shared_memory import MOST_IN_USE, SharedFile, arrays_in, bytes_for, map_file
 
 Memory = Any
 LONG = 120.0  # Only against hanging.
@@ -283,7 +284,7 @@ def test_ctrl_c_ends_all(group: bool, parent: Any) -> None:
 
 def test_memory_is_shared_by_its_path_and_ends_with_its_file() -> None:
     file = SharedFile(10)
-    module._map(file.path)[3] = 7
+    map_file(file.path)[3] = 7
     code = f"print(*open({file.path!r}, 'rb').read())"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.split() == ["0", "0", "0", "7"] + ["0"] * 6
@@ -350,7 +351,7 @@ def test_answers_that_are_hoarded_are_copied_so_that_handles_do_not_run_out() ->
         hoard = [answered(workers, number, shapes)[0] for number in range(400)]
         for number, array in enumerate(hoard):
             np.testing.assert_array_equal(array, numbers(number, shapes)[0])
-        assert workers.buffers.in_use <= module._MOST_IN_USE + 1
+        assert workers.buffers.in_use <= MOST_IN_USE + 1
 
 
 def test_sixteen_workers_and_a_hoard_need_fewer_than_256_handles(tmp_path: Path) -> None:

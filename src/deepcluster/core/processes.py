@@ -1,4 +1,4 @@
-"""Worker processes that answer calls, and memory that they share with their parent.
+"""Worker processes that answer calls.
 
 Every worker keeps one object. A call is a function of that object and small arguments; its answer is small as well, or is
 written into a shared buffer. There are no queues, threads or locks: each worker has a pipe, so that nothing can hang when a
@@ -6,24 +6,18 @@ worker is killed, and a worker ends by itself when its parent is gone.
 """
 
 import gc
-import mmap
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import DeepClusterError, WorkerLost
+from deepcluster.core.shared_memory import MOST_IN_USE, Buffers, arrays_in, mapped_once
 
 Say = Callable[[str], None]
 
@@ -39,98 +34,14 @@ Say = Callable[[str], None]
 MOST_DEATHS = 3
 # How often a caller that waits for an answer looks whether it should stop, and how long it waits for the answer after that.
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.25, 5.0
-# Buffers that wait to be used again, and those in use above which answers are copied. Each takes two file handles.
-_MOST_FREE, _MOST_IN_USE = 32, 40
 # Of calls that a worker has not begun, what its pipe takes surely.
 _PIPE_BYTES = 32 << 10
-_ALIGNMENT = 64
 
 
 def start_method() -> str:
     """Return how workers are started: as the user set it for `multiprocessing`, else fork on Linux and spawn elsewhere."""
     chosen = multiprocessing.get_start_method(allow_none=True)
     return chosen or ("fork" if sys.platform == "linux" else "spawn")
-
-
-class SharedFile:
-    """Memory that other processes of this machine open by its path, while this object lives.
-
-    On Linux it has no name in any folder: it needs no room in /dev/shm, and is freed with its processes, however they end.
-    Elsewhere it is a temporary file.
-
-    Attributes:
-        path: where other processes find it.
-    """
-
-    def __init__(self, size: int = 0) -> None:
-        process, temporary = os.getpid(), ""
-        if hasattr(os, "memfd_create"):
-            number = os.memfd_create("deepcluster")
-            self.path = f"/proc/{process}/fd/{number}"
-        if not hasattr(os, "memfd_create") or not Path(self.path).exists():
-            number, self.path = tempfile.mkstemp(prefix="deepcluster-")
-            temporary = self.path
-        os.ftruncate(number, size)
-        self._close = weakref.finalize(self, _close_file, number, temporary, process)
-
-    def close(self) -> None:
-        """Give the memory back, once no process has it mapped."""
-        self._close()
-
-
-def _close_file(number: int, temporary: str, process: int) -> None:
-    if os.getpid() == process:
-        os.close(number)
-        if temporary:
-            with suppress(OSError):
-                Path(temporary).unlink()
-
-
-def _map(path: str) -> NDArray[np.uint8]:
-    with Path(path).open("r+b") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)
-
-
-@lru_cache(maxsize=_MOST_IN_USE)
-def _mapped_once(path: str, number: int) -> NDArray[np.uint8]:
-    return _map(path)
-
-
-class _Buffer:
-    """A piece of shared memory for one answer at a time."""
-
-    def __init__(self, size: int, number: int) -> None:
-        self.size, self.number = size, number
-        self.file = SharedFile(size)
-        self.memory = _map(self.file.path).data
-
-
-class _Buffers:
-    """Buffers, each used again once nothing refers to the array that it was taken as."""
-
-    def __init__(self) -> None:
-        self._free: list[_Buffer] = []
-        self._made = 0
-        self.in_use = 0
-
-    def take(self, size: int) -> tuple[_Buffer, NDArray[np.uint8]]:
-        """Return a buffer of at least `size` bytes, and its memory as an array."""
-        buffer = next((one for one in self._free if one.size >= size), None)
-        if buffer is None:
-            self._free = []  # They are too small for what is wanted now.
-            self._made += 1
-            buffer = _Buffer(size, self._made)
-        else:
-            self._free.remove(buffer)
-        self.in_use += 1
-        array = np.frombuffer(buffer.memory, np.uint8)
-        weakref.finalize(array, self._take_back, buffer).atexit = False
-        return buffer, array
-
-    def _take_back(self, buffer: _Buffer) -> None:
-        self.in_use -= 1
-        if len(self._free) < _MOST_FREE:
-            self._free.append(buffer)
 
 
 class Call:
@@ -173,7 +84,7 @@ class Call:
         """Return the arrays that were put into the memory of this call, one after the other; it is theirs until they go."""
         if self.memory is None:
             raise ValueError("this call has no buffer")
-        few = self._workers.buffers.in_use <= _MOST_IN_USE
+        few = self._workers.buffers.in_use <= MOST_IN_USE
         return arrays_in(self.memory if few else self.memory.copy(), shapes)
 
 
@@ -221,7 +132,7 @@ class Workers:
         tell: Say = warnings.warn,
     ) -> None:
         self._kept, self._role, self._begin, self._tell = kept, role, begin, tell
-        self.buffers = _Buffers()
+        self.buffers = Buffers()
         self._deaths_at_start = 0
         self._workers: list[_Worker] = []
         try:
@@ -344,7 +255,7 @@ def _serve(pipe: Connection, to_close: list[Connection], kept: Any, begin: Calla
             request = pipe.recv_bytes()
             try:
                 function, args, buffer = pickle.loads(request)
-                answer = pickle.dumps(("done", function(kept, *args, None if buffer is None else _mapped_once(*buffer))))
+                answer = pickle.dumps(("done", function(kept, *args, None if buffer is None else mapped_once(*buffer))))
             except Exception as fault:
                 answer = pickle.dumps(("failed", _sendable(fault)))
             pipe.send_bytes(answer)
@@ -357,17 +268,3 @@ def _sendable(fault: Exception) -> Exception:
     except Exception:
         fault = DeepClusterError("".join(traceback.format_exception(fault)))
     return fault
-
-
-def bytes_for(shapes: Sequence[tuple[int, ...]]) -> int:
-    """Return the size of a buffer for uint8 arrays of these shapes."""
-    return sum(-(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT for shape in shapes)
-
-
-def arrays_in(memory: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
-    """Return arrays of these shapes one after the other in a piece of memory, each at the beginning of a cache line."""
-    arrays, start = [], 0
-    for shape in shapes:
-        arrays.append(memory[start : start + int(np.prod(shape))].reshape(shape))
-        start += bytes_for([shape])
-    return arrays

@@ -22,7 +22,7 @@ from deepcluster.core.device import free_disk_bytes, free_memory_bytes
 from deepcluster.core.distributed import ONE_PROCESS, Ranks, ranks_here
 from deepcluster.core.errors import UnreadableImage
 from deepcluster.core.files import usual_cache_folder
-from deepcluster.core.processes import SharedFile
+from deepcluster.core.shared_memory import SharedFile
 from deepcluster.core.text import size
 from deepcluster.data.decode import decode
 from deepcluster.data.pack import DISK_RESERVE, Pack

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from deepcluster.core.distributed import ranks_here
 from deepcluster.core.errors import UnreadableImage
-from deepcluster.core.processes import Call, Workers, bytes_for, start_method
+from deepcluster.core.processes import Call, Workers, start_method
+from deepcluster.core.shared_memory import bytes_for
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.multi_crop import crop_draws
 from deepcluster.data.resample import to_device
@@ -221,29 +222,27 @@ class Loader:
         self, calls: Iterable[tuple[Callable[..., Any], tuple[Any, ...], int]], n_images: int
     ) -> Generator[tuple[Call | None, Any], None, None]:
         """Yield the answers to calls (function, arguments, bytes of a buffer) in order, asked for ahead of the caller."""
-        pool = self._processes(n_images)
-        pending: deque[Call] = deque()
-        ahead_bytes, stop = 0, waiting_ends()
+        pool, stop = self._processes(n_images), waiting_ends()
         calls = iter(calls)
+        if pool is None:
+            for function, args, _ in calls:
+                yield None, function(self.images, *args, None)
+            return
+        pending: deque[Call] = deque()
+        ahead_bytes = 0
         while True:
-            if pool is None:
+            while len(pending) <= self.workers or (len(pending) <= 2 * self.workers and ahead_bytes < _AHEAD_BYTES):
                 if (asked := next(calls, None)) is None:
-                    return
-                answer: tuple[Call | None, Any] = None, asked[0](self.images, *asked[1], None)
-            else:
-                while len(pending) <= self.workers or (len(pending) < 2 * self.workers + 1 and ahead_bytes < _AHEAD_BYTES):
-                    if (asked := next(calls, None)) is None:
-                        break
-                    pending.append(pool.submit(asked[0], *asked[1], buffer_bytes=asked[2]))
-                    ahead_bytes = len(pending) * asked[2]
-                if not pending:
-                    return
-                call = pending.popleft()
-                try:
-                    answer = call, call.result(stop.is_set)
-                except TimeoutError:
-                    raise ConnectionLost("stopped while images were waited for") from None
-            yield answer
+                    break
+                pending.append(pool.submit(asked[0], *asked[1], buffer_bytes=asked[2]))
+                ahead_bytes = len(pending) * asked[2]
+            if not pending:
+                return
+            call = pending.popleft()
+            try:
+                yield call, call.result(stop.is_set)
+            except TimeoutError:
+                raise ConnectionLost("stopped while images were waited for") from None
 
     def _processes(self, n_images: int) -> Workers | None:
         """Return the workers, started if there is enough to do for them; None where the caller works by itself."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.core.processes import SharedFile
+from deepcluster.core.shared_memory import SharedFile
 from deepcluster.core.text import size
 
 Pixels = NDArray[np.uint8]

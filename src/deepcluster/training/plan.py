@@ -129,6 +129,8 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
     cache = plan_cache(settings.cache, settings.cache_folder(), needed, source, reduce_to=reduce_to, data=data)
     warn = work.reporter.warn
     images = decoded_images(source, cache, reduce_to=reduce_to, ranks=work.ranks, tell=warn)
+    if images.pack is None:  # None is wanted, or its place can't be written to.
+        cache = CachePlan(cache.needed_bytes)
     with closing(Loader(images, workers=workers, device=machine.device, tell=warn)) as loader:
         changes: list[Change] = []
         state = None
