@@ -22,9 +22,9 @@ from test_processes import LONG, alive, until
 
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.progress import Reporter
+from deepcluster.core.retry import ConnectionLost
 from deepcluster.data import cache as caching
 from deepcluster.data import loader
-from deepcluster.data.storage.remote import ConnectionLost
 
 OPTIONS: dict[str, Any] = {"reduce_to": 24, "clusters": 4}
 
@@ -302,7 +302,7 @@ def test_a_stop_while_images_are_slow_to_come_is_a_stop(
 ) -> None:
     """Before the first epoch, too, it is not taken for a lost server."""
     monkeypatch.setattr("deepcluster.core.processes._PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr("deepcluster.data.loader._fill_part", stopped_and_slow)
+    monkeypatch.setattr("deepcluster.data.loader.fill_part", stopped_and_slow)
     with pytest.raises(Interrupted, match="stopped by SIGINT"):
         train_small(photos, tmp_path / "run", **{**OPTIONS, "workers": 1})
 
@@ -316,8 +316,8 @@ def test_a_server_that_is_lost_ends_the_run_and_a_resume_goes_on(
     photos: Path, files: list[Path], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No image is taken for unreadable because its server is away."""
-    monkeypatch.setattr("deepcluster.data.storage.remote.ATTEMPTS", 2)
-    monkeypatch.setattr("deepcluster.data.storage.remote.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("deepcluster.core.retry.ATTEMPTS", 2)
+    monkeypatch.setattr("deepcluster.core.retry.FIRST_WAIT", 0.01)
     monkeypatch.setattr("deepcluster.data.survey.SAMPLE", 5)
     monkeypatch.setattr("deepcluster.data.survey.CHECK_ALL", 0)
     options = {**OPTIONS, "cache": "none"}

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deepcluster.core import processes
 from deepcluster.core.errors import UnreadableImage, WorkerLost
+from deepcluster.core.retry import ConnectionLost, end_waits
 from deepcluster.core.shared_memory import SharedFile, map_file
 from deepcluster.data import loader as module
 from deepcluster.data.cache import DecodedImages
@@ -33,7 +34,6 @@ from deepcluster.data.pack import Pack
 from deepcluster.data.resample import Ragged
 from deepcluster.data.sources import open_source
 from deepcluster.data.sources.image_source import ImageSource
-from deepcluster.data.storage.remote import ConnectionLost, end_waits
 from deepcluster.data.views import ClusterView, TenCrops, TrainingView, draws
 
 # pytest puts the filters of warnings back after each test, and with them those that `decode` sets once.

@@ -20,6 +20,7 @@ import fsspec
 import pytest
 from http_server import NaughtyServer
 
+from deepcluster.core import retry
 from deepcluster.core.addresses import (
     expand,
     expand_braces,
@@ -31,19 +32,10 @@ from deepcluster.core.addresses import (
     whole_address,
 )
 from deepcluster.core.errors import DeepClusterError, InputError
+from deepcluster.core.retry import ConnectionLost, NotThere, Refused, end_waits, tell_troubles_to
 from deepcluster.data.storage import LocalFile, StoredFile, remote
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import (
-    BLOCK_BYTES,
-    ConnectionLost,
-    NotThere,
-    Refused,
-    RemoteFile,
-    end_waits,
-    find_addresses,
-    open_files,
-    tell_troubles_to,
-)
+from deepcluster.data.storage.remote import BLOCK_BYTES, RemoteFile, find_addresses, open_files
 
 SIZE = 2 * BLOCK_BYTES + 1_234_567
 BIG = random.Random(1).randbytes(SIZE)
@@ -66,10 +58,10 @@ def store(tmp_path: Path) -> BlockStore:
 @pytest.fixture(autouse=True)
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lines about servers that are waited for; the waits are short."""
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 0.05)
     lines: list[str] = []
-    monkeypatch.setattr(remote, "_tell", lines.append)
+    monkeypatch.setattr(retry, "_tell", lines.append)
     return lines
 
 
@@ -214,8 +206,8 @@ def test_other_content_is_never_mixed_in(server: NaughtyServer, store: BlockStor
 def test_a_change_between_two_parts_of_a_block_is_seen(
     server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.2)
-    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.2)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 0.2)
     file = RemoteFile(server.at("big.tar"), blocks=store)
     server.drop_after = 1_000_000
 
@@ -251,7 +243,7 @@ def test_a_file_that_is_gone_is_told(server: NaughtyServer, store: BlockStore) -
 def test_a_server_that_comes_back_costs_a_wait_and_one_line(
     server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
-    monkeypatch.setattr(remote, "ATTEMPTS", 200)
+    monkeypatch.setattr(retry, "ATTEMPTS", 200)
     file = RemoteFile(server.at("big.tar"), blocks=store)
     server.bytes_per_second = 20e6
 
@@ -275,7 +267,7 @@ def test_a_server_that_comes_back_costs_a_wait_and_one_line(
 def test_a_server_that_stays_away_ends_in_words_and_is_no_fault_of_the_input(
     store: BlockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "ATTEMPTS", 4)
+    monkeypatch.setattr(retry, "ATTEMPTS", 4)
     with NaughtyServer({"big.tar": BIG}) as server:
         file = RemoteFile(server.at("big.tar"), blocks=store)
         server.statuses += [(503, {})] * 100
@@ -292,8 +284,8 @@ def test_python_warns_of_troubles_unless_they_are_told_elsewhere(
     server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(remote, "_tell", remote._tell)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retry, "_tell", retry._tell)
     file = RemoteFile(server.at("big.tar"), blocks=store)
     server.statuses.append((503, {}))
     with pytest.warns(UserWarning, match=r"the server answered 503 \(Service Unavailable\); trying again, 8 times at most"):
@@ -335,7 +327,7 @@ def test_a_silent_server_is_left_after_a_while(
     server: NaughtyServer, store: BlockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "READ_SECONDS", 0.1)
-    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
     server.latency = 1.0
     told = message(lambda: RemoteFile(server.at("big.tar"), blocks=store), ConnectionLost)
     assert "can't be read: no answer within the time allowed (attempt 2" in told
@@ -375,9 +367,9 @@ def test_waits_double_up_to_the_longest_and_heed_the_server(
             waits.append(timeout or 0.0)
             return False
 
-    monkeypatch.setattr(remote, "ATTEMPTS", 12)
-    monkeypatch.setattr(remote, "_endings", {os.getpid(): Hasty()})
-    monkeypatch.setattr(remote, "_tell", [].append)
+    monkeypatch.setattr(retry, "ATTEMPTS", 12)
+    monkeypatch.setattr(retry, "_endings", {os.getpid(): Hasty()})
+    monkeypatch.setattr(retry, "_tell", [].append)
     server.statuses += [(503, {"Retry-After": each}) for each in ("soon", "", "-1", "1e9", "nan", "1.5", "x", "y")]
     server.statuses += [(429, {"Retry-After": each}) for each in ("200", "999999")]
     assert file.read(0, 5) == BIG[:5]
@@ -389,8 +381,8 @@ def test_waits_double_up_to_the_longest_and_heed_the_server(
 def test_all_waits_end_at_once_when_someone_says_so(
     server: NaughtyServer, store: BlockStore, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT", 100.0)
-    monkeypatch.setattr(remote, "LONGEST_WAIT", 100.0)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 100.0)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 100.0)
     file = RemoteFile(server.at("big.tar"), blocks=store)
     if phase == "waiting":
         server.statuses += [(503, {})] * 100

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from http_server import NaughtyServer
 
+from deepcluster.core import retry
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.retry import ConnectionLost
 from deepcluster.data.sources import open_source
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.lists import open_list
-from deepcluster.data.storage import remote
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import ConnectionLost
 
 IMAGES = ["p/cat/1.jpg", "p/cat/2.JPG", "p/dog/a b.png", "p/dog/é#1.png"]
 
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> BlockStore:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five attempts after short waits."""
     for name, value in {"ATTEMPTS": 5, "FIRST_WAIT": 0.01, "LONGEST_WAIT": 0.05, "_tell": lambda line: None}.items():
-        monkeypatch.setattr(remote, name, value)
+        monkeypatch.setattr(retry, name, value)
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_pickled_list_reads_the_same_images(server: NaughtyServer, store: Bloc
 def far_away(source: ImageSource, address: str) -> bytes:
     """Read an image that is not kept, in a process that has just begun: that its server has answered is known."""
     for name, value in {"ATTEMPTS": 2, "FIRST_WAIT": 0.01, "_tell": lambda line: None}.items():
-        setattr(remote, name, value)
+        setattr(retry, name, value)
     source._addresses = [address]  # type: ignore[attr-defined]
     found = source.read(0)
     assert isinstance(found, bytes)

@@ -25,13 +25,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.core.errors import InputError, Interrupted, UnreadableImage
+from deepcluster.core.retry import ConnectionLost
 from deepcluster.data.decode import decode
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.shards import ShardSource, open_shards
 from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import ConnectionLost, RemoteFile
+from deepcluster.data.storage.remote import RemoteFile
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"

@@ -24,19 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.distributed import ranks_here
-from deepcluster.core.errors import UnreadableImage
 from deepcluster.core.processes import Call, Workers, start_method
-from deepcluster.core.shared_memory import bytes_for
+from deepcluster.core.retry import ConnectionLost, tell_troubles_to, waiting_ends
 from deepcluster.data.cache import DecodedImages
-from deepcluster.data.multi_crop import crop_draws
+from deepcluster.data.prepare import Drawn, Part, as_tuple, bytes_per_image, fill_part, make_crops
 from deepcluster.data.resample import to_device
-from deepcluster.data.storage.remote import ConnectionLost, tell_troubles_to, waiting_ends
-from deepcluster.data.views import Draws, draws, new_room
+from deepcluster.data.views import Draws, View
 
-# Cuts views out of images with the numbers that are drawn for them.
-View = Callable[..., Tensor | tuple[Tensor, ...]]
-# Seed, epoch and first position of the random numbers of a batch; None for a view without any.
-Drawn = tuple[int, int, int] | None
 MOST_WORKERS = 16
 # Passes over fewer images are made without workers, where these would still be starting.
 LEAST_IMAGES = {"fork": 128, "spawn": 4096, "forkserver": 4096}
@@ -65,30 +59,6 @@ class Batch:
     def images_BCHW(self) -> Tensor:
         """The images, where there is one crop of each."""
         return self.crops[0]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What a batch is made of: images, some of whose positions may be left out, and the numbers that are drawn for these.
-
-    Attributes:
-        rows: positions of these images among all that the batch was to have: those that are not known to be unreadable.
-        drawn: seed, epoch and first position of the draws; None for a view without any.
-        count: number of positions.
-    """
-
-    indices: NDArray[np.int64]
-    rows: NDArray[np.int64] | slice
-    drawn: Drawn
-    count: int
-
-    def draws(self, view: View) -> Draws:
-        """Return the numbers of the images of the batch."""
-        if self.drawn is None:
-            return np.empty((len(self.indices), 0))
-        n_views = getattr(view, "n_views", None)
-        drawn = draws(*self.drawn, self.count) if n_views is None else crop_draws(*self.drawn, self.count, n_views)
-        return drawn[self.rows]
 
 
 def usual_workers() -> int:
@@ -161,7 +131,7 @@ class Loader:
         busy: list[range] = []
         try:
             for wait, some in ((False, parts[first:] + parts[:first]), (True, busy)):
-                calls = [(_fill_part, (part, wait), 0) for part in some]
+                calls = [(fill_part, (part, wait), 0) for part in some]
                 for part, (_, answer) in zip(list(some), self._in_order(calls, count), strict=True):
                     is_done, unreadable, complaint = answer
                     if not is_done:  # Another process fills it.
@@ -191,8 +161,8 @@ class Loader:
                 yield batch
 
     def _batches(self, view: View, parts: Sequence[tuple[NDArray[np.int64], Drawn]]) -> Generator[Batch, None, None]:
-        wanted: deque[_Part] = deque()
-        resident, n_bytes = self.images.resident(self.device, self.unreadable), _bytes_of(view)
+        wanted: deque[Part] = deque()
+        resident, n_bytes = self.images.resident(self.device, self.unreadable), bytes_per_image(view)
 
         def calls() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...], int]]:
             for indices, drawn in parts:
@@ -201,14 +171,14 @@ class Loader:
                     rows = np.array(
                         [row for row, one in enumerate(indices.tolist()) if one not in self.unreadable], np.int64
                     )
-                wanted.append(_Part(indices[rows], rows, drawn, len(indices)))
-                yield _make_crops, (view, wanted[-1]), n_bytes * len(indices)
+                wanted.append(Part(indices[rows], rows, drawn, len(indices)))
+                yield make_crops, (view, wanted[-1]), n_bytes * len(indices)
 
         if resident is not None:
             for _ in calls():
                 part = wanted.popleft()
                 crops = view(resident.take(part.indices), part.draws(view))
-                yield Batch(_tuple(crops), torch.from_numpy(part.indices), part.draws(view))
+                yield Batch(as_tuple(crops), torch.from_numpy(part.indices), part.draws(view))
             return
         for call, (arrays, rows, unreadable, n_damaged) in self._in_order(calls(), sum(len(part) for part, _ in parts)):
             part = wanted.popleft()
@@ -288,60 +258,3 @@ def image_threads(workers: int) -> ThreadPoolExecutor:
     # The number of threads is settled when a thread first asks: the caller's must not become that of these.
     torch.get_num_threads()
     return ThreadPoolExecutor(workers, "images", initializer=partial(torch.set_num_threads, 1))
-
-
-def _make_crops(
-    images: DecodedImages, view: View, part: _Part, memory: NDArray[np.uint8] | None
-) -> tuple[list[Any], NDArray[np.int64] | slice, dict[int, str], int]:
-    """Return the crops of a batch, or their shapes where they are put into memory; and what was found on the way.
-
-    Returns:
-        arrays (…, S, S, 3) or their shapes; rows of the batch that are readable; reasons by index of the others; how many
-        kept images were damaged.
-    """
-    found, rows, unreadable = images.some(part.indices)
-    place = 0
-
-    def room(count: int, size: int) -> Tensor:
-        nonlocal place
-        if memory is None:
-            return new_room(count, size)
-        first, place = place, place + bytes_for([(count, size, size, 3)])
-        return torch.from_numpy(memory[first : first + count * size * size * 3]).view(count, size, size, 3)
-
-    crops = _tuple(view(found, part.draws(view)[rows], room))
-    arrays = [crop.movedim(-3, -1).numpy() for crop in crops]
-    n_damaged = 0
-    if images.pack is not None:
-        n_damaged, images.pack.n_damaged = images.pack.n_damaged, 0
-    return arrays if memory is None else [array.shape for array in arrays], rows, unreadable, n_damaged
-
-
-def _fill_part(images: DecodedImages, indices: range, wait: bool, memory: None) -> tuple[bool, dict[int, str], str]:
-    """Return whether a part of the pack is filled now, why images of it can't be read, and why there is no more room."""
-    unreadable: dict[int, str] = {}
-
-    def decoded(index: int) -> NDArray[np.uint8] | None:
-        try:
-            return images.decode(index)
-        except UnreadableImage as fault:
-            unreadable[index] = str(fault)
-            return None
-
-    if images.pack is not None and not images.pack.complaint:
-        is_done = images.pack.fill(indices, images.source.stamp, decoded, wait=wait)
-        return is_done, unreadable, images.pack.complaint
-    for index in indices:
-        decoded(index)
-    return True, unreadable, ""
-
-
-def _bytes_of(view: View) -> int:
-    """Return the size of the crops of one image."""
-    images = [torch.zeros(1, 1, 3, dtype=torch.uint8)]
-    crops = _tuple(view(images, _Part(np.zeros(1, np.int64), np.zeros(1, np.int64), (0, 0, 0), 1).draws(view)))
-    return bytes_for([tuple(crop.shape) for crop in crops])
-
-
-def _tuple(crops: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return crops if isinstance(crops, tuple) else (crops,)

@@ -41,6 +41,8 @@ Images = Sequence[Tensor] | Tensor | Ragged
 Draws = NDArray[np.float64]
 # Returns memory (V, S, S, 3) for V views of side S.
 Room = Callable[[int, int], Tensor]
+# Cuts views out of images with the numbers that are drawn for them.
+View = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 def draws(seed: int, epoch: int, start: int, count: int, *, crop: int = 0) -> Draws:

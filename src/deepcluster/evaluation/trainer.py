@@ -20,9 +20,10 @@ from deepcluster.core.device import Machine
 from deepcluster.core.errors import TrainingError
 from deepcluster.core.text import duration
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.data.loader import Batch, Loader, View
+from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.survey import check_unreadable
+from deepcluster.data.views import View
 from deepcluster.evaluation.options import LinearOptions, VocClassificationOptions
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import ResumableState

@@ -31,9 +31,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance, no_advance
-from deepcluster.data.loader import Batch, View
+from deepcluster.data.loader import Batch
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.views import TenCrops, TrainingView
+from deepcluster.data.views import TenCrops, TrainingView, View
 from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.datasets import voc
 from deepcluster.evaluation.measures import mean_average_precision

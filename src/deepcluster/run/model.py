@@ -24,12 +24,12 @@ from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import usual_cache_folder, written_beside
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
+from deepcluster.core.retry import end_waits
 from deepcluster.core.text import size
 from deepcluster.core.work import Interruption, Work
 from deepcluster.data.cache import DecodedImages, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.storage.remote import end_waits
 from deepcluster.data.survey import survey
 from deepcluster.data.views import ClusterView
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch

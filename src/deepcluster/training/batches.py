@@ -6,7 +6,8 @@ from torch import Tensor
 
 from deepcluster.core.distributed import Ranks, part_of
 from deepcluster.core.errors import InputError
-from deepcluster.data.loader import Batch, Loader, View
+from deepcluster.data.loader import Batch, Loader
+from deepcluster.data.views import View
 
 
 def even_batches(count: int, batch_size: int, ranks: Ranks) -> list[slice]:

@@ -13,8 +13,8 @@ from deepcluster.core.distributed import Ranks, is_restart, joined
 from deepcluster.core.errors import InputError, LostProcess, TrainingError
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
+from deepcluster.core.retry import ConnectionLost, end_waits
 from deepcluster.core.work import Interruption, Work
-from deepcluster.data.storage.remote import ConnectionLost, end_waits
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.run.features import feature_batches, image_features
 from deepcluster.run.folder import RunFolder, save_assignment

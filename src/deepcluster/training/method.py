@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.work import Work
-from deepcluster.data.loader import Batch, Loader, View
-from deepcluster.data.views import DRAWS_ALIGNED, Colours
+from deepcluster.data.loader import Batch, Loader
+from deepcluster.data.views import DRAWS_ALIGNED, Colours, View
 from deepcluster.models.synchronised import synchronise_batch_norms
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.crops import Crops

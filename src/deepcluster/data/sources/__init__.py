@@ -16,6 +16,7 @@ from typing import TypeVar
 from deepcluster.core.addresses import expand, host_of, is_address, path_of, shown
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import usual_cache_folder
+from deepcluster.core.retry import tell_troubles_to
 from deepcluster.data.sources.arrays import ArraySource
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.folders import NoImages, open_folder
@@ -28,7 +29,7 @@ from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_
 from deepcluster.data.sources.shards import open_shards
 from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import find_addresses, open_files, tell_troubles_to
+from deepcluster.data.storage.remote import find_addresses, open_files
 
 __all__ = ["ImageSource", "JoinedSource", "LimitedSource", "fingerprint", "open_source"]
 

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from deepcluster.core.addresses import names_below, path_of, shown
 from deepcluster.core.errors import UnreadableImage
 from deepcluster.core.names import PackedNames
+from deepcluster.core.retry import Refused
 from deepcluster.core.text import distinct, endings_of, printable
 from deepcluster.data.sources.files import count_endings
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.storage.blocks import BlockStore
-from deepcluster.data.storage.remote import Refused, read_whole
+from deepcluster.data.storage.remote import read_whole
 
 
 class RemoteImages(ImageSource):

@@ -9,11 +9,11 @@ from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
+from deepcluster.core.retry import end_waits
 from deepcluster.core.text import duration, size
 from deepcluster.core.work import Interruption, Work
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import open_source
-from deepcluster.data.storage.remote import end_waits
 from deepcluster.run.folder import RunFolder
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context, build_report
