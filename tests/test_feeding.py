@@ -303,7 +303,7 @@ def test_a_stop_while_images_are_slow_to_come_is_a_stop(
     """Before the first epoch, too, it is not taken for a lost server."""
     monkeypatch.setattr("deepcluster.core.processes._PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("deepcluster.data.loader.fill_part", stopped_and_slow)
-    with pytest.raises(Interrupted, match="stopped by SIGINT"):
+    with pytest.raises(Interrupted, match="stopped by SIGINT; training had not begun: the same command starts again"):
         train_small(photos, tmp_path / "run", **{**OPTIONS, "workers": 1})
 
 

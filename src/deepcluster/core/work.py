@@ -21,6 +21,9 @@ def no_advance(units: int) -> None:
     """Neither show progress nor ask for a stop."""
 
 
+RESUME = "the state is saved: the same command with --resume continues"
+
+
 class Interruption:
     """A request to stop by Ctrl-C or SIGTERM, which the loop checks at safe moments. A second Ctrl-C stops at once.
 
@@ -33,7 +36,7 @@ class Interruption:
         self,
         *,
         on_request: Callable[[], None] = lambda: None,
-        advice: str = "the state is saved: the same command with --resume continues",
+        advice: str = RESUME,
     ) -> None:
         self.on_request, self.advice = on_request, advice
         self.requested: str | None = None

@@ -14,7 +14,7 @@ from deepcluster.core.errors import InputError, LostProcess, TrainingError
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import ConnectionLost, end_waits
-from deepcluster.core.work import Interruption, Work
+from deepcluster.core.work import RESUME, Interruption, Work
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.run.features import feature_batches, image_features
 from deepcluster.run.folder import RunFolder, save_assignment
@@ -53,7 +53,7 @@ def train(
     """
     user_options = {name: plain(value) for name, value in user_options.items()}
     # While a server is waited for, the thread that asks for batches would wait as long.
-    interruption = Interruption(on_request=end_waits)
+    interruption = Interruption(on_request=end_waits, advice="training had not begun: the same command starts again")
     if is_restart():
         resume, overwrite = True, False
     with (
@@ -72,6 +72,7 @@ def train(
                 return out
             with closing(TensorBoard(reporter)) if plan.settings.tensorboard and ranks.is_main else nullcontext() as board:
                 _begin(plan, loop, lock, board, overwrite=overwrite)
+                interruption.advice = RESUME
                 first = loop.epoch
                 while loop.epoch <= plan.settings.epochs:
                     n_unreadable = len(plan.loader.unreadable)
