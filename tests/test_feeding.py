@@ -145,7 +145,7 @@ def test_a_damaged_cache_is_made_anew(photos: Path, plain: Path, tmp_path: Path)
     path.write_bytes(content)
     for name, told in (("second", True), ("third", False)):
         assert_same_run(train_small(photos, tmp_path / name, cache=str(cache), **OPTIONS), plain)
-        assert (f"damaged images in {path} are decoded again" in (tmp_path / name / "train.log").read_text()) == told
+        assert (f"damaged in {path}, and decoded again: " in (tmp_path / name / "train.log").read_text()) == told
 
 
 def test_a_cache_that_has_no_room_is_done_without(
@@ -303,7 +303,7 @@ def test_a_stop_while_images_are_slow_to_come_is_a_stop(
     """Before the first epoch, too, it is not taken for a lost server."""
     monkeypatch.setattr("deepcluster.core.processes._PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("deepcluster.data.loader.fill_part", stopped_and_slow)
-    with pytest.raises(Interrupted, match="stopped by SIGINT; training had not begun: the same command starts again"):
+    with pytest.raises(Interrupted, match="stopped by SIGINT; training had not begun: the same command with --resume"):
         train_small(photos, tmp_path / "run", **{**OPTIONS, "workers": 1})
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from deepcluster.core.distributed import ranks_here
 from deepcluster.core.processes import Call, Workers, start_method
 from deepcluster.core.retry import ConnectionLost, tell_troubles_to, waiting_ends
+from deepcluster.core.text import count_of
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.prepare import Drawn, Part, as_tuple, bytes_per_image, fill_part, make_crops
 from deepcluster.data.resample import to_device
@@ -184,7 +185,7 @@ class Loader:
             part = wanted.popleft()
             self.unreadable.update(unreadable)
             if n_damaged and self.images.pack is not None:
-                self._tell(f"{n_damaged} damaged images in {self.images.pack.path} are decoded again")
+                self._tell(f"damaged in {self.images.pack.path}, and decoded again: {count_of(n_damaged, 'image')}")
             crops = tuple(torch.from_numpy(one).movedim(-1, -3) for one in (call.arrays(arrays) if call else arrays))
             yield Batch(crops, torch.from_numpy(part.indices[rows]), part.draws(view)[rows])
 

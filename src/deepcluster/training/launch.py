@@ -53,7 +53,9 @@ def train(
     """
     user_options = {name: plain(value) for name, value in user_options.items()}
     # While a server is waited for, the thread that asks for batches would wait as long.
-    interruption = Interruption(on_request=end_waits, advice="training had not begun: the same command starts again")
+    interruption = Interruption(
+        on_request=end_waits, advice="training had not begun: the same command with --resume continues"
+    )
     if is_restart():
         resume, overwrite = True, False
     with (
