@@ -430,7 +430,7 @@ def test_batches_are_the_same_wherever_images_are_kept(
         np.testing.assert_array_equal(one.draws_BR, other.draws_BR)
     if kept in ("damaged file", "cut file"):
         assert told
-        assert all("damaged images in" in line and str(plan.file) in line for line in told)
+        assert all("damaged in" in line and "decoded again" in line and str(plan.file) in line for line in told)
         again = decoded_images(source, plan, reduce_to=0).pack
         assert again is not None
         assert sum(again.get(index) is not None for index in range(len(source))) == len(source) - len(loader.unreadable)
