@@ -7,7 +7,6 @@ float32, one centroid at a time, which the labels have to follow bit for bit, wh
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
@@ -237,9 +236,9 @@ class Fused(NearestSearch):
         self.use(centroids_KP)
         self.n_again = 0
 
-    def search(self, rows_R: Tensor | None = None, columns_C: Tensor | None = None, known: Any = None) -> Nearest:
-        self.n_again += 0 if known is None else len(known[0])
-        return super().search(rows_R, columns_C, known)
+    def _settle_in_float32(self, found: Nearest, rows: slice | Tensor, some: Tensor) -> None:
+        self.n_again += len(some)
+        super()._settle_in_float32(found, rows, some)
 
 
 @pytest.mark.parametrize("name", DATA)

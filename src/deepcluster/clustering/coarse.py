@@ -166,8 +166,9 @@ class CoarseCentroids:
         rounding = BF16_ROUNDING * (kind == torch.bfloat16) + centred_CP.shape[1] * FLOAT32_ROUNDING * (kind != torch.int8)
         rounding *= 1 + (kind == torch.float16)  # A GPU may cut sums off instead of rounding them.
         self.residual_C = self.rows.residual_R + rounding * self.rows.length_R
-        self.longest = float(self.lengths_C.max()) if self.n_real else 0.0
-        self.largest_residual = float(self.residual_C.max()) if self.n_real else 0.0
+        none = half_norms_C.new_zeros(())
+        self.longest = self.lengths_C.max() if self.n_real else none
+        self.largest_residual = self.residual_C.max() if self.n_real else none
 
     def offsets(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return offset_C, base_B: a squared distance is at least 2 (base - (coarse product - offset))."""
@@ -175,8 +176,8 @@ class CoarseCentroids:
         if self.kind == torch.int8:
             # Offsets must fit 32 bits; the excess goes into the slack.
             most = INT_OFFSET / 2 * points.step * self.rows.step
-            residual = residual.clamp(max=most / max(self.longest, LEAST_STEP))
-            length = length.clamp(max=most / max(self.largest_residual, LEAST_STEP))
+            residual = residual.clamp(max=most / self.longest.clamp(min=LEAST_STEP))
+            length = length.clamp(max=most / self.largest_residual.clamp(min=LEAST_STEP))
         slack_B = (points.residual_R - residual).clamp_(min=0) * self.longest
         slack_B += (points.length_R - length).clamp_(min=0) * self.largest_residual
         slack_B += FLOAT32_SLACK * (half_norms_B + self.longest**2 / 2)

@@ -132,7 +132,7 @@ class ExactSums:
         every = slice(0, len(self.rounder_P))
         parts = torch.get_num_threads() if rows_R.device.type == "cpu" else 1
         map_blocks(work, blocks_of(every, -(-every.stop // parts)), rows_R.device)
-        self.sizes_K += sign * torch.bincount(labels_R, minlength=len(self.sizes_K))
+        self.sizes_K.index_add_(0, labels_R, torch.ones_like(labels_R), alpha=sign)
 
 
 def lloyd(

@@ -12,13 +12,25 @@ point and a centroid.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from deepcluster.clustering import nearest_triton
-from deepcluster.clustering.coarse import FINER, HALF_GROUP, INT8_REACH, Coarse, CoarseCentroids, coarse_kind, round_rows
+from deepcluster.clustering.coarse import (
+    FINER,
+    FLOAT32_ROUNDING,
+    FLOAT32_SLACK,
+    HALF_GROUP,
+    INT8_REACH,
+    Coarse,
+    CoarseCentroids,
+    coarse_kind,
+    round_rows,
+)
 from deepcluster.clustering.parallel import blocks_of, map_blocks, row_blocks, rows_at_once
+from deepcluster.core.device import true_float32
 
 # Scores of a block of points, never an N × K matrix. They exceed a core's own cache, but with fewer, threads wait for
 # Python: two threads took 1.4 times as long with 2^19 (benchmarks/kmeans.py). A GPU wants larger blocks.
@@ -114,6 +126,7 @@ class NearestSearch:
         map_blocks(work, blocks_of(slice(0, len(labels_R)), rows_at_once(self.points_NP)), labels_R.device)
         return squared_R
 
+    @true_float32()
     def search(self, rows_R: Tensor | None = None, columns_C: Tensor | None = None, known: Known | None = None) -> Nearest:
         """Return the nearest among a known centroid of each point and the centroids `columns_C`.
 
@@ -149,19 +162,32 @@ class NearestSearch:
         return found
 
     def _fused(self, best_two: BestTwo, rows_R: Tensor | None) -> Nearest:
-        """Find the best two bounds in one kernel; search again for points to which they leave several candidates."""
+        """Find the best two bounds in one kernel; where they leave several candidates, compare these in float32."""
         rows = slice(0, len(self.points_NP)) if rows_R is None else rows_R
-        among, points = _Columns(self, None, torch.float16), self.coarse(rows, torch.float16)
-        offset_C, base_R = among.centroids.offsets(points, self.half_norms_N[rows])
-        unit = points.step * among.centroids.rows.step
-        column_R, seconds_R = best_two(points.rounded_RP, among.centroids.rows.rounded_RP, offset_C, scale=unit)
-        labels_R = among.columns_C[column_R]
+        points, centroids = (
+            self.coarse(rows, torch.float16),
+            CoarseCentroids(self.centred_KP, self.half_norms_K, torch.float16),
+        )
+        offset_C, base_R = centroids.offsets(points, self.half_norms_N[rows])
+        offset_C[: len(self.first_K)].masked_fill_(~self.first_K, torch.inf)
+        unit = points.step * centroids.rows.step
+        labels_R, seconds_R = best_two(points.rounded_RP, centroids.rows.rounded_RP, offset_C, scale=unit)
         found = Nearest(labels_R, self.squared_distances(rows, labels_R), 2 * (base_R - seconds_R))
         several = (found.others_R <= found.squared_R).nonzero().flatten()
-        if len(several):
-            known = found.labels_R[several], found.squared_R[several]
-            found.put(several, self.search(_rows(rows, several), None, known))
+        for block in blocks_of(slice(0, len(several)), max(LEAST_BLOCK_ROWS, BLOCK_SCORES_GPU // len(self.first_K))):
+            self._settle_in_float32(found, rows, several[block])
         return found
+
+    def _settle_in_float32(self, found: Nearest, rows: slice | Tensor, some: Tensor) -> None:
+        """Compare some points of `found` with every centroid whose float32 score may be as high. Their bounds still hold."""
+        rows_B, labels_B, squared_B = _rows(rows, some), found.labels_R[some], found.squared_R[some]
+        points_BP, half_norms_B = self.points_NP.index_select(0, rows_B) - self.mean_P, self.half_norms_N[rows_B]
+        offsets_K = torch.where(self.first_K, self.half_norms_K, torch.inf)
+        scores_BK = torch.addmm(offsets_K, points_BP, self.centred_KP.T, beta=-1)
+        slack_B = (FLOAT32_SLACK + points_BP.shape[1] * FLOAT32_ROUNDING) * (half_norms_B + self.half_norms_K.max())
+        points_Q, labels_Q = (scores_BK >= (half_norms_B - squared_B / 2 - slack_B)[:, None]).nonzero(as_tuple=True)
+        squared_Q = self.squared_distances(rows_B[points_Q], labels_Q)
+        found.labels_R[some], found.squared_R[some] = _nearest_pairs(labels_B, squared_B, points_Q, labels_Q, squared_Q)
 
     def coarse(self, rows: slice | Tensor, kind: torch.dtype) -> Coarse:
         """Return points in fewer bits; 8-bit integers and 16-bit floats are kept, as every iteration needs them."""
@@ -242,15 +268,21 @@ class _Columns:
         """Compare points' nearest with any number of candidates, pair by pair, in float32."""
         if not len(points_P):
             return found
-        labels_B, squared_B = found.labels_R, found.squared_R
         labels_P = self.columns_C[columns_P]
         squared_P = self.owner.squared_distances(_rows(rows, points_P), labels_P)
-        nearest_B = squared_B.scatter_reduce(0, points_P, squared_P, "amin")
-        wins_P = squared_P == nearest_B[points_P]
-        nearest_label_B = torch.where(squared_B == nearest_B, labels_B, torch.iinfo(torch.int64).max)
-        nearest_label_B = nearest_label_B.scatter_reduce(0, points_P[wins_P], labels_P[wins_P], "amin")
-        others_B = torch.where(nearest_label_B == labels_B, found.others_R, torch.minimum(found.others_R, squared_B))
-        return Nearest(nearest_label_B, nearest_B, others_B)
+        labels_B, squared_B = _nearest_pairs(found.labels_R, found.squared_R, points_P, labels_P, squared_P)
+        smaller_B = torch.minimum(found.others_R, found.squared_R)
+        return Nearest(labels_B, squared_B, torch.where(labels_B == found.labels_R, found.others_R, smaller_B))
+
+
+def _nearest_pairs(
+    labels_B: Tensor, squared_B: Tensor, points_Q: Tensor, labels_Q: Tensor, squared_Q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the nearest of each point's label and those of its pairs, and the squared distance; ties to the lower label."""
+    nearest_B = squared_B.scatter_reduce(0, points_Q, squared_Q, "amin")
+    most = torch.iinfo(torch.int64).max
+    won_Q = torch.where(squared_Q == nearest_B[points_Q], labels_Q, most)
+    return torch.where(squared_B == nearest_B, labels_B, most).scatter_reduce(0, points_Q, won_Q, "amin"), nearest_B
 
 
 def _rows(rows: slice | Tensor, points: Tensor) -> Tensor:
@@ -260,9 +292,7 @@ def _rows(rows: slice | Tensor, points: Tensor) -> Tensor:
 
 def first_of_equals(rows_KP: Tensor) -> Tensor:
     """Return a mask (K) of the rows without an equal before them: the others are never the nearest of the lowest number."""
-    # Random weights: with evenly spaced ones many rows of small integers would have the same sum.
-    weights_P = torch.rand(rows_KP.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weights_P = weights_P.to(rows_KP.device)
+    weights_P = _weights(rows_KP.shape[1], rows_KP.device)
     mark_K = torch.cat([(block.double() * weights_P).sum(dim=1) for block in rows_KP.split(rows_at_once(rows_KP))])
     order_K = mark_K.argsort(stable=True)
     ordered_K = mark_K[order_K]
@@ -271,6 +301,12 @@ def first_of_equals(rows_KP: Tensor) -> Tensor:
     equal = (rows_KP[order_K[suspects]] == rows_KP[order_K[suspects + 1]]).all(dim=1)
     first_K[order_K[suspects + 1][equal]] = False
     return first_K
+
+
+@cache
+def _weights(size: int, device: torch.device) -> Tensor:
+    """Return random weights: with evenly spaced ones many rows of small integers would have the same sum."""
+    return torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def nearest_centroids(points_NP: Tensor, centroids_KP: Tensor) -> tuple[Tensor, Tensor]:
