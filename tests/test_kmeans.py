@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from gpu_path import as_on_a_gpu
+from gpu_path import Operations, as_on_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
@@ -435,6 +435,18 @@ def test_a_gpu_goes_another_way_to_the_same(name: str, spherical: bool) -> None:
     with as_on_a_gpu():
         found = lloyd(points_NP, start_KP, iterations=20, spherical=spherical)
     assert_same(lloyd(points_NP, start_KP, iterations=20, spherical=spherical), found)
+
+
+def test_an_iteration_on_a_gpu_starts_few_kernels() -> None:
+    """At 6 µs each they take longer than the products where points are few: DeepCluster-v2's heads on small sets."""
+    points_NP, counts = whitened(3000, 64), []
+    for iterations in (3, 9):
+        with as_on_a_gpu(), Operations() as operations:
+            found = lloyd(points_NP, points_NP[:150], iterations=iterations, spherical=True)
+        assert len(found.inertia_history) == iterations + 1
+        counts.append(operations.counts)
+    assert (counts[1]["launches"] - counts[0]["launches"]) / 6 < 170
+    assert (counts[1]["waits"] - counts[0]["waits"]) / 6 < 12
 
 
 def test_little_is_compared_where_little_moves() -> None:
