@@ -56,8 +56,7 @@ class PretendedGPU:
         with ExitStack() as stack:
             stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
             stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda including_emulation=True: True))
-            types = [torch.Tensor, nn.Parameter, FakeTensor]
-            stack.enter_context(mock.patch("torch.utils._foreach_utils._foreach_supported_types", types))
+            stack.enter_context(mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: True))
             stack.enter_context(mock.patch.object(nn.Module, "_apply", _moved_once))
             for mode in (_FAKE, _Operations(self), _Functions()):
                 stack.enter_context(mode)
