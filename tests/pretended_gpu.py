@@ -1,7 +1,7 @@
 """A GPU that is not there: shapes without numbers on the device "cuda", operations counted, and every wait for it found.
 
-Tensors of the device are torch's `FakeTensor`s. Tensors of the CPU are real ones, so that what a step works out there runs as
-always. A wait is what makes the CPU wait for the GPU: a number that is read, a boolean index, a copy from pageable memory.
+Tensors of the device are `FakeTensor`s. Tensors of the CPU are real ones: what a step works out there runs as always.
+A wait is what makes the CPU wait for the GPU: a number that is read, a boolean index, a copy from or to pageable memory.
 """
 
 import traceback
@@ -26,11 +26,11 @@ _IN_CPP = torch.device("meta")
 _ATEN = torch.ops.aten
 # Operations that read numbers from the GPU, or whose result has as many rows as the numbers say.
 _READS = (
-    "_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select", "bincount", "unique", "_unique", "_unique2",
-    "unique_dim", "unique_consecutive", "repeat_interleave.Tensor", "linalg_inv_ex", "histc", "multinomial",
+    "_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select", "bincount", "unique", "_unique",
+    "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave.Tensor", "linalg_inv_ex", "histc", "multinomial",
 )  # fmt: skip
 # Operations of one kernel that take a number of the CPU as an argument; others copy it.
-_TAKE_NUMBERS = ("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum", "lt", "gt", "eq", "ge", "le")
+_TAKE_NUMBERS = ("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "lt", "gt", "eq", "ge", "le")
 _NO_KERNEL = ("empty", "new_empty", "detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias")
 # What autocast runs in bf16.
 _IN_BF16 = {torch.conv2d, torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm}
@@ -40,8 +40,8 @@ class PretendedGPU:
     """Count the kernels of what runs within `running`, and find its waits.
 
     Attributes:
-        kernels: number of kernels by part of the step and operation. A convolution's backward pass has one for each gradient;
-            an operation on a list one for all its tensors, or one each where torch has no common one.
+        kernels: number of kernels by part of the step and operation. A convolution's backward pass has one for each
+            gradient; an operation on a list one for all its tensors, or one each where torch has no common one.
         waits: what waited, and where.
     """
 
@@ -125,9 +125,9 @@ class _Operations(TorchDispatchMode):
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         ):
             self.gpu.wait(f"{name} with a boolean index")
-        elif name == "_to_copy" and torch.device(kwargs.get("device") or GPU).type == "cpu":
-            self.gpu.wait("a copy from the GPU")
-        elif name == "copy_" and not isinstance(args[0], FakeTensor):
+        elif torch.device(kwargs.get("device") or GPU).type == "cpu" or (
+            name == "copy_" and not isinstance(args[0], FakeTensor)
+        ):
             self.gpu.wait("a copy from the GPU")
         elif name in ("_to_copy", "copy_") and here:
             asynchronous = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
