@@ -317,12 +317,6 @@ def clustering(job: Job) -> None:
 
 def train(job: Job) -> None:
     """Train two epochs by the API, as a user does."""
-    # `train` writes down the version of the installed package: for a checkout, that of an empty one is made up.
-    info = Path(job.folder, "site", "deepcluster-0.dist-info", "METADATA")
-    info.parent.mkdir(parents=True)
-    info.write_text("Metadata-Version: 2.1\nName: deepcluster\nVersion: 0\n", encoding="ascii")
-    sys.path.append(str(info.parents[1]))
-
     import deepcluster
     from deepcluster.core.progress import Reporter
 
