@@ -152,9 +152,8 @@ class _Functions(TorchFunctionMode):
             if func == Tensor.is_cuda.__get__:
                 return args[0].fake_device.type == "cuda"
             if func is Tensor.to:  # C++ would copy it, since it has another device there.
-                is_there = lambda one: isinstance(one, torch.device | str) and torch.device(one).type == "cuda"  # noqa: E731
-                args = [args[0], *(one for one in args[1:] if not is_there(one) and one is not None)]
-                kwargs = {name: one for name, one in kwargs.items() if not is_there(one)}
+                args = [args[0], *(one for one in args[1:] if not _is_gpu(one) and one is not None)]
+                kwargs = {name: one for name, one in kwargs.items() if not _is_gpu(one)}
                 if len(args) == 1 and not kwargs.keys() & {"device", "dtype", "memory_format"}:
                     return args[0]
         if func is Tensor.pin_memory:
@@ -176,6 +175,10 @@ class _Functions(TorchFunctionMode):
         if id(value) not in self._cast:
             self._cast[id(value)] = value, value.to(torch.bfloat16)
         return self._cast[id(value)][1]
+
+
+def _is_gpu(argument: Any) -> bool:
+    return isinstance(argument, torch.device | str) and torch.device(argument).type == "cuda"
 
 
 _move = nn.Module._apply
