@@ -10,7 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from gpu import PARTS, Job, epoch_settings
+from gpu import PARTS
+from gpu_checks import outcomes
+from gpu_parts import Job, epoch_settings
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
