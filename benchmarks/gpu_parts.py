@@ -354,7 +354,7 @@ def minutes(job: Job) -> None:
     folders = split(Path(job.folder, "small"), MOST["small"], Path(job.folder, "learned"))
     # Starting and evaluating take the rest of the time limit.
     share = min(1.0, 0.7 * job.seconds / MOMENTS[-1])
-    moments = [1.0, 2.0, 4.0] if job.quick else [share * moment for moment in MOMENTS]
+    moments = [0.5, 1.0, 2.0] if job.quick else [share * moment for moment in MOMENTS]
 
     def tell(title: str, row: dict[str, float]) -> None:
         report(title, **row, peak_GiB=peak_GiB(job.device))
