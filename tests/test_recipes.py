@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.errors import InputError
 from deepcluster.data.survey import Survey
 from deepcluster.models.archs import ARCHITECTURES
@@ -18,6 +19,7 @@ from deepcluster.run.recipes import (
     settings_before_data,
 )
 from deepcluster.run.settings import METHODS, Settings
+from deepcluster.training.batches import even_batches
 
 IMAGENET = Survey(n_images=1_281_167, shorter_side=375, grey_share=0.02)
 PHOTOS = Survey(n_images=4_500, shorter_side=224, grey_share=0.02)
@@ -89,7 +91,9 @@ def test_a_gpu_trains_a_larger_trunk_on_more_crops_of_small_images(options: dict
         assert getattr(gpu, change.option) == change.value
     shown = {change.option: change.reason for change in changes}
     assert shown["epochs"].startswith(f"{gpu.epochs * seen.n_images:,} ")
-    assert shown["batch_size"].startswith(f"{gpu.batch_size * sum(number for number, _ in gpu.crop_groups):,} crops")
+    n_crops = sum(number for number, _ in gpu.crop_groups)
+    n_steps = len(even_batches(seen.n_images, gpu.batch_size, ONE_PROCESS))
+    assert shown["batch_size"] == f"{n_crops * gpu.batch_size:,} crops per step for a GPU, {n_steps:,} steps per epoch"
 
 
 def test_on_a_gpu_the_choices_of_the_user_win_and_the_others_follow_them() -> None:
@@ -103,6 +107,9 @@ def test_on_a_gpu_the_choices_of_the_user_win_and_the_others_follow_them() -> No
     assert chosen(batch_size=128).lr == pytest.approx(GPU_LR / 2)
     assert chosen(lr=0.7).batch_size == GPU_BATCH
     assert chosen(crops="2x32,4x16", epochs=3).arch == "resnet18-small"
+    _, changes = choose_settings({"method": "deepcluster-v2", "crops": "2x32,4x16"}, CIFAR, device="cuda")
+    assert any(change.reason.startswith(f"{6 * GPU_BATCH:,} crops per step") for change in changes)
+    assert chosen(crops="").crop_groups == ((2, 32),)
     assert chosen(image_size=48).crop_groups == ((4, 48),)
     named, _ = choose_settings({"recipe": "v2-small-images", "image_size": 40}, CIFAR, device="cuda")
     assert named.crop_groups == ((4, 40),)

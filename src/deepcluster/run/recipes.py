@@ -9,6 +9,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.options import flag
 from deepcluster.data.survey import Survey
 from deepcluster.data.views import ClusterView
+from deepcluster.run.crops import parse_crops
 from deepcluster.run.settings import Settings
 
 # The paper has 1.28 million images in 10,000 clusters.
@@ -338,15 +339,17 @@ def _fit_gpu(user_options: Mapping[str, Any], n_images: int, image_size: int) ->
     """Yield what DeepCluster-v2 of small images changes on a GPU; nothing if the user chose another trunk."""
     if user_options.get("arch", GPU_TRUNK) != GPU_TRUNK:
         return
-    size = user_options.get("image_size", image_size)
+    crops = user_options.get("crops", f"4x{user_options.get('image_size', image_size)}")
+    n_crops = sum(number for number, _ in parse_crops(crops)) if crops else 2
     batch = user_options.get("batch_size", max(64, min(GPU_BATCH, n_images // V2_LEAST_STEPS)))
     epochs = max(GPU_FEWEST_EPOCHS, min(GPU_MOST_EPOCHS, round(GPU_IMAGES / n_images)))
-    yield Change("arch", GPU_TRUNK, "a GPU trains it in minutes")
-    yield Change("projection", (2048, 128), "as published with this network")
-    yield Change("crops", f"4x{size}", "more is learned from an image each time it is read")
-    yield Change("batch_size", batch, f"{4 * batch:,} crops keep a GPU busy")
+    yield Change("arch", GPU_TRUNK, "a GPU has the time for a ResNet-18")
+    yield Change("projection", (2048, 128), "as published with a ResNet-18")
+    yield Change("crops", crops, "an epoch teaches more with more crops of each image")
+    steps = -(-n_images // batch)
+    yield Change("batch_size", batch, f"{n_crops * batch:,} crops per step for a GPU, {steps:,} steps per epoch")
     yield Change("lr", GPU_LR * batch / GPU_BATCH, "in proportion to the batch")
-    yield Change("epochs", epochs, f"{epochs * n_images:,} times an image, minutes on a GPU")
+    yield Change("epochs", epochs, f"{epochs * n_images:,} images in all, as a GPU has the time for them")
 
 
 def _image_size(side: int) -> int:
