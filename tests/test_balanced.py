@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 
 from deepcluster.clustering import balanced as module
+from deepcluster.clustering import parallel
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.balanced import BalancedKMeans
 from deepcluster.clustering.kmeans import KMeans
@@ -148,7 +149,7 @@ def test_the_same_for_the_same_seed_whatever_the_size_of_blocks(monkeypatch: pyt
     assert torch.equal(BalancedKMeans(20).fit(points, seed=4).labels_N, found.labels_N)
     assert not torch.equal(BalancedKMeans(20).fit(points, seed=5).labels_N, found.labels_N)
     monkeypatch.setattr(module, "BLOCK_SCORES", 20 * 33)
-    monkeypatch.setattr(module, "BLOCK_ROWS", 50)
+    monkeypatch.setattr(parallel, "BLOCK_ROWS", 50)
     other = BalancedKMeans(20).fit(points, seed=4)
     assert other.ari(found.labels_N) > 0.95 and other.inertia == pytest.approx(found.inertia, rel=0.01)
 

@@ -1,5 +1,6 @@
 """The largest eigenvalues against LAPACK's, for spectra that are steep, flat, of low rank or with values that repeat."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -35,11 +36,28 @@ def with_spectrum(values_D: Tensor, seed: int = 0) -> Tensor:
     return (matrix + matrix.T) / 2
 
 
-@pytest.fixture(params=["exact", "krylov"])
+@pytest.fixture(params=["exact", "krylov", "krylov as on a GPU"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(eigen, "KRYLOV_DIM", DIM if request.param == "krylov" else DIM + 1)
+    monkeypatch.setattr(eigen, "KRYLOV_DIM", DIM + 1 if request.param == "exact" else DIM)
     monkeypatch.setattr(eigen, "KRYLOV_RATIO", 1)
+    if request.param == "krylov as on a GPU":
+        monkeypatch.setattr(eigen, "_orthonormal", eigen._by_cholesky)
     return str(request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("condition", [1, 1e3, 1e6, 1e9, 1e30])
+def test_columns_by_cholesky_are_orthonormal_with_the_same_span(condition: float, dtype: torch.dtype) -> None:
+    """Whatever their condition and their lengths: columns too dependent for it go to QR."""
+    generator = torch.Generator().manual_seed(0)
+    turns = [torch.linalg.qr(torch.randn(rows, 20, generator=generator, dtype=torch.float64)).Q for rows in (400, 20)]
+    lengths = torch.logspace(0, 20, 20, dtype=torch.float64)
+    columns = ((turns[0] * torch.logspace(0, -math.log10(condition), 20)) @ turns[1].T * lengths).to(dtype)
+    found = eigen._by_cholesky(columns)
+    rounding = 10 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.T @ found, torch.eye(20, dtype=dtype), atol=rounding, rtol=0)
+    unit = torch.nn.functional.normalize(columns, dim=0)
+    assert (unit - found @ (found.T @ unit)).norm() < 10 * rounding
 
 
 @pytest.mark.usefixtures("way")

@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from gpu_path import Operations, as_on_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
@@ -427,6 +428,27 @@ def test_what_is_skipped_never_changes_anything(n: int, dim: int, n_clusters: in
         assert_same(skipping, lloyd(points_NP, start_KP, iterations=12))
 
 
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("name", STARTING)
+def test_a_gpu_goes_another_way_to_the_same(name: str, spherical: bool) -> None:
+    points_NP, start_KP = starting(name, spherical)
+    with as_on_a_gpu():
+        found = lloyd(points_NP, start_KP, iterations=20, spherical=spherical)
+    assert_same(lloyd(points_NP, start_KP, iterations=20, spherical=spherical), found)
+
+
+def test_an_iteration_on_a_gpu_starts_few_kernels() -> None:
+    """At 6 µs each they take longer than the products where points are few: DeepCluster-v2's heads on small sets."""
+    points_NP, counts = whitened(3000, 64), []
+    for iterations in (3, 9):
+        with as_on_a_gpu(), Operations() as operations:
+            found = lloyd(points_NP, points_NP[:150], iterations=iterations, spherical=True)
+        assert len(found.inertia_history) == iterations + 1
+        counts.append(operations.counts)
+    assert (counts[1]["launches"] - counts[0]["launches"]) / 6 < 170
+    assert (counts[1]["waits"] - counts[0]["waits"]) / 6 < 12
+
+
 def test_little_is_compared_where_little_moves() -> None:
     points_NP = blobs(3000, 16, 40, spread=0.3)
     compared = lloyd(points_NP, points_NP[:60], iterations=40).compared_history
@@ -621,6 +643,10 @@ def test_rows_spread_over_ranks_give_the_same(iterations: int, spherical: bool) 
         np.testing.assert_allclose(result.inertia_history, expected.inertia_history, rtol=1e-12)
         assert result.n_repaired == expected.n_repaired > 0
         assert all(0 <= share <= 1 for share in result.compared_history)
+    with as_on_a_gpu():
+        fused = on_ranks(points_NP.split([200, 0, 300]), work)
+    for result, again in zip(results, fused, strict=True):
+        assert_same(result, again)
 
 
 @pytest.mark.parametrize("start", ["random", "k-means++"])

@@ -11,12 +11,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from gpu_path import as_on_a_gpu, plain_best_two
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.clustering import nearest as module
+from deepcluster.clustering import parallel
 from deepcluster.clustering.nearest import (
     Nearest,
     NearestSearch,
@@ -199,6 +201,7 @@ def test_any_shape_any_data(name: str, n: int, k: int, dim: int, seed: int, whic
     for kind in KINDS:
         check(data.search(kind).search(), data)
         check(known_search(data, kind, data.known(which)), data)
+    check(Fused(data.points_NP, data.centroids_KP).search(), data)
 
 
 @settings(max_examples=40, deadline=None)
@@ -210,6 +213,7 @@ def test_few_components(n: int, k: int, dim: int, seed: int) -> None:
         data = case.__wrapped__(name, n, k, dim, seed)
         for kind in KINDS[1:]:
             check(data.search(kind).search(), data)
+        check(Fused(data.points_NP, data.centroids_KP).search(), data)
 
 
 def test_ties_go_to_the_lower_number_by_hand() -> None:
@@ -221,69 +225,78 @@ def test_ties_go_to_the_lower_number_by_hand() -> None:
     assert squared_N.reshape(300, 4).unique(dim=0).tolist() == [[1, 0, 1, 16]]
 
 
-# The fused path, which CUDA takes, with plain torch in place of the Triton kernel
+# The fused path, which a GPU takes, with plain torch in place of the Triton kernel
 
 
-def plain_best_two(
-    points_NP: Tensor, centroids_KP: Tensor, offsets_K: Tensor, *, own_N: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`nearest_triton.best_two` in float32, with one column more so that there always is a second."""
-    bounds_NK = points_NP.float() @ centroids_KP.float().T - offsets_K
-    if own_N is not None:
-        bounds_NK[torch.arange(len(own_N))[own_N >= 0], own_N[own_N >= 0]] = -torch.inf
-    bounds_NK = torch.nn.functional.pad(bounds_NK, (0, 1), value=-torch.inf)
-    best_N, index_N = bounds_NK.max(dim=1)
-    second_N = bounds_NK.scatter(1, index_N[:, None], -torch.inf).amax(dim=1)
-    return best_N, torch.where(best_N > -torch.inf, index_N, -1), second_N
+class Fused(NearestSearch):
+    """Counts the points that are searched again."""
 
+    def __init__(self, points_NP: Tensor, centroids_KP: Tensor) -> None:
+        super().__init__(points_NP, best_two=plain_best_two)
+        self.use(centroids_KP)
+        self.n_again = 0
 
-def fused_search(data: Case, labels_N: Tensor | None = None) -> Nearest:
-    search = NearestSearch(data.points_NP, kind=torch.bfloat16, best_two=plain_best_two)
-    search.use(data.centroids_KP)
-    if labels_N is None:
-        return search.search()
-    return search.search(None, None, (labels_N, search.squared_distances(slice(None), labels_N)))
+    def _settle_in_float32(self, found: Nearest, rows: slice | Tensor, some: Tensor) -> None:
+        self.n_again += len(some)
+        super()._settle_in_float32(found, rows, some)
 
 
 @pytest.mark.parametrize("name", DATA)
 def test_the_fused_path_on_unkind_data(name: str) -> None:
     data = case(name, 300, 100, 32)
-    check(fused_search(data), data)
-    for which in ("best", "worst", "any"):
-        check(fused_search(data, data.known(which)), data)
+    check(Fused(data.points_NP, data.centroids_KP).search(), data)
 
 
-def test_the_fused_path_where_no_point_is_contested(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n", "k", "dim"), [(1, 1, 1), (1, 70, 33), (2, 63, 33), (65, 1, 300), (65, 129, 300)])
+def test_the_fused_path_on_odd_shapes(n: int, k: int, dim: int) -> None:
+    """One point, one centroid, fewer centroids than a tile, components that fill no group of 16."""
+    data = case("normal", n, k, dim)
+    check(Fused(data.points_NP, data.centroids_KP).search(), data)
+
+
+def test_the_fused_path_where_no_point_is_contested() -> None:
     """As at the end of every k-means: no point needs a second look, and none is given one."""
-    data, looked_at = case("beside far centroids", 300, 100, 32), []
-    plain = module._Columns._plain
-
-    def counted(self: module._Columns, rows: slice | Tensor, known: module.Known | None) -> Nearest | None:
-        looked_at.append(len(known[0]) if known else -1)
-        return plain(self, rows, known)
-
-    monkeypatch.setattr(module._Columns, "_plain", counted)
-    check(fused_search(data), data)
-    check(fused_search(data, data.known("best")), data)
-    assert looked_at == []
+    data = case("beside far centroids", 300, 100, 32)
+    search = Fused(data.points_NP, data.centroids_KP)
+    check(search.search(), data)
+    assert search.n_again == 0
 
 
 def test_the_fused_path_where_all_points_are_contested() -> None:
-    """Centroids that bf16 can't tell apart: every point is searched again."""
+    """Centroids that 16 bits can't tell apart: every point is searched again."""
     data = case("close families 1e-5", 300, 100, 32)
-    search = NearestSearch(data.points_NP, kind=torch.bfloat16, best_two=plain_best_two)
-    search.use(data.centroids_KP)
-    found, plain = search.search(), data.search(torch.bfloat16).search()
-    assert torch.equal(found.labels_R, plain.labels_R)
-    assert torch.equal(found.squared_R, plain.squared_R)
-    check(fused_search(data, data.known("worst")), data)
+    search = Fused(data.points_NP, data.centroids_KP)
+    check(search.search(), data)
+    assert search.n_again == 300
+
+
+def test_few_points_are_contested_in_16_bits() -> None:
+    """Random unit rows, to which centroids are as equally near as they get."""
+    data = case("unit rows", 2000, 500, 256)
+    search = Fused(data.points_NP, data.centroids_KP)
+    check(search.search(), data)
+    assert 0 < search.n_again < 0.05 * 2000
+
+
+def test_the_fused_path_is_the_one_of_a_gpu() -> None:
+    with as_on_a_gpu():
+        assert NearestSearch(torch.randn(5, 3)).best_two is plain_best_two
+        assert NearestSearch(torch.randn(5, 3), kind=torch.float32).best_two is None
+
+
+def test_the_fused_path_for_some_rows() -> None:
+    data = case("unit rows", 300, 100, 32)
+    rows = torch.arange(0, 300, 7)
+    found, every = (Fused(data.points_NP, data.centroids_KP).search(part) for part in (rows, None))
+    assert torch.equal(found.labels_R, every.labels_R[rows])
+    assert torch.equal(found.squared_R, every.squared_R[rows])
 
 
 @pytest.mark.parametrize("best_two", [None, plain_best_two])
 def test_no_rows(best_two: module.BestTwo | None) -> None:
     """No points, none of the points, and a block without any: nothing is found, and nothing fails."""
     for points_NP in (torch.empty(0, 16), torch.randn(20, 16)):
-        search = NearestSearch(points_NP, kind=torch.bfloat16, best_two=best_two)
+        search = NearestSearch(points_NP, best_two=best_two)
         search.use(torch.randn(5, 16))
         none = torch.empty(0, dtype=torch.int64)
         assert len(search.search(none).labels_R) == 0
@@ -382,7 +395,7 @@ def test_size_of_blocks_changes_nothing(name: str, kind: torch.dtype, monkeypatc
     for scores, least, rows in ((1, 1, 1), (1, 3, 7), (1 << 10, 1, 64), (1 << 30, 128, 1 << 20)):
         monkeypatch.setattr(module, "BLOCK_SCORES", scores)
         monkeypatch.setattr(module, "LEAST_BLOCK_ROWS", least)
-        monkeypatch.setattr(module, "BLOCK_ROWS", rows)
+        monkeypatch.setattr(parallel, "BLOCK_ROWS", rows)
         for found, expected in ((data.search(kind).search(), first), (known_search(data, kind, data.known("any")), again)):
             assert torch.equal(found.labels_R, expected.labels_R)
             assert torch.equal(found.squared_R, expected.squared_R)
@@ -425,19 +438,20 @@ def test_first_of_equals(k: int, dim: int, values: int, seed: int) -> None:
 def test_first_of_equals_of_many(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     centroids_KP = case(name, 300, 100, 32).centroids_KP
     assert first_of_equals(centroids_KP).tolist() == naive_first_of_equals(centroids_KP)
-    monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(parallel, "BLOCK_ROWS", 7)
     assert first_of_equals(centroids_KP).tolist() == naive_first_of_equals(centroids_KP)
 
 
 @pytest.mark.parametrize("reach", [None, 1.0])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["normal", "outliers", "scale 1e-6", "scale 1e6", "all zeros", "unequal lengths"])
 def test_residuals_are_the_lengths_of_what_is_rounded_off(name: str, kind: torch.dtype, reach: float | None) -> None:
-    """Numbers beyond the reach of 8 bits are cut, and their rows' residuals know."""
+    """Numbers beyond the reach of 8 bits are cut, and their rows' residuals know. 16 bits reach as far as they must."""
     rows_RP = case(name, 300, 100, 32).points_NP
+    reach = None if kind == torch.float16 else reach
     coarse = round_rows(rows_RP, kind, reach)
     assert coarse.rounded_RP.dtype == kind
-    near_RP = coarse.rounded_RP.double() * coarse.step
+    near_RP = coarse.rounded_RP[:, : rows_RP.shape[1]].double() * coarse.step
     rounding = 1e-6 * rows_RP.double().norm(dim=1)
     assert ((near_RP - rows_RP.double()).norm(dim=1) - coarse.residual_R.double()).abs().le(rounding).all()
     assert (near_RP.norm(dim=1) - coarse.length_R.double()).abs().le(rounding + 1e-6 * near_RP.norm(dim=1)).all()

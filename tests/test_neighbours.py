@@ -166,20 +166,6 @@ def test_any_floating_type(dtype: torch.dtype) -> None:
         assert torch.equal(one, other)
 
 
-def test_reduced_precision_of_products_changes_nothing() -> None:
-    """Neither autocast nor a coarser float32 product, which the user may have chosen for the network."""
-    table = rows(700, 20, 0)
-    expected = nearest_neighbours(table, table, k=5)[1]
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(nearest_neighbours(table, table, k=5)[1], expected)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def test_hardly_any_pair_is_compared_by_its_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     table = normalize(torch.from_numpy(np.random.default_rng(0).normal(size=(1000, 64))).float())
     compared, original = [], module._Search._squared

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.nearest import nearest_centroids
+from deepcluster.clustering.parallel import row_blocks
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 
 UNASSIGNED = -1
-# Rows averaged at once.
-BLOCK_ROWS = 8192
 # Exact matching is cubic: it takes about a second for 2,000 clusters each, minutes for 10,000. Above, matching is greedy.
 EXACT_MATCHING_CLUSTERS = 2000
 
@@ -189,12 +188,12 @@ class Assignment:
 def cluster_means(points_NP: Tensor, labels_N: Tensor, n_clusters: int, *, ranks: Ranks = ONE_PROCESS) -> Tensor:
     """Return the mean (K, P) of the points of each cluster, over all ranks; zeros for an empty one. Sums are float64."""
     sums_KP = torch.zeros(n_clusters, points_NP.shape[1], dtype=torch.float64, device=points_NP.device)
-    for block, labels in zip(points_NP.split(BLOCK_ROWS), labels_N.split(BLOCK_ROWS), strict=True):
+    for rows in row_blocks(points_NP):
         if points_NP.is_cuda:
             # index_add_ uses atomics on a GPU, so that sums vary between runs; index_put_ sorts first.
-            sums_KP.index_put_((labels,), block.double(), accumulate=True)
+            sums_KP.index_put_((labels_N[rows],), points_NP[rows].double(), accumulate=True)
         else:
-            sums_KP.index_add_(0, labels, block.double())
+            sums_KP.index_add_(0, labels_N[rows], points_NP[rows].double())
     sizes_K = ranks.sum(torch.bincount(labels_N, minlength=n_clusters))
     return ranks.sum(sums_KP).div_(sizes_K.clamp(min=1)[:, None]).float()
 
@@ -202,8 +201,8 @@ def cluster_means(points_NP: Tensor, labels_N: Tensor, n_clusters: int, *, ranks
 def member_distances(points_NP: Tensor, labels_N: Tensor, centroids_KP: Tensor) -> Tensor:
     """Return the Euclidean distance (N) of each point to the centroid of its cluster."""
     distances_N = torch.empty(len(points_NP), device=points_NP.device)
-    for out, block, labels in zip(*(part.split(BLOCK_ROWS) for part in (distances_N, points_NP, labels_N)), strict=True):
-        torch.sum((block - centroids_KP[labels]).square_(), dim=1, out=out)
+    for rows in row_blocks(points_NP):
+        torch.sum((points_NP[rows] - centroids_KP[labels_N[rows]]).square_(), dim=1, out=distances_N[rows])
     return distances_N.sqrt_()
 
 

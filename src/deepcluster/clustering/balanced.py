@@ -16,9 +16,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assignment import BLOCK_ROWS, UNASSIGNED, Assignment, cluster_means, member_distances
+from deepcluster.clustering.assignment import UNASSIGNED, Assignment, cluster_means, member_distances
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.parallel import row_blocks
 from deepcluster.clustering.starts import number_points, place_in_cluster
+from deepcluster.core.device import true_float32
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.work import Advance, no_advance
@@ -82,6 +84,7 @@ class BalancedKMeans:
         mean = n_points / self.n_clusters
         return max(1, math.floor((1 - self.spread) * mean)), math.ceil((1 + self.spread) * mean)
 
+    @true_float32()
     def fit(
         self,
         points_NP: Tensor,
@@ -128,8 +131,8 @@ class _Balance:
         self.points_NP, self.ranks = points_NP, ranks
         _, self.n_points = number_points(len(points_NP), ranks)
         total_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=points_NP.device)
-        for block in points_NP.split(BLOCK_ROWS):
-            total_P += block.sum(dim=0, dtype=torch.float64)
+        for rows in row_blocks(points_NP):
+            total_P += points_NP[rows].sum(dim=0, dtype=torch.float64)
         self.mean_P = (ranks.sum(total_P) / self.n_points).float()
         self.prices_K = torch.zeros(n_clusters, device=points_NP.device)
 

@@ -4,6 +4,7 @@ R rows, P components; B points of a block, Q of them; C centroids in G groups of
 Scores are x·c - |c|²/2 with x and c relative to the mean of the points: the nearest centroid has the highest score.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +25,9 @@ INT_SUM, INT_OFFSET, INT_NOWHERE = 2**28, 2**29, 2**30 + 2**29
 FEWEST_INT8, MOST_INT8 = 16, INT_SUM // 127**2
 # The product of two steps is still a normal float32 number.
 LEAST_STEP = 1e-15
+# 16-bit floats: the longest row is scaled to between 2^14 and 2^15, so that 2^29 lies between the largest and the smallest
+# number of full precision. The fused kernel reads whole groups of components.
+HALF_REACH, HALF_GROUP = 15, 16
 # Centroids in a group: bounds are first reduced to the largest of each group, 0.05 ns per score; its position takes 0.9.
 GROUP = 64
 # The next finer product.
@@ -46,9 +50,12 @@ class Coarse:
 
 
 def coarse_kind(device: torch.device, n_components: int, *, first: bool = False) -> torch.dtype:
-    """Return the fastest product of this machine; not 8 bits for the `first` search, where too many candidates remain."""
+    """Return the fastest product of this machine; not 8 bits for the `first` search, where too many candidates remain.
+
+    On a GPU it serves only the points that the fused search has left open.
+    """
     if device.type == "cuda":
-        return torch.bfloat16
+        return torch.float32
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     fast = has.get("avx512_vnni") or has.get("amx_int8")
     if fast and not first and FEWEST_INT8 <= n_components <= MOST_INT8 and _int8_is_right():
@@ -69,7 +76,13 @@ def _int8_is_right() -> bool:
 
 
 def round_rows(rows_RP: Tensor, kind: torch.dtype, reach: float | None = None) -> Coarse:
-    """Round rows to `kind`; 8-bit integers cover the range up to `reach`, by default the largest number."""
+    """Round rows to `kind`.
+
+    Args:
+        rows_RP: float32.
+        reach: largest number that 8-bit integers cover, by default the largest of the rows; length that 16-bit floats cover,
+            by default that of the longest row.
+    """
     if kind == torch.float32:
         return Coarse(rows_RP, 1.0, rows_RP.new_zeros(len(rows_RP)), rows_RP.norm(dim=1))
     if kind == torch.int8:
@@ -78,6 +91,12 @@ def round_rows(rows_RP: Tensor, kind: torch.dtype, reach: float | None = None) -
         near_RP = (rows_RP / step).round_().clamp_(-127, 127)
         rounded_RP = near_RP.to(kind)
         near_RP.mul_(step)
+    elif kind == torch.float16:
+        reach = (float(rows_RP.norm(dim=1).amax()) if rows_RP.numel() else 0.0) if reach is None else reach
+        step = 2.0 ** math.ceil(math.log2(max(reach, LEAST_STEP * 2**HALF_REACH)) - HALF_REACH)
+        rounded_RP = (rows_RP / step).to(kind)
+        near_RP = rounded_RP.float().mul_(step)
+        rounded_RP = pad(rounded_RP, (0, -rows_RP.shape[1] % HALF_GROUP))
     else:
         step, rounded_RP = 1.0, rows_RP.to(kind)
         near_RP = rounded_RP.float()
@@ -145,9 +164,11 @@ class CoarseCentroids:
         self.half_norms_C = pad(half_norms_C, (0, missing), value=torch.inf)
         self.lengths_C = pad((2 * half_norms_C).sqrt(), (0, missing))
         rounding = BF16_ROUNDING * (kind == torch.bfloat16) + centred_CP.shape[1] * FLOAT32_ROUNDING * (kind != torch.int8)
+        rounding *= 1 + (kind == torch.float16)  # A GPU may cut sums off instead of rounding them.
         self.residual_C = self.rows.residual_R + rounding * self.rows.length_R
-        self.longest = float(self.lengths_C.max()) if self.n_real else 0.0
-        self.largest_residual = float(self.residual_C.max()) if self.n_real else 0.0
+        none = half_norms_C.new_zeros(())
+        self.longest = self.lengths_C.max() if self.n_real else none
+        self.largest_residual = self.residual_C.max() if self.n_real else none
 
     def offsets(self, points: Coarse, half_norms_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return offset_C, base_B: a squared distance is at least 2 (base - (coarse product - offset))."""
@@ -155,8 +176,8 @@ class CoarseCentroids:
         if self.kind == torch.int8:
             # Offsets must fit 32 bits; the excess goes into the slack.
             most = INT_OFFSET / 2 * points.step * self.rows.step
-            residual = residual.clamp(max=most / max(self.longest, LEAST_STEP))
-            length = length.clamp(max=most / max(self.largest_residual, LEAST_STEP))
+            residual = residual.clamp(max=most / self.longest.clamp(min=LEAST_STEP))
+            length = length.clamp(max=most / self.largest_residual.clamp(min=LEAST_STEP))
         slack_B = (points.residual_R - residual).clamp_(min=0) * self.longest
         slack_B += (points.length_R - length).clamp_(min=0) * self.largest_residual
         slack_B += FLOAT32_SLACK * (half_norms_B + self.longest**2 / 2)

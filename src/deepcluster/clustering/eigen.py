@@ -5,6 +5,7 @@ D rows and columns, P eigenvalues, B columns per step, K columns of the basis.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 # From this width on, and this multiple of P, Krylov steps are faster: 4,096 → 256 takes 1.6 CPU-seconds instead of 7
 # (LAPACK's evr, only the largest) or 21 (all, by torch.linalg.eigh).
@@ -68,7 +69,7 @@ def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
         image_DB += NOISE * torch.randn(dim, width, generator=generator).to(image_DB.device)
         for _ in range(2):  # Twice is enough for columns orthogonal to the basis.
             inside_DB = basis_DK[:, :new] @ (basis_DK[:, :new].T @ image_DB)
-            image_DB = torch.linalg.qr(image_DB - inside_DB).Q
+            image_DB = _orthonormal(image_DB - inside_DB)
         basis_DK[:, new:end] = image_DB
         image_DB = single_DD @ basis_DK[:, new:end]
         projected_KK[:end, new:end] = basis_DK[:, :end].T @ image_DB
@@ -84,6 +85,25 @@ def _by_krylov(matrix_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def _orthonormal(columns_DB: Tensor) -> Tensor:
+    """Return orthonormal columns with the same span."""
+    return _by_cholesky(columns_DB) if columns_DB.is_cuda else torch.linalg.qr(columns_DB).Q
+
+
+def _by_cholesky(columns_DB: Tensor) -> Tensor:
+    """Return orthonormal columns by two Cholesky steps: products, where a GPU's QR goes column by column.
+
+    Columns that are too dependent for that go to QR.
+    """
+    found_DB = normalize(columns_DB, dim=0)
+    for _ in range(2):
+        lower_BB, failed = torch.linalg.cholesky_ex(found_DB.T @ found_DB)
+        if int(failed):
+            return torch.linalg.qr(columns_DB).Q
+        found_DB = torch.linalg.solve_triangular(lower_BB, found_DB.T, upper=False).T
+    return found_DB
+
+
 def _ritz(matrix_DD: Tensor, basis_DK: Tensor, projected_KK: Tensor, n_top: int) -> tuple[Tensor, Tensor, float]:
     """Return the best values_P and vectors_DP of the basis, in float64, and the share of the sum that they may miss.
 
@@ -96,7 +116,7 @@ def _ritz(matrix_DD: Tensor, basis_DK: Tensor, projected_KK: Tensor, n_top: int)
     images = (basis_DK @ turn_KK[:, -n_kept:]).double()
     tiny = torch.finfo(torch.float64).tiny
     for _ in range(2):
-        vectors = torch.linalg.qr(images).Q
+        vectors = _orthonormal(images)
         images = matrix_DD @ vectors
         values, turn = torch.linalg.eigh(vectors.T @ images)
         vectors, images = vectors @ turn, images @ turn

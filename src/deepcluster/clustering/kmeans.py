@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.nearest import NearestSearch
-from deepcluster.clustering.parallel import BLOCK_ROWS, blocks_of, finite_rows, map_blocks
+from deepcluster.clustering.parallel import blocks_of, finite_rows, map_blocks, row_blocks, rows_at_once
 from deepcluster.clustering.starts import STARTS, fill_empty, split_largest
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, did_you_mean
@@ -48,7 +48,7 @@ class _Labels:
 
     A centroid whose points stay the same does not move, bit for bit. A point whose own centroid has not moved can only be
     won by one that has. A point whose own centroid moved away is compared with all, unless it is still nearer than the
-    nearest of the others was.
+    nearest of the others was. On a GPU all points are compared with all centroids, which is faster than to find out.
     """
 
     def __init__(self, points_NP: Tensor) -> None:
@@ -60,7 +60,7 @@ class _Labels:
         before_KP, self.centroids_KP = self.centroids_KP, centroids_KP
         first_before_K = self.search.first_K
         self.search.use(centroids_KP)
-        if before_KP is None:
+        if before_KP is None or self.search.best_two is not None:
             found = self.search.search()
             self.labels_N, self.squared_N, self.others_N = found.labels_R, found.squared_R, found.others_R
             return 1.0
@@ -97,7 +97,7 @@ class ExactSums:
 
     def __init__(self, points_NP: Tensor, n_clusters: int, ranks: Ranks) -> None:
         self.points_NP, self.ranks = points_NP, ranks
-        blocks, device = blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device
+        blocks, device = row_blocks(points_NP), points_NP.device
         zeros_P = torch.zeros(points_NP.shape[1], dtype=torch.float64, device=device)
         squares_P = sum(map_blocks(lambda block: points_NP[block].double().square_().sum(dim=0), blocks, device), zeros_P)
         count = torch.tensor(float(len(points_NP)), dtype=torch.float64, device=device)
@@ -121,15 +121,18 @@ class ExactSums:
         return self.ranks.sum(self.sums_KP.clone()), self.ranks.sum(self.sizes_K.clone())
 
     def _add(self, rows_R: Tensor, labels_R: Tensor, sign: int) -> None:
+        at_once = rows_at_once(self.points_NP)
+
         def work(components: slice) -> None:
             points_NP, rounder_P = self.points_NP[:, components], self.rounder_P[components]
-            for rows, labels in zip(rows_R.split(BLOCK_ROWS), labels_R.split(BLOCK_ROWS), strict=True):
+            for rows, labels in zip(rows_R.split(at_once), labels_R.split(at_once), strict=True):
                 block = points_NP.index_select(0, rows).double().add_(rounder_P).sub_(rounder_P)
                 self.sums_KP[:, components].index_add_(0, labels, block, alpha=sign)
 
         every = slice(0, len(self.rounder_P))
-        map_blocks(work, blocks_of(every, -(-every.stop // torch.get_num_threads())), rows_R.device)
-        self.sizes_K += sign * torch.bincount(labels_R, minlength=len(self.sizes_K))
+        parts = torch.get_num_threads() if rows_R.device.type == "cpu" else 1
+        map_blocks(work, blocks_of(every, -(-every.stop // parts)), rows_R.device)
+        self.sizes_K.index_add_(0, labels_R, torch.ones_like(labels_R), alpha=sign)
 
 
 def lloyd(

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from deepcluster.clustering.coarse import FLOAT32_ROUNDING
-from deepcluster.clustering.parallel import BLOCK_ROWS, blocks_of, map_blocks
+from deepcluster.clustering.parallel import blocks_of, map_blocks, row_blocks
+from deepcluster.core.device import true_float32
 from deepcluster.core.errors import InputError
 from deepcluster.core.work import Advance, no_advance
 
@@ -24,7 +25,7 @@ Metric = Literal["euclidean", "sqeuclidean", "cosine"]
 # Bounds of a block of queries stay in the processor's cache; a GPU wants larger blocks.
 BLOCK_BOUNDS, BLOCK_BOUNDS_GPU = 1 << 22, 1 << 26
 # Numbers in the differences that are squared at once.
-BLOCK_DIFFERENCES = 1 << 19
+BLOCK_DIFFERENCES, BLOCK_DIFFERENCES_GPU = 1 << 19, 1 << 25
 # Rows of a group, of which only the highest bound is sorted at first.
 GROUP = 32
 # Blocks per report of progress.
@@ -67,17 +68,11 @@ def nearest_neighbours(
             table[:, own - 2] = (table == 0).all(dim=1).float()
     search = _Search(queries_MP, rows_NP, k, exclude_self=exclude_self)
     blocks = blocks_of(slice(0, len(queries_MP)), search.block_rows)
-    before = torch.get_float32_matmul_precision()
-    # True float32: neither autocast nor a reduced precision that the user has chosen for the network.
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(rows_NP.device.type, enabled=False):
-            for start in range(0, len(blocks), BLOCKS_AT_ONCE):
-                some = blocks[start : start + BLOCKS_AT_ONCE]
-                map_blocks(search.search, some, rows_NP.device)
-                advance(some[-1].stop - some[0].start)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with true_float32():
+        for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+            some = blocks[start : start + BLOCKS_AT_ONCE]
+            map_blocks(search.search, some, rows_NP.device)
+            advance(some[-1].stop - some[0].start)
     if metric == "cosine":
         return 1 - search.squared_MK / 2, search.indices_MK
     return (search.squared_MK.sqrt() if metric == "euclidean" else search.squared_MK), search.indices_MK
@@ -93,10 +88,10 @@ def _check(queries_MP: Tensor, rows_NP: Tensor, k: int, exclude_self: bool) -> N
     if not 1 <= k <= others:
         raise InputError(f"k={k} neighbours must be between 1 and the {max(0, others)} rows that can be one")
     for name, table in {"rows": rows_NP, **({} if queries_MP is rows_NP else {"queries": queries_MP})}.items():
-        for start, block in enumerate(table.split(BLOCK_ROWS)):
-            bad = (~torch.isfinite((2 * block.float()).square_().sum(dim=1))).nonzero()
+        for rows in row_blocks(table):
+            bad = (~torch.isfinite((2 * table[rows].float()).square_().sum(dim=1))).nonzero()
             if len(bad):
-                row = start * BLOCK_ROWS + int(bad[0])
+                row = rows.start + int(bad[0])
                 raise InputError(f"row {row} of the {name} is not finite, or too large to be squared; leave such rows out")
 
 
@@ -112,7 +107,7 @@ class _Search:
         # Share of |x|² + |q|² by which float32 arithmetic may change a bound or a distance; generous.
         self.error = (2 * size + 32) * FLOAT32_ROUNDING
         self.offsets_N = torch.full((len(self.centred_NP),), torch.inf, device=rows_NP.device)
-        for rows in blocks_of(slice(0, n_rows), BLOCK_ROWS):
+        for rows in row_blocks(rows_NP):
             self.offsets_N[rows] = self.centred_NP[rows].square().sum(dim=1) * (0.5 - self.error)
         self.block_rows = max(1, (BLOCK_BOUNDS_GPU if rows_NP.is_cuda else BLOCK_BOUNDS) // len(self.offsets_N))
         self.squared_MK = torch.empty(len(queries_MP), k, device=rows_NP.device)
@@ -144,10 +139,11 @@ class _Search:
 
     def _squared(self, queries_BP: Tensor, candidates_BC: Tensor) -> Tensor:
         squared_BC = torch.empty(candidates_BC.shape, device=queries_BP.device)
-        step = max(1, BLOCK_DIFFERENCES // (candidates_BC.shape[1] * max(1, queries_BP.shape[1])))
+        differences = BLOCK_DIFFERENCES_GPU if queries_BP.is_cuda else BLOCK_DIFFERENCES
+        step = max(1, differences // (candidates_BC.shape[1] * max(1, queries_BP.shape[1])))
         for out, queries, candidates in zip(*(x.split(step) for x in (squared_BC, queries_BP, candidates_BC)), strict=True):
-            differences = self.rows_NP.index_select(0, candidates.flatten()).view(*candidates.shape, -1)
-            torch.sum(differences.sub_(queries[:, None]).square_(), dim=2, out=out)
+            near = self.rows_NP.index_select(0, candidates.flatten()).view(*candidates.shape, -1)
+            torch.sum(near.sub_(queries[:, None]).square_(), dim=2, out=out)
         return squared_BC
 
 

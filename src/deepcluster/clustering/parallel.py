@@ -17,13 +17,24 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 
-# Rows of floats that are handled at once where there is no matrix product.
-BLOCK_ROWS = 1024
+# Rows of floats that are handled at once where there is no matrix product. On a GPU, where each operation takes 5 µs to
+# start, as many rows as hold this many numbers.
+BLOCK_ROWS, BLOCK_NUMBERS_GPU = 1024, 1 << 25
 
 
 def blocks_of(rows: slice, block_rows: int) -> list[slice]:
     """Split the rows into blocks."""
     return [slice(start, min(start + block_rows, rows.stop)) for start in range(rows.start, rows.stop, block_rows)]
+
+
+def row_blocks(rows_NP: Tensor) -> list[slice]:
+    """Return the blocks in which all rows are handled where there is no matrix product."""
+    return blocks_of(slice(0, len(rows_NP)), rows_at_once(rows_NP))
+
+
+def rows_at_once(rows_NP: Tensor) -> int:
+    """Return the number of rows of a block."""
+    return max(BLOCK_ROWS, BLOCK_NUMBERS_GPU // max(1, rows_NP[:1].numel())) if rows_NP.is_cuda else BLOCK_ROWS
 
 
 def map_blocks(work: Callable[[slice], Result], blocks: list[slice], device: torch.device) -> list[Result]:
@@ -41,7 +52,7 @@ def finite_rows(points_NP: Tensor) -> Tensor:
     def check(block: slice) -> None:
         finite_N[block] = torch.isfinite(points_NP[block].float()).all(dim=1)
 
-    map_blocks(check, blocks_of(slice(0, len(points_NP)), BLOCK_ROWS), points_NP.device)
+    map_blocks(check, row_blocks(points_NP), points_NP.device)
     return finite_N
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.nearest import first_of_equals, squared_distances
-from deepcluster.clustering.parallel import BLOCK_ROWS, blocks_of, map_blocks
+from deepcluster.clustering.parallel import map_blocks, row_blocks
 from deepcluster.core.distributed import Ranks
 
 # k-means++ sums the weights of the points in bins first, then searches one of them.
@@ -80,8 +80,9 @@ def _draw(weights: Tensor, draw: float) -> int:
 
 
 def _squared_distances_to(points_NP: Tensor, centroid_1P: Tensor) -> Tensor:
-    blocks = blocks_of(slice(0, len(points_NP)), BLOCK_ROWS)
-    parts = map_blocks(lambda block: squared_distances(points_NP[block], centroid_1P), blocks, points_NP.device)
+    parts = map_blocks(
+        lambda block: squared_distances(points_NP[block], centroid_1P), row_blocks(points_NP), points_NP.device
+    )
     return torch.cat(parts).double() if parts else points_NP.new_zeros(0, dtype=torch.float64)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from deepcluster.clustering.eigen import top_eigenvectors
+from deepcluster.clustering.parallel import rows_at_once
+from deepcluster.core.device import true_float32
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 
@@ -60,6 +62,7 @@ class Whitening:
         self.update(features_ND)
         return self.finish()
 
+    @true_float32()
     def update(self, rows_BD: Tensor) -> None:
         """Add rows, of any floating type, to those that `finish` learns from; only the last block is kept in memory.
 
@@ -78,6 +81,7 @@ class Whitening:
             raise InputError(f"rows of {dim} features follow rows of {self._rows.dim}")
         self._rows.add(rows_BD.detach())
 
+    @true_float32()
     def finish(self) -> "Whitening":
         """Learn mean and components from all rows since the last `finish`; a collective call of all ranks.
 
@@ -119,10 +123,12 @@ class Whitening:
         missing = (0, self.n_components - n_found)
         return n_images, mean_D, pad(variance_P, missing), pad(vectors_DP, missing), total_variance
 
+    @true_float32()
     def transform(self, features_ND: Tensor) -> Tensor:
         """Return points (N, P), float32, of features (N, D) of any floating type."""
         points_NP = torch.empty(len(features_ND), self.n_components, device=features_ND.device)
-        for rows, block in zip(points_NP.split(BLOCK_ROWS), features_ND.split(BLOCK_ROWS), strict=True):
+        at_once = max(BLOCK_ROWS, rows_at_once(features_ND))
+        for rows, block in zip(points_NP.split(at_once), features_ND.split(at_once), strict=True):
             projected = (block - self.mean_D).float() @ self.components_DP
             rows.copy_(normalize(projected) if self.unit_rows else projected)
         return points_NP

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,21 @@ from torch import Tensor
 
 from deepcluster.core.distributed import local_rank, ranks_here
 from deepcluster.core.errors import InputError
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Multiply float32 in float32, whatever precision is chosen for networks: neither autocast nor TF32 nor bf16."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def cpu_has_bf16() -> bool:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.core.distributed import ranks_here
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, ranks_here
 from deepcluster.core.processes import Call, Workers, start_method
 from deepcluster.core.retry import ConnectionLost, tell_troubles_to, waiting_ends
 from deepcluster.core.text import count_of
@@ -118,17 +118,17 @@ class Loader:
         parts = [(order_N[part].numpy(), (seed, epoch, part.start)) for part in batches[first_batch:]]
         return self._delivered(view, parts)
 
-    def fill(self, advance: Callable[[int], None], *, part_of: tuple[int, int] = (0, 1)) -> None:
+    def fill(self, advance: Callable[[int], None], ranks: Ranks = ONE_PROCESS) -> None:
         """Decode all images once: the readable ones are kept where there is room, reasons of the others in `unreadable`.
 
         Args:
             advance: called with the number of images done; may raise to stop.
-            part_of: number of this process, and of processes, that fill the same pack at once; each begins elsewhere.
+            ranks: the processes that fill the same pack at once; each begins elsewhere.
         """
         count, pack, is_told = len(self.images), self.images.pack, False
         step = max(1, min(_MOST_IN_PART, -(-count // max(1, 4 * self.workers))))
         parts = [range(start, min(start + step, count)) for start in range(0, count, step)]
-        first = len(parts) * part_of[0] // part_of[1]
+        first = ranks.part(len(parts)).start
         busy: list[range] = []
         try:
             for wait, some in ((False, parts[first:] + parts[:first]), (True, busy)):

@@ -142,7 +142,7 @@ def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None],
     """
     count = len(loader.images)
     if count <= CHECK_ALL or loader.images.pack is not None:
-        loader.fill(on_images, part_of=(ranks.rank, ranks.size))
+        loader.fill(on_images, ranks)
         seen = replace(seen, n_images=count - len(loader.unreadable), looked_at=count)
     else:
         loader.unreadable.update(seen.unreadable)
