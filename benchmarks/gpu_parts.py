@@ -88,7 +88,7 @@ def environment(job: Job) -> None:
     report("python, torch", python=platform.python_version(), torch=torch.__version__, cuda=str(torch.version.cuda))
     report("cores", cores=os.cpu_count(), usable=len(os.sched_getaffinity(0)))
     triton = __import__("triton").__version__ if importlib.util.find_spec("triton") else "none"
-    report("triton", version=triton, kernel_runs=nearest_triton.available(job.device))
+    report("triton", version=triton, kernel_runs=nearest_triton.available(torch.device(job.device), 256))
     if job.device != "cpu":
         facts = torch.cuda.get_device_properties(job.device)
         report("GPU", name=facts.name, GiB=facts.total_memory / 2**30, sm=f"{facts.major}.{facts.minor}")
@@ -363,39 +363,32 @@ def minutes(job: Job) -> None:
 
 
 def triton(job: Job) -> None:
-    """Compare the fused kernel with plain products, by type; on a CPU triton's interpreter runs it."""
+    """Compare the fused kernel with plain products; on a CPU triton's interpreter runs it."""
     import torch
+    from kmeans import timed
 
     from deepcluster.clustering.nearest_triton import best_two
 
-    rows, clusters, width = (70, 40, 32) if job.quick else (1 << 16, 10_000, 256)
-    points_NP, centroids_KP = (torch.randn(count, width, device=job.device) for count in (rows, clusters))
-    kinds = [torch.float32, torch.float16, torch.int8]
-    if job.device != "cpu":  # The interpreter does not multiply bfloat16.
-        kinds.append(torch.bfloat16)
-    for kind in kinds:
-        scaled = [40 * one if kind == torch.int8 else one for one in (points_NP, centroids_KP)]
-        points, centroids = (one.round().clamp(-127, 127).to(kind) if kind == torch.int8 else one.to(kind) for one in scaled)
-        offsets_K = centroids.float().square().sum(1) / 2
+    rows, clusters, width = (70, 64, 32) if job.quick else (1 << 17, 10_048, 256)
+    points_NP, centroids_KP = (torch.randn(count, width, device=job.device).half() for count in (rows, clusters))
+    offsets_K = centroids_KP.float().square().sum(1) / 2
 
-        def plain(points: Any = points, centroids: Any = centroids, offsets_K: Any = offsets_K) -> Any:
-            return [(part.float() @ centroids.float().T - offsets_K).topk(2) for part in points.split(1 << 14)]
+    def fused() -> Any:
+        return best_two(points_NP, centroids_KP, offsets_K)
 
-        def product(points: Any = points, centroids: Any = centroids) -> None:
-            for part in points.split(1 << 14):
-                torch._int_mm(part, centroids.T) if part.dtype == torch.int8 else part @ centroids.T
+    def plain() -> Any:
+        scores = [(part.float() @ centroids_KP.float().T - offsets_K).topk(2) for part in points_NP.split(1 << 14)]
+        return [torch.cat(parts) for parts in zip(*scores, strict=True)]
 
-        def fused(points: Any = points, centroids: Any = centroids, offsets_K: Any = offsets_K) -> Any:
-            return best_two(points, centroids, offsets_K)
+    def product() -> None:
+        for part in points_NP.split(1 << 14):
+            part @ centroids_KP.T
 
-        name = str(kind).removeprefix("torch.")
-        try:
-            best_N, index_N, second_N = fused()
-            first, again = (torch.cat([getattr(one, part) for one in plain()]) for part in ("values", "indices"))
-            error = (torch.stack([best_N, second_N], 1) - first).abs().max() / first.abs().max()
-            same = (index_N == again[:, 0]).float().mean()
-            times = {"fused_ms": fused, "plain_ms": plain, "product_ms": product}
-            ms = {title: 1000 * seconds_of(work, 1 if job.quick else 5, job.device) for title, work in times.items()}
-            report(f"{rows:,} x {width}, k = {clusters:,}, {name}", **ms, error=float(error), same_index=float(same))
-        except Exception as fault:  # One type may not compile.
-            report(f"{name}: failed", error=f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}")
+    started, (index_N, second_N) = timed(fused, torch.device(job.device))
+    best_N2, indices_N2 = plain()
+    error = (second_N - best_N2[:, 1]).abs().max() / best_N2.abs().max()
+    same = (index_N == indices_N2[:, 0]).float().mean()
+    times = {"fused_ms": fused, "plain_ms": plain, "product_ms": product}
+    ms = {title: 1000 * seconds_of(work, 1 if job.quick else 5, job.device) for title, work in times.items()}
+    title = f"{rows:,} x {width}, k = {clusters:,}, float16"
+    report(title, first_call_s=started, **ms, error=float(error), same_index=float(same))
