@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from gpu_parts import Job, report
 
 ROOT = Path(__file__).resolve().parents[1]
-# Tests of what runs on the GPU by its own code, or by the choice of `--device auto`; and all that name CUDA.
+# Tests of what runs on the GPU by its own code, or by the choice of `--device auto`; those that are not there are left out.
 GPU_TESTS = (
     "nearest",
     "nearest_triton",
@@ -36,18 +36,20 @@ GPU_TESTS = (
     "api",
     "gpu_path",
     "true_float32",
+    "step_waits",
+    "cli",
 )
 QUICK_TESTS = ("bank", "optim")
 NEEDED = ("pytest", "hypothesis", "plotly", "duckdb", "pyarrow")
 
 
-def run(command: Sequence[str], job: Job, ends: float) -> tuple[str, float, str]:
+def run(command: Sequence[str], job: Job, ends: float, **environ: str) -> tuple[str, float, str]:
     """Run a command; return how it ended, its seconds, and the last line of its standard error, or else of its output."""
     started = time.monotonic()
     try:
         done = subprocess.run(
             [sys.executable, *command],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environ},
             cwd=job.folder if command[1] == "deepcluster" else ROOT,
             capture_output=True,
             text=True,
@@ -113,16 +115,14 @@ def gpu_tests(job: Job) -> None:
     ends = time.monotonic() + job.seconds - 5
     names = QUICK_TESTS if job.quick else GPU_TESTS
     files = [path for name in names if (path := ROOT / "tests" / f"test_{name}.py").exists()]
-    if not job.quick:
-        naming = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "cuda" in path.read_text("utf-8")]
-        files = list(dict.fromkeys([*files, *naming]))
     # Without hypothesis, tests/conftest.py can't be read: its fixtures are missing, and the files that need it fail.
     bare = ["--noconftest"] if "hypothesis" in missing else []
+    threads = str(max(1, (os.cpu_count() or 1) // at_once(job)))
 
     def test(path: Path) -> tuple[str, float, Path]:
         results = Path(job.folder, f"{path.stem}.xml")
-        words = ["-m", "pytest", "-q", *bare, "-p", "no:cacheprovider", f"--junitxml={results}", str(path)]
-        state, seconds, _ = run(words, job, ends)
+        words = ["-m", "pytest", "-vv", *bare, "-p", "no:cacheprovider", f"--junitxml={results}", str(path)]
+        state, seconds, _ = run(words, job, ends, OMP_NUM_THREADS=threads)
         return state, seconds, results
 
     total, n_failed = dict.fromkeys(("passed", "failed", "skipped"), 0), 0
