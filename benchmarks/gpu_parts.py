@@ -352,8 +352,8 @@ def minutes(job: Job) -> None:
     from minutes import learn, split
 
     folders = split(Path(job.folder, "small"), MOST["small"], Path(job.folder, "learned"))
-    # Starting and evaluating take the rest of the time limit.
-    share = min(1.0, 0.7 * job.seconds / MOMENTS[-1])
+    # Starting and evaluating may take 35 seconds.
+    share = min(1.0, max(0.1 * job.seconds, job.seconds - 35) / MOMENTS[-1])
     moments = [0.5, 1.0, 2.0] if job.quick else [share * moment for moment in MOMENTS]
 
     def tell(title: str, row: dict[str, float]) -> None:
