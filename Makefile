@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
+LOWEST := $(VENV)-lowest
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-lowest lint clean
 
 demo: $(READY)
 	$(VENV)/bin/deepcluster demo
@@ -14,6 +15,10 @@ test: lint
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
+
+# With the lowest version of each dependency that pyproject.toml allows. numpy 1.26 runs on Python 3.11 and 3.12.
+test-lowest: $(LOWEST)/.ready
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 3 --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .
@@ -27,5 +32,11 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(LOWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs

@@ -190,7 +190,7 @@ def train(kind: str, ranks: Ranks) -> dict[str, Any]:
     sizes = SIZES[kind]
     super_of_cluster_K = None if sizes is None else torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     head = make_head(DIM, 15, super_of_cluster_K, seed=3).double()
-    losses_of = ranks.data_parallel(HeadLoss(head), torch.device("cpu"))
+    losses_of = ranks.data_parallel(HeadLoss(head))
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     bounds = [BATCH * number // max(1, ranks.size - 1) for number in range(ranks.size)] + [BATCH]
     mine, slopes = slice(bounds[ranks.rank], bounds[ranks.rank + 1]), []

@@ -5,6 +5,8 @@ The names below are imported at their first use, which keeps `import deepcluster
 
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from deepcluster.api import Clusters as Clusters
     from deepcluster.api import Embeddings as Embeddings

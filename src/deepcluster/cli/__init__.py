@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from deepcluster import __version__
 from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.options import GroupedCommand, batch_options, user_options, verbosity_options, with_settings
 from deepcluster.cli.visualize import report, visualize_group
@@ -29,7 +30,7 @@ def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(package_name="deepcluster")
+@click.version_option(__version__, package_name="deepcluster")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Learn visual features, and clusters, from a folder of images without labels (DeepCluster, ECCV 2018)."""

@@ -99,7 +99,7 @@ def _by_cholesky(columns_DB: Tensor) -> Tensor:
     for _ in range(2):
         lower_BB, failed = torch.linalg.cholesky_ex(found_DB.T @ found_DB)
         if int(failed):
-            return torch.linalg.qr(columns_DB).Q
+            return torch.linalg.qr(columns_DB).Q  # type: ignore[no-any-return]
         found_DB = torch.linalg.solve_triangular(lower_BB, found_DB.T, upper=False).T
     return found_DB
 

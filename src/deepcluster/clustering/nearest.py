@@ -102,7 +102,7 @@ class NearestSearch:
         map_blocks(measure, blocks, device)
         squares = self.half_norms_N.sum(dtype=torch.float64)
         self.reach = INT8_REACH * float((2 * squares / max(1, points_NP.numel())).sqrt())
-        self.kept: Coarse | None = None
+        self.kept: dict[torch.dtype, Coarse] = {}
         self.first_K = torch.empty(0, dtype=torch.bool, device=points_NP.device)
 
     def use(self, centroids_KP: Tensor) -> None:
@@ -164,10 +164,8 @@ class NearestSearch:
     def _fused(self, best_two: BestTwo, rows_R: Tensor | None) -> Nearest:
         """Find the best two bounds in one kernel; where they leave several candidates, compare these in float32."""
         rows = slice(0, len(self.points_NP)) if rows_R is None else rows_R
-        points, centroids = (
-            self.coarse(rows, torch.float16),
-            CoarseCentroids(self.centred_KP, self.half_norms_K, torch.float16),
-        )
+        points = self.coarse(rows, torch.float16)
+        centroids = CoarseCentroids(self.centred_KP, self.half_norms_K, torch.float16)
         offset_C, base_R = centroids.offsets(points, self.half_norms_N[rows])
         offset_C[: len(self.first_K)].masked_fill_(~self.first_K, torch.inf)
         unit = points.step * centroids.rows.step
@@ -193,7 +191,7 @@ class NearestSearch:
         """Return points in fewer bits; 8-bit integers and 16-bit floats are kept, as every iteration needs them."""
         if kind not in (torch.int8, torch.float16):
             return round_rows(self.points_NP[rows] - self.mean_P, kind)
-        if self.kept is None:
+        if kind not in self.kept:
             longest = (2 * self.half_norms_N.max()).sqrt() if len(self.half_norms_N) else 0.0
             reach = self.reach if kind == torch.int8 else float(longest)
             width = self.half_width if kind == torch.float16 else self.points_NP.shape[1]
@@ -206,8 +204,8 @@ class NearestSearch:
                 return part.step
 
             steps = map_blocks(work, row_blocks(self.points_NP), rounded_NP.device)
-            self.kept = Coarse(rounded_NP, steps[0] if steps else 1.0, residual_N, length_N)
-        return self.kept.take(rows)
+            self.kept[kind] = Coarse(rounded_NP, steps[0] if steps else 1.0, residual_N, length_N)
+        return self.kept[kind].take(rows)
 
 
 class _Columns:

@@ -3,9 +3,9 @@
 N points, P components, K centroids; S slots, the positions in a tile of centroids.
 
 A program holds BLOCK_N points and passes over all centroids, BLOCK_K at a time. Each slot keeps the best two scores at its
-position, element by element; the slots of a point are reduced once, after the last tile. Reducing each tile instead takes
-10 instructions per score that compare or select, not 7; at P = 256 these 7 take an H100 half as long as the product
-(counted in the code compiled for it).
+position, element by element; the slots of a point are reduced once, after the last tile. So a score takes one
+multiplication, three minima or maxima, one comparison and one selection. At P = 256 they take an H100 two thirds as long as
+the product, beside which they run (counted in the code compiled for it; minima and comparisons go at half rate).
 
 Triton is part of torch's CUDA builds. It is imported at the first call: this module needs neither it nor a GPU.
 """

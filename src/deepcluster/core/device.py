@@ -74,9 +74,9 @@ class Machine:
         """Type in which features are kept: no wider than they are computed."""
         return torch.float16 if self.precision == "bf16" else torch.float32
 
-    def put(self, images_BCHW: Tensor) -> Tensor:
-        """Return images on the device."""
-        return images_BCHW.to(self.device, non_blocking=True)
+    def put(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device, as `to_device` does."""
+        return to_device(tensor, self.device)
 
     def describe(self) -> str:
         """Return device, threads and precision, for the opening lines."""
@@ -85,6 +85,13 @@ class Machine:
         if self.device.type == "cpu":
             return f"cpu, {torch.get_num_threads()} threads, {self.precision}"
         return f"{self.device}, {self.precision}"
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. What a GPU does at the moment is not waited for: the copy is made from pinned memory."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def _device(name: str) -> torch.device:

@@ -84,8 +84,11 @@ class Ranks:
     def barrier(self) -> None:
         """Wait until all ranks are here."""
 
-    def data_parallel(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """Return the network wrapped so that its gradients are averaged over the ranks; itself on a single process."""
+    def data_parallel(self, network: nn.Module) -> nn.Module:
+        """Return the network wrapped so that its gradients are averaged over the ranks; itself on a single process.
+
+        What it is called with stays on its device.
+        """
         return network
 
 
@@ -130,14 +133,12 @@ class TorchRanks(Ranks):
     def barrier(self) -> None:
         self.sum(torch.zeros(1))
 
-    def data_parallel(self, network: nn.Module, device: torch.device) -> nn.Module:
+    def data_parallel(self, network: nn.Module) -> nn.Module:
         from torch.nn.parallel import DistributedDataParallel
 
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             # BatchNorm is synchronised, so no buffers are sent. The argument is renamed since torch 2.13.
-            return DistributedDataParallel(
-                network, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-            )
+            return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ MAX_PIXELS = 178_956_970
 """The default limit of Pillow's check for decompression bombs: 512 MiB of RGB, or 13,377 pixels square."""
 
 # The only formats tried: Pillow also knows formats that start other programs (EPS starts Ghostscript) or that accept nearly
-# any bytes as an image. HEIF needs the package pillow-heif, AVIF Pillow 11.3.
+# any bytes as an image. HEIF needs the package pillow-heif, AVIF a Pillow built with it.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 
 # How to undo the EXIF orientations from 2 on.
@@ -52,7 +52,10 @@ _KINDS = (
     (rb"PK\x03\x04", "not an image: ZIP archive"),
     (rb"\x1f\x8b", "not an image: gzip archive"),
 )
-_FIX = {"AVIF": "AVIF; pip install 'pillow>=11.3' to read it", "HEIF": "HEIC; pip install 'deepcluster[heic]' to read it"}
+_FIX = {
+    "AVIF": "AVIF, which this Pillow was built without; pip install --force-reinstall pillow",
+    "HEIF": "HEIC; pip install 'deepcluster[heic]' to read it",
+}
 
 
 def decode(encoded: bytes | Pixels, max_pixels: int = MAX_PIXELS, *, shorter_side: int | None = None) -> Pixels:

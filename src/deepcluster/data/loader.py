@@ -23,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.core.device import to_device
 from deepcluster.core.distributed import ONE_PROCESS, Ranks, ranks_here
 from deepcluster.core.processes import Call, Workers, start_method
 from deepcluster.core.retry import ConnectionLost, tell_troubles_to, waiting_ends
 from deepcluster.core.text import count_of
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.prepare import Drawn, Part, as_tuple, bytes_per_image, fill_part, make_crops
-from deepcluster.data.resample import to_device
 from deepcluster.data.views import Draws, View
 
 MOST_WORKERS = 16
@@ -236,7 +236,7 @@ class Loader:
                 batch = next(batches, None)
                 if batch is None:
                     return None
-                crops = tuple(crop if crop.is_cuda else to_device(crop, self.device) for crop in batch.crops)
+                crops = tuple(to_device(crop, self.device) for crop in batch.crops)
                 return replace(batch, crops=crops), stream.record_event()
 
         with ThreadPoolExecutor(1, "loader") as thread:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from deepcluster.core.device import to_device
+
 # Up to here a line's largest weight is over 1/4, and has 16 bits after the point. With the 8 of a pixel they make the 24 of
 # float32; smaller weights have more.
 _EXACT_SCALE = 3.0
@@ -88,11 +90,6 @@ class Ragged:
         rows_BH = torch.arange(int(heights_B.max()), device=device).minimum(high_B[:, None] - 1) * wide_B[:, None]
         columns_BW = torch.arange(int(widths_B.max()), device=device).minimum(broad_B[:, None] - 1)
         return self.pixels_P3[first_B[:, None, None] + rows_BH[..., None] + columns_BW[:, None]]
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device, without waiting for what a GPU does at the moment."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def resize(image_HWC: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.data.resample import SIGMAS, Ragged, Windows, blur, resample, resize, resize_alike, to_device
+from deepcluster.core.device import to_device
+from deepcluster.data.resample import SIGMAS, Ragged, Windows, blur, resample, resize, resize_alike
 
 CROP_ATTEMPTS = 10
 # Ten attempts at a crop (area, ratio), its place (x, y), flip, five of colour, whether these are used, and blur.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
+from deepcluster.core.device import to_device
 from deepcluster.core.errors import InputError
 from deepcluster.models.trunk import Trunk
 
@@ -38,8 +39,8 @@ class ClusterHead(nn.Module):
         return self.linear(self.relu(features_BD))  # type: ignore[no-any-return]
 
     def loss(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the cross-entropy (B,) of each image with its cluster, in float32 or wider."""
-        return _cross_entropy(self(features_BD), labels_B)
+        """Return the cross-entropy (B,) of each image with its cluster, in float32 or wider. Labels are on any device."""
+        return _cross_entropy(self(features_BD), to_device(labels_B, features_BD.device))
 
 
 class HierarchicalHead(nn.Module):
@@ -57,6 +58,7 @@ class HierarchicalHead(nn.Module):
         seed: seed of the weights, which are normal with standard deviation 0.01; biases are zero.
 
     Attributes:
+        super_of_cluster_K: on the CPU.
         sizes, starts: number of clusters of each super-class, and the first of them.
         supers: V with its ReLU.
         layers: W_s by the super-class's number; a super-class without clusters has none.
@@ -64,8 +66,6 @@ class HierarchicalHead(nn.Module):
     Raises:
         InputError: super-classes do not ascend or are not from 0 to S - 1.
     """
-
-    super_of_cluster_K: Tensor
 
     def __init__(self, dim: int, super_of_cluster_K: Tensor, n_supers: int | None = None, *, seed: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class HierarchicalHead(nn.Module):
             raise InputError(f"super-classes of the clusters must ascend from 0 to at most {n_supers - 1}")
         self.sizes = torch.bincount(super_of_cluster_K, minlength=n_supers).tolist()
         self.starts = [0, *accumulate(self.sizes)]
-        self.register_buffer("super_of_cluster_K", super_of_cluster_K, persistent=False)
+        self.super_of_cluster_K = super_of_cluster_K
         self.supers = ClusterHead(dim, n_supers, seed=seed)
         self.layers = nn.ModuleDict(
             {str(number): _linear(dim, size, seed=seed + 1 + number) for number, size in enumerate(self.sizes) if size}
@@ -88,19 +88,28 @@ class HierarchicalHead(nn.Module):
         return self.supers(features_BD), torch.cat([layer(positive_BD) for layer in self.layers.values()], dim=1)
 
     def loss(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the sum (B,) of both cross-entropies of each image, in float32 or wider; labels are clusters 0 … K-1."""
+        """Return the sum (B,) of both cross-entropies of each image, in float32 or wider.
+
+        Args:
+            features_BD: on any device.
+            labels_B: clusters 0 … K-1, best on the CPU: on a GPU they would be waited for, as images are sorted by them.
+        """
+        labels_B = labels_B.cpu()
         supers_B = self.super_of_cluster_K[labels_B]
-        super_losses_B = self.supers.loss(features_BD, supers_B)
-        # Within super-classes, images sorted by them: one matrix product per super-class, of its own layer.
+        within_B = labels_B - torch.tensor(self.starts)[supers_B]
         order_B = supers_B.argsort(stable=True)
         counts_S = torch.bincount(supers_B, minlength=len(self.sizes)).tolist()
-        images_S, labels_S = relu(features_BD)[order_B].split(counts_S), labels_B[order_B].split(counts_S)
+        numbers_4B = torch.stack([supers_B, order_B, order_B.argsort(), within_B[order_B]])
+        supers_B, order_B, places_B, within_B = to_device(numbers_4B, features_BD.device)
+        super_losses_B = self.supers.loss(features_BD, supers_B)
+        # Within super-classes, images sorted by them: one matrix product per super-class, of its own layer.
+        images_S, labels_S = relu(features_BD).index_select(0, order_B).split(counts_S), within_B.split(counts_S)
         # Layers without images take part as well: their gradient is zero, not None, as DistributedDataParallel needs it.
         losses = [
-            _cross_entropy(layer(images_S[number]), labels_S[number] - self.starts[number])
+            _cross_entropy(layer(images_S[number]), labels_S[number])
             for number, layer in ((int(name), layer) for name, layer in self.layers.items())
         ]
-        return super_losses_B + torch.cat(losses)[order_B.argsort()]
+        return super_losses_B + torch.cat(losses).index_select(0, places_B)
 
 
 Head = ClusterHead | HierarchicalHead
@@ -175,9 +184,9 @@ def prototype_losses(points_VBP: Tensor, prototypes: Sequence[Tensor], labels_HB
     n_views, n_images, _ = points_VBP.shape
     points_NP = points_VBP.flatten(0, 1) / temperature
     losses_B = points_VBP.new_zeros(n_images)
-    for prototypes_KP, labels_B in zip(prototypes, labels_HB, strict=True):
+    for prototypes_KP, labels_N in zip(prototypes, labels_HB.repeat(1, n_views), strict=True):
         scores_NK = points_NP @ prototypes_KP.to(points_NP.dtype).T
-        losses_N = cross_entropy(scores_NK.to(points_VBP.dtype), labels_B.repeat(n_views), ignore_index=-1, reduction="none")
+        losses_N = cross_entropy(scores_NK.to(points_VBP.dtype), labels_N, ignore_index=-1, reduction="none")
         losses_B = losses_B + losses_N.view(n_views, n_images).mean(dim=0)
     return losses_B / len(prototypes)
 

@@ -5,6 +5,7 @@ B batch, C channels, H and W pixels, D features.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -92,14 +93,20 @@ def normalise(images_BCHW: Tensor) -> Tensor:
         float32 for uint8, else the type of the images; channels last.
     """
     white, dtype = (255, torch.float32) if images_BCHW.dtype == torch.uint8 else (1, images_BCHW.dtype)
-    scale_3 = 1 / (white * torch.tensor(IMAGENET_DEVIATION))
-    shift_3 = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_DEVIATION)
     count, _, height, width = images_BCHW.shape
     result_BCHW = torch.empty_like(images_BCHW, dtype=dtype, memory_format=torch.channels_last)
     together = max(1, _PIXELS_IN_CACHE // (height * width)) if images_BCHW.device.type == "cpu" else max(1, count)
-    # Rows of the image in memory: pixel by pixel, three channels each.
-    scale_R, shift_R = (factor_3.repeat(width).to(result_BCHW) for factor_3 in (scale_3, shift_3))
+    scale_R, shift_R = _scale_and_shift(white, width, dtype, images_BCHW.device)
     for first in range(0, count, together):
         some_BCHW = result_BCHW[first : first + together].copy_(images_BCHW[first : first + together])
         some_BCHW.permute(0, 2, 3, 1).flatten(2).mul_(scale_R).add_(shift_R)
     return result_BCHW
+
+
+@lru_cache
+def _scale_and_shift(white: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the factors and summands of a row of an image as it lies in memory: pixel by pixel, three channels each."""
+    with torch.inference_mode(False):
+        deviation_3 = torch.tensor(IMAGENET_DEVIATION)
+        scale_3, shift_3 = 1 / (white * deviation_3), -torch.tensor(IMAGENET_MEAN) / deviation_3
+        return scale_3.repeat(width).to(device, dtype), shift_3.repeat(width).to(device, dtype)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcluster import __version__
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, TrainingError
@@ -249,5 +250,6 @@ def versions() -> dict[str, str]:
     """Return the versions of what the results depend on."""
     from importlib.metadata import version
 
-    packages = ("deepcluster", "torch", "torchvision", "numpy", "pillow", "scikit-learn")
-    return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+    packages = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
+    own = {"python": sys.version.split()[0], "deepcluster": __version__}
+    return {**own, **{name: version(name) for name in packages}}

@@ -140,7 +140,7 @@ class DeepCluster(Method):
         self.head = head.to(device=self.machine.device, dtype=self.machine.dtype)
         weights, momentum = list(self.head.parameters()), self.settings.head_momentum
         self.head_optimizer = make_optimizer(weights, self.settings, self.machine, momentum=momentum)
-        self.head_losses = self.ranks.data_parallel(HeadLoss(self.head), self.machine.device)
+        self.head_losses = self.ranks.data_parallel(HeadLoss(self.head))
         self.optimizers = Optimizers([self.trunk_optimizer, self.head_optimizer], self.settings.clip_gradient)
 
     def draw_images(self, epoch: int) -> Tensor:
@@ -154,11 +154,12 @@ class DeepCluster(Method):
         images_BCHW = self.preprocess(batch.images_BCHW, batch.draws_BR)
         if self.quarters_N is not None:
             images_BCHW = rotate_quarters(images_BCHW, self.quarters_N[batch.indices_B])
-        labels_B = labels_of(self.current, batch.indices_B).to(self.machine.device)
+        labels_B = labels_of(self.current, batch.indices_B)
+        known_B = self.machine.put(labels_B >= 0)
         torch.manual_seed(step.seed)
         with self.machine.autocast():
             losses_B: Tensor = self.head_losses(self.network(images_BCHW), labels_B.clamp(min=0))
-        loss = (losses_B * (labels_B >= 0)).sum() / step.n_images
+        loss = (losses_B * known_B).sum() / step.n_images
         lr = self.settings.lr
         # The head's rate is constant: the head is new after each clustering, and would not learn at a rate near zero.
         self.optimizers.start([lr * step.factor, lr if self.settings.head_lr is None else self.settings.head_lr])

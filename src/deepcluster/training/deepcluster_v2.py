@@ -191,7 +191,7 @@ class DeepClusterV2(Method):
         """Step 5: one step of cross-entropy with the prototypes; returns this rank's part of the mean loss."""
         torch.manual_seed(step.seed)
         points_VBP = self._points(self.network, batch)
-        labels_HB = torch.stack([labels_of(one, batch.indices_B) for one in self.assignments]).to(points_VBP.device)
+        labels_HB = self.machine.put(torch.stack([labels_of(one, batch.indices_B) for one in self.assignments]))
         losses_B = prototype_losses(points_VBP, self.prototypes, labels_HB, temperature=self.settings.temperature)
         loss = losses_B.sum() / step.n_images
         self.optimizers.start([self.settings.lr * step.factor])
@@ -222,13 +222,10 @@ class DeepClusterV2(Method):
         return points_NP.view(first, len(batch.indices_B), -1)  # type: ignore[no-any-return]
 
     def _keep(self, batch: Batch, positions: slice, points_VBP: Tensor) -> None:
-        """Write the large crops into the bank; a blank image (index -1) is left out."""
-        real_B = batch.indices_B >= 0
-        places_B = part_of_batch(positions, self.ranks).start + torch.arange(len(batch.indices_B))
-        rows_BVP = points_VBP.detach()[: self.n_views].transpose(0, 1)
-        if not bool(real_B.all()):
-            places_B, rows_BVP = places_B[real_B], rows_BVP[real_B.to(rows_BVP.device)]
-        self.bank.write(batch.indices_B[real_B], places_B, rows_BVP)
+        """Write the large crops into the bank; those of a blank batch (index -1) are left out."""
+        if int(batch.indices_B[0]) >= 0:
+            places_B = part_of_batch(positions, self.ranks).start + torch.arange(len(batch.indices_B))
+            self.bank.write(batch.indices_B, places_B, points_VBP[: self.n_views].transpose(0, 1))
 
     def final_clusters(self, epoch: int) -> tuple[Assignment, ProjectedSpace]:
         """Return the clusters of the finished trunk's centre views, and their space. Training state does not change."""

@@ -229,8 +229,9 @@ class LossMeter:
         Raises:
             TrainingError: a loss is not a finite number.
         """
-        for loss, images in self._recent:
-            value = float(loss)
+        losses = [loss for loss, _ in self._recent]
+        values = torch.stack(losses).tolist() if losses else []  # One transfer for all of them.
+        for value, (_, images) in zip(values, self._recent, strict=True):
             if value - value != 0:
                 raise not_finite(f"the loss became {value}", where())
             self.total += value * images

@@ -112,7 +112,7 @@ class Method:
     def prepare(self, network: nn.Module) -> nn.Module:
         """Return the network as it is trained: compiled if requested, its gradients averaged over the ranks."""
         compiled = torch.compile(network) if self.settings.compile else network
-        return self.ranks.data_parallel(compiled, self.machine.device)  # type: ignore[arg-type]
+        return self.ranks.data_parallel(compiled)  # type: ignore[arg-type]
 
     def preprocess(self, images_BCHW: Tensor, draws_BR: NDArray[np.float64] | None) -> Tensor:
         """Return crops as the network sees them: on the device, with colours changed (None: unchanged), normalised."""
