@@ -19,6 +19,8 @@ Prints a table with the rows of these parts, the most important first:
   2x224 + 6x96 px. The sets are small, so clustering and whitening take more of an epoch than in a long run;
 - minutes: DeepCluster-v2 on the images of `--small`, by the recipe for this device: k-NN and linear top-1 on a held-out
   tenth at three moments (minutes.py): 1, 2 and 4 minutes with `--only minutes`, else a share of these;
+- steps: a training step on images that are on the GPU beside the bare network's, by batch (gpu_steps.py); whether it waits
+  for the GPU; with torch.compile, if a minute is left (`--only steps`);
 - views: images per second of crops, colours and blur on the device; whether they make the CPU wait for the GPU; the largest
   difference of their pixels from the CPU's, of 255;
 - input: images per second by the number of worker processes (input.py), decoded and from the pack, at 32 and 224 px;
@@ -47,6 +49,14 @@ from typing import Any
 from gpu_checks import gpu_tests, smoke
 from gpu_parts import Job, clustering, data, environment, input_rates, minutes, triton, views, whole_epochs
 
+
+def steps(job: Job) -> None:
+    """Measure training steps (gpu_steps.py, which imports torch)."""
+    from gpu_steps import steps
+
+    steps(job)
+
+
 PARTS: dict[str, Callable[[Job], None]] = {
     "environment": environment,
     "data": data,
@@ -55,6 +65,7 @@ PARTS: dict[str, Callable[[Job], None]] = {
     "clustering": clustering,
     "cifar": partial(whole_epochs, "cifar"),
     "minutes": minutes,
+    "steps": steps,
     "alexnet": partial(whole_epochs, "alexnet"),
     "resnet50": partial(whole_epochs, "resnet50"),
     "views": views,
@@ -70,6 +81,7 @@ LIMITS = {
     "clustering": 50,
     "cifar": 45,
     "minutes": 90,
+    "steps": 45,
     "alexnet": 45,
     "resnet50": 50,
     "views": 30,
