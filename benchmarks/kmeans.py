@@ -2,13 +2,14 @@
 
     python benchmarks/kmeans.py [--rows 100000,200000] [--clusters 1000,5000] [--threads 1,2] [--features F.npy]
     python benchmarks/kmeans.py --rows 1280000 --clusters 10000 --threads 2 --iterations 2 --repeats 1 --no-checks
-    python benchmarks/kmeans.py --rows 1280000 --clusters 10000 --device cuda --only ours,plain
+    python benchmarks/kmeans.py --rows 1280000 --clusters 10000 --device cuda --only ours,plain,flash-kmeans,flashlib
 
 Points are unit rows of 256 numbers: drawn from a mixture, and whitened features of images (`deepcluster embed
 untrained:alexnet DATA --stage features --out F.npy`). Prints the median seconds of the programs, which take turns, the
-ratio to faiss, the inertia that each reaches, and the share of pairs that ours compares. faiss and scikit-learn are
-left out on a GPU and if they are not installed. `--bounds` also prints what the bounds of Hamerly (SDM 2010) could have
-saved at best. Use an idle machine: two threads beside another busy program are slow.
+ratio to faiss, the inertia that each reaches, and the share of pairs that ours compares. Programs that are not installed
+are left out, and so are faiss and scikit-learn on a GPU, flash-kmeans and flashlib on a CPU. `--bounds` also prints what
+the bounds of Hamerly (SDM 2010) could have saved at best. Use an idle machine: two threads beside another busy program are
+slow.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from deepcluster.clustering.whitening import Whitening
 
 COMPONENTS = 256
 Fit = Callable[[Tensor, Tensor, int, int], Tensor]
+# Other programs for GPUs only, and their modules.
+FLASH = {"flash-kmeans": "flash_kmeans", "flashlib": "flashlib"}
 
 
 def mixture(n_rows: int, *, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
@@ -91,6 +94,20 @@ def plain_torch(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: i
     return centroids_KP
 
 
+def flash(name: str, points_NP: Tensor, start_KP: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Run flash-kmeans or flashlib on a GPU; return the labels before the last update, and the centroids after it.
+
+    Their products are those of the points' type, of float32 in tf32. Empty clusters keep their centroids.
+    """
+    module = importlib.import_module(FLASH[name])
+    fit = module.batch_kmeans_Euclid if name == "flash-kmeans" else module.flash_kmeans
+    start_BKP = start_KP[None].clone()
+    labels_BN, centroids_BKP, _ = fit(
+        points_NP[None], len(start_KP), max_iters=iterations, tol=0.0, init_centroids=start_BKP
+    )
+    return labels_BN[0], centroids_BKP[0].float()
+
+
 def product_seconds(n_rows: int, n_clusters: int, dtype: torch.dtype, device: torch.device) -> float:
     """Return the seconds of the bare product of all points with all centroids, in blocks."""
     block_rows = 16_384 if device.type == "cuda" else max(128, (1 << 19) // n_clusters)
@@ -120,12 +137,12 @@ def inertia(points_NP: Tensor, centroids_KP: Tensor) -> float:
     return float(nearest_centroids(points_NP, centroids_KP)[1].sum(dtype=torch.float64))
 
 
-def wrong_labels(points_NP: Tensor, result: LloydResult) -> int:
-    """Return how many of our labels differ from those of plain float32 products, except for ties up to rounding."""
-    wrong = 0
-    halves_K = result.centroids_KP.square().sum(dim=1) / 2
-    for block, labels in zip(points_NP.split(1024), result.labels_N.split(1024), strict=True):
-        scores = block @ result.centroids_KP.T - halves_K
+def wrong_labels(points_NP: Tensor, centroids_KP: Tensor, labels_N: Tensor) -> int:
+    """Return how many labels differ from those of plain float32 products, except for ties up to rounding."""
+    wrong, rows = 0, 16_384 if points_NP.is_cuda else 1024
+    halves_K = centroids_KP.square().sum(dim=1) / 2
+    for block, labels in zip(points_NP.split(rows), labels_N.long().split(rows), strict=True):
+        scores = block @ centroids_KP.T - halves_K
         wrong += int((scores.amax(dim=1) - scores.gather(1, labels[:, None])[:, 0] > 1e-6).sum())
     return wrong
 
@@ -158,6 +175,7 @@ PROGRAMS: dict[str, Fit] = {
     "faiss": faiss_kmeans,
     "scikit-learn": scikit_learn,
     "plain": plain_torch,
+    **{name: lambda *args, name=name: flash(name, *args[:3])[1] for name in FLASH},  # type: ignore[misc]
 }
 
 
@@ -167,7 +185,8 @@ def compare(name: str, points_NP: Tensor, n_clusters: int, threads: int, options
     generator = torch.Generator().manual_seed(1)
     start_KP = points_NP[torch.randperm(len(points_NP), generator=generator)[:n_clusters]].to(device)
     points_NP = points_NP.to(device)
-    programs = [name for name in options.only if device.type == "cpu" or name in ("ours", "plain")]
+    left_out = FLASH if device.type == "cpu" else ("faiss", "scikit-learn")
+    programs = [name for name in options.only if name not in left_out]
     seconds: dict[str, list[float]] = {program: [] for program in programs}
     reached = {}
     for _ in range(options.repeats):
@@ -194,7 +213,8 @@ def compare(name: str, points_NP: Tensor, n_clusters: int, threads: int, options
     if not options.checks:
         return
     result = ours(points_NP, start_KP, options.iterations, threads)
-    print(f"  labels unlike float32's: {wrong_labels(points_NP, result)}; empty clusters repaired: {result.n_repaired}")
+    wrong = wrong_labels(points_NP, result.centroids_KP, result.labels_N)
+    print(f"  labels unlike float32's: {wrong}; empty clusters repaired: {result.n_repaired}")
     print("  pairs compared, by assignment: " + percent(result.compared_history))
     if options.bounds:
         print("  points saved by bounds: " + percent(saved_by_bounds(points_NP, start_KP, options.iterations)))
@@ -202,7 +222,7 @@ def compare(name: str, points_NP: Tensor, n_clusters: int, threads: int, options
 
 def installed(names: str) -> list[str]:
     """Return the programs that can be run here."""
-    needs = {"faiss": "faiss", "scikit-learn": "sklearn"}
+    needs = {"faiss": "faiss", "scikit-learn": "sklearn", **FLASH}
     return [name for name in names.split(",") if name not in needs or importlib.util.find_spec(needs[name])]
 
 

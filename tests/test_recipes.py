@@ -1,12 +1,25 @@
 """`auto` fits what does not fit, says why, and never touches what the person set."""
 
+from typing import Any
+
 import pytest
 
+from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.errors import InputError
 from deepcluster.data.survey import Survey
 from deepcluster.models.archs import ARCHITECTURES
-from deepcluster.run.recipes import RECIPES, Change, choose_settings, fit_to_trunk, settings_before_data
+from deepcluster.run.recipes import (
+    GPU_BATCH,
+    GPU_LR,
+    RECIPES,
+    V2_LEAST_STEPS,
+    Change,
+    choose_settings,
+    fit_to_trunk,
+    settings_before_data,
+)
 from deepcluster.run.settings import METHODS, Settings
+from deepcluster.training.batches import even_batches
 
 IMAGENET = Survey(n_images=1_281_167, shorter_side=375, grey_share=0.02)
 PHOTOS = Survey(n_images=4_500, shorter_side=224, grey_share=0.02)
@@ -61,6 +74,57 @@ def test_the_quick_head_is_for_the_trunk_that_it_was_measured_on(seen: Survey, r
         assert (settings.head_lr, settings.head_momentum) == (0.2, 0.5)
 
 
+@pytest.mark.parametrize("options", [{"method": "deepcluster-v2"}, {"recipe": "v2-small-images"}])
+@pytest.mark.parametrize("seen", [CIFAR, DIGITS, Survey(n_images=50_000, shorter_side=32, grey_share=0.0)])
+def test_a_gpu_trains_a_larger_trunk_on_small_images(options: dict[str, Any], seen: Survey) -> None:
+    cpu, _ = choose_settings(options, seen, device="cpu")
+    gpu, changes = choose_settings(options, seen, device="cuda")
+    assert (cpu.arch, gpu.arch) == ("alexnet-small", "resnet18-small")
+    assert gpu.epochs > cpu.epochs
+    assert gpu.lr / gpu.batch_size == pytest.approx(GPU_LR / GPU_BATCH)
+    assert 64 <= gpu.batch_size <= GPU_BATCH
+    assert gpu.batch_size == 64 or seen.n_images / gpu.batch_size >= V2_LEAST_STEPS
+    before, after = cpu.as_dict(), gpu.as_dict()
+    assert {name for name in after if before[name] != after[name]} <= {change.option for change in changes}
+    for change in changes:
+        assert getattr(gpu, change.option) == change.value
+    shown = {change.option: change.reason for change in changes}
+    assert shown["epochs"].startswith(f"{gpu.epochs * seen.n_images:,} ")
+    n_steps = len(even_batches(seen.n_images, gpu.batch_size, ONE_PROCESS))
+    assert shown["batch_size"].startswith(f"{n_steps:,} steps per epoch")
+
+
+def test_on_a_gpu_the_choices_of_the_user_win_and_the_others_follow_them() -> None:
+    def chosen(seen: Survey = CIFAR, **options: Any) -> Settings:
+        settings, changes = choose_settings({"method": "deepcluster-v2", **options}, seen, device="cuda")
+        assert not set(options) & {change.option for change in changes}
+        assert all(getattr(settings, name) == value for name, value in options.items())
+        return settings
+
+    assert chosen(arch="alexnet-small") == choose_settings({"method": "deepcluster-v2"}, CIFAR, device="cpu")[0]
+    assert chosen(batch_size=128).lr == pytest.approx(GPU_LR / 2)
+    assert chosen(lr=0.7).batch_size == GPU_BATCH
+    assert chosen(crops="2x32,4x16", epochs=3).arch == "resnet18-small"
+    assert chosen(image_size=48).crop_groups == ((2, 48),)
+    named, changes = choose_settings({"recipe": "v2-small-images", "image_size": 40, "lr": 0.01}, CIFAR, device="cuda")
+    assert (named.image_size, named.lr, named.arch) == (40, 0.01, "resnet18-small")
+    assert "lr" not in {change.option for change in changes}
+
+
+@pytest.mark.parametrize("recipe", ["auto", *(name for name in RECIPES if name != "v2-small-images")])
+@pytest.mark.parametrize("seen", [IMAGENET, CIFAR])
+def test_other_recipes_are_the_same_on_any_device(recipe: str, seen: Survey) -> None:
+    assert choose_settings({"recipe": recipe}, seen, device="cuda") == choose_settings(
+        {"recipe": recipe}, seen, device="cpu"
+    )
+
+
+def test_photos_are_learned_in_the_same_way_on_any_device() -> None:
+    options = {"method": "deepcluster-v2"}
+    for seen in (IMAGENET, PHOTOS):
+        assert choose_settings(options, seen, device="cuda") == choose_settings(options, seen, device="cpu")
+
+
 def test_auto_keeps_digits_from_being_mirrored_and_photos_not() -> None:
     assert choose_settings({}, DIGITS)[0].flip is False
     assert choose_settings({}, CIFAR)[0].flip is True
@@ -86,7 +150,7 @@ def test_more_clusters_than_images_are_refused_with_both_numbers() -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_named_recipe_is_valid_and_changes_nothing_else(name: str) -> None:
-    settings, changes = choose_settings({"recipe": name}, IMAGENET)
+    settings, changes = choose_settings({"recipe": name}, IMAGENET, device="cpu")
     assert changes == []
     expected = {**Settings().as_dict(), "recipe": name, **RECIPES[name].settings}
     assert settings.as_dict() == {key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()}
@@ -99,7 +163,7 @@ def test_a_recipe_goes_with_its_own_method_alone(name: str) -> None:
     for method in METHODS:
         explicit = {"recipe": name, "method": method}
         if method == own:
-            assert settings_before_data(explicit) == choose_settings(explicit, IMAGENET)[0]
+            assert settings_before_data(explicit) == choose_settings(explicit, IMAGENET, device="cpu")[0]
             continue
         for choose in (settings_before_data, lambda values: choose_settings(values, PHOTOS)):
             with pytest.raises(InputError) as told:
