@@ -245,7 +245,8 @@ def say_plan(plan: Plan, memory: str) -> None:
         f"into {plan.folder.path}"
     )
     if plan.changes:
-        say(f"recipe {settings.recipe}: fitted to these images (the paper's settings are for 1.28 million photos)")
+        device = " and this GPU" if plan.machine.device.type == "cuda" else ""
+        say(f"recipe {settings.recipe}: fitted to these images{device} (the paper's settings are for 1.28 million photos)")
         for change in plan.changes:
             say(f"  {change}")
     weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.n_clusters
