@@ -113,7 +113,7 @@ def test_each_call_has_its_own_answer(started: str) -> None:
             workers.submit(fail, "plain").result()
 
 
-@pytest.mark.parametrize(("how", "words"), [("sealed", "3 and 4"), ("local", "of no module"), ("answer", "pickle")])
+@pytest.mark.parametrize(("how", "words"), [("sealed", "3 and 4"), ("local", "of no module"), ("answer", "local object")])
 def test_a_fault_or_an_answer_that_cannot_be_sent_is_told_in_words(how: str, words: str) -> None:
     with closing(Workers(None, 1)) as workers:
         first, second = workers.submit(fail, how), workers.submit(echo, 1)
@@ -126,7 +126,7 @@ def test_a_fault_or_an_answer_that_cannot_be_sent_is_told_in_words(how: str, wor
 
 def test_a_call_that_cannot_be_sent_leaves_no_trace() -> None:
     with closing(Workers(None, 1)) as workers:
-        with pytest.raises(Exception, match="pickle"):
+        with pytest.raises(Exception, match="local object"):
             workers.submit(echo, lambda: 0)
         assert [workers.submit(echo, value).result() for value in range(3)] == [(None, value) for value in range(3)]
 
