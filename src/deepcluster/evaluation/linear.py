@@ -47,7 +47,7 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
             the loss became infinite.
         Interrupted: the state is kept; the same call continues.
     """
-    wanted = [Pooled(stage, KINDS[options.head]) for stage in dict.fromkeys(model.stages(options.stages))]
+    wanted = _wanted(model, options)
     parts = open_train_val(data)
     top = top_of(len(parts.train.class_names))
     if options.fast:
@@ -63,6 +63,18 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     stages, numbers = [one.stage for one in wanted], {one.stage: width for one, width in model.widths(wanted).items()}
     settings = options.as_dict() | {"stages": stages, "numbers": numbers, "image_size": model.image_size}
     return Results("linear", parts.describe(), settings, results, ("top-1", best.stage), notes)
+
+
+def extract(model: Model, data: Path, options: LinearOptions) -> None:
+    """Extract the features of both parts where classifiers are fitted to features that are kept."""
+    if options.fast:
+        parts = open_train_val(data)
+        for part in (parts.train, parts.val):
+            model.rows(part.source, _wanted(model, options))
+
+
+def _wanted(model: Model, options: LinearOptions) -> list[Pooled]:
+    return [Pooled(stage, KINDS[options.head]) for stage in dict.fromkeys(model.stages(options.stages))]
 
 
 def learning_rate(lr: float, weight_decay: float, step: int) -> float:
