@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster.core.distributed import Ranks
-from deepcluster.core.errors import DeepClusterError, InputError
+from deepcluster.core.errors import InputError
 from deepcluster.core.files import load_tensors, write_table, written_beside
 from deepcluster.data.sources import ImageSource
 
@@ -197,15 +197,13 @@ def check_shared(folder: Path, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
 
-    def write() -> str:
-        probe = folder / f"part-{uuid4().hex}.parquet.part"
-        try:
-            probe.touch()
-        except OSError as fault:
-            raise DeepClusterError(f"{folder} can't be written to: {fault.strerror}") from fault
-        return probe.name
+    def write() -> tuple[str, str]:
+        probe = folder / f"part-{uuid4().hex}{ParquetParts.ending}.part"
+        probe.touch()
+        return probe.name, str(folder.absolute())
 
-    probe, deadline = folder / ranks.from_main(write), time.monotonic() + SEEN_SECONDS
+    name, theirs = ranks.from_main(write)
+    probe, deadline = folder / name, time.monotonic() + SEEN_SECONDS
     while not probe.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     seen = ranks.gather_objects(probe.exists())
@@ -213,6 +211,6 @@ def check_shared(folder: Path, ranks: Ranks) -> None:
         probe.unlink(missing_ok=True)
     if not all(seen):
         raise InputError(
-            f"process {seen.index(False)} does not see the files that process 0 writes into {folder}: it must be on a file "
+            f"process {seen.index(False)} does not see the files that process 0 writes into {theirs}: it must be on a file "
             "system that all machines share"
         )
