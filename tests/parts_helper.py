@@ -38,7 +38,7 @@ def write_all(model: Path, data: Path, out: Path, **options: Any) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """What files, and the targets of links, below a folder are."""
-    found = {path: os.readlink(path).encode() if path.is_symlink() else path.read_bytes() for path in files(folder)}
+    found = {path: str(path.readlink()).encode() if path.is_symlink() else path.read_bytes() for path in files(folder)}
     return {path.relative_to(folder).as_posix(): content for path, content in found.items()}
 
 

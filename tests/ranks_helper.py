@@ -150,7 +150,7 @@ def _break() -> None:
     raise InputError("the shared folder is not here")
 
 
-# What happens, to which rank: in the middle of the second epoch, or in the third batch of a pass; of the first attempt alone.
+# What happens, to which rank: in the middle of the second epoch, or in a pass; of the first attempt alone.
 HARM = {
     "kill": (_kill, 1),
     "kill the first": (_kill, 0),

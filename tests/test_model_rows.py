@@ -1,5 +1,6 @@
 """Frozen features: one pass for many stages, kept by content, whole or not at all."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,15 @@ def test_all_stages_come_from_one_pass_and_the_second_time_from_the_disk(folder:
         assert torch.equal(first[one], again[one])
     model.rows(source, ALL)
     assert counted.images == 2 * (len(source) + 1), "what is new is made in one more pass"
+
+
+def test_what_two_calls_need_at_once_is_extracted_once(folder: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "cache", workers=0)
+    counted, source = Counted(model), open_source(folder)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: model.rows(source, ALL[:2]), range(2))
+    assert counted.images - len(source) in (1, 2), "and blank images for the widths"
+    assert all(torch.equal(one[name], other[name]) for name in ALL[:2])
 
 
 def changed_weight(model: Model) -> Model:

@@ -24,6 +24,7 @@ from torch.multiprocessing import ProcessExitedException
 
 import deepcluster
 from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.work import Work
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation import protocols
 from deepcluster.run import tables
@@ -211,7 +212,7 @@ def test_tables_are_joined_without_holding_them(tmp_path: Path, monkeypatch: pyt
             yield item
 
     monkeypatch.setattr(made, "read", watched)
-    tables.join_to_parquet(made, source, tmp_path / "e.parquet")
+    tables.join_to_parquet(made, source, tmp_path / "e.parquet", Work())
     assert max(peaks) < 16 << 20
     file = pq.ParquetFile(tmp_path / "e.parquet")
     assert (file.metadata.num_rows, file.num_row_groups) == (64, 16)

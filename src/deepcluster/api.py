@@ -176,9 +176,9 @@ def embed(
         with parts_of_table(model, one, source, target, are_result=parts) as made:
             if model.work.ranks.is_main and not parts:
                 if target.suffix == ".npy":
-                    write_array(made, one, source, target)
+                    write_array(made, one, source, target, model.work)
                 else:
-                    join_to_parquet(made, source, target)
+                    join_to_parquet(made, source, target, model.work)
             names, rows, unreadable = result_of(made, one, source, model.work.ranks, return_rows=return_rows)
         model.work.reporter.say(f"{target}: {len(source):,} rows of {rows['embedding'].shape[1]:,} numbers")
         return Embeddings(names, rows["embedding"], _by_name(unreadable, source))
@@ -237,7 +237,7 @@ def assign(
         with parts_of_table(model, one, source, place, are_result=parts) as made:
             if ranks.is_main:
                 if target is not None and not parts:
-                    join_to_parquet(made, source, target)
+                    join_to_parquet(made, source, target, model.work)
                 if links is not None:
                     link_clusters(links, source, made, n_clusters=assignment.n_clusters)
                 sizes_K = np.zeros(assignment.n_clusters + 1, np.int64)  # The first number counts unreadable images.

@@ -30,7 +30,7 @@ from deepcluster.run.settings import REMOVED, Settings
 # Commands that several processes, which `torchrun` starts, do together.
 OVER_RANKS = ("train", "embed", "assign", "evaluate")
 # Seconds that the processes after the first wait before they report an error.
-TURN_SECONDS = 5.0
+TURN_SECONDS = 10.0
 
 
 def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
         # Once one process has reported its error, `torchrun` ends the others. The first process should report an error that
         # all have; a process that only lost another one knows the least.
-        time.sleep(TURN_SECONDS * (3 if isinstance(fault, LostProcess) else int(is_follower)))
+        time.sleep(TURN_SECONDS * (2 if isinstance(fault, LostProcess) else int(is_follower)))
         return _report(fault, verbose)
     return 0
 

@@ -328,13 +328,15 @@ class Model:
             return {pooled: torch.from_numpy(rows[name]) for pooled, name in names.items()}
         unfinished = self.cache / UNFINISHED_FOLDER / digest_of(*names.values())
         with locked(unfinished) if ranks.is_main else nullcontext():
+            if ranks.from_main(lambda: all(file.is_file() for file in files.values())):
+                return {}  # Another evaluation, which this one waited for, has made them.
             parts = self.in_parts(one, source, unfinished, keep=True)
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 with ExitStack() as written:  # All files are renamed at the end, or deleted after an error.
                     for pooled, file in files.items():
                         name = names[pooled]
-                        join_to_array(parts, name, written.enter_context(written_beside(file)), empty[name])
+                        join_to_array(parts, name, written.enter_context(written_beside(file)), empty[name], self.work)
                 parts.delete()
             ranks.barrier()
         return {}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import load_tensors, write_table, written_beside
+from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 
 # Rows by the name of their column: (N, D), or (N,).
@@ -184,11 +185,13 @@ def named(columns: Columns, source: ImageSource, span: range) -> dict[str, Any]:
     return {"name": [source.name(index) for index in span]} | {name: column(rows) for name, rows in columns.items()}
 
 
-def join_to_array(parts: Parts, name: str, beside: Path, row: NDArray[Any]) -> None:
+def join_to_array(parts: Parts, name: str, beside: Path, row: NDArray[Any], work: Work) -> None:
     """Write a column of all parts into an .npy file; `row` has the shape and the type of a row."""
     array = np.lib.format.open_memmap(beside, "w+", row.dtype, (parts.n_rows, *row.shape))
-    for span, columns in parts.read():
-        array[span.start : span.stop] = columns[name]
+    with work.track("joining the parts", parts.n_rows, "rows") as advance:
+        for span, columns in parts.read():
+            array[span.start : span.stop] = columns[name]
+            advance(len(span))
     array.flush()
 
 

@@ -13,6 +13,7 @@ from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import DeepClusterError
 from deepcluster.core.files import written_beside
+from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 from deepcluster.run.model import Model
 from deepcluster.run.parts import Parts, join_to_array, named
@@ -47,12 +48,13 @@ def result_of(
     return [source.name(index) for index in range(count)], rows, made.unreadable() if ranks.is_main else {}
 
 
-def join_to_parquet(parts: Parts, source: ImageSource, target: Path) -> None:
+def join_to_parquet(parts: Parts, source: ImageSource, target: Path, work: Work) -> None:
     """Write one Parquet table of all parts, a few of them in memory at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with written_beside(target, durable=True) as beside:
+    track = work.track("joining the parts", parts.n_rows, "rows")
+    with written_beside(target, durable=True) as beside, track as advance:
         writer, some, some_bytes = None, list[pa.Table](), 0
         try:
             for span, columns in parts.read():
@@ -62,15 +64,16 @@ def join_to_parquet(parts: Parts, source: ImageSource, target: Path) -> None:
                     writer = writer or pq.ParquetWriter(beside, some[0].schema)
                     writer.write_table(pa.concat_tables(some))
                     some, some_bytes = [], 0
+                advance(len(span))
         finally:
             if writer is not None:
                 writer.close()
 
 
-def write_array(made: Parts, one: Pass, source: ImageSource, target: Path) -> None:
+def write_array(made: Parts, one: Pass, source: ImageSource, target: Path, work: Work) -> None:
     """Write the embeddings of all parts into an .npy file, and the names of the images beside it."""
     with written_beside(target, durable=True) as beside:
-        join_to_array(made, "embedding", beside, one.empty["embedding"])
+        join_to_array(made, "embedding", beside, one.empty["embedding"], work)
     with written_beside(target.with_suffix(".names.txt")) as beside, beside.open("w", encoding="utf-8") as file:
         file.writelines(f"{source.name(index)}\n" for index in range(len(source)))
 
