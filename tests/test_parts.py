@@ -23,7 +23,7 @@ from spoiled_images import write_good_images, write_spoiled_images
 from torch.multiprocessing import ProcessExitedException
 
 import deepcluster
-from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.errors import DeepClusterError, InputError, Interrupted
 from deepcluster.core.work import Work
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation import protocols
@@ -172,6 +172,19 @@ def test_a_damaged_part_is_made_again(trained: Path, images: Path, tmp_path: Pat
         damaged.write_bytes(damaged.read_bytes()[:100])
         found = deepcluster.embed(trained, images, out=out, parts=parts, **BATCH)
         assert np.array_equal(found.embedding_ND, deepcluster.embed(trained, images, **BATCH).embedding_ND)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
+@pytest.mark.parametrize(("out", "part"), [("e.npy", "e.npy.parts/part-00002.pt"), ("e", "e/part-00002.parquet")])
+def test_a_full_disk_keeps_finished_parts(out: str, part: str, trained: Path, images: Path, tmp_path: Path) -> None:
+    link = tmp_path / f"{part}.part"
+    link.parent.mkdir()
+    link.symlink_to("/dev/full")
+    with pytest.raises(DeepClusterError, match=r"could not write into .*No space left.*the finished parts are kept"):
+        deepcluster.embed(trained, images, out=tmp_path / out, parts=out == "e", **BATCH)
+    assert [path.stem for path in files(link.parent)] == ["part-00000", "part-00001"]
+    found = deepcluster.embed(trained, images, out=tmp_path / out, parts=out == "e", **BATCH)
+    assert np.array_equal(found.embedding_ND, deepcluster.embed(trained, images, **BATCH).embedding_ND)
 
 
 def test_wrong_places_for_parts(trained: Path, images: Path, tmp_path: Path) -> None:

@@ -89,10 +89,10 @@ class Ranks:
         if self.is_main:
             try:
                 made = make()
-            except DeepClusterError as fault:
+            except (DeepClusterError, OSError) as fault:
                 made = fault
         made = self.gather_objects(made)[0]
-        if isinstance(made, DeepClusterError):
+        if isinstance(made, DeepClusterError | OSError):
             raise made
         return made  # type: ignore[no-any-return]
 

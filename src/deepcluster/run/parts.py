@@ -4,7 +4,6 @@ N rows, D numbers of a row.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import load_tensors, write_table, written_beside
+from deepcluster.core.files import load_tensors, save_tensors, write_table
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 
@@ -89,10 +88,10 @@ class Parts:
     def write(self, number: int, columns: Columns, unreadable: dict[int, str]) -> None:
         """Write a part, and why images in it can't be read, by index."""
         rows = {name: torch.from_numpy(values) for name, values in columns.items()}
-        with written_beside(self.path(number)) as beside, beside.open("wb") as file:
-            torch.save({"key": self.key, "unreadable": unreadable, "rows": rows}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            save_tensors(self.path(number), {"key": self.key, "unreadable": unreadable, "rows": rows})
+        except RuntimeError as fault:  # Of torch, for a full disk.
+            raise OSError(str(fault)) from fault
 
     def unreadable(self) -> dict[int, str]:
         """Return why images can't be read, by index, of all parts."""
@@ -142,9 +141,10 @@ class ParquetParts(Parts):
         Raises:
             InputError: there is something else in the folder.
         """
-        there, ours = self._there(), f"part-*{self.ending}*"
-        if self.folder.is_dir() and (other := next((p for p in self.folder.iterdir() if not p.match(ours)), None)):
-            raise InputError(f"--out {self.folder}: {other.name} is no part of a table; name a new or empty folder")
+        there = self._there()
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        if stranger := next((name for name in names if not name.startswith((".", "part-"))), None):
+            raise InputError(f"--out {self.folder}: {stranger} is no part of a table; name a new or empty folder")
         if other := next((path for path, key in there.items() if key not in ("", self.key)), None):
             raise InputError(
                 f"--out {self.folder} has parts of another model, other images or other options ({other.name}); delete "
@@ -201,7 +201,7 @@ def check_shared(folder: Path, ranks: Ranks) -> None:
         return
 
     def write() -> tuple[str, str]:
-        probe = folder / f"part-{uuid4().hex}{ParquetParts.ending}.part"
+        probe = folder / f".{uuid4().hex}"  # No reader of Parquet folders reads such names.
         probe.touch()
         return probe.name, str(folder.absolute())
 

@@ -4,8 +4,9 @@ N images, B batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,25 +83,32 @@ class Pass:
             InputError: the folder of the parts can't be used, or some ranks do not see it.
         """
         ranks = work.ranks
-        try:
+        with _writing_into(parts.folder, work):
             missing = ranks.from_main(parts.missing)
             check_shared(parts.folder, ranks)
-            mine = missing[ranks.part(len(missing))]
-            wanted, own = (sum(len(parts.spans[number]) for number in some) for some in (missing, mine))
-            if wanted < parts.n_rows:
-                work.reporter.say(f"{parts.n_rows - wanted:,} of {parts.n_rows:,} images are done: continuing from there")
-            if not missing:
-                return
-            with loader() as opened, work.track("features", wanted) as advance:
-                # The first rank shows what all have done, if they are as fast as it is.
-                rows_of = self.over(opened, [parts.spans[number] for number in mine], _scaled(advance, wanted, own))
-                for number, rows in zip(mine, rows_of, strict=True):
-                    bad = {i: opened.unreadable[i] for i in parts.spans[number] if i in opened.unreadable}
-                    parts.write(number, rows, bad)
-        except OSError as fault:
-            raise DeepClusterError(f"could not write into {parts.folder}: {fault}; {work.interruption.advice}") from fault
+        mine = missing[ranks.part(len(missing))]
+        wanted, own = (sum(len(parts.spans[number]) for number in some) for some in (missing, mine))
+        if wanted < parts.n_rows:
+            work.reporter.say(f"{parts.n_rows - wanted:,} of {parts.n_rows:,} images are done: continuing from there")
+        if not missing:
+            return
+        with loader() as opened, work.track("features", wanted) as advance:
+            # The first rank shows what all have done, if they are as fast as it is.
+            rows_of = self.over(opened, [parts.spans[number] for number in mine], _scaled(advance, wanted, own))
+            for number, rows in zip(mine, rows_of, strict=True):
+                with _writing_into(parts.folder, work):
+                    known = opened.unreadable
+                    parts.write(number, rows, {index: known[index] for index in parts.spans[number] if index in known})
         ranks.barrier()
         work.check()
+
+
+@contextmanager
+def _writing_into(folder: Path, work: Work) -> Iterator[None]:
+    try:
+        yield
+    except OSError as fault:
+        raise DeepClusterError(f"could not write into {folder}: {fault}; {work.interruption.advice}") from fault
 
 
 def _scaled(advance: Advance, total: int, own: int) -> Advance:
