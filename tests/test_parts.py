@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,15 +175,24 @@ def test_a_damaged_part_is_made_again(trained: Path, images: Path, tmp_path: Pat
         assert np.array_equal(found.embedding_ND, deepcluster.embed(trained, images, **BATCH).embedding_ND)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
-@pytest.mark.parametrize(("out", "part"), [("e.npy", "e.npy.parts/part-00002.pt"), ("e", "e/part-00002.parquet")])
-def test_a_full_disk_keeps_finished_parts(out: str, part: str, trained: Path, images: Path, tmp_path: Path) -> None:
-    link = tmp_path / f"{part}.part"
-    link.parent.mkdir()
-    link.symlink_to("/dev/full")
-    with pytest.raises(DeepClusterError, match=r"could not write into .*No space left.*the finished parts are kept"):
-        deepcluster.embed(trained, images, out=tmp_path / out, parts=out == "e", **BATCH)
-    assert [path.stem for path in files(link.parent)] == ["part-00000", "part-00001"]
+@pytest.mark.parametrize(("out", "folder"), [("e.npy", "e.npy.parts"), ("e", "e")])
+def test_a_full_disk_keeps_finished_parts(out: str, folder: str, trained: Path, images: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    class Filling(At):
+        def act(self) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+
+    try:
+        with pytest.raises(DeepClusterError, match=r"could not write into .*large.*the finished parts are kept"):
+            deepcluster.embed(
+                trained, images, out=tmp_path / out, parts=out == "e", reporter=Filling("features", 3), **BATCH
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.stem for path in files(tmp_path / folder)] == ["part-00000", "part-00001"]
     found = deepcluster.embed(trained, images, out=tmp_path / out, parts=out == "e", **BATCH)
     assert np.array_equal(found.embedding_ND, deepcluster.embed(trained, images, **BATCH).embedding_ND)
 

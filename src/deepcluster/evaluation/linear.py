@@ -29,7 +29,8 @@ from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Diverged, Training, fit_source
 from deepcluster.run.features import Pooled
-from deepcluster.run.model import Model, data_key, readable
+from deepcluster.run.kept_features import kept_rows, readable
+from deepcluster.run.model import Model, data_key
 from deepcluster.run.resumable import ResumableState
 
 KINDS = {"pooled": "pooled", "avgpool": "average"}
@@ -70,7 +71,7 @@ def extract(model: Model, data: Path, options: LinearOptions) -> None:
     if options.fast:
         parts = open_train_val(data)
         for part in (parts.train, parts.val):
-            model.rows(part.source, _wanted(model, options))
+            kept_rows(model, part.source, _wanted(model, options))
 
 
 def _wanted(model: Model, options: LinearOptions) -> list[Pooled]:
@@ -204,7 +205,7 @@ def _fast(model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Po
     shares: Shares = {}
     rows, labels_N, notes = dict[str, dict[Pooled, Tensor]](), dict[str, Tensor](), list[str]()
     for name, part in (("train", parts.train), ("val", parts.val)):
-        rows[name] = model.rows(part.source, wanted)
+        rows[name] = kept_rows(model, part.source, wanted)
         reads_N = readable(rows[name][wanted[0]])
         bad = (~reads_N).nonzero()[:, 0].tolist()
         if len(bad) > MOST_UNREADABLE * len(reads_N):

@@ -4,9 +4,8 @@ N images, B batch, D features, P components, K clusters.
 """
 
 import hashlib
-import os
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,11 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
-from deepcluster.core.device import Machine, free_disk_bytes
+from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import locked, usual_cache_folder, written_beside
+from deepcluster.core.files import usual_cache_folder
 from deepcluster.core.options import plain
-from deepcluster.core.text import size
 from deepcluster.core.work import Work
 from deepcluster.data.cache import CachePlan, DecodedImages, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
@@ -39,17 +37,12 @@ from deepcluster.run.features import (
     make_run_trunk,
     stage_width,
 )
-from deepcluster.run.parts import Columns, ParquetParts, Parts, join_to_array, spans_of
+from deepcluster.run.parts import Columns, ParquetParts, Parts, spans_of
 from deepcluster.run.passes import Pass
-from deepcluster.run.resumable import FOLDER as UNFINISHED_FOLDER
 from deepcluster.run.resumable import ResumableState, digest_of, state_hash, weights_hash
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import ProjectedSpace, Space, space_state
 
-FEATURES_FOLDER = "features"
-# Bytes left free on the disk of the cache.
-DISK_RESERVE = 2 << 30
-LARGEST_HALF = 65_504.0
 # Of so many images the names are compared between processes.
 COMPARED_NAMES = 1_000
 
@@ -275,20 +268,6 @@ class Model:
         one.into(parts, lambda: self.loader(source, keep=keep), self.work)
         return parts
 
-    def rows(self, source: ImageSource, wanted: Sequence[Pooled]) -> dict[Pooled, Tensor]:
-        """Return frozen features of the centre view of each image, extracted in one pass and kept on disk by content.
-
-        Returns:
-            for each of `wanted` rows (N, D), float16 or float32, on the CPU; NaN for unreadable images. They may lie in a
-            file: read them in parts where N × D is large, and do not write to them.
-        """
-        ranks = self.work.ranks
-        keys = ranks.from_main(lambda: self._keys(source, wanted))
-        files = {one: self.cache / FEATURES_FOLDER / f"{key}.npy" for one, key in zip(wanted, keys, strict=True)}
-        missing = ranks.from_main(lambda: [one for one in files if not files[one].is_file()])
-        made = self._extract_all(source, {one: files[one] for one in missing}) if missing else {}
-        return {one: made[one] if one in made else _mapped(files[one]) for one in wanted}
-
     def widths(self, wanted: Sequence[Pooled]) -> dict[Pooled, int]:
         """Return D, the width of the rows of each of `wanted`."""
         blank = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
@@ -298,49 +277,6 @@ class Model:
         """Return rows (B, D), on the device, of uint8 images for each of `wanted`, in one pass without gradient."""
         return extract(self.trunk, self.machine, images_BCHW, wanted)
 
-    def _keys(self, source: ImageSource, wanted: Sequence[Pooled]) -> list[str]:
-        facts = (self.weights, data_key(source), self.image_size, self.settings.reduce_to)
-        texts = ("\n".join(map(str, (*facts, one, "features-1"))) for one in wanted)
-        return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
-
-    def _extract_all(self, source: ImageSource, files: dict[Pooled, Path]) -> dict[Pooled, Tensor]:
-        """Extract features into files of the cache; return those that are in memory, because the disk has no room."""
-        names, ranks = {one: file.stem for one, file in files.items()}, self.work.ranks
-        kind = np.float16 if self.machine.feature_dtype == torch.float16 else np.float32
-        empty = {names[one]: np.full(width, np.nan, kind) for one, width in self.widths(list(files)).items()}
-
-        def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
-            made = self.extract(images_BCHW, list(files)).items()
-            bounded = {one: rows_BD.float().clamp(-LARGEST_HALF, LARGEST_HALF) for one, rows_BD in made}
-            return {names[one]: rows_BD.to(self.machine.feature_dtype).cpu() for one, rows_BD in bounded.items()}
-
-        one = Pass(empty, compute, self.image_size, FEATURE_BATCH, ("rows", *names.values()))
-        total = one.row_bytes * len(source)
-        folder = self.cache / FEATURES_FOLDER
-        # The parts, and what is made of them.
-        if not ranks.from_main(lambda: 2 * total + DISK_RESERVE < free_disk_bytes(folder)):
-            room = f"the disk of {folder} has no room for features of {size(total)}, twice for a moment"
-            if ranks.size > 1:
-                raise InputError(f"{room}: set DEEPCLUSTER_CACHE to a folder on another disk, or use one process")
-            self.work.reporter.warn(f"{room}: they are not kept")
-            with self.loader(source) as loader:
-                rows = one.in_memory(loader, self.work)
-            return {pooled: torch.from_numpy(rows[name]) for pooled, name in names.items()}
-        unfinished = self.cache / UNFINISHED_FOLDER / digest_of(*names.values())
-        with locked(unfinished) if ranks.is_main else nullcontext():
-            if ranks.from_main(lambda: all(file.is_file() for file in files.values())):
-                return {}  # Another evaluation, which this one waited for, has made them.
-            parts = self.in_parts(one, source, unfinished, keep=True)
-            if ranks.is_main:
-                folder.mkdir(parents=True, exist_ok=True)
-                with ExitStack() as written:  # All files are renamed at the end, or deleted after an error.
-                    for pooled, file in files.items():
-                        name = names[pooled]
-                        join_to_array(parts, name, written.enter_context(written_beside(file)), empty[name], self.work)
-                parts.delete()
-            ranks.barrier()
-        return {}
-
 
 def data_key(source: ImageSource) -> str:
     """Return 64 hex digits that change with the names, the order and the stamps of the images."""
@@ -348,13 +284,3 @@ def data_key(source: ImageSource) -> str:
     for index in range(len(source)):
         digest.update(f"\0{source.name(index)}\0{source.stamp(index)}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def readable(rows_ND: Tensor) -> Tensor:
-    """Return which rows (N,) hold numbers: those of readable images."""
-    return ~rows_ND[:, 0].isnan()
-
-
-def _mapped(file: Path) -> Tensor:
-    os.utime(file)  # The last use, which `cache info` shows.
-    return torch.from_numpy(np.load(file, mmap_mode="c"))

@@ -20,7 +20,7 @@ from deepcluster.run.parts import Parts, join_to_array, named
 from deepcluster.run.passes import Pass
 
 # Bytes of rows that a group of rows of a Parquet table holds.
-GROUP_BYTES = 256 << 20
+GROUP_BYTES = 128 << 20
 
 
 @contextmanager
