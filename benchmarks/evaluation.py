@@ -37,7 +37,8 @@ from deepcluster.evaluation import linear
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.models.trunk import normalise
 from deepcluster.run.features import FEATURE_BATCH, Pooled
-from deepcluster.run.model import Model, loaded
+from deepcluster.run.loading import loaded
+from deepcluster.run.model import Model
 
 NEIGHBOURS = 20
 # Clustered rows: number of clusters, width of the signal, and deviation of the noise.

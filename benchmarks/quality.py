@@ -13,7 +13,8 @@ import torch
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import knn_accuracy
 from deepcluster.run.folder import RunFolder
-from deepcluster.run.model import Model, load
+from deepcluster.run.loading import load
+from deepcluster.run.model import Model
 
 
 def accuracy(model: Model, stage: str, known: ImageSource, held_out: ImageSource) -> float:

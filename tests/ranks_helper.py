@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -93,18 +93,27 @@ def run_job(job: Job) -> None:
         train_small(job["data"], job["out"], reporter=reporter, resume=job.get("resume", False), **job["options"])
 
 
-def _work(rank: int, world: int, folder: Path, jobs: Sequence[Job]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
+def _run_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         run_job(job)
+
+
+def _in_group(rank: int, world: int, folder: Path, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
+    function(*args)
     dist.destroy_process_group()
+
+
+def in_ranks(world: int, folder: Path, function: Callable[..., None], *args: Any) -> None:
+    """A call in each of `world` processes of one group, which meet in a new folder."""
+    folder.mkdir()
+    spawn(_in_group, args=(world, folder, function, args), nprocs=world)
 
 
 def run_jobs(world: int, folder: Path, jobs: Sequence[Job]) -> None:
     """Runs, one after the other, each in `world` processes."""
-    folder.mkdir()
-    spawn(_work, args=(world, folder, jobs), nprocs=world)
+    in_ranks(world, folder, _run_jobs, jobs)
 
 
 def torchrun(world: int, *words: str, restarts: int = 0, moment: str = "") -> "subprocess.CompletedProcess[str]":
@@ -141,7 +150,7 @@ def _break() -> None:
     raise InputError("the shared folder is not here")
 
 
-# What happens, to which rank: in the middle of the second epoch, of the first attempt alone.
+# What happens, to which rank: in the middle of the second epoch, or in a pass; of the first attempt alone.
 HARM = {
     "kill": (_kill, 1),
     "kill the first": (_kill, 0),
@@ -153,19 +162,19 @@ HARM = {
 
 def _harmed(moment: str, words: list[str]) -> None:
     from deepcluster import cli
-    from deepcluster.training import launch
+    from deepcluster.core import work
 
     harm, rank = HARM[moment]
     if int(os.environ["RANK"]) == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
 
         class Harmed(At):
             def __init__(self, **options: Any) -> None:
-                super().__init__("epoch 2", 3, **options)
+                super().__init__("epoch 2" if words[0] == "train" else "features", 3, **options)
 
             def act(self) -> None:
                 harm()
 
-        cli.Reporter = launch.Reporter = Harmed  # type: ignore[misc, attr-defined]
+        cli.Reporter = work.Reporter = Harmed  # type: ignore[misc, attr-defined]
     sys.exit(cli.main(words))
 
 

@@ -26,7 +26,7 @@ from deepcluster.data.views import DRAWS_ALIGNED
 from deepcluster.models.trunk import FEATURES, Trunk, normalise
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder
-from deepcluster.run.model import load
+from deepcluster.run.loading import load
 from deepcluster.run.settings import Settings
 from deepcluster.training.deepcluster_v2 import Clusters, DeepClusterV2, Points
 from deepcluster.training.loop import Loop

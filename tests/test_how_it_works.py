@@ -28,7 +28,7 @@ from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import normalise
-from deepcluster.run.model import load
+from deepcluster.run.loading import load
 from deepcluster.visualization.report.collection import Collection, Past
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.how_it_works import method_section

@@ -1,5 +1,6 @@
 """Frozen features: one pass for many stages, kept by content, whole or not at all."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from deepcluster.data.views import ClusterView
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.cache_report import clear, kept
 from deepcluster.run.features import Pooled, pool
-from deepcluster.run.model import Model, data_key, readable
+from deepcluster.run.kept_features import kept_rows, readable
+from deepcluster.run.model import Model, data_key
 
 ALL = [Pooled(stage, kind) for stage in ("conv1", "conv4", "features") for kind in ("average", "pooled")]
 
@@ -57,7 +59,7 @@ def naive_rows(model: Model, folder: Path, one: Pooled) -> torch.Tensor:
 
 def test_rows_are_those_of_the_trunk_image_by_image(folder: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "cache")
-    made = model.rows(open_source(folder), ALL)
+    made = kept_rows(model, open_source(folder), ALL)
     assert list(made) == ALL
     for one, rows_ND in made.items():
         torch.testing.assert_close(rows_ND, naive_rows(model, folder, one), rtol=1e-4, atol=1e-5)
@@ -66,14 +68,23 @@ def test_rows_are_those_of_the_trunk_image_by_image(folder: Path, tmp_path: Path
 def test_all_stages_come_from_one_pass_and_the_second_time_from_the_disk(folder: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "cache")
     counted, source = Counted(model), open_source(folder)
-    first = model.rows(source, ALL[:4])
+    first = kept_rows(model, source, ALL[:4])
     assert counted.images == len(source) + 1, "and one blank image for the widths"
-    again = model.rows(source, ALL[:4])
+    again = kept_rows(model, source, ALL[:4])
     assert counted.images == len(source) + 1
     for one in ALL[:4]:
         assert torch.equal(first[one], again[one])
-    model.rows(source, ALL)
+    kept_rows(model, source, ALL)
     assert counted.images == 2 * (len(source) + 1), "what is new is made in one more pass"
+
+
+def test_what_two_calls_need_at_once_is_extracted_once(folder: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "cache", workers=0)
+    counted, source = Counted(model), open_source(folder)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: kept_rows(model, source, ALL[:2]), range(2))
+    assert counted.images - len(source) in (1, 2), "and blank images for the widths"
+    assert all(torch.equal(one[name], other[name]) for name in ALL[:2])
 
 
 def changed_weight(model: Model) -> Model:
@@ -95,18 +106,18 @@ def changed_weight(model: Model) -> Model:
 )
 def test_another_model_or_view_is_made_anew(folder: Path, tmp_path: Path, change) -> None:  # type: ignore[no-untyped-def]
     model, source = make_model(tmp_path / "cache"), open_source(folder)
-    model.rows(source, ALL[:1])
+    kept_rows(model, source, ALL[:1])
     other = change(model)
     counted = Counted(other)
-    other.rows(source, ALL[:1])
+    kept_rows(other, source, ALL[:1])
     assert counted.images == len(source) + 1
 
 
 def test_another_content_under_the_same_name_is_made_anew(folder: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "cache")
-    before = model.rows(open_source(folder), ALL[:1])[ALL[0]].clone()
+    before = kept_rows(model, open_source(folder), ALL[:1])[ALL[0]].clone()
     Image.new("RGB", (21, 22), "white").save(folder / "class0" / "000.png")
-    after = model.rows(open_source(folder), ALL[:1])[ALL[0]]
+    after = kept_rows(model, open_source(folder), ALL[:1])[ALL[0]]
     assert not torch.equal(before[0], after[0])
     assert torch.equal(before[1:], after[1:])
 
@@ -122,7 +133,7 @@ def test_names_and_order_are_part_of_the_key(folder: Path) -> None:
 
 def test_images_that_cannot_be_read_have_no_row(folder: Path, tmp_path: Path) -> None:
     (folder / "class1" / "002.png").write_bytes(b"\x89PNG and no more")
-    rows_ND = make_model(tmp_path / "cache").rows(open_source(folder), ALL[:1])[ALL[0]]
+    rows_ND = kept_rows(make_model(tmp_path / "cache"), open_source(folder), ALL[:1])[ALL[0]]
     assert (~readable(rows_ND)).nonzero().flatten().tolist() == [8]
     assert torch.isfinite(rows_ND[readable(rows_ND)]).all()
 
@@ -132,23 +143,23 @@ def test_a_single_image_has_features_too(images: dict[str, bytes], tmp_path: Pat
     folder = write_classes(tmp_path / "images", 1, classes=1)
     if images:
         (folder / "class0" / "000.png").write_bytes(images["one.png"])
-    rows_ND = make_model(tmp_path / "cache").rows(open_source(folder), ALL[:1])[ALL[0]]
+    rows_ND = kept_rows(make_model(tmp_path / "cache"), open_source(folder), ALL[:1])[ALL[0]]
     assert readable(rows_ND).tolist() == [not images]
 
 
-def test_a_stop_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+def test_a_stop_keeps_only_finished_parts(folder: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "cache")
     model.work.interruption.requested = "SIGINT"
     with pytest.raises(Interrupted, match="the same command continues"):
-        model.rows(open_source(folder), ALL)
-    assert list((tmp_path / "cache" / "features").iterdir()) == []
+        kept_rows(model, open_source(folder), ALL)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_half_precision_features_are_bounded(folder: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "cache", machine=Machine(torch.device("cpu"), "bf16"))
     with torch.no_grad():
         model.trunk.features[1].weight *= 1e6  # type: ignore[index, operator, union-attr]
-    rows_ND = model.rows(open_source(folder), ALL[:1])[ALL[0]]
+    rows_ND = kept_rows(model, open_source(folder), ALL[:1])[ALL[0]]
     assert rows_ND.dtype == torch.float16
     assert rows_ND.max() == 65_504
     assert torch.isfinite(rows_ND).all()
@@ -156,7 +167,7 @@ def test_half_precision_features_are_bounded(folder: Path, tmp_path: Path) -> No
 
 def test_cache_info_and_clear_know_them(folder: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "cache")
-    model.rows(open_source(folder), ALL[:2])
+    kept_rows(model, open_source(folder), ALL[:2])
     model.work.interruption.requested = "SIGINT"
     with pytest.raises(Interrupted):
         model.resumable("linear", 1).check(lambda: {"epoch": 3})

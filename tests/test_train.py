@@ -28,8 +28,8 @@ from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.run.features import make_run_trunk
+from deepcluster.run.loading import load
 from deepcluster.run.metrics import health
-from deepcluster.run.model import load
 from deepcluster.training import feature_rows
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.loop import Loop

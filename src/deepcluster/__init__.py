@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from deepcluster.core.errors import DeepClusterError as DeepClusterError
     from deepcluster.core.errors import InputError as InputError
     from deepcluster.evaluation.protocols import evaluate as evaluate
+    from deepcluster.run.loading import load as load
     from deepcluster.run.model import Model as Model
-    from deepcluster.run.model import load as load
     from deepcluster.run.settings import Settings as Settings
     from deepcluster.visualization.report.command import report as report
 
@@ -34,7 +34,7 @@ _HOMES = {
     "Clusters": "api",
     "evaluate": "evaluation.protocols",
     "report": "visualization.report.command",
-    "load": "run.model",
+    "load": "run.loading",
     "Model": "run.model",
     "KMeans": "clustering.kmeans",
     "BalancedKMeans": "clustering.balanced",

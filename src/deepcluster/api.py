@@ -5,7 +5,8 @@ N images, D features.
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,18 +18,22 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_new_folder, write_table, written_beside
+from deepcluster.core.files import check_new_folder
 from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
-from deepcluster.core.work import Work
+from deepcluster.core.work import Work, joined_work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
-from deepcluster.run.model import Model, load
+from deepcluster.run.loading import load, new_interruption
+from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
+from deepcluster.run.tables import join_to_parquet, link_clusters, parts_of_table, result_of, write_array
 from deepcluster.training import launch, tensorboard
 
 Data = str | Path | Sequence[str | Path]
+# Advice of a stop.
+PARTS_KEPT = "the finished parts are kept: the same command continues from there"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -133,6 +138,8 @@ def embed(
     data: Data,
     *,
     out: str | Path | None = None,
+    parts: bool = False,
+    return_rows: bool = True,
     stage: str | None = None,
     device: str = "auto",
     batch_size: int = 256,
@@ -142,10 +149,15 @@ def embed(
 ) -> Embeddings:
     """Return the features of images, as `deepcluster embed` writes them.
 
+    With `out`, the processes of `torchrun` share the work, and all of them must make the call. Without it, each process that
+    makes the call computes all rows by itself.
+
     Args:
         model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` returned.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, embedding) or an array (`.npy`, with the names beside in `.names.txt`).
+        parts: `out` is a folder instead, of numbered Parquet files that are one table.
+        return_rows: False returns no rows and no names: `out` may be larger than memory. So it is for several processes.
         stage: stage of the trunk, averaged over its map; `Trunk.embed_stage`, which measured best, by default.
         device, batch_size, workers: how the work is done.
         limit: use only this many images, spread evenly.
@@ -153,25 +165,23 @@ def embed(
 
     Raises:
         InputError: model, data, stage or file can't be used.
+        Interrupted: Ctrl-C or SIGTERM while `out` was written; the same call continues.
     """
-    target = _writable(out, (".parquet", ".npy")) if out is not None else None
-    model = model if isinstance(model, Model) else load(model)
-    source = open_source(data, limit)
-    model = model.on(device, workers=workers, work=Work(reporter))
-    features_ND, unreadable = model.features(source, stage=stage, batch_size=batch_size)
-    names = [source.name(index) for index in range(len(source))]
-    result = Embeddings(names, features_ND.numpy(), {names[i]: why for i, why in unreadable.items()})
-    if target is not None and target.suffix == ".npy":
-        with written_beside(target, durable=True) as beside, beside.open("wb") as file:
-            np.save(file, result.embedding_ND)
-        target.with_suffix(".names.txt").write_text("".join(name + "\n" for name in result.names), encoding="utf-8")
-    elif target is not None:
-        import pyarrow as pa
-
-        flat = pa.array(result.embedding_ND.ravel())
-        rows = pa.FixedSizeListArray.from_arrays(flat, result.embedding_ND.shape[1])
-        write_table({"name": result.names, "embedding": rows}, target)
-    return result
+    target = None if out is None else _target(out, (".parquet", ".npy"), parts=parts)
+    with _opened(model, data, limit, reporter, shared=out is not None, device=device, workers=workers) as (model, source):
+        one = model.embedding(stage, batch_size)
+        if target is None:
+            rows, unreadable = model.in_memory(one, source)
+            return Embeddings(_names(source), rows["embedding"], _by_name(unreadable, source))
+        with parts_of_table(model, one, source, target, are_result=parts) as made:
+            if model.work.ranks.is_main and not parts:
+                if target.suffix == ".npy":
+                    write_array(made, one, source, target, model.work)
+                else:
+                    join_to_parquet(made, source, target, model.work)
+            names, rows, unreadable = result_of(made, one, source, model.work.ranks, return_rows=return_rows)
+        model.work.reporter.say(f"{target}: {len(source):,} rows of {rows['embedding'].shape[1]:,} numbers")
+        return Embeddings(names, rows["embedding"], _by_name(unreadable, source))
 
 
 def assign(
@@ -180,6 +190,8 @@ def assign(
     *,
     out: str | Path | None = None,
     folders: str | Path | None = None,
+    parts: bool = False,
+    return_rows: bool = True,
     device: str = "auto",
     batch_size: int = 256,
     workers: int | None = None,
@@ -188,61 +200,91 @@ def assign(
 ) -> Clusters:
     """Return the cluster of each image, as `deepcluster assign` writes it: the nearest centroid of the last clustering.
 
+    Several processes as in `embed`, where `out` or `folders` is given.
+
     Args:
         model: a run folder, a checkpoint, or what `load` returned.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, cluster, distance).
         folders: also make a folder of links per cluster in this folder.
+        parts, return_rows: as in `embed`.
         device, batch_size, workers: how the work is done.
         limit: use only this many images, spread evenly.
         reporter: shows progress.
 
     Raises:
         InputError: model, data or file can't be used, or the model has no clusters.
+        Interrupted: Ctrl-C or SIGTERM while `out` or `folders` was written; the same call continues.
     """
-    target = _writable(out, (".parquet",)) if out is not None else None
+    target = None if out is None else _target(out, (".parquet",), parts=parts)
+    if parts and target is None:
+        raise InputError("parts are written into a folder: name one with out")
     model = model if isinstance(model, Model) else load(model)
     _, assignment = model.clusters()
-    source = open_source(data, limit)
-    if folders is not None:
-        check_new_folder(Path(folders), "--folders")
-        if source.path(0) is None:
-            raise InputError(
-                "--folders makes links to image files, and an array has none; the table of --out has all that is known"
-            )
-    model = model.on(device, workers=workers, work=Work(reporter))
-    cluster_N, distance_N, unreadable = model.assign(source, batch_size=batch_size)
-    names = [source.name(index) for index in range(len(source))]
-    result = Clusters(names, cluster_N, distance_N, {names[i]: why for i, why in unreadable.items()})
-    if target is not None:
-        write_table({"name": result.names, "cluster": result.cluster_N, "distance": result.distance_N}, target)
-    if folders is not None:
-        _link(Path(folders), source, result, n_clusters=assignment.n_clusters)
-    return result
+    links = None if folders is None else Path(folders)
+    place = target or links
+    with _opened(model, data, limit, reporter, shared=place is not None, device=device, workers=workers) as (model, source):
+        ranks, one = model.work.ranks, model.nearest_clusters(batch_size)
+        if place is None:
+            rows, unreadable = model.in_memory(one, source)
+            return Clusters(_names(source), rows["cluster"], rows["distance"], _by_name(unreadable, source))
+        if links is not None:
+            ranks.from_main(lambda: check_new_folder(links, "--folders"))
+            if source.path(0) is None:
+                raise InputError(
+                    "--folders makes links to image files, and an array has none; the table of --out has all that is known"
+                )
+        with parts_of_table(model, one, source, place, are_result=parts) as made:
+            if ranks.is_main:
+                if target is not None and not parts:
+                    join_to_parquet(made, source, target, model.work)
+                if links is not None:
+                    link_clusters(links, source, made, n_clusters=assignment.n_clusters)
+                sizes_K = np.zeros(assignment.n_clusters + 1, np.int64)  # The first number counts unreadable images.
+                for _, some in made.read():
+                    sizes_K += np.bincount(some["cluster"] - UNASSIGNED, minlength=len(sizes_K))
+                n_used, n_assigned = int((sizes_K[1:] > 0).sum()), int(sizes_K[1:].sum())
+                model.work.reporter.say(f"{n_assigned:,} images in {n_used:,} clusters: {place}")
+            names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
+        return Clusters(names, rows["cluster"], rows["distance"], _by_name(unreadable, source))
 
 
-def _writable(out: str | Path, endings: tuple[str, ...]) -> Path:
+@contextmanager
+def _opened(
+    model: str | Path | Model,
+    data: Data,
+    limit: int | None,
+    reporter: Reporter | None,
+    *,
+    shared: bool,
+    device: str,
+    workers: int | None,
+) -> Iterator[tuple[Model, ImageSource]]:
+    """Yield a model on a device, and the images; `shared`: the processes that `torchrun` started work on them together."""
+    with joined_work(reporter, new_interruption(PARTS_KEPT)) if shared else nullcontext(Work(reporter)) as work:
+        model = model if isinstance(model, Model) else load(model)
+        source = open_source(data, limit)
+        yield model.on(device, workers=workers, work=work), source
+
+
+def _names(source: ImageSource) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
+
+
+def _by_name(unreadable: Mapping[int, str], source: ImageSource) -> dict[str, str]:
+    return {source.name(index): why for index, why in unreadable.items()}
+
+
+def _target(out: str | Path, endings: tuple[str, ...], *, parts: bool) -> Path:
+    """Return the file, or the folder of parts, to write; nothing is made yet."""
     path = Path(out)
-    if path.suffix not in endings:
+    if not parts and path.suffix not in endings:
         raise InputError(f"--out {path}: the file should end in {' or '.join(endings)}")
     folder = path.absolute().parent
-    if path.is_dir():
-        raise InputError(f"--out {path} is a folder; name a file")
+    if path.is_dir() and not parts:
+        raise InputError(f"--out {path} is a folder; name a file, or write numbered files into it with --parts")
+    if path.is_file() and parts:
+        raise InputError(f"--out {path} is a file; with --parts name a folder")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"--out {path}: the folder {folder} does not exist or can't be written to")
     return path
-
-
-def _link(folders: Path, source: ImageSource, result: Clusters, *, n_clusters: int) -> None:
-    """Make a link for each image, named after its path, in the folder of its cluster."""
-    digits = len(str(n_clusters - 1))
-    for index, (name, cluster) in enumerate(zip(result.names, result.cluster_N.tolist(), strict=True)):
-        path = source.path(index)
-        if cluster == UNASSIGNED or path is None:
-            continue
-        folder = folders / f"cluster-{cluster:0{digits}d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        link = folder / name.replace("/", "__")
-        if link.is_symlink():  # a/b__c.jpg after a__b/c.jpg
-            link = link.with_stem(f"{link.stem}-{index}")
-        link.symlink_to(path)

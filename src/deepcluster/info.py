@@ -22,8 +22,9 @@ from deepcluster.data.survey import Look, even_sample, looks
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.run.cache_report import clear, kept
 from deepcluster.run.folder import RunFolder, versions
+from deepcluster.run.loading import UNTRAINED, load
 from deepcluster.run.metrics import epoch_line
-from deepcluster.run.model import UNTRAINED, Model, load
+from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import ProjectedSpace
 

@@ -15,14 +15,23 @@ import click
 
 from deepcluster import __version__
 from deepcluster.cli.evaluate import evaluate_group
-from deepcluster.cli.options import GroupedCommand, batch_options, user_options, verbosity_options, with_settings
+from deepcluster.cli.options import (
+    GroupedCommand,
+    batch_options,
+    started_ranks,
+    user_options,
+    verbosity_options,
+    with_settings,
+)
 from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
 from deepcluster.core.progress import Reporter
 from deepcluster.run.settings import REMOVED, Settings
 
+# Commands that several processes, which `torchrun` starts, do together.
+OVER_RANKS = ("train", "embed", "assign", "evaluate")
 # Seconds that the processes after the first wait before they report an error.
-TURN_SECONDS = 5.0
+TURN_SECONDS = 10.0
 
 
 def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
@@ -34,8 +43,10 @@ def _data(paths: tuple[str, ...]) -> str | tuple[str, ...]:
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Learn visual features, and clusters, from a folder of images without labels (DeepCluster, ECCV 2018)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "train":
-        raise InputError(f"{context.invoked_subcommand} runs in one process: leave out torchrun, which is only for train")
+    if started_ranks() > 1 and context.invoked_subcommand not in OVER_RANKS:
+        raise InputError(
+            f"{context.invoked_subcommand} runs in one process: leave out torchrun, which is for {', '.join(OVER_RANKS)}"
+        )
 
 
 @cli.command(cls=GroupedCommand)
@@ -65,6 +76,7 @@ def train(
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, required=True, help="the table (.parquet: name, embedding) or array (.npy) to write")
 @click.option("--stage", help="stage of the trunk, averaged over its map (deepcluster info MODEL lists them)")
+@click.option("--parts", is_flag=True, help="--out is a folder, for numbered Parquet files that are one table")
 @batch_options
 @verbosity_options
 def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
@@ -75,10 +87,8 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
     from deepcluster import api
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    result = api.embed(model, _data(data), reporter=reporter, **options)
+    result = api.embed(model, _data(data), reporter=reporter, return_rows=False, **options)
     _say_unreadable(result.unreadable, reporter)
-    rows, width = result.embedding_ND.shape
-    reporter.say(f"{options['out']}: {rows:,} rows of {width:,} numbers")
 
 
 @cli.command()
@@ -86,6 +96,7 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, help="the table to write (.parquet: name, cluster, distance)")
 @click.option("--folders", type=Path, help="also make a folder of links to the images per cluster here")
+@click.option("--parts", is_flag=True, help="--out is a folder, for numbered Parquet files that are one table")
 @batch_options
 @verbosity_options
 def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
@@ -95,11 +106,8 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     if options["out"] is None and options["folders"] is None:
         raise InputError("assign has nothing to write: give --out TABLE.parquet, --folders DIR, or both")
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    result = api.assign(model, _data(data), reporter=reporter, **options)
+    result = api.assign(model, _data(data), reporter=reporter, return_rows=False, **options)
     _say_unreadable(result.unreadable, reporter)
-    used = len(set(result.cluster_N[result.cluster_N >= 0].tolist()))
-    assigned = int((result.cluster_N >= 0).sum())
-    reporter.say(f"{assigned:,} images in {used:,} clusters: {options['out'] or options['folders']}")
 
 
 for command in (evaluate_group, visualize_group, report):
@@ -182,12 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cli.main(list(arguments), prog_name="deepcluster", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as fault:
         # True in a process that `torchrun` started and that is not the first.
-        is_follower = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
+        is_follower = started_ranks() > 1 and int(os.environ.get("RANK", "0")) > 0
         if is_follower and isinstance(fault, Interrupted | KeyboardInterrupt):
             return 130
         # Once one process has reported its error, `torchrun` ends the others. The first process should report an error that
         # all have; a process that only lost another one knows the least.
-        time.sleep(TURN_SECONDS * (3 if isinstance(fault, LostProcess) else int(is_follower)))
+        time.sleep(TURN_SECONDS * (2 if isinstance(fault, LostProcess) else int(is_follower)))
         return _report(fault, verbose)
     return 0
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from deepcluster.cli.options import GroupedCommand, device_options, user_options, verbosity_options, with_settings
+from deepcluster.cli.options import (
+    GroupedCommand,
+    device_options,
+    started_ranks,
+    user_options,
+    verbosity_options,
+    with_settings,
+)
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.options import parse
 from deepcluster.core.progress import Reporter
@@ -42,7 +49,9 @@ def _protocol_command(protocol: str) -> click.Command:
         from deepcluster.evaluation import protocols
 
         reporter = Reporter(quiet=quiet, verbose=verbose)
-        _show(protocols.evaluate(protocol, model, data, reporter=reporter, **user_options(options)), form)
+        arguments = {"reporter": reporter, **user_options(options)}
+        if started_ranks() == 1 or protocols.extract(protocol, model, data, **arguments):
+            _show(protocols.evaluate(protocol, model, data, **arguments), form)
 
     text = PROTOCOLS[protocol].options.__doc__ or ""
     return click.command(protocol, cls=GroupedCommand, help=text, short_help=text.partition(" (")[0])(command)
@@ -84,8 +93,9 @@ def evaluate_all(
         _show(evaluation, form)
         click.echo("")
 
-    done = protocols.evaluate_all(model, data_root, on_result=on_result, **options)
-    click.echo(protocols.summary(done).render(form))
+    if started_ranks() == 1 or protocols.extract_all(model, data_root, **options):
+        done = protocols.evaluate_all(model, data_root, on_result=on_result, **options)
+        click.echo(protocols.summary(done).render(form))
 
 
 @evaluate_group.command("compare")
@@ -97,6 +107,8 @@ def evaluate_compare(runs: tuple[str, ...], everything: bool, form: str, quiet: 
     """Compare the results of several RUNS (or folders of results), side by side."""
     from deepcluster.evaluation.protocols import compare
 
+    if started_ranks() > 1:
+        raise InputError("evaluate compare runs in one process: leave out torchrun")
     table, remarks = compare(runs, everything=everything)
     click.echo(table.render(form))
     for remark in remarks:

@@ -1,5 +1,6 @@
 """Options of the commands: derived from the fields of dataclasses, or shared by several commands."""
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -100,6 +101,11 @@ def with_settings(owner: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 def user_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return what the user set."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def started_ranks() -> int:
+    """Return the number of processes that `torchrun` started, as `core.distributed` does, without torch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,16 +6,18 @@ The only module that imports torch.distributed. M rows of this rank, T rows of a
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
-from deepcluster.core.errors import LostProcess
+from deepcluster.core.errors import DeepClusterError, InputError, LostProcess
+
+T = TypeVar("T")
 
 # Longest time that a rank waits for another, which evaluates or writes.
 TIMEOUT = timedelta(hours=2)
@@ -80,6 +82,28 @@ class Ranks:
     def gather_objects(self, value: Any) -> list[Any]:
         """Return small plain values of all ranks, in the order of the ranks, on every rank."""
         return [value]
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Return on every rank the small plain value that `make` returns on the first; its errors are raised on all."""
+        made: Any = None
+        if self.is_main:
+            try:
+                made = make()
+            except (DeepClusterError, OSError) as fault:
+                made = fault
+        made = self.gather_objects(made)[0]
+        if isinstance(made, DeepClusterError | OSError):
+            raise made
+        return made  # type: ignore[no-any-return]
+
+    def check_same(self, what: str, value: str) -> None:
+        """Raise `InputError` on every rank if `value` differs between ranks; `what` names it in the message."""
+        values = self.gather_objects(value)
+        if other := next((number for number, one in enumerate(values) if one != values[0]), 0):
+            raise InputError(
+                f"{what} of process {other} differ from those of process 0 ({values[other]}; {values[0]}): all processes "
+                "need the same images under the same names, and the same model"
+            )
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -164,8 +188,7 @@ def joined() -> Iterator[Ranks]:
         if not isinstance(fault, torch.distributed.DistError) and not any(word in str(fault) for word in ("gloo", "NCCL")):
             raise
         raise LostProcess(
-            f"another of the {started_ranks()} processes has ended, or can't be reached; what it printed says why. The last "
-            "good state is kept: the same command with --resume continues"
+            f"another of the {started_ranks()} processes has ended, or can't be reached; what it printed says why"
         ) from fault
     finally:
         if _is_initialised():  # It ends the waiting of the other processes.

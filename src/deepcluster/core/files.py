@@ -145,13 +145,13 @@ def write_cached(path: Path, content: bytes) -> bool:
     return True
 
 
-def write_table(columns: Mapping[str, Any], path: Path) -> None:
-    """Write a Parquet table of columns by name."""
+def write_table(columns: Mapping[str, Any], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a Parquet table of columns by name, with metadata of its schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with written_beside(path, durable=True) as beside:
-        pq.write_table(pa.table(columns), beside)
+        pq.write_table(pa.table(columns, metadata=metadata), beside)
 
 
 def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from deepcluster.core.distributed import ONE_PROCESS, Ranks
-from deepcluster.core.errors import Interrupted
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, joined
+from deepcluster.core.errors import Interrupted, LostProcess
 from deepcluster.core.progress import Reporter
 
 # Called with the number of units (images, iterations) done since the last call. May raise `Interrupted`.
@@ -156,3 +156,21 @@ class Work:
                 self.check(together=together)
 
             yield advance
+
+
+@contextmanager
+def joined_work(reporter: Reporter | None, interruption: Interruption) -> Iterator[Work]:
+    """Join the processes that `torchrun` started, and yield the context of what they do together; one process without it.
+
+    Requests to stop are heard, and only the first process prints. A process left behind because all were stopped reports
+    the stop.
+
+    Raises:
+        LostProcess: another process has ended, or can't be reached.
+    """
+    try:
+        with interruption.listening(), joined() as ranks:
+            yield Work(reporter if ranks.is_main else Reporter(silent=True), interruption, ranks)
+    except LostProcess as fault:
+        interruption.check()
+        raise LostProcess(f"{fault}; {interruption.advice}") from fault

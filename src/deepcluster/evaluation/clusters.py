@@ -25,6 +25,7 @@ KNOWN_SHARE = 0.9
 
 # Classes by image name, in one or several ways of naming the images.
 Names = list[dict[str, int]]
+Parts = dict[str, labelled.Labelled]
 
 
 def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
@@ -33,12 +34,8 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     Raises:
         InputError: images have no class, or there are fewer of them than clusters.
     """
-    parts, names = _open(data)
-    (first, images), n_classes = next(iter(parts.items())), max(len(part.class_names) for part in parts.values())
-    stages = model.stages(options.stages, usual=model.trunk.embed_stage)
-    ks = tuple(dict.fromkeys(options.k)) or (n_classes,)
-    _check_k(ks, len(images.source), f"images of {data}")
-    rows = {name: labelled.readable_rows(model, one.source, one.labels_N, stages) for name, one in parts.items()}
+    parts, names, n_classes, stages, ks, rows = extract(model, data, options)
+    first = next(iter(parts))
     _check_k(ks, len(rows[first].labels_S), f"images of {data} that can be read")
     cases: dict[str, dict[str, float]] = {}
     for stage in stages:
@@ -60,7 +57,20 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     return Results("clusters", about, settings, results, ("nmi", headline) if headline else ("nmi",), notes + remarks)
 
 
-def _open(data: Path) -> tuple[dict[str, labelled.Labelled], Names]:
+def extract(
+    model: Model, data: Path, options: ClustersOptions
+) -> tuple[Parts, Names, int, tuple[str, ...], tuple[int, ...], dict[str, labelled.ReadableRows]]:
+    """Extract the features of all parts; return the parts, classes by name, their number, stages, all k, and the rows."""
+    parts, names = _open(data)
+    n_classes = max(len(part.class_names) for part in parts.values())
+    stages = model.stages(options.stages, usual=model.trunk.embed_stage)
+    ks = tuple(dict.fromkeys(options.k)) or (n_classes,)
+    _check_k(ks, len(next(iter(parts.values())).source), f"images of {data}")
+    rows = {name: labelled.readable_rows(model, one.source, one.labels_N, stages) for name, one in parts.items()}
+    return parts, names, n_classes, stages, ks, rows
+
+
+def _open(data: Path) -> tuple[Parts, Names]:
     """Return two parts, the first of which is clustered, or one; and classes by image name.
 
     A run may have named the images from the part's folder, or from the one above: one dict for each way.

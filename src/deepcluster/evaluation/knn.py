@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.datasets.labelled import left_out, open_train_val, readable_rows
+from deepcluster.evaluation.datasets.labelled import ReadableRows, TrainVal, left_out, open_train_val, readable_rows
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
@@ -33,10 +33,7 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
     Raises:
         InputError: `data` has no two parts with the same classes, or k is over the number of training images.
     """
-    parts = open_train_val(data)
-    stages = model.stages(options.stages, usual=model.trunk.embed_stage)
-    _check_k(options.k, len(parts.train.source), f"images of {data}'s training part")
-    known, asked = (readable_rows(model, one.source, one.labels_N, stages) for one in (parts.train, parts.val))
+    parts, stages, known, asked = extract(model, data, options)
     ks = tuple(dict.fromkeys(options.k)) or tuple(k for k in USUAL_KS if k <= len(known.labels_S)) or (1,)
     _check_k(ks, len(known.labels_S), f"images of {data}'s training part that can be read")
     n_classes, device = len(parts.train.class_names), model.machine.clustering_device
@@ -57,6 +54,15 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
     notes = left_out("train", known.unreadable, parts.train.source.name)
     notes += left_out("val", asked.unreadable, parts.val.source.name)
     return Results("knn", about, settings, results, ("top-1", _case(stages[-1], shown, stages)), notes)
+
+
+def extract(model: Model, data: Path, options: KnnOptions) -> tuple[TrainVal, tuple[str, ...], ReadableRows, ReadableRows]:
+    """Extract the features of both parts; return the parts, the stages, and the rows of each part."""
+    parts = open_train_val(data)
+    stages = model.stages(options.stages, usual=model.trunk.embed_stage)
+    _check_k(options.k, len(parts.train.source), f"images of {data}'s training part")
+    known, asked = (readable_rows(model, one.source, one.labels_N, stages) for one in (parts.train, parts.val))
+    return parts, stages, known, asked
 
 
 def _case(stage: str, k: int, stages: Sequence[str]) -> str:

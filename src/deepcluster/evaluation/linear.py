@@ -29,7 +29,8 @@ from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Diverged, Training, fit_source
 from deepcluster.run.features import Pooled
-from deepcluster.run.model import Model, data_key, readable
+from deepcluster.run.kept_features import kept_rows, readable
+from deepcluster.run.model import Model, data_key
 from deepcluster.run.resumable import ResumableState
 
 KINDS = {"pooled": "pooled", "avgpool": "average"}
@@ -47,7 +48,7 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
             the loss became infinite.
         Interrupted: the state is kept; the same call continues.
     """
-    wanted = [Pooled(stage, KINDS[options.head]) for stage in dict.fromkeys(model.stages(options.stages))]
+    wanted = _wanted(model, options)
     parts = open_train_val(data)
     top = top_of(len(parts.train.class_names))
     if options.fast:
@@ -63,6 +64,18 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     stages, numbers = [one.stage for one in wanted], {one.stage: width for one, width in model.widths(wanted).items()}
     settings = options.as_dict() | {"stages": stages, "numbers": numbers, "image_size": model.image_size}
     return Results("linear", parts.describe(), settings, results, ("top-1", best.stage), notes)
+
+
+def extract(model: Model, data: Path, options: LinearOptions) -> None:
+    """Extract the features of both parts where classifiers are fitted to features that are kept."""
+    if options.fast:
+        parts = open_train_val(data)
+        for part in (parts.train, parts.val):
+            kept_rows(model, part.source, _wanted(model, options))
+
+
+def _wanted(model: Model, options: LinearOptions) -> list[Pooled]:
+    return [Pooled(stage, KINDS[options.head]) for stage in dict.fromkeys(model.stages(options.stages))]
 
 
 def learning_rate(lr: float, weight_decay: float, step: int) -> float:
@@ -192,7 +205,7 @@ def _fast(model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Po
     shares: Shares = {}
     rows, labels_N, notes = dict[str, dict[Pooled, Tensor]](), dict[str, Tensor](), list[str]()
     for name, part in (("train", parts.train), ("val", parts.val)):
-        rows[name] = model.rows(part.source, wanted)
+        rows[name] = kept_rows(model, part.source, wanted)
         reads_N = readable(rows[name][wanted[0]])
         bad = (~reads_N).nonzero()[:, 0].tolist()
         if len(bad) > MOST_UNREADABLE * len(reads_N):

@@ -137,7 +137,8 @@ class Protocol:
 
     Attributes:
         options: a class of options; its docstring is the help of the command.
-        module: has `evaluate(model, data, options) -> Results`.
+        module: has `evaluate(model, data, options) -> Results`; and `extract`, with the same arguments, if several processes
+            can extract the features that it needs beforehand.
         layout: a name in `protocols.LAYOUTS`: on which folders `evaluate all` runs it.
         quick: shorter settings, for a first look; the results record them.
         in_all: what `evaluate all` changes of the defaults.

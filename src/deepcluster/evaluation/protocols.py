@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,13 +15,15 @@ from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import write_whole
 from deepcluster.core.options import Checked
 from deepcluster.core.progress import Reporter
+from deepcluster.core.work import joined_work
 from deepcluster.evaluation.datasets.buildings import is_buildings
 from deepcluster.evaluation.datasets.labelled import contents_of, has_train_val
 from deepcluster.evaluation.datasets.voc import is_voc
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.results import Results, Table, by_case, shown
 from deepcluster.run.folder import RunFolder
-from deepcluster.run.model import Model, loaded, new_interruption
+from deepcluster.run.loading import loaded, new_interruption
+from deepcluster.run.model import Model
 from deepcluster.run.resumable import digest_of
 
 # What the folder of a data set looks like, in words and as a check.
@@ -68,15 +71,55 @@ def evaluate(
         InputError: protocol, model, data, options or file can't be used; nothing was written.
         Interrupted: Ctrl-C or SIGTERM; the same call continues where this one stopped.
     """
-    checked = _options(protocol, options)
-    path = _target(model, protocol, out)
-    folder = Path(data)
-    if not folder.is_dir():
-        raise InputError(f"--data {data}: {contents_of(folder)}; give the folder of the data set")
+    checked, path, folder = _checked(protocol, model, data, out, options)
     interruption = new_interruption()
     with interruption.listening():
         applied = loaded(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
         return _evaluate(protocol, applied, folder, checked, path)
+
+
+def _checked(
+    protocol: str, model: str | Path | Model, data: str | Path, out: str | Path | None, options: Mapping[str, Any]
+) -> tuple[Checked, Path | None, Path]:
+    """Return the options, the file to write, and the folder of the data."""
+    checked, path, folder = _options(protocol, options), _target(model, protocol, out), Path(data)
+    if not folder.is_dir():
+        raise InputError(f"--data {data}: {contents_of(folder)}; give the folder of the data set")
+    return checked, path, folder
+
+
+def extract(
+    protocol: str,
+    model: str | Path | Model,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> bool:
+    """Extract the features that `evaluate` will need, in all processes that `torchrun` started, into the cache folder.
+
+    Returns:
+        True on the first process, which should then call `evaluate` with the same arguments; the others are done.
+
+    Raises:
+        InputError: as `evaluate`, or the processes do not share the cache folder.
+        Interrupted: Ctrl-C or SIGTERM; the same call continues where this one stopped.
+    """
+    checked, _, folder = _checked(protocol, model, data, out, options)
+    with joined_work(reporter, new_interruption()) as work:
+        applied = loaded(model, device=device, workers=workers, work=work)
+        if (module := _extracting(protocol)) is not None:
+            module.extract(applied, folder, checked)
+        return work.ranks.is_main
+
+
+def _extracting(protocol: str) -> Any:
+    """Return the module of a protocol that has feature passes for several processes; None for any other."""
+    module = importlib.import_module(PROTOCOLS[protocol].module)
+    return module if hasattr(module, "extract") else None
 
 
 def _options(protocol: str, options: Mapping[str, Any]) -> Checked:
@@ -160,20 +203,13 @@ def evaluate_all(
         InputError: nothing can be evaluated on what is there.
     """
     reporter = reporter or Reporter(quiet=True)
-    chosen = {
-        name: _options(name, {**known.in_all, **(known.quick if quick else {}), **options.get(name, {})})
-        for name, known in PROTOCOLS.items()
-    }
-    found = list(_find_data(Path(data_root), only))
-    if not found:
-        wanted, there = "; ".join(text for text, _ in LAYOUTS.values()), contents_of(Path(data_root))
-        raise InputError(f"{data_root}: no protocol finds its data there ({there}). Looked for: {wanted}")
+    chosen, found = _all(data_root, only, quick=quick, options=options)
     done = []
     interruption = new_interruption()
     with interruption.listening():
         applied = loaded(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
         for protocol, folder, name in found:
-            path = _target(model, name, Path(out) / f"{name}.json" if out is not None else None)
+            path = _target_of_all(model, name, out)
             reporter.say(f"{protocol} on {folder}")
             try:
                 kept = None if again else _kept(path, _key(applied, folder, chosen[protocol]))
@@ -183,6 +219,57 @@ def evaluate_all(
                 continue
             on_result(done[-1])
     return done
+
+
+def extract_all(
+    model: str | Path | Model,
+    data_root: str | Path,
+    *,
+    only: Sequence[str] = (),
+    quick: bool = False,
+    again: bool = False,
+    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    out: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> bool:
+    """Extract the features that `evaluate_all` will need; as `extract` does for `evaluate`."""
+    chosen, found = _all(data_root, only, quick=quick, options=options)
+    with joined_work(reporter, new_interruption()) as work:
+        applied, ranks = loaded(model, device=device, workers=workers, work=work), work.ranks
+        for protocol, folder, name in found:
+            path, key = _target_of_all(model, name, out), _key(applied, folder, chosen[protocol])
+            module, refusal = _extracting(protocol), ""
+            kept = None if again else ranks.from_main(partial(_kept, path, key))
+            if module is None or kept is not None:
+                continue
+            work.reporter.say(f"features for {protocol} on {folder}")
+            try:
+                module.extract(applied, folder, chosen[protocol])
+            except InputError as fault:  # `evaluate_all` warns of it.
+                refusal = str(fault)
+            ranks.check_same(f"the data of {protocol}", refusal)
+        return ranks.is_main
+
+
+def _all(
+    data_root: str | Path, only: Sequence[str], *, quick: bool, options: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Checked], list[tuple[str, Path, str]]]:
+    """Return the options of each protocol, and what `_find_data` finds."""
+    chosen = {
+        name: _options(name, {**known.in_all, **(known.quick if quick else {}), **options.get(name, {})})
+        for name, known in PROTOCOLS.items()
+    }
+    found = list(_find_data(Path(data_root), only))
+    if not found:
+        wanted, there = "; ".join(text for text, _ in LAYOUTS.values()), contents_of(Path(data_root))
+        raise InputError(f"{data_root}: no protocol finds its data there ({there}). Looked for: {wanted}")
+    return chosen, found
+
+
+def _target_of_all(model: str | Path | Model, name: str, out: str | Path | None) -> Path | None:
+    return _target(model, name, Path(out) / f"{name}.json" if out is not None else None)
 
 
 def _find_data(root: Path, only: Sequence[str]) -> Iterator[tuple[str, Path, str]]:

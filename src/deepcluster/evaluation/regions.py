@@ -31,7 +31,8 @@ from deepcluster.data.resample import resize
 from deepcluster.data.sources import ImageSource
 from deepcluster.models.trunk import IMAGENET_MEAN
 from deepcluster.run.features import Pooled
-from deepcluster.run.model import DISK_RESERVE, FEATURES_FOLDER, Model
+from deepcluster.run.kept_features import DISK_RESERVE, FEATURES_FOLDER
+from deepcluster.run.model import Model
 from deepcluster.run.resumable import digest_of
 
 # Images of a part, which a stop loses at most. Their places must be whole numbers in float16, which ends at 2,048.

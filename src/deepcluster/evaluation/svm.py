@@ -22,7 +22,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
 from deepcluster.core.device import free_memory_bytes
-from deepcluster.run.model import readable
+from deepcluster.run.kept_features import readable
 
 # The powers of ten in the instructions of the published benchmark, and the powers of two that its code adds.
 COSTS = tuple(sorted([10.0**power for power in range(-7, 3)] + [2.0**-power for power in range(4, 20)]))

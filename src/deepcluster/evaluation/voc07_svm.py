@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.evaluation import svm
-from deepcluster.evaluation.datasets.labelled import readable_rows
-from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, VocSplit, open_voc, splits_for
+from deepcluster.evaluation.datasets.labelled import ReadableRows, readable_rows
+from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, Devkit, VocSplit, open_voc, splits_for
 from deepcluster.evaluation.measures import AveragePrecisions, mean_average_precision
 from deepcluster.evaluation.options import VocSvmOptions
 from deepcluster.evaluation.results import Measured, Results
@@ -68,7 +68,7 @@ class _Svms:
 
     def __init__(self, model: Model, splits: Sequence[VocSplit], stages: Sequence[str], kept: ResumableState) -> None:
         self.model, self.kept = model, kept
-        rows = [readable_rows(model, one.source, one.labels_NC, stages, "pooled") for one in splits]
+        rows = _rows(model, splits, stages)
         self.notes = [note for split, one in zip(splits, rows, strict=True) for note in split.left_out(one.unreadable)]
         self.train, self.test = rows
         self.done: dict[str, Any] = kept.load() or {}
@@ -102,6 +102,24 @@ class _Svms:
         return [mean_average_precision(labels_MC, torch.stack(run, dim=1), names) for run in runs]
 
 
+def extract(model: Model, data: Path, options: VocSvmOptions) -> None:
+    """Extract the features of the images to train and to test on."""
+    devkit, split, _ = _open(data, options)
+    _rows(model, splits_for(devkit, split), model.stages(options.stages))
+
+
+def _rows(model: Model, splits: Sequence[VocSplit], stages: Sequence[str]) -> list[ReadableRows]:
+    return [readable_rows(model, one.source, one.labels_NC, stages, "pooled") for one in splits]
+
+
+def _open(data: Path, options: VocSvmOptions) -> tuple[Devkit, str, bool]:
+    """Return the devkit, the split to train on, and whether it is tested on `val`."""
+    devkit = open_voc(data)
+    # The test images of VOC 2012 have no annotations.
+    val_only = options.split == "auto" and {"train", "val"} <= set(devkit.lists()) and not devkit.has_answers("test")
+    return devkit, {"auto": "train" if val_only else "trainval"}.get(options.split, options.split), val_only
+
+
 def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
     """Return mAP of linear SVMs on each stage; with `low_shot` also of SVMs trained on few images, on the best stage.
 
@@ -109,10 +127,7 @@ def evaluate(model: Model, data: Path, options: VocSvmOptions) -> Results:
         InputError: no VOC devkit, a list, image or annotation is missing or damaged, no class can be scored, no such stage.
     """
     stages = model.stages(options.stages)
-    devkit = open_voc(data)
-    # The test images of VOC 2012 have no annotations.
-    val_only = options.split == "auto" and {"train", "val"} <= set(devkit.lists()) and not devkit.has_answers("test")
-    split = {"auto": "train" if val_only else "trainval"}.get(options.split, options.split)
+    devkit, split, val_only = _open(data, options)
     train, test = splits_for(devkit, split)
     images = [f"{data_key(s.source)} {hashlib.sha256(s.labels_NC.numpy().tobytes()).hexdigest()}" for s in (train, test)]
     kept = model.resumable("voc07-svm", *images, model.image_size, model.settings.reduce_to, options.as_dict())

@@ -22,7 +22,7 @@ KINDS = {
     "unpacked": (rf"{_NAME}-{_NAME}(\.lock)?", "what gzip'd tar files hold"),
     "blocks": (f"[0-9a-f]{{2}}/{_NAME}", "parts of remote files"),
     "features": (rf"{_NAME}\.npy", "features of images, for `evaluate`"),
-    "unfinished": (rf"{_NAME}\.pt", "evaluations that were stopped, to be continued"),
+    "unfinished": (rf"{_NAME}(\.pt|/part-\d+\.pt)", "evaluations that were stopped, to be continued"),
     "images": (rf"[0-9a-f]{{16}}({re.escape(ENDING)}|/layout\.json|/images-\d+-\d+\.pixels)", "decoded images"),
 }
 _BEING_WRITTEN = r"(\.\d+-\d+\.part)?"

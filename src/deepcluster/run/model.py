@@ -4,9 +4,8 @@ N images, B batch, D features, P components, K clusters.
 """
 
 import hashlib
-import os
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,34 +18,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
-from deepcluster.core.device import Machine, free_disk_bytes
-from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.files import usual_cache_folder, written_beside
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError
+from deepcluster.core.files import usual_cache_folder
 from deepcluster.core.options import plain
-from deepcluster.core.progress import Reporter
-from deepcluster.core.retry import end_waits
-from deepcluster.core.text import size
-from deepcluster.core.work import Interruption, Work
-from deepcluster.data.cache import DecodedImages, decoded_images, plan_cache
+from deepcluster.core.work import Work
+from deepcluster.data.cache import CachePlan, DecodedImages, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.survey import survey
-from deepcluster.data.views import ClusterView
-from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
+from deepcluster.data.survey import even_sample, survey
 from deepcluster.models.trunk import Trunk
-from deepcluster.run.features import FEATURE_BATCH, Pooled, extract, feature_batches, image_features, make_run_trunk
-from deepcluster.run.folder import RunFolder, load_checkpoint
-from deepcluster.run.resumable import ResumableState, weights_hash
+from deepcluster.run.features import (
+    FEATURE_BATCH,
+    Pooled,
+    extract,
+    extract_stage,
+    feature_batches,
+    make_run_trunk,
+    stage_width,
+)
+from deepcluster.run.parts import Columns, ParquetParts, Parts, spans_of
+from deepcluster.run.passes import Pass
+from deepcluster.run.resumable import ResumableState, digest_of, state_hash, weights_hash
 from deepcluster.run.settings import Settings
-from deepcluster.run.space import ProjectedSpace, Space, space_of
+from deepcluster.run.space import ProjectedSpace, Space, space_state
 
-UNTRAINED = "untrained:"
-# Side in pixels of the images that untrained trunks are made for, where it is not 224.
-USUAL_IMAGE_SIZE = {"alexnet-small": 32, "resnet18-small": 32}
-FEATURES_FOLDER = "features"
-# Bytes left free on the disk of the cache.
-DISK_RESERVE = 2 << 30
-LARGEST_HALF = 65_504.0
+# Of so many images the names are compared between processes.
+COMPARED_NAMES = 1_000
 
 
 @dataclass(frozen=True)
@@ -145,12 +143,16 @@ class Model:
         """
         reduce_to = self.settings.reduce_to if reduce_to is None else reduce_to
         if keep:
-            with self.work.reporter.track("reading a sample", None) as progress:
-                sample = survey(source, workers=self.workers, on_images=progress, at_least=0)
-            path, needed = source.path(0), sample.decoded_bytes(reduce_to)
-            place = source.describe() if path is None else str(path.parent)
-            plan = plan_cache("auto", None, needed, source, reduce_to=reduce_to, data=place)
-            images = decoded_images(source, plan, reduce_to=reduce_to, tell=self.work.reporter.warn)
+
+            def plan() -> CachePlan:
+                with self.work.reporter.track("reading a sample", None) as progress:
+                    sample = survey(source, workers=self.workers, on_images=progress, at_least=0)
+                path, needed = source.path(0), sample.decoded_bytes(reduce_to)
+                place = source.describe() if path is None else str(path.parent)
+                return plan_cache("auto", None, needed, source, reduce_to=reduce_to, data=place)
+
+            tell, ranks = self.work.reporter.warn, self.work.ranks
+            images = decoded_images(source, ranks.from_main(plan), reduce_to=reduce_to, ranks=ranks, tell=tell)
         else:
             images = DecodedImages(source, shorter_side=reduce_to or None)
         warn = self.work.reporter.warn
@@ -165,13 +167,26 @@ class Model:
         Args:
             stage: stage of the trunk, averaged over its map; `trunk.embed_stage` by default.
         """
+        rows, unreadable = self.in_memory(self.embedding(stage, batch_size), source)
+        return torch.from_numpy(rows["embedding"]), unreadable
+
+    def embedding(self, stage: str | None = None, batch_size: int = FEATURE_BATCH) -> Pass:
+        """Return the pass that makes the column `embedding`, float32: a stage averaged over its map.
+
+        Raises:
+            InputError: the trunk has no such stage.
+        """
         stage = stage or self.trunk.embed_stage
-        self.trunk.check_stage(stage)
-        with self.loader(source, keep=False) as loader, self.work.track("features", len(source)) as advance:
-            features_ND = image_features(
-                self.trunk, loader, self.machine, stage, self.image_size, batch_size=plain(batch_size), advance=advance
-            )
-        return features_ND.float(), loader.unreadable
+        empty = np.full(stage_width(self.trunk, self.machine, stage, self.image_size), np.nan, np.float32)
+
+        def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
+            return {"embedding": self._stage_rows(images_BCHW, stage)}
+
+        return Pass({"embedding": empty}, compute, self.image_size, plain(batch_size), ("embedding", stage))
+
+    def _stage_rows(self, images_BCHW: Tensor, stage: str) -> Tensor:
+        rows_BD = extract_stage(self.trunk, self.machine, images_BCHW, stage)
+        return rows_BD.to("cpu", self.machine.feature_dtype).float()
 
     def batches(
         self, source: ImageSource, indices: Tensor, *, quarters_N: Tensor | None = None
@@ -204,34 +219,54 @@ class Model:
             raise InputError(f"{self.name} has no clusters yet: train it for an epoch first")
         return self.space, self.assignment
 
-    def assign(
-        self, source: ImageSource, *, batch_size: int = FEATURE_BATCH
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[int, str]]:
-        """Return clusters (N,), -1 for unreadable images, distances (N,) to the centroids, and why images can't be read.
+    def nearest_clusters(self, batch_size: int = FEATURE_BATCH) -> Pass:
+        """Return the pass that makes the columns `cluster`, int64, and `distance` to its centroid, float32.
 
         Raises:
             InputError: the model has no clusters.
         """
-        _, assignment = self.clusters()
-        features_ND, unreadable = self.features(source, stage=self.settings.cluster_stage, batch_size=batch_size)
-        finite_N = torch.isfinite(features_ND).all(dim=1)
-        cluster_N = torch.full((len(source),), UNASSIGNED)
-        distance_N = torch.full((len(source),), torch.nan)
-        labels, squared = assignment.nearest(self.points(features_ND[finite_N]))
-        cluster_N[finite_N], distance_N[finite_N] = labels, squared.sqrt()
-        return cluster_N.numpy(), distance_N.numpy(), unreadable
+        space, assignment = self.clusters()
+        stage = self.settings.cluster_stage
 
-    def rows(self, source: ImageSource, wanted: Sequence[Pooled]) -> dict[Pooled, Tensor]:
-        """Return frozen features of the centre view of each image, extracted in one pass and kept on disk by content.
+        def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
+            rows_BD = self._stage_rows(images_BCHW, stage)
+            finite_B = torch.isfinite(rows_BD).all(dim=1)
+            cluster_B, distance_B = torch.full((len(rows_BD),), UNASSIGNED), torch.full((len(rows_BD),), torch.nan)
+            labels, squared = assignment.nearest(self.points(rows_BD[finite_B]))
+            cluster_B[finite_B], distance_B[finite_B] = labels, squared.sqrt()
+            return {"cluster": cluster_B, "distance": distance_B}
 
-        Returns:
-            for each of `wanted` rows (N, D), float16 or float32, on the CPU; NaN for unreadable images. They may lie in a
-            file: read them in parts where N × D is large, and do not write to them.
+        empty: Columns = {"cluster": np.array(UNASSIGNED, np.int64), "distance": np.array(np.nan, np.float32)}
+        clusters = {"centroids": assignment.centroids_KP, "supers": assignment.super_of_cluster_K}
+        facts = ("clusters", stage, state_hash({**clusters, **space_state(space)}))
+        return Pass(empty, compute, self.image_size, plain(batch_size), facts)
+
+    def in_memory(self, one: Pass, source: ImageSource) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+        """Return what a pass makes of all images, by column, and why some can't be read. One process makes all."""
+        with self.loader(source, keep=False) as loader:
+            return one.in_memory(loader, self.work), loader.unreadable
+
+    def in_parts(self, one: Pass, source: ImageSource, folder: Path, *, parquet: bool = False, keep: bool = False) -> Parts:
+        """Return the parts in a folder that hold what a pass makes of the images, after making those that are missing.
+
+        Each rank makes some of them. Parts that were made before a stop, or the death of a process, are kept.
+
+        Args:
+            parquet: Parquet parts; otherwise files to make one table of.
+            keep: as in `loader`.
+
+        Raises:
+            InputError: the folder can't be used, or the processes do not see it or the same images.
         """
-        files = {one: self.cache / FEATURES_FOLDER / f"{self._key(source, one)}.npy" for one in wanted}
-        missing = {one: file for one, file in files.items() if not file.is_file()}
-        made = self._extract_all(source, missing) if missing else {}
-        return {one: made[one] if one in made else _mapped(files[one]) for one in wanted}
+        ranks, count = self.work.ranks, len(source)
+        names = digest_of(*(source.name(index) for index in even_sample(range(count), COMPARED_NAMES)))
+        ranks.check_same("the model and the images", f"{self.weights[:8]}, {count:,} images {names[:8]}")
+        facts = (self.weights, self.image_size, self.settings.reduce_to, one.batch_size, one.facts)
+        key = ranks.from_main(lambda: digest_of(data_key(source), *facts))
+        spans = spans_of(count, one.row_bytes, one.batch_size)
+        parts = ParquetParts(folder, key, spans, source) if parquet else Parts(folder, key, spans)
+        one.into(parts, lambda: self.loader(source, keep=keep), self.work)
+        return parts
 
     def widths(self, wanted: Sequence[Pooled]) -> dict[Pooled, int]:
         """Return D, the width of the rows of each of `wanted`."""
@@ -242,124 +277,6 @@ class Model:
         """Return rows (B, D), on the device, of uint8 images for each of `wanted`, in one pass without gradient."""
         return extract(self.trunk, self.machine, images_BCHW, wanted)
 
-    def _key(self, source: ImageSource, one: Pooled) -> str:
-        facts = (self.weights, data_key(source), self.image_size, self.settings.reduce_to, one, "features-1")
-        return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:32]
-
-    def _extract_all(self, source: ImageSource, files: dict[Pooled, Path]) -> dict[Pooled, Tensor]:
-        widths = self.widths(list(files))
-        total = sum(widths.values()) * len(source) * self.machine.feature_dtype.itemsize
-        folder = self.cache / FEATURES_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        on_disk = total + DISK_RESERVE < free_disk_bytes(folder)
-        if not on_disk:
-            self.work.reporter.warn(f"features of {size(total)} are not kept: the disk of {folder} has no room for them")
-        kind = np.float16 if self.machine.feature_dtype == torch.float16 else np.float32
-        rows: dict[Pooled, NDArray[Any]] = {}
-        with ExitStack() as written:  # All files are renamed at the end, or deleted after an error.
-            for one, width in widths.items():
-                shape = (len(source), width)
-                if on_disk:
-                    beside = written.enter_context(written_beside(files[one]))
-                    rows[one] = np.lib.format.open_memmap(beside, "w+", kind, shape)
-                else:
-                    rows[one] = np.empty(shape, kind)
-            self._fill(source, rows)
-            for array in rows.values():
-                if isinstance(array, np.memmap):
-                    array.flush()
-        return {one: _mapped(files[one]) if on_disk else torch.from_numpy(array) for one, array in rows.items()}
-
-    def _fill(self, source: ImageSource, rows: dict[Pooled, NDArray[Any]]) -> None:
-        view, indices_N = ClusterView(self.image_size), torch.arange(len(source))
-        with self.loader(source) as loader, self.work.track("features", len(source)) as advance:
-            for batch in loader.cluster_views(view, indices_N, FEATURE_BATCH):
-                if len(batch.indices_B):
-                    for one, rows_BD in self.extract(batch.images_BCHW, list(rows)).items():
-                        bounded = rows_BD.float().clamp(-LARGEST_HALF, LARGEST_HALF).to(self.machine.feature_dtype)
-                        rows[one][batch.indices_B.numpy()] = bounded.cpu().numpy()
-                advance(len(batch.indices_B))
-            bad = sorted(loader.unreadable)
-            for array in rows.values():
-                array[bad] = np.nan
-
-
-def load(model: str | Path) -> Model:
-    """Return the model of a run folder, a checkpoint file, or `untrained:ARCH` (random weights); on the CPU.
-
-    `untrained:RUN` is the trunk of a run before its first epoch.
-
-    Raises:
-        InputError: there is no such model, or the file can't be used.
-    """
-    if str(model).startswith(UNTRAINED):
-        name = str(model).removeprefix(UNTRAINED)
-        if name in ARCHITECTURES or name.startswith(LIBRARIES):
-            check_arch(name)
-            image_size = USUAL_IMAGE_SIZE.get(name, 224)
-            settings = Settings(arch=name, image_size=image_size, sobel=name in ("alexnet", "vgg16"))
-        elif Path(name).is_dir():
-            settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
-        else:
-            raise InputError(
-                f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
-                f"{', '.join(ARCHITECTURES)}, or a run folder for its trunk before training"
-            )
-        return Model(str(model), make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
-    path = Path(model)
-    if not path.exists():
-        raise InputError(f"{path} does not exist: a model is a run folder, a checkpoint file or untrained:ARCH")
-    if path.is_dir():
-        folder = RunFolder(path)
-        folder.read_config()
-        path = folder.last
-        if not path.is_file():
-            raise InputError(f"{folder.path} has no checkpoint yet")
-    return model_of_checkpoint(load_checkpoint(path), path, name=str(model))
-
-
-def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Model:
-    """Return the model that a checkpoint holds, on the CPU.
-
-    Raises:
-        InputError: the checkpoint can't be used.
-    """
-    try:
-        settings = Settings.from_saved(state["settings"])
-    except (KeyError, InputError) as fault:
-        raise InputError(f"{path} was written by another version of deepcluster: {fault}") from None
-    machine = Machine.choose("cpu", settings.precision)
-    trunk = make_run_trunk(settings).to(machine.dtype)
-    try:
-        trunk.load_state_dict(state["trunk"])
-    except RuntimeError as fault:
-        reason = str(fault).splitlines()[-1].strip()
-        raise InputError(f"{path} does not hold the weights of {settings.arch}: {reason}") from None
-    clusters = state.get("final", state)
-    if "assignment" not in clusters:
-        return Model(name, trunk.eval(), settings, machine)
-    space = space_of(clusters, settings, dim=trunk.dim, machine=machine)
-    return Model(name, trunk.eval(), settings, machine, space, Assignment.from_state_dict(clusters["assignment"]))
-
-
-def loaded(
-    model: str | Path | Model,
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    reporter: Reporter | None = None,
-    interruption: Interruption | None = None,
-) -> Model:
-    """Return a model on a device as evaluation and visualization use it: a run of fp64 is applied in fp32."""
-    model = model if isinstance(model, Model) else load(model)
-    precision = "fp32" if model.settings.precision == "fp64" else model.settings.precision
-    return model.on(device, precision=precision, workers=workers, work=Work(reporter, interruption or new_interruption()))
-
-
-def new_interruption(advice: str = "the state is saved: the same command continues from here") -> Interruption:
-    """Return the request to stop for long work; `advice`: what was kept and how to continue."""
-    return Interruption(on_request=end_waits, advice=advice)
-
 
 def data_key(source: ImageSource) -> str:
     """Return 64 hex digits that change with the names, the order and the stamps of the images."""
@@ -367,13 +284,3 @@ def data_key(source: ImageSource) -> str:
     for index in range(len(source)):
         digest.update(f"\0{source.name(index)}\0{source.stamp(index)}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def readable(rows_ND: Tensor) -> Tensor:
-    """Return which rows (N,) hold numbers: those of readable images."""
-    return ~rows_ND[:, 0].isnan()
-
-
-def _mapped(file: Path) -> Tensor:
-    os.utime(file)  # The last use, which `cache info` shows.
-    return torch.from_numpy(np.load(file, mmap_mode="c"))

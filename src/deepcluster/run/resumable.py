@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,16 @@ def digest_of(*facts: object) -> str:
 
 def weights_hash(network: torch.nn.Module) -> str:
     """Return 32 hex digits that change with any weight or buffer of a network."""
+    return state_hash(network.state_dict())
+
+
+def state_hash(state: Mapping[str, Any]) -> str:
+    """Return 32 hex digits that change with any tensor or plain value of a state, which may be nested."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(state.items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{name} {state_hash(value) if isinstance(value, Mapping) else repr(value)}".encode())
     return digest.hexdigest()[:32]

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.core.distributed import Ranks, is_restart, joined
-from deepcluster.core.errors import InputError, LostProcess, TrainingError
+from deepcluster.core.distributed import is_restart
+from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import ConnectionLost, end_waits
-from deepcluster.core.work import RESUME, Interruption, Work
+from deepcluster.core.work import RESUME, Interruption, joined_work
 from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.run.features import feature_batches, image_features
 from deepcluster.run.folder import RunFolder, save_assignment
@@ -59,20 +59,23 @@ def train(
     if is_restart():
         resume, overwrite = True, False
     with (
-        interruption.listening(),
-        _joined(interruption) as ranks,
-        closing(reporter if ranks.is_main else Reporter(silent=True)) as reporter,
-        closing(RunLock(folder := RunFolder(out, ranks))) as lock,
+        joined_work(reporter, interruption) as work,
+        closing(work.reporter) as reporter,
+        closing(RunLock(folder := RunFolder(out, work.ranks))) as lock,
     ):
         lock.acquire(reporter.warn, new=False)  # First of all: for a folder in use, neither --resume nor --overwrite helps.
         folder.check_free(resume=resume, overwrite=overwrite)
-        work = Work(reporter, interruption, ranks)
+        is_main = work.ranks.is_main
         with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(out):
             loop = _loop(plan)
             if plan.state is not None and "final" in plan.state and loop.epoch > plan.settings.epochs:
                 reporter.say(f"{folder.path} is finished; a larger --epochs would continue from here")
                 return out
-            with closing(TensorBoard(reporter)) if plan.settings.tensorboard and ranks.is_main else nullcontext() as board:
+            with (
+                closing(TensorBoard(reporter))
+                if plan.settings.tensorboard and work.ranks.is_main
+                else nullcontext() as board
+            ):
                 _begin(plan, loop, lock, board, overwrite=overwrite)
                 interruption.advice = RESUME
                 first = loop.epoch
@@ -82,21 +85,10 @@ def train(
                     with _saved_when_offline(loop):
                         metrics = loop.run_epoch()
                     _record_epoch(plan, loop, metrics, n_unreadable, evaluate, board)
-                    if loop.epoch == first + 1 and ranks.is_main:
+                    if loop.epoch == first + 1 and is_main:
                         say_time_left(folder, plan.settings, reporter)
                 _finish(plan, loop, board)
     return out
-
-
-@contextmanager
-def _joined(interruption: Interruption) -> Iterator[Ranks]:
-    """Join the processes of the run. A process left behind because all were stopped reports the stop."""
-    try:
-        with joined() as ranks:
-            yield ranks
-    except LostProcess:
-        interruption.check()
-        raise
 
 
 @contextmanager

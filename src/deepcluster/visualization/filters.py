@@ -21,7 +21,8 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import write_whole
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
-from deepcluster.run.model import Model, loaded, new_interruption
+from deepcluster.run.loading import loaded, new_interruption
+from deepcluster.run.model import Model
 from deepcluster.visualization.ascent import Responses, Settings, default_batch_size, filter_pictures, settings_of
 from deepcluster.visualization.grid import picture_grid
 from deepcluster.visualization.options import FilterOptions

@@ -18,7 +18,8 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.run.features import Pooled
-from deepcluster.run.model import Model, readable
+from deepcluster.run.kept_features import kept_rows, readable
+from deepcluster.run.model import Model
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "validation", "valid", "test")
@@ -237,7 +238,7 @@ def readable_rows(
     Raises:
         InputError: no image can be read.
     """
-    features = model.rows(source, [Pooled(stage, kind) for stage in stages])
+    features = kept_rows(model, source, [Pooled(stage, kind) for stage in stages])
     rows = {one.stage: rows_ND for one, rows_ND in features.items()}
     readable_N = readable(rows[stages[0]])
     if not bool(readable_N.any()):

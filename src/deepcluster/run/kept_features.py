@@ -1,0 +1,108 @@
+"""Frozen features of images for evaluation, kept in files of the cache by content.
+
+N images, B batch, D features.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.core.device import free_disk_bytes
+from deepcluster.core.errors import InputError
+from deepcluster.core.files import locked, written_beside
+from deepcluster.core.text import size
+from deepcluster.data.sources import ImageSource
+from deepcluster.run.features import FEATURE_BATCH, Pooled
+from deepcluster.run.model import Model, data_key
+from deepcluster.run.parts import join_to_array
+from deepcluster.run.passes import Pass
+from deepcluster.run.resumable import FOLDER as UNFINISHED_FOLDER
+from deepcluster.run.resumable import digest_of
+
+FEATURES_FOLDER = "features"
+# Bytes left free on the disk of the cache.
+DISK_RESERVE = 2 << 30
+LARGEST_HALF = 65_504.0
+
+
+def kept_rows(model: Model, source: ImageSource, wanted: Sequence[Pooled]) -> dict[Pooled, Tensor]:
+    """Return frozen features of the centre view of each image, extracted in one pass and kept on disk by content.
+
+    Returns:
+        for each of `wanted` rows (N, D), float16 or float32, on the CPU; NaN for unreadable images. They may lie in a
+        file: read them in parts where N × D is large, and do not write to them.
+    """
+    ranks = model.work.ranks
+    keys = ranks.from_main(lambda: _keys(model, source, wanted))
+    files = {one: model.cache / FEATURES_FOLDER / f"{key}.npy" for one, key in zip(wanted, keys, strict=True)}
+    missing = ranks.from_main(lambda: [one for one in files if not files[one].is_file()])
+    made = _extract_all(model, source, {one: files[one] for one in missing}) if missing else {}
+    kept = [file for one, file in files.items() if one not in made]
+    seen = ranks.gather_objects(all(file.is_file() for file in kept))
+    if not all(seen):
+        raise InputError(
+            f"process {seen.index(False)} does not see the features in {kept[0].parent}: set DEEPCLUSTER_CACHE to a folder "
+            "that all machines share"
+        )
+    return {one: made[one] if one in made else _mapped(files[one]) for one in wanted}
+
+
+def _keys(model: Model, source: ImageSource, wanted: Sequence[Pooled]) -> list[str]:
+    facts = (model.weights, data_key(source), model.image_size, model.settings.reduce_to)
+    texts = ("\n".join(map(str, (*facts, one, "features-1"))) for one in wanted)
+    return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
+
+
+def _extract_all(model: Model, source: ImageSource, files: dict[Pooled, Path]) -> dict[Pooled, Tensor]:
+    """Extract features into files of the cache; return those that are in memory, because the disk has no room."""
+    names, ranks = {one: file.stem for one, file in files.items()}, model.work.ranks
+    kind = np.float16 if model.machine.feature_dtype == torch.float16 else np.float32
+    empty = {names[one]: np.full(width, np.nan, kind) for one, width in model.widths(list(files)).items()}
+
+    def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
+        made = model.extract(images_BCHW, list(files)).items()
+        bounded = {one: rows_BD.float().clamp(-LARGEST_HALF, LARGEST_HALF) for one, rows_BD in made}
+        return {names[one]: rows_BD.to(model.machine.feature_dtype).cpu() for one, rows_BD in bounded.items()}
+
+    one = Pass(empty, compute, model.image_size, FEATURE_BATCH, ("rows", *names.values()))
+    total = one.row_bytes * len(source)
+    folder = model.cache / FEATURES_FOLDER
+    # The parts, and what is made of them.
+    if not ranks.from_main(lambda: 2 * total + DISK_RESERVE < free_disk_bytes(folder)):
+        room = f"the disk of {folder} has no room for features of {size(total)}, twice for a moment"
+        if ranks.size > 1:
+            raise InputError(f"{room}: set DEEPCLUSTER_CACHE to a folder on another disk, or use one process")
+        model.work.reporter.warn(f"{room}: they are not kept")
+        with model.loader(source) as loader:
+            rows = one.in_memory(loader, model.work)
+        return {pooled: torch.from_numpy(rows[name]) for pooled, name in names.items()}
+    unfinished = model.cache / UNFINISHED_FOLDER / digest_of(*names.values())
+    with locked(unfinished) if ranks.is_main else nullcontext():
+        if ranks.from_main(lambda: all(file.is_file() for file in files.values())):
+            return {}  # Another evaluation, which this one waited for, has made them.
+        parts = model.in_parts(one, source, unfinished, keep=True)
+        if ranks.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as written:  # All files are renamed at the end, or deleted after an error.
+                for pooled, file in files.items():
+                    name = names[pooled]
+                    join_to_array(parts, name, written.enter_context(written_beside(file)), empty[name], model.work)
+            parts.delete()
+        ranks.barrier()
+    return {}
+
+
+def readable(rows_ND: Tensor) -> Tensor:
+    """Return which rows (N,) hold numbers: those of readable images."""
+    return ~rows_ND[:, 0].isnan()
+
+
+def _mapped(file: Path) -> Tensor:
+    os.utime(file)  # The last use, which `cache info` shows.
+    return torch.from_numpy(np.load(file, mmap_mode="c"))

@@ -1,0 +1,100 @@
+"""Models from run folders, checkpoint files and names of architectures."""
+
+from pathlib import Path
+from typing import Any
+
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.progress import Reporter
+from deepcluster.core.retry import end_waits
+from deepcluster.core.work import Interruption, Work
+from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
+from deepcluster.run.features import make_run_trunk
+from deepcluster.run.folder import RunFolder, load_checkpoint
+from deepcluster.run.model import Model
+from deepcluster.run.settings import Settings
+from deepcluster.run.space import space_of
+
+UNTRAINED = "untrained:"
+# Side in pixels of the images that untrained trunks are made for, where it is not 224.
+USUAL_IMAGE_SIZE = {"alexnet-small": 32, "resnet18-small": 32}
+
+
+def load(model: str | Path) -> Model:
+    """Return the model of a run folder, a checkpoint file, or `untrained:ARCH` (random weights); on the CPU.
+
+    `untrained:RUN` is the trunk of a run before its first epoch.
+
+    Raises:
+        InputError: there is no such model, or the file can't be used.
+    """
+    if str(model).startswith(UNTRAINED):
+        name = str(model).removeprefix(UNTRAINED)
+        if name in ARCHITECTURES or name.startswith(LIBRARIES):
+            check_arch(name)
+            image_size = USUAL_IMAGE_SIZE.get(name, 224)
+            settings = Settings(arch=name, image_size=image_size, sobel=name in ("alexnet", "vgg16"))
+        elif Path(name).is_dir():
+            settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
+        else:
+            raise InputError(
+                f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
+                f"{', '.join(ARCHITECTURES)}, or a run folder for its trunk before training"
+            )
+        return Model(str(model), make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
+    path = Path(model)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: a model is a run folder, a checkpoint file or untrained:ARCH")
+    if path.is_dir():
+        folder = RunFolder(path)
+        folder.read_config()
+        path = folder.last
+        if not path.is_file():
+            raise InputError(f"{folder.path} has no checkpoint yet")
+    return model_of_checkpoint(load_checkpoint(path), path, name=str(model))
+
+
+def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Model:
+    """Return the model that a checkpoint holds, on the CPU.
+
+    Raises:
+        InputError: the checkpoint can't be used.
+    """
+    try:
+        settings = Settings.from_saved(state["settings"])
+    except (KeyError, InputError) as fault:
+        raise InputError(f"{path} was written by another version of deepcluster: {fault}") from None
+    machine = Machine.choose("cpu", settings.precision)
+    trunk = make_run_trunk(settings).to(machine.dtype)
+    try:
+        trunk.load_state_dict(state["trunk"])
+    except RuntimeError as fault:
+        reason = str(fault).splitlines()[-1].strip()
+        raise InputError(f"{path} does not hold the weights of {settings.arch}: {reason}") from None
+    clusters = state.get("final", state)
+    if "assignment" not in clusters:
+        return Model(name, trunk.eval(), settings, machine)
+    space = space_of(clusters, settings, dim=trunk.dim, machine=machine)
+    return Model(name, trunk.eval(), settings, machine, space, Assignment.from_state_dict(clusters["assignment"]))
+
+
+def loaded(
+    model: str | Path | Model,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    interruption: Interruption | None = None,
+    work: Work | None = None,
+) -> Model:
+    """Return a model on a device as evaluation and visualization use it: a run of fp64 is applied in fp32."""
+    model = model if isinstance(model, Model) else load(model)
+    precision = "fp32" if model.settings.precision == "fp64" else model.settings.precision
+    work = work or Work(reporter, interruption or new_interruption())
+    return model.on(device, precision=precision, workers=workers, work=work)
+
+
+def new_interruption(advice: str = "the state is saved: the same command continues from here") -> Interruption:
+    """Return the request to stop for long work; `advice`: what was kept and how to continue."""
+    return Interruption(on_request=end_waits, advice=advice)
