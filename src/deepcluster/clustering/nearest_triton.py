@@ -47,9 +47,9 @@ class Tile:
     stages: int
 
 
-# At 256 components the first takes 96 KiB of shared memory, which any GPU from sm_80 on has: an H100's multiprocessor runs two
-# such programs, one of which multiplies while the other compares. The second reads centroids half as often. Neither spills
-# registers.
+# At 256 components the first takes 96 KiB of shared memory, which any GPU from sm_80 on has: an H100's multiprocessor runs
+# two such programs, one of which multiplies while the other compares. The second reads centroids half as often. Neither
+# spills registers.
 TILES = (Tile(64, 64, 4, 2), Tile(128, 64, 8, 3))
 
 
