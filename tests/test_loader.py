@@ -22,6 +22,7 @@ from spoiled_images import write_good_images, write_spoiled_images
 from torch import Tensor
 
 from deepcluster.core import processes
+from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import UnreadableImage, WorkerLost
 from deepcluster.core.retry import ConnectionLost, end_waits
 from deepcluster.core.shared_memory import SharedFile, map_file
@@ -275,9 +276,12 @@ def test_two_loaders_fill_one_pack_together() -> None:
     source = Numbered(2000, unreadable=(5, 1999))
     first = loader_of(source, 2, 10**7)
     second = Loader(DecodedImages(source, pack=pickle.loads(pickle.dumps(first.images.pack))), workers=2)
+    ranks = [Ranks(), Ranks()]
+    for number, one in enumerate(ranks):
+        one.rank, one.size = number, 2
     threads = [
-        threading.Thread(target=loader.fill, args=(lambda images: None,), kwargs={"part_of": (number, 2)})
-        for number, loader in enumerate((first, second))
+        threading.Thread(target=loader.fill, args=(lambda images: None, one))
+        for loader, one in zip((first, second), ranks, strict=True)
     ]
     for thread in threads:
         thread.start()

@@ -87,7 +87,7 @@ def test_windows_are_those_that_are_cut_out_one_by_one(job: Job) -> None:
     want = one_by_one(images, windows, size)
     equal(resample(ragged(images), windows, size), want)
     got = resample(ragged(images), windows, size, exact=False)
-    assert (got.int() - want.int()).abs().max() <= 1
+    assert (got.int() - want.int()).abs().max() <= 2  # 1 of each pass
     first = some_of(windows, slice(1))
     equal(
         resample(images[0][None].expand(3, -1, -1, -1), some_of(windows, np.zeros(3, np.int64)), size),
@@ -253,4 +253,4 @@ def test_a_gpu_gives_the_same_bits() -> None:
         kept = ragged(list(images_BHWC))
         for images in (images_BHWC.cuda(), Ragged(kept.pixels_P3.cuda(), kept.starts_B, kept.sizes_B2)):
             equal(resample(images, windows, size, exact=True).cpu(), want)
-            assert (resample(images, windows, size).cpu().int() - want.int()).abs().max() <= 1
+            assert (resample(images, windows, size).cpu().int() - want.int()).abs().max() <= 2

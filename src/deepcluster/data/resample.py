@@ -117,8 +117,9 @@ def resample(
 
     Args:
         images: (B, H, W, 3), uint8, or of any sizes; on any device.
-        exact: give the pixels of `resize`, bit for bit; elsewhere they are at most 1 of 255 away, and images that are made
-            smaller by more than three times need no float64. By default on processors.
+        exact: give the pixels of `resize`, bit for bit. Otherwise both passes may round to the next number: pixels are at
+            most 2 of 255 away, nearly always 0; images that are made smaller by more than three times need no float64. By
+            default on processors.
         out: memory for the result, as it is returned.
     """
     pixels = images.pixels_P3 if isinstance(images, Ragged) else images
