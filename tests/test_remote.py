@@ -473,15 +473,19 @@ def use_and_fork(address: str, folder: str) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         readers = [pool.submit(read_on, seed) for seed in range(4)]
-        for _ in range(10):
-            child = os.fork()
-            if child == 0:
-                signal.alarm(20)
-                right = all(file.read(start, 10) == BIG[start : start + 10] for start in (0, BLOCK_BYTES, 2 * BLOCK_BYTES))
-                end_waits()
-                os._exit(0 if right else 1)
-            assert os.waitpid(child, 0)[1] == 0
-        stop.set()
+        try:
+            for _ in range(10):
+                child = os.fork()
+                if child == 0:
+                    signal.alarm(20)
+                    right = all(
+                        file.read(start, 10) == BIG[start : start + 10] for start in (0, BLOCK_BYTES, 2 * BLOCK_BYTES)
+                    )
+                    end_waits()
+                    os._exit(0 if right else 1)
+                assert os.waitpid(child, 0)[1] == 0
+        finally:  # The readers would never end.
+            stop.set()
         for reader in readers:
             reader.result()
 
@@ -489,7 +493,8 @@ def use_and_fork(address: str, folder: str) -> None:
 def run_in_process(work: Callable[..., None], *args: object) -> None:
     process = multiprocessing.get_context("spawn").Process(target=work, args=args)
     process.start()
-    process.join(60)
+    process.join(120)
+    process.kill()
     assert process.exitcode == 0
 
 
