@@ -16,7 +16,7 @@ test: lint
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
 
-# With the lowest version of each dependency that pyproject.toml allows. numpy 1.26 runs on Python 3.11 and 3.12.
+# With the lowest version of each dependency that pyproject.toml allows. numpy 2.0 runs on Python 3.11 and 3.12.
 test-lowest: $(LOWEST)/.ready
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 3 --dist loadfile
 

@@ -162,7 +162,7 @@ def test_timm_gives_its_own_features_and_maps(name: str, separator: str) -> None
         expected = pyramid(images(64))
     assert len(maps) == len(expected)
     for found, wanted in zip(maps, expected, strict=True):
-        assert torch.equal(found, wanted)
+        torch.testing.assert_close(found, wanted)  # Rounding differs with some versions of timm.
 
 
 def test_timm_leaves_out_the_tokens_of_classes() -> None:

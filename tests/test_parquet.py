@@ -506,7 +506,10 @@ def test_damage_anywhere_is_told_in_a_sentence(seed: int, compression: str, flip
             assert isinstance(read_or_reason(source, index), bytes | str)
 
 
-@pytest.mark.parametrize("group_bytes", [1, 32 << 20])
+has_read = pytest.mark.skipif(int(pa.__version__.split(".")[0]) < 26, reason="pyarrow 21 to 24 have read the rows by then")
+
+
+@pytest.mark.parametrize("group_bytes", [1, pytest.param(32 << 20, marks=has_read)])
 def test_rows_are_unreadable_while_the_network_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int
 ) -> None:
