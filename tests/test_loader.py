@@ -439,12 +439,20 @@ def test_only_a_few_batches_are_made_ahead() -> None:
 def test_a_stop_does_not_wait_for_images_that_do_not_come(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As while a worker waits for a server that is away."""
     monkeypatch.setattr(processes, "_PATIENCE_SECONDS", 0.1)
+    over = threading.Event()
+
+    def ask() -> None:
+        """Again and again: on a busy machine the workers may not have started at the first time."""
+        while not over.wait(0.3):
+            end_waits()
+
     with closing(loader_of(Numbered(100, hurt=slow(1000)), workers)) as loader:
-        timer = threading.Timer(0.3, end_waits)
-        timer.start()
+        asking = threading.Thread(target=ask)
+        asking.start()
         with pytest.raises(ConnectionLost, match="stopped while images were waited for"):
             next(loader.cluster_views(ClusterView(8), torch.arange(100), 4))
-        timer.join()
+        over.set()
+        asking.join()
 
 
 @pytest.mark.parametrize("workers", WORKERS)
