@@ -21,6 +21,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import check_new_folder
 from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
+from deepcluster.core.text import count_of
 from deepcluster.core.work import Work, joined_work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import leave_one_out_accuracy
@@ -180,7 +181,7 @@ def embed(
                 else:
                     join_to_parquet(made, source, target, model.work)
             names, rows, unreadable = result_of(made, one, source, model.work.ranks, return_rows=return_rows)
-        model.work.reporter.say(f"{target}: {len(source):,} rows of {rows['embedding'].shape[1]:,} numbers")
+        model.work.reporter.say(f"{target}: {count_of(len(source), 'row')} of {rows['embedding'].shape[1]:,} numbers")
         return Embeddings(names, rows["embedding"], _by_name(unreadable, source))
 
 
