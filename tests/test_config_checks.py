@@ -17,7 +17,7 @@ FIRST, V2 = METHODS
 # By hand, of what the code of each method reads.
 OF_ONE = {
     **dict.fromkeys(("clustering", "cluster_stage", "super_clusters", "rotations"), FIRST),
-    **dict.fromkeys(("sampling", "head_lr", "head_momentum", "memory"), FIRST),
+    **dict.fromkeys(("sampling", "head_lr", "head_norm", "head_momentum", "memory"), FIRST),
     **dict.fromkeys(("crops", "small_crop_scale", "projection", "temperature", "look_again"), V2),
 }
 # Another value than the default, where that is not any other choice, the other of two, or a number that is a little more.

@@ -68,6 +68,37 @@ def test_the_loss_is_the_cross_entropy_of_each_image() -> None:
     torch.testing.assert_close(head.loss(features_BD, labels_B).double(), expected_B, rtol=1e-6, atol=1e-6)
 
 
+# A standardised input
+
+
+def test_a_standardised_input_has_the_formula_in_float64_and_no_biases() -> None:
+    head = ClusterHead(16, 8, norm=True, seed=0)
+    features_BD = torch.randn(32, 16, generator=torch.Generator().manual_seed(0)) * 7 + 3
+    positive_BD = features_BD.double().clamp(min=0)
+    standard_BD = (positive_BD - positive_BD.mean(0)) / (positive_BD.var(0, correction=0) + 1e-5).sqrt()
+    expected_BK = standard_BD / 4 @ head.linear.weight.double().T
+    torch.testing.assert_close(head(features_BD).double(), expected_BK, rtol=1e-5, atol=1e-7)
+    assert float(head.input(features_BD).square().sum(dim=1).mean()) == pytest.approx(1, rel=1e-3)
+    assert [name for name, _ in head.named_parameters()] == ["linear.weight"]
+
+
+@pytest.mark.parametrize("supers", [None, torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])])
+def test_the_scale_of_the_features_does_not_change_what_a_standardised_head_learns(supers: Tensor | None) -> None:
+    """Networks differ by 50 in the length of their features: at one rate, a head without it diverges or learns nothing."""
+    features_BD = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)).abs()
+    labels_B = torch.arange(64) % 8
+    ends = []
+    for scale in (0.1, 1.0, 200.0):
+        head = make_head(16, 8, supers, norm=True, seed=0)
+        optimizer = torch.optim.SGD(head.parameters(), lr=4.0, momentum=0.9)
+        for _ in range(50):
+            optimizer.zero_grad()
+            head.loss(scale * features_BD, labels_B).mean().backward()
+            optimizer.step()
+        ends.append(float(head.loss(scale * features_BD, labels_B).mean()))
+    assert max(ends) - min(ends) < 0.01 < 0.2 < torch.tensor(8.0).log() - max(ends)
+
+
 # The hierarchical head
 
 

@@ -71,8 +71,8 @@ class Machine:
 
     @property
     def feature_dtype(self) -> torch.dtype:
-        """Type in which features are kept: no wider than they are computed."""
-        return torch.float16 if self.precision == "bf16" else torch.float32
+        """Type in which features are kept: that in which they are computed. float16 would lose very small and large ones."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def put(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the device, as `to_device` does."""

@@ -100,7 +100,7 @@ def fit_logistic(
     """Fit a classifier; the result is a function of the arguments, and only its own random generator is used.
 
     Args:
-        rows_ND: float16 or float32, on any device, possibly in a file; read in blocks.
+        rows_ND: of any floating type, on any device, possibly in a file; read in blocks.
         labels_N: 0 … C-1; rows with -1, which may hold NaN, are left out.
         seed: of the choice of rows on which the strength is chosen.
         l2: strength; None: the one of `STRENGTHS` with the least cross-entropy on a held-out fifth of the rows.

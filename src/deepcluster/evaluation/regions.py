@@ -194,7 +194,9 @@ class RegionReader:
         if part is not None:
             advance(len(views))
             return part
-        kind, rows = self.model.machine.feature_dtype, list[Tensor]()
+        # Rows of unit length fit into float16, which NumPy has and which rounds less than bfloat16.
+        kind = torch.float16 if self.model.machine.feature_dtype.itemsize == 2 else torch.float32
+        rows = list[Tensor]()
         wanted = Regions(self.stage, levels=self.levels)
         counts_N, faults = torch.zeros(len(views), dtype=torch.int64), dict[int, str]()
         with closing(_prefetched(source, views, size, self.model.workers)) as pixels:

@@ -17,26 +17,51 @@ from deepcluster.core.errors import InputError
 from deepcluster.models.trunk import Trunk
 
 
+class HeadInput(nn.Module):
+    """What a head does first: a ReLU, and a BatchNorm without weights if requested; its rows have an expected length of 1.
+
+    Args:
+        dim: D, the width of the features.
+        norm: standardise over the batch.
+    """
+
+    def __init__(self, dim: int, *, norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, affine=False) if norm else None
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Return the input (B, D) of the linear layers."""
+        positive_BD = relu(features_BD)
+        if self.norm is None:
+            return positive_BD
+        wide_BD = positive_BD.float() if positive_BD.itemsize < 4 else positive_BD
+        return self.norm(wide_BD) * wide_BD.shape[1] ** -0.5  # type: ignore[no-any-return]
+
+
 class ClusterHead(nn.Module):
-    """Features → scores of the clusters: a ReLU, then a linear layer.
+    """Features → scores of the clusters: a ReLU, a BatchNorm if requested, then a linear layer.
 
     The ReLU is the last one of the paper's networks, whose features are taken before it. Weights are normal with standard
     deviation 0.01, biases zero (section 3, implementation details, and the 2018 release).
 
+    How large a learning rate of the linear layer can be depends on the length of its input, which differs by a factor of
+    2,500 between networks. With a BatchNorm the expected length is 1, and there are no biases.
+
     Args:
         dim: D, the width of the features.
         n_clusters: K.
+        norm: standardise the input over the batch.
         seed: seed of the weights.
     """
 
-    def __init__(self, dim: int, n_clusters: int, *, seed: int) -> None:
+    def __init__(self, dim: int, n_clusters: int, *, norm: bool = False, seed: int) -> None:
         super().__init__()
-        self.relu = nn.ReLU()
-        self.linear = _linear(dim, n_clusters, seed=seed)
+        self.input = HeadInput(dim, norm=norm)
+        self.linear = _linear(dim, n_clusters, bias=not norm, seed=seed)
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Return the scores (B, K) of features (B, D)."""
-        return self.linear(self.relu(features_BD))  # type: ignore[no-any-return]
+        return self.linear(self.input(features_BD))  # type: ignore[no-any-return]
 
     def loss(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Return the cross-entropy (B,) of each image with its cluster, in float32 or wider. Labels are on any device."""
@@ -55,19 +80,22 @@ class HierarchicalHead(nn.Module):
         dim: D, the width of the features.
         super_of_cluster_K: super-class of each cluster, ascending.
         n_supers: S; by default the super-class of the last cluster, plus 1. A super-class may have no cluster.
+        norm: standardise the input over the batch.
         seed: seed of the weights, which are normal with standard deviation 0.01; biases are zero.
 
     Attributes:
         super_of_cluster_K: on the CPU.
         sizes, starts: number of clusters of each super-class, and the first of them.
-        supers: V with its ReLU.
+        supers: V with the input of all layers.
         layers: W_s by the super-class's number; a super-class without clusters has none.
 
     Raises:
         InputError: super-classes do not ascend or are not from 0 to S - 1.
     """
 
-    def __init__(self, dim: int, super_of_cluster_K: Tensor, n_supers: int | None = None, *, seed: int) -> None:
+    def __init__(
+        self, dim: int, super_of_cluster_K: Tensor, n_supers: int | None = None, *, norm: bool = False, seed: int
+    ) -> None:
         super().__init__()
         super_of_cluster_K = super_of_cluster_K.cpu().long()
         low, high = int(super_of_cluster_K[0]), int(super_of_cluster_K[-1])
@@ -77,15 +105,19 @@ class HierarchicalHead(nn.Module):
         self.sizes = torch.bincount(super_of_cluster_K, minlength=n_supers).tolist()
         self.starts = [0, *accumulate(self.sizes)]
         self.super_of_cluster_K = super_of_cluster_K
-        self.supers = ClusterHead(dim, n_supers, seed=seed)
+        self.supers = ClusterHead(dim, n_supers, norm=norm, seed=seed)
         self.layers = nn.ModuleDict(
-            {str(number): _linear(dim, size, seed=seed + 1 + number) for number, size in enumerate(self.sizes) if size}
+            {
+                str(number): _linear(dim, size, bias=not norm, seed=seed + 1 + number)
+                for number, size in enumerate(self.sizes)
+                if size
+            }
         )
 
     def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores of the super-classes (B, S) and of all clusters (B, K), of features (B, D)."""
-        positive_BD = relu(features_BD)
-        return self.supers(features_BD), torch.cat([layer(positive_BD) for layer in self.layers.values()], dim=1)
+        input_BD = self.supers.input(features_BD)
+        return self.supers.linear(input_BD), torch.cat([layer(input_BD) for layer in self.layers.values()], dim=1)
 
     def loss(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Return the sum (B,) of both cross-entropies of each image, in float32 or wider.
@@ -101,9 +133,10 @@ class HierarchicalHead(nn.Module):
         counts_S = torch.bincount(supers_B, minlength=len(self.sizes)).tolist()
         numbers_4B = torch.stack([supers_B, order_B, order_B.argsort(), within_B[order_B]])
         supers_B, order_B, places_B, within_B = to_device(numbers_4B, features_BD.device)
-        super_losses_B = self.supers.loss(features_BD, supers_B)
+        input_BD = self.supers.input(features_BD)
+        super_losses_B = _cross_entropy(self.supers.linear(input_BD), supers_B)
         # Within super-classes, images sorted by them: one matrix product per super-class, of its own layer.
-        images_S, labels_S = relu(features_BD).index_select(0, order_B).split(counts_S), within_B.split(counts_S)
+        images_S, labels_S = input_BD.index_select(0, order_B).split(counts_S), within_B.split(counts_S)
         # Layers without images take part as well: their gradient is zero, not None, as DistributedDataParallel needs it.
         losses = [
             _cross_entropy(layer(images_S[number]), labels_S[number])
@@ -127,11 +160,11 @@ class HeadLoss(nn.Module):
         return self.head.loss(features_BD, labels_B)
 
 
-def make_head(dim: int, n_clusters: int, super_of_cluster_K: Tensor | None, *, seed: int) -> Head:
+def make_head(dim: int, n_clusters: int, super_of_cluster_K: Tensor | None, *, norm: bool = False, seed: int) -> Head:
     """Return a new head with random weights: hierarchical where the clusters belong to super-classes."""
     if super_of_cluster_K is not None:
-        return HierarchicalHead(dim, super_of_cluster_K, seed=seed)
-    return ClusterHead(dim, n_clusters, seed=seed)
+        return HierarchicalHead(dim, super_of_cluster_K, norm=norm, seed=seed)
+    return ClusterHead(dim, n_clusters, norm=norm, seed=seed)
 
 
 class Projection(nn.Module):
@@ -191,12 +224,13 @@ def prototype_losses(points_VBP: Tensor, prototypes: Sequence[Tensor], labels_HB
     return losses_B / len(prototypes)
 
 
-def _linear(dim: int, n_outputs: int, *, seed: int) -> nn.Linear:
+def _linear(dim: int, n_outputs: int, *, bias: bool = True, seed: int) -> nn.Linear:
     """Return a linear layer whose weights are normal with standard deviation 0.01, and biases zero."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, dim, n_outputs)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, dim, n_outputs, bias=bias)
     with torch.no_grad():
         layer.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(seed))
-        layer.bias.zero_()
+        if bias:
+            layer.bias.zero_()
     return layer
 
 

@@ -23,6 +23,8 @@ NOT_OPTIONS = (
     *("pretrained", "weights", "weights_backbone", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"),
     *("num_classes", "in_chans", "img_size", "image_size", "input_size", "features_only", "aux_logits", "init_weights"),
 )
+# BatchNorm's own default: a running statistic is the average over some ten steps.
+USUAL_MOMENTUM = 0.1
 _USUAL_SIZES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 384)
 
 
@@ -46,6 +48,10 @@ class NamedTrunk(Trunk):
         self.arch, self.image_size = arch, image_size
         self.sobel = sobel_layer() if sobel else None
         self.backbone = backbone
+        for layer in backbone.modules():
+            # Some networks average over thousands of steps, more than a small set has: their statistics would stay random.
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is not None:
+                layer.momentum = max(layer.momentum, USUAL_MOMENTUM)
         self.embed_stage = FEATURES
 
     @classmethod

@@ -134,7 +134,7 @@ def image_features(
     """Return rows (N, D) of `stage` at the index of each image, on the CPU. Arguments as in `feature_batches`.
 
     Returns:
-        features_ND, float16 where the machine computes in bf16; NaN for unreadable images and those not in `indices`.
+        features_ND, bfloat16 where the machine computes in bf16; NaN for unreadable images and those not in `indices`.
     """
     dim = stage_width(trunk, machine, stage, image_size)
     features_ND = torch.full((len(loader.images), dim), torch.nan, dtype=machine.feature_dtype)

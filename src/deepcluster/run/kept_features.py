@@ -28,14 +28,13 @@ from deepcluster.run.resumable import digest_of
 FEATURES_FOLDER = "features"
 # Bytes left free on the disk of the cache.
 DISK_RESERVE = 2 << 30
-LARGEST_HALF = 65_504.0
 
 
 def kept_rows(model: Model, source: ImageSource, wanted: Sequence[Pooled]) -> dict[Pooled, Tensor]:
     """Return frozen features of the centre view of each image, extracted in one pass and kept on disk by content.
 
     Returns:
-        for each of `wanted` rows (N, D), float16 or float32, on the CPU; NaN for unreadable images. They may lie in a
+        for each of `wanted` rows (N, D), bfloat16 or float32, on the CPU; NaN for unreadable images. They may lie in a
         file: read them in parts where N × D is large, and do not write to them.
     """
     ranks = model.work.ranks
@@ -55,20 +54,20 @@ def kept_rows(model: Model, source: ImageSource, wanted: Sequence[Pooled]) -> di
 
 def _keys(model: Model, source: ImageSource, wanted: Sequence[Pooled]) -> list[str]:
     facts = (model.weights, data_key(source), model.image_size, model.settings.reduce_to)
-    texts = ("\n".join(map(str, (*facts, one, "features-1"))) for one in wanted)
+    texts = ("\n".join(map(str, (*facts, one, "features-2"))) for one in wanted)
     return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
 
 
 def _extract_all(model: Model, source: ImageSource, files: dict[Pooled, Path]) -> dict[Pooled, Tensor]:
     """Extract features into files of the cache; return those that are in memory, because the disk has no room."""
     names, ranks = {one: file.stem for one, file in files.items()}, model.work.ranks
-    kind = np.float16 if model.machine.feature_dtype == torch.float16 else np.float32
-    empty = {names[one]: np.full(width, np.nan, kind) for one, width in model.widths(list(files)).items()}
+    kind = model.machine.feature_dtype
+    blank = {one: torch.full((width,), torch.nan, dtype=kind) for one, width in model.widths(list(files)).items()}
+    empty = {names[one]: _for_numpy(row_D).numpy() for one, row_D in blank.items()}
 
     def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
         made = model.extract(images_BCHW, list(files)).items()
-        bounded = {one: rows_BD.float().clamp(-LARGEST_HALF, LARGEST_HALF) for one, rows_BD in made}
-        return {names[one]: rows_BD.to(model.machine.feature_dtype).cpu() for one, rows_BD in bounded.items()}
+        return {names[one]: _for_numpy(rows_BD.to("cpu", kind)) for one, rows_BD in made}
 
     one = Pass(empty, compute, model.image_size, FEATURE_BATCH, ("rows", *names.values()))
     total = one.row_bytes * len(source)
@@ -81,7 +80,7 @@ def _extract_all(model: Model, source: ImageSource, files: dict[Pooled, Path]) -
         model.work.reporter.warn(f"{room}: they are not kept")
         with model.loader(source) as loader:
             rows = one.in_memory(loader, model.work)
-        return {pooled: torch.from_numpy(rows[name]) for pooled, name in names.items()}
+        return {pooled: torch.from_numpy(rows[name]).view(kind) for pooled, name in names.items()}
     unfinished = model.cache / UNFINISHED_FOLDER / digest_of(*names.values())
     with locked(unfinished) if ranks.is_main else nullcontext():
         if ranks.from_main(lambda: all(file.is_file() for file in files.values())):
@@ -105,4 +104,10 @@ def readable(rows_ND: Tensor) -> Tensor:
 
 def _mapped(file: Path) -> Tensor:
     os.utime(file)  # The last use, which `cache info` shows.
-    return torch.from_numpy(np.load(file, mmap_mode="c"))
+    rows_ND = torch.from_numpy(np.load(file, mmap_mode="c"))
+    return rows_ND.view(torch.bfloat16) if rows_ND.dtype == torch.int16 else rows_ND
+
+
+def _for_numpy(rows: Tensor) -> Tensor:
+    """Return rows in a type that NumPy has: the bits of bfloat16 as int16."""
+    return rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows

@@ -8,8 +8,9 @@ EVALUATED = (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-N
 
 # One of at least 5 clusters with more than this share of the images is a giant.
 GIANT_SHARE = 0.5
-# At a loss this near ln K after this many epochs, the head has learned nothing.
-STUCK_SHARE, STUCK_EPOCHS = 0.995, 3
+# A loss of this many times ln K diverges. One of ln K, but for chance, or more in this many epochs, after this share of the
+# run, that does not fall by this share of ln K, is stuck.
+DIVERGED, CHANCE, STUCK_EPOCHS, STUCK_AFTER, STUCK_FALL = 1.5, 0.998, 3, 0.25, 0.005
 
 
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
@@ -28,24 +29,35 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     return "  ".join(parts)
 
 
-def health(history: Sequence[Mapping[str, Any]], heads: Sequence[int] | None = None) -> str | None:
-    """Return a sentence if the last epoch looks like a collapse, with what to change; else None.
+def health(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str | None:
+    """Return a sentence if training seems to have failed, with what to change; else None.
 
     Args:
-        heads: number of clusters of each head, if there are several.
+        history: lines of metrics.jsonl.
+        settings: settings of the run, of which method, clusters and epochs count.
     """
-    last = history[-1]
-    share, clusters = last["largest_cluster_share"], last["clusters_nonempty"]
-    if share > GIANT_SHARE and last["clusters"] >= 5:
+    last, is_v2 = history[-1], settings["method"] == "deepcluster-v2"
+    share, clusters, loss = last["largest_cluster_share"], last["clusters_nonempty"], last["loss"]
+    rates = "--lr" if is_v2 else "--head-lr or --lr"
+    # The clusters of the first epoch are those of the untrained network.
+    if share > GIANT_SHARE and last["clusters"] >= 5 and last["epoch"] > 1:
         return (
             f"one cluster holds {share:.0%} of the images: this looks like a collapse. "
-            "Try a lower --lr, fewer --clusters, or another --cluster-stage"
+            f"Try a lower {rates}, fewer --clusters, or another --cluster-stage"
         )
-    recent = history[-STUCK_EPOCHS:]
-    guess = log(max(2, clusters)) if heads is None else sum(log(max(2, count)) for count in heads) / len(heads)
-    if len(recent) == STUCK_EPOCHS and all(line["loss"] > STUCK_SHARE * guess for line in recent):
+    heads = settings["clusters"] if isinstance(settings["clusters"], list | tuple) else [clusters]
+    guess = sum(log(max(2, count)) for count in heads) / len(heads)
+    if loss > DIVERGED * guess:
         return (
-            f"the loss has not come below ln K = {guess:.2f} for {STUCK_EPOCHS} epochs: the network learns "
-            "nothing of its labels. Try a higher --lr, a smaller --batch-size (more steps), or fewer --clusters"
+            f"the loss, {loss:.2f}, is far above ln K = {guess:.2f}, the loss of a guess: the steps are too large. "
+            f"Try a third of {rates}"
+        )
+    recent = [line["loss"] for line in history[-STUCK_EPOCHS:]]
+    is_late = last["epoch"] > STUCK_AFTER * settings["epochs"] and len(recent) == STUCK_EPOCHS
+    if is_late and min(recent) > CHANCE * guess and recent[0] - loss < STUCK_FALL * guess:
+        cure = f"a lower {rates}" if loss > 1.02 * guess else "a higher --lr, a smaller --batch-size (more steps)"
+        return (
+            f"the loss is that of a guess, ln K = {guess:.2f}, or higher for {STUCK_EPOCHS} epochs: the network does not "
+            f"learn its labels. Try {cure}, or fewer --clusters"
         )
     return None

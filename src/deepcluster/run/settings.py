@@ -129,6 +129,9 @@ class Settings(Checked):
     head_lr: float | None = _training(
         None, "learning rate of the head (default: the same); short epochs need a high one", at_least=0, method=V1
     )
+    head_norm: bool = _training(
+        False, "standardise the input of the head (BatchNorm), so that one rate of the head suits any network", method=V1
+    )
     head_momentum: float = _training(
         0.0, "momentum of the head's SGD; short epochs need some", at_least=0, below=1, method=V1
     )

@@ -81,13 +81,13 @@ class DeepCluster(Method):
     def _extract(self, epoch: int, quarters_N: Tensor | None) -> Features:
         rows_MD, whitening = self.memory.allocate(), Whitening(self.settings.pca, ranks=self.ranks)
         seen_M = torch.zeros(len(rows_MD), dtype=torch.bool)
-        n_bad = n_clamped = 0
+        n_bad = 0
         one_pass = (self.trunk, self.loader, self.machine, self.settings.cluster_stage, self.settings.image_size)
         mine_M = torch.arange(self.mine.start, self.mine.stop)
         with self.work.track("features", len(rows_MD), step="features") as advance:
             for rows_BD, indices_B in feature_batches(*one_pass, indices=mine_M, quarters_N=quarters_N, advance=advance):
-                rows_BD, bad, clamped = as_kept(rows_BD, rows_MD.dtype)
-                n_bad, n_clamped = n_bad + bad, n_clamped + clamped
+                rows_BD, bad = as_kept(rows_BD, rows_MD.dtype)
+                n_bad += bad
                 places_B = indices_B - self.mine.start
                 rows_MD[places_B], seen_M[places_B] = rows_BD.cpu(), True
                 with self.work.clock.timed("whitening"):
@@ -96,8 +96,6 @@ class DeepCluster(Method):
         if n_bad:
             where = f"epoch {epoch}, batch 0, learning rate {self.rate:g}"
             raise not_finite(f"the features of {n_bad:,} images are over 1e15 or not finite", where)
-        if n_clamped:
-            self.work.reporter.warn(f"features of {n_clamped:,} images exceed 65,504 and are kept as that value")
         return rows_MD, whitening
 
     def whiten(self, features: Features) -> Points:
@@ -136,8 +134,14 @@ class DeepCluster(Method):
 
     def _new_head(self, epoch: int) -> None:
         seed, assignment = seed_of(self.settings.seed, epoch), self.current
-        head = make_head(self.trunk.dim, assignment.n_clusters, assignment.super_of_cluster_K, seed=seed)
-        self.head = head.to(device=self.machine.device, dtype=self.machine.dtype)
+        head = make_head(
+            self.trunk.dim,
+            assignment.n_clusters,
+            assignment.super_of_cluster_K,
+            norm=self.settings.head_norm,
+            seed=seed,
+        )
+        self.head = self.on_device(head)
         weights, momentum = list(self.head.parameters()), self.settings.head_momentum
         self.head_optimizer = make_optimizer(weights, self.settings, self.machine, momentum=momentum)
         self.head_losses = self.ranks.data_parallel(HeadLoss(self.head))

@@ -17,10 +17,9 @@ from deepcluster.core.device import free_disk_bytes
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.text import size
 
-# Wider features are kept in half precision, whatever they were computed in: its rounding, 2⁻¹¹ of a value, is far too small
-# to change the 256 largest of 4,096 components.
+# Wider features are kept as bfloat16, whatever they were computed in: its rounding, 2⁻⁹ of a value, is too small to change
+# the 256 largest of 4,096 components, and its range is that of float32.
 WIDE = 1024
-LARGEST_HALF = 65504.0
 # Beyond this a network has diverged, and squares of features would soon overflow float32.
 LARGEST = 1e15
 # Bytes that a file of features leaves free on the disk, for checkpoints and tables.
@@ -66,7 +65,7 @@ class MemoryPlan:
         """
         if self.folder is None:
             return torch.empty(self.n_images, self.dim, dtype=self.dtype)
-        kind = np.float16 if self.dtype == torch.float16 else np.float32
+        kind = np.int16 if self.dtype == torch.bfloat16 else np.float32  # NumPy has no bfloat16.
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 # All of the space at once, so that a full disk is an error here and not a signal later.
@@ -74,7 +73,7 @@ class MemoryPlan:
                     os.posix_fallocate(file.fileno(), 0, self.features_bytes)
                 else:
                     file.truncate(self.features_bytes)
-                return torch.from_numpy(np.memmap(file, kind, "r+", shape=(self.n_images, self.dim)))
+                return torch.from_numpy(np.memmap(file, kind, "r+", shape=(self.n_images, self.dim))).view(self.dtype)
         except OSError as fault:
             raise TrainingError(
                 f"the features, {size(self.features_bytes)}, could not be written into a temporary file in {self.folder}: "
@@ -108,7 +107,7 @@ def plan_memory(
         InputError: the budget is too small even without features, or neither memory nor disk has room for them.
     """
     least = least_bytes(n_images, dim, n_components)
-    dtype = torch.float16 if dim > WIDE or computed.itemsize == 2 else torch.float32
+    dtype = torch.bfloat16 if dim > WIDE else computed
     if least > budget_bytes:
         raise InputError(
             f"--memory {size(budget_bytes)} is too small: the points of {n_images:,} images and the whitening of {dim:,} "
@@ -127,18 +126,7 @@ def plan_memory(
     return MemoryPlan(n_images, dim, dtype, least, folder)
 
 
-def as_kept(rows_BD: Tensor, dtype: torch.dtype) -> tuple[Tensor, int, int]:
-    """Return rows in the type that is kept.
-
-    Returns:
-        rows_BD, NaN throughout where any value is not finite or beyond 1e15; how many such rows there are; and how many rows
-        have a value beyond float16's 65,504, which is clamped.
-    """
-    largest_B = rows_BD.abs().amax(dim=1).float()
-    bad_B = ~(largest_B <= LARGEST)
-    n_clamped = 0
-    if dtype == torch.float16:
-        n_clamped = int((~bad_B & (largest_B > LARGEST_HALF)).sum())
-        if n_clamped:  # In float32, since bf16 has no 65,504.
-            rows_BD = rows_BD.float().clamp(-LARGEST_HALF, LARGEST_HALF)
-    return rows_BD.to(dtype).masked_fill(bad_B[:, None], torch.nan), int(bad_B.sum()), n_clamped
+def as_kept(rows_BD: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """Return rows in the type that is kept, and how many are bad: NaN, since a value is not finite or beyond 1e15."""
+    bad_B = ~(rows_BD.abs().amax(dim=1).float() <= LARGEST)
+    return rows_BD.to(dtype).masked_fill(bad_B[:, None], torch.nan), int(bad_B.sum())

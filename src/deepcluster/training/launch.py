@@ -167,8 +167,9 @@ def _record_epoch(
         folder.append_metrics(metrics)
         save_assignment(folder.assignment(epoch), plan.names(), loop.method.current)
         reporter.say(epoch_line(metrics, settings.epochs))
-        complaint = health(folder.read_metrics(), settings.heads if len(settings.heads) > 1 else None)
-        if complaint:
+        history = folder.read_metrics()
+        complaint = health(history, settings.as_dict())
+        if complaint and (len(history) == 1 or not health(history[:-1], settings.as_dict())):  # Once.
             reporter.warn(complaint)
         if board is not None:
             board.after_epoch(metrics, loop.method.current, plan.loader.images)
@@ -215,4 +216,4 @@ def _score(plan: Plan, evaluate: Evaluate) -> float | None:
     stage, size = plan.trunk.embed_stage, plan.settings.image_size
     features_ND = image_features(plan.trunk, plan.loader, plan.machine, stage, size, indices=known)
     known = known[torch.isfinite(features_ND[known]).all(dim=1)]
-    return evaluate[plan.settings.eval_with](features_ND[known], torch.from_numpy(plan.source.labels_N)[known])
+    return evaluate[plan.settings.eval_with](features_ND[known].float(), torch.from_numpy(plan.source.labels_N)[known])

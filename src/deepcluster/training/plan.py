@@ -23,7 +23,7 @@ from deepcluster.data.survey import SAMPLE, check_images, survey
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import make_run_trunk, stage_width
 from deepcluster.run.folder import RunFolder, differing_settings, load_checkpoint
-from deepcluster.run.recipes import Change, choose_settings, fit_to_trunk, settings_before_data
+from deepcluster.run.recipes import Change, better_method, by_reason, choose_settings, fit_to_trunk, settings_before_data
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
 
@@ -39,6 +39,7 @@ class Plan:
 
     Attributes:
         changes: what the recipe changed.
+        advice: a hint on the settings, for the opening lines.
         state: the checkpoint to resume from; None at the start.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     trunk: Trunk
     work: Work
     resumed: bool
+    advice: str | None = None
     state: dict[str, Any] | None = None
 
     @property
@@ -133,13 +135,14 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
         cache = CachePlan(cache.needed_bytes)
     with closing(Loader(images, workers=workers, device=machine.device, tell=warn)) as loader:
         changes: list[Change] = []
-        state = None
+        advice = state = None
         with work.track("reading images", len(images)) as advance:
             sample = check_images(loader, sample, advance, work.ranks)
         work.ranks.barrier()
         if saved is None:
             say_unreadable(loader, sample.looked_at, work.reporter)
             settings, changes = choose_settings(user_options, sample)
+            advice = better_method(user_options, sample)
             trunk = make_run_trunk(settings)
             width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
             settings, more = fit_to_trunk(settings, user_options, width=width, n_images=sample.n_images)
@@ -156,7 +159,8 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
 
             work.reporter.say(take_weights(trunk, read_weights(settings.init), name=settings.init))
         resumed = saved is not None
-        yield Plan(folder, data, settings, changes, loader, cache, machine, trunk, work, resumed=resumed, state=state)
+        where = (loader, cache, machine, trunk, work)
+        yield Plan(folder, data, settings, changes, *where, resumed=resumed, advice=advice, state=state)
 
 
 def _open_source(data: Data, settings: Settings, work: Work) -> ImageSource:
@@ -247,8 +251,10 @@ def say_plan(plan: Plan, memory: str) -> None:
     if plan.changes:
         device = " and this GPU" if plan.machine.device.type == "cuda" else ""
         say(f"recipe {settings.recipe}: fitted to these images{device} (the paper's settings are for 1.28 million photos)")
-        for change in plan.changes:
-            say(f"  {change}")
+        for line in by_reason(plan.changes):
+            say(f"  {line}")
+    if plan.advice:
+        say(plan.advice)
     weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.n_clusters
     say(f"memory: {memory}, weights, gradients and momentum {size(3 * weights)}; decoded images: {plan.cache.describe()}")
 

@@ -171,5 +171,5 @@ def _facts(
         n_images=len(collection),
         n_unreadable=len(collection.unreadable),
         sizes_K=collection.sizes_K(),
-        complaint=health(metrics) if metrics else None,
+        complaint=health(metrics, config["settings"]) if metrics else None,
     )
