@@ -30,10 +30,10 @@ EXACT: dict[str, Any] = {"precision": "fp64", "workers": 0}
 N = 60
 METHODS: dict[str, dict[str, Any]] = {
     "kmeans": {},
-    "hierarchical": {"clustering": "hierarchical", "super_clusters": 2, "rotations": True, "clusters": 8},
+    "hierarchical": {"clustering": "hierarchical", "super_clusters": 2, "rotations": True, "clusters": 8, "head_norm": True},
     "pic": {"clustering": "pic"},
     "balanced": {"clustering": "balanced", "clusters": 4},
-    "features": {"cluster_stage": "features", "pca": 8, "reassign_every": 2},
+    "features": {"cluster_stage": "features", "pca": 8, "reassign_every": 2, "head_norm": True, "head_lr": 1.0},
     "v2": {**V2, "epochs": 3},
     "v2 that looks": {**V2, "epochs": 2, "look_again": True, "whiten": True, "pca": 6},
 }

@@ -28,7 +28,7 @@ from deepcluster.core.work import Interruption
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.lock import RunLock
 
-OPTIONS = {"epochs": 3}
+OPTIONS = {"epochs": 3, "head_norm": True}
 
 
 class Stopper(Reporter):
