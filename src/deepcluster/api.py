@@ -181,7 +181,9 @@ def embed(
                 else:
                     join_to_parquet(made, source, target, model.work)
             names, rows, unreadable = result_of(made, one, source, model.work.ranks, return_rows=return_rows)
-        model.work.reporter.say(f"{target}: {count_of(len(source), 'row')} of {rows['embedding'].shape[1]:,} numbers")
+        model.work.reporter.say(
+            f"{target}: {count_of(len(source), 'row')} of {count_of(rows['embedding'].shape[1], 'number')}"
+        )
         return Embeddings(names, rows["embedding"], _by_name(unreadable, source))
 
 
@@ -245,7 +247,7 @@ def assign(
                 for _, some in made.read():
                     sizes_K += np.bincount(some["cluster"] - UNASSIGNED, minlength=len(sizes_K))
                 n_used, n_assigned = int((sizes_K[1:] > 0).sum()), int(sizes_K[1:].sum())
-                model.work.reporter.say(f"{n_assigned:,} images in {n_used:,} clusters: {place}")
+                model.work.reporter.say(f"{count_of(n_assigned, 'image')} in {count_of(n_used, 'cluster')}: {place}")
             names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
         return Clusters(names, rows["cluster"], rows["distance"], _by_name(unreadable, source))
 

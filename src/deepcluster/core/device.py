@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepcluster.core.distributed import local_rank, ranks_here
 from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 
 
 @contextmanager
@@ -83,7 +84,7 @@ class Machine:
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)} ({self.device}), {self.precision}"
         if self.device.type == "cpu":
-            return f"cpu, {torch.get_num_threads()} threads, {self.precision}"
+            return f"cpu, {count_of(torch.get_num_threads(), 'thread')}, {self.precision}"
         return f"{self.device}, {self.precision}"
 
 
@@ -117,7 +118,7 @@ def _own_gpu(device: torch.device) -> torch.device:
         return device
     if local_rank() >= torch.cuda.device_count():
         raise InputError(
-            f"{ranks_here()} processes are more than the {torch.cuda.device_count()} GPUs of this machine; use "
+            f"{ranks_here()} processes are more than the {count_of(torch.cuda.device_count(), 'GPU')} of this machine; use "
             "torchrun --nproc-per-node gpu"
         )
     torch.cuda.set_device(local_rank())

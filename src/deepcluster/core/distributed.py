@@ -210,7 +210,7 @@ def _fresh_store(store: Any, number: int, count: int) -> Any:
     place, missing, deadline = uuid4().hex, set(range(1, count)), time.monotonic() + JOIN_TIMEOUT.total_seconds()
     while missing:
         if time.monotonic() > deadline:
-            raise LostProcess(f"of {count} processes {len(missing)} are missing after {JOIN_TIMEOUT}: is the network open?")
+            raise LostProcess(f"{len(missing)} of {count} processes missing after {JOIN_TIMEOUT}: is the network open?")
         for other in sorted(missing):
             if store.check([f"{place}/{other}"]):
                 missing.discard(other)

@@ -33,6 +33,11 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def are(number: int, noun: str) -> str:
+    """Write `1 image is` or `1,234 images are`."""
+    return f"{count_of(number, noun)} {'is' if number == 1 else 'are'}"
+
+
 def endings_of(endings: Counter[str] | Iterable[str]) -> str:
     """Write `.jpg 12, .png 3`, the most frequent first, or the bare endings in order where they are not counted."""
     if not isinstance(endings, Counter):
