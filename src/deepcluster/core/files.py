@@ -167,7 +167,12 @@ def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = No
 
     with written_beside(path, durable=True) as beside:
         with beside.open("wb") as file:
-            torch.save(dict(state), file)
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError as fault:
+                if isinstance(fault.__context__, KeyboardInterrupt):  # torch's writer complains that it was not finished.
+                    raise fault.__context__ from None
+                raise
             file.flush()
             os.fsync(file.fileno())  # before it has any name
         if copy is not None:
