@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepcluster.core.distributed import local_rank, ranks_here
 from deepcluster.core.errors import InputError
+from deepcluster.core.limits import free_memory, usable_cores
 from deepcluster.core.text import count_of
 
 
@@ -50,6 +51,7 @@ class Machine:
         Raises:
             InputError: there is no such device.
         """
+        _limit_threads()
         chosen = _device(device)
         if precision == "auto":
             quick = torch.cuda.is_bf16_supported(including_emulation=False) if chosen.type == "cuda" else cpu_has_bf16()
@@ -95,6 +97,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def _limit_threads() -> None:
+    """Use no more threads than processors, where the user has not chosen: torch does not know the quota of a container."""
+    cores = max(1, usable_cores() // ranks_here())
+    if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
@@ -126,19 +135,8 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 
 def free_memory_bytes() -> int:
-    """Return this process's share of the machine's free memory, within the limit of a container."""
-    free = 4 << 30
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS
-            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    with suppress(OSError, ValueError):
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        free = free if limit == "max" else max(0, min(free, int(limit) - used))
-    return free // ranks_here()
+    """Return this process's share of the free memory, within the limits of a container or job."""
+    return free_memory() // ranks_here()
 
 
 def free_disk_bytes(folder: Path) -> int:
