@@ -1,7 +1,5 @@
 """A run that is stopped, killed or out of disk goes on from its last whole state, and ends as if nothing had happened."""
 
-import errno
-import fcntl
 import json
 import os
 import random
@@ -191,10 +189,54 @@ def test_signals_are_given_back(mixed: Path, tmp_path: Path) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_second_signal_ends_at_once() -> None:
+REQUESTS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests_of_terminals_and_schedulers_are_heard_once(name: str) -> None:
+    """A closed terminal sends SIGHUP more than once; `torchrun` repeats what the terminal has sent."""
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with Interruption().listening() as interruption:
+        for again in (number, number, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(again)
+        with pytest.raises(Interrupted, match=f"stopped by {name}; the state is saved"):
+            interruption.check()
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepcluster.core.work._SAME_REQUEST_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt), Interruption().listening():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_a_signal_that_is_ignored_or_handled_by_the_program_stays_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    try:
+        for handler in (signal.SIG_IGN, lambda number, frame: heard.append(number)):
+            signal.signal(number, handler)
+            with Interruption().listening() as interruption:
+                signal.raise_signal(number)
+            assert interruption.requested is None
+            assert signal.getsignal(number) == handler
+        assert heard == [number]
+        # Under nohup, too, `torchrun` ends at SIGHUP, sends it on, and kills its processes after 30 seconds.
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        signal.signal(number, signal.SIG_IGN)
+        with Interruption().listening() as interruption:
+            signal.raise_signal(number)
+        assert interruption.requested == ("SIGHUP" if name == "SIGHUP" else None)
+        monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT")
+        with Interruption().listening() as interruption:
+            signal.raise_signal(number)
+        assert interruption.requested is None
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_finished_run_is_left_as_it_is(mixed: Path, whole: Path) -> None:
@@ -269,18 +311,20 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
         time.sleep(0.01)
 
 
-def test_ctrl_c_ends_with_130_and_a_kept_state(mixed: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = subprocess.Popen(
-        command(mixed, out, "--epochs", "10000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_to_all_processes_ends_with_130_and_a_kept_state(name: str, mixed: Path, tmp_path: Path) -> None:
+    """Ctrl-C, a closed terminal, and a warning of Slurm reach the worker processes as well."""
+    out, pipe = tmp_path / "run", subprocess.PIPE
+    words = command(mixed, out, "--epochs", "10000")
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     wait_for((out / "checkpoints/last.pt").is_file, process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.Signals[name])
     said, complaint = process.communicate(timeout=120)
     assert process.returncode == 130
     assert complaint.splitlines()[-1] == (
-        "deepcluster: stopped by SIGINT; the state is saved: the same command with --resume continues"
+        f"deepcluster: stopped by {name}; the state is saved: the same command with --resume continues"
     )
+    assert "takes its place" not in complaint  # No worker has died.
     assert "Traceback" not in complaint + said
     assert checkpoint(out)["epoch"] >= 2
 
@@ -356,29 +400,14 @@ def test_two_threads_of_a_process_do_not_train_in_one_folder(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
     one.acquire(pytest.fail)
     one.acquire(pytest.fail)
-    with pytest.raises(InputError, match="is being trained by another process: wait for it or stop it"):
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    with pytest.raises(InputError, match=f"is being trained by {owner}: wait for it or stop it"):
         other.acquire(pytest.fail)
     other.close()
     one.close()
     other.acquire(pytest.fail)
     other.close()
     assert not list((tmp_path / "run").iterdir())
-
-
-def test_without_locks_there_is_a_warning(mixed: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on some network file systems, which answer like this."""
-
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    class Warned(Reporter):
-        def warn(self, line: str) -> None:
-            warnings.append(line)
-
-    warnings: list[str] = []
-    monkeypatch.setattr(fcntl, "flock", flock)
-    assert_same_run(train_small(mixed, tmp_path / "run", reporter=Warned(quiet=True), **OPTIONS), whole)
-    assert len([line for line in warnings if "can't be locked" in line]) == 1
 
 
 # Runs of version 0.1.0

@@ -24,6 +24,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Work, joined_work
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.given import given_data
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
 from deepcluster.run.loading import load, new_interruption
@@ -79,6 +80,7 @@ def train(
     """
     if options.get("tensorboard"):
         tensorboard.needs_tensorboard_extra()
+    data = given_data(data)  # Once: a generator gives its paths only once.
     return launch.train(
         data,
         out=Path(out) if out is not None else default_run(data),
@@ -97,7 +99,10 @@ def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
 
 def default_run(data: Data) -> Path:
     """Return `runs/NAME-OF-DATA`."""
-    first = Path(data if isinstance(data, str | Path) else data[0]).absolute()
+    some = given_data(data)
+    if not some:
+        open_source(some)  # It says what may be given.
+    first = Path(some[0] if isinstance(some, list) else some).absolute()
     return Path("runs") / (first.stem if first.is_file() else first.name)
 
 
@@ -181,7 +186,9 @@ def embed(
                 else:
                     join_to_parquet(made, source, target, model.work)
             names, rows, unreadable = result_of(made, one, source, model.work.ranks, return_rows=return_rows)
-        model.work.reporter.say(f"{target}: {count_of(len(source), 'row')} of {rows['embedding'].shape[1]:,} numbers")
+        model.work.reporter.say(
+            f"{target}: {count_of(len(source), 'row')} of {count_of(rows['embedding'].shape[1], 'number')}"
+        )
         return Embeddings(names, rows["embedding"], _by_name(unreadable, source))
 
 
@@ -245,7 +252,7 @@ def assign(
                 for _, some in made.read():
                     sizes_K += np.bincount(some["cluster"] - UNASSIGNED, minlength=len(sizes_K))
                 n_used, n_assigned = int((sizes_K[1:] > 0).sum()), int(sizes_K[1:].sum())
-                model.work.reporter.say(f"{n_assigned:,} images in {n_used:,} clusters: {place}")
+                model.work.reporter.say(f"{count_of(n_assigned, 'image')} in {count_of(n_used, 'cluster')}: {place}")
             names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
         return Clusters(names, rows["cluster"], rows["distance"], _by_name(unreadable, source))
 

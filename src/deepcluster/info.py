@@ -14,6 +14,7 @@ import torch
 from deepcluster.core.addresses import is_address
 from deepcluster.core.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
 from deepcluster.core.files import usual_cache_folder
+from deepcluster.core.limits import usable_cores
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, size
 from deepcluster.data.loader import usual_workers
@@ -109,7 +110,7 @@ def _about_run(folder: RunFolder) -> str:
     lines = [
         f"run {folder.path}: {config['data']['description']}",
         f"{settings.arch} at {settings.image_size} px, {settings.describe_clusters()}, "
-        f"{len(metrics)} of {settings.epochs} epochs",
+        f"{len(metrics)} of {count_of(settings.epochs, 'epoch')}",
         f"settings other than the paper's: {', '.join(others)}",
     ]
     if metrics:
@@ -160,10 +161,12 @@ def cache_clear(kinds: Sequence[str] = (), folder: Path | None = None) -> str:
 
 def doctor() -> str:
     """Return what this machine offers, one fact per line."""
-    machine = Machine.choose()
+    machine, cores, usable = Machine.choose(), os.cpu_count() or 1, usable_cores()
+    # A container or job may have some of them.
+    available = f"{usable} of {count_of(cores, 'core')}" if usable < cores else count_of(cores, "core")
     facts: dict[str, Any] = {
         "would run on": machine.describe(),
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {'fast' if cpu_has_bf16() else 'slow'} at bf16",
+        "processor": f"{platform.machine()}, {available}, {'fast' if cpu_has_bf16() else 'slow'} at bf16",
         "product of two 1,024 × 1,024 matrices": ", ".join(
             f"{precision} {_product_gflops(machine, dtype):,.0f} GFLOP/s"
             for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))

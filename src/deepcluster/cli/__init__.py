@@ -3,7 +3,9 @@
 The options of `train` are derived from `run.settings.Settings`. Nothing here imports torch before a command needs it.
 """
 
+import errno
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,6 +20,7 @@ from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.options import (
     GroupedCommand,
     batch_options,
+    echo,
     started_ranks,
     user_options,
     verbosity_options,
@@ -25,11 +28,17 @@ from deepcluster.cli.options import (
 )
 from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
+from deepcluster.core.output import Output, open_standard_files, safe_streams, silence
 from deepcluster.core.progress import Reporter
+from deepcluster.core.text import visible
 from deepcluster.run.settings import REMOVED, Settings
 
 # Commands that several processes, which `torchrun` starts, do together.
 OVER_RANKS = ("train", "embed", "assign", "evaluate")
+# Commands that write files. The others have done nothing if their output can't be written.
+WRITE_FILES = ("train", "embed", "assign", "visualize", "report", "demo")
+# Exit status of a program whose output goes into a pipe that is closed, as shells show it.
+BROKEN_PIPE = 128 + 13
 # Seconds that the processes after the first wait before they report an error.
 TURN_SECONDS = 10.0
 
@@ -122,7 +131,7 @@ def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
     """Describe a run folder, a checkpoint, untrained:ARCH, or images: sizes, copies, and unreadable files."""
     from deepcluster.info import info as describe
 
-    click.echo(describe(path, everything=everything, reporter=Reporter(quiet=quiet, verbose=verbose)))
+    echo(describe(path, everything=everything, reporter=Reporter(quiet=quiet, verbose=verbose)))
 
 
 @cli.command()
@@ -131,7 +140,7 @@ def doctor(quiet: bool, verbose: bool) -> None:
     """Show what this machine offers: device, bf16, threads, memory, versions."""
     from deepcluster.info import doctor as examine
 
-    click.echo(examine())
+    echo(examine())
 
 
 @cli.command()
@@ -141,7 +150,7 @@ def demo(out: Path, quiet: bool, verbose: bool) -> None:
     """Run the whole job on images that are already here: the 1,797 digits of scikit-learn, without their labels."""
     from deepcluster.demo import demo as show
 
-    click.echo(show(out, Reporter(quiet=quiet, verbose=verbose)))
+    echo(show(out, Reporter(quiet=quiet, verbose=verbose)))
 
 
 @cli.group()
@@ -161,7 +170,7 @@ def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
     """Show what is kept, and how much space it takes."""
     from deepcluster.info import cache_info as describe
 
-    click.echo(describe(folder))
+    echo(describe(folder))
 
 
 @cache.command("clear")
@@ -183,11 +192,31 @@ def _say_unreadable(unreadable: dict[str, str], reporter: Reporter) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 2 (wrong input), 1 (anything else) or 130 (interrupted)."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    """Run the command line.
+
+    Args:
+        arguments: by default those of this process, which ends with the command.
+
+    Returns:
+        the exit status: 0, 2 (wrong input), 1 (anything else), 130 (interrupted), or 141 (output into a closed pipe).
+    """
+    if arguments is None:
+        open_standard_files()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    with safe_streams() as outputs:
+        status = _run(words) or _check_output(words, outputs[0])
+    if arguments is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Nothing is left that could be interrupted.
+        for output in outputs:
+            silence(output)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command; print its error, and return the exit status."""
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
-        cli.main(list(arguments), prog_name="deepcluster", standalone_mode=False)
+        cli.main(arguments, prog_name="deepcluster", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as fault:
         # True in a process that `torchrun` started and that is not the first.
         is_follower = started_ranks() > 1 and int(os.environ.get("RANK", "0")) > 0
@@ -198,6 +227,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         time.sleep(TURN_SECONDS * (2 if isinstance(fault, LostProcess) else int(is_follower)))
         return _report(fault, verbose)
     return 0
+
+
+def _check_output(arguments: list[str], output: Output) -> int:
+    """Return the exit status of a command that is done, but whose output could perhaps not be written."""
+    output.flush()
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    if output.fault is None or (command in WRITE_FILES and not {"-h", "--help"} & set(arguments)):
+        return 0
+    if getattr(output.fault, "errno", None) == errno.EPIPE:
+        return BROKEN_PIPE
+    reason = getattr(output.fault, "strerror", None) or output.fault
+    return _complain(f"the standard output can't be written to: {reason}", 1)
 
 
 def _report(fault: BaseException, verbose: bool) -> int:
@@ -216,11 +257,15 @@ def _report(fault: BaseException, verbose: bool) -> int:
             return _complain(fault.format_message(), 2)
         case click.Abort() | KeyboardInterrupt():
             return _complain("interrupted", 130)
+        case OSError() if fault.errno:  # What the system or a disk refuses.
+            if verbose:
+                traceback.print_exception(fault)
+            return _complain(f"{fault.strerror}: {fault.filename}" if fault.filename else str(fault), 1)
     traceback.print_exception(fault)
     name = type(fault).__name__
     return _complain(f"unexpected {name}: {fault}. This is a defect of deepcluster: please report it", 1)
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"deepcluster: {message}", file=sys.stderr)
+    print(f"deepcluster: {visible(message, lines=True)}", file=sys.stderr)
     return status

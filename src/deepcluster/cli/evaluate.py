@@ -9,6 +9,7 @@ import click
 from deepcluster.cli.options import (
     GroupedCommand,
     device_options,
+    echo,
     started_ranks,
     user_options,
     verbosity_options,
@@ -91,11 +92,11 @@ def evaluate_all(
 
     def on_result(evaluation: Any) -> None:
         _show(evaluation, form)
-        click.echo("")
+        echo("")
 
     if started_ranks() == 1 or protocols.extract_all(model, data_root, **options):
         done = protocols.evaluate_all(model, data_root, on_result=on_result, **options)
-        click.echo(protocols.summary(done).render(form))
+        echo(protocols.summary(done).render(form))
 
 
 @evaluate_group.command("compare")
@@ -110,7 +111,7 @@ def evaluate_compare(runs: tuple[str, ...], everything: bool, form: str, quiet: 
     if started_ranks() > 1:
         raise InputError("evaluate compare runs in one process: leave out torchrun")
     table, remarks = compare(runs, everything=everything)
-    click.echo(table.render(form))
+    echo(table.render(form))
     for remark in remarks:
         Reporter(quiet=quiet, verbose=verbose).warn(remark)
 
@@ -136,14 +137,14 @@ def _show(evaluation: Any, form: str) -> None:
 
     results = evaluation.results
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in results.data.items())
-    click.echo(f"{results.protocol} of {evaluation.model}: {facts}")
-    click.echo("\n\n".join(table.render(form) for table in tables_of(results.results)))
+    echo(f"{results.protocol} of {evaluation.model}: {facts}")
+    echo("\n\n".join(table.render(form) for table in tables_of(results.results)))
     for note in results.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     # Published numbers of the same protocol: rows of a table, or lines that fit a terminal.
     table = published_table(results.protocol, Path(evaluation.data).resolve().name, str(results.settings["arch"]))
     if table is None:
-        click.echo("")
+        echo("")
     else:
         few, more = Table(table.header, table.rows[:MOST_PUBLISHED]), len(table.rows) - MOST_PUBLISHED
         lines = [
@@ -151,6 +152,6 @@ def _show(evaluation: Any, form: str) -> None:
         ]
         text = "\n".join(lines) if form == "text" else few.render(form)
         rest = f"\nand {more} more in docs/evaluation.md" if more > 0 else ""
-        click.echo(f"\nPublished, same protocol, in percent:\n{text}{rest}\n")
+        echo(f"\nPublished, same protocol, in percent:\n{text}{rest}\n")
     where = f"{evaluation.path}, " if evaluation.path else "not written (--out names a file or folder), "
-    click.echo(f"{where}{duration(evaluation.seconds)}")
+    echo(f"{where}{duration(evaluation.seconds)}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from deepcluster.core.options import flag, parts_of, plain_type, takes_several
+from deepcluster.core.text import visible
 
 SECTION_TITLES = {
     "method": "Method",
@@ -106,6 +107,11 @@ def user_options(options: dict[str, Any]) -> dict[str, Any]:
 def started_ranks() -> int:
     """Return the number of processes that `torchrun` started, as `core.distributed` does, without torch."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def echo(text: str) -> None:
+    """Print lines; control characters of names in them are escaped."""
+    click.echo(visible(text, lines=True))
 
 
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from deepcluster.core.distributed import local_rank, ranks_here
 from deepcluster.core.errors import InputError
+from deepcluster.core.limits import free_memory, usable_cores
+from deepcluster.core.text import count_of
 
 
 @contextmanager
@@ -49,6 +51,7 @@ class Machine:
         Raises:
             InputError: there is no such device.
         """
+        _limit_threads()
         chosen = _device(device)
         if precision == "auto":
             quick = torch.cuda.is_bf16_supported(including_emulation=False) if chosen.type == "cuda" else cpu_has_bf16()
@@ -83,7 +86,7 @@ class Machine:
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)} ({self.device}), {self.precision}"
         if self.device.type == "cpu":
-            return f"cpu, {torch.get_num_threads()} threads, {self.precision}"
+            return f"cpu, {count_of(torch.get_num_threads(), 'thread')}, {self.precision}"
         return f"{self.device}, {self.precision}"
 
 
@@ -92,6 +95,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def _limit_threads() -> None:
+    """Use no more threads than processors, where the user has not chosen: torch does not know the quota of a container."""
+    cores = max(1, usable_cores() // ranks_here())
+    if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
 
 
 def _device(name: str) -> torch.device:
@@ -117,7 +127,7 @@ def _own_gpu(device: torch.device) -> torch.device:
         return device
     if local_rank() >= torch.cuda.device_count():
         raise InputError(
-            f"{ranks_here()} processes are more than the {torch.cuda.device_count()} GPUs of this machine; use "
+            f"{ranks_here()} processes are more than the {count_of(torch.cuda.device_count(), 'GPU')} of this machine; use "
             "torchrun --nproc-per-node gpu"
         )
     torch.cuda.set_device(local_rank())
@@ -125,19 +135,8 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 
 def free_memory_bytes() -> int:
-    """Return this process's share of the machine's free memory, within the limit of a container."""
-    free = 4 << 30
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS
-            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    with suppress(OSError, ValueError):
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        free = free if limit == "max" else max(0, min(free, int(limit) - used))
-    return free // ranks_here()
+    """Return this process's share of the free memory, within the limits of a container or job."""
+    return free_memory() // ranks_here()
 
 
 def free_disk_bytes(folder: Path) -> int:

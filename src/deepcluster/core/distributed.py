@@ -35,6 +35,12 @@ def is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def is_passed_on(signal_name: str) -> bool:
+    """Return True if `torchrun` sends a signal on to this process and then waits for its end, also under nohup."""
+    passed_on = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP")
+    return "TORCHELASTIC_RUN_ID" in os.environ and signal_name in passed_on.split(",")
+
+
 def local_rank() -> int:
     """Return the number of this process, and so of its GPU, on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
@@ -210,7 +216,7 @@ def _fresh_store(store: Any, number: int, count: int) -> Any:
     place, missing, deadline = uuid4().hex, set(range(1, count)), time.monotonic() + JOIN_TIMEOUT.total_seconds()
     while missing:
         if time.monotonic() > deadline:
-            raise LostProcess(f"of {count} processes {len(missing)} are missing after {JOIN_TIMEOUT}: is the network open?")
+            raise LostProcess(f"{len(missing)} of {count} processes missing after {JOIN_TIMEOUT}: is the network open?")
         for other in sorted(missing):
             if store.check([f"{place}/{other}"]):
                 missing.discard(other)

@@ -167,7 +167,12 @@ def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = No
 
     with written_beside(path, durable=True) as beside:
         with beside.open("wb") as file:
-            torch.save(dict(state), file)
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError as fault:
+                if isinstance(fault.__context__, KeyboardInterrupt):  # torch's writer complains that it was not finished.
+                    raise fault.__context__ from None
+                raise
             file.flush()
             os.fsync(file.fileno())  # before it has any name
         if copy is not None:
@@ -176,6 +181,34 @@ def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = No
                 os.link(beside, copy)
             except OSError:  # a file system without hard links
                 shutil.copyfile(beside, copy)
+
+
+class _NumpyType:
+    """Stands for the type of a NumPy number in a file, without NumPy's own code for reading it."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.code = str(state[1]).strip("|") + self.code
+
+
+def _number_of(kind: _NumpyType, content: bytes) -> Any:
+    """Return a NumPy number, truth value or text as a plain value."""
+    import numpy as np
+
+    if not isinstance(kind, _NumpyType) or kind.code.lstrip("<>=")[:1] not in "biufU":
+        raise pickle.UnpicklingError("neither number nor text")
+    value = np.frombuffer(content, kind.code, 1)[0].item()
+    return float(value) if isinstance(value, np.floating) else value  # longdouble is no Python type.
+
+
+# A run whose options were NumPy's once kept them so; they are read as plain values.
+_OLD_NUMBERS = [
+    (_NumpyType, "numpy.dtype"),
+    (_number_of, "numpy.core.multiarray.scalar"),
+    (_number_of, "numpy._core.multiarray.scalar"),
+]
 
 
 def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -190,7 +223,7 @@ def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     import torch
 
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_OLD_NUMBERS):  # type: ignore[arg-type]
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None

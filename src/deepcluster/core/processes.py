@@ -237,8 +237,7 @@ class _main_module_hidden:
 
 def _serve(pipe: Connection, to_close: list[Connection], kept: Any, begin: Callable[[Say], None] | None) -> None:
     """Answer calls until the parent closes the pipe or is gone."""
-    # Ctrl-C reaches all processes of a terminal; the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in to_close:
         other.close()
@@ -259,6 +258,13 @@ def _serve(pipe: Connection, to_close: list[Connection], kept: Any, begin: Calla
             except Exception as fault:
                 answer = pickle.dumps(("failed", _sendable(fault)))
             pipe.send_bytes(answer)
+
+
+def leave_signals_to_parent() -> None:
+    """Ignore Ctrl-C, a closed terminal and a scheduler's warning: they reach all processes, and the parent decides."""
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _sendable(fault: Exception) -> Exception:

@@ -3,11 +3,12 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
-from deepcluster.core.text import duration
+from deepcluster.core.output import Output
+from deepcluster.core.text import duration, visible
 
 # Without a terminal, a line at this interval shows that work continues, without filling a log.
 PLAIN_LINE_SECONDS = 30.0
@@ -16,32 +17,37 @@ PLAIN_LINE_SECONDS = 30.0
 class Reporter:
     """Prints lines and progress, and copies the lines to a log file once there is one. Warnings go to the error stream.
 
+    Nothing here raises: what a stream or a full disk does not take is dropped. Control characters are escaped.
+
     Args:
         quiet: print only warnings.
         verbose: also print what `detail` is given.
         silent: print nothing, as on all processes but the first.
-        stream: destination of lines; the standard output by default.
+        stream: destination of lines, any object with `write`; by default what the standard output is at the time.
     """
 
-    def __init__(
-        self, *, quiet: bool = False, verbose: bool = False, silent: bool = False, stream: TextIO | None = None
-    ) -> None:
-        self.quiet, self.silent, self.verbose, self.stream = quiet or silent, silent, verbose, stream or sys.stdout
-        self._log: TextIO | None = None
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, silent: bool = False, stream: Any = None) -> None:
+        self.quiet, self.silent, self.verbose, self.stream = quiet or silent, silent, verbose, stream
+        self._log: BinaryIO | None = None
         self._early: list[str] = []
         self._bar: Any = None
 
     def log_to(self, path: Path) -> None:
-        """Append all lines, including earlier ones, to a file from now on."""
-        self._log = path.open("a", encoding="utf-8")
-        self._log.writelines(line + "\n" for line in self._early)
+        """Append all lines, including earlier ones, to a file from now on.
+
+        Raises:
+            OSError: it can't be opened.
+        """
+        self._log = path.open("ab", buffering=0)
+        for line in self._early:
+            self._write_log(line)
         self._early.clear()
-        self._log.flush()
 
     def close(self) -> None:
         """Close the log file."""
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
             self._log = None
 
     def say(self, line: str) -> None:
@@ -54,28 +60,36 @@ class Reporter:
 
     def warn(self, line: str) -> None:
         """Print a warning, even with `--quiet`."""
-        self._write(f"warning: {line}", show=True, stream=sys.stderr)
+        self._write(f"warning: {line}", show=True, stream=Output.of(sys.stderr))
 
-    def _write(self, line: str, *, show: bool, stream: TextIO | None = None) -> None:
+    def _write(self, line: str, *, show: bool, stream: Any = None) -> None:
+        line = visible(line)
         stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
         if self._log is None:
             self._early.append(stamped)
         else:
-            self._log.write(stamped + "\n")
-            self._log.flush()
+            self._write_log(stamped)
         if not show or self.silent:
             return
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=stream or self.stream, flush=True)
+            self._output(stream).line(line)
+
+    def _write_log(self, line: str) -> None:
+        if self._log is not None:
+            with suppress(OSError):  # A full disk: the next checkpoint, which matters, will meet it as well.
+                self._log.write(line.encode() + b"\n")
+
+    def _output(self, stream: Any = None) -> Output:
+        return Output.of(stream or (sys.stdout if self.stream is None else self.stream))
 
     @contextmanager
     def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """Yield a meter, called with the number of units done, that shows the progress of `what`. `total` None: unknown."""
         if self.quiet:
             yield Meter()
-        elif self.stream.isatty():
+        elif self._output().isatty():
             yield from self._bar_meter(what, total, unit)
         else:
             yield PlainMeter(self, what, total, unit)
@@ -84,9 +98,10 @@ class Reporter:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        what_column, rate_column = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+        what_column, rate_column = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}"))
         columns = (what_column, BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
-        with Progress(*columns, console=Console(file=self.stream), transient=True) as bar:
+        console = Console(file=cast(TextIO, self._output()))
+        with Progress(*columns, console=console, transient=True) as bar:
             self._bar, task = bar, bar.add_task(what, total=total, rate="")
 
             def advance(done: int) -> None:

@@ -29,12 +29,16 @@ class SharedFile:
 
     def __init__(self, size: int = 0) -> None:
         process, temporary = os.getpid(), ""
-        if hasattr(os, "memfd_create"):
+        try:
             number = os.memfd_create("deepcluster")
             self.path = f"/proc/{process}/fd/{number}"
-        if not hasattr(os, "memfd_create") or not Path(self.path).exists():
+        except (AttributeError, OSError):  # Not Linux, or a container that forbids it.
+            self.path = ""
+        if not Path(self.path).is_file():
             number, self.path = tempfile.mkstemp(prefix="deepcluster-")
             temporary = self.path
+        if temporary and size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(number, 0, size)  # Writing into a file that the disk has no room for would kill the process.
         os.ftruncate(number, size)
         self._close = weakref.finalize(self, _close_file, number, temporary, process)
 

@@ -1,12 +1,38 @@
 """Names and numbers as users read them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+
+# Control characters (of terminals, too), line separators, marks that turn the direction of text, lone surrogates.
+_HARMFUL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_HARMFUL_IN_TEXT = re.compile(_HARMFUL.pattern.replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f"))
 
 
 def printable(name: str) -> str:
     r"""Return a name that can be printed and saved: bytes that are not UTF-8, as old archives hold, become `\xe9`."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # Half of a pair of UTF-16, as Windows and JSON may hold.
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    r"""Return text that is safe on terminals and in logs: a control character in a name becomes `\x1b`, a line break `\x0a`.
+
+    Args:
+        lines: the text has line breaks and tabs of its own, which stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return (_HARMFUL_IN_TEXT if lines else _HARMFUL).sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # A byte that is not UTF-8.
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def distinct(names: Sequence[str], *, before_ending: bool = True) -> list[str]:
@@ -31,6 +57,11 @@ def count_of(number: int, noun: str) -> str:
     """Write `1 image` or `1,234 images`."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def are(number: int, noun: str) -> str:
+    """Write `1 image is` or `1,234 images are`."""
+    return f"{count_of(number, noun)} {'is' if number == 1 else 'are'}"
 
 
 def endings_of(endings: Counter[str] | Iterable[str]) -> str:

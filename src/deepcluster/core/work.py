@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deepcluster.core.distributed import ONE_PROCESS, Ranks, joined
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, is_passed_on, joined
 from deepcluster.core.errors import Interrupted, LostProcess
 from deepcluster.core.progress import Reporter
 
@@ -21,11 +21,19 @@ def no_advance(units: int) -> None:
     """Neither show progress nor ask for a stop."""
 
 
+# A closed terminal (SIGHUP) and the warnings of schedulers are requests to stop, unless the user's program handles them, or
+# they are ignored, as under nohup. Windows has none of these.
+_WARNINGS = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)]
+# A Ctrl-C this soon after a request belongs to it: terminals and `torchrun` both signal the same process.
+_SAME_REQUEST_SECONDS = 1.0
+
 RESUME = "the state is saved: the same command with --resume continues"
 
 
 class Interruption:
-    """A request to stop by Ctrl-C or SIGTERM, which the loop checks at safe moments. A second Ctrl-C stops at once.
+    """A request to stop (Ctrl-C, SIGTERM, a closed terminal, a scheduler's warning), which the loop checks at safe moments.
+
+    A second Ctrl-C stops at once.
 
     Args:
         on_request: called by the signal handler, to end what the loop may be waiting for.
@@ -40,14 +48,16 @@ class Interruption:
     ) -> None:
         self.on_request, self.advice = on_request, advice
         self.requested: str | None = None
+        self._requested_at = 0.0
 
     @contextmanager
     def listening(self) -> "Iterator[Interruption]":
         """Handle the signals during the work (only in the main thread: elsewhere Python has none)."""
         previous: dict[int, Any] = {}
         try:
-            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-                previous[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, *_WARNINGS):
+                if number not in _WARNINGS or signal.getsignal(number) == signal.SIG_DFL or is_passed_on(number.name):
+                    previous[number] = signal.signal(number, self._note)
         except ValueError:
             pass
         try:
@@ -58,8 +68,10 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
+            if number == signal.SIGINT and time.monotonic() - self._requested_at > _SAME_REQUEST_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self.requested, self._requested_at = signal.Signals(number).name, time.monotonic()
         self.on_request()
 
     def check(self, save: Callable[[], None] | None = None) -> None:

@@ -5,7 +5,6 @@ change nothing. Beside a GPU, batches are pinned and copied on a stream of their
 images that are kept on the GPU are cut there. B batch, R random numbers of a position.
 """
 
-import os
 import pickle
 import time
 import warnings
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from deepcluster.core.device import to_device
 from deepcluster.core.distributed import ONE_PROCESS, Ranks, ranks_here
+from deepcluster.core.limits import usable_cores
 from deepcluster.core.processes import Call, Workers, start_method
 from deepcluster.core.retry import ConnectionLost, tell_troubles_to, waiting_ends
 from deepcluster.core.text import count_of
@@ -64,7 +64,7 @@ class Batch:
 
 def usual_workers() -> int:
     """Return the usual number of processes that prepare images: one per core, at most 16; shared among several ranks."""
-    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // ranks_here()))
+    return max(1, min(MOST_WORKERS, usable_cores() // ranks_here()))
 
 
 class Loader:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.text import are, count_of
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import Loader, image_threads
 from deepcluster.data.sources.image_source import ImageSource
@@ -82,7 +83,7 @@ def survey(source: ImageSource, *, workers: int, on_images: Callable[[int], None
     seen = [look for _, look in found if look.reason is None]
     if len(seen) < at_least:
         reasons = "".join(f"; {source.name(index)}: {reason}" for index, reason in list(unreadable.items())[:3])
-        raise InputError(f"{len(seen)} readable images are too few to cluster; at least {at_least} are needed{reasons}")
+        raise InputError(f"{are(len(seen), 'readable image')} too few to cluster; at least {at_least} are needed{reasons}")
     sides_S2 = np.array([look.sides for look in seen], np.int64).reshape(-1, 2)
     shorter_side = int(np.median(sides_S2.min(axis=1))) if seen else 0
     grey_share = sum(look.is_grey for look in seen) / max(1, len(seen))
@@ -148,7 +149,7 @@ def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None],
         loader.unreadable.update(seen.unreadable)
     check_unreadable(loader, seen.looked_at)
     if seen.n_images < 2:
-        raise InputError(f"{seen.n_images} readable images are too few to cluster; at least 2 are needed")
+        raise InputError(f"{are(seen.n_images, 'readable image')} too few to cluster; at least 2 are needed")
     return seen
 
 
@@ -158,8 +159,9 @@ def check_unreadable(loader: Loader, looked_at: int) -> None:
     if bad > MOST_UNREADABLE * looked_at:
         examples = [f"{loader.images.source.name(i)} ({why})" for i, why in sorted(loader.unreadable.items())[:3]]
         raise InputError(
-            f"{bad:,} of {looked_at:,} images can't be read, more than {MOST_UNREADABLE:.0%}: {'; '.join(examples)}. "
-            "Is this the right data? Remove or repair these files, or list the good ones in a text file"
+            f"{bad:,} of {count_of(looked_at, 'image')} can't be read, more than {MOST_UNREADABLE:.0%}: "
+            f"{'; '.join(examples)}. Is this the right data? Remove or repair these files, or list the good "
+            "ones in a text file"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.errors import InputError
+from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets.labelled import ReadableRows, TrainVal, left_out, open_train_val, readable_rows
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.evaluation.results import Results
@@ -143,7 +144,7 @@ def knn_predict(
     """
     voters = len(known_ND) - exclude_self
     if not 1 <= k <= voters:
-        raise InputError(f"k={k} neighbours must be between 1 and the {voters} images that can vote")
+        raise InputError(f"k={k} neighbours must be between 1 and the {count_of(voters, 'image')} that can vote")
     cosines_MK, voters_MK = nearest_neighbours(features_MD, known_ND, k=k, metric="cosine", exclude_self=exclude_self)
     predicted_M = torch.empty(len(features_MD), dtype=labels_N.dtype, device=labels_N.device)
     n_classes = int(labels_N.max()) + 1

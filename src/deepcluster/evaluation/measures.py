@@ -40,7 +40,9 @@ def agreement(clusters_N: ArrayLike, labels_N: ArrayLike) -> dict[str, float]:
         raise InputError(f"clusters {clusters.shape} and classes {labels.shape} must be two lists of one length")
     both_N = (clusters >= 0) & (labels >= 0)
     if not both_N.any():
-        raise InputError(f"none of the {len(clusters):,} images has both a cluster and a class: there is nothing to compare")
+        raise InputError(
+            f"none of the {count_of(len(clusters), 'image')} has both a cluster and a class: there is nothing to compare"
+        )
     clusters, labels = clusters[both_N], labels[both_N]
     overlap_KC = contingency_matrix(clusters, labels, dtype=np.int64)
     return {

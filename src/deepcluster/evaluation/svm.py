@@ -6,7 +6,6 @@ Representation Learning" (ICCV 2019, section 6 and its published benchmark).
 N training images, n of them chosen for an SVM, M test images, D features.
 """
 
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
 from deepcluster.core.device import free_memory_bytes
+from deepcluster.core.processes import leave_signals_to_parent
 from deepcluster.run.kept_features import readable
 
 # The powers of ten in the instructions of the published benchmark, and the powers of two that its code adds.
@@ -153,6 +153,5 @@ def fit_all(jobs: Sequence[Job], make_rows: Callable[[], Rows], workers: int) ->
 
 
 def _fit_in_process(job: Job, train_ND: NDArray[np.float64], test_MD: NDArray[np.float64]) -> Fitted:
-    # Ctrl-C goes to all processes of a terminal; the main one answers it after keeping the results so far.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()  # It keeps the results so far.
     return fit_job(job, Rows(train_ND, test_MD))

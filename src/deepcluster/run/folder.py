@@ -28,6 +28,8 @@ CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes. config.json is last, so that an interrupted deletion leaves a run that can be overwritten.
 WRITTEN_FOLDERS = ("checkpoints", "assignments", "evaluation", "tensorboard")
 WRITTEN_FILES = ("metrics.jsonl", "train.log", "unreadable.csv", "report.html", "config.json")
+# The file of the lock of a run that is being trained.
+IN_USE = "in-use.json"
 
 
 class RunFolder:
@@ -75,7 +77,9 @@ class RunFolder:
             return
         # A run that was killed before it wrote its config.json leaves no more than these.
         left = {path.name for path in (self.checkpoints, self.assignments) if path.is_dir() and not any(path.iterdir())}
-        strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", *left})
+        strangers = sorted(
+            entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", IN_USE, *left}
+        )
         if strangers:
             raise InputError(f"{self.path} holds other files ({', '.join(strangers[:3])}); choose another folder with --out")
 

@@ -1,61 +1,201 @@
-"""One training at a time in a run folder: an advisory lock on the folder, which ends with the process that holds it."""
+"""One process at a time trains in a run folder or writes a table: an advisory lock, which ends with its process.
 
+The lock is a file that names its owner. Within a machine, and where a network file system has locks, the system knows if the
+owner lives. For other cases the owner touches the file every few seconds, and another start watches it for some time.
+"""
+
+import json
 import os
-from collections.abc import Callable
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, is_restart
 from deepcluster.core.errors import InputError
-from deepcluster.run.folder import RunFolder
+from deepcluster.run.folder import IN_USE, RunFolder
+
+# How often the owner touches the file, and how long a file of another machine is watched for that.
+BEAT_SECONDS, WATCH_SECONDS = 5.0, 20.0
+# How long to wait for a lock whose owner is dead (its worker processes end a moment later), or is ending as Slurm or
+# `torchrun` restarts it.
+DEAD_SECONDS, RESTART_SECONDS = 10.0, 60.0
 
 
-class RunLock:
-    """The lock of a run folder, held by the first rank from `acquire` to `close`, or to the end of its process."""
+class Lock:
+    """A lock that the first rank holds from `acquire` to `close`, or to the end of its process.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
+    Args:
+        path: the file of the lock.
+        doing: what its owner does, such as `RUN is being trained`.
+        other: what else may be chosen.
+    """
+
+    def __init__(self, path: Path, ranks: Ranks = ONE_PROCESS, *, doing: str, other: str) -> None:
+        self.path, self.ranks, self.doing, self.other = path, ranks, doing, other
         self._handle: int | None = None
-        self._tried = False
+        self._closing = threading.Event()
 
-    def acquire(self, warn: Callable[[str], None], *, new: bool = True) -> None:
-        """Lock the folder, unless this training has locked it already; all ranks call it.
+    def acquire(self, tell: Callable[[str], object]) -> None:
+        """Take the lock, unless this object has it already; all ranks call it.
 
         Args:
-            warn: called with a sentence where the file system has no locks.
-            new: make the folder if there is none.
+            tell: is given a line if the lock of another machine has to be watched.
 
         Raises:
-            InputError: another training holds the lock.
+            InputError: another process has it.
         """
-        ranks = self.folder.ranks
-        refusal = ranks.gather_objects(self._acquire(warn, new) if ranks.is_main and not self._tried else None)[0]
+        wanted = self.ranks.is_main and self._handle is None
+        refusal = self.ranks.gather_objects(self._acquire(tell) if wanted else None)[0]
         if refusal is not None:
             raise InputError(refusal)
 
-    def _acquire(self, warn: Callable[[str], None], new: bool) -> str | None:
-        """Return why the folder can't be locked; None if it is, or if there are no locks."""
-        path = self.folder.path
-        if new:
-            path.mkdir(parents=True, exist_ok=True)
-        elif not path.is_dir():
-            return None
-        self._tried = True
-        try:
-            import fcntl
+    def _acquire(self, tell: Callable[[str], object]) -> str | None:
+        """Return why the lock can't be taken; None if it is, or if its file can't be made: then nothing can be written."""
+        started, is_restarted = time.monotonic(), is_restart() or "SLURM_RESTART_COUNT" in os.environ
+        while True:
+            try:
+                handle, is_new = self._open()
+            except OSError:
+                return None
+            is_locked = _lock(handle)
+            owner = {} if is_new else _owner(handle)
+            is_known = is_locked and owner.get("machine", _machine()) == _machine()
+            is_free = is_locked is not False and (is_new or is_known or not self._beats(owner, tell))
+            if is_free and _is_at(handle, self.path):
+                self._take(handle)
+                return None
+            os.close(handle)
+            if is_free:  # The owner has just deleted the file.
+                continue
+            patience = RESTART_SECONDS if is_restarted else DEAD_SECONDS if _is_dead(owner) else 0.0
+            if time.monotonic() - started > patience:
+                name = owner.get("process", "another process")
+                return f"{self.doing} by {name}: wait for it or stop it, or choose another {self.other} with --out"
+            time.sleep(0.2)
 
-            self._handle = os.open(path, os.O_RDONLY)
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            owner = "another process"
-            with suppress(InputError):  # Its config.json may not be written yet.
-                owner = self.folder.read_config().get("process", owner)
-            return f"{path} is being trained by {owner}: wait for it or stop it, or choose another folder with --out"
-        except (ImportError, OSError) as fault:  # Windows, and some network file systems, have no such locks.
-            warn(f"{path} can't be locked ({fault}): do not start a second training in it")
-        return None
+    def _open(self) -> tuple[int, bool]:
+        """Open the file; return whether it is new."""
+        with suppress(FileExistsError):
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        return os.open(self.path, os.O_RDWR), False
+
+    def _beats(self, owner: Mapping[str, Any], tell: Callable[[str], object]) -> bool:
+        """Watch the file; return True if its owner, which the system knows nothing of, touches it."""
+        before, deadline = _status(self.path), time.monotonic() + WATCH_SECONDS
+        tell(
+            f"{self.path} was left by {owner.get('process', 'another process')}, or is in use: watching it for some seconds"
+        )
+        while before is not None and time.monotonic() < deadline:
+            time.sleep(BEAT_SECONDS / 10)
+            now = _status(self.path)
+            if now is None or now.st_mtime_ns != before.st_mtime_ns:
+                return now is not None
+        return False
+
+    def _take(self, handle: int) -> None:
+        facts = {"process": f"process {os.getpid()} on {platform.node()}", "pid": os.getpid(), "machine": _machine()}
+        with suppress(OSError):  # A full disk
+            os.ftruncate(handle, 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, json.dumps(facts).encode())
+        self._handle = handle
+        self._closing.clear()
+        threading.Thread(target=self._beat, args=(handle,), name="lock", daemon=True).start()
+
+    def _beat(self, handle: int) -> None:
+        while not self._closing.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(handle if os.utime in os.supports_fd else self.path)
 
     def close(self) -> None:
         """Release the lock."""
         if self._handle is not None:
+            self._closing.set()
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
             os.close(self._handle)
             self._handle = None
+            with suppress(OSError):  # Windows deletes no open files.
+                self.path.unlink(missing_ok=True)
+
+
+class RunLock(Lock):
+    """The lock of a run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder.path / IN_USE, folder.ranks, doing=f"{folder.path} is being trained", other="folder")
+        self.folder = folder
+
+    def acquire(self, tell: Callable[[str], object], *, new: bool = True) -> None:
+        """Lock the folder, as `Lock.acquire`; `new`: make it if there is none, else leave what is no run as it is."""
+        if self.ranks.is_main and new:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+        is_there = self.ranks.is_main and (new or self.folder.is_run() or self.path.exists())
+        if self.ranks.from_main(lambda: is_there):
+            super().acquire(tell)
+
+
+def _lock(handle: int) -> bool | None:
+    """Return True if the file could be locked, False if another process has locked it, None where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Windows, and some network file systems
+        return None
+    return True
+
+
+def _owner(handle: int) -> dict[str, Any]:
+    """Return what the file says of its owner, which may just be writing it."""
+    for pause in (0.1, 0.4, 0.0):
+        with suppress(OSError, ValueError):
+            os.lseek(handle, 0, os.SEEK_SET)
+            facts = json.loads(os.read(handle, 1 << 12))
+            return facts if isinstance(facts, dict) else {}
+        time.sleep(pause)
+    return {}
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Return True if an open file still has its name."""
+    status = _status(path)
+    return status is not None and os.path.samestat(os.fstat(handle), status)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return the status of a file as its server knows it: an open file is not answered from a cache."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return os.fstat(handle)
+    finally:
+        os.close(handle)
+
+
+def _machine() -> str:
+    """Return what tells machines apart that may have one name."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return platform.node()
+
+
+def _is_dead(owner: Mapping[str, Any]) -> bool:
+    """Return True if the owner was a process of this machine that is gone."""
+    if owner.get("machine") != _machine() or os.name == "nt":  # where this would end a process
+        return False
+    try:
+        os.kill(int(owner.get("pid", 0)), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return False

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from deepcluster.core.errors import DeepClusterError
 from deepcluster.core.files import written_beside
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
+from deepcluster.run.lock import Lock
 from deepcluster.run.model import Model
 from deepcluster.run.parts import Parts, join_to_array, named
 from deepcluster.run.passes import Pass
@@ -27,13 +28,16 @@ GROUP_BYTES = 128 << 20
 def parts_of_table(model: Model, one: Pass, source: ImageSource, target: Path, *, are_result: bool) -> Iterator[Parts]:
     """Yield the finished parts of a table; unless they are the result, they lie beside it, and are deleted at the end."""
     folder = target if are_result else target.with_name(f"{target.name}.parts")
-    made = model.in_parts(one, source, folder, parquet=are_result)
-    try:
-        yield made
-    except OSError as fault:
-        raise DeepClusterError(f"could not write {target}: {fault}; {model.work.interruption.advice}") from fault
-    if not are_result and model.work.ranks.is_main:
-        made.delete()
+    place = target.with_name(f".{target.name}.in-use")
+    with closing(Lock(place, model.work.ranks, doing=f"{target} is being written", other="place")) as lock:
+        lock.acquire(model.work.reporter.warn)
+        made = model.in_parts(one, source, folder, parquet=are_result)
+        try:
+            yield made
+        except OSError as fault:
+            raise DeepClusterError(f"could not write {target}: {fault}; {model.work.interruption.advice}") from fault
+        if not are_result and model.work.ranks.is_main:
+            made.delete()
 
 
 def result_of(

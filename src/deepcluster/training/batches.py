@@ -6,6 +6,7 @@ from torch import Tensor
 
 from deepcluster.core.distributed import Ranks, part_of
 from deepcluster.core.errors import InputError
+from deepcluster.core.text import are, count_of
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.views import View
 
@@ -18,10 +19,10 @@ def even_batches(count: int, batch_size: int, ranks: Ranks) -> list[slice]:
     """
     n_batches = max(1, min(-(-count // batch_size), count // 2))
     if count < ranks.size:
-        raise InputError(f"{count} images are too few for {ranks.size} processes: use {max(1, count // 2)} or fewer")
+        raise InputError(f"{are(count, 'image')} too few for {ranks.size} processes: use {max(1, count // 2)} or fewer")
     if count // n_batches < ranks.size:
         raise InputError(
-            f"a batch of {count // n_batches} images is too small for {ranks.size} processes: use --batch-size "
+            f"a batch of {count_of(count // n_batches, 'image')} is too small for {ranks.size} processes: use --batch-size "
             f"{2 * ranks.size} or more (it counts the images of all processes), or fewer processes"
         )
     return [part_of(count, number, n_batches) for number in range(n_batches)]

@@ -15,6 +15,7 @@ from deepcluster.clustering.assignment import Assignment, draw_as_published, dra
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import Machine
 from deepcluster.core.seeds import seed_of
+from deepcluster.core.text import count_of
 from deepcluster.core.work import Work
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.views import TrainingView, rotate_quarters
@@ -95,7 +96,7 @@ class DeepCluster(Method):
         rows_MD[~seen_M] = torch.nan
         if n_bad:
             where = f"epoch {epoch}, batch 0, learning rate {self.rate:g}"
-            raise not_finite(f"the features of {n_bad:,} images are over 1e15 or not finite", where)
+            raise not_finite(f"the features of {count_of(n_bad, 'image')} are over 1e15 or not finite", where)
         return rows_MD, whitening
 
     def whiten(self, features: Features) -> Points:

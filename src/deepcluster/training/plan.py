@@ -13,7 +13,7 @@ from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import Machine, free_memory_bytes
 from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
-from deepcluster.core.text import duration, size
+from deepcluster.core.text import count_of, duration, size
 from deepcluster.core.work import Work
 from deepcluster.data.cache import CachePlan, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
@@ -189,8 +189,8 @@ def say_unreadable(loader: Loader, n_read: int, reporter: Reporter) -> None:
     if loader.unreadable:
         index, reason = min(loader.unreadable.items())
         reporter.say(
-            f"{len(loader.unreadable):,} of {n_read:,} images can't be read and are left out "
-            f"(unreadable.csv), e.g. {loader.images.source.name(index)}: {reason}"
+            f"{len(loader.unreadable):,} of {n_read:,} images can't be read (left out, see unreadable.csv), "
+            f"e.g. {loader.images.source.name(index)}: {reason}"
         )
 
 
@@ -245,7 +245,7 @@ def say_plan(plan: Plan, memory: str) -> None:
     processes = f"{n_ranks} processes, each on " if n_ranks > 1 else ""
     say(
         f"{settings.arch}{' with Sobel' if settings.sobel else ''} at {settings.image_size} px, "
-        f"{settings.describe_clusters()}, {settings.epochs} epochs; {processes}{plan.machine.describe()}; "
+        f"{settings.describe_clusters()}, {count_of(settings.epochs, 'epoch')}; {processes}{plan.machine.describe()}; "
         f"into {plan.folder.path}"
     )
     if plan.changes:
@@ -265,4 +265,6 @@ def say_time_left(folder: RunFolder, settings: Settings, reporter: Reporter) -> 
     left = settings.epochs - last["epoch"]
     if left:
         seconds = sum(last["seconds"].values())
-        reporter.say(f"an epoch takes {duration(seconds)}: about {duration(seconds * left)} for the {left} that are left")
+        reporter.say(
+            f"an epoch takes {duration(seconds)}: about {duration(seconds * left)} for {count_of(left, 'more epoch')}"
+        )

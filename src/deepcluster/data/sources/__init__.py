@@ -20,6 +20,7 @@ from deepcluster.core.retry import tell_troubles_to
 from deepcluster.data.sources.arrays import ArraySource
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.sources.folders import NoImages, open_folder
+from deepcluster.data.sources.given import given_data
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import JoinedSource, LimitedSource
 from deepcluster.data.sources.lists import open_list
@@ -72,7 +73,8 @@ def open_source(
     if on_trouble is not None:
         tell_troubles_to(on_trouble)
     opener = _Opener(cache, BlockStore(cache / "blocks", cache_bytes), on_found)
-    some = [data] if isinstance(data, str | Path) else data
+    given = given_data(data)
+    some = given if isinstance(given, list) else [given]
     if not some:
         raise InputError(f"no data given; give {SUPPORTED}")
     source = _joined([(_name_of(one), opener.open(one)) for one in some])

@@ -86,7 +86,7 @@ def _as_NHWC(images: NDArray[Any], file: Path) -> NDArray[np.uint8]:
 def _array_labels(labels: NDArray[Any], count: int, file: Path) -> list[str]:
     if labels.shape not in ((count,), (count, 1)):
         shape = " x ".join(map(str, labels.shape)) or "none"
-        raise InputError(f"{file} holds {count:,} images, but labels of shape {shape}; wanted one label per image")
+        raise InputError(f"{file} holds {count_of(count, 'image')}, but labels of shape {shape}; wanted one label per image")
     if labels.dtype.kind not in "iuUb":
         raise InputError(f"{file} holds labels of {labels.dtype}; wanted whole numbers (-1 = unknown) or text")
     return [str(label) if isinstance(label, str) or label >= 0 else "" for label in labels.ravel().tolist()]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.core.text import count_of
 from deepcluster.visualization.report.page import LEGEND_ABOVE, figure_json
 
 Metrics = Mapping[str, Any]
@@ -176,7 +177,8 @@ def _of_clusters(metrics: Sequence[Metrics], sizes_K: NDArray[np.int64] | None) 
         if len(sizes) > MOST_BARS:
             trace = _line(ranks, sizes, "images", form, mode="lines", fill="tozeroy")
         words, median = "Number of images of each cluster as they are now, largest first.", float(np.median(sizes_K))
-        summary = f"Sizes: {sizes[0]:,} images in the largest, {median:,.0f} in the middle, {sizes[-1]:,} in the smallest."
+        summary = f"Sizes: {count_of(sizes[0], 'image')} in the largest, {median:,.0f} in the middle, {sizes[-1]:,} in "
+        summary += "the smallest."
         yield Curve("run-sizes", "Sizes", words, summary, _figure([trace], "images", "cluster, by size"))
 
 

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from deepcluster.clustering.assignment import UNASSIGNED, cluster_means, member_distances
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.text import printable
+from deepcluster.core.text import count_of, printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.survey import even_sample
@@ -86,7 +86,7 @@ def read_table(path: Path, options: ReportOptions, *, images: ImageSource | None
     """
     columns, table = _read(path, options)
     found = ", ".join(f"{kind} from column {column}" for kind, column in columns.items())
-    work.reporter.say(f"{path}: {len(table):,} rows; {found}")
+    work.reporter.say(f"{path}: {count_of(len(table), 'row')}; {found}")
     words = table[columns["name"]].cast(pa.large_string()).to_pylist() if "name" in columns else [None] * len(table)
     given_N = _cluster_numbers(table[columns["cluster"]]) if "cluster" in columns else None
     collection = Collection(
@@ -232,7 +232,7 @@ def _with_embeddings(
     faulty_N = ~torch.isfinite(points_ND).all(dim=1).numpy()
     faults = np.flatnonzero(faulty_N).tolist()
     if len(faults) == len(points_ND):
-        raise InputError(f"{path}: none of the {len(points_ND):,} rows of embeddings holds numbers")
+        raise InputError(f"{path}: none of the {count_of(len(points_ND), 'row')} of embeddings holds numbers")
     points_ND[faults] = torch.nan
     points_ND = normalize(points_ND)
     if collection.table:
@@ -261,7 +261,7 @@ def _cluster(points_ND: Tensor, n_usable: int, options: ReportOptions, work: Wor
     usual = max(FEWEST_CLUSTERS, min(MOST_CLUSTERS, round(n_usable / ROWS_PER_CLUSTER)))
     n_clusters = options.clusters or min(usual, n_usable)
     if n_clusters > n_usable:
-        raise InputError(f"clusters={n_clusters} must be between 1 and the {n_usable:,} rows that hold numbers")
+        raise InputError(f"clusters={n_clusters} must be between 1 and the {count_of(n_usable, 'row')} that hold numbers")
     start = "k-means++" if n_clusters <= CAREFUL_START_CLUSTERS else "random"
     with work.track("clustering", None, "iterations") as advance:
         found = KMeans(n_clusters, start=start).fit(points_ND, seed=options.seed, advance=advance)
