@@ -229,7 +229,7 @@ def test_info_of_images(images: Path, tmp_path: Path) -> None:
 
 def test_info_looks_at_a_sample_unless_all_are_wanted(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepcluster.info.MOST", 7)
-    assert "looked at 7 of them, spread evenly" in info(str(images))
+    assert "read 7 of them, spread evenly" in info(str(images))
     assert info(str(images), everything=True).splitlines()[1].endswith(" 60")
 
 

@@ -49,7 +49,9 @@ def test_a_protocol_prints_a_table_and_writes_its_file(run: Path, classes: Path)
     assert result.exit_code == 0
     assert f"knn of {run}: " in result.output
     assert "top-1" in result.output
-    assert "Published, same protocol, in percent:\n- " in result.output
+    assert "ublished" not in result.output, "nobody published numbers of these images"
+    command = f"deepcluster evaluate knn untrained:{run} --data {classes} --out baseline"
+    assert result.output.endswith(f"A number says little without the untrained network's: {command}\n")
     assert str(run / "evaluation" / "knn.json") in result.output
     found = content(run / "evaluation" / "knn.json")
     assert {"protocol", "model", "data", "settings", "results", "seconds"} <= found.keys()
@@ -66,10 +68,15 @@ def test_python_has_the_function_of_the_same_name(run: Path, classes: Path, tmp_
 
 
 @pytest.mark.parametrize("form, mark", [("markdown", "| --- |"), ("latex", r"\begin{tabular}")])
-def test_tables_for_papers(run: Path, classes: Path, form: str, mark: str) -> None:
+def test_tables_for_papers(run: Path, classes: Path, tmp_path: Path, form: str, mark: str) -> None:
     output = evaluate("knn", run, "--data", classes, "--format", form, *KNN).output
     tables = [line for line in output.splitlines() if line.startswith(mark)]
-    assert len(tables) == 2, "ours, and what others published"
+    assert len(tables) == 1
+    shutil.copytree(classes, tmp_path / "cifar_10")
+    network = ["--out", tmp_path / "baseline", "--data", tmp_path / "cifar_10", "--format", form, *KNN]
+    output = evaluate("knn", "untrained:resnet18-small", *network).output
+    assert sum(line.startswith(mark) for line in output.splitlines()) == 2, "ours, and what others published"
+    assert "baseline" not in output.splitlines()[-1].partition(",")[2], "a baseline needs none"
 
 
 def test_the_baseline_is_not_written_into_the_run(run: Path, classes: Path, tmp_path: Path) -> None:
@@ -127,7 +134,8 @@ def test_all_runs_what_finds_its_data(run: Path, classes: Path) -> None:
     result = evaluate("all", run, "--data-root", classes, *settings)
     assert result.exit_code == 0
     assert {path.name for path in (run / "evaluation").iterdir()} == {"knn.json", "clusters.json", "linear.json"}
-    last = result.output.splitlines()[-4:]
+    *last, hint = result.output.splitlines()[-5:]
+    assert hint.endswith(f": deepcluster evaluate all untrained:{run} --data-root {classes} --out baseline")
     assert last[0].split() == ["protocol", "data", "measure", "value"]
     assert [line.split()[:2] for line in last[1:]] == [[name, "colours"] for name in only.split(",")]
     assert content(run / "evaluation" / "linear.json")["settings"]["fast"] is True
@@ -142,7 +150,7 @@ def test_all_goes_on_with_what_is_not_there_yet(run: Path, classes: Path) -> Non
     first = evaluate(*arguments).output
     assert files[0].stat().st_mtime_ns == before[0], "judged before, with the same options"
     assert files[1].is_file()
-    assert "knn" in first.splitlines()[-2]
+    assert "knn" in first.splitlines()[-3]
     evaluate(*arguments, "--again")
     assert files[0].stat().st_mtime_ns != before[0]
     evaluate(*arguments[:-1], "knn.k=5")
@@ -194,7 +202,7 @@ def test_runs_side_by_side(run: Path, classes: Path, tmp_path: Path) -> None:
     rows = {row[0]: row[1:] for row in table.rows}
     knn = content(run / "evaluation" / "knn.json")["results"]["top-1"]
     name, value = next(iter(knn.items())) if isinstance(knn, dict) else ("", knn)
-    assert rows[f"knn top-1 {name}".strip()][0] == f"{100 * value:.1f}"
+    assert rows[f"knn top-1 {name}".strip()][0] == f"{value:.1%}"
     assert all(row[1] == "–" for name, row in rows.items() if name.startswith("clusters"))
     assert remarks == []
     everything, _ = compare([run], everything=True)

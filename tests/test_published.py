@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepcluster.evaluation.options import PROTOCOLS
-from deepcluster.evaluation.published import Published, published, published_for, published_table
+from deepcluster.evaluation.published import Published, comparable_table, published, published_for, published_table
 from deepcluster.models.archs import ARCHITECTURES
 
 DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
@@ -62,23 +62,21 @@ def test_what_is_remembered_says_so() -> None:
     )
 
 
-def test_the_same_architecture_comes_first_and_nothing_is_lost() -> None:
-    for arch in ("alexnet", "resnet50", "resnet18-small"):
-        rows = published_for("linear", None, arch)
-        same = [row.arch == arch for row in rows]
-        assert same == sorted(same, reverse=True) and any(same)
-        assert set(map(id, rows)) == set(map(id, published_for("linear")))
-
-
 @pytest.mark.parametrize("name", ["cifar10", "CIFAR-10", "cifar_10"])
-def test_the_same_data_come_before_the_same_architecture(name: str) -> None:
-    rows = published_for("knn", name, "resnet50")
-    assert [row.data for row in rows[:2]] == ["CIFAR-10", "CIFAR-10"]
-    assert rows[2].arch == "resnet50" and rows[2].data == "ImageNet"
+def test_only_the_same_data_and_network_are_compared(name: str) -> None:
+    rows = published_for("knn", name, "resnet18-small")
+    assert [(row.data, row.arch) for row in rows] == [("CIFAR-10", "resnet18-small")] * 2
+    assert published_for("knn", name, "resnet50") == published_for("knn", "my photos") == []
+    assert published_for("linear", None, "vgg16") == []
+    table = comparable_table("knn", name, "resnet18-small")
+    assert table is not None and [row[3] for row in table.rows] == ["k=200 84.2", "k=200 88.4"]
 
 
-def test_data_that_nobody_published_change_nothing() -> None:
-    assert published_for("knn", "my photos") == published_for("knn")
+def test_what_was_not_checked_is_never_compared() -> None:
+    assert len(published_for("linear", "ImageNet", "alexnet")) == 3
+    table = comparable_table("linear", "ImageNet", "alexnet")
+    assert table is not None and [row[0] for row in table.rows] == ["SeLa, 10,000 clusters"]
+    assert comparable_table("linear", "Places205", "alexnet") is None, "both rows are remembered"
 
 
 def test_unknown_protocols_have_none() -> None:

@@ -17,7 +17,7 @@ FOUND = Results(
 
 
 def test_shares_are_printed_in_percent_and_measures_of_clusters_as_they_are() -> None:
-    assert shown("top-1", 0.12345) == "12.3"
+    assert shown("top-1", 0.12345) == "12.3%"
     assert shown("nmi", 0.12345) == "0.123"
     assert shown("adjusted_rand", -0.01) == "-0.010"
     assert shown("top-1", None) == shown("top-1", float("nan")) == "–"
@@ -26,10 +26,16 @@ def test_shares_are_printed_in_percent_and_measures_of_clusters_as_they_are() ->
 def test_a_row_a_measure_and_a_column_a_stage() -> None:
     by_stage, alone, odd = tables_of(FOUND.results)
     assert list(by_stage.header) == ["", "conv1", "conv2"]
-    assert [list(row) for row in by_stage.rows] == [["top-1", "12.3", "50.0"]]
-    assert by_stage.render() == "       conv1  conv2\ntop-1   12.3   50.0"
+    assert [list(row) for row in by_stage.rows] == [["top-1", "12.3%", "50.0%"]]
+    assert by_stage.render() == "       conv1  conv2\ntop-1  12.3%  50.0%"
     assert [list(row) for row in (*alone.rows, *odd.rows)] == [["nmi", "0.250"], ["loss", "–"]]
     assert alone.render("markdown") == "|  | value |\n| --- | ---: |\n| nmi | 0.250 |"
+
+
+def test_no_column_mixes_shares_and_percent_without_a_sign() -> None:
+    (table,) = tables_of({"nmi": 0.164, "accuracy": 0.273})
+    assert table.render() == "          value\nnmi       0.164\naccuracy  27.3%"
+    assert r"accuracy & 27.3\% \\" in table.render("latex")
 
 
 def test_many_cases_are_rows_of_which_some_are_shown() -> None:
@@ -37,7 +43,7 @@ def test_many_cases_are_rows_of_which_some_are_shown() -> None:
     (table,) = tables_of({"nmi of the run": epochs, "purity of the run": epochs}, most_rows=5)
     assert list(table.header) == ["", "nmi of the run", "purity of the run"]
     assert [list(row) for row in table.rows] == [
-        [f"epoch {epoch}", f"0.{epoch:02}0", f"{epoch}.0"] for epoch in (1, 12, 23, 34, 45)
+        [f"epoch {epoch}", f"0.{epoch:02}0", f"{epoch}.0%"] for epoch in (1, 12, 23, 34, 45)
     ]
     (whole,) = tables_of({"nmi": {f"epoch {epoch}": 0.5 for epoch in range(10)}})
     assert len(whole.rows) == 10
@@ -62,4 +68,5 @@ def test_plain_values_for_json_and_back() -> None:
 @pytest.mark.parametrize("form", ["text", "markdown", "latex"])
 def test_every_cell_is_there_in_every_form(form: str) -> None:
     for table in tables_of(FOUND.results):
-        assert all(cell in table.render(form) for row in table.rows for cell in row)
+        text = table.render(form).replace(r"\%", "%")
+        assert all(cell in text for row in table.rows for cell in row)

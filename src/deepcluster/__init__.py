@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from deepcluster.clustering.whitening import Whitening as Whitening
     from deepcluster.core.errors import DeepClusterError as DeepClusterError
     from deepcluster.core.errors import InputError as InputError
+    from deepcluster.core.errors import Interrupted as Interrupted
+    from deepcluster.core.errors import TrainingError as TrainingError
     from deepcluster.evaluation.protocols import evaluate as evaluate
     from deepcluster.run.loading import load as load
     from deepcluster.run.model import Model as Model
@@ -44,6 +46,8 @@ _HOMES = {
     "Settings": "run.settings",
     "DeepClusterError": "core.errors",
     "InputError": "core.errors",
+    "TrainingError": "core.errors",
+    "Interrupted": "core.errors",
 }
 __all__ = list(_HOMES)
 

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from deepcluster.core.addresses import is_address
 from deepcluster.core.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
+from deepcluster.core.errors import InputError
 from deepcluster.core.files import usual_cache_folder
 from deepcluster.core.limits import usable_cores
 from deepcluster.core.progress import Reporter
@@ -21,7 +23,9 @@ from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import Look, even_sample, looks
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
+from deepcluster.models.trunk import Trunk
 from deepcluster.run.cache_report import clear, kept
+from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder, versions
 from deepcluster.run.loading import UNTRAINED, load
 from deepcluster.run.metrics import epoch_line
@@ -64,7 +68,7 @@ def _about_images(source: ImageSource, found: Sequence[tuple[int, Look]]) -> Ite
     """Yield what was found in some images: how large they are, copies of each other, and which can't be read."""
     yield source.describe()
     if len(found) < len(source):
-        yield f"looked at {len(found):,} of them, spread evenly (--all looks at all):"
+        yield f"read {len(found):,} of them, spread evenly (--all reads all):"
     sizes = Counter(look.sides[::-1] for _, look in found if look.reason is None)
     # Sizes themselves where they are few, else the shorter sides by powers of two.
     if len(sizes) <= SHOWN:
@@ -113,6 +117,8 @@ def _about_run(folder: RunFolder) -> str:
         f"{len(metrics)} of {count_of(settings.epochs, 'epoch')}",
         f"settings other than the paper's: {', '.join(others)}",
     ]
+    with suppress(InputError):  # The library of its trunk may be missing here.
+        lines += _about_stages(make_run_trunk(settings), settings)
     if metrics:
         lines.append(epoch_line(metrics[-1], settings.epochs))
     lines += [f"checkpoint {path}, {size(path.stat().st_size)}" for path in sorted(folder.checkpoints.glob("*.pt"))]
@@ -124,14 +130,10 @@ def _about_run(folder: RunFolder) -> str:
 def _about_model(model: Model) -> str:
     trunk, settings = model.trunk, model.settings
     weights = sum(weight.numel() for weight in trunk.parameters())
-    with torch.no_grad():
-        blank = torch.zeros(1, 3, settings.image_size, settings.image_size, dtype=next(trunk.parameters()).dtype)
-        shapes = {name: tuple(trunk.stage(blank, name).shape[1:]) for name in trunk.stages}
     lines = [
         f"{model.name}: {settings.arch}{' with Sobel' if settings.sobel else ''}, {weights:,} weights, "
         f"made for images of {settings.image_size} px",
-        "stages (channels, height, width): " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
-        f"embed gives {trunk.embed_stage} by default, {shapes[trunk.embed_stage][0]} numbers per image",
+        *_about_stages(trunk, settings),
     ]
     if model.centroids_KP is not None:
         clusters, components = model.centroids_KP.shape
@@ -139,6 +141,16 @@ def _about_model(model: Model) -> str:
         space = f"on a sphere of {components} projected" if is_sphere else f"in a space of {components} whitened"
         lines.append(f"{clusters:,} clusters {space} features")
     return "\n".join(lines)
+
+
+def _about_stages(trunk: Trunk, settings: Settings) -> list[str]:
+    blank = torch.zeros(1, 3, settings.image_size, settings.image_size, dtype=next(trunk.parameters()).dtype)
+    with torch.no_grad():
+        shapes = {name: tuple(trunk.eval().stage(blank, name).shape[1:]) for name in trunk.stages}
+    return [
+        "stages (channels, height, width): " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
+        f"embed gives {trunk.embed_stage} by default, {shapes[trunk.embed_stage][0]} numbers per image",
+    ]
 
 
 def cache_info(folder: Path | None = None) -> str:

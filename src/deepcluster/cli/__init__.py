@@ -58,7 +58,7 @@ def cli(context: click.Context) -> None:
         )
 
 
-@cli.command(cls=GroupedCommand)
+@cli.command(cls=GroupedCommand, short_help="Learn features and clusters from the images of DATA.")
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", "--exp", "out", type=Path, help="the run folder  [runs/NAME-OF-DATA]")
 @click.option("--resume", is_flag=True, help="continue the run in --out, or begin it where there is none")
@@ -71,8 +71,8 @@ def train(
     """Learn from the images of DATA: a folder, a list (.txt) or table (.csv) of paths, tar shards, Parquet, arrays, an
     address (https://, s3://, ...) of these, or several of them.
 
-    Defaults in brackets are the paper's. --recipe auto adapts them to the images, prints each change with its reason, and
-    never changes what you set.
+    Defaults are in brackets. [auto; paper: 256]: --recipe auto, the default, chooses the value for your images, prints it
+    with its reason, and never changes what you set; 256 is the value of the code published with the paper.
     """
     from deepcluster import api
 
@@ -80,7 +80,7 @@ def train(
     api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **user_options(options))
 
 
-@cli.command()
+@cli.command(short_help="Write the features of images.")
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, required=True, help="the table (.parquet: name, embedding) or array (.npy) to write")
@@ -100,7 +100,7 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
     _say_unreadable(result.unreadable, reporter)
 
 
-@cli.command()
+@cli.command(short_help="Write the cluster of each image.")
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", type=Path, help="the table to write (.parquet: name, cluster, distance)")
@@ -123,7 +123,7 @@ for command in (evaluate_group, visualize_group, report):
     cli.add_command(command)
 
 
-@cli.command()
+@cli.command(short_help="Describe a run, a checkpoint, a network or images.")
 @click.argument("path")
 @click.option("--all", "everything", is_flag=True, help="read all images instead of a sample of 10,000")
 @verbosity_options
@@ -134,7 +134,7 @@ def info(path: str, everything: bool, quiet: bool, verbose: bool) -> None:
     echo(describe(path, everything=everything, reporter=Reporter(quiet=quiet, verbose=verbose)))
 
 
-@cli.command()
+@cli.command(short_help="Show what this machine offers.")
 @verbosity_options
 def doctor(quiet: bool, verbose: bool) -> None:
     """Show what this machine offers: device, bf16, threads, memory, versions."""
@@ -143,7 +143,7 @@ def doctor(quiet: bool, verbose: bool) -> None:
     echo(examine())
 
 
-@cli.command()
+@cli.command(short_help="Run the whole job on images that are already here.")
 @click.option("--out", type=Path, default=Path("runs/demo"), show_default=True, help="folder for images and run")
 @verbosity_options
 def demo(out: Path, quiet: bool, verbose: bool) -> None:
@@ -153,7 +153,7 @@ def demo(out: Path, quiet: bool, verbose: bool) -> None:
     echo(show(out, Reporter(quiet=quiet, verbose=verbose)))
 
 
-@cli.group()
+@cli.group(short_help="Show or delete what is kept between runs.")
 def cache() -> None:
     """Show or delete what is kept between runs: copies of remote data, features, decoded images."""
 
@@ -173,7 +173,7 @@ def cache_info(folder: Path | None, quiet: bool, verbose: bool) -> None:
     echo(describe(folder))
 
 
-@cache.command("clear")
+@cache.command("clear", short_help="Delete what is kept, or some kinds of it.")
 @click.argument("kinds", nargs=-1)
 @_in_folder
 @verbosity_options
@@ -253,6 +253,8 @@ def _report(fault: BaseException, verbose: bool) -> int:
             return fault.exit_code
         case click.NoSuchOption() if (name := fault.option_name.lstrip("-").replace("-", "_")) in REMOVED:
             return _complain(f"{fault.option_name} is gone: {REMOVED[name]}", 2)
+        case click.MissingParameter() if fault.ctx is not None:
+            return _complain(f"{fault.format_message()} {fault.ctx.get_usage()}; --help lists the options", 2)
         case click.UsageError():
             return _complain(fault.format_message(), 2)
         case click.Abort() | KeyboardInterrupt():

@@ -1,5 +1,7 @@
 """`deepcluster evaluate`: one command per protocol, all protocols at once, and a comparison of runs."""
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,10 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.text import duration
 from deepcluster.evaluation.options import FORMATS, PROTOCOLS
 
-# Rows of published numbers that are printed; those of the same data set and network come first.
-MOST_PUBLISHED = 6
 
-
-@click.group("evaluate")
+@click.group("evaluate", short_help="Evaluate a model by the protocols of the field.")
 def evaluate_group() -> None:
-    """Evaluate a model by the protocols of the field: a table, published numbers beside it, and a file of the results.
+    """Evaluate a model by the protocols of the field. Each prints a table and writes a file of its results.
 
     MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights: the baseline).
     """
@@ -53,16 +52,17 @@ def _protocol_command(protocol: str) -> click.Command:
         arguments = {"reporter": reporter, **user_options(options)}
         if started_ranks() == 1 or protocols.extract(protocol, model, data, **arguments):
             _show(protocols.evaluate(protocol, model, data, **arguments), form)
+            _show_baseline(reporter, model, protocol, "--data", str(data))
 
     text = PROTOCOLS[protocol].options.__doc__ or ""
-    return click.command(protocol, cls=GroupedCommand, help=text, short_help=text.partition(" (")[0])(command)
+    return click.command(protocol, cls=GroupedCommand, help=text, short_help=re.split(r" \(|[.,;]", text)[0])(command)
 
 
 for _protocol in PROTOCOLS:
     evaluate_group.add_command(_protocol_command(_protocol))
 
 
-@evaluate_group.command("all")
+@evaluate_group.command("all", short_help="Every protocol that finds its data in a folder.")
 @click.argument("model")
 @click.option("--data-root", type=Path, required=True, help="a data set, or a folder of several")
 @click.option("--only", help="only these protocols, separated by commas")
@@ -97,9 +97,10 @@ def evaluate_all(
     if started_ranks() == 1 or protocols.extract_all(model, data_root, **options):
         done = protocols.evaluate_all(model, data_root, on_result=on_result, **options)
         echo(protocols.summary(done).render(form))
+        _show_baseline(options["reporter"], model, "all", "--data-root", str(data_root))
 
 
-@evaluate_group.command("compare")
+@evaluate_group.command("compare", short_help="Results of several runs side by side.")
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--all", "everything", is_flag=True, help="all measures instead of the main one of each protocol")
 @_form
@@ -131,9 +132,9 @@ def _assigned(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _show(evaluation: Any, form: str) -> None:
-    """Print the tables of a protocol, its notes, and published numbers."""
-    from deepcluster.evaluation.published import published_table
-    from deepcluster.evaluation.results import Table, tables_of
+    """Print the tables of a protocol, its notes, and published numbers of the same data set and network."""
+    from deepcluster.evaluation.published import comparable_table
+    from deepcluster.evaluation.results import tables_of
 
     results = evaluation.results
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in results.data.items())
@@ -141,17 +142,23 @@ def _show(evaluation: Any, form: str) -> None:
     echo("\n\n".join(table.render(form) for table in tables_of(results.results)))
     for note in results.notes:
         echo(f"note: {note}")
-    # Published numbers of the same protocol: rows of a table, or lines that fit a terminal.
-    table = published_table(results.protocol, Path(evaluation.data).resolve().name, str(results.settings["arch"]))
-    if table is None:
-        echo("")
-    else:
-        few, more = Table(table.header, table.rows[:MOST_PUBLISHED]), len(table.rows) - MOST_PUBLISHED
+    # Published numbers: rows of a table, or lines that fit a terminal.
+    table = comparable_table(results.protocol, Path(evaluation.data).resolve().name, str(results.settings["arch"]))
+    if table is not None:
         lines = [
-            f"- {system}; {network}, {where}: {numbers} ({source})" for system, where, network, numbers, source in few.rows
+            f"- {system}; {network}, {where}: {numbers} ({source})" for system, where, network, numbers, source in table.rows
         ]
-        text = "\n".join(lines) if form == "text" else few.render(form)
-        rest = f"\nand {more} more in docs/evaluation.md" if more > 0 else ""
-        echo(f"\nPublished, same protocol, in percent:\n{text}{rest}\n")
+        echo("\nPublished, same protocol, data and network, in percent:")
+        echo("\n".join(lines) if form == "text" else table.render(form))
     where = f"{evaluation.path}, " if evaluation.path else "not written (--out names a file or folder), "
-    echo(f"{where}{duration(evaluation.seconds)}")
+    echo(f"\n{where}{duration(evaluation.seconds)}")
+
+
+def _show_baseline(reporter: Reporter, model: str, *arguments: str) -> None:
+    """Print how to measure the untrained network of a run, without which a number says little."""
+    from deepcluster.run.loading import UNTRAINED
+
+    if not model.startswith(UNTRAINED) and Path(model).is_dir():
+        protocol, *rest = arguments
+        command = shlex.join(["deepcluster", "evaluate", protocol, UNTRAINED + model, *rest, "--out", "baseline"])
+        reporter.say(f"A number says little without the untrained network's: {command}")

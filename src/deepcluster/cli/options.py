@@ -18,6 +18,9 @@ SECTION_TITLES = {
     "run": "Run",
 }
 
+# Choices of more letters are listed in the help of their option.
+LONGEST_METAVAR = 40
+
 
 class Numbers(click.ParamType[tuple[Any, ...]]):
     """Numbers separated by commas: `count` of them, or any number; `or_one`: a single one stays a number."""
@@ -58,11 +61,16 @@ class SettingOption(click.Option):
 
     def __init__(self, owner: type, setting: Any) -> None:
         wanted, _ = plain_type(owner, setting.name)
-        name, text = flag(setting.name), setting.metadata["help"]
-        if setting.metadata["choices"]:
-            text += f": {', '.join(setting.metadata['choices'])}"
-        if setting.default not in (None, (), ""):
-            text += f"  [{_shown(setting.default)}]"
+        name, text, metavar = flag(setting.name), setting.metadata["help"], None
+        if choices := setting.metadata["choices"]:
+            metavar = f"[{'|'.join(choices)}]"
+            if len(metavar) > LONGEST_METAVAR:
+                text, metavar = f"{text}: {', '.join(choices)}", "NAME"
+        default = None if setting.default in (None, (), "") else _shown(setting.default)
+        if setting.name in getattr(owner, "adapted", ()):
+            text += f"  [auto{f'; paper: {default}' if default else ''}]"
+        elif default:
+            text += f"  [{default}]"
         is_flag = wanted is bool
         spelled = f"{name}/--no-{name[2:]}" if is_flag else name
         kind: Any = None if is_flag else wanted
@@ -70,7 +78,8 @@ class SettingOption(click.Option):
             kind = Numbers(*parts_of(owner, setting.name))
         elif takes_several(owner, setting.name):
             kind = Numbers(wanted, None, or_one=True)
-        super().__init__([setting.name, spelled, *setting.metadata["aliases"]], type=kind, default=None, help=text)
+        names = [setting.name, spelled, *setting.metadata["aliases"]]
+        super().__init__(names, type=kind, default=None, help=text, metavar=metavar)
         self.section = SECTION_TITLES.get(setting.metadata["section"], "Protocol")
         self.shown_name = spelled
 

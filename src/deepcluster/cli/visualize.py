@@ -11,9 +11,9 @@ from deepcluster.core.progress import Reporter
 from deepcluster.visualization.options import FilterOptions, ReportOptions, TopImagesOptions
 
 
-@click.group("visualize")
+@click.group("visualize", short_help="Show what the filters of a network have learned.")
 def visualize_group() -> None:
-    """See what the filters of a trunk have learned (docs/visualization.md).
+    """Show what the filters of a trunk (the network) have learned (docs/visualization.md).
 
     MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights).
     """
@@ -23,7 +23,7 @@ def _into(text: str) -> Callable[..., Any]:
     return click.option("--out", type=Path, help=f"folder to write the pictures to  [{text}]")
 
 
-@visualize_group.command("filters")
+@visualize_group.command("filters", short_help="Pictures that excite each filter most, by gradient ascent.")
 @click.argument("model")
 @_into("RUN/visualization/filters")
 @device_options
@@ -38,9 +38,9 @@ def filters(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
         reporter.say(str(path))
 
 
-@visualize_group.command("top-images")
+@visualize_group.command("top-images", short_help="The images that excite each filter most.")
 @click.argument("model")
-@click.option("--data", multiple=True, required=True, help="images to search: a folder, list, shards, …")
+@click.option("--data", multiple=True, help="images to search: a folder, list, shards, …  [the images of the run]")
 @_into("RUN/visualization/top-images")
 @click.option("--copies", type=Path, help="also copy the images to a folder per filter in this folder")
 @device_options
@@ -51,21 +51,24 @@ def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **
     from deepcluster.visualization import top_images as command
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    for path in command.top_images(model, data, reporter=reporter, **user_options(options)):
+    for path in command.top_images(model, data or None, reporter=reporter, **user_options(options)):
         reporter.say(str(path))
 
 
-@click.command()
+@click.command(short_help="Make one HTML page of a run: clusters, map, how it works.")
 @click.argument("path", metavar="RUN")
 @click.option("--data", multiple=True, help="where the images are  [where they were when the run was started]")
 @click.option("--out", type=Path, help="the page to write  [RUN/report.html, or beside a table]")
 @click.option("--open", "show", is_flag=True, help="open the page in the browser")
-@click.option("--watch", is_flag=True, help="make it again after each epoch until the run ends; the page reloads itself")
+@click.option("--watch", is_flag=True, help="rebuild the page after each epoch until the run ends; it reloads itself")
 @device_options
 @verbosity_options
 @with_settings(ReportOptions)
 def report(path: str, quiet: bool, verbose: bool, **options: Any) -> None:
-    """One self-contained page of a run: its clusters, a map, how it works. RUN may also be a Parquet table of embeddings."""
+    """Make one self-contained HTML page of a run: its clusters, a map, how it works, duplicates and outliers.
+
+    RUN may also be a Parquet table of embeddings.
+    """
     from deepcluster.visualization.report import command as reports
 
     reporter = Reporter(quiet=quiet, verbose=verbose)

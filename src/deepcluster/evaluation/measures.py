@@ -25,8 +25,8 @@ def agreement(clusters_N: ArrayLike, labels_N: ArrayLike) -> dict[str, float]:
 
     None depends on how the clusters are numbered.
 
-    - `nmi`: mutual information over the arithmetic mean of both entropies, as in scikit-learn and most papers. (The lines
-      of a training run divide by the geometric mean, as in the paper's equation 3.)
+    - `nmi`: mutual information over the geometric mean of both entropies, as the paper defines it (equation 3), and as in
+      the lines of a training run. scikit-learn's default divides by the arithmetic mean.
     - `adjusted_rand`: share of the pairs of images on which both agree (together or apart), adjusted for chance.
     - `accuracy`: of the best one-to-one matching of clusters and classes (the Hungarian method). With more clusters than
       classes, all images of unmatched clusters are wrong.
@@ -46,7 +46,7 @@ def agreement(clusters_N: ArrayLike, labels_N: ArrayLike) -> dict[str, float]:
     clusters, labels = clusters[both_N], labels[both_N]
     overlap_KC = contingency_matrix(clusters, labels, dtype=np.int64)
     return {
-        "nmi": float(metrics.normalized_mutual_info_score(labels, clusters, average_method="arithmetic")),
+        "nmi": float(metrics.normalized_mutual_info_score(labels, clusters, average_method="geometric")),
         "adjusted_rand": float(metrics.adjusted_rand_score(labels, clusters)),
         "accuracy": int(overlap_KC[linear_sum_assignment(overlap_KC, maximize=True)].sum()) / len(clusters),
         "purity": int(overlap_KC.max(axis=1).sum()) / len(clusters),

@@ -1,11 +1,12 @@
-"""Numbers published by others, by protocol, to print beside ours; each with its source. They are in `published.csv`.
+"""Numbers published by others, by protocol; each with its source. They are in `published.csv`, and in docs/evaluation.md.
 
-All are in percent. Rows that are `checked` were read at their source, or where the source is quoted. The others are
-remembered from a paper's table and are printed with a mark that says so: check them before you cite them.
+All are in percent. Rows that are `checked` were read at their source, or where the source is quoted; `evaluate` prints those
+of the same data set and network. The others are remembered from a paper's table: only the documentation has them, with a
+mark that says so.
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -54,29 +55,37 @@ def published() -> tuple[Published, ...]:
 
 
 def published_for(protocol: str, data_name: str | None = None, arch: str | None = None) -> list[Published]:
-    """Return the rows of a protocol: those of the same data set first, and among these those of the same architecture.
+    """Return the rows of a protocol; those of a data set, an architecture, or both, where these are named.
 
     Args:
         data_name: name of a data set; cifar10, CIFAR-10 and cifar_10 are the same. None: any.
-        arch: as `train --arch` names it.
+        arch: as `train --arch` names it. None: any.
     """
-    wanted = _plain(data_name or "")
 
-    def difference(row: Published) -> tuple[bool, bool]:
+    def fits(row: Published) -> bool:
         known = [_plain(name) for name in row.data.split(", ")]
-        return bool(wanted) and wanted not in known, arch is not None and row.arch != arch
+        return (data_name is None or _plain(data_name) in known) and arch in (None, row.arch)
 
-    return sorted((row for row in published() if row.protocol == protocol), key=difference)
+    return [row for row in published() if row.protocol == protocol and fits(row)]
 
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def published_table(protocol: str, data_name: str | None = None, arch: str | None = None) -> Table | None:
-    """Return `published_for` as a table; None if nothing is known."""
+def comparable_table(protocol: str, data_name: str, arch: str) -> Table | None:
+    """Return the rows that were checked, of the same protocol, data set and architecture; None if there are none."""
+    return _table([row for row in published_for(protocol, data_name, arch) if row.checked])
+
+
+def published_table(protocol: str) -> Table | None:
+    """Return all rows of a protocol as a table; None if nothing is known."""
+    return _table(published_for(protocol))
+
+
+def _table(rows: Sequence[Published]) -> Table | None:
     cells = []
-    for row in published_for(protocol, data_name, arch):
+    for row in rows:
         # With one decimal, or with the two that they were published with.
         numbers = (f"{name.replace('_', ' ')} {f'{value:.2f}'.removesuffix('0')}" for name, value in row.numbers.items())
         cells.append([row.system, row.data, row.arch, ", ".join(numbers), row.cited()])

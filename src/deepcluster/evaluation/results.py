@@ -101,7 +101,7 @@ class Table:
     def _holds_words(self) -> list[bool]:
         """Return for each column whether it is the first, or has a cell that is no number."""
         return [
-            column == 0 or any(re.fullmatch(r"[-+]?[\d.,]+|–", line[column]) is None for line in self.rows)
+            column == 0 or any(re.fullmatch(r"[-+]?[\d.,]+%?|–", line[column]) is None for line in self.rows)
             for column in range(len(self.header))
         ]
 
@@ -117,12 +117,12 @@ class Table:
 
 
 def shown(measure: str, value: float | None) -> str:
-    """Return a value as it is printed: shares in percent with one decimal, missing values as a dash."""
+    """Return a value as it is printed: shares in percent with one decimal and the sign, missing values as a dash."""
     if value is None or value != value:
         return "–"
     if measure == "clusters":
         return f"{value:,.0f}"
-    return f"{value:.3f}" if measure.startswith(PLAIN) else f"{100 * value:.1f}"
+    return f"{value:.3f}" if measure.startswith(PLAIN) else f"{value:.1%}"
 
 
 def tables_of(results: Mapping[str, Measured], *, most_rows: int = 16) -> list[Table]:

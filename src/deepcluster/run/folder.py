@@ -243,11 +243,12 @@ def differing_settings(values: Mapping[str, Any], saved: Settings) -> list[str]:
     if saved.lr_schedule != "constant":
         resumable.discard("epochs")
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return [
-        f"{flag(name)} is {now[name]} in this run, not {value}"
-        for name, value in plain.items()
-        if name in types_of(Settings) and value != now[name] and name not in resumable
-    ]
+    differing = []
+    for name, value in plain.items():
+        if name in types_of(Settings) and value != now[name] and name not in resumable:
+            why = f" (its --lr-schedule {saved.lr_schedule} ends there)" if name == "epochs" else ""
+            differing.append(f"{flag(name)} is {now[name]} in this run{why}, not {value}")
+    return differing
 
 
 def versions() -> dict[str, str]:

@@ -40,7 +40,7 @@ def load(model: str | Path) -> Model:
         else:
             raise InputError(
                 f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
-                f"{', '.join(ARCHITECTURES)}, or a run folder for its trunk before training"
+                f"{', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME, or a run folder for its trunk before training"
             )
         return Model(str(model), make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
     path = Path(model)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any
 
+from deepcluster.run.settings import Settings
+
 EVALUATED = (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"), ("linear", "linear"))
 
 # One of at least 5 clusters with more than this share of the images is a giant.
@@ -11,6 +13,18 @@ GIANT_SHARE = 0.5
 # A loss of this many times ln K diverges. One of ln K, but for chance, or more in this many epochs, after this share of the
 # run, that does not fall by this share of ln K, is stuck.
 DIVERGED, CHANCE, STUCK_EPOCHS, STUCK_AFTER, STUCK_FALL = 1.5, 0.998, 3, 0.25, 0.005
+
+
+def legend(settings: Settings, *, has_labels: bool) -> str:
+    """Return what the lines of the epochs hold, as one line."""
+    every = f", every {settings.reassign_every} epochs" if settings.reassign_every > 1 else ""
+    jumps = "" if settings.method == "deepcluster-v2" else f" (higher after each clustering{every}: the head is new)"
+    labels = "; nmi(labels): with your labels" if has_labels else ""
+    return (
+        f"lines below: loss{jumps}; nmi(prev): agreement with the clusters before, 0 to 1{labels}; largest: share of the "
+        "images in the largest cluster; features, cluster, train: seconds of the steps; data-wait: share of the time spent "
+        "waiting for images"
+    )
 
 
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:

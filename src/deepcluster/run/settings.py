@@ -28,6 +28,17 @@ REMOVED = {
     "head_start": "a new head always starts from random weights; leave it out",
 }
 
+# What --recipe auto may choose otherwise than the paper.
+ADAPTED = frozenset(
+    (
+        *("arch", "image_size", "reduce_to", "sobel"),
+        *("clusters", "pca", "whiten", "kmeans_iterations", "reassign_every", "look_again"),
+        *("epochs", "batch_size", "lr", "lr_schedule", "warmup_epochs", "optimizer", "head_lr", "head_momentum"),
+        *("weight_decay", "crop_scale", "crops", "small_crop_scale", "flip", "jitter", "jitter_share", "grey", "blur"),
+        "projection",
+    )
+)
+
 # Options by the section of the help that shows them.
 _method, _trunk, _clustering, _training, _run = (
     partial(option, section=section) for section in ("method", "trunk", "clustering", "training", "run")
@@ -43,11 +54,12 @@ class Settings(Checked):
     """
 
     removed: ClassVar[Mapping[str, str]] = REMOVED
+    adapted: ClassVar[frozenset[str]] = ADAPTED
 
     method: str = _method(
         V1,
-        "training method: that of the 2018 paper, or deepcluster-v2 of 2020, which trains on several crops of each image "
-        "and clusters without a pass over the images",
+        "training method: the paper's of 2018, or deepcluster-v2 of 2020, which trains on several crops of each image and "
+        "clusters without a pass over the images",
         choices=METHODS,
     )
     recipe: str = _method(
@@ -82,7 +94,7 @@ class Settings(Checked):
     clusters: int | tuple[int, ...] = _clustering(
         10_000,
         "number of clusters; for deepcluster-v2 one number per head, such as 3000,3000,3000: clusterings that are learned "
-        "side by side, of which the first is reported",
+        "side by side; tables and report show the first",
         aliases=("--k", "--nmb-cluster", "--nmb_cluster"),
         at_least=2,
     )
@@ -127,7 +139,7 @@ class Settings(Checked):
     clip_gradient: float = _training(0.0, "clip the global gradient norm (0: off)", at_least=0)
     momentum: float = _training(0.9, "momentum of the trunk's SGD", at_least=0, below=1)
     head_lr: float | None = _training(
-        None, "learning rate of the head (default: the same); short epochs need a high one", at_least=0, method=V1
+        None, "learning rate of the head (without it that of the trunk); short epochs need a high one", at_least=0, method=V1
     )
     head_norm: bool = _training(
         False, "standardise the input of the head (BatchNorm), so that one rate of the head suits any network", method=V1
@@ -207,12 +219,17 @@ class Settings(Checked):
     )
     eval_with: str = _run(
         "knn",
-        "what --eval-every measures: votes of the 20 nearest other images, or a linear probe on four fifths of them",
+        "measure of --eval-every: votes of the 20 nearest other images, or a linear probe on four fifths of them",
         choices=("knn", "linear"),
         resumable=True,
     )
     checkpoint_minutes: float = _run(10.0, "minutes between checkpoints within an epoch", at_least=0, resumable=True)
-    checkpoint_every: int = _run(20, "also keep a checkpoint every N epochs (0: only the last)", at_least=0, resumable=True)
+    checkpoint_every: int = _run(
+        20,
+        "keep the checkpoint of every N-th epoch (0: none), beside those of the first and the last",
+        at_least=0,
+        resumable=True,
+    )
     tensorboard: bool = _run(
         False,
         "also write scalars, clusters and a projector for TensorBoard into RUN/tensorboard (needs the extra tensorboard)",

@@ -26,7 +26,7 @@ from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.loop import Loop
 from deepcluster.training.method import Method
-from deepcluster.training.plan import Data, Plan, plan_run, say_plan, say_time_left, say_unreadable
+from deepcluster.training.plan import Data, Plan, plan_run, say_done, say_finished, say_plan, say_time_left, say_unreadable
 from deepcluster.training.tensorboard import TensorBoard
 
 # (features_MD, labels_M) → score, by the name that `--eval-with` gives
@@ -69,7 +69,7 @@ def train(
         with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(out):
             loop = _loop(plan)
             if plan.state is not None and "final" in plan.state and loop.epoch > plan.settings.epochs:
-                reporter.say(f"{folder.path} is finished; a larger --epochs would continue from here")
+                say_finished(plan)
                 return out
             with (
                 closing(TensorBoard(reporter))
@@ -191,7 +191,7 @@ def _finish(plan: Plan, loop: Loop, board: TensorBoard | None) -> None:
         board.finish(
             epochs + 1, assignment, plan.loader.images, lambda count: _points(plan, space, even_sample(clustered, count))
         )
-    plan.work.reporter.say(f"done: {folder.path}. Clusters of the finished trunk: {table}")
+    say_done(plan, table)
 
 
 def _points(plan: Plan, space: Space, images: list[int]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Before a run begins: the images are surveyed, the settings chosen, the trunk made, and all of it checked."""
 
 import csv
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from deepcluster.data.survey import SAMPLE, check_images, survey
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import make_run_trunk, stage_width
 from deepcluster.run.folder import RunFolder, differing_settings, load_checkpoint
+from deepcluster.run.metrics import legend
 from deepcluster.run.recipes import Change, better_method, by_reason, choose_settings, fit_to_trunk, settings_before_data
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
@@ -201,8 +203,9 @@ def _saved_settings(folder: RunFolder, user_options: Mapping[str, Any]) -> Setti
     asked = {name: value for name, value in user_options.items() if (name, value) != ("precision", "auto")}
     changed = differing_settings(asked, saved)
     if changed:
+        start = f" and --init {folder.path}, from its weights" if changed[0].startswith("--epochs") else ""
         raise InputError(
-            f"a resumed run keeps its settings: {'; '.join(changed)}. Leave them out, or start another run with --out"
+            f"a resumed run keeps its settings: {'; '.join(changed)}. Leave them out, or start another run with --out{start}"
         )
     return Settings.from_dict({**saved.as_dict(), **asked})
 
@@ -257,6 +260,28 @@ def say_plan(plan: Plan, memory: str) -> None:
         say(plan.advice)
     weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.n_clusters
     say(f"memory: {memory}, weights, gradients and momentum {size(3 * weights)}; decoded images: {plan.cache.describe()}")
+    say(legend(settings, has_labels=plan.source.labels_N is not None))
+
+
+def say_finished(plan: Plan) -> None:
+    """Print that there is nothing left to do, and how to train further."""
+    path, settings = plan.folder.path, plan.settings
+    further = f"--resume with more --epochs than {settings.epochs} continues it"
+    if settings.lr_schedule != "constant":
+        further = (
+            f"its --lr-schedule {settings.lr_schedule} has ended. To train further, start another run from its weights: "
+            f"--init {path} with another --out"
+        )
+    plan.work.reporter.say(f"{path} is finished; {further}")
+
+
+def say_done(plan: Plan, table: Path) -> None:
+    """Print what the finished run has, and the commands that use it."""
+    run, say = plan.folder.path, plan.work.reporter.say
+    data = [plan.data] if isinstance(plan.data, str | Path) else plan.data
+    assign = shlex.join(["deepcluster", "assign", str(run), *map(str, data), "--folders", "by-cluster"])
+    say(f"done: {run}. Clusters of the finished trunk: {table}")
+    say(f"see them: {shlex.join(['deepcluster', 'report', str(run)])}; as folders of links: {assign}")
 
 
 def say_time_left(folder: RunFolder, settings: Settings, reporter: Reporter) -> None:

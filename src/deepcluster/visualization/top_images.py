@@ -22,6 +22,7 @@ from deepcluster.core.text import count_of, printable
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.sources import open_source
+from deepcluster.run.folder import RunFolder
 from deepcluster.run.loading import loaded, new_interruption
 from deepcluster.run.model import Model
 from deepcluster.visualization.best_images import StageImages, TopImages, find_top_images
@@ -37,7 +38,7 @@ Drawn = tuple[dict[str, Any], NDArray[np.uint8], str]
 
 def top_images(
     model: str | Path | Model,
-    data: str | Path | Sequence[str | Path],
+    data: str | Path | Sequence[str | Path] | None = None,
     *,
     out: str | Path | None = None,
     copies: str | Path | None = None,
@@ -50,7 +51,7 @@ def top_images(
 
     Args:
         model: a run folder, a checkpoint, `untrained:ARCH`, `untrained:RUN`, or the result of `load`.
-        data: the images to search.
+        data: the images to search; by default those of the run.
         out: folder of the pictures, with a folder per stage; RUN/visualization/top-images by default.
         copies: a new or empty folder for copies of the images, with a folder per filter.
         device, workers, reporter: where to compute, processes that prepare images, what shows progress (quiet by default).
@@ -70,9 +71,21 @@ def top_images(
     with interruption.listening():
         model = loaded(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
         folder = pictures_folder(model, "top-images", out)
-        top = find_top_images(model, open_source(data, on_trouble=reporter.warn), checked)
+        data, limit = (data, None) if data is not None else (_images_of_run(model), model.settings.limit)
+        top = find_top_images(model, open_source(data, limit, on_trouble=reporter.warn), checked)
         name = ", ".join(map(str, [data] if isinstance(data, str | Path) else data))
         return save_top_images(top, folder, data=name, copies=Path(copies) if copies else None)
+
+
+def _images_of_run(model: Model) -> list[str]:
+    """Return where the images of a run were when it was started."""
+    folder = RunFolder(Path(model.name))
+    if not folder.is_run():
+        raise InputError(f"{model.name} is not a run folder, whose images would be searched: name images with --data")
+    address: list[str] = folder.read_config()["data"].get("address") or []
+    if not address:
+        raise InputError(f"{folder.config} does not say where the images are: name them with --data")
+    return address
 
 
 def save_top_images(top: TopImages, folder: Path, *, data: str, copies: Path | None = None) -> list[Path]:
