@@ -7,7 +7,8 @@ import pytest
 from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.errors import InputError
 from deepcluster.data.survey import Survey
-from deepcluster.models.archs import ARCHITECTURES
+from deepcluster.models.archs import ARCHITECTURES, make_trunk
+from deepcluster.models.trunk import has_batch_norm
 from deepcluster.run.recipes import (
     GPU_BATCH,
     GPU_LR,
@@ -223,6 +224,16 @@ def test_pca_follows_the_trunk_unless_it_was_set() -> None:
     assert fit_to_trunk(Settings(pca=256), {}, width=512, n_images=100)[0].pca == 99
     with pytest.raises(InputError, match="pca=256 is too wide"):
         fit_to_trunk(Settings(pca=256), {"pca": 256}, width=64, n_images=1000)
+
+
+def test_a_network_without_batch_norm_gets_a_third_of_the_rate_unless_it_was_set() -> None:
+    settings, changes = fit_to_trunk(Settings(lr=0.03), {}, width=512, n_images=1000, batch_norm=False)
+    assert (settings.lr, [change.option for change in changes]) == (pytest.approx(0.01), ["lr"])
+    for options, recipe in (({"lr": 0.03}, "auto"), ({}, "small-set")):
+        fixed = Settings(lr=0.03, recipe=recipe)
+        assert fit_to_trunk(fixed, options, width=512, n_images=1000, batch_norm=False) == (fixed, [])
+    for arch, expected in (("resnet18", True), ("alexnet-small", True), ("torchvision:vit_b_32", False)):
+        assert has_batch_norm(make_trunk(arch, image_size=32, sobel=False)) == expected
 
 
 @pytest.mark.parametrize(

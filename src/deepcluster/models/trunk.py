@@ -80,6 +80,11 @@ class Trunk(nn.Module, ABC):
             )
 
 
+def has_batch_norm(trunk: Trunk) -> bool:
+    """Return True if the trunk has BatchNorm layers, whose weights may have any length: they bear larger steps."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in trunk.modules())
+
+
 def normalise(images_BCHW: Tensor) -> Tensor:
     """Normalise images by ImageNet's mean and standard deviation, as trunks take them.
 

@@ -273,25 +273,33 @@ def _named_recipe(user_options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fit_to_trunk(
-    settings: Settings, user_options: Mapping[str, Any], *, width: int, n_images: int
+    settings: Settings, user_options: Mapping[str, Any], *, width: int, n_images: int, batch_norm: bool = True
 ) -> tuple[Settings, list[Change]]:
-    """Return the settings with no more PCA components than features and images allow, and what was changed.
+    """Return the settings with what a trunk changes, and the changes: PCA components, and with `auto` the learning rate.
+
+    Args:
+        width: D, the width of the features that are clustered.
+        batch_norm: the trunk has BatchNorm layers.
 
     Raises:
-        InputError: the user asked for more.
+        InputError: the user asked for more components than features and images allow.
     """
+    changes = []
+    if settings.recipe == "auto" and not batch_norm and "lr" not in user_options:
+        changes = [Change("lr", settings.lr / 3, "a network without BatchNorm needs smaller steps")]
+        settings = replace(settings, lr=settings.lr / 3)
     is_v2 = settings.method == "deepcluster-v2"
     if is_v2 and not settings.whiten:
-        return settings, []
+        return settings, changes
     what = "the projection is" if is_v2 else f"{settings.arch}'s {settings.cluster_stage} are"
     width = settings.projection[1] if is_v2 else width
     most = min(width, n_images - 1)
     if settings.pca <= most:
-        return settings, []
+        return settings, changes
     why = f"{what} {width} wide, and there are {n_images:,} images"
     if "pca" in user_options:
         raise InputError(f"pca={settings.pca} is too wide: {why}; use --pca {most} or less")
-    return replace(settings, pca=most), [Change("pca", most, why)]
+    return replace(settings, pca=most), [*changes, Change("pca", most, why)]
 
 
 def _clusters(n_images: int) -> int:

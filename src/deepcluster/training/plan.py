@@ -21,7 +21,7 @@ from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
 from deepcluster.data.survey import SAMPLE, check_images, survey
-from deepcluster.models.trunk import Trunk
+from deepcluster.models.trunk import Trunk, has_batch_norm
 from deepcluster.run.features import make_run_trunk, stage_width
 from deepcluster.run.folder import RunFolder, differing_settings, load_checkpoint
 from deepcluster.run.metrics import legend
@@ -147,8 +147,11 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
             advice = better_method(user_options, sample)
             trunk = make_run_trunk(settings)
             width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
-            settings, more = fit_to_trunk(settings, user_options, width=width, n_images=sample.n_images)
-            settings, changes = replace(settings, precision=machine.precision), [*changes, *more]
+            settings, more = fit_to_trunk(
+                settings, user_options, width=width, n_images=sample.n_images, batch_norm=has_batch_norm(trunk)
+            )
+            kept = [change for change in changes if change.option not in {other.option for other in more}]
+            settings, changes = replace(settings, precision=machine.precision), [*kept, *more]
         else:
             if folder.unreadable.is_file():  # What could not be read at the start stays out, even if it can be read now.
                 index = {source.name(i): i for i in range(len(source))}
