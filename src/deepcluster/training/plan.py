@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import Machine, free_memory_bytes
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import read_table
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, duration, size
 from deepcluster.core.work import Work
@@ -214,7 +213,7 @@ def _check_same_data(folder: RunFolder, source: ImageSource) -> None:
     change = ", or their names have changed"
     tables = sorted(folder.assignments.glob("*.parquet"))
     if tables:  # They have the names of the run's images.
-        before = sorted(pq.read_table(tables[0], columns=["name"]).column("name").to_pylist())
+        before = sorted(read_table(tables[0], ["name"]).column("name").to_pylist())
         now = sorted(source.name(index) for index in range(len(source)))
         change = "; " + (difference(before, now) or "they are the same in another order")
     raise InputError(
