@@ -4,6 +4,7 @@ The options of `train` are derived from `run.settings.Settings`. Nothing here im
 """
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -207,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run(words) or _check_output(words, outputs[0])
     if arguments is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Nothing is left that could be interrupted.
+        gc.freeze()  # Python would look through all that torch has made once more, for seconds on a busy machine.
         for output in outputs:
             silence(output)
     return status

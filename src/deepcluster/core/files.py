@@ -150,8 +150,16 @@ def write_table(columns: Mapping[str, Any], path: Path, metadata: Mapping[str, s
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with written_beside(path, durable=True) as beside:
-        pq.write_table(pa.table(columns, metadata=metadata), beside)
+    with written_beside(path, durable=True) as beside, beside.open("wb") as file:  # Arrow takes no names that are not UTF-8.
+        pq.write_table(pa.table(columns, metadata=metadata), file)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> Any:
+    """Return a Parquet table, or some of its columns."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns)
 
 
 def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:
@@ -223,6 +231,7 @@ def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     import torch
 
     try:
+        mapped &= os.fsencode(path) == str(path).encode("utf-8", "replace")  # torch maps no file of another name.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_OLD_NUMBERS):  # type: ignore[arg-type]
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:

@@ -13,6 +13,7 @@ import numpy as np
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import read_table
 from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets import labelled
 from deepcluster.evaluation.measures import MEASURES, agreement
@@ -155,10 +156,9 @@ def agreement_by_epoch(run: Path, names: Names, model: Model) -> tuple[dict[int,
 def _read(path: Path) -> Any:
     """Return the table's names and clusters, or None if it can't be read."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=["name", "cluster"])
+        table = read_table(path, ["name", "cluster"])
     except (OSError, pa.ArrowException):
         return None
     return table if table.column_names == ["name", "cluster"] else None

@@ -22,6 +22,7 @@ from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.files import load_tensors, save_tensors, write_table, write_whole
 from deepcluster.core.options import flag, types_of
+from deepcluster.core.text import count_of
 from deepcluster.run.settings import Settings
 
 CHECKPOINT_FORMAT = "deepcluster-1"
@@ -49,6 +50,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.assignments = path / "assignments"
         self.last = self.checkpoints / "last.pt"
+        self._has_loaded = False  # A checkpoint of this object has been loaded again.
 
     def assignment(self, epoch: int) -> Path:
         """Return the table of the clustering that an epoch trains on."""
@@ -77,6 +79,12 @@ class RunFolder:
             return
         # A run that was killed before it wrote its config.json leaves no more than these.
         left = {path.name for path in (self.checkpoints, self.assignments) if path.is_dir() and not any(path.iterdir())}
+        parts = [one.name for one in (self.checkpoints, self.assignments, self.metrics) if one.exists()]
+        if self.last.is_file() or self.metrics.is_file():
+            raise InputError(
+                f"{self.path} holds a run ({', '.join(parts)}) whose config.json is gone: restore it, or choose another "
+                "folder with --out"
+            )
         strangers = sorted(
             entry.name for entry in self.path.iterdir() if entry.name not in {"config.json.part", IN_USE, *left}
         )
@@ -120,6 +128,27 @@ class RunFolder:
             raise InputError(f"{self.config} is not a run's config.json: it has no settings, or no data")
         return content
 
+    def check_state(self) -> None:
+        """Raise `InputError` if the run has no checkpoint, although it must have had one."""
+        kept = sorted(self.checkpoints.glob("epoch-*.pt"))
+        epochs = len(self.read_metrics()) or len(list(self.assignments.glob("*.parquet")))
+        if not self.last.is_file() and (kept or epochs > 1):  # A kill may leave the results of one epoch without it.
+            usable = f" ({kept[-1].name} can be used, but not resumed)" if kept else ""
+            done = count_of(max(1, epochs), "epoch")
+            raise InputError(
+                f"{self.last} is gone, but results of {done} are there: restore it{usable}, start again with "
+                "--overwrite, or choose another folder with --out"
+            )
+
+    def lost_results(self, epochs: int) -> list[str]:
+        """Return in words which results of the first `epochs` epochs are gone; they are not made again."""
+        known = {line["epoch"] for line in self.read_metrics()}
+        found = {
+            self.metrics.name: {epoch for epoch in range(1, epochs + 1) if epoch not in known},
+            f"{self.assignments.name}/": {e for e in range(1, epochs + 1) if not self.assignment(e).is_file()},
+        }
+        return [f"{name} lacks {count_of(len(lost), 'finished epoch')}" for name, lost in found.items() if lost]
+
     def drop_metrics_from(self, epoch: int) -> None:
         """Remove the lines of `epoch` and later, which will be written again."""
         kept = [line for line in self.read_metrics() if line["epoch"] < epoch]
@@ -131,13 +160,14 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl, without a truncated one."""
+        """Return the lines of metrics.jsonl, without damaged ones."""
         lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else ():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+        text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.is_file() else ""
+        for one in text.splitlines():
+            with suppress(json.JSONDecodeError):
+                line = json.loads(one)
+                if isinstance(line, dict) and "epoch" in line:
+                    lines.append(line)
         return lines
 
     def write_unreadable(self, reasons: Mapping[str, str]) -> None:
@@ -162,13 +192,25 @@ class RunFolder:
                 kept = self.checkpoints / f"epoch-{keep_as_epoch:04d}.pt" if keep_as_epoch is not None else None
                 save_tensors(self.last, {"format": CHECKPOINT_FORMAT, **state}, copy=kept)
             except (OSError, RuntimeError) as fault:
-                raise TrainingError(
-                    f"{self.last} could not be written ({fault}); the one before it is whole: make room, then use --resume"
-                ) from None
+                before = "; the one before it is whole: make room, then use --resume"
+                before = before if self.last.is_file() else ", and there is none before it: make room, then start again"
+                raise TrainingError(f"{self.last} could not be written ({fault}){before}") from None
+            if not self._has_loaded:  # Better now than when the run has ended.
+                self._check_loads()
             for path in self.checkpoints.glob("rows-*"):  # Earlier ones, and those of a killed process.
                 if path.name not in state["rows"].get("files", ()):
                     path.unlink(missing_ok=True)
         self.ranks.barrier()
+
+    def _check_loads(self) -> None:
+        """Load last.pt as all commands do, without reading its tensors."""
+        try:
+            Settings.from_saved(load_tensors(self.last, mapped=True)["settings"])
+        except (InputError, KeyError) as fault:
+            raise TrainingError(
+                f"{self.last} can't be loaded again ({fault}). This is a defect of deepcluster: please report it"
+            ) from None
+        self._has_loaded = True
 
     def _write_rows(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the rows as last.pt has them: themselves on one process, else the names of the files of all ranks."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import load_tensors, save_tensors, write_table
+from deepcluster.core.files import load_tensors, read_table, save_tensors, write_table
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 
@@ -156,8 +156,8 @@ class ParquetParts(Parts):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with suppress(pa.ArrowException, OSError, ValueError):
-            metadata = pq.read_schema(path).metadata or {}
+        with suppress(pa.ArrowException, OSError, ValueError), path.open("rb") as file:
+            metadata = pq.read_schema(file).metadata or {}
             return json.loads(metadata.get(b"deepcluster", b"{}"))  # type: ignore[no-any-return]
         return {}
 
@@ -166,9 +166,7 @@ class ParquetParts(Parts):
         write_table(named(columns, self.source, self.spans[number]), self.path(number), {"deepcluster": facts})
 
     def _columns(self, path: Path) -> Columns:
-        import pyarrow.parquet as pq
-
-        table, columns = pq.read_table(path), dict[str, NDArray[Any]]()
+        table, columns = read_table(path), dict[str, NDArray[Any]]()
         for name in table.column_names[1:]:
             rows, width = table[name].combine_chunks(), getattr(table[name].type, "list_size", None)
             columns[name] = rows.to_numpy() if width is None else rows.flatten().to_numpy().reshape(-1, width)

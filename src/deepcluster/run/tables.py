@@ -58,14 +58,14 @@ def join_to_parquet(parts: Parts, source: ImageSource, target: Path, work: Work)
     import pyarrow.parquet as pq
 
     track = work.track("joining the parts", parts.n_rows, "rows")
-    with written_beside(target, durable=True) as beside, track as advance:
+    with written_beside(target, durable=True) as beside, beside.open("wb") as file, track as advance:
         writer, some, some_bytes = None, list[pa.Table](), 0
         try:
             for span, columns in parts.read():
                 some.append(pa.table(named(columns, source, span)))
                 some_bytes += some[-1].nbytes
                 if some_bytes > GROUP_BYTES or span.stop == parts.n_rows:
-                    writer = writer or pq.ParquetWriter(beside, some[0].schema)
+                    writer = writer or pq.ParquetWriter(file, some[0].schema)
                     writer.write_table(pa.concat_tables(some))
                     some, some_bytes = [], 0
                 advance(len(span))

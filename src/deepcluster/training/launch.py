@@ -1,5 +1,7 @@
 """`train`: from a folder of images to a finished run. Everything is checked before it starts, and nothing is lost."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -33,6 +35,8 @@ from deepcluster.training.tensorboard import TensorBoard
 Evaluate = Mapping[str, Callable[[Tensor, Tensor], float]]
 
 EVALUATED_IMAGES = 10_000
+# Errors of a file that is being written, which do not name it.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def train(
@@ -66,7 +70,7 @@ def train(
         lock.acquire(reporter.warn, new=False)  # First of all: for a folder in use, neither --resume nor --overwrite helps.
         folder.check_free(resume=resume, overwrite=overwrite)
         is_main = work.ranks.is_main
-        with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(out):
+        with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(folder):
             loop = _loop(plan)
             if plan.state is not None and "final" in plan.state and loop.epoch > plan.settings.epochs:
                 say_finished(plan)
@@ -92,13 +96,19 @@ def train(
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def _disk_errors(folder: RunFolder) -> Iterator[None]:
+    """Say what the system refused, and whether that was in the run folder."""
     try:
         yield
     except OSError as fault:
-        raise TrainingError(
-            f"could not write into {out}: {fault}. The last good state is kept: fix this, then use --resume"
-        ) from fault
+        named = [
+            Path(os.fsdecode(name)).absolute() for name in (fault.filename, fault.filename2) if isinstance(name, str | bytes)
+        ]
+        is_own = any(path.is_relative_to(folder.path.absolute()) for path in named)
+        is_own |= not named and fault.errno in FULL
+        where = f"could not write into {folder.path}: " if is_own else ""
+        kept = "The last good state is kept: fix this" if folder.last.is_file() else "Nothing was saved yet: fix this"
+        raise TrainingError(f"{where}{fault}. {kept}, then use --resume") from fault
 
 
 @contextmanager

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import Machine, free_memory_bytes
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import read_table
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, duration, size
 from deepcluster.core.work import Work
@@ -157,7 +156,10 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
                 index = {source.name(i): i for i in range(len(source))}
                 with folder.unreadable.open(newline="", encoding="utf-8") as file:
                     loader.unreadable.update({index[row["name"]]: row["reason"] for row in csv.DictReader(file)})
+            folder.check_state()
             state = _saved_state(folder, saved, len(source)) if folder.last.is_file() else None
+            for lost in folder.lost_results(state["epoch"] - 1) if state is not None else ():
+                warn(f"{folder.path}: {lost}; weights and clusters are whole, and the run continues")
             trunk = make_run_trunk(saved)
         if state is None and settings.init is not None:  # Start from these weights instead of random ones.
             from deepcluster.models.weights import read_weights, take_weights
@@ -221,7 +223,7 @@ def _check_same_data(folder: RunFolder, source: ImageSource) -> None:
     change = ", or their names have changed"
     tables = sorted(folder.assignments.glob("*.parquet"))
     if tables:  # They have the names of the run's images.
-        before = sorted(pq.read_table(tables[0], columns=["name"]).column("name").to_pylist())
+        before = sorted(read_table(tables[0], ["name"]).column("name").to_pylist())
         now = sorted(source.name(index) for index in range(len(source)))
         change = "; " + (difference(before, now) or "they are the same in another order")
     raise InputError(

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import read_table
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import even_sample
@@ -50,7 +50,7 @@ def read_run(
     if not tables:
         raise InputError(f"{folder.path} has no clusters yet: they come at the end of its first epoch")
     settings, newest = Settings.from_saved(config["settings"]), max(tables)
-    names = pq.read_table(tables[newest], columns=["name"]).column("name").to_pylist()
+    names = read_table(tables[newest], ["name"]).column("name").to_pylist()
     state = load_checkpoint(folder.last) if folder.last.is_file() else {}
     # The epoch whose labels were trained on last; a state between two epochs counts the next one.
     trained_epoch = int(state["epoch"]) - (not state["labelled"]) if state else 0
@@ -100,14 +100,14 @@ def _clusters(
             "n_clusters": found.n_clusters,
             "centroids_KP": found.centroids_KP,
         }
-    table = pq.read_table(tables[max(tables)], columns=["cluster", "distance"])
+    table = read_table(tables[max(tables)], ["cluster", "distance"])
     cluster_N, distance_N = (column.to_numpy() for column in table.columns)
     n_clusters = int(cluster_N.max(initial=0)) + 1
     return max(tables), {"cluster_N": cluster_N, "distance_N": distance_N, "n_clusters": n_clusters}
 
 
 def _clusters_of(table: Path) -> NDArray[np.int64]:
-    return pq.read_table(table, columns=["cluster"]).column("cluster").to_numpy()  # type: ignore[no-any-return]
+    return read_table(table, ["cluster"]).column("cluster").to_numpy()  # type: ignore[no-any-return]
 
 
 def _images(
