@@ -25,7 +25,7 @@ from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import make_run_trunk, stage_width
 from deepcluster.run.folder import RunFolder, differing_settings, load_checkpoint
 from deepcluster.run.metrics import legend
-from deepcluster.run.recipes import Change, choose_settings, fit_to_trunk, settings_before_data
+from deepcluster.run.recipes import SMALL_IMAGE, Change, choose_settings, fit_to_trunk, settings_before_data
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
 
@@ -33,6 +33,8 @@ Data = str | Path | Sequence[str | Path]
 
 # Share of the free memory that features may take by default.
 MEMORY_SHARE = 0.6
+# Below this side, little is left of a photo.
+LEAST_OF_A_PHOTO = 32
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
         if saved is None:
             say_unreadable(loader, sample.looked_at, work.reporter)
             settings, changes = choose_settings(user_options, sample)
+            if settings.image_size < LEAST_OF_A_PHOTO and sample.shorter_side >= SMALL_IMAGE:
+                warn(
+                    f"--image-size {settings.image_size}: the network sees photos of {sample.shorter_side} px at "
+                    f"{settings.image_size} px, where little is left of them; use {LEAST_OF_A_PHOTO} or more"
+                )
             trunk = make_run_trunk(settings)
             width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
             settings, more = fit_to_trunk(settings, user_options, width=width, n_images=sample.n_images)
