@@ -39,8 +39,8 @@ from deepcluster.data.survey import survey
 from deepcluster.evaluation.knn import knn_accuracy
 from deepcluster.evaluation.logistic import fit_logistic
 from deepcluster.models.trunk import Trunk
+from deepcluster.run.auto import choose_settings
 from deepcluster.run.features import image_features, make_run_trunk
-from deepcluster.run.recipes import choose_settings
 from deepcluster.run.settings import Settings
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.loop import Loop

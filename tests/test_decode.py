@@ -255,7 +255,7 @@ def test_heic_without_its_reader_names_the_package(tmp_path: Path) -> None:
         "except Exception as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.heic"], capture_output=True, check=True, text=True)
-    assert done.stdout == "not supported: HEIC; pip install 'deepcluster[heic]' to read it\n"
+    assert done.stdout == "not supported: HEIC; pip install pillow-heif to read it\n"
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "HEIF"])

@@ -1,8 +1,10 @@
 """The help of the commands: every option with its default, what auto may choose, and no sentence that is cut off."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 import click
 import pytest
@@ -11,7 +13,7 @@ from deepcluster.cli import cli, main
 from deepcluster.core.options import flag
 from deepcluster.data.survey import Survey
 from deepcluster.models.archs import ARCHITECTURES
-from deepcluster.run.recipes import choose_settings
+from deepcluster.run.auto import choose_settings
 from deepcluster.run.settings import ADAPTED, METHODS, Settings
 
 SETS = [
@@ -114,3 +116,18 @@ def test_a_network_that_is_not_known_names_the_libraries(capsys: pytest.CaptureF
     said = capsys.readouterr().err
     for name in (*ARCHITECTURES, "torchvision:NAME", "timm:NAME", "a run folder"):
         assert name in said
+
+
+def test_packages_that_messages_advise_are_those_of_the_extras() -> None:
+    """No project of our name is on an index: a stranger could take it."""
+    root = Path(__file__).parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    known = {re.split("[>=]", one)[0] for extra in extras.values() for one in extra} | {"fiftyone", "embedding-atlas"}
+    advised = set[str]()
+    for path in (*(root / "src").rglob("*.py"), *root.glob("*.md"), *(root / "docs").glob("*.md")):
+        if path.name == "CHANGELOG.md":
+            continue
+        for words in re.findall(r"pip install (?!\{|'?\.|--)([\w\[\]'\- ]+)", path.read_text(encoding="utf-8")):
+            advised |= {word.strip("'") for word in words.split(" to read it")[0].split()}
+    assert {"timm", "safetensors", "pillow-heif", "plotly", "tensorboard", "fsspec[http]"} <= advised
+    assert advised <= known | {"pyarrow", "pillow"}, advised - known

@@ -9,18 +9,16 @@ from deepcluster.core.errors import InputError
 from deepcluster.data.survey import Survey
 from deepcluster.models.archs import ARCHITECTURES, make_trunk
 from deepcluster.models.trunk import has_batch_norm
-from deepcluster.run.recipes import (
+from deepcluster.run.auto import (
     GPU_BATCH,
     GPU_LR,
-    RECIPES,
     V2_LEAST_STEPS,
-    Change,
-    better_method,
-    by_reason,
     choose_settings,
     fit_to_trunk,
+    hints,
     settings_before_data,
 )
+from deepcluster.run.recipes import RECIPES, Change, by_reason
 from deepcluster.run.settings import METHODS, Settings
 from deepcluster.training.batches import even_batches
 
@@ -73,11 +71,14 @@ def test_the_head_of_a_small_set_suits_any_network(seen: Survey, recipe: str, ar
 
 def test_the_better_method_is_named_where_it_was_measured_and_the_user_did_not_choose() -> None:
     for seen, words in ((PHOTOS, "4,500 photos"), (CIFAR, "32 px"), (DIGITS, None), (IMAGENET, None)):
-        hint = better_method({}, seen)
-        assert (hint is None) == (words is None)
-        assert hint is None or (words is not None and words in hint and "--method deepcluster-v2" in hint)
+        said = hints({}, choose_settings({}, seen)[0], seen)
+        assert len(said) == (words is not None)
+        assert words is None or (words in said[0] and "--method deepcluster-v2" in said[0])
         for chosen in ({"method": METHODS[0]}, {"method": METHODS[1]}, {"recipe": "small-set"}):
-            assert better_method(chosen, seen) is None
+            assert hints(chosen, choose_settings(chosen, seen)[0], seen) == []
+    tiny = {"image_size": 16, "method": METHODS[0]}
+    assert "--image-size 16: little is left of photos" in hints(tiny, choose_settings(tiny, PHOTOS)[0], PHOTOS)[0]
+    assert hints(tiny, choose_settings(tiny, CIFAR)[0], CIFAR) == []
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -350,8 +350,7 @@ def test_a_missing_package_is_named(store: BlockStore) -> None:
             __import__(package)
         except ImportError:
             told = message(lambda scheme=scheme: RemoteFile(f"{scheme}://x/a.tar", blocks=store))
-            extra = {"gs": "gcs"}.get(scheme, scheme)
-            want = f"{scheme}:// addresses need a package that is not installed: pip install 'deepcluster[{extra}]'"
+            want = f"{scheme}:// addresses need a package that is not installed: pip install {package}"
             assert told == want
 
 

@@ -38,7 +38,7 @@ from deepcluster.visualization.report.method.steps import shares_of_variance
 from deepcluster.visualization.report.method.training_views import random_views, training_views
 from deepcluster.visualization.report.run import read_run
 
-pytest.importorskip("plotly", reason="the report needs the extra: pip install 'deepcluster[report]'")
+pytest.importorskip("plotly", reason="the report needs: pip install jinja2 plotly")
 
 EPOCHS, INDEX = 2, 7
 CROPS: dict[str, Any] = {
@@ -252,6 +252,10 @@ def test_a_run_that_looks_again_and_whitens(crop_run: CropRun, tmp_path: Path) -
     np.testing.assert_allclose(found.distance_N, final["distance"], atol=1e-4)
     context = read(run)
     assert context.collection.points_MP.shape == (30, 6)
+    steps = text_of(method_section(context.collection, explained(context), INDEX))
+    assert "Extract the features of every image" in steps and "1 Extract the centre view of 30 images" in steps
+    for words in ("memory bank", "Remember", "previous epoch's", "is remembered", "what was remembered"):
+        assert words not in steps, words
     text = text_of(method_section(context.collection, explained(context), INDEX))
     for words in (
         "This run does extract features again",

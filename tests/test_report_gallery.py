@@ -15,6 +15,7 @@ from models_helper import write_classes
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
 
 from deepcluster.core.errors import Interrupted
 from deepcluster.data.sources import open_source
@@ -25,11 +26,13 @@ from deepcluster.visualization.report.gallery.thumbnails import (
     Thumbnails,
     make_thumbnails,
     most_thumbnails,
+    sharpest_side,
     thumbnail_side,
 )
+from deepcluster.visualization.report.odd import find_odd
 from deepcluster.visualization.report.page import Blob
 
-pytest.importorskip("jinja2", reason="the report needs the extra: pip install 'deepcluster[report]'")
+pytest.importorskip("jinja2", reason="the report needs: pip install jinja2 plotly")
 SIDE = 16
 HOSTILE = [
     "a\nb.jpg",
@@ -371,6 +374,43 @@ def test_every_cluster_may_have_a_thumbnail_within_fixed_limits() -> None:
     for n_clusters in (5_000, 15_000, 45_000):
         assert most_thumbnails(thumbnail_side(n_clusters)) >= n_clusters
     assert most_thumbnails(512) < most_thumbnails(64) < most_thumbnails(16) < 50_000
+
+
+def test_thumbnails_are_as_large_as_page_and_images_allow(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for side in (40, 100, 300):
+        folder = tmp_path / str(side)
+        folder.mkdir()
+        for number in range(3):
+            pixels = rng.integers(0, 256, (side, side + 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    sources = {side: open_source(tmp_path / str(side)) for side in (40, 100, 300)}
+    few = np.arange(3)
+    assert {side: sharpest_side(64, source, few) for side, source in sources.items()} == {40: 64, 100: 96, 300: 192}
+    for side in (96, 128, 192):  # Every image of the set has a thumbnail.
+        many = np.zeros(most_thumbnails(side), np.int64)
+        assert sharpest_side(64, sources[300], many) == side
+        assert sharpest_side(64, sources[300], np.append(many, 0)) < side
+    assert sharpest_side(16, sources[300], np.zeros(20_000, np.int64)) == 16
+    (tmp_path / "40" / "0.png").write_bytes(b"spoiled")
+    assert sharpest_side(64, sources[40], few[:1]) == 64
+
+
+def test_images_most_similar_to_each_are_listed() -> None:
+    """Rows of the page against scikit-learn's neighbours."""
+    collection = collection_of(
+        40, 3, points_MP=np.random.default_rng(1).normal(size=(40, 5)).astype(np.float32), sample_M=np.arange(40)
+    )
+    odd = find_odd(collection)
+    listing = list_rows(collection, np.arange(40))
+    assert odd.similar is not None
+    blob = listing.blobs(Thumbnails(64), odd.similar)
+    about = json.loads(blob["rows"].content)
+    near_RJ = np.frombuffer(blob["row-similar"].content, "<i4").reshape(40, about["similar"])
+    wanted = NearestNeighbors(n_neighbors=11).fit(collection.points_MP).kneighbors(return_distance=False)
+    for row, index in enumerate(listing.indices_R.tolist()):
+        assert listing.indices_R[near_RJ[row]].tolist() == wanted[index][:10].tolist()
+    assert "row-similar" not in listing.blobs(Thumbnails(64))
 
 
 def test_the_section_says_what_each_cluster_holds(photos: Path) -> None:

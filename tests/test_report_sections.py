@@ -290,6 +290,18 @@ def test_figures_hold_the_metrics() -> None:
         assert not figure["layout"].get("template")
 
 
+def test_labels_are_explained_only_where_there_are_any() -> None:
+    words = {
+        labels: next(
+            curve.words
+            for curve in curves_of([metrics_line(1, nmi_labels=labels), metrics_line(2, nmi_labels=labels)], None)
+            if curve.name == "run-nmi"
+        )
+        for labels in (None, 0.2)
+    }
+    assert "your labels" not in words[None] and "To your labels: depends on K too" in words[0.2]
+
+
 def test_one_epoch_missing_values_and_no_run_at_all() -> None:
     one = figures_of(facts_of([metrics_line(1)]))
     assert one["run-nmi"]["data"][0]["x"] == [1] and "run-probes" not in one
@@ -355,7 +367,9 @@ def test_pictures_are_found_in_order_and_kept_within_bytes(tmp_path: Path) -> No
     assert titles[:2] == ["Filters of conv2", "Filters of conv10"]
     assert titles[2:] == ["Images that excite conv5 (page 1 of 2)"]
     html = pictures_section(folder, max_bytes=400_000).html
-    assert html.count("data:image/webp;base64,") == 3 and "objective: fourier" in html
+    assert html.count("data:image/webp;base64,") == 3 and "Objective of the ascent: fourier." in html
+    assert "<code>visualization/filters/conv2/grid.png</code>".replace("visualization", folder.name) in html
+    assert str(folder) not in html, "the page may be mailed"
     assert 100_000 < len(html) < 400_000 + 4_000
     assert 'width="1200"' in pictures_section(folder, max_bytes=40_000_000).html
     nothing_fits = pictures_section(folder, max_bytes=1_000).html

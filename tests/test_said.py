@@ -1,15 +1,19 @@
 """What a run says of itself is true: what a resume can do, which commands follow, its stages, where its images are."""
 
+import json
 import shlex
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
+from markupsafe import escape
 from small_runs import flags, metrics, train_small
 
 import deepcluster
 from deepcluster.cli import main
+from deepcluster.core.progress import Reporter
 from deepcluster.models.archs import make_trunk
 
 
@@ -113,3 +117,45 @@ def test_top_images_of_a_run_are_searched_where_its_images_are(
 def test_errors_that_the_documentation_names_can_be_caught() -> None:
     for name in ("InputError", "TrainingError", "Interrupted"):
         assert issubclass(getattr(deepcluster, name), deepcluster.DeepClusterError)
+
+
+def test_results_in_a_notebook_are_short(
+    images: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(images, tmp_path / "photos"))
+    for number in range(5):
+        (data / f"spoiled-{number}.png").write_bytes(b"")
+    clusters = deepcluster.assign(trained, data)
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 4 and "spoiled-0.png can't be read: empty file" in warned[0] and "2 more" in warned[3]
+    assert repr(clusters) == "Clusters(65 images in 5 clusters, 5 unreadable: .names, .cluster_N, .distance_N, .unreadable)"
+    features = deepcluster.embed(trained, images)
+    assert not capsys.readouterr().err
+    width = features.embedding_ND.shape[1]
+    assert repr(features) == f"Embeddings(60 images of {width} numbers: .names, .embedding_ND, .unreadable)"
+
+
+def test_a_resumed_run_keeps_its_start_and_all_commands(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, arguments in enumerate(
+        (["a run", "--epochs", "1"], ["a run", "--resume"], ["a run", "--resume", "--epochs", "3"])
+    ):
+        monkeypatch.setattr("sys.argv", ["deepcluster", "train", *arguments])
+        train_small(images, tmp_path / "run", resume=number > 0, epochs=number + 1)
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        if number == 0:
+            started = config["started"]
+            assert config["earlier_commands"] == []
+            config["started"] = "2026-01-02T03:04:05"
+            (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert datetime.fromisoformat(started).year >= 2026
+    assert config["started"] == "2026-01-02T03:04:05"
+    assert config["earlier_commands"] == ["deepcluster train 'a run' --epochs 1", "deepcluster train 'a run' --resume"]
+    assert config["command"] == "deepcluster train 'a run' --resume --epochs 3"
+    pytest.importorskip("jinja2")
+    page = deepcluster.report(tmp_path / "run", reporter=Reporter(quiet=True)).read_text(encoding="utf-8")
+    assert "Started 2026-01-02 03:04;" in page
+    for command in (*config["earlier_commands"], config["command"]):
+        assert str(escape(command)) in page
+    assert f"<title>run: {images.name}</title>" in page

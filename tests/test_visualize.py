@@ -25,7 +25,7 @@ def visualize(*words: str | Path) -> int:
 
 
 def test_pictures_of_a_run_are_in_its_folder_and_in_its_report(place: Path) -> None:
-    pytest.importorskip("plotly", reason="the report needs the extra: pip install 'deepcluster[report]'")
+    pytest.importorskip("plotly", reason="the report needs: pip install jinja2 plotly")
     run, images = place / "run", place / "images"
     assert visualize("filters", run, "--stage", "conv2,conv3", "--channels", "0-3", "--steps", "2") == 0
     assert (

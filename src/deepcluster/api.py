@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,7 +107,7 @@ def default_run(data: Data) -> Path:
     return Path("runs") / (first.stem if first.is_file() else first.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embeddings:
     """Features, one row per image.
 
@@ -120,8 +121,12 @@ class Embeddings:
     embedding_ND: NDArray[np.float32]
     unreadable: dict[str, str]
 
+    def __repr__(self) -> str:
+        images, width = count_of(len(self.embedding_ND), "image"), self.embedding_ND.shape[-1]
+        return f"Embeddings({images} of {width:,} numbers{_unreadable(self)}: .names, .embedding_ND, .unreadable)"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Clusters:
     """Clusters, one row per image.
 
@@ -137,6 +142,11 @@ class Clusters:
     cluster_N: NDArray[np.int64]
     distance_N: NDArray[np.float32]
     unreadable: dict[str, str]
+
+    def __repr__(self) -> str:
+        used = np.unique(self.cluster_N[self.cluster_N != UNASSIGNED])
+        counts = f"{count_of(len(self.cluster_N), 'image')} in {count_of(len(used), 'cluster')}"
+        return f"Clusters({counts}{_unreadable(self)}: .names, .cluster_N, .distance_N, .unreadable)"
 
 
 def embed(
@@ -178,7 +188,7 @@ def embed(
         one = model.embedding(stage, batch_size)
         if target is None:
             rows, unreadable = model.in_memory(one, source)
-            return Embeddings(_names(source), rows["embedding"], _by_name(unreadable, source))
+            return Embeddings(_names(source), rows["embedding"], _by_name(unreadable, source, model))
         with parts_of_table(model, one, source, target, are_result=parts) as made:
             if model.work.ranks.is_main and not parts:
                 if target.suffix == ".npy":
@@ -189,7 +199,7 @@ def embed(
         model.work.reporter.say(
             f"{target}: {count_of(len(source), 'row')} of {count_of(rows['embedding'].shape[1], 'number')}"
         )
-        return Embeddings(names, rows["embedding"], _by_name(unreadable, source))
+        return Embeddings(names, rows["embedding"], _by_name(unreadable, source, model))
 
 
 def assign(
@@ -235,7 +245,7 @@ def assign(
         ranks, one = model.work.ranks, model.nearest_clusters(batch_size)
         if place is None:
             rows, unreadable = model.in_memory(one, source)
-            return Clusters(_names(source), rows["cluster"], rows["distance"], _by_name(unreadable, source))
+            return Clusters(_names(source), rows["cluster"], rows["distance"], _by_name(unreadable, source, model))
         if links is not None:
             ranks.from_main(lambda: check_new_folder(links, "--folders"))
             if source.path(0) is None:
@@ -254,7 +264,7 @@ def assign(
                 n_used, n_assigned = int((sizes_K[1:] > 0).sum()), int(sizes_K[1:].sum())
                 model.work.reporter.say(f"{count_of(n_assigned, 'image')} in {count_of(n_used, 'cluster')}: {place}")
             names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
-        return Clusters(names, rows["cluster"], rows["distance"], _by_name(unreadable, source))
+        return Clusters(names, rows["cluster"], rows["distance"], _by_name(unreadable, source, model))
 
 
 @contextmanager
@@ -275,12 +285,22 @@ def _opened(
         yield model.on(device, workers=workers, work=work), source
 
 
+def _unreadable(result: Embeddings | Clusters) -> str:
+    return f", {len(result.unreadable):,} unreadable" if result.unreadable else ""
+
+
 def _names(source: ImageSource) -> list[str]:
     return [source.name(index) for index in range(len(source))]
 
 
-def _by_name(unreadable: Mapping[int, str], source: ImageSource) -> dict[str, str]:
-    return {source.name(index): why for index, why in unreadable.items()}
+def _by_name(unreadable: Mapping[int, str], source: ImageSource, model: Model) -> dict[str, str]:
+    """Return the reasons by name, and warn of them."""
+    by_name, warn = {source.name(index): why for index, why in unreadable.items()}, model.work.reporter.warn
+    for name, why in islice(by_name.items(), 3):
+        warn(f"{name} can't be read: {why}")
+    if len(by_name) > 3:
+        warn(f"… and {len(by_name) - 3:,} more; their rows are empty")
+    return by_name
 
 
 def _target(out: str | Path, endings: tuple[str, ...], *, parts: bool) -> Path:

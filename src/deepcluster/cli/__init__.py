@@ -96,9 +96,7 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
     """
     from deepcluster import api
 
-    reporter = Reporter(quiet=quiet, verbose=verbose)
-    result = api.embed(model, _data(data), reporter=reporter, return_rows=False, **options)
-    _say_unreadable(result.unreadable, reporter)
+    api.embed(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
 
 
 @cli.command(short_help="Write the cluster of each image.")
@@ -115,9 +113,7 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
 
     if options["out"] is None and options["folders"] is None:
         raise InputError("assign has nothing to write: give --out TABLE.parquet, --folders DIR, or both")
-    reporter = Reporter(quiet=quiet, verbose=verbose)
-    result = api.assign(model, _data(data), reporter=reporter, return_rows=False, **options)
-    _say_unreadable(result.unreadable, reporter)
+    api.assign(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
 
 
 for command in (evaluate_group, visualize_group, report):
@@ -183,13 +179,6 @@ def cache_clear(kinds: tuple[str, ...], folder: Path | None, quiet: bool, verbos
     from deepcluster.info import cache_clear as delete
 
     Reporter(quiet=quiet, verbose=verbose).say(delete(kinds, folder))
-
-
-def _say_unreadable(unreadable: dict[str, str], reporter: Reporter) -> None:
-    for name, reason in list(unreadable.items())[:3]:
-        reporter.warn(f"{name} can't be read: {reason}")
-    if len(unreadable) > 3:
-        reporter.warn(f"… and {len(unreadable) - 3:,} more; their rows are empty")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

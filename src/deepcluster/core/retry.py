@@ -19,6 +19,7 @@ T = TypeVar("T")
 # never answered, its address may be wrong.
 ATTEMPTS, FIRST_ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 8, 3, 1.0, 60.0
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "remote", "https": "remote"}
+_PACKAGES = {"s3": "s3fs", "gcs": "gcsfs", "hf": "huggingface_hub", "remote": "'fsspec[http]'"}
 _LOG_IN = {
     "s3": "log in (`aws configure`, or AWS_PROFILE); for a public bucket set FSSPEC_S3_ANON=true",
     "gcs": "log in (`gcloud auth application-default login`); for a public bucket set FSSPEC_GCS_TOKEN=anon",
@@ -121,7 +122,7 @@ def _plain_error(address: str, fault: str, words: str, tried: str) -> DeepCluste
     """Return the error that says what is wrong, and how to fix it."""
     what, scheme = shown(address), scheme_of(address)
     extra = _EXTRAS.get(scheme, "")
-    package = f"pip install 'deepcluster[{extra}]'" if extra else words
+    package = f"pip install {_PACKAGES[extra]}" if extra else words
     kind, text = {
         "gone": (NotThere, f"{what} does not exist ({words})"),
         "denied": (Refused, f"{what} may not be read: {words}; {_LOG_IN.get(extra, 'check the credentials')}"),

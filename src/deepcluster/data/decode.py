@@ -54,7 +54,7 @@ _KINDS = (
 )
 _FIX = {
     "AVIF": "AVIF, which this Pillow was built without; pip install --force-reinstall pillow",
-    "HEIF": "HEIC; pip install 'deepcluster[heic]' to read it",
+    "HEIF": "HEIC; pip install pillow-heif to read it",
 }
 
 

@@ -172,7 +172,7 @@ def _timm_network(arch: str, image_size: int, channels: int) -> nn.Module:
     try:
         import timm
     except ImportError:
-        raise InputError(f"{arch} needs timm: pip install 'deepcluster[timm]'") from None
+        raise InputError(f"{arch} needs timm: pip install timm") from None
     name, options = name_and_options(arch)
     # A tag (NAME.TAG) only names weights, which are not used. `is_model` is False for names that timm would download.
     if not timm.is_model(name):

@@ -55,7 +55,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             from safetensors import SafetensorError
             from safetensors.torch import load_file
         except ImportError:
-            raise InputError(f"{path} needs safetensors: pip install 'deepcluster[safetensors]'") from None
+            raise InputError(f"{path} needs safetensors: pip install safetensors") from None
         try:
             found: dict[str, Tensor] = load_file(path)
         except (SafetensorError, OSError) as fault:

@@ -5,11 +5,13 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +103,17 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, settings: Settings, changed_by_recipe: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Write config.json."""
+        """Write config.json; when a run is resumed, the time of its start and the commands so far are kept."""
+        before = self.read_config() if self.is_run() else {}
+        commands = [*before.get("earlier_commands", ()), *([before["command"]] if "command" in before else ())]
         content = {
             "settings": settings.as_dict(),
             "changed_by_recipe": dict(changed_by_recipe),
             "data": dict(data),
             "versions": versions(),
-            "command": " ".join(sys.argv),
+            "started": before.get("started") if before else datetime.now().isoformat(timespec="seconds"),
+            "command": shlex.join(sys.argv),
+            "earlier_commands": commands,
             "process": f"process {os.getpid()} on {platform.node()}",
         }
         write_whole(self.config, json.dumps(content, indent=2) + "\n")

@@ -21,10 +21,11 @@ from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
 from deepcluster.data.survey import SAMPLE, check_images, survey
 from deepcluster.models.trunk import Trunk, has_batch_norm
+from deepcluster.run.auto import choose_settings, fit_to_trunk, hints, settings_before_data
 from deepcluster.run.features import make_run_trunk, stage_width
 from deepcluster.run.folder import RunFolder, differing_settings, load_checkpoint
 from deepcluster.run.metrics import legend
-from deepcluster.run.recipes import Change, better_method, by_reason, choose_settings, fit_to_trunk, settings_before_data
+from deepcluster.run.recipes import Change, by_reason
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
 
@@ -40,7 +41,7 @@ class Plan:
 
     Attributes:
         changes: what the recipe changed.
-        advice: a hint on the settings, for the opening lines.
+        advice: hints on the settings, for the opening lines.
         state: the checkpoint to resume from; None at the start.
     """
 
@@ -54,7 +55,7 @@ class Plan:
     trunk: Trunk
     work: Work
     resumed: bool
-    advice: str | None = None
+    advice: Sequence[str] = ()
     state: dict[str, Any] | None = None
 
     @property
@@ -136,14 +137,14 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
         cache = CachePlan(cache.needed_bytes)
     with closing(Loader(images, workers=workers, device=machine.device, tell=warn)) as loader:
         changes: list[Change] = []
-        advice = state = None
+        advice, state = list[str](), None
         with work.track("reading images", len(images)) as advance:
             sample = check_images(loader, sample, advance, work.ranks)
         work.ranks.barrier()
         if saved is None:
             say_unreadable(loader, sample.looked_at, work.reporter)
             settings, changes = choose_settings(user_options, sample)
-            advice = better_method(user_options, sample)
+            advice = hints(user_options, settings, sample)
             trunk = make_run_trunk(settings)
             width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
             settings, more = fit_to_trunk(
@@ -261,8 +262,8 @@ def say_plan(plan: Plan, memory: str) -> None:
         say(f"recipe {settings.recipe}: fitted to these images{device} (the paper's settings are for 1.28 million photos)")
         for line in by_reason(plan.changes):
             say(f"  {line}")
-    if plan.advice:
-        say(plan.advice)
+    for hint in plan.advice:
+        say(hint)
     weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.n_clusters
     say(f"memory: {memory}, weights, gradients and momentum {size(3 * weights)}; decoded images: {plan.cache.describe()}")
     say(legend(settings, has_labels=plan.source.labels_N is not None))

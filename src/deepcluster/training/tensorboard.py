@@ -65,7 +65,7 @@ def needs_tensorboard_extra() -> None:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as fault:
         raise InputError(
-            f"--tensorboard needs the package tensorboard ({fault}); install it with: pip install 'deepcluster[tensorboard]'"
+            f"--tensorboard needs the package tensorboard ({fault}); install it with: pip install tensorboard"
         ) from None
 
 

@@ -16,7 +16,13 @@ from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.collection import Collection, RunFacts
 from deepcluster.visualization.report.gallery.clusters import ClusterFacts, describe_clusters
 from deepcluster.visualization.report.gallery.rows import Listing, by_importance, gallery_section, list_rows
-from deepcluster.visualization.report.gallery.thumbnails import Thumbnails, make_thumbnails, most_thumbnails, thumbnail_side
+from deepcluster.visualization.report.gallery.thumbnails import (
+    Thumbnails,
+    make_thumbnails,
+    most_thumbnails,
+    sharpest_side,
+    thumbnail_side,
+)
 from deepcluster.visualization.report.glance import glance_section
 from deepcluster.visualization.report.map import Layout, lay_out, map_section
 from deepcluster.visualization.report.method.explained import Explained
@@ -85,6 +91,8 @@ class Context:
         side = self.options.thumbnail or thumbnail_side(self.collection.n_clusters)
         if images is None:
             return Thumbnails(side)
+        if not self.options.thumbnail:
+            side = sharpest_side(side, images, self.important_N)
         wanted = self.important_N[: most_thumbnails(side)]
         with self.work.track("thumbnails", len(wanted)) as advance:
             return make_thumbnails(images, wanted, side=side, workers=self.workers, advance=advance)
@@ -101,7 +109,9 @@ def _how_it_works(context: Context) -> Section | None:
 # The sections in their order. Each is None where the page has no such section.
 SECTIONS: tuple[Callable[[Context], Section | None], ...] = (
     lambda context: glance_section(context.run),
-    lambda context: gallery_section(context.collection, context.clusters, context.listing, context.thumbnails),
+    lambda context: gallery_section(
+        context.collection, context.clusters, context.listing, context.thumbnails, context.odd.similar
+    ),
     lambda context: map_section(context.collection, context.layout, context.listing),
     _how_it_works,
     lambda context: odd_section(context.collection, context.odd, context.listing, context.run.complaint),

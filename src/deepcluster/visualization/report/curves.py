@@ -20,6 +20,7 @@ Line = tuple[str, list[int], list[float]]
 MOST_BARS = 200  # More sizes are a line.
 # The steps of an epoch in their order, as `metrics.jsonl` names them; others follow.
 STEPS = ("features", "whitening", "clustering", "training")
+TO_LABELS = "to your labels"
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,14 @@ def _of_learning(metrics: Sequence[Metrics], heads: Sequence[int]) -> Iterator[C
         if len(heads) > 1:
             words = f"The mean over {len(heads)} clusterings, and over all crops. {words}"
         yield Curve("run-loss", "Loss", words, _course([("Loss", x, y)], ".3f"), _figure(traces, "cross-entropy"))
-    lines = _known(clusterings(metrics), {"to the clusters before": "nmi_previous", "to your labels": "nmi_labels"})
+    lines = _known(clusterings(metrics), {"to the clusters before": "nmi_previous", TO_LABELS: "nmi_labels"})
     if lines:
         words = (
             "Normalised mutual information, 0 (unrelated) to 1 (the same), at each clustering. To the clusters before: "
-            "rises as the clusters settle; it measures stability, not quality. To your labels: depends on K too, so compare "
-            "it only at equal K."
+            "rises as the clusters settle; it measures stability, not quality."
         )
+        if any(title == TO_LABELS for title, _, _ in lines):
+            words += f" {TO_LABELS.capitalize()}: depends on K too, so compare it only at equal K."
         summary = _course([(f"NMI {name}", x, y) for name, x, y in lines], ".3f")
         traces = [_line(x, y, name) for name, x, y in lines]
         yield Curve("run-nmi", "NMI", words, summary, _figure(traces, "NMI", showlegend=True, yaxis_range=[0, 1]))
@@ -177,7 +179,7 @@ def _of_clusters(metrics: Sequence[Metrics], sizes_K: NDArray[np.int64] | None) 
         if len(sizes) > MOST_BARS:
             trace = _line(ranks, sizes, "images", form, mode="lines", fill="tozeroy")
         words, median = "Number of images of each cluster as they are now, largest first.", float(np.median(sizes_K))
-        summary = f"Sizes: {count_of(sizes[0], 'image')} in the largest, {median:,.0f} in the middle, {sizes[-1]:,} in "
+        summary = f"Sizes: {count_of(sizes[0], 'image')} in the largest, {median:,.0f} in the median one, {sizes[-1]:,} in "
         summary += "the smallest."
         yield Curve("run-sizes", "Sizes", words, summary, _figure([trace], "images", "cluster, by size"))
 

@@ -67,7 +67,7 @@ def _tiles(run: RunFacts) -> Iterator[Tile]:
         words = "Sets of images with similar features. More clusters than kinds of things is usual."
         if len(run.sizes_K):
             n_empty, median = int((run.sizes_K == 0).sum()), np.median(run.sizes_K)
-            words += f" {n_empty:,} are empty." if n_empty else f" The middle one holds {median:,.0f} images."
+            words += f" {n_empty:,} are empty." if n_empty else f" Their median size is {count_of(round(median), 'image')}."
         if len(run.heads) > 1:
             words += f" The run learned {len(run.heads)} clusterings side by side ({_plainly(run.heads)} clusters)."
         if run.setting("super_clusters"):
@@ -152,7 +152,8 @@ def _facts(run: RunFacts) -> list[tuple[str, str]]:
         ("data", str(data.get("description", ""))),
         (count_of(len(classes), "class"), ", ".join(classes[:MOST_CLASSES]) + more if classes else ""),
         ("fingerprint of the data", str(data.get("fingerprint", ""))),
-        ("command", str(config.get("command", ""))),
+        *[("command", str(command)) for command in config.get("earlier_commands") or ()],
+        ("last command" if config.get("earlier_commands") else "command", str(config.get("command", ""))),
         ("folder", run.folder),
         ("versions", ", ".join(f"{name} {version}" for name, version in (config.get("versions") or {}).items())),
     ]

@@ -116,6 +116,7 @@ def map_section(collection: Collection, layout: Layout | None, listing: Listing)
         layout=layout,
         scope=scope,
         kept=f"{layout.kept:.0%}",
+        n_clusters=collection.n_clusters,
         has_labels=collection.label_N is not None,
         in_words=_in_words(collection, layout),
     )

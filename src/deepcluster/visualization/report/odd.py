@@ -16,7 +16,7 @@ from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.visualization.report.collection import Collection, Floats, Integers
-from deepcluster.visualization.report.gallery.rows import Listing
+from deepcluster.visualization.report.gallery.rows import Listing, Similar
 from deepcluster.visualization.report.page import Section, render, shown
 
 # Points that are compared, all with all: 20,000 of 256 components took 2.8 s on a core.
@@ -70,6 +70,7 @@ class Odd:
         duplicates: sets, the nearest first, and of equally near ones the largest.
         outliers: images farthest from all others, by the mean distance to their nearest ones.
         cluster_outliers: images farthest from the centre of their cluster.
+        similar: the images that were compared, and for each its nearest ones (indices of images); None of fewer than two.
         giants, singletons, empty, copies: clusters with more than half of the images, one image, none, only copies.
     """
 
@@ -78,6 +79,7 @@ class Odd:
     duplicates: Sequence[Duplicates] = ()
     outliers: Outliers = field(default_factory=Outliers)
     cluster_outliers: Outliers = field(default_factory=Outliers)
+    similar: Similar | None = None
     giants: Sequence[int] = ()
     singletons: Sequence[int] = ()
     empty: Sequence[int] = ()
@@ -123,6 +125,7 @@ def find_odd(collection: Collection, *, most: int = 60, advance: Advance = no_ad
         duplicates=duplicates,
         outliers=_outliers(indices_M, distances_MJ, most),
         cluster_outliers=_cluster_outliers(collection, most),
+        similar=(indices_M, indices_M[neighbours_MJ]) if neighbours_MJ.size else None,
         giants=np.flatnonzero(is_giant_K).tolist() if collection.n_clusters > 1 else (),
         singletons=np.flatnonzero(sizes_K == 1).tolist(),
         empty=np.flatnonzero(sizes_K == 0).tolist(),

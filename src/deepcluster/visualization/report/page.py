@@ -1,4 +1,4 @@
-"""The page: sections, what their scripts unpack, and the plotting library, in one file that asks the network for nothing.
+"""The page: sections, what their scripts unpack, and the plotting library, in one file that makes no network requests.
 
 Sections are HTML in which everything named by the user is escaped (Jinja's autoescape; `render`). Larger things are blobs:
 gzip, then base64, unpacked by the browser when they are first needed.
@@ -145,4 +145,4 @@ def needs_report_extra() -> None:
         import plotly  # noqa: F401
     except ImportError as error:
         what = getattr(error, "name", None) or jinja2.__name__
-        raise InputError(f"the report needs {what}; install it with: pip install 'deepcluster[report]'") from None
+        raise InputError(f"the report needs {what}; install it with: pip install jinja2 plotly") from None

@@ -28,8 +28,13 @@ KINDS: Final = {
 }
 # Width in pixels and quality, tried in this order until a picture fits.
 SIZES: Final = ((1_200, 82), (1_200, 70), (1_000, 70), (1_000, 55), (800, 55), (600, 50), (400, 45))
-# What a caption takes from the JSON files, where it is there.
-NAMED: Final = ("objective", "model", "data", "count")
+# What a caption says of the JSON files, where they have it.
+NAMED: Final = {
+    "objective": "Objective of the ascent: {}.",
+    "data": "Searched: {}.",
+    "count": "Images per filter: {}.",
+    "model": "Model: {}.",
+}
 MOST_PIXELS: Final = 400_000_000  # A larger picture was not made by this program.
 
 
@@ -53,10 +58,11 @@ def pictures_section(folder: Path, *, max_bytes: int = MOST_BYTES, run: str = "R
     found, left = find_pictures(folder), max_bytes
     rows = []
     for number, picture in enumerate(found):
+        place = f"{folder.name}/{picture.path.relative_to(folder).as_posix()}"  # In the run folder, wherever the page is.
         packed = _pack(picture.path, left // (len(found) - number))
         if packed is not None:
             left -= len(packed["uri"])
-        rows.append({"title": picture.title, "caption": picture.caption, "path": shown(str(picture.path)), "image": packed})
+        rows.append({"title": picture.title, "caption": picture.caption, "path": shown(place), "image": packed})
     html = render("pictures.html.jinja", pictures=rows, run=shown(run))
     return Section("filters", "Filters and top images", html)
 
@@ -70,8 +76,8 @@ def find_pictures(folder: Path) -> list[Picture]:
             pages = sorted(place.glob(f"{name}*.png"), key=lambda path: _in_order(path.stem))
             if pages:
                 part = f" (page 1 of {len(pages)})" if len(pages) > 1 else ""
-                facts = [f"{fact}: {about[fact]}" for fact in NAMED if isinstance(about.get(fact), str | int | float)]
-                caption = f"{words} {'; '.join(facts)}." if facts else words
+                known = {fact: value for fact in NAMED if isinstance(value := about.get(fact), str | int | float)}
+                caption = " ".join([words, *(NAMED[fact].format(value) for fact, value in known.items())])
                 found.append(Picture(pages[0], shown(f"{title} {about.get('stage') or place.name}{part}"), shown(caption)))
     return found
 

@@ -5,6 +5,7 @@ N images, M of them in the sample.
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -64,7 +65,7 @@ def read_run(
             unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
     label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
     collection = Collection(
-        title=folder.path.name if folder.path.is_absolute() else str(folder.path),
+        title=_title(folder, config),
         names=names,
         **current,
         label_N=label_N,
@@ -81,6 +82,13 @@ def read_run(
         collection, explained = _with_points(collection, explained, images, options.map_images)
     run = _facts(folder, config, metrics, collection, finished=epoch > settings.epochs)
     return Context(collection, run, explained, folder.path / PICTURES, options, workers, work)
+
+
+def _title(folder: RunFolder, config: dict[str, Any]) -> str:
+    """Return the names of the run and of its data."""
+    run = folder.path.name if folder.path.is_absolute() else str(folder.path)
+    names = [str(one).rstrip("/").rpartition("/")[2] for one in config["data"].get("address") or ()]
+    return f"{run}: {', '.join(names)}" if any(names) and run not in names else run
 
 
 def cluster_tables(folder: RunFolder) -> dict[int, Path]:
@@ -158,6 +166,8 @@ def _facts(
     folder: RunFolder, config: dict[str, Any], metrics: list[dict[str, Any]], collection: Collection, *, finished: bool
 ) -> RunFacts:
     moments = [datetime.fromtimestamp(path.stat().st_mtime) for path in (folder.config, folder.metrics) if path.is_file()]
+    with suppress(KeyError, TypeError, ValueError):  # Earlier versions did not write it.
+        moments[0] = datetime.fromisoformat(config["started"])
     evaluations = (read_json(path) for path in sorted(folder.path.glob("evaluation/*.json")))
     return RunFacts(
         title=collection.title,

@@ -111,15 +111,13 @@
       if (group < 0) return make("li", {}, when, make("span", {}, "not in a cluster"));
       const bar = make("span", { class: "bar", "aria-hidden": "true" }, make("span"));
       bar.firstChild.style.width = `${100 * part}%`;
-      const here = group === cluster;
-      const words = `cluster ${group}`;
-      const link = here || group >= clusters.size.length ? make("span", {}, words)
-        : make("a", { "data-cluster": group, href: `#cluster=${group}` }, words);
-      return make("li", {}, when, link, make("span", {}, "held ", make("strong", {}, share(part))), bar);
+      // No link: the cluster of that number has other images today.
+      const words = make("span", {}, `cluster ${group}`);
+      return make("li", {}, when, words, make("span", {}, "held ", make("strong", {}, share(part))), bar);
     });
     return [
-      make("h3", {}, "What became of it"),
-      make("p", { class: "soft" }, "In earlier epochs most of these images were together in:"),
+      make("h3", {}, "Where its images were before"),
+      make("p", { class: "soft" }, "The cluster of an earlier epoch that held most of these images, and which share of them:"),
       make("ol", { class: "past" }, ...line),
     ];
   }
@@ -193,6 +191,14 @@
     return facts;
   }
 
+  // The nearest of the images that were compared with each other.
+  function similar(rows, row) {
+    const { similar: near, about } = rows;
+    const some = near ? Array.from(near.subarray(row * about.similar, (row + 1) * about.similar)).filter((other) => other >= 0) : [];
+    if (!some.length) return [];
+    return [make("h3", {}, "Most similar images"), deepcluster.thumbnails(some, "most similar images, the nearest first")];
+  }
+
   function imageView(gallery, row) {
     const { rows } = gallery;
     if (row >= rows.count) return missing(`There is no image ${number(row)} in this page.`);
@@ -213,7 +219,8 @@
       make("div", { class: "image-view" }, large, make("div", {},
         make("label", { for: "image-name" }, "file"),
         make("div", { class: "copy" }, field, copyButton(name, field)), imageFacts(gallery, row))),
-      make("h3", {}, rows.cluster[row] < 0 ? "Others in no cluster" : "Beside it, by distance to the centre"), beside,
+      ...similar(rows, row),
+      make("h3", {}, rows.cluster[row] < 0 ? "Others in no cluster" : "Beside it in its cluster, by distance to the centre"), beside,
     ];
   }
 

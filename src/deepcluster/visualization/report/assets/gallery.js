@@ -15,6 +15,8 @@
   const hits = make("div", {
     id: "gallery-hits", class: "panel", role: "region", "aria-label": "Images found", hidden: true,
   });
+  const printed = make("p", { class: "only-print" });
+  host.before(printed);
   const state = { page: 0, show: "nearest", ...deepcluster.place("gallery") };
   let clusters = null;
   let rows = null;
@@ -117,6 +119,7 @@
     const last = Math.min(first + CARDS, order.length);
     const shown = `${number(first + 1)} – ${number(last)} of ${plural(order.length, "cluster")}`;
     pages.querySelector(".count").textContent = shown;
+    printed.textContent = last - first < order.length ? `Printed are ${shown}; the page in the browser has all.` : "";
     pages.querySelector(".previous").disabled = state.page === 0;
     pages.querySelector(".next").disabled = state.page === lastPage();
   }

@@ -238,7 +238,7 @@ const deepcluster = (() => {
   }
 
   const pause = document.getElementById("live-pause");
-  const show = () => { pause.textContent = paused ? "go on" : "pause"; };
+  const show = () => { pause.textContent = paused ? "resume" : "pause"; };
   pause.addEventListener("click", () => {
     paused = !paused;
     show();

@@ -68,12 +68,12 @@
   async function load() {
     const about = await deepcluster.json("rows");
     const integers = async (name) => (deepcluster.has(name) ? new Int32Array(await deepcluster.bytes(name)) : null);
-    const [cluster, label, thumbnail, distances, blocks] = await Promise.all([
-      integers("row-cluster"), integers("row-label"), integers("row-thumbnail"),
+    const [cluster, label, thumbnail, similar, distances, blocks] = await Promise.all([
+      integers("row-cluster"), integers("row-label"), integers("row-thumbnail"), integers("row-similar"),
       deepcluster.bytes("row-distance"), namesOf(about),
     ]);
     loaded = {
-      about, count: about.rows, blocks, cluster, label, thumbnail,
+      about, count: about.rows, blocks, cluster, label, thumbnail, similar,
       distance: new Float32Array(distances),
       name: (row) => blocks[Math.floor(row / about.block)].at(row % about.block),
       labelName: (row) => (label && label[row] >= 0 ? about.labels[label[row]] : null),

@@ -22,6 +22,8 @@ MOST_ROWS: Final = 200_000
 BLOCK: Final = 65_536  # Names that are unpacked at once.
 # Bits of a distance that are dropped: 11 of its 23 are left, a precision of 1 in 4,000, in half of the bytes.
 DROPPED_BITS: Final = 12
+# Images that were compared with each other, ascending, and for each the images most similar to it, the nearest first.
+Similar = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Listing:
         """Cluster of each row, -1 = unassigned."""
         return self.collection.cluster_N[self.indices_R]
 
-    def blobs(self, thumbnails: Thumbnails) -> dict[str, Blob]:
+    def blobs(self, thumbnails: Thumbnails, similar: Similar | None = None) -> dict[str, Blob]:
         """Return what the page's scripts read of the rows: `rows`, `names-0` …, `row-cluster`, `row-distance` …"""
         collection = self.collection
         about: dict[str, Any] = {
@@ -79,6 +81,12 @@ class Listing:
         }
         if collection.label_N is not None:
             columns["label"] = collection.label_N[self.indices_R].astype("<i4")
+        if similar is not None:
+            indices_M, similar_MJ = similar
+            row_M = self.row_of(indices_M)
+            near_RJ = np.full((len(self), similar_MJ.shape[1]), -1, "<i4")
+            near_RJ[row_M[row_M >= 0]] = self.row_of(similar_MJ[row_M >= 0])
+            columns["similar"], about["similar"] = near_RJ, similar_MJ.shape[1]
         blobs = {"rows": json_blob(about)}
         for number, first in enumerate(range(0, len(self), BLOCK)):
             some = [collection.names[index] for index in self.indices_R[first : first + BLOCK].tolist()]
@@ -125,9 +133,11 @@ def rounded(distance_R: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.isfinite(distance_R), short_R.view(np.float32), distance_R).astype(np.float32)
 
 
-def gallery_section(collection: Collection, facts: ClusterFacts, listing: Listing, thumbnails: Thumbnails) -> Section:
+def gallery_section(
+    collection: Collection, facts: ClusterFacts, listing: Listing, thumbnails: Thumbnails, similar: Similar | None = None
+) -> Section:
     """Return the gallery of a collection. `thumbnails` may be empty (`Thumbnails(side)`): names are shown then."""
-    blobs: dict[str, Blob] = {"clusters": _columns(collection, facts, listing), **listing.blobs(thumbnails)}
+    blobs: dict[str, Blob] = {"clusters": _columns(collection, facts, listing), **listing.blobs(thumbnails, similar)}
     blobs |= {f"sheet-{number}": sheet for number, sheet in enumerate(thumbnails.sheets)}
     n_empty, n_unassigned = int((facts.sizes_K == 0).sum()), int((collection.cluster_N < 0).sum())
     about = f"{count_of(len(collection) - n_unassigned, 'image')} in {count_of(collection.n_clusters, 'cluster')}"

@@ -23,6 +23,9 @@ from deepcluster.visualization.report.page import Blob
 # Side in pixels by the number of clusters: each cluster should show at least its nearest image. 16 where there are more.
 SIDES: Final = ((5_000, 64), (15_000, 32))
 LEAST_SIDE: Final = 16
+# Sides for sets that are small enough for all their images: 192 is the side of an open image.
+LARGER_SIDES: Final = (96, 128, 192)
+SIDES_READ: Final = 9  # Images that are read to see how large they are.
 # Bytes of all thumbnails in the page, about; and of one of a photo, by its pixels and by its side (measured on imagenette
 # at 16 … 96 pixels), with its number.
 ALL_BYTES, BYTES_PER_PIXEL, BYTES_PER_SIDE, NUMBER_BYTES = 6.4e6, 0.18, 5.0, 8.0
@@ -66,8 +69,22 @@ def thumbnail_side(n_clusters: int) -> int:
     return next((side for most, side in SIDES if n_clusters <= most), LEAST_SIDE)
 
 
+def sharpest_side(least: int, images: ImageSource, indices: NDArray[np.int64]) -> int:
+    """Return the largest side at which all images have a thumbnail within the page's size, and `least` at the least.
+
+    Not larger than the images: half of a few of them have no shorter side below it.
+    """
+    fitting = [side for side in LARGER_SIDES if side > least and most_thumbnails(side) >= len(indices)]
+    if not fitting:
+        return least
+    few = indices[:: max(1, len(indices) // SIDES_READ)][:SIDES_READ].tolist()
+    tiles = [image for index in few if not isinstance(image := _decoded(images, index, max(fitting)), str)]
+    shorter = float(np.median([min(image_HWC.shape[:2]) for image_HWC in tiles])) if tiles else 0.0
+    return max((side for side in fitting if side <= shorter), default=least)
+
+
 def most_thumbnails(side: int) -> int:
-    """Return how many thumbnails of a side a page has at most: 6,008 of 64 pixels, 18,181 of 32, 47,619 of 16."""
+    """Return how many thumbnails of a side a page has at most: 6,007 of 64 pixels, 18,165 of 32, 47,732 of 16."""
     return int(ALL_BYTES / (BYTES_PER_PIXEL * side**2 + BYTES_PER_SIDE * side + NUMBER_BYTES))
 
 
@@ -115,10 +132,9 @@ def thumbnail(images: ImageSource, index: int, *, side: int) -> NDArray[np.uint8
     """Return the thumbnail (side, side, 3) of an image, or why it can't be read."""
     from PIL import Image
 
-    try:
-        image_HWC = decode(images.read(index), shorter_side=side)
-    except (UnreadableImage, OSError) as error:
-        return str(error)
+    image_HWC = _decoded(images, index, side)
+    if isinstance(image_HWC, str):
+        return image_HWC
     height, width, _ = image_HWC.shape
     shorter = min(height, width)
     top, left = (height - shorter) // 2, (width - shorter) // 2
@@ -128,3 +144,11 @@ def thumbnail(images: ImageSource, index: int, *, side: int) -> NDArray[np.uint8
     # Pixels of tiny images stay visible as squares; enlarged a little, such squares would be of different sizes.
     way = Image.Resampling.NEAREST if 2 * shorter <= side else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(np.ascontiguousarray(square)).resize((side, side), way))
+
+
+def _decoded(images: ImageSource, index: int, side: int) -> NDArray[np.uint8] | str:
+    """Return an image, its shorter side reduced to `side`, or why it can't be read."""
+    try:
+        return decode(images.read(index), shorter_side=side)
+    except (UnreadableImage, OSError) as error:
+        return str(error)

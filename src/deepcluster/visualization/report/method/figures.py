@@ -158,19 +158,20 @@ def ranked_bars(clusters: Sequence[int], values: Sequence[float], marked: int, *
 
 
 def scatter(places: Mapping[int, Floats], centroids: Floats, star: Floats, own: int) -> str:
-    """Return points of some clusters in two dimensions, their centroids, and the image as a star."""
+    """Return points of some clusters in two dimensions, their centroids, and the image as an open star."""
     traces = []
     for cluster, points in places.items():
-        marker = {"size": 8 if cluster == own else 5, "opacity": 0.85 if cluster == own else 0.5}
+        marker = {"size": 9 if cluster == own else 6, "opacity": 0.9 if cluster == own else 0.75}
         name = f"cluster {cluster}" + (" (its own)" if cluster == own else "")
         traces.append(_dots(points, f"an image of cluster {cluster}<extra></extra>", name=name, marker=marker))
     words = {"name": "centroids", "text": [str(cluster) for cluster in places], "textposition": "top center"}
     cross, form = {"size": 11, "symbol": "x"}, "centroid of cluster %{text}<extra></extra>"
     traces.append(_dots(centroids, form, mode="markers+text", marker=cross, **words))
-    star_marker = {"size": 20, "symbol": "star", "line": {"width": 1.5}}
+    star_marker = {"size": 22, "symbol": "star-open", "line": {"width": 2.5}}  # Open: it may lie on its centroid's number.
     traces.append(_dots(star, "this image<extra></extra>", name="this image", marker=star_marker))
     y = _axis("second direction", zeroline=False, scaleanchor="x")
-    return _json(traces, 420, _axis("first direction", zeroline=False), y, legend=LEGEND_ABOVE)
+    legend = {**LEGEND_ABOVE, "itemsizing": "constant"}
+    return _json(traces, 420, _axis("first direction", zeroline=False), y, legend=legend)
 
 
 def _dots(points_S2: Floats, form: str, **rest: Any) -> dict[str, Any]:
