@@ -33,7 +33,17 @@ ADAPTED = frozenset(
     (
         *("arch", "image_size", "reduce_to", "sobel"),
         *("clusters", "pca", "whiten", "kmeans_iterations", "reassign_every", "look_again"),
-        *("epochs", "batch_size", "lr", "lr_schedule", "warmup_epochs", "optimizer", "head_lr", "head_momentum"),
+        *(
+            "epochs",
+            "batch_size",
+            "lr",
+            "lr_schedule",
+            "warmup_epochs",
+            "optimizer",
+            "head_lr",
+            "head_norm",
+            "head_momentum",
+        ),
         *("weight_decay", "crop_scale", "crops", "small_crop_scale", "flip", "jitter", "jitter_share", "grey", "blur"),
         "projection",
     )
