@@ -319,7 +319,7 @@ def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused() -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
         (b"PK\x03\x04" + bytes(30), "ZIP"),
         (b"\0\0\0\x18ftypheic" + bytes(30), "damaged: it starts like a HEIF file"),
-        (b"II*\0" + bytes(30), "not supported: TIFF of this pixel type, or damaged"),
+        (b"II*\0" + bytes(30), "not supported: TIFF of this kind, or damaged"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (bytes(1000), "only zero bytes"),
         (b"\x9a\x01\x02\x03\x04\x05\x06\x07", "unknown format (starts with 9a 01 02 03)"),

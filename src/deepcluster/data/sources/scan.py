@@ -30,6 +30,7 @@ class Listing:
     stamps: dict[str, Stamp | None] = field(default_factory=dict)
     endings: Counter[str] = field(default_factory=Counter)  # Of the images.
     others: Counter[str] = field(default_factory=Counter)  # Endings of the other files.
+    special: int = 0  # Number of pipes, sockets and devices that have the name of an image.
     closed: int = 0  # Number of folders that could not be opened.
     settled: bool = True  # Whether any later change must show in the stamps.
 
@@ -105,6 +106,13 @@ def _names(folder: Path, path: str, listing: Listing) -> Iterator[list[str]]:
                 if is_folder:
                     names.append(name + "/")
                 elif dot and ending.lower() in IMAGE_ENDINGS:
+                    try:  # Both are known from the listing of the folder.
+                        is_special = not entry.is_symlink() and not entry.is_file()
+                    except OSError:
+                        is_special = False
+                    if is_special:
+                        listing.special += 1
+                        continue
                     names.append(name)
                     listing.endings[ending] += 1
                 else:
