@@ -143,7 +143,9 @@ def _decode_by_pillow(encoded: bytes, max_pixels: int) -> _Decoded:
                 image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
             # The orientation after the pixels, where it may be in a PNG; the size again, since a TIFF may be turned by now.
             return _to_rgb(image), (image.height, image.width), _orientation(image)
-    except (ValueError, SyntaxError, OSError):
+    except (UnreadableImage, MemoryError, Image.DecompressionBombError):
+        raise
+    except Exception:  # As in `decode`.
         # Pillow accepts 1 MiB of a text or a colour profile and 64 MiB in all, and refuses one that is damaged.
         pixels = _without_texts(encoded)
         if len(pixels) == len(encoded):

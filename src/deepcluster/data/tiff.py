@@ -100,6 +100,8 @@ def tiff_layout(encoded: bytes) -> Layout | None:
             if size > len(inline):
                 (place,) = struct.unpack(order + ("Q" if is_big else "I"), inline)
                 inline = encoded[place : place + size]
+            if len(inline) < size:  # The file is cut off.
+                continue
             tags[tag] = np.frombuffer(inline[:size], order + _TYPES[kind]).tolist()
     except (struct.error, ValueError, OverflowError):
         return None
