@@ -319,7 +319,7 @@ def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused() -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
         (b"PK\x03\x04" + bytes(30), "ZIP"),
         (b"\0\0\0\x18ftypheic" + bytes(30), "damaged: it starts like a HEIF file"),
-        (b"II*\0" + bytes(30), "not supported: TIFF of this pixel type, or damaged"),
+        (b"II*\0" + bytes(30), "not supported: TIFF of this kind, or damaged"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (bytes(1000), "only zero bytes"),
         (b"\x9a\x01\x02\x03\x04\x05\x06\x07", "unknown format (starts with 9a 01 02 03)"),
@@ -588,6 +588,40 @@ def test_a_png_with_large_texts_is_read(kind: str, after_pixels: bool) -> None:
     np.testing.assert_array_equal(decode(large), SCENE)
     if not after_pixels:
         assert reason(large[:-100]).startswith("truncated")
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"gAMA", b"pHYs", b"eXIf", b"abCd"])
+@pytest.mark.parametrize("after_pixels", [False, True])
+def test_a_damaged_chunk_beside_the_pixels_of_a_png_does_not_lose_them(kind: bytes, after_pixels: bool) -> None:
+    """As in libpng, which warns and goes on."""
+    encoded = encode(Image.fromarray(SCENE), "PNG")
+    at = len(encoded) - 12 if after_pixels else 33
+    wrong_sum = png_chunk(kind, b"a\0\0")[:-1] + b"?"
+    for chunk in (wrong_sum, png_chunk(kind, b""), png_chunk(kind, b"a\0\0not zlib")):
+        np.testing.assert_array_equal(decode(encoded[:at] + chunk + encoded[at:]), SCENE)
+    for cut in range(1, 13):
+        np.testing.assert_array_equal(decode(encoded[:-cut]), SCENE)
+
+
+def test_a_png_with_a_large_text_is_still_turned() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(2 * 10**6)))
+    encoded = encode(Image.fromarray(np.ascontiguousarray(np.rot90(SCENE))), "PNG", exif=exif)
+    for at in (33, len(encoded) - 12):
+        np.testing.assert_array_equal(decode(encoded[:at] + text + encoded[at:]), SCENE)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "GIF"])
+def test_large_profiles_and_texts_of_other_formats_are_skipped(kind: str) -> None:
+    large = bytes(3 * 10**6)
+    options: dict[str, dict[str, object]] = {
+        "WEBP": {"lossless": True, "icc_profile": large, "xmp": large},
+        "TIFF": {"icc_profile": large, "tiffinfo": {270: "x" * 10**6, 700: large}},
+        "GIF": {"comment": bytes(10**6)},
+    }
+    image = Image.fromarray(SCENE).quantize(256) if kind == "GIF" else Image.fromarray(SCENE)
+    np.testing.assert_array_equal(decode(encode(image, kind, **options[kind])), np.asarray(image.convert("RGB")))
 
 
 def test_what_follows_a_jpeg_in_its_file_changes_nothing() -> None:

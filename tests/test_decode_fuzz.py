@@ -34,6 +34,10 @@ def sound_files() -> list[bytes]:
     ]
     files += [encode(image, "PNG", exif=exif), encode(image.convert("1"), "PNG"), encode(image, "WEBP", lossless=True)]
     files += [encode(image, "TIFF", compression=name) for name in ("raw", "tiff_deflate", "packbits", "jpeg")]
+    grey = np.asarray(image.convert("L"))
+    files += [encode(Image.fromarray(grey / np.float32(255)), "TIFF", compression=name) for name in ("raw", "tiff_lzw")]
+    files += [encode(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF", compression="tiff_deflate", big_tiff=True)]
+    files += [b"P5 48 40 4095\n" + (grey.astype(">u2") * 16).tobytes()]
     return [*files, encode(image, "WEBP", exif=exif), encode(image.quantize(8), "GIF", transparency=0)]
 
 

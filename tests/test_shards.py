@@ -529,13 +529,19 @@ def test_long_names_without_end_are_damage(tmp_path: Path) -> None:
     ("begin", "told"),
     [
         (b"", r"is empty \(0 bytes\)"),
-        (b"<!DOCTYPE html><html>Not found", "holds HTML, no tar file: perhaps the error page of a download"),
-        (b"\x89PNG\r\n\x1a\n" + b"x" * 5000, "is a single image, no tar file"),
-        (b"PK\x03\x04" + b"x" * 5000, "is a ZIP archive"),
-        (b"BZh9" + b"x" * 5000, "is compressed with bzip2, which is not supported; unpack it with bunzip2"),
-        (b"\xfd7zXZ\0" + b"x" * 5000, "is compressed with xz"),
-        (b"\x28\xb5\x2f\xfd" + b"x" * 5000, "is compressed with zstd"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Not found", "is not a tar file: it is HTML, perhaps the error page of a download"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 5000, "is not a tar file: it is a PNG image; give its folder"),
+        (b"PK\x03\x04" + b"x" * 5000, "is not a tar file: it is a ZIP archive; unpack it"),
+        (
+            b"BZh9" + b"x" * 5000,
+            "is not a tar file: it is compressed with bzip2, which is not supported; unpack it with bunzip2",
+        ),
+        (b"\xfd7zXZ\0" + b"x" * 5000, "is not a tar file: it is compressed with xz"),
+        (b"\x28\xb5\x2f\xfd" + b"x" * 5000, "is not a tar file: it is compressed with zstd"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is not a tar file: it is a Git LFS pointer; fetch the file itself with `git lfs pull`",
+        ),
         (b"x" * 5000, "is no tar file, or damaged where it begins"),
         (b"x", "is no tar file"),
         (b"\0" * 10240, "no images; looked for .*; it is empty"),
@@ -543,6 +549,7 @@ def test_long_names_without_end_are_damage(tmp_path: Path) -> None:
         (b"\x1f\x8b", "is cut short: nothing of it can be unpacked"),
         (b"\x1f\x8bxxxxxxxxx", "is damaged: nothing of it can be unpacked"),
         (gzip.compress(b"hello", mtime=0), "is no tar file"),
+        (gzip.compress(b"<html>404</html>", mtime=0), "is not a tar file: it is HTML"),
     ],
 )
 def test_what_is_no_tar_is_refused_by_name(tmp_path: Path, begin: bytes, told: str) -> None:

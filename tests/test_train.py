@@ -153,16 +153,20 @@ def test_spoiled_files_change_nothing_of_the_rest(images: Path, trained: Path, t
     assert not differ(train_small(tmp_path / "mixed", tmp_path / "run"), trained)
 
 
-def test_a_named_pipe_among_the_images_is_left_out_and_listed(tmp_path: Path) -> None:
+def test_a_named_pipe_never_holds_up_a_run(tmp_path: Path) -> None:
     """In processes of their own, which can be ended if they wait for the pipe."""
-    write_good_images(tmp_path / "photos", 40)
+    images = write_good_images(tmp_path / "photos", 40)
     os.mkfifo(tmp_path / "photos" / "camera.jpg")
-    for words in (["info"], ["train", *flags(epochs=1), "--out", str(tmp_path / "run")]):
-        command = [sys.executable, "-m", "deepcluster", words[0], str(tmp_path / "photos"), *words[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "camera.jpg" in done.stdout + done.stderr and "not a regular file" in done.stdout + done.stderr
-    assert unreadable(tmp_path / "run") == {"camera.jpg": "not a regular file"}
+    (tmp_path / "list.txt").write_text("".join(f"photos/{name}\n" for name in [*images, "camera.jpg"]))
+    for data, found in (("photos", "1 special file skipped"), ("list.txt", "a pipe, not a regular file")):
+        run = tmp_path / f"run of {data}"
+        for words in (["info"], ["train", *flags(epochs=1), "--out", str(run)]):
+            command = [sys.executable, "-m", "deepcluster", words[0], str(tmp_path / data), *words[1:]]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+            assert done.returncode == 0, done.stderr
+            assert found in done.stdout + done.stderr
+    assert not (tmp_path / "run of photos" / "unreadable.csv").exists()
+    assert unreadable(tmp_path / "run of list.txt") == {"photos/camera.jpg": "a pipe, not a regular file"}
 
 
 def test_too_many_spoiled_files_are_an_error(tmp_path: Path) -> None:

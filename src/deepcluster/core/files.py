@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.kinds import BEGIN_BYTES, kind_of, stand_in
 
 # Older files that were never renamed belong to processes that were killed.
 ABANDONED_SECONDS = 3600.0
@@ -50,7 +51,20 @@ def check_regular(path: str | Path) -> None:
     """Raise OSError for a named pipe, a socket or a device: opening one may wait forever."""
     mode = os.stat(path).st_mode  # noqa: PTH116
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Reading a folder fails at once.
-        raise OSError("not a regular file")
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(f"{kind}, not a regular file")
+
+
+def check_file(path: str | Path) -> None:
+    """Raise InputError where there is nothing, or what `check_regular` refuses."""
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except OSError as fault:
+        if fault.errno is not None:
+            raise InputError(f"{path} can't be read: {(fault.strerror or str(fault)).lower()}") from None
+        raise InputError(f"{path} is {fault}; it may be read more than once, so write what it gives into a file") from None
 
 
 def read_regular(path: str | Path, start: int = 0, length: int | None = None) -> bytes:
@@ -77,6 +91,14 @@ def read_regular(path: str | Path, start: int = 0, length: int | None = None) ->
         return content
     finally:
         os.close(handle)
+
+
+def begin_of(path: str | Path) -> bytes:
+    """Return the first bytes of a file, as `kind_of` wants them; b"" where it can't be read."""
+    try:
+        return read_regular(path, 0, BEGIN_BYTES)
+    except OSError:
+        return b""
 
 
 def check_new_folder(folder: Path, option: str) -> None:
@@ -230,20 +252,21 @@ def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     import torch
 
+    check_file(path)
     try:
         mapped &= os.fsencode(path) == str(path).encode("utf-8", "replace")  # torch maps no file of another name.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_OLD_NUMBERS):  # type: ignore[arg-type]
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except pickle.UnpicklingError:
-        if zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80":
+    except Exception as fault:  # Damaged files raise a dozen types, from zipfile, struct and torch's reader.
+        begin = begin_of(path)
+        if isinstance(fault, pickle.UnpicklingError) and (zipfile.is_zipfile(path) or begin[:1] == b"\x80"):
             raise InputError(
                 f"{path} holds more than tensors and plain values (pickled code); it is refused, not run"
             ) from None
-        raise InputError(f"{path} is not a checkpoint") from None
-    # Damaged files raise a dozen types, from zipfile, struct and torch's reader.
-    except Exception as fault:
+        if isinstance(fault, pickle.UnpicklingError) or stand_in(begin):
+            raise InputError(f"{path} is not a checkpoint: it is {kind_of(begin)}") from None
         reason = next(iter(str(fault).splitlines()), type(fault).__name__)
         raise InputError(f"{path} can't be read: truncated, damaged or not a checkpoint ({reason})") from None
     return state if isinstance(state, dict) else {}

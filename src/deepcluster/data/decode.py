@@ -7,6 +7,7 @@ import functools
 import io
 import re
 import warnings
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from deepcluster.core.errors import UnreadableImage
+from deepcluster.core.kinds import kind_of
+from deepcluster.data.deep import read_pnm, to_8_bits
 from deepcluster.data.resample import resize
+from deepcluster.data.tiff import read_tiff, tiff_layout
 
 Pixels = NDArray[np.uint8]
 _Decoded = tuple[Pixels, tuple[int, int], int]  # pixels, height and width of the whole image, EXIF orientation
@@ -32,26 +36,9 @@ _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSV
 # The marker of the segments in which a JPEG has its EXIF and XMP; on a header, twice as fast as `in`.
 _find_app1 = re.compile(rb"\xff\xe1").search
 
-# How files begin that have the names of images but no header that a reader accepts: the format, or the whole reason.
-_KINDS = (
-    (rb"\xff\xd8", "JPEG"),
-    (rb"\x89PNG", "PNG"),
-    (rb"GIF8", "GIF"),
-    (rb"RIFF....WEBP", "WEBP"),
-    (rb"....ftypavi[fs]", "AVIF"),
-    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIF"),
-    (rb"II[*+]\x00|MM\x00[*+]", "not supported: TIFF of this pixel type, or damaged; convert it to RGB of 8 or 16 bits"),
-    (rb"\Z", "empty file"),
-    (rb"\x00+\Z", "not an image: only zero bytes"),
-    (rb"version https://git-lfs", "a Git LFS pointer; fetch the images with `git lfs pull`"),
-    (rb"\s*<(!doctype html|html|head|body)", "not an image: HTML, perhaps the error page of a download"),
-    (rb"\s*(<\?xml.*)?<svg", "not supported: SVG drawing"),
-    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "not supported: JPEG 2000"),
-    (rb"%PDF", "not an image: PDF"),
-    (rb"%!PS", "not an image: PostScript"),
-    (rb"PK\x03\x04", "not an image: ZIP archive"),
-    (rb"\x1f\x8b", "not an image: gzip archive"),
-)
+# Formats that are read, by how `kind_of` describes them, and what to do where a reader is missing.
+_NAMES = {f"a {name} image": name for name in ("JPEG", "PNG", "GIF", "WebP", "TIFF")}
+_NAMES |= {"an AVIF image": "AVIF", "a HEIC image": "HEIF"}
 _FIX = {
     "AVIF": "AVIF, which this Pillow was built without; pip install --force-reinstall pillow",
     "HEIF": "HEIC; pip install pillow-heif to read it",
@@ -129,6 +116,21 @@ def _jpeg_header(encoded: bytes) -> tuple[bytes, tuple[int, int, str, str]]:
 
 
 def _decode_any(encoded: bytes, max_pixels: int) -> _Decoded:
+    _prepare_pillow()
+    layout = tiff_layout(encoded)
+    if layout is not None and layout.is_deep:
+        return _to_rgb(read_tiff(encoded, layout, max_pixels)), layout.size, layout.orientation
+    if (deep := read_pnm(encoded, max_pixels)) is not None:
+        return _to_rgb(deep), (deep.height, deep.width), 1
+    try:
+        return _decode_by_pillow(encoded, max_pixels)
+    except UnidentifiedImageError:
+        if layout is None:
+            raise
+        return _to_rgb(read_tiff(encoded, layout, max_pixels)), layout.size, layout.orientation
+
+
+def _decode_by_pillow(encoded: bytes, max_pixels: int) -> _Decoded:
     try:
         with Image.open(io.BytesIO(encoded), formats=_prepare_pillow()) as image:
             width, height = image.size
@@ -137,23 +139,41 @@ def _decode_any(encoded: bytes, max_pixels: int) -> _Decoded:
             if width * height > max_pixels:
                 raise UnreadableImage(f"{width} x {height} pixels is over the limit of {max_pixels:,} pixels")
             image.load()
+            if isinstance(image.info.get("transparency"), tuple) and image.format == "PNG" and encoded[24] == 16:
+                image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
             # The orientation after the pixels, where it may be in a PNG; the size again, since a TIFF may be turned by now.
             return _to_rgb(image), (image.height, image.width), _orientation(image)
-    except ValueError as error:
-        if "MAX_TEXT" not in str(error):
+    except (UnreadableImage, MemoryError, Image.DecompressionBombError):
+        raise
+    except Exception:  # As in `decode`.
+        # Pillow accepts 1 MiB of a text or a colour profile and 64 MiB in all, and refuses one that is damaged.
+        pixels = _without_texts(encoded)
+        if len(pixels) == len(encoded):
             raise
-    return _decode_any(_without_texts(encoded), max_pixels)
+    return _decode_by_pillow(pixels, max_pixels)
 
 
 def _without_texts(png: bytes) -> bytes:
-    """Return a PNG without its texts and its colour profile, of which Pillow accepts 1 MiB each and 64 MiB in all."""
+    """Return a PNG without what says nothing of its pixels or their orientation; any other file as it is."""
+    if not png.startswith(b"\x89PNG"):
+        return png
     kept, at = [png[:8]], 8
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        if png[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+        kind, is_sound = png[at + 4 : at + 8], zlib.crc32(png[at + 4 : end - 4]).to_bytes(4, "big") == png[end - 4 : end]
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (kind == b"eXIf" and is_sound):
             kept.append(png[at:end])
         at = end
     return b"".join(kept)
+
+
+def size_of(encoded: bytes) -> tuple[int, int]:
+    """Return height and width, as stored, of an image that `decode` reads."""
+    layout = tiff_layout(encoded)
+    if layout is not None:
+        return layout.size
+    with Image.open(io.BytesIO(encoded), formats=_prepare_pillow()) as image:
+        return image.height, image.width
 
 
 def _reduce(image_HWC: Pixels, size: tuple[int, int], shorter_side: int | None) -> Pixels:
@@ -193,31 +213,17 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode == "F" or image.mode.startswith("I"):
-        return np.repeat(_to_8_bits(np.asarray(image))[:, :, None], 3, axis=2)
+        values_HW = np.asarray(image)
+        grey_HW = to_8_bits(values_HW)
+        if isinstance(hidden := image.info.get("transparency"), int):
+            grey_HW = np.where(values_HW == hidden, np.uint8(255), grey_HW)
+        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+    if image.mode == "La":  # The only one with transparency that Pillow does not convert to RGBA.
+        image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _to_8_bits(values_HW: NDArray[np.generic]) -> Pixels:
-    """Convert 16-bit, 32-bit and float grey values to 0..255.
-
-    16 bits keep the upper eight. Wider ones have no agreed white: floats within 0..1 are multiplied by 255, values within
-    0..255 stay, and any others are stretched from minimum to maximum.
-    """
-    if values_HW.dtype.kind == "u":
-        return (values_HW.astype(np.uint16) >> 8).astype(np.uint8)
-    finite = values_HW[np.isfinite(values_HW)]
-    if not finite.size:
-        raise UnreadableImage("no pixel holds a finite number")
-    low, high = float(finite.min()), float(finite.max())
-    values = np.nan_to_num(values_HW.astype(np.float64), nan=low, posinf=high, neginf=low)
-    if values_HW.dtype.kind == "f" and low >= 0 and high <= 1:
-        values *= 255
-    elif low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low) if high > low else 0.0)
-    return np.rint(values).astype(np.uint8)
 
 
 def _decode_array(array: Pixels) -> Pixels:
@@ -239,8 +245,9 @@ def _reason(encoded: bytes, error: Exception) -> str:
     # Python's, Pillow's or torch's, which has no type for it.
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "DefaultCPUAllocator" in str(error):
         what = "it"
-        with suppress(Exception), Image.open(io.BytesIO(encoded), formats=_prepare_pillow()) as image:
-            what = f"{image.width} x {image.height} pixels"
+        with suppress(Exception):
+            height, width = size_of(encoded)
+            what = f"{width} x {height} pixels"
         return f"not enough memory to decode {what}"
     if _claimed_size(encoded) > len(encoded) or isinstance(error, EOFError) or "truncated" in message.lower():
         return f"truncated: the file ends after {len(encoded):,} bytes, before the image does"
@@ -250,7 +257,9 @@ def _reason(encoded: bytes, error: Exception) -> str:
 
 
 def _claimed_size(encoded: bytes) -> int:
-    """Return the size that a WebP, AVIF or HEIC file says that it has, 0 for other files."""
+    """Return the size that a TIFF, WebP, AVIF or HEIC file says that it has, 0 for other files."""
+    if layout := tiff_layout(encoded):
+        return layout.end
     if re.match(rb"RIFF....WEBP", encoded, re.DOTALL):
         return int.from_bytes(encoded[4:8], "little") + 8
     end, box = 0, 8 if encoded[4:8] == b"ftyp" else 0
@@ -262,12 +271,14 @@ def _claimed_size(encoded: bytes) -> int:
 
 def _kind_of(encoded: bytes) -> str:
     """Name what was found in place of an image."""
-    for pattern, kind in _KINDS:
-        if re.match(pattern, encoded, re.DOTALL | re.IGNORECASE):
-            if kind in _prepare_pillow():
-                return f"damaged: it starts like a {kind} file, but has no header that can be read"
-            return f"not supported: {_FIX.get(kind, kind)}" if kind in _FORMATS else kind
-    text = encoded[:512].decode("utf-8", "replace").removesuffix("\ufffd")  # The last character may be cut in two.
-    if text and "\ufffd" not in text and all(character.isprintable() or character.isspace() for character in text):
-        return "not an image: text"
-    return f"not an image: unknown format (starts with {encoded[:4].hex(' ')})"
+    kind = kind_of(encoded)
+    name = _NAMES.get(kind, "")
+    if not encoded:
+        return "empty file"
+    if name == "TIFF":
+        return "not supported: TIFF of this kind, or damaged; convert it to RGB of 8 or 16 bits"
+    if name.upper() in _prepare_pillow():
+        return f"damaged: it starts like a {name} file, but has no header that can be read"
+    if name:
+        return f"not supported: {_FIX[name]}"
+    return kind if " pointer; " in kind else f"not an image: {kind}"

@@ -4,7 +4,6 @@ S images of a sample.
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import are, count_of
-from deepcluster.data.decode import decode
+from deepcluster.data.decode import decode, size_of
 from deepcluster.data.loader import Loader, image_threads
 from deepcluster.data.sources.image_source import ImageSource
 
@@ -124,8 +122,7 @@ def _look(source: ImageSource, whole: bool, index: int) -> Look:
         return Look(str(fault), digest=digest)
     sides = (content if isinstance(content, np.ndarray) else image_HWC).shape[:2]
     if not whole and not isinstance(content, np.ndarray):
-        with Image.open(io.BytesIO(content)) as image:
-            sides = image.size[::-1]
+        sides = size_of(content)
     return Look(None, sides, bool((image_HWC == image_HWC[..., :1]).all()), digest)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import load_tensors
+from deepcluster.core.files import begin_of, check_file, load_tensors
+from deepcluster.core.kinds import stand_in
 from deepcluster.models.trunk import Trunk
 
 TORCH_FILES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
@@ -48,8 +49,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if file is None:
             raise InputError(f"{path} is a folder without weights: it has none of {', '.join(IN_FOLDERS)}")
         path = file
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
+    check_file(path)
     if path.suffix == SAFETENSORS:
         try:
             from safetensors import SafetensorError
@@ -59,6 +59,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         try:
             found: dict[str, Tensor] = load_file(path)
         except (SafetensorError, OSError) as fault:
+            if found_instead := stand_in(begin_of(path)):
+                raise InputError(f"{path} is not a safetensors file: it is {found_instead}") from None
             raise InputError(f"{path} can't be read: truncated, damaged or not safetensors ({fault})") from None
         if not found:
             raise InputError(f"{path} holds no weights of a network")

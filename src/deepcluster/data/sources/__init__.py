@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from deepcluster.core.addresses import expand, host_of, is_address, path_of, shown
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.files import usual_cache_folder
+from deepcluster.core.files import check_file, usual_cache_folder
 from deepcluster.core.retry import tell_troubles_to
 from deepcluster.data.sources.arrays import ArraySource
 from deepcluster.data.sources.files import IMAGE_ENDINGS
@@ -140,6 +140,7 @@ class _Opener:
             with suppress(OSError):
                 near = did_you_mean(path.name, (other.name for other in islice(path.parent.iterdir(), 1000)))
             raise InputError(f"{data} does not exist{near}; looked in {path.absolute().parent}")
+        check_file(path)
         if path.suffix.lower()[1:] in IMAGE_ENDINGS:
             raise InputError(f"{data} is a single image; give its folder, or a list of images (.txt, .csv)")
         return self._files(data, [path])

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_regular, file_stamp
+from deepcluster.core.files import begin_of, check_regular, file_stamp
+from deepcluster.core.kinds import kind_of
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
 
@@ -61,6 +62,9 @@ def _read_arrays(file: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
             images = next((arrays[lower[key]] for key in _IMAGE_KEYS if key in lower), None)
             labels = next((arrays[lower[key]] for key in _LABEL_KEYS if key in lower), None)
     except Exception as error:  # Damaged archives raise a dozen types, from zipfile, zlib, struct and NumPy.
+        begin = begin_of(file)
+        if begin and not begin.startswith((b"\x93NUMPY", b"PK", b"\x80")):
+            raise InputError(f"{file} is not a NumPy file: it is {kind_of(begin)}") from error
         if "allow_pickle" in str(error) or "pickled" in str(error):
             raise InputError(
                 f"{file} holds Python objects, which could run code when loaded; save the images as one uint8 array"

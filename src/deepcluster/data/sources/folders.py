@@ -28,6 +28,8 @@ class FolderSource(FileSource):
             notes.append(f"labels from {count_of(len(set(classes.values())), 'class folder')} (used for diagnostics only)")
         if listing.others:
             notes.append(f"{count_of(listing.others.total(), 'other file')} skipped ({endings_of(listing.others)})")
+        if listing.special:
+            notes.append(f"{count_of(listing.special, 'special file')} skipped (pipes, sockets or devices)")
         if listing.closed:
             notes.append(f"{count_of(listing.closed, 'folder')} could not be opened")
         super().__init__(root, listing.names, labels, describe_files(len(listing.images), listing.endings, notes))
@@ -52,6 +54,7 @@ def open_folder(folder: Path, *, on_found: Callable[[int], None] = lambda so_far
     listing = scan(folder.absolute(), on_found)
     if not len(listing.names):
         found = [f"found only {endings_of(listing.others)}"] if listing.others else []
+        found += [f"{count_of(listing.special, 'special file')} (pipes, sockets or devices)"] if listing.special else []
         found += [f"{count_of(listing.closed, 'folder')} could not be opened"] if listing.closed else []
         found = ["looked for " + endings_of(IMAGE_ENDINGS), *(found or ["it is empty"])]
         raise NoImages(f"{folder} holds no images: {'; '.join(found)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from deepcluster.core.addresses import host_of, is_address, is_web, path_of, shown
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import read_regular
+from deepcluster.core.kinds import stand_in
 from deepcluster.core.names import PackedNames
 from deepcluster.core.text import count_of
 from deepcluster.data.sources.files import FileSource, count_endings, describe_files
@@ -41,8 +42,13 @@ def open_list(place: str | Path, blocks: BlockStore) -> ImageSource:
     at = place if isinstance(place, str) else None
     file = shown(str(place))
     try:
-        text = (read_whole(place) if isinstance(place, str) else read_regular(place)).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_whole(place) if isinstance(place, str) else read_regular(place)
+        if found := stand_in(content):
+            raise InputError(f"{file} is not a list of images: it is {found}")
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {(error.strerror or str(error)).lower()}") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"{file} can't be read as UTF-8 text: {error}") from error
     pairs, notes = parse_pairs(text, file if at is None else path_of(at))
     if not pairs:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepcluster.core.errors import InputError, UnreadableImage
+from deepcluster.core.kinds import BEGIN_BYTES, kind_of
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource, place_of
 from deepcluster.data.sources.tables import DAMAGES, Table, TableSource, check_unchanged, find_columns, reason
@@ -154,15 +155,13 @@ def _row_group(file: str, stamp: str, number: int, n_bytes: int) -> _RowGroup:
 
 def _open_fault(file: StoredFile, error: Exception) -> str:
     """Say what is wrong with a file that can't be opened as Parquet."""
-    where, start, end = file.where(), file.read(0, 24), file.read(max(0, file.size - 4), 4)
+    where, start, end = file.where(), file.read(0, BEGIN_BYTES), file.read(max(0, file.size - 4), 4)
     if not file.size:
         return f"{where} is empty"
-    if start.startswith(b"version https://git-lfs"):
-        return f"{where} is a Git LFS pointer; fetch the table itself with `git lfs pull`"
     if end == b"PARE" or "encrypt" in str(error).lower() or "decrypt" in str(error).lower():
         return f"{where} is encrypted; write it without encryption"
     if not start.startswith(b"PAR1"):
-        return f"{where} is not a Parquet file, whatever its name: it begins with {start[:12]!r}"
+        return f"{where} is not a Parquet file: it is {kind_of(start)}"
     if end != b"PAR1":
         return f"{where} is cut off: the end of the Parquet file is missing; copy or download it again"
     return f"{where} is damaged ({reason(error)}); copy or download it again"

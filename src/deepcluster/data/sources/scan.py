@@ -30,6 +30,7 @@ class Listing:
     stamps: dict[str, Stamp | None] = field(default_factory=dict)
     endings: Counter[str] = field(default_factory=Counter)  # Of the images.
     others: Counter[str] = field(default_factory=Counter)  # Endings of the other files.
+    special: int = 0  # Number of pipes, sockets and devices that have the name of an image.
     closed: int = 0  # Number of folders that could not be opened.
     settled: bool = True  # Whether any later change must show in the stamps.
 
@@ -97,16 +98,20 @@ def _names(folder: Path, path: str, listing: Listing) -> Iterator[list[str]]:
                 name = entry.name
                 if name[0] == "." or name == "__MACOSX":
                     continue
-                try:
-                    is_folder = entry.is_dir()
-                except OSError:  # A link to itself, or to a place without permission.
-                    is_folder = False
                 _, dot, ending = name.rpartition(".")
+                is_image = dot and ending.lower() in IMAGE_ENDINGS
+                try:
+                    is_regular = is_image and entry.is_file()
+                    is_folder = not is_regular and entry.is_dir()
+                except OSError:  # A link to itself, or to a place without permission.
+                    is_regular = is_folder = False
                 if is_folder:
                     names.append(name + "/")
-                elif dot and ending.lower() in IMAGE_ENDINGS:
+                elif is_image and (is_regular or entry.is_symlink()):
                     names.append(name)
                     listing.endings[ending] += 1
+                elif is_image:
+                    listing.special += 1
                 else:
                     listing.others[ending if dot else ""] += 1
                     if entry.is_symlink():  # Perhaps to a disk that is not mounted at the moment.

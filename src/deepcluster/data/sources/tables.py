@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.files import file_stamp
+from deepcluster.core.kinds import BEGIN_BYTES, stand_in
 from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import JoinedSource
@@ -166,6 +167,8 @@ class MappedStream:
                 table = pa.ipc.open_stream(mapped).read_all()
         except DAMAGES as error:
             what = f"{where} can't be read as an Arrow stream ({reason(error)})"
+            if found := stand_in(self.file.read(0, BEGIN_BYTES)):
+                raise InputError(f"{where} is not an Arrow file: it is {found}") from error
             raise InputError(f"{what}; save the dataset again") from error
         # A stream that is cut between two batches reads like a whole one.
         if self.file.read(0, 4) == end[:4] and self.file.read(self.file.size - len(end), len(end)) != end:

@@ -4,7 +4,6 @@ N images. Classes are those of WebDataset (`000.jpg` beside `000.cls` or `000.js
 """
 
 import json
-import re
 import tarfile
 import zlib
 from collections import Counter
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from deepcluster.core.errors import DeepClusterError, InputError
 from deepcluster.core.files import write_cached
+from deepcluster.core.kinds import BEGIN_BYTES, kind_of
 from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 from deepcluster.data.storage import StoredFile
@@ -28,16 +28,14 @@ _LABEL_KEYS = ("label", "class", "target")
 _LARGEST_HEADER = 1 << 24  # Names and PAX records; a damaged length must not fill the memory.
 _REPORT_MEMBERS = 1_000
 
-# What users really have under the name of a tar file, by how it begins.
-_NOT_TARS = (
-    (rb"BZh", "is compressed with bzip2, which is not supported; unpack it with bunzip2, or use gzip"),
-    (rb"\xfd7zXZ", "is compressed with xz, which is not supported; unpack it with unxz, or use gzip"),
-    (rb"\x28\xb5\x2f\xfd", "is compressed with zstd, which is not supported; unpack it with unzstd, or use gzip"),
-    (rb"PK\x03\x04", "is a ZIP archive, no tar file; unpack it and give the folder"),
-    (rb"version https://git-lfs", "is a Git LFS pointer, no tar file; fetch the data with `git lfs pull`"),
-    (rb"\s*<(!doctype html|html|head|body)", "holds HTML, no tar file: perhaps the error page of a download"),
-    (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP", "is a single image, no tar file; give its folder, or a list of images"),
-)
+# What to do with what is no tar file, by how `kind_of` describes it.
+_ADVICE = {
+    "compressed with bzip2": ", which is not supported; unpack it with bunzip2, or use gzip",
+    "compressed with xz": ", which is not supported; unpack it with unxz, or use gzip",
+    "compressed with zstd": ", which is not supported; unpack it with unzstd, or use gzip",
+    "a ZIP archive": "; unpack it and give the folder",
+    "a Parquet file": "; give it the ending .parquet",
+}
 
 
 @dataclass
@@ -140,10 +138,13 @@ def _open(file: StoredFile, window: "Window") -> tarfile.TarFile:
     except (DeepClusterError, MemoryError):  # Nothing is wrong with the tar.
         raise
     except Exception as error:  # Not a list of types: on spoiled headers `tarfile` was seen to raise several.
-        begin = file.read(0, 512)
-        known = (what for pattern, what in _NOT_TARS if re.match(pattern, begin, re.IGNORECASE | re.DOTALL))
-        unknown = f"is no tar file, or damaged where it begins ({error}); download or make it again"
-        raise InputError(f"{file.where()} {next(known, unknown)}") from error
+        kind = kind_of(file.read(0, BEGIN_BYTES))
+        what = f"is not a tar file: it is {kind}{_ADVICE.get(kind, '')}"
+        if kind == "text" or kind.startswith("of an unknown format"):
+            what = f"is no tar file, or damaged where it begins ({error}); download or make it again"
+        if kind.endswith(" image"):
+            what += "; give its folder, or a list of images"
+        raise InputError(f"{file.where()} {what}") from error
     tar.offset = 0
     return tar
 
