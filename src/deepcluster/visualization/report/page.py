@@ -134,6 +134,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh_s
         styles=[Markup(text) for text in dict.fromkeys(styles)],
         refresh_seconds=refresh_seconds,
     )
+    text = printable(text)  # A title or an address of the data may have bytes that are not UTF-8.
     write_whole(path, text)
     return len(text.encode())
 
