@@ -155,6 +155,8 @@ def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, 
         say_plan(plan, loop.method.describe_memory())
         if plan.state is not None:
             reporter.say(f"resuming with epoch {loop.epoch}, batch {loop.batch}")
+            for lost in folder.lost_results(loop.epoch - 1):
+                reporter.warn(f"{folder.path}: {lost}; weights and clusters are whole, and the run continues")
         folder.drop_metrics_from(loop.epoch)
         if board is not None:
             board.begin(folder.path, loop.epoch, folder.read_metrics())
