@@ -5,8 +5,17 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
-from deepcluster.core.files import write_cached, write_whole, written_beside
+from deepcluster.core.files import (
+    load_tensors,
+    read_table,
+    save_tensors,
+    write_cached,
+    write_table,
+    write_whole,
+    written_beside,
+)
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -32,6 +41,17 @@ def test_each_thread_writes_its_own_file_of_the_cache_and_a_run_replaces_what_a_
     write_whole(tmp_path / "b", "ü\n")
     assert (tmp_path / "b").read_bytes() == b"\xc3\xbc\n"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """As of old disks; Arrow, and torch for files that it maps, take no such names."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    save_tensors(folder / "a.pt", {"rows": torch.ones(3), "from": str(folder)})
+    for mapped in (False, True):
+        assert load_tensors(folder / "a.pt", mapped=mapped)["from"] == str(folder)
+    write_table({"name": ["a"], "cluster": [1]}, folder / os.fsdecode(b"\xe8.parquet"))
+    assert read_table(folder / os.fsdecode(b"\xe8.parquet"), ["cluster"]).to_pydict() == {"cluster": [1]}
 
 
 def test_the_cache_is_written_where_it_can_be(tmp_path: Path) -> None:

@@ -627,3 +627,10 @@ def test_a_million_images_in_ten_thousand_clusters(visit: Any, tmp_path: Path, c
     assert page.locator("*").count() < 3000
     with capsys.disabled():
         print({what: f"{milliseconds:.0f} ms" for what, milliseconds in took.items()})
+
+
+def test_a_title_with_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
+    size = write_page(tmp_path / "page.html", "caf\udce9", [])
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "caf\\xe9" in text
+    assert size == len(text.encode())

@@ -64,7 +64,7 @@ def train(
     """Learn features and clusters of the images of `data`, as `deepcluster train` does.
 
     Args:
-        data: a folder, list, table or array of images, or several of these (docs/data.md).
+        data: a folder, list, table or array file of images, or several of these in any collection (docs/data.md).
         out: the run folder; `runs/NAME-OF-DATA` by default.
         resume: continue the run in `out`, or begin it where there is none.
         overwrite: delete the run in `out` first.

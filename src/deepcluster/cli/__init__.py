@@ -194,7 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         open_standard_files()
     words = sys.argv[1:] if arguments is None else list(arguments)
     with safe_streams() as outputs:
-        status = _run(words) or _check_output(words, outputs[0])
+        try:
+            cli.main(words, prog_name="deepcluster", standalone_mode=False)
+            status = _check_output(words, outputs[0])
+        except (Exception, KeyboardInterrupt) as fault:
+            status = _failed(fault, words)
     if arguments is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Nothing is left that could be interrupted.
         gc.freeze()  # Python would look through all that torch has made once more, for seconds on a busy machine.
@@ -203,21 +207,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(arguments: list[str]) -> int:
-    """Run a command; print its error, and return the exit status."""
-    verbose = "--verbose" in arguments or "-v" in arguments
-    try:
-        cli.main(arguments, prog_name="deepcluster", standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as fault:
-        # True in a process that `torchrun` started and that is not the first.
-        is_follower = started_ranks() > 1 and int(os.environ.get("RANK", "0")) > 0
-        if is_follower and isinstance(fault, Interrupted | KeyboardInterrupt):
-            return 130
-        # Once one process has reported its error, `torchrun` ends the others. The first process should report an error that
-        # all have; a process that only lost another one knows the least.
-        time.sleep(TURN_SECONDS * (2 if isinstance(fault, LostProcess) else int(is_follower)))
-        return _report(fault, verbose)
-    return 0
+def _failed(fault: BaseException, arguments: list[str]) -> int:
+    """Print the error of a command; return the exit status."""
+    # True in a process that `torchrun` started and that is not the first.
+    is_follower = started_ranks() > 1 and int(os.environ.get("RANK", "0")) > 0
+    if is_follower and isinstance(fault, Interrupted | KeyboardInterrupt):
+        return 130
+    # Once one process has reported its error, `torchrun` ends the others. The first process should report an error that
+    # all have; a process that only lost another one knows the least.
+    time.sleep(TURN_SECONDS * (2 if isinstance(fault, LostProcess) else int(is_follower)))
+    return _report(fault, "--verbose" in arguments or "-v" in arguments)
 
 
 def _check_output(arguments: list[str], output: Output) -> int:

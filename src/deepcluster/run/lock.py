@@ -129,14 +129,28 @@ class RunLock(Lock):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder.path / IN_USE, folder.ranks, doing=f"{folder.path} is being trained", other="folder")
         self.folder = folder
+        self._unchanged: os.stat_result | None = None  # What the folder was before the lock, until the training begins.
 
     def acquire(self, tell: Callable[[str], object], *, new: bool = True) -> None:
         """Lock the folder, as `Lock.acquire`; `new`: make it if there is none, else leave what is no run as it is."""
         if self.ranks.is_main and new:
             self.folder.path.mkdir(parents=True, exist_ok=True)
+        elif self.ranks.is_main:
+            with suppress(OSError):
+                self._unchanged = self.folder.path.stat()
+        if new:
+            self._unchanged = None
         is_there = self.ranks.is_main and (new or self.folder.is_run() or self.path.exists())
         if self.ranks.from_main(lambda: is_there):
             super().acquire(tell)
+
+    def close(self) -> None:
+        """Release the lock; a folder in which nothing was begun is as it was."""
+        had_lock = self._handle is not None
+        super().close()
+        if had_lock and self._unchanged is not None:
+            with suppress(OSError):
+                os.utime(self.folder.path, ns=(self._unchanged.st_atime_ns, self._unchanged.st_mtime_ns))
 
 
 def _lock(handle: int) -> bool | None:

@@ -81,7 +81,6 @@ def train(
                 else nullcontext() as board
             ):
                 _begin(plan, loop, lock, board, overwrite=overwrite)
-                interruption.advice = RESUME
                 first = loop.epoch
                 while loop.epoch <= plan.settings.epochs:
                     n_unreadable = len(plan.loader.unreadable)
@@ -129,10 +128,11 @@ def _loop(plan: Plan) -> Loop:
     parts = (plan.trunk, plan.loader, plan.settings, plan.machine, plan.work)
     is_v2 = plan.settings.method == "deepcluster-v2"
     method: Method = DeepClusterV2(*parts) if is_v2 else DeepCluster(*parts, plan.memory())
-    loop = Loop(method, lambda: plan.folder.save_checkpoint(_checkpoint(loop)), plan.source.labels_N)
+    loop = Loop(method, lambda: _save(plan, loop), plan.source.labels_N)
     try:
         if plan.state is not None:
             loop.load_state_dict(plan.state)
+            plan.work.interruption.advice = RESUME
     except (RuntimeError, ValueError, KeyError, TypeError) as fault:
         reason = str(fault).splitlines()[-1].strip()
         raise InputError(f"{plan.folder.last} does not hold the state of this run: {reason}") from None
@@ -155,6 +155,8 @@ def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, 
         say_plan(plan, loop.method.describe_memory())
         if plan.state is not None:
             reporter.say(f"resuming with epoch {loop.epoch}, batch {loop.batch}")
+            for lost in folder.lost_results(loop.epoch - 1):
+                reporter.warn(f"{folder.path}: {lost}; weights and clusters are whole, and the run continues")
         folder.drop_metrics_from(loop.epoch)
         if board is not None:
             board.begin(folder.path, loop.epoch, folder.read_metrics())
@@ -184,7 +186,7 @@ def _record_epoch(
         if board is not None:
             board.after_epoch(metrics, loop.method.current, plan.loader.images)
     keep = settings.checkpoint_every and epoch % settings.checkpoint_every == 0
-    folder.save_checkpoint(_checkpoint(loop), keep_as_epoch=epoch if keep or epoch == 1 else None)
+    _save(plan, loop, keep_as_epoch=epoch if keep or epoch == 1 else None)
 
 
 def _finish(plan: Plan, loop: Loop, board: TensorBoard | None) -> None:
@@ -212,6 +214,11 @@ def _points(plan: Plan, space: Space, images: list[int]) -> tuple[Tensor, Tensor
         indices.append(indices_B)
         points.append(space.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
     return torch.cat(indices), torch.cat(points)
+
+
+def _save(plan: Plan, loop: Loop, *, keep_as_epoch: int | None = None) -> None:
+    plan.folder.save_checkpoint(_checkpoint(loop), keep_as_epoch=keep_as_epoch)
+    plan.work.interruption.advice = RESUME  # There is a state now.
 
 
 def _checkpoint(loop: Loop) -> dict[str, Any]:

@@ -159,8 +159,6 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
                     loader.unreadable.update({index[row["name"]]: row["reason"] for row in csv.DictReader(file)})
             folder.check_state()
             state = _saved_state(folder, saved, len(source)) if folder.last.is_file() else None
-            for lost in folder.lost_results(state["epoch"] - 1) if state is not None else ():
-                warn(f"{folder.path}: {lost}; weights and clusters are whole, and the run continues")
             trunk = make_run_trunk(saved)
         if state is None and settings.init is not None:  # Start from these weights instead of random ones.
             from deepcluster.models.weights import read_weights, take_weights

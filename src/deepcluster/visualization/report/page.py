@@ -134,8 +134,9 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh_s
         styles=[Markup(text) for text in dict.fromkeys(styles)],
         refresh_seconds=refresh_seconds,
     )
-    write_whole(path, text)
-    return len(text.encode())
+    page = printable(text)  # A title or an address of the data may have bytes that are not UTF-8.
+    write_whole(path, page)
+    return len(page.encode())
 
 
 def needs_report_extra() -> None:
