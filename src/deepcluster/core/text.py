@@ -1,12 +1,28 @@
 """Names and numbers as users read them."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 
 def printable(name: str) -> str:
     r"""Return a name that can be printed and saved: bytes that are not UTF-8, as old archives hold, become `\xe9`."""
     return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def as_line(name: str) -> str:
+    """Return a name as one line of a list; one that a list can't hold as it is becomes a JSON string."""
+    plain = name.isprintable() and name == name.strip() and name[:1] not in ("", '"', "'", "#")
+    return name if plain else json.dumps(name)
+
+
+def of_line(line: str) -> str:
+    """Return the name that `as_line` has written."""
+    if line.startswith('"'):
+        with suppress(ValueError):
+            return str(json.loads(line))
+    return line
 
 
 def distinct(names: Sequence[str], *, before_ending: bool = True) -> list[str]:
