@@ -149,10 +149,8 @@ def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="all images lie in one folder, cat: that is one class"):
         open_train_val(tmp_path)
     for part in ("train", "val"):
-        (tmp_path / f"{part}.csv").write_text(f"path,label\n{part}/cat/{1 + (part == 'val')}.jpg,cat\n")
-    for part in ("train", "val"):
-        (tmp_path / part).rename(tmp_path / f"_{part}")
-        (tmp_path / f"{part}.csv").write_text(f"path,label\n_{part}/cat/{1 + (part == 'val')}.jpg,cat\n")
+        (tmp_path / part).rename(tmp_path / f"images {part == 'val'}")
+        (tmp_path / f"{part}.csv").write_text(f"path,label\nimages {part == 'val'}/cat/{1 + (part == 'val')}.jpg,cat\n")
     with pytest.raises(InputError, match="all images are of one class, cat: there is nothing to tell apart"):
         open_train_val(tmp_path)
 
@@ -247,7 +245,7 @@ def test_results_that_can_not_be_written_are_printed_all_the_same(trained: Path,
     ]
     done = subprocess.run([*command, "--workers", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout and "Traceback" not in done.stderr
+    assert "knn of" in done.stdout and "Traceback" not in done.stderr
     assert f"the results can't be written to {run}/evaluation/knn.json" in done.stdout + done.stderr
 
 

@@ -140,7 +140,12 @@ class RunFolder:
         """Write unreadable.csv, `name, reason`, if there are any."""
         if reasons:
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([("name", "reason"), *sorted(reasons.items())])
+            for row in [
+                ("name", "reason"),
+                *sorted(reasons.items()),
+            ]:  # Python 3.11 quotes no carriage return itself.
+                quoting = csv.QUOTE_ALL if "\r" in "".join(row) else csv.QUOTE_MINIMAL
+                csv.writer(text, lineterminator="\n", quoting=quoting).writerow(row)
             write_whole(self.unreadable, text.getvalue())
 
     def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:

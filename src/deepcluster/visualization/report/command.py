@@ -41,7 +41,7 @@ def report(
     """Make one self-contained HTML page, as `deepcluster report` does.
 
     Args:
-        path: a run folder, or a table of embeddings or of clusters: a Parquet file, or a folder of them.
+        path: a run folder, or a table of embeddings or of clusters: Parquet (a file or a folder of them), text or NumPy.
         data: where the images are; of a run by default where they were when it was started. Without images the page shows
             only names.
         out: the page; RUN/report.html, or TABLE.report.html beside a table, by default.
