@@ -1,5 +1,6 @@
 """Folders of real life: what systems and this program put between the images of a folder, and how data sets are laid out."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.text import as_line, of_line
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation.datasets.labelled import open_train_val
+from deepcluster.run.folder import RunFolder
 from deepcluster.run.tables import _link_name
 
 QUIET = Reporter(quiet=True)
@@ -135,6 +137,7 @@ def test_parts_of_a_data_set_by_any_name(tmp_path: Path, parts: tuple[str, str],
         (["cats/1.jpg", "cats/2.jpg"], "no labels (all images lie in one folder, cats: that is one class)"),
         (["cat/1.jpg", "dog/2.jpg", "3.jpg"], "images lie directly in the top folder, beside folders such as cat"),
         (["train/cat/1.jpg", "val/2.jpg"], "images lie directly in val/, beside folders such as cat"),
+        (["images/1.jpg", "labels.csv"], "no labels (labels.csv may have some: give it as DATA to use them), 1 other file"),
         (["images/train/1.jpg", "images/val/2.jpg", "labels/train/1.txt"], "2 images in 2 folders (.jpg 2), 1 other file"),
     ],
 )
@@ -166,6 +169,15 @@ def test_a_name_is_one_line_and_comes_back(name: str) -> None:
     assert len(line.splitlines()) == 1
     assert of_line(line) == name
     assert (line == name) == (name in ("a.jpg", "a b.jpg", "é\\n.jpg"))
+
+
+def test_names_with_line_breaks_in_the_table_of_unreadable_images(tmp_path: Path) -> None:
+    reasons = {name: f"of {name!r}" for name in ("a\nb.jpg", "c\rd.jpg", "e\r\nf", 'g"h, i', "j\u2028k", "l.jpg")}
+    folder = RunFolder(tmp_path)
+    folder.write_unreadable(reasons)
+    with folder.unreadable.open(newline="", encoding="utf-8") as file:
+        assert {row["name"]: row["reason"] for row in csv.DictReader(file)} == reasons
+    assert folder.unreadable.read_bytes().endswith(b"\nl.jpg,of 'l.jpg'\n")
 
 
 def test_names_of_links_have_at_most_255_bytes_and_keep_their_endings() -> None:

@@ -70,8 +70,16 @@ def test_clusters_of_any_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "clusters are numbered in the order of their names: 0 = c0, 1 = c1, 2 = c2, 3 = c3" in capsys.readouterr().out
 
 
+def test_two_numbered_columns_may_be_anything(tmp_path: Path) -> None:
+    boxes = pd.DataFrame({"name": NAMES, "cluster": KINDS, "x1": 0.0, "x2": 1.0, "y1": 0.0, "y2": 1.0})
+    boxes.to_csv(tmp_path / "t.csv", index=False)
+    boxes.to_parquet(tmp_path / "t.parquet")
+    for file in ("t.csv", "t.parquet"):
+        assert read(tmp_path / file).points_MP.shape == (0, 0)
+
+
 def test_missing_values_of_text(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("name,f0,f1,label\na,1,2,x\nb,nan,3,\nc,,4,NaN\nd,5,6,y\n")
+    (tmp_path / "t.csv").write_text("name,emb_0,emb_1,label\na,1,2,x\nb,nan,3,\nc,,4,NaN\nd,5,6,y\n")
     collection = read(tmp_path / "t.csv", clusters=1)
     assert sorted(collection.unreadable) == ["b", "c"]
     assert collection.label_N is not None and collection.label_N.tolist() == [0, -1, -1, 1]

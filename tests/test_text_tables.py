@@ -40,7 +40,7 @@ def rows(head: str, sep: str = ",", end: str = "\r\n") -> str:
         (('"sep=|"\n' + rows("path|label", "|", "\n")).encode(), "csv"),
         (rows("path|label", "|").encode(), "csv"),
         (rows("path\tlabel", "\t", "\r").encode(), "tsv"),
-        (("\n\r\n\n" + rows("path,label")).encode(), "csv"),
+        (("\n \r\n\n" + rows("path,label")).encode(), "csv"),
         (rows("path,label").replace('"', "").encode(), "csv"),  # A comma in a name that is not quoted.
         (rows("path,label,").replace("\r\n", ",\r\n").replace(",,", ",").encode(), "csv"),  # A delimiter at the end.
         (rows("path;label", ";").encode(), "txt"),  # A table under the name of a list.

@@ -26,9 +26,8 @@ from deepcluster.data.sources.lists import open_list
 from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.sources.remote_files import RemoteImages
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
-from deepcluster.data.sources.scan import HOLDERS
+from deepcluster.data.sources.scan import HOLDERS, TABLES
 from deepcluster.data.sources.shards import open_shards
-from deepcluster.data.sources.text_tables import TABLES
 from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import find_addresses, open_files

@@ -35,6 +35,9 @@ class FolderSource(FileSource):
     def __init__(self, root: Path, listing: Listing) -> None:
         notes, labels = [], None
         classes, why = classes_of(listing.images)
+        if not classes and listing.tables:  # As `images/` beside `labels.csv`.
+            hint = f"{printable(listing.tables[0])} may have some: give it as DATA to use them"
+            why = f"{why}; {hint}".removeprefix("; ")
         if classes:
             labels = chain.from_iterable(repeat(classes[folder], count) for folder, count in listing.images.items())
             notes.append(f"labels from {count_of(len(set(classes.values())), 'class folder')} (used for diagnostics only)")

@@ -19,10 +19,9 @@ from deepcluster.data.sources.files import FileSource, count_endings, describe_f
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.labels import NoLabels, class_names, notes_on
 from deepcluster.data.sources.remote_files import RemoteImages
-from deepcluster.data.sources.scan import scan
+from deepcluster.data.sources.scan import TABLES, scan
 from deepcluster.data.sources.text_tables import (
     PATHS,
-    TABLES,
     decode,
     labelled_lines,
     of_windows,

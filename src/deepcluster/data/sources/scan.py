@@ -16,6 +16,7 @@ Stamp = tuple[int, int, int, int]  # Device, inode, times of the last change of 
 # The coarsest file systems (FAT) count folder times in steps of 2 seconds: a file that is added within the same step as
 # the folder's last change, but after it was read, leaves no trace.
 _SETTLED_NS = 2 * 10**9
+TABLES = (".csv", ".tsv", ".jsonl")
 HOLDERS = (".tar", ".tar.gz", ".tgz", ".parquet")  # which hold many image files
 # Bins, thumbnails and backups of systems and storage boxes, in small letters. Names that begin with a dot are left out, too.
 SYSTEM_NAMES = frozenset(
@@ -40,6 +41,7 @@ class Listing:
     endings: Counter[str] = field(default_factory=Counter)  # Of the images.
     others: Counter[str] = field(default_factory=Counter)  # Endings of the other files.
     holders: list[str] = field(default_factory=list)  # Paths of tar and Parquet files.
+    tables: list[str] = field(default_factory=list)  # Names of tables at the top, which may hold labels.
     system: Counter[str] = field(default_factory=Counter)  # Names of `SYSTEM_NAMES` and of hidden folders, and ".*".
     ours: list[str] = field(default_factory=list)  # Paths of the folders that this program has written.
     closed: int = 0  # Number of folders that could not be opened.
@@ -107,6 +109,7 @@ class _Folder:
         self.names: list[str] = []  # Of images and of subfolders, with a slash.
         self.endings, self.others, self.system = Counter[str](), Counter[str](), Counter[str]()
         self.holders: list[str] = []
+        self.tables: list[str] = []
         self.links: list[str] = []  # Perhaps to disks that are not mounted at the moment.
         self.is_closed = self.is_marked = self.has_config = False  # `has_config`: of a run
 
@@ -149,6 +152,8 @@ class _Folder:
     def _add_other(self, entry: os.DirEntry[str]) -> None:
         if entry.name.lower().endswith(HOLDERS):
             self.holders.append(entry.name)
+        if entry.name.lower().endswith(TABLES):
+            self.tables.append(entry.name)
         self.has_config |= entry.name == "config.json"
         if entry.is_symlink():
             self.links.append(entry.name)
@@ -168,6 +173,7 @@ class _Folder:
         ):
             counts.update(more)
         listing.holders += sorted(path + name for name in self.holders)
+        listing.tables += [] if path else sorted(self.tables)
         listing.stamps.update(dict.fromkeys((path + name for name in self.links), None))
         listing.closed += self.is_closed
 

@@ -15,7 +15,6 @@ from typing import Any
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.data.sources.files import IMAGE_ENDINGS
 
-TABLES = (".csv", ".tsv", ".jsonl")
 # Usual names of columns in small letters, without what is no letter or digit and without the s of a plural.
 PATHS = (  # noqa: SIM905 (a list of words)
     "path file filename imagepath imgpath filepath fullpath relativepath fname image img imagefile imgfile imagename "
@@ -94,7 +93,7 @@ def read_text_table(text: str, file: str) -> TextTable:
     """
     if file.lower().endswith(".jsonl"):
         return _of_json(text, file)
-    text = text.lstrip("\ufeff\r\n")
+    text = re.sub(r"\A\ufeff?(?:[ \t]*(?:\r\n|\r|\n))*", "", text)
     delimiter = "\t" if file.lower().endswith(".tsv") else ""
     if match := re.match(r"\"?sep=(.)\"?[ \t]*(?:\r\n|\r|\n|$)", text, re.IGNORECASE):
         delimiter, text = match[1], text[match.end() :].lstrip("\r\n")

@@ -30,7 +30,7 @@ from deepcluster.data.sources.text_tables import LABELS, PATHS, keys_of
 from deepcluster.data.survey import even_sample
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.collection import Collection, pictures_by_name
-from deepcluster.visualization.report.table_files import ARRAYS, TEXTS, read_file, with_vectors
+from deepcluster.visualization.report.table_files import ARRAYS, TEXTS, numbered_columns, read_file, with_vectors
 
 MISSING = "its embedding is missing"
 NOT_FINITE = "its embedding holds values that are not finite numbers"
@@ -131,12 +131,17 @@ def _read(path: Path, options: ReportOptions) -> tuple[dict[str, str], pa.Table]
     """Return which column of a table is what, and these columns; dictionaries become plain values."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    if path.is_file() and path.suffix.lower() in (*TEXTS, *ARRAYS):
-        table = read_file(path)
-        if not len(table):
-            raise InputError(f"{path} has no rows")
-        columns = _find_columns(path, {field.name: field.type for field in table.schema}, options)
-        return columns, table.select(list(dict.fromkeys(columns.values())))
+    is_plain = path.is_file() and path.suffix.lower() in (*TEXTS, *ARRAYS)
+    table = read_file(path) if is_plain else _read_parquet(path, options)
+    if not len(table):
+        raise InputError(f"{path} has no rows")
+    table = table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
+    columns = _find_columns(path, {field.name: field.type for field in table.schema}, options)
+    return columns, table.select(list(dict.fromkeys(columns.values())))
+
+
+def _read_parquet(path: Path, options: ReportOptions) -> pa.Table:
+    """Return the columns of a Parquet file, or of a folder of them, that a report shows."""
     if not path.is_dir() and path.suffix.lower() != ".parquet":
         raise InputError(
             f"{path}: a report takes a run folder, or a table: Parquet (a file or a folder of them), {' '.join(TEXTS)} or "
@@ -148,21 +153,16 @@ def _read(path: Path, options: ReportOptions) -> tuple[dict[str, str], pa.Table]
     read = files[0]
     try:
         schema = pq.read_schema(read)
-        kinds, wanted = {field.name: _plain(field.type) for field in schema}, None
-        if any(map(is_embedding, kinds.values())):
-            columns = _find_columns(path, kinds, options)
-            wanted = list(dict.fromkeys(columns.values()))
+        kinds = {field.name: _plain(field.type) for field in schema}
+        if numbered := not any(map(is_embedding, kinds.values())) and numbered_columns(schema):
+            wanted = [name for name, kind in kinds.items() if is_word(kind) or is_number(kind)]
+        else:
+            wanted = list(dict.fromkeys(_find_columns(path, kinds, options).values()))
         read = path
         table = pa.concat_tables([pq.read_table(file, columns=wanted, partitioning=None) for file in files])
-        if wanted is None:
-            table = with_vectors(table)
-            columns = _find_columns(path, {field.name: _plain(field.type) for field in table.schema}, options)
-            table = table.select(list(dict.fromkeys(columns.values())))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{read} can't be read as a table: {str(error).splitlines()[0]}") from None
-    if not len(table):
-        raise InputError(f"{path} has no rows")
-    return columns, table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
+    return with_vectors(table) if numbered else table
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import check_regular, read_regular
 from deepcluster.core.text import count_of, of_line
-from deepcluster.data.sources.text_tables import TABLES, decode, keys_of, of_windows, read_text_table
+from deepcluster.data.sources.scan import TABLES
+from deepcluster.data.sources.text_tables import decode, keys_of, of_windows, read_text_table
 
 TEXTS, ARRAYS = (*TABLES, ".txt"), (".npy", ".npz")
 # Stems of numbered columns that are an embedding; others are taken where no stem is among these.
 _STEMS = ("embedding", "emb", "feature", "feat", "vector", "vec", "f", "x", "v", "dim", "d", "component", "pc", "")
+_N_CLEAR = 6  # The first ones can't mean anything else.
 _NUMBERED = re.compile(r"(?P<stem>.*?)[ _.\-\[(]*(?P<number>\d+)[\])]?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 _MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "<na>", "#n/a"})
@@ -37,21 +39,33 @@ def read_file(path: Path) -> pa.Table:
 
 
 def with_vectors(table: pa.Table) -> pa.Table:
-    """Return a table with its numbered columns, such as f0, f1, ... or embedding_0, ..., as one column of embeddings."""
-    numbered: dict[str, dict[int, str]] = {}
-    for field in table.schema:
-        match = _NUMBERED.fullmatch(field.name)
-        if match and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
-            numbered.setdefault(match["stem"], {})[int(match["number"])] = field.name
-    whole = {stem: columns for stem, columns in numbered.items() if len(columns) == max(columns) - min(columns) + 1 > 1}
-    if not whole:
+    """Return a table with its numbered columns as one column of embeddings."""
+    names = numbered_columns(table.schema)
+    if not names:
         return table
-    usual = [stem for known in _STEMS for stem in whole if known in keys_of(stem)]
-    columns = whole[usual[0] if usual else max(whole, key=lambda stem: len(whole[stem]))]
-    names = [columns[number] for number in sorted(columns)]
     rows_ND = np.stack([table[name].cast(pa.float64()).to_numpy() for name in names], axis=1)
     title = "embedding" if "embedding" not in table.column_names else "embedding of numbered columns"
     return table.drop_columns(names).append_column(title, _lists(rows_ND))
+
+
+def numbered_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of numbers f0, f1, ... or embedding_0, ..., in the order of their numbers; [] if there are none."""
+    numbered: dict[str, dict[int, str]] = {}
+    for field in schema:
+        match = _NUMBERED.fullmatch(field.name)
+        if match and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
+            numbered.setdefault(match["stem"], {})[int(match["number"])] = field.name
+    whole = {
+        stem: columns
+        for stem, columns in numbered.items()
+        # Two alone, such as x1 and x2, may be anything.
+        if len(columns) == max(columns) - min(columns) + 1 > (1 if keys_of(stem)[1] in _STEMS[:_N_CLEAR] else 2)
+    }
+    if not whole:
+        return []
+    usual = [stem for known in _STEMS for stem in whole if known in keys_of(stem)]
+    columns = whole[usual[0] if usual else max(whole, key=lambda stem: len(whole[stem]))]
+    return [columns[number] for number in sorted(columns)]
 
 
 def _text_table(path: Path) -> pa.Table:
