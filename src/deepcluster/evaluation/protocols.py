@@ -264,7 +264,7 @@ def _all(
         name: _options(name, {**known.in_all, **(known.quick if quick else {}), **options.get(name, {})})
         for name, known in PROTOCOLS.items()
     }
-    found = list(_find_data(Path(data_root), only))
+    found = list(_find_data(user_path(data_root), only))
     if not found:
         wanted, there = "; ".join(text for text, _ in LAYOUTS.values()), contents_of(Path(data_root))
         raise InputError(f"{data_root}: no protocol finds its data there ({there}). Looked for: {wanted}")

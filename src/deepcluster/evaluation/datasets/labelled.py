@@ -182,7 +182,7 @@ def listed(source: ImageSource, file: Path) -> Tensor:
         text = file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as fault:
         raise InputError(f"label_list={file} can't be read: {fault.strerror}") from None
-    stripped = map(str.strip, text.split("\n"))
+    stripped = map(str.strip, re.split(r"\r\n|\r|\n", text))
     lines = [of_line(line) for line in stripped if line and not line.startswith("#")]
     if not lines:
         raise InputError(f"{file} names no images; write the name of one on each line")
