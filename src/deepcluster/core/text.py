@@ -1,6 +1,5 @@
 """Names and numbers as users read them."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,13 +12,18 @@ def printable(name: str) -> str:
 
 def as_line(name: str) -> str:
     """Return a name as one line of a list; one that a list can't hold as it is becomes a JSON string."""
-    plain = name.isprintable() and name == name.strip() and name[:1] not in ("", '"', "'", "#")
-    return name if plain else json.dumps(name)
+    if name.isprintable() and name == name.strip() and name[:1] not in ("", '"', "'", "#"):
+        return name
+    import json  # Not at the start of the program.
+
+    return json.dumps(name)
 
 
 def of_line(line: str) -> str:
     """Return the name that `as_line` has written."""
     if line.startswith('"'):
+        import json
+
         with suppress(ValueError):
             return str(json.loads(line))
     return line

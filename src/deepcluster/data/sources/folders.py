@@ -124,7 +124,7 @@ def classes_of(folders: Iterable[str]) -> tuple[dict[str, str] | None, str]:
         return None, f"images lie directly in {where}, beside folders such as {beside}"
     last = {part[-1] for part in parts.values() if part}
     one = len(last) == 1 and depth and not _SPLIT.fullmatch(min(last))
-    return None, f"all images lie in one folder, {printable(min(last))}: that is one class" if one else ""
+    return None, f"all images lie in one folder, {printable(min(last))}" if one else ""
 
 
 def difference(before: Iterable[str], now: Iterable[str]) -> str:
