@@ -110,14 +110,15 @@ def test_folders_that_are_called_like_images_are_sorted_as_folders(tmp_path: Pat
     assert names(open_folder(write(tmp_path, *wanted))) == wanted == sorted(wanted)
 
 
-def plain_labels(paths: list[str]) -> list[str] | None:
-    """What folders say of classes, path by path."""
-    tops = [path.split("/")[0] for path in paths]
+def plain_labels(paths: list[str], *, below_split: bool = False) -> list[str] | None:
+    """What folders say of classes: those of the first level with several, except train and val and such, once."""
     if not all("/" in path for path in paths):
         return None
-    if {top.lower() for top in tops} <= {"train", "val", "test", "valid", "validation"}:
-        return [path.split("/")[1] for path in paths] if all(path.count("/") > 1 for path in paths) else None
-    return tops if len(set(tops)) > 1 else None
+    tops = [path.split("/")[0] for path in paths]
+    are_splits = not below_split and {top.lower() for top in tops} <= {"train", "val"}
+    if len(set(tops)) > 1 and not are_splits:
+        return tops
+    return plain_labels([path.partition("/")[2] for path in paths], below_split=below_split or are_splits)
 
 
 @given(st.lists(st.lists(st.sampled_from(["a", "a-", "a0", "b", "train", "Val", "é"]), min_size=1, max_size=4), min_size=1))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import multiprocessing
 import pickle
 import random
@@ -305,9 +306,12 @@ def test_paths_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
         ({"labels": pa.array(["cat", "dog", None, "cat"]).dictionary_encode()}, ["cat", "dog", None, "cat"]),
         ({"Class": pa.array(["b", "a", "b", "a"], pa.large_string()), "target": [1, 2, 3, 4]}, ["b", "a", "b", "a"]),
         ({"label": [None, None, -1, None]}, None),
-        ({"label": [[1], [2], [], [3]]}, None),
-        ({"label": [0.5, 1.5, 2.5, 3.5]}, None),
-        ({"label": [[1], [2], [], [3]], "class": [1, 1, 2, 2]}, ["1", "1", "2", "2"]),
+        ({"label": [[1], [2], [], [3]]}, ["1", "2", None, "3"]),
+        ({"label": [[1], [2], [], [3, 4]]}, None),
+        ({"label": [0.5, 1.5, 10.5, 3.5]}, ["0.5", "1.5", "10.5", "3.5"]),
+        ({"label": [10.0, None, math.nan, -1.0]}, ["10", None, None, None]),
+        ({"label": [True, False, None, True]}, ["True", "False", None, "True"]),
+        ({"label": pa.array([b"\x89PNG"] * 4, pa.binary()), "class": [1, 1, 2, 2]}, ["1", "1", "2", "2"]),
     ],
 )
 def test_labels_of_all_kinds(tmp_path: Path, columns: dict[str, Any], want: list[str | None] | None) -> None:
@@ -322,7 +326,7 @@ def test_class_labels_of_hugging_face_have_names(tmp_path: Path, column: str) ->
     source = open_parquet([LocalFile(path)])
     assert labels(source) == ["dog", "cat", None, None, None]
     want = f"in 1 Parquet file (column image), labels from 2 classes of column {column} (used for diagnostics only)"
-    assert source.details() == want
+    assert source.details() == f"{want}, 3 without a label"
 
 
 def test_several_files_are_one_source(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_every_protocol_has_a_command_with_all_its_options() -> None:
         (["--k", "1;2"], "numbers separated by commas"),
         (["--stages", "conv9", *KNN], "has no stage 'conv9'"),
         (["--device", "cuda:77", *KNN], "no such device"),
-        (["--out", "/dev/null/x", *KNN], "no folder that can be written to"),
+        (["--out", "/dev/null/x", *KNN], "/dev/null is a file or can't be written to"),
     ],
 )
 def test_wrong_options_end_in_2_and_write_nothing(

@@ -183,11 +183,11 @@ def test_dictionaries_are_plain_values(tmp_path: Path) -> None:
     assert [collection.label_names[label] for label in collection.label_N] == [f"kind {kind}" for kind in kind_N]
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.npz", "t.npy", "t.json"])
+@pytest.mark.parametrize("name", ["t.json", "t.xlsx", "t.feather"])
 def test_other_formats_are_refused_with_a_way_to_convert_them(tmp_path: Path, name: str) -> None:
     rows, _ = rows_of(4)
     (tmp_path / name).touch()
-    assert "pandas.read_csv('t.csv').to_parquet('t.parquet')" in complaint(tmp_path / name)
+    assert "to_parquet('t.parquet')" in complaint(tmp_path / name)
     # What the message advises is read.
     pd.DataFrame({"name": list("abcd"), "embedding": list(rows)}).to_parquet(tmp_path / "t.parquet")
     assert list(read(tmp_path / "t.parquet", clusters=1).names) == list("abcd")
@@ -261,7 +261,7 @@ def test_a_table_that_can_not_be_used_says_why(tmp_path: Path) -> None:
         ({"a": rows, "b": rows}, {}, r"a, b all hold lists of numbers; say .* --embedding-column a$"),
         ({"a": rows}, {"embedding_column": "A"}, r"has no such column; it has a \(list|no such column \(did you mean a\?\)"),
         ({"a": rows, "n": [1, 2, 3]}, {"embedding_column": "n"}, r"--embedding-column n holds int64, not lists of numbers"),
-        ({"a": rows, "n": ["x"] * 3}, {"cluster_column": "n"}, r"--cluster-column n holds string, not whole numbers"),
+        ({"a": rows, "n": [True] * 3}, {"cluster_column": "n"}, r"--cluster-column n holds bool, not numbers or words"),
         ({"a": [*rows, [1.0]]}, {}, r"embedding of row 3 has 1 numbers, that of row 0 has 2"),
         ({"a": rows}, {"clusters": 4}, r"clusters=4 must be between 1 and the 3 rows that hold numbers$"),
         ({"a": pa.array([None, None], pa.list_(pa.float32()))}, {}, r"none of the 2 rows of embeddings holds numbers"),

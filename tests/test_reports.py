@@ -183,7 +183,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "a table to watch": (["table.parquet", "--watch"], "no run folder"),
     "no table": (["images/class0/001.png"], "001.png"),
     "others' images": (["run", "--data", "others"], "none of the"),
-    "a table that is not Parquet": (["table.csv"], "pandas.read_csv('t.csv').to_parquet('t.parquet')"),
+    "a table of another kind": (["table.xlsx"], "pandas.read_excel('t.xlsx').to_parquet('t.parquet')"),
     "tiny thumbnails": (["run", "--thumbnail", "1"], "use 16 or more"),
 }
 
@@ -196,7 +196,7 @@ def test_wrong_input(
     if not Path("others").exists():
         write_classes(Path("others/x"), 1)
         pq.write_table(pa.table({"a": [1]}), "table.parquet")
-        Path("table.csv").write_text("name,cluster\na.jpg,1\n")
+        Path("table.xlsx").write_text("no table")
     before = sorted(place.rglob("*"))
     assert make(*words) == 2
     assert message in capsys.readouterr().err

@@ -212,21 +212,24 @@ def test_labels_lie_beside_images_as_webdataset_has_them(tmp_path: Path) -> None
         ("x/005.jpg", b"7"), ("x/005.json", b'{"target": 12}'), ("x/005.cls", b"\xff\xfe"),
         ("x/006.b.cls", b"4"), ("x/006.jpg", b"8"),
         ("y/000.JPG", b"9"), ("y/000.CLS", b"8"),
-        ("z.v1/000.jpg", b"10"), ("z.v1/000.json", b'{"label": true, "class": [1], "target": "eel"}'),
+        ("z.v1/000.jpg", b"10"), ("z.v1/000.json", b'{"label": [1, 2], "class": {}, "target": "eel"}'),
         ("x/008.jpg", b"11"), ("x/008.json", b"[" * 60_000), ("x/009.cls", b"5" * 2000), ("x/009.jpg", b"12"),
         ("x/010.jpg", b"13"), ("x/010.json", b'{"label": "\\ud800"}'),
+        ("x/011.jpg", b"14"), ("x/011.json", b'{"label": 12.0}'), ("x/012.jpg", b"15"), ("x/012.json", b'{"label": [7]}'),
+        ("x/013.jpg", b"16"), ("x/013.json", b'{"label": NaN}'), ("x/014.jpg", b"17"), ("x/014.json", b'{"label": true}'),
     ]  # fmt: skip
     want = {
         "x/000.jpg": "7", "x/001.left.jpg": "dog", "x/001.right.png": "dog", "x/002.jpg": "cat", "x/003.jpg": "",
         "x/004.jpg": "", "x/005.jpg": "12", "x/006.jpg": "", "y/000.JPG": "8", "z.v1/000.jpg": "eel", "x/008.jpg": "",
-        "x/009.jpg": "", "x/010.jpg": "",
+        "x/009.jpg": "", "x/010.jpg": "", "x/011.jpg": "12", "x/012.jpg": "7", "x/013.jpg": "",
+        "x/014.jpg": "True",
     }  # fmt: skip
     one = write_tar(tmp_path / "a.tar", members)
     assert labels(opened(one)) == labels(opened(one)) == want
     random.Random(0).shuffle(members)  # As `tar c *.jpg *.cls` has them: not side by side.
     other = write_tar(tmp_path / "b.tar", members)
     assert labels(opened(other)) == labels(opened(other)) == want
-    note = "labels from 6 classes (.cls or .json members; used for diagnostics only)"
+    note = "labels from 7 classes (.cls or .json members; used for diagnostics only)"
     assert note in opened(one).describe()
 
 

@@ -73,8 +73,9 @@ def test_hidden_files_and_other_files_are_skipped_and_counted(tmp_path: Path) ->
     touch(tmp_path, "a.jpg", "b.JPG", ".b.jpg", ".cache/c.jpg", "__MACOSX/d.jpg", "x/Thumbs.db", "x/readme", "jpg")
     source = open_source(tmp_path)
     assert names(source) == ["a.jpg", "b.JPG"]
-    want = "2 images in 1 folder (.JPG 1, .jpg 1), 3 other files skipped (no ending 2, .db 1)"
-    assert source.describe() == want
+    want = "2 images in 1 folder (.JPG 1, .jpg 1), 3 other files skipped (no ending 2, .db 1), "
+    left_out = "2 hidden or system folders left out (.cache, __MACOSX), 1 hidden file left out"
+    assert source.describe() == want + left_out
 
 
 def test_folders_with_the_images_of_one_class_each_give_labels(tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_a_list_of_missing_files_is_refused_with_what_was_looked_for(tmp_path: P
     assert "2.jpg, 3.jpg, 4.jpg, ..." in message
     assert str(tmp_path) in message
     assert "columns path,label" not in message
-    file.write_text("0.jpg 3\n1.jpg 5\n")
+    file.write_text("a 3\nb 5\n")
     assert "columns path,label" in complaint(file)
     file.write_text("".join(f"gone/{number}.jpg\n" for number in range(10_001)))
     assert "1,000 of the 1,000 paths checked" in complaint(file)
@@ -267,9 +268,9 @@ def test_empty_and_unreadable_lists_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_without_a_column_of_paths_is_refused_with_its_columns(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("paths,lbl\na.jpg,1\n")
+    (tmp_path / "t.csv").write_text("pathh,lbl\na,1\n")
     message = complaint(tmp_path / "t.csv")
-    assert "its first line names paths, lbl (did you mean path?)" in message
+    assert "its first line names pathh, lbl (did you mean path?)" in message
     assert "name one of the columns path" in message
 
 
@@ -310,7 +311,7 @@ def test_a_list_of_both_addresses_and_paths_is_refused(tmp_path: Path, file: str
 def test_lists_and_tables_are_read_from_text_alone() -> None:
     assert parse_pairs("a b.jpg\r\n\n#c\n s3://d/e.png \n", "l.txt") == ([("a b.jpg", ""), ("s3://d/e.png", "")], [])
     rows = parse_pairs("n\tlabel\tname\n1\tdog\ta,b.jpg\n2\t-1\t s3://c \n3\n", "t.tsv")
-    assert rows == ([("a,b.jpg", "dog"), ("s3://c", "")], ["1 class from column label"])
+    assert rows == ([("a,b.jpg", "dog"), ("s3://c", "")], ["1 class from column label", "1 without a label"])
     with pytest.raises(InputError, match=r"https://x/t\.csv has no column of image paths: its first line names a, b"):
         parse_pairs("a;b\n1;2\n", "https://x/t.csv")
 
@@ -382,7 +383,7 @@ def test_an_npz_gives_labels_under_any_of_the_usual_keys(tmp_path: Path) -> None
     source = open_source(file)
     assert source.class_names == ["3", "7", "10"]
     assert labels(source) == ["3", "10", "3", None, "7", "10"]
-    assert source.describe() == "6 images of 5 x 4 pixels in d.npz, 3 classes"
+    assert source.describe() == "6 images of 5 x 4 pixels in d.npz, 3 classes, 1 without a label"
     np.savez(file, X=DIGITS, labels=np.array(["b", "a", "", "b", "a", "b"]))
     assert labels(open_source(file)) == ["b", "a", None, "b", "a", "b"]
 
@@ -402,7 +403,7 @@ def test_an_open_array_goes_to_worker_processes_as_a_path(tmp_path: Path) -> Non
         ({"images": np.zeros((2, 9, 9, 2), np.uint8)}, "2 x 9 x 9 x 2"),
         ({"images": DIGITS[:0]}, "0 x 4 x 5"),
         ({"images": DIGITS, "labels": np.zeros(5, int)}, "6 images, but labels of shape 5"),
-        ({"images": DIGITS, "y": np.zeros(6)}, "labels of float64"),
+        ({"images": DIGITS, "y": np.zeros((6, 2))}, "6 images, but labels of shape 6 x 2"),
         ({"pixels": DIGITS, "mean": np.zeros(1)}, "it holds pixels, mean"),
         ({"images": np.array([DIGITS, None], object)}, "Python objects"),
     ],

@@ -4,7 +4,7 @@ N images, D features.
 """
 
 import inspect
-import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
+from deepcluster.core.addresses import is_address
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_new_folder
+from deepcluster.core.files import check_new_folder, output_path, user_path
 from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Work, joined_work
-from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources import ImageSource, name_of, open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
@@ -84,7 +85,7 @@ def train(
     data = given_data(data)  # Once: a generator gives its paths only once.
     return launch.train(
         data,
-        out=Path(out) if out is not None else default_run(data),
+        out=user_path(out) if out is not None else default_run(data),
         user_options=options,
         resume=resume,
         overwrite=overwrite,
@@ -99,12 +100,15 @@ def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
 
 
 def default_run(data: Data) -> Path:
-    """Return `runs/NAME-OF-DATA`."""
+    """Return `runs/NAME-OF-DATA`: a link keeps its own name; `..`, `.` and `~` get that of the folder they stand for."""
     some = given_data(data)
     if not some:
         open_source(some)  # It says what may be given.
-    first = Path(some[0] if isinstance(some, list) else some).absolute()
-    return Path("runs") / (first.stem if first.is_file() else first.name)
+    first = some[0] if isinstance(some, list) else some
+    path, name = user_path(first), name_of(first)
+    if not is_address(str(first)) and path.name not in ("", "..") and not str(first).rstrip("/").endswith("/."):
+        name = path.stem if path.is_file() else path.name
+    return Path("runs") / (re.sub(r"[/:]+", "-", name).strip("-") or "root")
 
 
 @dataclass(frozen=True, repr=False)
@@ -239,8 +243,10 @@ def assign(
         raise InputError("parts are written into a folder: name one with out")
     model = model if isinstance(model, Model) else load(model)
     _, assignment = model.clusters()
-    links = None if folders is None else Path(folders)
+    links = None if folders is None else user_path(folders)
     place = target or links
+    if links is not None:
+        output_path(links, "--folders", is_folder=True)
     with _opened(model, data, limit, reporter, shared=place is not None, device=device, workers=workers) as (model, source):
         ranks, one = model.work.ranks, model.nearest_clusters(batch_size)
         if place is None:
@@ -305,14 +311,12 @@ def _by_name(unreadable: Mapping[int, str], source: ImageSource, model: Model) -
 
 def _target(out: str | Path, endings: tuple[str, ...], *, parts: bool) -> Path:
     """Return the file, or the folder of parts, to write; nothing is made yet."""
-    path = Path(out)
-    if not parts and path.suffix not in endings:
-        raise InputError(f"--out {path}: the file should end in {' or '.join(endings)}")
-    folder = path.absolute().parent
-    if path.is_dir() and not parts:
-        raise InputError(f"--out {path} is a folder; name a file, or write numbered files into it with --parts")
-    if path.is_file() and parts:
+    if not parts:
+        return output_path(out, "--out", endings=endings)
+    path = user_path(out)
+    if path.is_file():
         raise InputError(f"--out {path} is a file; with --parts name a folder")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise InputError(f"--out {path}: the folder {folder} does not exist or can't be written to")
-    return path
+    return output_path(path, "--out", is_folder=True)

@@ -14,6 +14,7 @@ from deepcluster.api import embed, train
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.files import output_path
 from deepcluster.core.progress import Reporter
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.visualization.report.command import report
@@ -35,6 +36,7 @@ def demo(out: Path, reporter: Reporter) -> str:
     from sklearn.datasets import load_digits
 
     needs_report_extra()
+    out = output_path(out, "--out", is_folder=True)
     images, run = out / "digits", out / "run"
     labels_N = write_digits(images)
     reporter.say(f"wrote {len(labels_N):,} digits of 8 × 8 pixels into {images}; training does not see their labels")

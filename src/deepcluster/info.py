@@ -15,7 +15,7 @@ import torch
 from deepcluster.core.addresses import is_address
 from deepcluster.core.device import Machine, cpu_has_bf16, free_disk_bytes, free_memory_bytes
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import usual_cache_folder
+from deepcluster.core.files import user_path, usual_cache_folder
 from deepcluster.core.limits import usable_cores
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, size
@@ -54,8 +54,8 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
         return _about_model(load(path))
     if (path in ARCHITECTURES or path.startswith(LIBRARIES)) and not Path(path).exists():
         return _about_model(load(UNTRAINED + path))
-    if not is_address(path) and RunFolder(Path(path)).is_run():
-        return _about_run(RunFolder(Path(path)))
+    if not is_address(path) and RunFolder(user_path(path)).is_run():
+        return _about_run(RunFolder(user_path(path)))
     reporter = reporter or Reporter(quiet=True)
     source = open_source(path, on_trouble=reporter.warn)
     sample = even_sample(range(len(source)), len(source) if everything else MOST)

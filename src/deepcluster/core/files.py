@@ -19,6 +19,8 @@ from deepcluster.core.kinds import BEGIN_BYTES, kind_of, stand_in
 
 # Older files that were never renamed belong to processes that were killed.
 ABANDONED_SECONDS = 3600.0
+# The file in a folder that this program has written.
+MARK = ".deepcluster"
 # A named pipe is opened without waiting for its writer.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -101,13 +103,53 @@ def begin_of(path: str | Path) -> bytes:
         return b""
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path with `~` and `~user` as the home folders that a shell makes of them, as it does not in `--out=~/run`."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (of an unknown user it raises nothing)
+
+
+def output_path(path: str | Path, option: str, *, endings: tuple[str, ...] = (), is_folder: bool = False) -> Path:
+    """Return the path of a file, or a folder, that will be written; nothing is made yet.
+
+    Raises:
+        InputError: it can't be written: its ending is another, or there is no folder for it. The message names the option.
+    """
+    path = user_path(path)
+    what = f"{option} {path}"
+    if endings and path.suffix not in endings:
+        raise InputError(f"{what}: the file should end in {' or '.join(endings)}")
+    try:
+        if is_folder:
+            parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise InputError(f"{what}: {parent} is a file or can't be written to; name another folder")
+            return path
+        parent = path.absolute().parent
+        if path.is_dir():
+            raise InputError(f"{what} is a folder; name a file in it")
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(f"{what}: the folder {parent} does not exist or can't be written to")
+        os.lstat(path.with_name(f"{path.name}.parts"))  # The longest name that is written.
+    except FileNotFoundError:
+        pass
+    except OSError as fault:  # Such as a name that is too long.
+        raise InputError(f"{what} can't be written: {(fault.strerror or str(fault)).lower()}") from None
+    return path
+
+
 def check_new_folder(folder: Path, option: str) -> None:
     """Raise `InputError`, which names the option, unless the folder is empty, or can be created."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    output_path(folder, option, is_folder=True)
+    if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{option} {folder} is not an empty folder; name one that does not exist yet")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{option} {folder}: {parent} is a file or can't be written to")
+
+
+def mark_as_ours(folder: Path) -> None:
+    """Mark a folder that this program has written, so that it is left out where a folder of images is read."""
+    (folder / MARK).write_text(
+        "Written by deepcluster. A folder with this file is left out when images are looked for in a folder above it.\n",
+        encoding="utf-8",
+    )
 
 
 @contextmanager
@@ -168,12 +210,12 @@ def write_cached(path: Path, content: bytes) -> bool:
 
 
 def write_table(columns: Mapping[str, Any], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a Parquet table of columns by name, with metadata of its schema."""
+    """Write a Parquet table of columns by name, with metadata of its schema; its key `deepcluster` marks it as ours."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with written_beside(path, durable=True) as beside, beside.open("wb") as file:  # Arrow takes no names that are not UTF-8.
-        pq.write_table(pa.table(columns, metadata=metadata), file)
+        pq.write_table(pa.table(columns, metadata={"deepcluster": "{}", **(metadata or {})}), file)
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> Any:

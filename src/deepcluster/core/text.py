@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 # Control characters (of terminals, too), line separators, marks that turn the direction of text, lone surrogates.
 _HARMFUL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -33,6 +34,25 @@ def _escaped(match: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # A byte that is not UTF-8.
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def as_line(name: str) -> str:
+    """Return a name as one line of a list; one that a list can't hold as it is becomes a JSON string."""
+    if name.isprintable() and name == name.strip() and name[:1] not in ("", '"', "'", "#"):
+        return name
+    import json  # Not at the start of the program.
+
+    return json.dumps(name)
+
+
+def of_line(line: str) -> str:
+    """Return the name that `as_line` has written."""
+    if line.startswith('"'):
+        import json
+
+        with suppress(ValueError):
+            return str(json.loads(line))
+    return line
 
 
 def distinct(names: Sequence[str], *, before_ending: bool = True) -> list[str]:

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.files import write_whole
+from deepcluster.core.files import output_path, user_path, write_whole
 from deepcluster.core.options import Checked
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import joined_work
@@ -82,7 +81,7 @@ def _checked(
     protocol: str, model: str | Path | Model, data: str | Path, out: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[Checked, Path | None, Path]:
     """Return the options, the file to write, and the folder of the data."""
-    checked, path, folder = _options(protocol, options), _target(model, protocol, out), Path(data)
+    checked, path, folder = _options(protocol, options), _target(model, protocol, out), user_path(data)
     if not folder.is_dir():
         raise InputError(f"--data {data}: {contents_of(folder)}; give the folder of the data set")
     return checked, path, folder
@@ -137,10 +136,15 @@ def _evaluate(protocol: str, model: Model, data: Path, options: Checked, path: P
     results = replace(found, settings={"arch": model.trunk.arch, **found.settings, **machine})
     evaluation = Evaluation(results, model.name, str(data), time.monotonic() - started, path)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         about = {"model": model.name, "data_folder": str(data), "seconds": round(evaluation.seconds, 3)}
         content = {**results.as_dict(), **about, "key": _key(model, data, options)}
-        write_whole(path, json.dumps(content, indent=2) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(content, indent=2) + "\n")
+        except OSError as fault:  # The numbers are printed all the same.
+            why = (fault.strerror or str(fault)).lower()
+            model.work.reporter.warn(f"the results can't be written to {path} ({why}); --out names another place")
+            return replace(evaluation, path=None)
     return evaluation
 
 
@@ -163,14 +167,13 @@ def _kept(path: Path | None, key: str) -> Evaluation | None:
 def _target(model: str | Path | Model, protocol: str, out: str | Path | None) -> Path | None:
     """Return the file to write; nothing is created yet."""
     if out is None:
-        run = Path(model.name if isinstance(model, Model) else model)
+        run = user_path(model.name if isinstance(model, Model) else model)
         return run / "evaluation" / f"{protocol}.json" if RunFolder(run).is_run() else None
-    path = Path(out) if Path(out).suffix == ".json" else Path(out) / f"{protocol}.json"
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        what = f"{parent} is no folder that can be written to"
-        raise InputError(f"--out {out}: {what}; name a folder, or a file ending in .json")
-    return path
+    out = user_path(out)
+    if out.is_dir() or out.suffix != ".json":
+        return output_path(out, "--out", is_folder=True) / f"{protocol}.json"
+    output_path(out.absolute().parent, "--out", is_folder=True)
+    return out
 
 
 def evaluate_all(
@@ -261,7 +264,7 @@ def _all(
         name: _options(name, {**known.in_all, **(known.quick if quick else {}), **options.get(name, {})})
         for name, known in PROTOCOLS.items()
     }
-    found = list(_find_data(Path(data_root), only))
+    found = list(_find_data(user_path(data_root), only))
     if not found:
         wanted, there = "; ".join(text for text, _ in LAYOUTS.values()), contents_of(Path(data_root))
         raise InputError(f"{data_root}: no protocol finds its data there ({there}). Looked for: {wanted}")

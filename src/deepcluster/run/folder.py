@@ -180,7 +180,9 @@ class RunFolder:
         """Write unreadable.csv, `name, reason`, if there are any."""
         if reasons:
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([("name", "reason"), *sorted(reasons.items())])
+            for row in [("name", "reason"), *sorted(reasons.items())]:
+                ends = "\r\n" if "\r" in "".join(row) else "\n"  # Python 3.11 quotes a carriage return only if lines end so.
+                csv.writer(text, lineterminator=ends).writerow(row)
             write_whole(self.unreadable, text.getvalue())
 
     def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.files import user_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import end_waits
 from deepcluster.core.work import Interruption, Work
@@ -43,7 +44,7 @@ def load(model: str | Path) -> Model:
                 f"{', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME, or a run folder for its trunk before training"
             )
         return Model(str(model), make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
-    path = Path(model)
+    path = user_path(model)
     if not path.exists():
         raise InputError(f"{path} does not exist: a model is a run folder, a checkpoint file or untrained:ARCH")
     if path.is_dir():

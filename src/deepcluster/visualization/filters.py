@@ -5,7 +5,6 @@ H and W pixels.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite, sqrt
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import write_whole
+from deepcluster.core.files import mark_as_ours, output_path, write_whole
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
 from deepcluster.run.loading import loaded, new_interruption
@@ -130,9 +129,7 @@ class StageFolder:
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         self.path, self.facts, self.grid = path, facts, path / "grid.png"
-        parent = next(one for one in (path, *path.absolute().parents) if one.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise InputError(f"{path}: {parent} is a file or can't be written to; name a folder for the pictures")
+        output_path(path, "--out", is_folder=True)
         # What an earlier call wrote; nothing if the file is missing, damaged or something else.
         self._content: dict[str, Any] = {}
         try:
@@ -154,6 +151,7 @@ class StageFolder:
     def write(self, pictures_BHW3: NDArray[np.uint8], about: Mapping[int, dict[str, Any]]) -> None:
         """Replace the pictures of an earlier call by those of the filters in `about`."""
         self.path.mkdir(parents=True, exist_ok=True)
+        mark_as_ours(self.path)
         for old in [self.grid, *(self._file(int(channel)) for channel in self._content.get("channels", {}))]:
             old.unlink(missing_ok=True)
         # The list comes first, so that no picture is unknown; a stage without its grid is not finished.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import output_path
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.model import Model
 
@@ -13,14 +14,14 @@ def pictures_folder(model: Model, kind: str, out: str | Path | None) -> Path:
     """Return the folder to write pictures of a kind into: `out`, or RUN/visualization/KIND; it is not created.
 
     Raises:
-        InputError: the model is no run folder, and `out` is None.
+        InputError: the model is no run folder, and `out` is None; or the folder can't be written to.
     """
     if out is not None:
-        return Path(out)
+        return output_path(out, "--out", is_folder=True)
     run = Path(model.name)
     if not RunFolder(run).is_run():
         raise InputError(f"{run} is not a run folder to write the pictures into: name a folder with --out")
-    return run / PICTURES / kind
+    return output_path(run / PICTURES / kind, "--out", is_folder=True)
 
 
 def parse_channels(text: str, n_channels: int, *, stage: str, clip: bool = False) -> tuple[int, ...]:

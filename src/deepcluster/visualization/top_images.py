@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.files import check_new_folder, write_whole
+from deepcluster.core.files import check_new_folder, mark_as_ours, user_path, write_whole
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.decode import decode
@@ -66,7 +66,8 @@ def top_images(
     """
     checked, reporter = TopImagesOptions.from_dict(options), reporter or Reporter(quiet=True)
     if copies is not None:
-        check_new_folder(Path(copies), "--copies")
+        copies = user_path(copies)
+        check_new_folder(copies, "--copies")
     interruption = new_interruption("nothing is kept of the search: run the same command again")
     with interruption.listening():
         model = loaded(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
@@ -74,7 +75,7 @@ def top_images(
         data, limit = (data, None) if data is not None else (_images_of_run(model), model.settings.limit)
         top = find_top_images(model, open_source(data, limit, on_trouble=reporter.warn), checked)
         name = ", ".join(map(str, [data] if isinstance(data, str | Path) else data))
-        return save_top_images(top, folder, data=name, copies=Path(copies) if copies else None)
+        return save_top_images(top, folder, data=name, copies=copies)
 
 
 def _images_of_run(model: Model) -> list[str]:
@@ -106,6 +107,8 @@ def save_top_images(top: TopImages, folder: Path, *, data: str, copies: Path | N
     for stage in top.stages:
         written.append(_save_stage(top, stage, folder / stage.stage, data))
         if copies is not None:
+            copies.mkdir(parents=True, exist_ok=True)
+            mark_as_ours(copies)
             _copy(top, stage, copies / stage.stage)
     return written
 
@@ -113,6 +116,7 @@ def save_top_images(top: TopImages, folder: Path, *, data: str, copies: Path | N
 def _save_stage(top: TopImages, stage: StageImages, folder: Path, data: str) -> Path:
     """Write the pages and the JSON file of a stage; return the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
+    mark_as_ours(folder)
     file = folder / "top-images.json"
     # Version 0.1.0 also wrote pages called blocks.
     for old in (file, *folder.glob(f"{PAGE}-*.png"), *folder.glob("blocks-*.png")):

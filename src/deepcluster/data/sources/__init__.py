@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from deepcluster.core.addresses import expand, host_of, is_address, path_of, shown
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.files import check_file, usual_cache_folder
+from deepcluster.core.files import check_file, user_path, usual_cache_folder
 from deepcluster.core.retry import tell_troubles_to
 from deepcluster.data.sources.arrays import ArraySource
 from deepcluster.data.sources.files import IMAGE_ENDINGS
@@ -27,21 +27,22 @@ from deepcluster.data.sources.lists import open_list
 from deepcluster.data.sources.parquet import open_parquet
 from deepcluster.data.sources.remote_files import RemoteImages
 from deepcluster.data.sources.saved_dataset import is_saved_dataset, open_saved_dataset
+from deepcluster.data.sources.scan import HOLDERS, TABLES
 from deepcluster.data.sources.shards import open_shards
 from deepcluster.data.storage import LocalFile, StoredFile
 from deepcluster.data.storage.blocks import BlockStore
 from deepcluster.data.storage.remote import find_addresses, open_files
 
-__all__ = ["ImageSource", "JoinedSource", "LimitedSource", "fingerprint", "open_source"]
+__all__ = ["ImageSource", "JoinedSource", "LimitedSource", "fingerprint", "name_of", "open_source"]
 
 SUPPORTED = (
-    "a folder of images, tar shards or Parquet files, a list (.txt, .lst) or table (.csv, .tsv) of paths, shards (.tar, "
-    ".tar.gz), Parquet (.parquet), an array (.npz, .npy), a saved Hugging Face data set, or an address of any but arrays"
+    "a folder of images, tar shards or Parquet files, a list (.txt, .lst) or table (.csv, .tsv, .jsonl) of paths, shards "
+    "(.tar, .tar.gz), Parquet (.parquet), an array (.npz, .npy), a saved Hugging Face data set, or an address of any but "
+    "arrays"
 )
-LISTS = (".txt", ".lst", ".csv", ".tsv")
+LISTS = (".txt", ".lst", *TABLES)
 ARRAYS = (".npz", ".npy")
 TARS = (".tar", ".tar.gz", ".tgz")
-HOLDERS = (*TARS, ".parquet")  # which hold many image files
 F = TypeVar("F", Path, StoredFile)
 
 
@@ -77,7 +78,7 @@ def open_source(
     some = given if isinstance(given, list) else [given]
     if not some:
         raise InputError(f"no data given; give {SUPPORTED}")
-    source = _joined([(_name_of(one), opener.open(one)) for one in some])
+    source = _joined([(name_of(one), opener.open(one)) for one in some])
     return source if limit is None or limit >= len(source) else LimitedSource(source, limit)
 
 
@@ -90,10 +91,11 @@ def fingerprint(source: ImageSource) -> str:
     return digest.hexdigest()[:16]
 
 
-def _name_of(data: str | Path) -> str:
+def name_of(data: str | Path) -> str:
+    """Return the name of the folder or file that data is, also where it is given as `..`, `.` or `~`."""
     if is_address(str(data)):
         return path_of(str(data)).rpartition("/")[2] or host_of(str(data))
-    return Path(data).resolve().name or "root"
+    return user_path(data).resolve().name or "root"
 
 
 def _joined(sources: Sequence[tuple[str, ImageSource]]) -> ImageSource:
@@ -119,7 +121,7 @@ class _Opener:
             if len(paths) == 1:
                 return self._path(text, paths[0])
             if any(path.is_dir() for path in paths):
-                return _joined([(_name_of(path), self._path(str(path), path)) for path in paths])
+                return _joined([(name_of(path), self._path(str(path), path)) for path in paths])
             return self._files(text, paths)
         except OSError as error:  # No permission on the way there, or a name that is too long.
             raise InputError(f"{data} can't be opened: {(error.strerror or str(error)).lower()}") from error
@@ -131,7 +133,7 @@ class _Opener:
             try:
                 return open_folder(path, on_found=self.on_found)
             except NoImages as nothing:  # Perhaps there are shards or Parquet files.
-                holders = sorted(one for one in path.rglob("*") if one.name.lower().endswith(HOLDERS) and one.is_file())
+                holders = sorted(one for one in map(path.joinpath, nothing.holders) if one.is_file())
                 if not holders:
                     raise InputError(str(nothing)) from None
                 return self._files(str(path), holders, below=path)
@@ -152,11 +154,11 @@ class _Opener:
             if kind in HOLDERS:
                 top = (below or Path(os.path.commonpath([path.absolute().parent for path in some]))).absolute()
                 files = [LocalFile(path, path.absolute().relative_to(top).as_posix()) for path in some]
-                sources.append((_name_of(some[0].parent), self._holders(kind, files)))
+                sources.append((name_of(some[0].parent), self._holders(kind, files, without_ours=below is not None)))
             elif kind in LISTS:
-                sources += [(_name_of(path), open_list(path, self.blocks)) for path in some]
+                sources += [(name_of(path), open_list(path, self.blocks)) for path in some]
             elif kind in ARRAYS:
-                sources += [(_name_of(path), ArraySource(path)) for path in some]
+                sources += [(name_of(path), ArraySource(path)) for path in some]
             else:
                 raise InputError(f"{data}: files ending in {kind or 'nothing'} are not known as data; give {SUPPORTED}")
         return _joined(sources)
@@ -172,11 +174,11 @@ class _Opener:
         if not holders:
             return RemoteImages(dict.fromkeys(found, ""), f"at {shown(address)}", self.blocks)
         kinds = sorted(_by_kind(open_files(holders, self.blocks)).items())
-        return _joined([(_name_of(address), self._holders(kind, files)) for kind, files in kinds])
+        return _joined([(name_of(address), self._holders(kind, files)) for kind, files in kinds])
 
-    def _holders(self, kind: str, files: Sequence[StoredFile]) -> ImageSource:
+    def _holders(self, kind: str, files: Sequence[StoredFile], *, without_ours: bool = False) -> ImageSource:
         if kind == ".parquet":
-            return open_parquet(files, on_found=self.on_found)
+            return open_parquet(files, on_found=self.on_found, without_ours=without_ours)
         return open_shards(files, cache=self.cache, on_found=self.on_found)
 
 

@@ -11,6 +11,7 @@ from deepcluster.core.files import begin_of, check_regular, file_stamp
 from deepcluster.core.kinds import kind_of
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.labels import NoLabels, class_names, notes_on
 
 _IMAGE_KEYS = ("images", "x", "data", "arr_0", "x_train")
 _LABEL_KEYS = ("labels", "y", "y_train")
@@ -24,7 +25,9 @@ class ArraySource(ImageSource):
         images, labels = _read_arrays(file)
         self._file, self._opened = file.absolute(), file_stamp(file)
         self._images_NHWC = _as_NHWC(images, file)
-        super().__init__(None if labels is None else _array_labels(labels, len(images), file))
+        names = [] if labels is None else _array_labels(labels, len(images), file)
+        super().__init__(names if any(names) else None)
+        self._notes = notes_on(names, "")
 
     def __reduce__(self) -> tuple[type["ArraySource"], tuple[Path]]:
         """Pickle the path only: a pickled memory map would contain all images."""
@@ -47,8 +50,8 @@ class ArraySource(ImageSource):
 
     def details(self) -> str:
         _, height, width, *_ = self._images_NHWC.shape
-        classes = f", {count_of(len(self.class_names), 'class')}" if self.labels_N is not None else ""
-        return f"of {width} x {height} pixels in {printable(self._file.name)}{classes}"
+        parts = [f"of {width} x {height} pixels in {printable(self._file.name)}", *self._notes]
+        return ", ".join(parts)
 
 
 def _read_arrays(file: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -91,6 +94,7 @@ def _array_labels(labels: NDArray[Any], count: int, file: Path) -> list[str]:
     if labels.shape not in ((count,), (count, 1)):
         shape = " x ".join(map(str, labels.shape)) or "none"
         raise InputError(f"{file} holds {count_of(count, 'image')}, but labels of shape {shape}; wanted one label per image")
-    if labels.dtype.kind not in "iuUb":
-        raise InputError(f"{file} holds labels of {labels.dtype}; wanted whole numbers (-1 = unknown) or text")
-    return [str(label) if isinstance(label, str) or label >= 0 else "" for label in labels.ravel().tolist()]
+    try:
+        return class_names(labels.ravel())
+    except NoLabels as error:
+        raise InputError(f"{file} holds {error} as labels; wanted one number (-1 = unknown) or text per image") from error

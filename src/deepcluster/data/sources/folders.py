@@ -1,6 +1,7 @@
 """All images of a folder, their class folders, and what has changed since the folder was opened."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -10,12 +11,22 @@ from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource, describe_f
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.scan import Listing, scan
 
-_SPLITS = {"train", "val", "test", "valid", "validation"}
+_SPLIT = re.compile(
+    r"(train|training|val|valid|validation|test|testing|dev|eval)([ _-]?(set|data|images|imgs))?", re.IGNORECASE
+)
 _NAMED = 3
 
 
 class NoImages(InputError):
-    """A folder without images."""
+    """A folder without images.
+
+    Attributes:
+        holders: paths of the tar and Parquet files in it, relative to it.
+    """
+
+    def __init__(self, message: str, holders: Sequence[str]) -> None:
+        super().__init__(message)
+        self.holders = holders
 
 
 class FolderSource(FileSource):
@@ -23,17 +34,21 @@ class FolderSource(FileSource):
 
     def __init__(self, root: Path, listing: Listing) -> None:
         notes, labels = [], None
-        if classes := class_folders(listing.images):
+        classes, why = classes_of(listing.images)
+        if not classes and listing.tables:  # As `images/` beside `labels.csv`.
+            hint = f"{printable(listing.tables[0])} may have some: give it as DATA to use them"
+            why = f"{why}; {hint}".removeprefix("; ")
+        if classes:
             labels = chain.from_iterable(repeat(classes[folder], count) for folder, count in listing.images.items())
             notes.append(f"labels from {count_of(len(set(classes.values())), 'class folder')} (used for diagnostics only)")
+        elif why:
+            notes.append(f"no labels ({why})")
         if listing.others:
             notes.append(f"{count_of(listing.others.total(), 'other file')} skipped ({endings_of(listing.others)})")
-        if listing.special:
-            notes.append(f"{count_of(listing.special, 'special file')} skipped (pipes, sockets or devices)")
-        if listing.closed:
-            notes.append(f"{count_of(listing.closed, 'folder')} could not be opened")
+        notes += left_out(listing)
         super().__init__(root, listing.names, labels, describe_files(len(listing.images), listing.endings, notes))
         self._listing = listing
+        self.why_no_labels = why
 
     def changed(self) -> str | None:
         if self._listing.is_current(self._root):
@@ -54,24 +69,63 @@ def open_folder(folder: Path, *, on_found: Callable[[int], None] = lambda so_far
     listing = scan(folder.absolute(), on_found)
     if not len(listing.names):
         found = [f"found only {endings_of(listing.others)}"] if listing.others else []
-        found += [f"{count_of(listing.special, 'special file')} (pipes, sockets or devices)"] if listing.special else []
-        found += [f"{count_of(listing.closed, 'folder')} could not be opened"] if listing.closed else []
+        found += left_out(listing)
         found = ["looked for " + endings_of(IMAGE_ENDINGS), *(found or ["it is empty"])]
-        raise NoImages(f"{folder} holds no images: {'; '.join(found)}")
+        raise NoImages(f"{folder} holds no images: {'; '.join(found)}", listing.holders)
     return FolderSource(folder, listing)
 
 
+def left_out(listing: Listing) -> list[str]:
+    """Return what was left out of a folder, in words: of the system, of this program, and what could not be opened."""
+    folders = listing.system.copy()
+    n_hidden = folders.pop(".*", 0)
+    ranked = [f"{printable(name)}{f' {count:,}' if count > 1 else ''}" for name, count in folders.most_common(_NAMED)]
+    ours = [printable(path) for path in listing.ours[:_NAMED]]
+    n_ours = len(listing.ours)
+    notes = {
+        f"{count_of(folders.total(), 'hidden or system folder')} left out ({_first_of(ranked, len(folders))})": folders,
+        f"{count_of(n_hidden, 'hidden file')} left out": n_hidden,
+        f"{count_of(n_ours, 'folder')} that deepcluster wrote left out ({_first_of(ours, n_ours)})": ours,
+        f"{count_of(listing.special, 'special file')} skipped (pipes, sockets or devices)": listing.special,
+        f"{count_of(listing.closed, 'folder')} could not be opened": listing.closed,
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
+def _first_of(names: Sequence[str], count: int) -> str:
+    return ", ".join([*names, *["..."] * (count > len(names))])
+
+
 def class_folders(folders: Iterable[str]) -> dict[str, str] | None:
+    """Return the class of the images in each folder, as `classes_of` does; None where the folders are no classes."""
+    return classes_of(folders)[0]
+
+
+def classes_of(folders: Iterable[str]) -> tuple[dict[str, str] | None, str]:
     """Return the class of the images in each folder, which is given by its path and a slash ("" = the top).
 
-    None where the folders are no classes.
+    A class is a folder of the first level with several, below those that are called train, val, test and so on.
+
+    Returns:
+        the class by folder, or None and why the folders are no classes ("": there are none).
     """
-    parts = {folder: folder.split("/") for folder in folders}
-    tops = {part[0] for part in parts.values()}
-    depth = int({top.lower() for top in tops} <= _SPLITS)
-    if any(len(part) < depth + 2 for part in parts.values()) or (not depth and len(tops) < 2):
-        return None
-    return {folder: part[depth] for folder, part in parts.items()}
+    parts = {folder: folder.split("/")[:-1] for folder in folders}
+    depth, is_split = 0, False
+    while all(len(part) > depth for part in parts.values()):
+        names = {part[depth] for part in parts.values()}
+        are_splits = not is_split and all(map(_SPLIT.fullmatch, names))
+        if len(names) > 1 and not are_splits:
+            return {folder: part[depth] for folder, part in parts.items()}, ""
+        is_split |= are_splits
+        depth += 1
+    direct = [folder for folder, part in parts.items() if len(part) <= depth]
+    deeper = [folder for folder, part in parts.items() if len(part) > depth]
+    if deeper:
+        where, beside = printable(direct[0]) or "the top folder", printable(parts[deeper[0]][depth])
+        return None, f"images lie directly in {where}, beside folders such as {beside}"
+    last = {part[-1] for part in parts.values() if part}
+    one = len(last) == 1 and depth and not _SPLIT.fullmatch(min(last))
+    return None, f"all images lie in one folder, {printable(min(last))}" if one else ""
 
 
 def difference(before: Iterable[str], now: Iterable[str]) -> str:

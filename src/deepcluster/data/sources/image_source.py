@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.core.text import count_of, printable
+from deepcluster.data.sources.labels import in_order
 
 
 def place_of(index: int, ends: Sequence[int]) -> tuple[int, int]:
@@ -30,8 +31,11 @@ class ImageSource(ABC):
     Attributes:
         labels_N: index into `class_names` of each image, -1 = unknown; None if no label is known. Labels serve diagnostics
             and evaluation only: training never reads them.
-        class_names: names of the classes, sorted.
+        class_names: names of the classes, sorted; as numbers where all are numbers.
+        why_no_labels: why no label is known, where that is of interest.
     """
+
+    why_no_labels = ""
 
     def __init__(self, labels: Iterable[str] | None = None) -> None:
         """Take the class name of each image ("" = unknown), or None if no label is known."""
@@ -40,9 +44,7 @@ class ImageSource(ABC):
         if labels is None:
             return
         labels = list(labels)
-        names = sorted(set(labels) - {""})
-        if all(name.isdecimal() for name in names):
-            names.sort(key=int)
+        names = in_order(set(labels) - {""})
         numbers = {"": -1} | {name: number for number, name in enumerate(names)}
         self.labels_N = np.fromiter((numbers[label] for label in labels), np.int64, len(labels))
         self.class_names = [printable(name) for name in names]

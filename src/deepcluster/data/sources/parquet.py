@@ -19,7 +19,7 @@ from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.kinds import BEGIN_BYTES, kind_of
 from deepcluster.core.text import count_of, printable
 from deepcluster.data.sources.image_source import ImageSource, place_of
-from deepcluster.data.sources.tables import DAMAGES, Table, TableSource, check_unchanged, find_columns, reason
+from deepcluster.data.sources.tables import DAMAGES, NoImageColumn, Table, TableSource, check_unchanged, find_columns, reason
 from deepcluster.data.storage import StoredFile
 
 GROUP_BYTES = 128 << 20  # is held of a row group,
@@ -28,8 +28,12 @@ BATCH_BYTES = 4 << 20
 READ_BYTES = 1 << 20
 
 
-def open_parquet(files: Sequence[StoredFile], *, on_found: Callable[[int], None] = lambda _: None) -> ImageSource:
+def open_parquet(
+    files: Sequence[StoredFile], *, on_found: Callable[[int], None] = lambda _: None, without_ours: bool = False
+) -> ImageSource:
     """Open the images in one or several tables with the same columns; files without rows are left out.
+
+    So are, with `without_ours`, the tables of features and clusters that this program has written.
 
     Reads the footers, paths and labels, but no image. `on_found` is called with the number of images found so far, after
     each file; it may raise to stop.
@@ -38,16 +42,29 @@ def open_parquet(files: Sequence[StoredFile], *, on_found: Callable[[int], None]
         InputError: a file is damaged or not a Parquet file, its column of images is missing or ambiguous, or all are empty.
     """
     tables: list[ParquetTable] = []
+    n_ours = 0
     pool = ThreadPoolExecutor(8)
     try:
-        for table in pool.map(ParquetTable, files):
-            tables += [table] if len(table) else []
+        for table in pool.map(partial(_open, without_ours=without_ours), files):
+            n_ours += table is None
+            tables += [table] if table is not None and len(table) else []
             on_found(sum(map(len, tables)))
     finally:
         pool.shutdown(cancel_futures=True)
     if not tables:
         raise InputError(f"{', '.join(file.where() for file in files[:3])} has no rows, and so no images")
-    return TableSource(tables, f"in {count_of(len(tables), 'Parquet file')}")
+    ours = f", {count_of(n_ours, 'table')} that deepcluster wrote left out" if n_ours else ""
+    return TableSource(tables, f"in {count_of(len(tables), 'Parquet file')}{ours}")
+
+
+def _open(file: StoredFile, *, without_ours: bool) -> "ParquetTable | None":
+    """Return a table; None if it holds no images and this program has written it."""
+    try:
+        return ParquetTable(file)
+    except NoImageColumn as fault:
+        if without_ours and fault.is_ours:
+            return None
+        raise
 
 
 class ParquetTable(Table):

@@ -15,12 +15,23 @@ from deepcluster.core.kinds import BEGIN_BYTES, stand_in
 from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import JoinedSource
+from deepcluster.data.sources.labels import NoLabels, class_names
 from deepcluster.data.storage import LocalFile, StoredFile
 
 # Errors of pyarrow for damaged files: its own, and Python's for names that are not UTF-8 or belong to no column.
 DAMAGES = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError)
 _BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
+OURS = b"deepcluster"  # A key in the metadata of all tables that this program writes.
 _TEXT = (pa.string(), pa.large_string(), pa.string_view())
+_LABELS = ("label", "class", "target", "labels", "category", "class_name", "label_name")
+
+
+class NoImageColumn(InputError):
+    """A table without a column of images; `is_ours`: this program has written it, with features or clusters."""
+
+    def __init__(self, message: str, *, is_ours: bool) -> None:
+        super().__init__(message)
+        self.is_ours = is_ours
 
 
 class Columns(NamedTuple):
@@ -31,6 +42,7 @@ class Columns(NamedTuple):
     with_path: bool
     label: str | None
     classes: list[str] | None  # of integer labels; None if the labels are the names
+    label_fault: str = ""  # why the column with the usual name is not used
 
     def images(self, rows: pa.Table | pa.RecordBatch) -> Any:
         """Return the images of rows as large_binary."""
@@ -48,9 +60,10 @@ class Table(ImageSource):
 
     def __init__(self, file: StoredFile, columns: Columns, rows: pa.Table) -> None:
         """Take paths and labels from `rows`, which need not hold the images; raises one of `DAMAGES`."""
-        labels = [] if columns.label is None else _label_texts(rows[columns.label], columns.classes)
-        super().__init__(labels if any(labels) else None)
         self.file, self.columns, self.may_be_null = file, columns, True
+        self.label_fault = columns.label_fault
+        labels = [] if columns.label is None else self._labels(rows[columns.label])
+        super().__init__(labels if any(labels) else None)
         self._rows = len(rows)
         stored = _as_bytes(pc.struct_field(rows[columns.image], "path")).to_pylist() if columns.with_path else []
         paths = [_text((path or b"").replace(b"\\", b"/")) for path in stored]  # Windows writes backslashes.
@@ -58,6 +71,19 @@ class Table(ImageSource):
         self._named = bool(paths) and all(paths)
         names = distinct(paths) if self._named and len(set(paths)) < len(paths) else paths
         self.numbered = {row: name for row, name in enumerate(names) if name != paths[row]}
+
+    def _labels(self, column: pa.ChunkedArray) -> list[str]:
+        """Return the class name of each row; none, and why in `label_fault`, if these are no labels."""
+        values, classes = (_as_bytes(column) if _plain(column.type) in _TEXT else column).to_pylist(), self.columns.classes
+        if classes is not None:
+            values = [None if value is None or value < 0 else "".join(classes[value : value + 1]) for value in values]
+        try:
+            labels = class_names(values)
+            fault = "no labels" if labels and not any(labels) else ""
+        except NoLabels as no_labels:
+            labels, fault = [], str(no_labels)
+        self.label_fault = f"column {printable(self.columns.label or '')} holds {fault}, and is not used" if fault else ""
+        return labels
 
     def __len__(self) -> int:
         return self._rows
@@ -136,6 +162,9 @@ class TableSource(JoinedSource):
         if self.labels_N is not None:
             classes = count_of(len(self.class_names), "class")
             parts.append(f"labels from {classes} of column {printable(columns.label or '')} (used for diagnostics only)")
+            unknown = int((self.labels_N < 0).sum())
+            parts += [f"{unknown:,} without a label"] * bool(unknown)
+        parts += [table.label_fault for table in self._tables if table.label_fault][:1]
         numbered = sum(len(table.numbered) for table in self._tables)
         parts += [f"{count_of(numbered, 'repeated name')} numbered"] if numbered else []
         return ", ".join(parts)
@@ -203,10 +232,11 @@ def find_columns(schema: pa.Schema, file: StoredFile, info: bytes = b"") -> Colu
     found = structs or [name for name in fields if _plain(fields[name]) in _BYTES]
     if not found:
         columns = [f"{printable(field.name)} ({str(field.type)[:80]})" for field in schema]
-        raise InputError(
+        raise NoImageColumn(
             f"{file.where()} has no column of image files: its columns are "
             f"{', '.join(columns[:20] + ['...'] * (len(columns) > 20)) or 'none'}; "
-            "store the bytes of the image files in a binary column called image"
+            "store the bytes of the image files in a binary column called image",
+            is_ours=OURS in (schema.metadata or {}),
         )
     usual = ("image", "img", "jpg") if structs else ("image", "jpg", "png", "bytes", "data", "content")
     image = _first(usual, found) or (found[0] if len(found) == 1 else None)
@@ -215,12 +245,15 @@ def find_columns(schema: pa.Schema, file: StoredFile, info: bytes = b"") -> Colu
             f"{file.where()} has {len(found)} columns that may hold the images: {', '.join(map(printable, found))}; "
             "rename the right one to image"
         )
-    usable = [name for name, kind in fields.items() if pa.types.is_integer(kind) or _plain(kind) in _TEXT]
+    usable = [name for name, kind in fields.items() if name != image and _may_be_label(kind)]
     declared = [name for name in usable if kinds[name] == "ClassLabel"]
-    label = _first(("label", "class", "target", "labels"), usable) or (declared[0] if len(declared) == 1 else None)
+    label, fault = _first(_LABELS, usable) or (declared[0] if len(declared) == 1 else None), ""
+    if label is None and (other := _first(_LABELS, [name for name in fields if name != image])) is not None:
+        fault = f"column {printable(other)} holds {str(fields[other])[:80]}, and is not used"
     names = features.get(label, {}).get("names") if label is not None and pa.types.is_integer(fields[label]) else None
     with_path = bool(structs) and fields[image].get_field_index("path") >= 0
-    return Columns(image, bool(structs), with_path, label, list(map(str, names)) if isinstance(names, list) else None)
+    classes = list(map(str, names)) if isinstance(names, list) else None
+    return Columns(image, bool(structs), with_path, label, classes, fault)
 
 
 def _as_bytes(column: pa.Array | pa.ChunkedArray) -> Any:
@@ -248,24 +281,18 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
+def _may_be_label(kind: pa.DataType) -> bool:
+    """Return whether a column may hold labels: no files, such as masks, and no structures."""
+    kind = _plain(kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = _plain(kind.value_type)
+    return not pa.types.is_nested(kind) and kind not in _BYTES
+
+
 def _holds_files(kind: pa.DataType) -> bool:
     """Return whether it is a struct with `bytes`, and a `path` that is text or missing."""
     inner = {field.name: _plain(field.type) for field in kind} if pa.types.is_struct(kind) else {}
     return inner.get("bytes") in _BYTES and inner.get("path", pa.string()) in _TEXT
-
-
-def _label_texts(column: pa.ChunkedArray, classes: Sequence[str] | None) -> list[str]:
-    """Return the class name of each row; null, negative numbers and numbers without a class become ""."""
-    is_text = _plain(column.type) in _TEXT
-    values = (_as_bytes(column) if is_text else column).to_pylist()
-
-    def name(value: Any) -> str:
-        if is_text or value is None:
-            return "" if value in (None, b"-1") else _text(value)
-        return "" if value < 0 else str(value) if classes is None else "".join(classes[value : value + 1])
-
-    names = {value: name(value) for value in set(values)}
-    return [names[value] for value in values]
 
 
 def _text(stored: bytes) -> str:

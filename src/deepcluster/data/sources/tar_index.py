@@ -20,9 +20,10 @@ from deepcluster.core.files import write_cached
 from deepcluster.core.kinds import BEGIN_BYTES, kind_of
 from deepcluster.core.text import count_of, distinct, printable
 from deepcluster.data.sources.files import IMAGE_ENDINGS
+from deepcluster.data.sources.labels import NoLabels, class_names
 from deepcluster.data.storage import StoredFile
 
-_VERSION = 2
+_VERSION = 3
 _LARGEST_LABEL = {"cls": 1 << 10, "json": 1 << 16}
 _LABEL_KEYS = ("label", "class", "target")
 _LARGEST_HEADER = 1 << 24  # Names and PAX records; a damaged length must not fill the memory.
@@ -220,14 +221,14 @@ def _key(name: str) -> str:
 
 def _label(kind: str, content: bytes) -> str:
     """Return the class that a .cls or .json member gives; "" = none, as does -1."""
-    label: object = ""
+    label = ""
     with suppress(ValueError, RecursionError):
         if kind == "cls":
-            label = content.decode()
+            (label,) = class_names([content.decode()])
         # To search takes a tenth of the time of parsing.
         elif any(f'"{key}"'.encode() in content for key in _LABEL_KEYS) and isinstance(values := json.loads(content), dict):
-            found = (values.get(key) for key in _LABEL_KEYS)
-            label = next((one for one in found if isinstance(one, str | int) and not isinstance(one, bool)), "")
-        label = printable(str(label).strip())
-        return "" if label == "-1" else label
+            for key in _LABEL_KEYS:
+                with suppress(NoLabels):  # A list of several labels.
+                    (label,) = [label] if label else class_names([values.get(key)])
+        return printable(label)
     return ""

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.text import count_of
+from deepcluster.core.text import count_of, of_line
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.scan import SYSTEM_NAMES
 from deepcluster.run.features import Pooled
 from deepcluster.run.kept_features import kept_rows, readable
 from deepcluster.run.model import Model
 
 TRAIN = ("train", "training")
-HELD_OUT = ("val", "validation", "valid", "test")
-HOLDERS = (".tar", ".tar.gz", ".tgz", ".parquet", ".csv", ".tsv")
+HELD_OUT = ("val", "validation", "valid", "test", "testing")
+HOLDERS = (".tar", ".tar.gz", ".tgz", ".parquet", ".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def open_train_val(data: Path) -> TrainVal:
         InputError: the folder has another layout, images have no class, or the classes of the two differ.
     """
     parts = []
+    data = _unwrapped(data)
     for names in (TRAIN, HELD_OUT):
         path = find_part(data, names)
         if path is None:
@@ -73,7 +75,18 @@ def open_train_val(data: Path) -> TrainVal:
             f"{data}: the classes of train ({len(train.class_names)}) and val ({len(val.class_names)}) differ: "
             f"{some(missing, 5)}; {missing[0]} is not in {where}"
         )
+    if len(train.class_names) < 2:
+        raise InputError(f"{data}: all images are of one class, {train.class_names[0]}: there is nothing to tell apart")
     return TrainVal(train, val)
+
+
+def _unwrapped(data: Path) -> Path:
+    """Return the folder with both parts, if it is the only one in `data`, as archives often have it; else `data`."""
+    if has_train_val(data) or not data.is_dir():
+        return data
+    names = [path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders = [data / name for name in names if name.lower() not in SYSTEM_NAMES]
+    return folders[0] if len(folders) == 1 and has_train_val(folders[0]) else data
 
 
 def has_train_val(data: Path) -> bool:
@@ -82,17 +95,23 @@ def has_train_val(data: Path) -> bool:
 
 
 def find_part(data: Path, names: tuple[str, ...]) -> Path | None:
-    """Return the folder in `data` that has one of `names`, or the file with one of them as a word in its name."""
+    """Return what in `data` has one of `names`, or one of them as a word in its name, in small or capital letters.
+
+    A folder of that name comes first, then the only folder with that word, then a table or shards with it.
+    """
     if not data.is_dir():
         return None
+    entries = sorted(path for path in data.iterdir() if not path.name.startswith("."))
+    folders = {path: path.name.lower() for path in entries if path.is_dir()}
+    files = {path: path.name.lower() for path in entries if path.name.lower().endswith(HOLDERS) and path.is_file()}
     for name in names:
-        if (data / name).is_dir():
-            return data / name
+        if exact := [path for path, lower in folders.items() if lower == name]:
+            return exact[0]
     for name in names:
-        for path in sorted(data.iterdir()):
-            words = re.split(r"[^a-z]+", path.name.lower())
-            if path.is_file() and path.name.lower().endswith(HOLDERS) and name in words:
-                return path
+        some = [path for path, lower in folders.items() if name in re.split(r"[^a-z]+", lower)]
+        found = some if len(some) == 1 else [path for path, lower in files.items() if name in re.split(r"[^a-z]+", lower)]
+        if found:
+            return found[0]
     return None
 
 
@@ -105,9 +124,10 @@ def open_labelled(path: Path) -> Labelled:
     source = open_source(path)
     if source.labels_N is None or (source.labels_N < 0).any():
         known = 0 if source.labels_N is None else int((source.labels_N >= 0).sum())
+        why = f" ({source.why_no_labels})" if source.why_no_labels else ""
         raise InputError(
-            f"{path}: {known:,} of {count_of(len(source), 'image')} have a class; use a folder for each class, or a table "
-            "with the columns path,label"
+            f"{path}: {known:,} of {count_of(len(source), 'image')} have a class{why}; use a folder for each class, or a "
+            "table with the columns path,label"
         )
     return Labelled(source, torch.from_numpy(source.labels_N), source.class_names)
 
@@ -162,7 +182,8 @@ def listed(source: ImageSource, file: Path) -> Tensor:
         text = file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as fault:
         raise InputError(f"label_list={file} can't be read: {fault.strerror}") from None
-    lines = [line for whole in text.splitlines() if (line := whole.strip()) and not line.startswith("#")]
+    stripped = map(str.strip, re.split(r"\r\n|\r|\n", text))
+    lines = [of_line(line) for line in stripped if line and not line.startswith("#")]
     if not lines:
         raise InputError(f"{file} names no images; write the name of one on each line")
     by_name = {source.name(index): index for index in range(len(source))}

@@ -1,6 +1,5 @@
 """`report`: one self-contained page of a run, made again while it is being trained, or of a table of embeddings."""
 
-import os
 import time
 import webbrowser
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.files import output_path, user_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import end_waits
 from deepcluster.core.text import duration, size
@@ -41,7 +41,7 @@ def report(
     """Make one self-contained HTML page, as `deepcluster report` does.
 
     Args:
-        path: a run folder, or a table of embeddings or of clusters: a Parquet file, or a folder of them.
+        path: a run folder, or a table of embeddings or of clusters: Parquet (a file or a folder of them), text or NumPy.
         data: where the images are; of a run by default where they were when it was started. Without images the page shows
             only names.
         out: the page; RUN/report.html, or TABLE.report.html beside a table, by default.
@@ -59,7 +59,7 @@ def report(
         Interrupted: Ctrl-C or SIGTERM; the previous page stays.
     """
     needs_report_extra()
-    path, checked = Path(path), ReportOptions.from_dict(options)
+    path, checked = user_path(path), ReportOptions.from_dict(options)
     workers = usual_workers() if workers is None else workers
     is_run = RunFolder(path).is_run()
     page = _page(path, out, is_run=is_run)
@@ -92,13 +92,8 @@ def _page(path: Path, out: str | Path | None, *, is_run: bool) -> Path:
         raise InputError(f"{path} does not exist: give a run folder, or a table of embeddings (.parquet)")
     if path.is_dir() and not is_run and not any(path.glob("*.parquet")):
         raise InputError(f"{path} is neither a run folder (it has no config.json) nor a folder of Parquet files")
-    page = Path(out) if out is not None else path / "report.html" if is_run else path.with_suffix(".report.html")
-    if page.suffix not in (".html", ".htm"):
-        raise InputError(f"--out {page}: the file should end in .html")
-    folder = page.absolute().parent
-    if page.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"--out {page}: the folder {folder} does not exist or can't be written to")
-    return page
+    usual = path / "report.html" if is_run else path.with_suffix(".report.html")
+    return output_path(usual if out is None else out, "--out", endings=(".html", ".htm"))
 
 
 def _write(page: Path, context: Context, *, show: bool, refresh_seconds: int = 0) -> None:

@@ -6,7 +6,7 @@ which training uses, 0.183.)
 N rows, D numbers of an embedding, K clusters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +25,12 @@ from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.text import count_of, printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
+from deepcluster.data.sources.labels import class_names, in_order
+from deepcluster.data.sources.text_tables import LABELS, PATHS, keys_of
 from deepcluster.data.survey import even_sample
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.collection import Collection, pictures_by_name
+from deepcluster.visualization.report.table_files import ARRAYS, TEXTS, numbered_columns, read_file, with_vectors
 
 MISSING = "its embedding is missing"
 NOT_FINITE = "its embedding holds values that are not finite numbers"
@@ -36,6 +39,7 @@ NO_CLUSTER = "the table has it in no cluster"
 ROWS_PER_CLUSTER, FEWEST_CLUSTERS, MOST_CLUSTERS = 90, 2, 100
 CAREFUL_START_CLUSTERS = 1_000  # Above it, a pass over the points for each cluster takes longer than the iterations.
 MOST_POINTS = 20_000  # Points that map and odd ones may draw from.
+CLUSTERS = ["cluster", "clusterid", "clusterlabel", "clusternumber"]
 MOST_NUMBER = 1_000_000  # A larger number of a cluster is the name of something else.
 
 
@@ -50,20 +54,23 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a column holds words."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def is_word(kind: pa.DataType) -> bool:
     """Return whether a column holds words or whole numbers."""
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+    return bool(is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
-_FILES = "file filename file_name filepath file_path"
-# What a column must hold, in a test and in words, and its usual names in lower case.
-USUAL: dict[str, tuple[Callable[[pa.DataType], bool], str, str]] = {
-    "embedding": (is_embedding, "lists of numbers", "embedding embeddings vector vectors feature features"),
-    "cluster": (is_number, "whole numbers", "cluster cluster_id clusters cluster_label"),
-    "distance": (is_number, "numbers", "distance"),
-    "label": (is_word, "words or numbers", "label labels class class_name target category"),
-    "name": (is_word, "words or numbers", f"name path {_FILES} image_path image image_id id key"),
+# What a column must hold, in a test and in words, and its usual names as `keys_of` has them.
+USUAL: dict[str, tuple[Callable[[pa.DataType], bool], str, Sequence[str]]] = {
+    "embedding": (is_embedding, "lists of numbers", ["embedding", "vector", "feature", "x", "arr0", "data"]),
+    "cluster": (lambda kind: is_number(kind) or is_text(kind), "numbers or words", CLUSTERS),
+    "distance": (is_number, "numbers", ["distance"]),
+    "label": (lambda kind: not is_embedding(kind) and not pa.types.is_nested(kind), "words or numbers", [*LABELS, "y"]),
+    "name": (is_word, "words or numbers", ["name", *PATHS]),
 }
 
 
@@ -71,7 +78,7 @@ def read_table(path: Path, options: ReportOptions, *, images: ImageSource | None
     """Return a table as images in clusters: its own clusters, or those of k-means.
 
     Args:
-        path: a Parquet file, or a folder of them.
+        path: a Parquet file or a folder of them, a table as text, or NumPy arrays.
         options: `clusters` clusters the embeddings again, whatever clusters the table has; columns that are not named are
             those with usual names.
         images: where pictures are looked up by name.
@@ -88,7 +95,7 @@ def read_table(path: Path, options: ReportOptions, *, images: ImageSource | None
     found = ", ".join(f"{kind} from column {column}" for kind, column in columns.items())
     work.reporter.say(f"{path}: {count_of(len(table), 'row')}; {found}")
     words = table[columns["name"]].cast(pa.large_string()).to_pylist() if "name" in columns else [None] * len(table)
-    given_N = _cluster_numbers(table[columns["cluster"]]) if "cluster" in columns else None
+    given_N = _cluster_numbers(table[columns["cluster"]], work) if "cluster" in columns else None
     collection = Collection(
         title=path.name,
         names=[f"row {row}" if word is None else word for row, word in enumerate(words)],
@@ -124,11 +131,21 @@ def _read(path: Path, options: ReportOptions) -> tuple[dict[str, str], pa.Table]
     """Return which column of a table is what, and these columns; dictionaries become plain values."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    is_plain = path.is_file() and path.suffix.lower() in (*TEXTS, *ARRAYS)
+    table = read_file(path) if is_plain else _read_parquet(path, options)
+    if not len(table):
+        raise InputError(f"{path} has no rows")
+    table = table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
+    columns = _find_columns(path, {field.name: field.type for field in table.schema}, options)
+    return columns, table.select(list(dict.fromkeys(columns.values())))
+
+
+def _read_parquet(path: Path, options: ReportOptions) -> pa.Table:
+    """Return the columns of a Parquet file, or of a folder of them, that a report shows."""
     if not path.is_dir() and path.suffix.lower() != ".parquet":
         raise InputError(
-            f"{path}: a report takes a run folder, or a table in Parquet (a file or a folder of them). Convert yours first: "
-            "pandas.read_csv('t.csv').to_parquet('t.parquet'), or for arrays "
-            "pandas.DataFrame({'name': names, 'embedding': list(rows)}).to_parquet('t.parquet')"
+            f"{path}: a report takes a run folder, or a table: Parquet (a file or a folder of them), {' '.join(TEXTS)} or "
+            f"{' '.join(ARRAYS)}. Convert yours first, such as pandas.read_excel('t.xlsx').to_parquet('t.parquet')"
         )
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
@@ -136,14 +153,16 @@ def _read(path: Path, options: ReportOptions) -> tuple[dict[str, str], pa.Table]
     read = files[0]
     try:
         schema = pq.read_schema(read)
-        columns = _find_columns(path, {field.name: _plain(field.type) for field in schema}, options)
-        read, wanted = path, list(dict.fromkeys(columns.values()))
+        kinds = {field.name: _plain(field.type) for field in schema}
+        if numbered := not any(map(is_embedding, kinds.values())) and numbered_columns(schema):
+            wanted = [name for name, kind in kinds.items() if is_word(kind) or is_number(kind)]
+        else:
+            wanted = list(dict.fromkeys(_find_columns(path, kinds, options).values()))
+        read = path
         table = pa.concat_tables([pq.read_table(file, columns=wanted, partitioning=None) for file in files])
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{read} can't be read as a table: {str(error).splitlines()[0]}") from None
-    if not len(table):
-        raise InputError(f"{path} has no rows")
-    return columns, table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
+    return with_vectors(table) if numbered else table
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -167,10 +186,10 @@ def _find_columns(path: Path, kinds: dict[str, pa.DataType], options: ReportOpti
         if named is not None and not fits(kinds[named]):
             raise InputError(f"--{what}-column {named} holds {kinds[named]}, not {wanted}; there are {listed}")
         several = [name for name in kinds if fits(kinds[name])]
-        fitting = {name.lower(): name for name in reversed(several)}
-        usual = next((fitting[name] for name in names.split() if name in fitting), None)
+        fitting = {key: name for name in reversed(several) for key in keys_of(name)}
+        usual = next((fitting[name] for name in names if name in fitting), None)
         if what == "embedding" and usual is None and named is None and several:
-            if len(fitting) > 1:
+            if len(several) > 1:
                 raise InputError(
                     f"{path}: {', '.join(map(printable, several))} all hold lists of numbers; say which are the embeddings "
                     f"with --embedding-column {printable(several[0])}"
@@ -188,8 +207,18 @@ def _find_columns(path: Path, kinds: dict[str, pa.DataType], options: ReportOpti
     return chosen
 
 
-def _cluster_numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return the number of the cluster of each row; -1 where it is null, not a number, or below 0."""
+def _cluster_numbers(column: pa.ChunkedArray, work: Work) -> NDArray[np.int64]:
+    """Return the number of the cluster of each row; -1 where it is null, not a number, or below 0. Words get numbers."""
+    if is_text(column.type):
+        names = class_names(column.to_pylist())
+        known = in_order(set(names) - {""})
+        try:
+            column = pa.chunked_array([[float(name) if name else None for name in names]], pa.float64())
+        except ValueError:
+            number = {name: number for number, name in enumerate(known)}
+            told = ", ".join(f"{number} = {printable(name)}" for number, name in enumerate(known[:5]))
+            work.reporter.say(f"clusters are numbered in the order of their names: {told}{', …' if len(known) > 5 else ''}")
+            return np.array([number.get(name, UNASSIGNED) for name in names], np.int64)
     values_N = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
     known_N = np.isfinite(values_N) & (values_N >= 0)
     wrong = values_N[known_N & ((values_N != np.floor(values_N)) | (values_N > MOST_NUMBER))]
@@ -199,12 +228,11 @@ def _cluster_numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _label_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
-    """Return labels as numbers, -1 for null, "" and -1, and their names: whole numbers by size, then words."""
-    words = ["" if word is None else printable(word) for word in column.cast(pa.large_string()).to_pylist()]
-    known = sorted(set(words) - {"", "-1"})
-    known.sort(key=lambda word: (not word.isdecimal(), int(word) if word.isdecimal() else 0))
-    number = {word: number for number, word in enumerate(known)}
-    return np.array([number.get(word, UNASSIGNED) for word in words], np.int64), known
+    """Return labels as numbers, -1 where they are unknown, and their names, as in images with labels."""
+    names = class_names(column.to_pylist())
+    known = in_order(set(names) - {""})
+    number = {name: number for number, name in enumerate(known)}
+    return np.array([number.get(name, UNASSIGNED) for name in names], np.int64), list(map(printable, known))
 
 
 def _with_embeddings(
