@@ -296,7 +296,7 @@ def clustering(job: Job) -> None:
 
         def cluster(rows_NP: torch.Tensor = rows_NP) -> None:
             for head, count in enumerate(heads):
-                KMeans(count, iterations=10, spherical=True).fit(rows_NP, seed=head)
+                KMeans(count, max_iter=10, spherical=True).cluster(rows_NP, seed=head)
 
         title = f"three heads of {heads[0]}, {rows:,} rows of {width}, 10 iterations"
         report(title, seconds=seconds_of(cluster, 3, job.device))

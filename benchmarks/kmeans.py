@@ -52,7 +52,7 @@ def mixture(n_rows: int, *, seed: int = 0, device: torch.device | str = "cpu") -
 def ours(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> LloydResult:
     """Run this package."""
     torch.set_num_threads(threads)
-    return lloyd(points_NP, start_KP, iterations=iterations)
+    return lloyd(points_NP, start_KP, max_iter=iterations)
 
 
 def faiss_kmeans(points_NP: Tensor, start_KP: Tensor, iterations: int, threads: int) -> Tensor:
@@ -153,7 +153,7 @@ def saved_by_bounds(points_NP: Tensor, start_KP: Tensor, iterations: int) -> lis
     A point is unchanged if its distance to the second nearest centroid, minus the largest move of any centroid, exceeds its
     distance to the nearest plus the move of that one.
     """
-    centroids = [lloyd(points_NP, start_KP, iterations=count).centroids_KP for count in range(iterations + 1)]
+    centroids = [lloyd(points_NP, start_KP, max_iter=count).centroids_KP for count in range(iterations + 1)]
     shares = []
     for before_KP, after_KP in itertools.pairwise(centroids):
         drift_K = (after_KP - before_KP).norm(dim=1)

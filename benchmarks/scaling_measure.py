@@ -188,9 +188,9 @@ def _kmeans_seconds(machine: Machine, n_points: int, n_clusters: int, dim: int) 
     points_NP = torch.nn.functional.normalize(points_NP + 2 * torch.randn(n_points, dim, generator=generator))
     points_NP = points_NP.to(machine.clustering_device)
     start_KP = random_rows(points_NP, n_clusters, seed=0, ranks=ONE_PROCESS)
-    kmeans = KMeans(n_clusters, iterations=10, spherical=True)
-    taken = quickest(lambda: kmeans.fit(points_NP, start_KP=start_KP))
-    compared_history = lloyd(points_NP, start_KP, iterations=10, spherical=True).compared_history
+    kmeans = KMeans(n_clusters, init=start_KP, max_iter=10, spherical=True)
+    taken = quickest(lambda: kmeans.cluster(points_NP))
+    compared_history = lloyd(points_NP, start_KP, max_iter=10, spherical=True).compared_history
     return _Clustered(taken, len(compared_history), sum(compared_history))
 
 

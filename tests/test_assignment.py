@@ -24,7 +24,8 @@ from deepcluster.clustering.assignment import (
     draw_uniform,
     member_distances,
 )
-from deepcluster.core.distributed import Ranks
+from deepcluster.clustering.points import Points
+from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.run.folder import save_assignment
 
@@ -298,10 +299,9 @@ def test_over_ranks_gathers_the_images_of_all() -> None:
 
 
 def test_rows_that_are_not_finite_are_unassigned() -> None:
-    finite_N = torch.tensor([True, False, True])
-    assignment = Assignment.from_finite(
-        finite_N, torch.tensor([1, 0]), torch.tensor([0.5, 2.0]), torch.zeros(2, 3), remark="why"
-    )
+    points = Points.of(torch.tensor([[0.0], [torch.nan], [1.0]]), ONE_PROCESS)
+    found = Assignment(torch.tensor([1, 0]), torch.tensor([0.5, 2.0]), torch.zeros(2, 1), remark="why")
+    assignment = points.assignment(found)
     assert assignment.labels_N.tolist() == [1, -1, 0]
     torch.testing.assert_close(assignment.distances_N, torch.tensor([0.5, torch.nan, 2.0]), equal_nan=True)
     assert assignment.remark == "why"

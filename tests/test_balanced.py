@@ -45,9 +45,9 @@ def assert_sizes(found: Assignment, n_points: int, spread: float = 0.1) -> None:
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
 def test_no_giant_where_k_means_makes_one(spread: float) -> None:
     points = skewed()
-    usual = KMeans(20).fit(points, seed=0)
+    usual = KMeans(20).cluster(points, seed=0)
     assert int(usual.sizes_K().max()) > 5 * 1500 / 20
-    found = BalancedKMeans(20, spread=spread).fit(points)
+    found = BalancedKMeans(20, spread=spread).cluster(points)
     assert_sizes(found, 1500, spread)
     assert found.effective_clusters > 18
     assert usual.inertia < found.inertia < 2 * usual.inertia
@@ -65,19 +65,19 @@ def test_sizes_whatever_the_points(n: int, share: float, values: int, spread: fl
     """Copies and nothing but copies included; as many clusters as points, too."""
     n_clusters = max(1, round(share * n))
     points = torch.randint(-values, values + 1, (n, 3), generator=torch.Generator().manual_seed(seed)).float()
-    assert_sizes(BalancedKMeans(n_clusters, iterations=3, spread=spread).fit(points, seed=seed), n, spread)
+    assert_sizes(BalancedKMeans(n_clusters, max_iter=3, spread=spread).cluster(points, seed=seed), n, spread)
 
 
 def test_points_that_no_round_of_offers_placed_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_ROUNDS", 1)
-    assert_sizes(BalancedKMeans(20).fit(skewed()), 1500)
+    assert_sizes(BalancedKMeans(20).cluster(skewed()), 1500)
 
 
 def test_clusters_that_are_balanced_stay_as_k_means_finds_them() -> None:
     """Four clouds of 100 points each, far apart."""
     centres = 50 * torch.eye(4).repeat_interleave(100, dim=0)
     points = centres + torch.from_numpy(np.random.default_rng(0).normal(size=(400, 4))).float()
-    found = BalancedKMeans(4).fit(points, start_KP=50 * torch.eye(4))
+    found = BalancedKMeans(4, init=50 * torch.eye(4)).cluster(points)
     assert found.labels_N.tolist() == [cloud for cloud in range(4) for _ in range(100)]
     assert len(found.inertia_history) == 1
 
@@ -85,7 +85,7 @@ def test_clusters_that_are_balanced_stay_as_k_means_finds_them() -> None:
 def test_the_points_that_lose_least_are_moved() -> None:
     """Six points on a line near 0, two near 10: of the six, the two nearest to 10 go."""
     points = torch.tensor([[0.0], [0.1], [0.2], [0.3], [0.4], [0.5], [10.0], [10.1]])
-    found = BalancedKMeans(2, spread=0.0, iterations=1).fit(points, start_KP=torch.tensor([[0.0], [10.0]]))
+    found = BalancedKMeans(2, spread=0.0, max_iter=1, init=torch.tensor([[0.0], [10.0]])).cluster(points)
     assert found.labels_N.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
@@ -134,7 +134,7 @@ def test_a_cluster_that_draws_nothing_gets_a_finite_price() -> None:
 
 def test_centroids_and_distances_are_those_of_the_members() -> None:
     points = skewed()
-    found = BalancedKMeans(20).fit(points)
+    found = BalancedKMeans(20).cluster(points)
     for label in range(20):
         members = points[found.labels_N == label].double()
         torch.testing.assert_close(found.centroids_KP[label].double(), members.mean(dim=0), rtol=1e-5, atol=1e-5)
@@ -145,19 +145,19 @@ def test_centroids_and_distances_are_those_of_the_members() -> None:
 
 def test_the_same_for_the_same_seed_whatever_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     points = skewed()
-    found = BalancedKMeans(20).fit(points, seed=4)
-    assert torch.equal(BalancedKMeans(20).fit(points, seed=4).labels_N, found.labels_N)
-    assert not torch.equal(BalancedKMeans(20).fit(points, seed=5).labels_N, found.labels_N)
+    found = BalancedKMeans(20).cluster(points, seed=4)
+    assert torch.equal(BalancedKMeans(20).cluster(points, seed=4).labels_N, found.labels_N)
+    assert not torch.equal(BalancedKMeans(20).cluster(points, seed=5).labels_N, found.labels_N)
     monkeypatch.setattr(module, "BLOCK_SCORES", 20 * 33)
     monkeypatch.setattr(parallel, "BLOCK_ROWS", 50)
-    other = BalancedKMeans(20).fit(points, seed=4)
+    other = BalancedKMeans(20).cluster(points, seed=4)
     assert other.ari(found.labels_N) > 0.95 and other.inertia == pytest.approx(found.inertia, rel=0.01)
 
 
 def test_rows_that_are_not_finite_are_unassigned() -> None:
     points = skewed()
     points[[3, 700]] = torch.tensor([[torch.nan], [torch.inf]])
-    found = BalancedKMeans(20).fit(points)
+    found = BalancedKMeans(20).cluster(points)
     assert found.labels_N[[3, 700]].tolist() == [-1, -1]
     assert found.distances_N[[3, 700]].isnan().all()
     assert_sizes(found, 1498)
@@ -165,8 +165,8 @@ def test_rows_that_are_not_finite_are_unassigned() -> None:
 
 def test_it_counts_its_iterations_and_may_be_stopped() -> None:
     units: list[int] = []
-    clusterer = BalancedKMeans(20, iterations=4)
-    found = clusterer.fit(skewed(), advance=units.append)
+    clusterer = BalancedKMeans(20, max_iter=4)
+    found = clusterer.cluster(skewed(), advance=units.append)
     assert sum(units) == clusterer.most_steps
     assert len(found.inertia_history) == 4
 
@@ -177,18 +177,18 @@ def test_it_counts_its_iterations_and_may_be_stopped() -> None:
 
     units.clear()
     with pytest.raises(InterruptedError):
-        clusterer.fit(skewed(), advance=stop)
+        clusterer.cluster(skewed(), advance=stop)
 
 
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: BalancedKMeans(0).fit(skewed(30)), "clusters=0"),
-        (lambda: BalancedKMeans(31).fit(skewed(30)), "clusters=31 .* 30 points"),
-        (lambda: BalancedKMeans(3).fit(skewed(30), start_KP=torch.zeros(3, 2)), "start has shape"),
-        (lambda: BalancedKMeans(3, iterations=0), "iterations=0"),
-        (lambda: BalancedKMeans(3, spread=1.0), "spread=1"),
-        (lambda: BalancedKMeans(3, spread=-0.1), "spread=-0.1"),
+        (lambda: BalancedKMeans(0).cluster(skewed(30)), "clusters=0"),
+        (lambda: BalancedKMeans(31).cluster(skewed(30)), "clusters=31 .* 30 points"),
+        (lambda: BalancedKMeans(3, init=torch.zeros(3, 2)).cluster(skewed(30)), "init has shape"),
+        (lambda: BalancedKMeans(3, max_iter=0).cluster(skewed(30)), "max_iter=0"),
+        (lambda: BalancedKMeans(3, spread=1.0).cluster(skewed(30)), "spread=1"),
+        (lambda: BalancedKMeans(3, spread=-0.1).cluster(skewed(30)), "spread=-0.1"),
     ],
 )
 def test_faults_are_told(make: Callable[[], object], told: str) -> None:
@@ -216,10 +216,10 @@ def test_ranks_find_what_one_process_finds(bounds: list[int]) -> None:
     points[[3, 700]] = torch.nan
 
     def fit(rows: slice, ranks: Ranks) -> Assignment:
-        return BalancedKMeans(20, iterations=5).fit(points[rows], ranks=ranks)
+        return BalancedKMeans(20, max_iter=5).cluster(points[rows], ranks=ranks)
 
     shares = [slice(first, end) for first, end in pairwise(bounds)]
-    assert_as_one_process(on_ranks(shares, fit), BalancedKMeans(20, iterations=5).fit(points), 1498)
+    assert_as_one_process(on_ranks(shares, fit), BalancedKMeans(20, max_iter=5).cluster(points), 1498)
 
 
 def work(rank: int, folder: Path) -> None:
@@ -227,7 +227,7 @@ def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     own_NP = skewed()[slice(*((0, 400), (400, 1500))[rank])]
-    found = BalancedKMeans(20, iterations=5).fit(own_NP, ranks=TorchRanks())
+    found = BalancedKMeans(20, max_iter=5).cluster(own_NP, ranks=TorchRanks())
     torch.save(found.state_dict(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -235,5 +235,5 @@ def work(rank: int, folder: Path) -> None:
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     spawn(work, args=(tmp_path,), nprocs=2)
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    expected = BalancedKMeans(20, iterations=5).fit(skewed())
+    expected = BalancedKMeans(20, max_iter=5).cluster(skewed())
     assert_as_one_process([Assignment.from_state_dict(state) for state in states], expected, 1500)

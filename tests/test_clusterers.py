@@ -15,20 +15,19 @@ from deepcluster.core.errors import InputError
 SETTINGS = SimpleNamespace(n_clusters=1200, kmeans_iterations=3, super_clusters=4)
 
 TOY = """
-from dataclasses import dataclass
-
 import torch
 
-from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering import Assignment, Clusterer
 from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.work import no_advance
 
 
-@dataclass
-class Toy:
+class Toy(Clusterer):
     explanation = "Images are dealt to clusters in turn."
-    n_clusters: int
-    most_steps = 1
+    max_iter = most_steps = 1
+
+    def __init__(self, n_clusters=8):
+        self.n_clusters = n_clusters
 
     @classmethod
     def from_settings(cls, settings):
@@ -38,7 +37,7 @@ class Toy:
     def describe(cls, settings):
         return f"{settings.n_clusters:,} toy clusters"
 
-    def fit(self, points_NP, *, seed=0, ranks=ONE_PROCESS, advance=no_advance):
+    def cluster(self, points_NP, *, seed=0, ranks=ONE_PROCESS, advance=no_advance):
         advance(1)
         labels_N = torch.arange(len(points_NP)) % self.n_clusters
         return Assignment(labels_N, torch.zeros(len(points_NP)), torch.zeros(self.n_clusters, points_NP.shape[1]))
@@ -53,9 +52,10 @@ def test_one_file_and_one_entry_add_a_clusterer(tmp_path: Path, monkeypatch: pyt
     units: list[int] = []
     assert found.describe(SETTINGS) == "1,200 toy clusters"
     toy = found.from_settings(SimpleNamespace(n_clusters=3))
-    assignment = toy.fit(torch.zeros(7, 2), seed=0, ranks=ONE_PROCESS, advance=units.append)
+    assignment = toy.cluster(torch.zeros(7, 2), seed=0, ranks=ONE_PROCESS, advance=units.append)
     assert assignment.labels_N.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert sum(units) <= toy.most_steps
+    assert toy.fit([[0.0], [1], [2], [3]]).labels_.tolist() == [0, 1, 2, 0]
     sys.modules.pop("toy")
 
 
@@ -81,16 +81,16 @@ def test_each_clusterer_fits_within_its_steps(name: str) -> None:
     points_NP[7] = torch.nan
     clusters = clusterer(name).from_settings(SimpleNamespace(n_clusters=12, kmeans_iterations=5, super_clusters=3))
     units: list[int] = []
-    found = clusters.fit(points_NP, seed=2, ranks=ONE_PROCESS, advance=units.append)
-    again = clusters.fit(points_NP, seed=2, ranks=ONE_PROCESS, advance=units.append)
+    found = clusters.cluster(points_NP, seed=2, ranks=ONE_PROCESS, advance=units.append)
+    again = clusters.cluster(points_NP, seed=2, ranks=ONE_PROCESS, advance=units.append)
     assert torch.equal(found.labels_N, again.labels_N)
     assert found.labels_N[7] == -1 and bool((found.labels_N[8:] >= 0).all())
     assert 0 < sum(units) <= 2 * clusters.most_steps
 
 
 @pytest.mark.parametrize("name", CLUSTERERS)
-def test_each_fit_takes_the_arguments_of_the_contract(name: str) -> None:
-    wanted, given = (inspect.signature(cls.fit).parameters for cls in (Clusterer, clusterer(name)))
+def test_each_cluster_takes_the_arguments_of_the_contract(name: str) -> None:
+    wanted, given = (inspect.signature(cls.cluster).parameters for cls in (Clusterer, clusterer(name)))
     assert wanted.keys() <= given.keys()
     extra = given.keys() - wanted.keys()
     assert all(given[argument].default is not inspect.Parameter.empty for argument in extra)

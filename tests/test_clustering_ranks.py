@@ -22,13 +22,13 @@ SHARES = {
     4: {"one without rows, one without finite ones": [0, 400, 403, 403, N], "even": [0, 150, 300, 450, N]},
 }
 FITS: dict[str, dict[str, Any]] = {
-    "random": {"start": "random", "iterations": 12},
-    "k-means++": {"start": "k-means++", "iterations": 12},
-    "spherical": {"start": "k-means++", "iterations": 12, "spherical": True},
-    "tolerance": {"start": "random", "iterations": 30, "tolerance": 0.01},
-    "many become empty": {"iterations": 12},
-    "many become empty, one iteration": {"iterations": 1},
-    "many become empty, spherical": {"iterations": 12, "spherical": True},
+    "random": {"init": "random", "max_iter": 12},
+    "k-means++": {"init": "k-means++", "max_iter": 12},
+    "spherical": {"init": "k-means++", "max_iter": 12, "spherical": True},
+    "tolerance": {"init": "random", "max_iter": 30, "tol": 0.01},
+    "many become empty": {"max_iter": 12},
+    "many become empty, one iteration": {"max_iter": 1},
+    "many become empty, spherical": {"max_iter": 12, "spherical": True},
 }
 
 
@@ -43,12 +43,12 @@ def points() -> Tensor:
     return points_NP
 
 
-def start(name: str) -> Tensor | None:
+def kmeans_of(name: str) -> KMeans:
     if not name.startswith("many become empty"):
-        return None
+        return KMeans(CLUSTERS, **FITS[name])
     start_KP = points()[450 : 450 + CLUSTERS].nan_to_num()
     start_KP[15:] += 40
-    return start_KP
+    return KMeans(CLUSTERS, init=start_KP, **FITS[name])
 
 
 def work(rank: int, world: int, folder: Path) -> None:
@@ -58,11 +58,10 @@ def work(rank: int, world: int, folder: Path) -> None:
     found: dict[tuple[str, str], Assignment] = {}
     for shares, bounds in SHARES[world].items():
         own_NP = points()[bounds[rank] : bounds[rank + 1]]
-        for name, settings in FITS.items():
-            kmeans = KMeans(CLUSTERS, **settings)
-            found[shares, name] = kmeans.fit(own_NP, start_KP=start(name), seed=3, ranks=TorchRanks())
+        for name in FITS:
+            found[shares, name] = kmeans_of(name).cluster(own_NP, seed=3, ranks=TorchRanks())
         with pytest.raises(InputError, match=f"clusters={N} .* {N - 5} points"):
-            KMeans(N).fit(own_NP, ranks=TorchRanks())
+            KMeans(N).cluster(own_NP, ranks=TorchRanks())
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -79,7 +78,7 @@ def ranks(
 
 @pytest.mark.parametrize("name", FITS)
 def test_ranks_find_what_one_process_finds(name: str, ranks: list[dict[tuple[str, str], Assignment]]) -> None:
-    expected = KMeans(CLUSTERS, **FITS[name]).fit(points(), start_KP=start(name), seed=3)
+    expected = kmeans_of(name).cluster(points(), seed=3)
     assert expected.n_repaired > 0 or not name.startswith("many become empty")
     for shares in SHARES[len(ranks)]:
         found = [rank[shares, name] for rank in ranks]

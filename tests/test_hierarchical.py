@@ -65,8 +65,8 @@ def test_it_is_k_means_of_each_super_class(rotated: bool) -> None:
     """Super-clusters are those of k-means; within a super-class, clusters are those of k-means of its rows alone."""
     points_NP, n_supers = points(), 3 * (4 if rotated else 1)
     rotations_N = rotations() if rotated else None
-    found = HierarchicalKMeans(40, super_clusters=3).fit(points_NP, rotations_N=rotations_N, seed=5)
-    supers = KMeans(3).fit(points_NP, seed=5)
+    found = HierarchicalKMeans(40, super_clusters=3).cluster(points_NP, rotations_N=rotations_N, seed=5)
+    supers = KMeans(3).cluster(points_NP, seed=5)
     supers_N = supers.labels_N
     if rotations_N is not None:
         supers_N = torch.where(supers_N < 0, -1, supers_N * 4 + rotations_N)
@@ -81,7 +81,7 @@ def test_it_is_k_means_of_each_super_class(rotated: bool) -> None:
         if not len(rows):
             assert first == end
             continue
-        part = KMeans(end - first).fit(points_NP[rows], seed=6 + number)
+        part = KMeans(end - first).cluster(points_NP[rows], seed=6 + number)
         assert torch.equal(found.labels_N[rows], part.labels_N + first)
         assert torch.equal(found.distances_N[rows], part.distances_N)
         assert torch.equal(found.centroids_KP[first:end], part.centroids_KP)
@@ -93,8 +93,8 @@ def test_it_is_k_means_of_each_super_class(rotated: bool) -> None:
 
 
 def test_one_super_cluster_is_plain_k_means() -> None:
-    found = HierarchicalKMeans(20, super_clusters=1).fit(points(), seed=2)
-    expected = KMeans(20).fit(points(), seed=3)
+    found = HierarchicalKMeans(20, super_clusters=1).cluster(points(), seed=2)
+    expected = KMeans(20).cluster(points(), seed=3)
     assert torch.equal(found.labels_N, expected.labels_N) and torch.equal(found.centroids_KP, expected.centroids_KP)
     assert clusters_of_supers(found) == [20]
 
@@ -102,13 +102,13 @@ def test_one_super_cluster_is_plain_k_means() -> None:
 @pytest.mark.parametrize(("n", "clusters"), [(5, 5), (9, 4), (30, 30), (33, 29)])
 def test_few_rows_and_nearly_as_many_clusters(n: int, clusters: int) -> None:
     points_NP = points(500)[100 : 100 + n]
-    found = HierarchicalKMeans(clusters, super_clusters=4, iterations=3).fit(points_NP)
+    found = HierarchicalKMeans(clusters, super_clusters=4, max_iter=3).cluster(points_NP)
     assert len(found.centroids_KP) == sum(clusters_of_supers(found)) == clusters
     assert int(found.labels_N.min()) >= 0 and int(found.labels_N.max()) < clusters
 
 
 def test_all_points_equal_are_one_super_class_and_the_others_have_no_cluster() -> None:
-    found = HierarchicalKMeans(6, super_clusters=3).fit(torch.ones(50, 4))
+    found = HierarchicalKMeans(6, super_clusters=3).cluster(torch.ones(50, 4))
     assert sorted(clusters_of_supers(found)) == [0, 0, 6]
     assert found.inertia == 0 and len(found.labels_N.unique()) == 1
 
@@ -116,9 +116,9 @@ def test_all_points_equal_are_one_super_class_and_the_others_have_no_cluster() -
 @pytest.mark.parametrize("rotated", [False, True])
 def test_it_counts_its_iterations_and_may_be_stopped(rotated: bool) -> None:
     """Those of a super-cluster's rotations count together."""
-    clusterer = HierarchicalKMeans(20, super_clusters=3, iterations=4)
+    clusterer = HierarchicalKMeans(20, super_clusters=3, max_iter=4)
     units: list[int] = []
-    clusterer.fit(points(), rotations_N=rotations() if rotated else None, advance=units.append)
+    clusterer.cluster(points(), rotations_N=rotations() if rotated else None, advance=units.append)
     assert set(units) <= {0, 1}
     assert 2 / 3 * clusterer.most_steps < sum(units) <= clusterer.most_steps == 20
 
@@ -129,7 +129,7 @@ def test_it_counts_its_iterations_and_may_be_stopped(rotated: bool) -> None:
 
     units.clear()
     with pytest.raises(InterruptedError):
-        clusterer.fit(points(), advance=stop)
+        clusterer.cluster(points(), advance=stop)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_it_counts_its_iterations_and_may_be_stopped(rotated: bool) -> None:
 )
 def test_faults_are_told(clusters: int, super_clusters: int, rotations_N: Tensor | None, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        HierarchicalKMeans(clusters, super_clusters=super_clusters).fit(points(), rotations_N=rotations_N)
+        HierarchicalKMeans(clusters, super_clusters=super_clusters).cluster(points(), rotations_N=rotations_N)
 
 
 # Shares
@@ -192,9 +192,9 @@ def fit(name: str, rows: slice, ranks: Ranks = ONE_PROCESS, units: list[int] | N
             units.append(unit)
 
     clusters = N - 3 if name == "one point less" else 45
-    clusterer = HierarchicalKMeans(clusters, iterations=6, **FITS[name])
+    clusterer = HierarchicalKMeans(clusters, max_iter=6, **FITS[name])
     rotations_N = rotations()[rows] if name == "rotated" else None
-    return clusterer.fit(points()[rows], rotations_N=rotations_N, seed=3, ranks=ranks, advance=advance)
+    return clusterer.cluster(points()[rows], rotations_N=rotations_N, seed=3, ranks=ranks, advance=advance)
 
 
 # Where the rows of each rank begin and end.
@@ -214,7 +214,7 @@ def work(rank: int, folder: Path) -> None:
             found[name] = fit(name, rows, TorchRanks(), units), units
         with pytest.raises(InputError, match="on all ranks or on none"):
             rotations_N = rotations()[rows] if rank else None
-            HierarchicalKMeans(45, super_clusters=2).fit(points()[rows], rotations_N=rotations_N, ranks=TorchRanks())
+            HierarchicalKMeans(45, super_clusters=2).cluster(points()[rows], rotations_N=rotations_N, ranks=TorchRanks())
         torch.save(found, folder / f"{world}-{rank}.pt")
         dist.destroy_process_group()
 

@@ -114,7 +114,7 @@ def untrained(folder: Path, source: Any, arch: str, image_size: int, *, sobel: b
     model = make_model(folder, arch=arch, image_size=image_size, sobel=sobel, clusters=3)
     whitening = Whitening(4)
     points_NP = whitening.fit_transform(model.features(source, stage="features")[0])
-    model = replace(model, space=whitening, assignment=KMeans(3).fit(points_NP))
+    model = replace(model, space=whitening, assignment=KMeans(3).cluster(points_NP))
     run = Explained.of(model, {}, clusters_epoch=1, trained_epoch=0)
     return collect(source, run), run
 

@@ -78,14 +78,14 @@ def naive_partition(
     points: Tensor,
     sigma: float,
     *,
-    k: int = 5,
+    n_neighbors: int = 5,
     alpha: float = 0.001,
-    iterations: int = 200,
+    max_iter: int = 200,
     distribute_singletons: bool = True,
 ) -> list[int]:
     """The published formulas, image by image; labels are the numbers of images."""
-    near = naive_neighbours(points, k)
-    labels = naive_climb(near, sigma, alpha, iterations)
+    near = naive_neighbours(points, n_neighbors)
+    labels = naive_climb(near, sigma, alpha, max_iter)
     if distribute_singletons:
         before = list(labels)
         for i in range(len(points)):
@@ -113,16 +113,15 @@ def purity(assignment: Assignment, classes: NDArray[np.int64]) -> float:
         ({"sigma": 0.8}, cloud(90)),
         ({"sigma": 3.0}, cloud(90, seed=1)),
         ({"sigma": 1.0, "alpha": 0.5}, cloud(90, seed=2)),
-        ({"sigma": 1.0, "alpha": 0.3, "iterations": 3}, cloud(90, seed=3)),
-        ({"sigma": 0.6, "n_neighbours": 2, "distribute_singletons": False}, cloud(90, seed=4)),
-        ({"sigma": 0.2, "n_neighbours": 1}, cloud(90, 2, seed=5)),
+        ({"sigma": 1.0, "alpha": 0.3, "max_iter": 3}, cloud(90, seed=3)),
+        ({"sigma": 0.6, "n_neighbors": 2, "distribute_singletons": False}, cloud(90, seed=4)),
+        ({"sigma": 0.2, "n_neighbors": 1}, cloud(90, 2, seed=5)),
         ({"sigma": 1.2}, whitened(120, 20)[0]),
     ],
 )
 def test_equals_the_published_formulas(options: dict[str, float], points: Tensor) -> None:
-    found = PowerIterationClustering(**options).fit(points)  # type: ignore[arg-type]
-    renamed = {"k" if name == "n_neighbours" else name: value for name, value in options.items()}
-    assert same_groups(found, naive_partition(points, **renamed))  # type: ignore[arg-type]
+    found = PowerIterationClustering(**options).cluster(points)  # type: ignore[arg-type]
+    assert same_groups(found, naive_partition(points, **options))  # type: ignore[arg-type]
     assert 1 < found.n_clusters < len(points)
 
 
@@ -130,15 +129,15 @@ def test_equals_the_published_formulas(options: dict[str, float], points: Tensor
 @given(n=st.integers(7, 40), seed=st.integers(0, 999), sigma=st.sampled_from([0.5, 1.0, 4.0]))
 def test_equals_the_published_formulas_whatever_the_points(n: int, seed: int, sigma: float) -> None:
     points = cloud(n, 3, seed)
-    assert same_groups(PowerIterationClustering(sigma=sigma).fit(points), naive_partition(points, sigma))
+    assert same_groups(PowerIterationClustering(sigma=sigma).cluster(points), naive_partition(points, sigma))
 
 
 def test_singletons_join_their_nearest_neighbour_that_has_company() -> None:
     """Two images far from a crowd are each alone; joined, they are in clusters of their neighbours, as by the formulas."""
     points = torch.cat([cloud(60, 2), torch.tensor([[90.0, 90.0], [-80.0, 90.0]])])
-    alone = PowerIterationClustering(sigma=0.3, distribute_singletons=False).fit(points)
+    alone = PowerIterationClustering(sigma=0.3, distribute_singletons=False).cluster(points)
     sizes_N = alone.sizes_K()[alone.labels_N]
-    joined = PowerIterationClustering(sigma=0.3).fit(points)
+    joined = PowerIterationClustering(sigma=0.3).cluster(points)
     assert (sizes_N == 1).any()
     assert int((joined.sizes_K() == 1).sum()) == 0
     _, near = nearest_neighbours(points, points, k=5, exclude_self=True)
@@ -155,7 +154,7 @@ def test_small_weights_are_not_lost_in_rounding() -> None:
     own; the flow that makes densities differ is not, and groups the images by their classes.
     """
     points, classes = whitened()
-    found = PowerIterationClustering(sigma=PUBLISHED_SIGMA).fit(points)
+    found = PowerIterationClustering(sigma=PUBLISHED_SIGMA).cluster(points)
     squared, indices = nearest_neighbours(points, points, k=5, metric="sqeuclidean", exclude_self=True)
     near = [list(zip(*row, strict=True)) for row in zip(squared.tolist(), indices.tolist(), strict=True)]
     published = naive_climb(near, PUBLISHED_SIGMA, 0.001, 20)
@@ -171,7 +170,7 @@ def test_small_weights_are_not_lost_in_rounding() -> None:
 @pytest.mark.parametrize("points_and_classes", [blobs(), whitened()], ids=["blobs", "whitened"])
 def test_groups_are_pure(points_and_classes: tuple[Tensor, NDArray[np.int64]]) -> None:
     points, classes = points_and_classes
-    found = PowerIterationClustering().fit(points)
+    found = PowerIterationClustering().cluster(points)
     assert purity(found, classes) > 0.95
     assert 6 <= found.n_clusters < len(points) / 8
     assert int(found.sizes_K().min()) > 1
@@ -180,16 +179,16 @@ def test_groups_are_pure(points_and_classes: tuple[Tensor, NDArray[np.int64]]) -
 
 def test_moons_are_not_mixed() -> None:
     points, classes = make_moons(300, noise=0.05, random_state=0)
-    found = PowerIterationClustering().fit(torch.from_numpy(points))
+    found = PowerIterationClustering().cluster(torch.from_numpy(points))
     assert purity(found, classes) == 1
     assert found.n_clusters < 60
 
 
 def test_the_automatic_bandwidth_follows_the_size_of_the_numbers() -> None:
     points, _ = blobs()
-    expected = PowerIterationClustering().fit(points).labels_N
+    expected = PowerIterationClustering().cluster(points).labels_N
     for scale in (2.0**-20, 2.0**20):
-        assert torch.equal(PowerIterationClustering().fit(points * scale).labels_N, expected)
+        assert torch.equal(PowerIterationClustering().cluster(points * scale).labels_N, expected)
     assert auto_sigma(np.array([[0.0, 4.0], [9.0, 16.0]])) == 3
     assert auto_sigma(np.zeros((2, 2))) == 1
 
@@ -199,7 +198,7 @@ def test_the_automatic_bandwidth_follows_the_size_of_the_numbers() -> None:
 
 def test_centroids_and_distances_are_those_of_the_members() -> None:
     points, _ = blobs()
-    found = PowerIterationClustering().fit(points)
+    found = PowerIterationClustering().cluster(points)
     for label in range(found.n_clusters):
         members = points[found.labels_N == label].double()
         torch.testing.assert_close(found.centroids_KP[label].double(), members.mean(dim=0), rtol=1e-5, atol=1e-6)
@@ -209,7 +208,7 @@ def test_centroids_and_distances_are_those_of_the_members() -> None:
 
 
 def test_the_largest_cluster_comes_first() -> None:
-    found = PowerIterationClustering().fit(blobs()[0])
+    found = PowerIterationClustering().cluster(blobs()[0])
     sizes = found.sizes_K().tolist()
     assert sizes == sorted(sizes, reverse=True)
     first = [int((found.labels_N == label).nonzero()[0]) for label in range(found.n_clusters)]
@@ -218,20 +217,20 @@ def test_the_largest_cluster_comes_first() -> None:
 
 def test_the_same_at_every_run_and_in_every_order() -> None:
     points, _ = whitened()
-    found = PowerIterationClustering().fit(points)
-    assert torch.equal(PowerIterationClustering().fit(points).labels_N, found.labels_N)
+    found = PowerIterationClustering().cluster(points)
+    assert torch.equal(PowerIterationClustering().cluster(points).labels_N, found.labels_N)
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))
-    assert same_groups(PowerIterationClustering().fit(points[order]), found.labels_N[order])
+    assert same_groups(PowerIterationClustering().cluster(points[order]), found.labels_N[order])
 
 
 def test_rows_that_are_not_finite_are_unassigned() -> None:
     points, _ = blobs()
-    expected = PowerIterationClustering().fit(points)
+    expected = PowerIterationClustering().cluster(points)
     with_holes = torch.full((len(points) + 2, points.shape[1]), torch.nan)
     with_holes[200, 0] = torch.inf
     rest = torch.tensor([number for number in range(len(with_holes)) if number not in (3, 200)])
     with_holes[rest] = points
-    found = PowerIterationClustering().fit(with_holes)
+    found = PowerIterationClustering().cluster(with_holes)
     assert found.labels_N[[3, 200]].tolist() == [-1, -1]
     assert found.distances_N[[3, 200]].isnan().all()
     assert torch.equal(found.labels_N[rest], expected.labels_N)
@@ -246,7 +245,7 @@ def test_copies_are_in_one_cluster(copies: int) -> None:
     points, classes = blobs()
     places = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:copies]
     points[places] = points[places[0]].clone()
-    found = PowerIterationClustering().fit(points)
+    found = PowerIterationClustering().cluster(points)
     assert len(found.labels_N[places].unique()) == 1
     others = [number for number in range(400) if number not in places[1:]]
     assert purity(found, classes) > 0.95 - copies / 400
@@ -254,7 +253,7 @@ def test_copies_are_in_one_cluster(copies: int) -> None:
 
 
 def test_nothing_but_copies_is_one_cluster_and_told() -> None:
-    found = PowerIterationClustering().fit(torch.ones(40, 3))
+    found = PowerIterationClustering().cluster(torch.ones(40, 3))
     assert found.labels_N.tolist() == [0] * 40
     assert found.distances_N.tolist() == [0.0] * 40
     assert found.remark.startswith("one cluster holds 40 of 40 images")
@@ -264,7 +263,7 @@ def test_nothing_but_copies_is_one_cluster_and_told() -> None:
 
 
 def test_a_kernel_that_underflows_is_told() -> None:
-    found = PowerIterationClustering(sigma=0.02).fit(whitened()[0])
+    found = PowerIterationClustering(sigma=0.02).cluster(whitened()[0])
     assert found.n_clusters == 800
     assert found.remark.startswith("800 of 800 images are clusters of their own: the usual edge weighs 0 (sigma=0.02;")
     assert "'auto'" in found.remark
@@ -273,15 +272,15 @@ def test_a_kernel_that_underflows_is_told() -> None:
 def test_a_giant_is_told() -> None:
     far = 100 * normalize(cloud(21, 3, 1))
     points = torch.cat([torch.linspace(0, 1, 60)[:, None] ** 2 * torch.ones(1, 3), far])
-    found = PowerIterationClustering(n_neighbours=20, sigma=50.0).fit(points)
+    found = PowerIterationClustering(n_neighbors=20, sigma=50.0).cluster(points)
     assert found.largest_share > 0.5
     assert "images (sigma=50;" in found.remark and found.remark.startswith("one cluster holds")
 
 
 def test_it_counts_the_steps_of_the_walk() -> None:
     units: list[int] = []
-    clusterer = PowerIterationClustering(iterations=7, alpha=0.5)
-    clusterer.fit(cloud(90), advance=units.append)
+    clusterer = PowerIterationClustering(max_iter=7, alpha=0.5)
+    clusterer.cluster(cloud(90), advance=units.append)
     assert sum(units) == clusterer.most_steps == 7
     assert 0 in units  # the search for neighbours
 
@@ -295,16 +294,16 @@ def test_it_may_be_stopped(unit: int) -> None:
             raise StopError
 
     with pytest.raises(StopError):
-        PowerIterationClustering().fit(cloud(90), advance=stop)
+        PowerIterationClustering().cluster(cloud(90), advance=stop)
 
 
 def test_each_rank_gets_the_labels_of_its_own_rows() -> None:
     points_TP = cloud(90)
     points_TP[[3, 50]] = torch.nan
-    expected = PowerIterationClustering().fit(points_TP)
+    expected = PowerIterationClustering().cluster(points_TP)
 
     def work(rows: slice, ranks: Ranks) -> Assignment:
-        return PowerIterationClustering().fit(points_TP[rows], ranks=ranks)
+        return PowerIterationClustering().cluster(points_TP[rows], ranks=ranks)
 
     found = on_ranks([slice(0, 20), slice(20, 20), slice(20, 90)], work)
     assert torch.equal(torch.cat([part.labels_N for part in found]), expected.labels_N)
@@ -319,18 +318,18 @@ def test_each_rank_gets_the_labels_of_its_own_rows() -> None:
     ("options", "points", "told"),
     [
         ({}, cloud(5), "at least 6 images"),
-        ({"n_neighbours": 9}, cloud(9), "at least 10 images"),
-        ({}, torch.full((20, 2), torch.nan), "of 0 images"),
-        ({"n_neighbours": 0}, cloud(9), "neighbours=0"),
-        ({"iterations": 0}, cloud(9), "iterations=0"),
+        ({"n_neighbors": 9}, cloud(9), "at least 10 images"),
+        ({}, torch.full((20, 2), torch.nan), "no points: none of the 20 rows"),
+        ({"n_neighbors": 0}, cloud(9), "n_neighbors=0"),
+        ({"max_iter": 0}, cloud(9), "max_iter=0"),
         ({"sigma": 0.0}, cloud(9), "sigma=0.0"),
         ({"alpha": 1.0}, cloud(9), "alpha=1.0"),
     ],
 )
 def test_faults_are_told(options: dict[str, float], points: Tensor, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        PowerIterationClustering(**options).fit(points)  # type: ignore[arg-type]
+        PowerIterationClustering(**options).cluster(points)  # type: ignore[arg-type]
 
 
 def test_as_many_images_as_neighbours_and_one_are_enough() -> None:
-    assert PowerIterationClustering().fit(cloud(6)).n_clusters >= 1
+    assert PowerIterationClustering().cluster(cloud(6)).n_clusters >= 1

@@ -182,13 +182,13 @@ def test_unreadable_rows_are_neither_taken_nor_counted() -> None:
     """k-means with one iteration from a start far off: clusters are filled at the end, with readable rows alone."""
     points_NP = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     start_KP = torch.cat([points_NP[:3], points_NP[:9] + 100])
-    expected = KMeans(12, iterations=1).fit(points_NP, start_KP=start_KP)
+    expected = KMeans(12, max_iter=1, init=start_KP).cluster(points_NP)
     holes_NP = torch.full((600, 4), torch.nan)
     holes_NP[1::2] = points_NP
     bounds = [(0, 2), (2, 250), (250, 250), (250, 600)]  # The first rank has no readable row but one, the third none at all.
 
     def work(rows: Tensor, ranks: Ranks) -> Any:
-        return KMeans(12, iterations=1).fit(holes_NP[rows], start_KP=start_KP, ranks=ranks)
+        return KMeans(12, max_iter=1, init=start_KP).cluster(holes_NP[rows], ranks=ranks)
 
     found = on_ranks([torch.arange(first, end) for first, end in bounds], work)
     assert expected.n_repaired > 0

@@ -105,7 +105,7 @@ def test_more_ranks_take_less_memory_and_compute_and_as_much_for_labels(method: 
 def test_what_k_means_sends_is_what_it_sums() -> None:
     ranks = CountingRanks()
     points = torch.nn.functional.normalize(torch.randn(3000, 128, generator=torch.Generator().manual_seed(0)))
-    found = KMeans(100, iterations=10, spherical=True).fit(points, ranks=ranks)
+    found = KMeans(100, max_iter=10, spherical=True).cluster(points, ranks=ranks)
     rounds = len(found.inertia_history)
     job = replace(JOB, images=3000, ranks=2, clusters=(100,), iterations=rounds - 1)
     counts = traffic(job)

@@ -70,7 +70,7 @@ def test_a_fit_starts_there(start: str) -> None:
     points_NP = blobs(300, 5, 8)
     holes_NP = torch.cat([torch.full((1, 5), torch.nan), points_NP[:100], torch.full((7, 5), torch.inf), points_NP[100:]])
     for rows_NP in (points_NP, holes_NP):
-        assignment = KMeans(10, start=start, iterations=0).fit(rows_NP, seed=5)
+        assignment = KMeans(10, init=start, max_iter=0).cluster(rows_NP, seed=5)
         assert torch.equal(assignment.centroids_KP, draw(start, points_NP, 10, 5))
 
 
@@ -156,7 +156,9 @@ def test_plus_plus_finds_every_far_blob(offset: float, scale: float) -> None:
 
 def test_plus_plus_leads_to_less_inertia() -> None:
     points_NP = blobs(600, 3, 25, spread=0.05)
-    inertia = {start: [KMeans(25, start=start).fit(points_NP, seed=seed).inertia for seed in range(15)] for start in STARTS}
+    inertia = {
+        start: [KMeans(25, init=start).cluster(points_NP, seed=seed).inertia for seed in range(15)] for start in STARTS
+    }
     assert np.median(inertia["k-means++"]) < 0.7 * np.median(inertia["random"])
 
 

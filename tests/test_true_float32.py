@@ -49,8 +49,8 @@ def points() -> Tensor:
 
 
 WORK: dict[str, Callable[[], Tensor]] = {
-    "kmeans": lambda: KMeans(30).fit(points()).centroids_KP,
-    "balanced": lambda: BalancedKMeans(20, iterations=3).fit(points()).centroids_KP,
+    "kmeans": lambda: KMeans(30).cluster(points()).centroids_KP,
+    "balanced": lambda: BalancedKMeans(20, max_iter=3).cluster(points()).centroids_KP,
     "neighbours": lambda: nearest_neighbours(points(), points(), k=5)[1],
     "whitening": lambda: Whitening(10).fit_transform(points()),
 }

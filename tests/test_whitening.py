@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from thread_ranks import on_ranks
 from torch import Tensor
 
+from deepcluster.clustering import scatter
 from deepcluster.clustering import whitening as module
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.distributed import Ranks
@@ -108,8 +109,8 @@ def test_rows_of_zeros_are_rows_like_others_and_a_row_at_the_mean_stays_zero() -
 def test_other_number_types(dtype: torch.dtype, tolerance: float) -> None:
     features_ND = correlated(300, 8)
     points_NP = Whitening(4).fit_transform(features_ND.to(dtype))
-    assert points_NP.dtype == torch.float32
-    torch.testing.assert_close(points_NP, Whitening(4).fit_transform(features_ND), atol=tolerance, rtol=0)
+    assert points_NP.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(points_NP.float(), Whitening(4).fit_transform(features_ND), atol=tolerance, rtol=0)
 
 
 def test_half_precision_loses_nothing_beyond_the_rounding_of_its_rows() -> None:
@@ -131,8 +132,9 @@ def test_rows_need_not_lie_side_by_side_in_memory() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features_ND = correlated(300, 8)
     expected = Whitening(4).fit_transform(features_ND)
+    monkeypatch.setattr(scatter, "BLOCK_ROWS", 7)
     monkeypatch.setattr(module, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(module, "PANEL", 3)
+    monkeypatch.setattr(scatter, "PANEL", 3)
     torch.testing.assert_close(Whitening(4).fit_transform(features_ND), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -224,11 +226,30 @@ def test_rows_of_another_width_are_told() -> None:
         whitening.update(torch.zeros(3, 1))
 
 
+@pytest.mark.parametrize("n", [5, 50, 5000])
+@pytest.mark.parametrize("exponent", [-130, -90, 90, 124])
+def test_the_squares_of_features_need_not_fit_float32(n: int, exponent: int) -> None:
+    features_ND = correlated(n, 8)
+    scaled = Whitening(2).fit_transform(features_ND * 2.0**exponent)
+    torch.testing.assert_close(scaled, Whitening(2).fit_transform(features_ND), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("n", [5, 50])
-@pytest.mark.parametrize("value", [1e25, 3e38])
-def test_features_whose_squares_overflow_are_told(n: int, value: float) -> None:
+def test_features_whose_squares_overflow_are_told(n: int) -> None:
     with pytest.raises(InputError, match="too large to be squared"):
-        Whitening(2).fit(torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).sign() * value)
+        Whitening(2).fit(correlated(n, 8).double() * 1e200)
+
+
+@pytest.mark.parametrize("n", [9, 500])
+@pytest.mark.parametrize("offset", [1e6, 1.7e9, 1e12])
+def test_float64_features_far_from_the_origin_lose_nothing(n: int, offset: float) -> None:
+    """As scikit-learn's PCA, which centres in float64; float32 holds none of the differences at 1.7e9."""
+    features_ND = correlated(n, 24)[:, :12].double()
+    found = Whitening(4, unit_rows=False).fit(features_ND + offset)
+    expected = PCA(4, whiten=True, svd_solver="full").fit_transform((features_ND + offset).numpy())
+    points_NP = found.transform(features_ND + offset).numpy()
+    signs_P = np.sign((points_NP * expected).sum(axis=0))
+    np.testing.assert_allclose(points_NP, expected * signs_P, atol=2e-3)
 
 
 @settings(max_examples=20, deadline=None)
@@ -262,7 +283,7 @@ def test_a_row_that_is_not_finite_among_few_is_named() -> None:
 
 @pytest.mark.parametrize("n_components", [0, 9])
 def test_more_components_than_features_is_told_with_the_values(n_components: int) -> None:
-    with pytest.raises(InputError, match=f"pca={n_components} .* 8 features"):
+    with pytest.raises(InputError, match=rf"n_components \(--pca\)={n_components} .* 8 features"):
         Whitening(n_components).fit(torch.zeros(20, 8))
 
 
@@ -301,7 +322,7 @@ def test_rows_split_over_ranks_give_what_one_process_gives(name: str, size: int)
         shares = [rows_ND if rank == 1 else rows_ND[:0] for rank in range(size)]
 
     def work(share_ND: Tensor, ranks: Ranks) -> Whitening:
-        return Whitening(6, ranks=ranks).fit(share_ND)
+        return Whitening(6).fit(share_ND, ranks=ranks)
 
     found = on_ranks(shares, work)
     assert_same(found[0], Whitening(6).fit(rows_ND), rtol=2e-4, atol=2e-5)

@@ -81,8 +81,8 @@ def write_digits(folder: Path) -> NDArray[np.int64]:
 
 def clusters_nmi(features_ND: Tensor, labels_N: NDArray[np.int64]) -> float:
     """Return the NMI to the labels of k-means with k = 10 on the features, mean over seeds."""
-    kmeans = KMeans(CLASSES, iterations=100)
-    return float(np.mean([kmeans.fit(features_ND, seed=seed).nmi(labels_N) for seed in range(SEEDS)]))
+    kmeans = KMeans(CLASSES, max_iter=100)
+    return float(np.mean([kmeans.cluster(features_ND, seed=seed).nmi(labels_N) for seed in range(SEEDS)]))
 
 
 def _embedding_ND(model: str | Path, images: Path) -> Tensor:

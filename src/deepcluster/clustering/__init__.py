@@ -1,22 +1,24 @@
-"""Points to labels: a library of its own. Tensors in, tensors out; it knows no files, no models and no settings of a run.
+"""Points to labels: a library of its own, with the estimators below. It knows no files, no models and no settings of a run.
 
-To add a clusterer, write one module with one class, as `Clusterer` describes it, and add one entry to `CLUSTERERS`.
+To add a clusterer, write one module with a subclass of `Clusterer` (estimator.py), and add one entry to `CLUSTERERS`.
 
 Shapes in this package: N points on this rank of T on all ranks, M other points, P components, K clusters. Further letters
 are explained in each module.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any
 
 from deepcluster.core.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from deepcluster.clustering.assignment import Assignment
-    from deepcluster.core.distributed import Ranks
-    from deepcluster.core.work import Advance
+    from deepcluster.clustering.assignment import Assignment as Assignment
+    from deepcluster.clustering.balanced import BalancedKMeans as BalancedKMeans
+    from deepcluster.clustering.estimator import Clusterer as Clusterer
+    from deepcluster.clustering.hierarchical import HierarchicalKMeans as HierarchicalKMeans
+    from deepcluster.clustering.kmeans import KMeans as KMeans
+    from deepcluster.clustering.pic import PowerIterationClustering as PowerIterationClustering
+    from deepcluster.clustering.whitening import Whitening as Whitening
 
 CLUSTERERS = {
     "kmeans": "deepcluster.clustering.kmeans:KMeans",
@@ -26,39 +28,26 @@ CLUSTERERS = {
 }
 
 
-class Clusterer(Protocol):
-    """What a clusterer offers. Its constructor only stores options.
-
-    Attributes:
-        explanation: how it works, in one or two plain sentences.
-    """
-
-    explanation: ClassVar[str]
-
-    @classmethod
-    def from_settings(cls, settings: Any) -> Self:
-        """Build it from a run's settings: `n_clusters`, `kmeans_iterations`, `super_clusters`."""
-
-    @classmethod
-    def describe(cls, settings: Any) -> str:
-        """Return the clusters that these settings ask for in a few words: "10,000 clusters"."""
-
-    @property
-    def most_steps(self) -> int:
-        """Largest number of units that `fit` passes to `advance`."""
-
-    def fit(self, points_NP: "Tensor", *, seed: int, ranks: "Ranks", advance: "Advance") -> "Assignment":
-        """Cluster the points of all ranks; return the assignment of the points of this rank.
-
-        Args:
-            points_NP: of any floating type. Rows that are not finite stay unassigned: label -1, distance NaN.
-            seed: fixes the result.
-            ranks: the processes over which the rows are split, in the order of the ranks.
-            advance: called equally often on all ranks; may raise to stop.
-        """
+# Imported at their first use.
+_HOMES = {
+    "Assignment": "assignment",
+    "BalancedKMeans": "balanced",
+    "Clusterer": "estimator",
+    "HierarchicalKMeans": "hierarchical",
+    "KMeans": "kmeans",
+    "PowerIterationClustering": "pic",
+    "Whitening": "whitening",
+}
+__all__ = [*_HOMES]
 
 
-def clusterer(name: str) -> type[Clusterer]:
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"deepcluster.clustering.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'deepcluster.clustering' has no attribute {name!r}")
+
+
+def clusterer(name: str) -> "type[Clusterer]":
     """Import and return the class of a clusterer.
 
     Raises:
@@ -67,4 +56,5 @@ def clusterer(name: str) -> type[Clusterer]:
     if name not in CLUSTERERS:
         raise InputError(f"unknown clustering {name!r}{did_you_mean(name, CLUSTERERS)}: use one of {', '.join(CLUSTERERS)}")
     module, _, class_name = CLUSTERERS[name].partition(":")
-    return cast(type[Clusterer], getattr(import_module(module), class_name))
+    found: type[Clusterer] = getattr(import_module(module), class_name)
+    return found

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deepcluster.clustering.frame import Frame, check_table, finite_rows, largest_value
 from deepcluster.clustering.nearest import nearest_centroids
 from deepcluster.clustering.parallel import row_blocks
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
@@ -30,7 +31,7 @@ class Assignment:
     Attributes:
         labels_N: cluster of each image, int64; -1 = unassigned (an image that could not be read).
         distances_N: Euclidean distance to the cluster's centroid in the clustered space; NaN where unassigned.
-        centroids_KP: centroid of each cluster.
+        centroids_KP: centroid of each cluster; they and the distances are float64 if the points are, or are huge or tiny.
         inertia_history: sum of squared distances at each iteration.
         n_repaired: number of empty clusters that were repaired.
         remark: what the user should know if the result is of little use, in plain words; empty otherwise.
@@ -46,15 +47,6 @@ class Assignment:
     remark: str = ""
     super_of_cluster_K: Tensor | None = None
     super_centroids_SP: Tensor | None = None
-
-    @classmethod
-    def from_finite(cls, finite_N: Tensor, labels_F: Tensor, distances_F: Tensor, centroids_KP: Tensor, **rest: Any) -> Self:
-        """Return the assignment of all N points, given the labels and distances of the F finite ones; on the CPU."""
-        finite_N = finite_N.cpu()
-        labels_N = torch.full(finite_N.shape, UNASSIGNED)
-        distances_N = torch.full(finite_N.shape, torch.nan)
-        labels_N[finite_N], distances_N[finite_N] = labels_F.cpu(), distances_F.cpu()
-        return cls(labels_N, distances_N, centroids_KP.cpu(), **rest)
 
     def over_ranks(self, ranks: Ranks) -> "Assignment":
         """Return the assignment of the points of all ranks, in the order of the ranks, on every rank."""
@@ -125,7 +117,7 @@ class Assignment:
         the points nearest to their centroids.
         """
         points_MP = self._checked(points_MP)
-        finite_M = torch.isfinite(points_MP).all(dim=1)
+        finite_M, _ = finite_rows(points_MP)
         labels_M = torch.full((len(points_MP),), UNASSIGNED, device=points_MP.device)
         labels_M[finite_M] = self.nearest(points_MP[finite_M])[0]
         return labels_M
@@ -136,30 +128,42 @@ class Assignment:
         With super-classes, centroids of the nearest super-class that has clusters are searched (with rotations, the one of
         upright images).
         """
-        centroids_KP = self.centroids_KP.to(points_MP.device)
+        frame = self._frame(points_MP)
+        centroids_KP = frame.points(self.centroids_KP.to(points_MP.device))
+        points_MP = frame.points(points_MP)
         if self.super_of_cluster_K is None or self.super_centroids_SP is None:
-            return nearest_centroids(points_MP, centroids_KP)
+            labels_M, squared_M = nearest_centroids(points_MP, centroids_KP)
+            return labels_M, frame.lengths(squared_M, power=2)
         supers_K = self.super_of_cluster_K.to(points_MP.device)
         used = supers_K.unique()
-        supers_M = used[nearest_centroids(points_MP, self.super_centroids_SP.to(points_MP.device)[used])[0]]
+        supers_SP = frame.points(self.super_centroids_SP.to(points_MP.device)[used])
+        supers_M = used[nearest_centroids(points_MP, supers_SP)[0]]
         labels_M = torch.empty(len(points_MP), dtype=torch.int64, device=points_MP.device)
         squared_M = torch.empty(len(points_MP), device=points_MP.device)
         for number in supers_M.unique():
             rows, clusters = (supers_M == number).nonzero()[:, 0], (supers_K == number).nonzero()[:, 0]
             found, squared_M[rows] = nearest_centroids(points_MP[rows], centroids_KP[clusters])
             labels_M[rows] = clusters[found]
-        return labels_M, squared_M
+        return labels_M, frame.lengths(squared_M, power=2)
+
+    def _frame(self, points_MP: Tensor) -> Frame:
+        """Return a frame in which the centroids and these points are float32 points."""
+        centroids_KP = self.centroids_KP.to(points_MP.device)
+        offset_P = centroids_KP.median(dim=0).values if centroids_KP.dtype == torch.float64 else None
+        return Frame.around(offset_P, max(largest_value(centroids_KP, offset_P), largest_value(points_MP, offset_P)))
 
     def transform(self, points_MP: Tensor) -> Tensor:
         """Return Euclidean distances (M, K) of points to every centroid, as scikit-learn's `KMeans.transform`."""
         points_MP = self._checked(points_MP)
-        return torch.cdist(points_MP, self.centroids_KP.to(points_MP.device), compute_mode="donot_use_mm_for_euclid_dist")
+        frame = self._frame(points_MP)
+        points_MP, centroids_KP = frame.points(points_MP), frame.points(self.centroids_KP.to(points_MP.device))
+        return frame.lengths(torch.cdist(points_MP, centroids_KP, compute_mode="donot_use_mm_for_euclid_dist"))
 
     def _checked(self, points_MP: Tensor) -> Tensor:
         shape, columns = (*points_MP.shape,), self.centroids_KP.shape[1]
         if len(shape) != 2 or shape[1] != columns:
             raise InputError(f"points {shape} must be a table of {columns} columns, as the clustered ones")
-        return points_MP.float()
+        return check_table(points_MP)
 
     def matched_to(self, previous: "Assignment") -> "Assignment":
         """Return the same clusters, renumbered so that as many images as possible keep their number of `previous`.

@@ -11,14 +11,18 @@ B points of a block.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment, cluster_means, member_distances
+from deepcluster.clustering.estimator import Clusterer, check_count
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.parallel import row_blocks
+from deepcluster.clustering.points import Init, Points, checked_init
 from deepcluster.clustering.starts import number_points, place_in_cluster
 from deepcluster.core.device import true_float32
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
@@ -40,18 +44,18 @@ SPREAD_ROWS = 4096
 MOST_ROUNDS = 40
 
 
-class BalancedKMeans:
+class BalancedKMeans(Clusterer):
     """k-means whose clusters hold between (1 - spread) and (1 + spread) times T/K points, rounded down and up.
 
     No cluster is empty. The result is the same for the same seed; over ranks it is the same up to rounding.
 
     Args:
         n_clusters: K.
-        iterations: of balancing and averaging, after a few of k-means; fewer if no label changes. The best one is kept.
+        init: where k-means begins, as in `KMeans`.
+        max_iter: iterations of balancing and averaging, after a few of k-means; fewer if no label changes. The best one is
+            kept.
         spread: how far sizes may differ from T/K, as a share of it; 0: only by rounding.
-
-    Raises:
-        InputError: no iteration, or a spread that is not in [0, 1).
+        random_state: as in `KMeans`.
     """
 
     explanation: ClassVar[str] = (
@@ -59,15 +63,16 @@ class BalancedKMeans:
         "price, and each keeps the images that would lose most in another one. Centroids are the means of their images."
     )
 
-    def __init__(self, n_clusters: int, *, iterations: int = 20, spread: float = 0.1) -> None:
-        if iterations < 1 or not 0 <= spread < 1:
-            raise InputError(f"iterations={iterations} must be 1 or more, and spread={spread:g} from 0 to below 1")
-        self.n_clusters, self.iterations, self.spread = n_clusters, iterations, spread
+    def __init__(
+        self, n_clusters: int = 8, *, init: Init = "random", max_iter: int = 20, spread: float = 0.1, random_state: Any = 0
+    ) -> None:
+        self.n_clusters, self.init, self.max_iter = n_clusters, init, max_iter
+        self.spread, self.random_state = spread, random_state
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
         """Build it from a run's settings."""
-        return cls(settings.n_clusters, iterations=settings.kmeans_iterations)
+        return cls(settings.n_clusters, max_iter=settings.kmeans_iterations)
 
     @classmethod
     def describe(cls, settings: Any) -> str:
@@ -76,8 +81,8 @@ class BalancedKMeans:
 
     @property
     def most_steps(self) -> int:
-        """Largest number of units that `fit` passes to `advance`, the k-means of the start included."""
-        return START_ITERATIONS + 1 + self.iterations
+        """Largest number of units that `cluster` passes to `advance`, the k-means of the start included."""
+        return START_ITERATIONS + 1 + self.max_iter
 
     def sizes(self, n_points: int) -> tuple[int, int]:
         """Return the smallest and the largest allowed number of points of a cluster."""
@@ -85,14 +90,8 @@ class BalancedKMeans:
         return max(1, math.floor((1 - self.spread) * mean)), math.ceil((1 + self.spread) * mean)
 
     @true_float32()
-    def fit(
-        self,
-        points_NP: Tensor,
-        *,
-        start_KP: Tensor | None = None,
-        seed: int = 0,
-        ranks: Ranks = ONE_PROCESS,
-        advance: Advance = no_advance,
+    def cluster(
+        self, points_NP: Tensor, *, seed: int = 0, ranks: Ranks = ONE_PROCESS, advance: Advance = no_advance
     ) -> Assignment:
         """Cluster the points of all ranks; return the assignment of the points of this rank.
 
@@ -100,28 +99,31 @@ class BalancedKMeans:
         of the result, which is for new points, does not balance.
 
         Args:
-            points_NP, seed, ranks, advance: see `Clusterer.fit`.
-            start_KP: initial centroids, instead of drawn ones.
+            points_NP, seed, ranks, advance: see `Clusterer.cluster`.
 
         Raises:
-            InputError: fewer clusters than 1 or more than points; a start that is not (K, P).
+            InputError: fewer clusters than 1 or more than points; an option out of its range; points as in `Points.of`.
         """
-        kmeans = KMeans(self.n_clusters, iterations=START_ITERATIONS)
-        start = kmeans.fit(points_NP, start_KP=start_KP, seed=seed, ranks=ranks, advance=advance)
-        finite_N = (start.labels_N >= 0).to(points_NP.device)
-        balance = _Balance((points_NP if bool(finite_N.all()) else points_NP[finite_N]).float(), self.n_clusters, ranks)
+        check_count("max_iter", self.max_iter)
+        if not isinstance(self.spread, Real) or not 0 <= self.spread < 1:
+            raise InputError(f"spread={self.spread!r} must be from 0 to below 1")
+        points = Points.of(points_NP, ranks)
+        check_count("clusters", self.n_clusters, most=points.n_all)
+        kmeans = KMeans(self.n_clusters, init=checked_init(self.init, self.n_clusters, points), max_iter=START_ITERATIONS)
+        start = kmeans.cluster(points.points_FP, seed=seed, ranks=ranks, advance=advance)
+        balance = _Balance(points.points_FP, self.n_clusters, ranks)
         least, most = self.sizes(balance.n_points)
-        found = best = balance.clusters(start.centroids_KP.to(points_NP.device), least, most)
+        found = best = balance.clusters(start.centroids_KP.float().to(points_NP.device), least, most)
         history = found.inertia_history
         advance(1)
-        for _ in range(self.iterations - 1):
+        for _ in range(self.max_iter - 1):
             before, found = found, balance.clusters(found.centroids_KP, least, most)
             if not int(ranks.sum((found.labels_N != before.labels_N).sum())):
                 break
             history += found.inertia_history
             advance(1)
             best = found if found.inertia_history < best.inertia_history else best
-        return Assignment.from_finite(finite_N, best.labels_N, best.distances_N, best.centroids_KP, inertia_history=history)
+        return points.assignment(replace(best, inertia_history=history))
 
 
 class _Balance:

@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assignment import UNASSIGNED, Assignment
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.estimator import Clusterer, check_count
 from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.points import Points
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.work import Advance, no_advance
@@ -23,7 +25,7 @@ from deepcluster.core.work import Advance, no_advance
 ROTATIONS = 4
 
 
-class HierarchicalKMeans:
+class HierarchicalKMeans(Clusterer):
     """k-means into super-clusters, then within each super-class into its share of the clusters.
 
     A super-class is a super-cluster, or with rotations a pair of super-cluster and rotation (number 4 · super-cluster +
@@ -33,10 +35,8 @@ class HierarchicalKMeans:
     Args:
         n_clusters: K, over all super-classes.
         super_clusters: number of super-clusters.
-        iterations: Lloyd iterations, for the super-clusters and within each super-class.
-
-    Raises:
-        InputError: no super-cluster, or a negative number of iterations.
+        max_iter: Lloyd iterations, for the super-clusters and within each super-class.
+        random_state: as in `KMeans`.
     """
 
     explanation: ClassVar[str] = (
@@ -44,15 +44,14 @@ class HierarchicalKMeans:
         "into a number of clusters in proportion to its images."
     )
 
-    def __init__(self, n_clusters: int, *, super_clusters: int, iterations: int = 20) -> None:
-        if super_clusters < 1 or iterations < 0:
-            raise InputError(f"super_clusters={super_clusters} must be 1 or more, iterations={iterations} not negative")
-        self.n_clusters, self.super_clusters, self.iterations = n_clusters, super_clusters, iterations
+    def __init__(self, n_clusters: int, *, super_clusters: int, max_iter: int = 20, random_state: Any = 0) -> None:
+        self.n_clusters, self.super_clusters = n_clusters, super_clusters
+        self.max_iter, self.random_state = max_iter, random_state
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
         """Build it from a run's settings."""
-        return cls(settings.n_clusters, super_clusters=settings.super_clusters, iterations=settings.kmeans_iterations)
+        return cls(settings.n_clusters, super_clusters=settings.super_clusters, max_iter=settings.kmeans_iterations)
 
     @classmethod
     def describe(cls, settings: Any) -> str:
@@ -61,10 +60,10 @@ class HierarchicalKMeans:
 
     @property
     def most_steps(self) -> int:
-        """Largest number of units that `fit` passes to `advance`; the rotations of a super-cluster count together."""
-        return (self.iterations + 1) * (1 + self.super_clusters)
+        """Largest number of units that `cluster` passes to `advance`; the rotations of a super-cluster count together."""
+        return (self.max_iter + 1) * (1 + self.super_clusters)
 
-    def fit(
+    def cluster(
         self,
         points_NP: Tensor,
         *,
@@ -76,42 +75,47 @@ class HierarchicalKMeans:
         """Cluster the points of all ranks; return the assignment of the points of this rank to clusters 0 … K-1.
 
         Args:
-            points_NP, seed, ranks, advance: see `Clusterer.fit`.
+            points_NP, seed, ranks, advance: see `Clusterer.cluster`.
             rotations_N: 0 … 3, the quarter turns of each image; on all ranks, or on none.
 
         Raises:
             InputError: more clusters than points, fewer than super-classes; rotations that are not 0 … 3.
         """
+        points = Points.of(points_NP, ranks)
         self._check(points_NP, rotations_N, ranks)
         turns = 1 if rotations_N is None else ROTATIONS
-        kmeans = KMeans(self.super_clusters, iterations=self.iterations)
-        supers = kmeans.fit(points_NP, seed=seed, ranks=ranks, advance=advance)
-        super_N = supers.labels_N * turns + (0 if rotations_N is None else rotations_N.cpu())
-        super_N = torch.where(supers.labels_N >= 0, super_N, UNASSIGNED)
-        sizes_S = ranks.sum(torch.bincount(super_N[super_N >= 0], minlength=self.super_clusters * turns))
+        kmeans = KMeans(self.super_clusters, max_iter=self.max_iter)
+        supers = kmeans.cluster(points.points_FP, seed=seed, ranks=ranks, advance=advance)
+        super_F = supers.labels_N * turns
+        super_F += 0 if rotations_N is None else rotations_N[points.finite_N.to(rotations_N.device)].cpu()
+        sizes_S = ranks.sum(torch.bincount(super_F, minlength=self.super_clusters * turns))
         shares_S = shares_of(self.n_clusters, sizes_S)
         first_S = shares_S.cumsum(0) - shares_S
-        labels_N, distances_N = supers.labels_N.clone(), supers.distances_N.clone()
+        labels_F, distances_F = supers.labels_N.clone(), supers.distances_N.clone()
         parts: dict[int, Assignment] = {}
         for number in shares_S.nonzero().flatten().tolist():
-            rows = (super_N == number).nonzero().flatten()
+            rows = (super_F == number).nonzero().flatten()
             # Of the rotations of a super-cluster only the first counts its iterations, see `most_steps`.
             count = advance if number % turns == 0 else lambda _: advance(0)
-            kmeans = KMeans(int(shares_S[number]), iterations=self.iterations)
-            own_NP = points_NP[rows.to(points_NP.device)]
-            part = parts[number] = kmeans.fit(own_NP, seed=seed + 1 + number, ranks=ranks, advance=count)
-            labels_N[rows], distances_N[rows] = part.labels_N + first_S[number], part.distances_N
-        return Assignment(
-            labels_N,
-            distances_N,
-            torch.cat([part.centroids_KP for part in parts.values()]),
+            kmeans = KMeans(int(shares_S[number]), max_iter=self.max_iter)
+            own_RP = points.points_FP[rows.to(points_NP.device)]
+            part = parts[number] = kmeans.cluster(own_RP, seed=seed + 1 + number, ranks=ranks, advance=count)
+            labels_F[rows], distances_F[rows] = part.labels_N + first_S[number], part.distances_N.float()
+        found = Assignment(
+            labels_F,
+            distances_F,
+            torch.cat([part.centroids_KP.float() for part in parts.values()]),
             inertia_history=_sum_of_histories(parts, len(shares_S)),
             n_repaired=supers.n_repaired + sum(part.n_repaired for part in parts.values()),
             super_of_cluster_K=torch.arange(len(shares_S)).repeat_interleave(shares_S),
-            super_centroids_SP=supers.centroids_KP.repeat_interleave(turns, dim=0),
+            super_centroids_SP=supers.centroids_KP.float().repeat_interleave(turns, dim=0),
         )
+        return points.assignment(found)
 
     def _check(self, points_NP: Tensor, rotations_N: Tensor | None, ranks: Ranks) -> None:
+        check_count("clusters", self.n_clusters)
+        check_count("super_clusters", self.super_clusters)
+        check_count("max_iter", self.max_iter, least=0)
         is_rotated = rotations_N is not None
         fits = rotations_N is None or (len(rotations_N) == len(points_NP) and not (rotations_N // ROTATIONS).any())
         n_unfit, n_rotated, n_points = ranks.sum(torch.tensor([not fits, is_rotated, len(points_NP)]).long()).tolist()

@@ -4,6 +4,7 @@ N points on this rank, R of them, P components, K clusters; C centroids of a sea
 """
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.estimator import Clusterer, check_count
 from deepcluster.clustering.nearest import NearestSearch
-from deepcluster.clustering.parallel import blocks_of, finite_rows, map_blocks, row_blocks, rows_at_once
+from deepcluster.clustering.parallel import blocks_of, map_blocks, row_blocks, rows_at_once
+from deepcluster.clustering.points import Init, Points, checked_init
 from deepcluster.clustering.starts import STARTS, fill_empty, split_largest
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
-from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.errors import InputError
 from deepcluster.core.work import Advance, no_advance
 
 # Above this share of moved centroids all points are compared with all centroids.
@@ -139,8 +142,8 @@ def lloyd(
     points_NP: Tensor,
     centroids_KP: Tensor,
     *,
-    iterations: int,
-    tolerance: float = 0.0,
+    max_iter: int,
+    tol: float = 0.0,
     spherical: bool = False,
     ranks: Ranks = ONE_PROCESS,
     advance: Advance = no_advance,
@@ -150,12 +153,12 @@ def lloyd(
     Args:
         points_NP: float32, the points of this rank.
         centroids_KP: where to start; not changed.
-        iterations: number of times the centroids are moved; fewer if they no longer move. Clusters that are empty then are
+        max_iter: number of times the centroids are moved; fewer if they no longer move. Clusters that are empty then are
             filled, with one more assignment for each round of that.
-        tolerance: stop once the inertia falls by less than this share.
+        tol: stop once the inertia falls by less than this share.
         spherical: scale the centroids to unit length; the points should have it, too.
         ranks: the processes over which the points are split.
-        advance: called with 1 after each of the `iterations + 1` assignments, with 0 after further ones; may raise to stop.
+        advance: called with 1 after each of the `max_iter + 1` assignments, with 0 after further ones; may raise to stop.
     """
     found, sums = _Labels(points_NP), ExactSums(points_NP, len(centroids_KP), ranks)
     centroids_KP = centroids_KP.to(points_NP.device)
@@ -166,20 +169,20 @@ def lloyd(
         shares.append(found.update(centroids_KP))
         iteration = len(history)
         history.append(float(ranks.sum(found.squared_N.sum(dtype=torch.float64))))
-        advance(int(iteration <= iterations))
+        advance(int(iteration <= max_iter))
         sums_KP, sizes_K = sums.update(found.labels_N)
         moved_KP, repaired = centroids_KP, 0
-        settled = tolerance > 0 and iteration > 0 and history[-2] - history[-1] <= tolerance * history[-2]
-        if iteration < iterations and not settled:
+        settled = tol > 0 and iteration > 0 and history[-2] - history[-1] <= tol * history[-2]
+        if iteration < max_iter and not settled:
             moved_KP = _averages(centroids_KP, sums_KP, sizes_K, spherical=spherical)
             if int(sizes_K.min()) == 0:
                 squares_K = torch.zeros(len(sizes_K), dtype=torch.float64, device=sizes_K.device)
                 squares_K.index_add_(0, found.labels_N, found.squared_N.double())
                 repaired = split_largest(moved_KP, sizes_K, ranks.sum(squares_K), seed=iteration)
                 moved_KP = normalize(moved_KP) if spherical and repaired else moved_KP
-        if torch.equal(moved_KP, centroids_KP):
+        if moved_KP is centroids_KP or torch.equal(moved_KP, centroids_KP):
             moved_KP, repaired = centroids_KP.clone(), 0
-            if iterations > 0:
+            if max_iter > 0:
                 repaired = fill_empty(moved_KP, sizes_K, points_NP, found.labels_N, found.squared_N, ranks=ranks)
             if not repaired:
                 return LloydResult(centroids_KP, found.labels_N, found.squared_N, tuple(history), n_repaired, tuple(shares))
@@ -196,21 +199,19 @@ def _averages(centroids_KP: Tensor, sums_KP: Tensor, sizes_K: Tensor, *, spheric
     return torch.where(kept_K1, means_KP.float(), centroids_KP)
 
 
-class KMeans:
-    """k-means in the manner of scikit-learn: exact Lloyd iterations, the same result for the same seed.
+class KMeans(Clusterer):
+    """k-means as an estimator of scikit-learn: exact Lloyd iterations, the same result for the same seed.
 
     Labels are those of float32 arithmetic whatever precision the machine multiplies in (see nearest.py), and sums of points
     are exact: threads, blocks and ranks change nothing but the last digits of the inertia.
 
     Args:
         n_clusters: K.
-        iterations: Lloyd iterations; 20 in the paper. Fewer are made if the centroids no longer move.
-        start: `random` rows, or `k-means++` (slower: a pass over the points for each cluster).
-        tolerance: stop once an iteration lowers the inertia by less than this share; 0: never.
+        init: `random` rows, `k-means++` (slower: a pass over the points for each cluster), or centroids (K, P).
+        max_iter: Lloyd iterations; 20 in the paper. Fewer are made if the centroids no longer move.
+        tol: stop once an iteration lowers the inertia by less than this share; 0: never.
         spherical: scale points and centroids to unit length: the nearest centroid has the largest cosine.
-
-    Raises:
-        InputError: an unknown start, or a negative number.
+        random_state: what `fit` draws the start from: a seed, None, or a generator of NumPy.
     """
 
     explanation: ClassVar[str] = (
@@ -219,19 +220,22 @@ class KMeans:
     )
 
     def __init__(
-        self, n_clusters: int, *, iterations: int = 20, start: str = "random", tolerance: float = 0, spherical: bool = False
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Init = "random",
+        max_iter: int = 20,
+        tol: float = 0,
+        spherical: bool = False,
+        random_state: Any = 0,
     ) -> None:
-        if start not in STARTS:
-            raise InputError(f"unknown start {start!r}{did_you_mean(start, STARTS)}: use one of {', '.join(STARTS)}")
-        if iterations < 0 or tolerance < 0:
-            raise InputError(f"iterations={iterations} and tolerance={tolerance:g} must not be negative")
-        self.n_clusters, self.iterations, self.start = n_clusters, iterations, start
-        self.tolerance, self.spherical = tolerance, spherical
+        self.n_clusters, self.init, self.max_iter, self.tol = n_clusters, init, max_iter, tol
+        self.spherical, self.random_state = spherical, random_state
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
         """Build it from a run's settings."""
-        return cls(settings.n_clusters, iterations=settings.kmeans_iterations)
+        return cls(settings.n_clusters, max_iter=settings.kmeans_iterations)
 
     @classmethod
     def describe(cls, settings: Any) -> str:
@@ -240,50 +244,45 @@ class KMeans:
 
     @property
     def most_steps(self) -> int:
-        """Largest number of units that `fit` passes to `advance`."""
-        return self.iterations + 1
+        """Largest number of units that `cluster` passes to `advance`."""
+        return self.max_iter + 1
 
-    def fit(
-        self,
-        points_NP: Tensor,
-        *,
-        start_KP: Tensor | None = None,
-        seed: int = 0,
-        ranks: Ranks = ONE_PROCESS,
-        advance: Advance = no_advance,
+    def cluster(
+        self, points_NP: Tensor, *, seed: int = 0, ranks: Ranks = ONE_PROCESS, advance: Advance = no_advance
     ) -> Assignment:
         """Cluster the points of all ranks; return the assignment of the points of this rank.
 
         Args:
-            points_NP, seed, ranks, advance: see `Clusterer.fit`; however the rows are split, the result is the same.
-            start_KP: initial centroids, instead of drawn ones.
+            points_NP, seed, ranks, advance: see `Clusterer.cluster`; however the rows are split, the result is the same.
 
         Raises:
-            InputError: fewer clusters than 1 or more than points; a start that is not (K, P).
+            InputError: fewer clusters than 1 or more than points; an option out of its range; points as in `Points.of`.
         """
-        finite_N = finite_rows(points_NP)
-        points_NP = (points_NP if bool(finite_N.all()) else points_NP[finite_N]).float().contiguous()
-        if self.spherical:
-            points_NP = normalize(points_NP)
-        n_all = int(ranks.sum(finite_N.sum()))
-        if not 1 <= self.n_clusters <= n_all:
-            raise InputError(f"clusters={self.n_clusters} must be between 1 and the {n_all} points")
-        if start_KP is None:
-            start_KP = STARTS[self.start](points_NP, self.n_clusters, seed=seed, ranks=ranks)
-        else:
-            shape = self.n_clusters, points_NP.shape[1]
-            if start_KP.shape != shape:
-                raise InputError(f"start has shape {(*start_KP.shape,)}, not {shape}")
-            start_KP = start_KP.to(points_NP.device, torch.float32)
-            start_KP = normalize(start_KP) if self.spherical else start_KP
+        check_count("max_iter", self.max_iter, least=0)
+        if not isinstance(self.tol, Real) or not self.tol >= 0:
+            raise InputError(f"tol={self.tol!r} must be 0 or more")
+        points = Points.of(points_NP, ranks, unit_rows=self.spherical)
+        check_count("clusters", self.n_clusters, most=points.n_all)
+        start_KP = checked_init(self.init, self.n_clusters, points)
+        if isinstance(start_KP, str):
+            start_KP = STARTS[start_KP](points.points_FP, self.n_clusters, seed=seed, ranks=ranks)
+        elif self.spherical:
+            start_KP = normalize(start_KP)
         found = lloyd(
-            points_NP,
+            points.points_FP,
             start_KP,
-            iterations=self.iterations,
-            tolerance=self.tolerance,
+            max_iter=self.max_iter,
+            tol=self.tol,
             spherical=self.spherical,
             ranks=ranks,
             advance=advance,
         )
-        rest = {"inertia_history": found.inertia_history, "n_repaired": found.n_repaired}
-        return Assignment.from_finite(finite_N, found.labels_N, found.squared_N.sqrt(), found.centroids_KP, **rest)
+        labels_F, distances_F, history = found.labels_N, found.squared_N.sqrt(), found.inertia_history
+        return points.assignment(Assignment(labels_F, distances_F, found.centroids_KP, history, found.n_repaired))
+
+    def _placed(self, X: Any) -> Tensor:
+        rows_MP = self._rows(X)
+        if not self.spherical:
+            return rows_MP
+        largest_M1 = rows_MP.double().abs().amax(dim=1, keepdim=True)
+        return normalize(rows_MP / largest_M1.clamp(min=1e-300))

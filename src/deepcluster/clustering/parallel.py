@@ -45,17 +45,6 @@ def map_blocks(work: Callable[[slice], Result], blocks: list[slice], device: tor
     return list(_pool(threads).map(work, blocks))
 
 
-def finite_rows(points_NP: Tensor) -> Tensor:
-    """Return a mask (N) of the rows whose values are all finite as float32."""
-    finite_N = torch.empty(len(points_NP), dtype=torch.bool, device=points_NP.device)
-
-    def check(block: slice) -> None:
-        finite_N[block] = torch.isfinite(points_NP[block].float()).all(dim=1)
-
-    map_blocks(check, row_blocks(points_NP), points_NP.device)
-    return finite_N
-
-
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Return threads whose torch operations use one thread each."""

@@ -8,7 +8,7 @@ N points on this rank, T finite points of all ranks, P components, K clusters; J
 images in clusters of one.
 """
 
-from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment, cluster_means, member_distances
+from deepcluster.clustering.estimator import Clusterer, check_count
 from deepcluster.clustering.neighbours import nearest_neighbours
-from deepcluster.clustering.parallel import finite_rows
+from deepcluster.clustering.points import Points
 from deepcluster.clustering.starts import number_points
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
@@ -35,16 +36,15 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-@dataclass(eq=False)
-class PowerIterationClustering:
-    """Power iteration clustering in the manner of scikit-learn; deterministic.
+class PowerIterationClustering(Clusterer):
+    """Power iteration clustering as an estimator of scikit-learn; deterministic.
 
     Args:
-        n_neighbours: number of edges from each image, to its nearest neighbours.
+        n_neighbors: number of edges from each image, to its nearest neighbours.
         sigma: bandwidth of the kernel exp(-d²/σ²); "auto" takes the median of d² over all edges (except between copies) as
             σ², so that a usual edge weighs 1/e. 0.2 (`PUBLISHED_SIGMA`) in the published code.
         alpha: share of the density that walks along edges in each iteration; the rest is spread over all images.
-        iterations: steps of the walk; fewer once the density no longer changes, with the same result.
+        max_iter: steps of the walk; fewer once the density no longer changes, with the same result.
         distribute_singletons: let a cluster of one join the cluster of its nearest neighbour that is in a larger one.
     """
 
@@ -53,11 +53,17 @@ class PowerIterationClustering:
         "image a density; each image follows its strongest link uphill, and images that reach the same peak form a cluster."
     )
 
-    n_neighbours: int = 5
-    sigma: float | Literal["auto"] = "auto"
-    alpha: float = 0.001
-    iterations: int = ITERATIONS
-    distribute_singletons: bool = True
+    def __init__(
+        self,
+        *,
+        n_neighbors: int = 5,
+        sigma: float | Literal["auto"] = "auto",
+        alpha: float = 0.001,
+        max_iter: int = ITERATIONS,
+        distribute_singletons: bool = True,
+    ) -> None:
+        self.n_neighbors, self.sigma, self.alpha = n_neighbors, sigma, alpha
+        self.max_iter, self.distribute_singletons = max_iter, distribute_singletons
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -71,10 +77,10 @@ class PowerIterationClustering:
 
     @property
     def most_steps(self) -> int:
-        """Largest number of units that `fit` passes to `advance`: steps of the walk."""
-        return self.iterations
+        """Largest number of units that `cluster` passes to `advance`: steps of the walk."""
+        return self.max_iter
 
-    def fit(
+    def cluster(
         self, points_NP: Tensor, *, seed: int = 0, ranks: Ranks = ONE_PROCESS, advance: Advance = no_advance
     ) -> Assignment:
         """Cluster the points of all ranks; return the assignment of the points of this rank.
@@ -83,7 +89,7 @@ class PowerIterationClustering:
         result says so if it is degenerate. Each rank gathers all points and makes the same graph.
 
         Args:
-            points_NP, ranks: see `Clusterer.fit`.
+            points_NP, ranks: see `Clusterer.cluster`.
             seed: not used: the result is deterministic.
             advance: called with 0 during the search for neighbours, which takes most of the time, and with 1 after each step
                 of the walk; may raise to stop.
@@ -91,36 +97,39 @@ class PowerIterationClustering:
         Raises:
             InputError: no more points than neighbours; an option out of its range.
         """
-        if self.n_neighbours < 1 or self.iterations < 1:
-            raise InputError(f"neighbours={self.n_neighbours} and iterations={self.iterations} must be 1 or more")
-        if not 0 < self.alpha < 1:
-            raise InputError(f"alpha={self.alpha} must be between 0 and 1 (0.001 in the published code)")
-        if self.sigma != "auto" and not self.sigma > 0:
-            raise InputError(f"sigma={self.sigma} must be above 0, or 'auto'")
-        first, _ = number_points(len(points_NP), ranks)
-        own = slice(first, first + len(points_NP))
-        points_TP = ranks.gather(points_NP)
-        finite_T = finite_rows(points_TP)
-        points_TP = (points_TP if bool(finite_T.all()) else points_TP[finite_T]).float()
-        if len(points_TP) <= self.n_neighbours:
+        self._check()
+        points = Points.of(points_NP, ranks)
+        n_own, points_TP = len(points.points_FP), ranks.gather(points.points_FP)
+        first, _ = number_points(n_own, ranks)
+        if len(points_TP) <= self.n_neighbors:
             raise InputError(
-                f"{self.n_neighbours} neighbours of each of {len(points_TP)} images can't be found; "
-                f"power iteration clustering needs at least {self.n_neighbours + 1} images (k-means works with fewer)"
+                f"{self.n_neighbors} neighbours of each of {len(points_TP)} images can't be found; "
+                f"power iteration clustering needs at least {self.n_neighbors + 1} images (k-means works with fewer)"
             )
         squared, indices = nearest_neighbours(
-            points_TP, points_TP, k=self.n_neighbours, metric="sqeuclidean", exclude_self=True, advance=lambda _: advance(0)
+            points_TP, points_TP, k=self.n_neighbors, metric="sqeuclidean", exclude_self=True, advance=lambda _: advance(0)
         )
         squared_TJ, indices_TJ = squared.cpu().double().numpy(), indices.cpu().numpy()
-        sigma = auto_sigma(squared_TJ) if self.sigma == "auto" else self.sigma
+        sigma = auto_sigma(squared_TJ) if self.sigma == "auto" else self.sigma * points.frame.scale
         found_T = self.partition(squared_TJ, indices_TJ, sigma=sigma, advance=advance)
         labels_T = torch.from_numpy(found_T).to(points_TP.device)
         centroids_KP = cluster_means(points_TP, labels_T, int(found_T.max()) + 1)
         distances_T = member_distances(points_TP, labels_T, centroids_KP)
-        inertia, remark = float(distances_T.double().square().sum()), _remark(found_T, squared_TJ, sigma)
-        whole = Assignment.from_finite(
-            finite_T, labels_T, distances_T, centroids_KP, inertia_history=(inertia,), remark=remark
-        )
-        return replace(whole, labels_N=whole.labels_N[own], distances_N=whole.distances_N[own])
+        inertia, remark = float(distances_T.double().square().sum()), _remark(found_T, squared_TJ, sigma, points.frame.scale)
+        own = slice(first, first + n_own)
+        found = Assignment(labels_T[own], distances_T[own], centroids_KP, inertia_history=(inertia,), remark=remark)
+        return points.assignment(found)
+
+    def _check(self) -> None:
+        check_count("n_neighbors", self.n_neighbors)
+        check_count("max_iter", self.max_iter)
+        if not isinstance(self.alpha, Real) or not 0 < self.alpha < 1:
+            raise InputError(f"alpha={self.alpha!r} must be between 0 and 1 (0.001 in the published code)")
+        if self.sigma != "auto" and not (isinstance(self.sigma, Real) and self.sigma > 0):
+            raise InputError(f"sigma={self.sigma!r} must be above 0, or 'auto'")
+
+    def _iterations(self, found: Assignment, steps: int) -> int:
+        return steps
 
     def partition(
         self, squared_TJ: Floats, indices_TJ: Integers, *, sigma: float, advance: Advance = no_advance
@@ -130,7 +139,7 @@ class PowerIterationClustering:
         Labels are 0 … K-1, the largest cluster first; of equal ones the one with the earliest image.
         """
         graph = neighbour_graph(squared_TJ, indices_TJ, sigma)
-        flow_T = walk(graph, self.alpha, self.iterations, advance)
+        flow_T = walk(graph, self.alpha, self.max_iter, advance)
         clusters_T = join_copies(climb(graph, flow_T), squared_TJ, indices_TJ)
         if self.distribute_singletons:
             clusters_T = without_singletons(clusters_T, indices_TJ)
@@ -224,12 +233,14 @@ def without_singletons(clusters_T: Integers, indices_TJ: Integers) -> Integers:
     return joined_T
 
 
-def _remark(labels_T: Integers, squared_TJ: Floats, sigma: float) -> str:
+def _remark(labels_T: Integers, squared_TJ: Floats, sigma: float, scale: float) -> str:
     """Return what the user should know about a degenerate result; empty if it is not."""
     sizes_K = np.bincount(labels_T)
     singletons, largest = int((sizes_K == 1).sum()), int(sizes_K.max())
     usual = auto_sigma(squared_TJ)
-    advice = f"sigma={sigma:.3g}; neighbours lie {usual:.3g} apart (median), and sigma='auto' would follow that"
+    advice = (
+        f"sigma={sigma / scale:.3g}; neighbours lie {usual / scale:.3g} apart (median), and sigma='auto' would follow that"
+    )
     if singletons > MANY_SINGLETONS * len(labels_T):
         weight = np.exp(-((usual / sigma) ** 2))
         what = f"{singletons:,} of {len(labels_T):,} images are clusters of their own"

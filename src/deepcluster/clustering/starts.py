@@ -56,7 +56,7 @@ def rows_of(points_NP: Tensor, first: int, wanted_K: Tensor, ranks: Ranks) -> Te
     """Return the points with these numbers, whichever rank holds them; `first` is the number of this rank's first point."""
     place_K = wanted_K.to(points_NP.device) - first
     held_K = (place_K >= 0) & (place_K < len(points_NP))
-    rows_KP = torch.zeros(len(wanted_K), points_NP.shape[1], device=points_NP.device)
+    rows_KP = points_NP.new_zeros(len(wanted_K), points_NP.shape[1])
     rows_KP[held_K] = points_NP[place_K[held_K]]
     return ranks.sum(rows_KP)
 

@@ -3,26 +3,32 @@
 The rows may come in a stream and be split over ranks. N images on this rank, B rows of a batch, D features, P components.
 """
 
+from typing import Any, NamedTuple, Self, overload
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from deepcluster.clustering.eigen import top_eigenvectors
+from deepcluster.clustering.estimator import Estimator, array_like, as_argument_error, check_count
+from deepcluster.clustering.frame import check_table
 from deepcluster.clustering.parallel import rows_at_once
+from deepcluster.clustering.scatter import (
+    BLOCK_ROWS,
+    NO_ROWS,
+    SAFE_FLOAT32,
+    TOO_LARGE,
+    Scatter,
+    add_lower_product,
+    mirror_lower,
+)
 from deepcluster.core.device import true_float32
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 
-# Rows summed or transformed at once.
-BLOCK_ROWS = 2048
-# Columns per product: only panels at and below the diagonal are computed, 0.56 of 4,096 × 4,096.
-PANEL = 512
 # A component with less than this share of the largest variance holds rounding errors, not data; so does one whose
-# deviation is below the resolution of float32 at the mean.
+# deviation is below the resolution of the features' numbers at the mean.
 RANK_TOLERANCE = 1e-6
-FLOAT32_EPSILON = 2.0**-23
-NO_ROWS = "there are no rows to whiten"
-TOO_LARGE = "features are too large to be squared in float32 (above 1e19); scale them down"
 
 
 def working_bytes(dim: int) -> int:
@@ -30,41 +36,76 @@ def working_bytes(dim: int) -> int:
     return 12 * dim * dim + 8 * dim * max(BLOCK_ROWS, dim)
 
 
-class Whitening:
-    """PCA to `n_components` with whitening; rows of `transform` have unit length (`unit_rows`).
-
-    If the rank of the data is below `n_components`, the missing components are zero. Rows are passed all at once (`fit`), or
-    in batches (`update`, and `finish` at the end); how they are divided does not change a bit of the result.
-
-    Args:
-        n_components: P; at most D.
-        unit_rows: scale the rows to unit length; rows of zeros stay zero.
-        ranks: the processes over which the rows are split.
-
-    Attributes (after `fit` or `finish`):
-        mean_D, components_DP: `transform(x) = unit(( x - mean_D) @ components_DP)`; the components carry 1/deviation.
-        variance_P: variance of each component before whitening, largest first.
-        explained: share of the total variance that the components keep.
-    """
-
+class _Learned(NamedTuple):
     mean_D: Tensor
     components_DP: Tensor
     variance_P: Tensor
     explained: float
 
-    def __init__(self, n_components: int, *, unit_rows: bool = True, ranks: Ranks = ONE_PROCESS) -> None:
-        self.n_components, self.unit_rows, self.ranks = n_components, unit_rows, ranks
-        self._rows: Scatter | None = None
 
-    def fit(self, features_ND: Tensor) -> "Whitening":
-        """Learn mean and components from these rows, and those of the other ranks; raises as `update` and `finish` do."""
-        self._rows = None
-        self.update(features_ND)
-        return self.finish()
+class Whitening(Estimator):
+    """PCA and whitening as an estimator of scikit-learn; rows of `transform` have unit length (`unit_rows`).
+
+    If the rank of the data is below `n_components`, the missing components are zero. Rows are passed all at once (`fit`), or
+    in batches (`update`, and `finish` at the end); how they are divided does not change a bit of the result.
+
+    Args:
+        n_components: P, at most D; None: D.
+        unit_rows: scale the rows to unit length; rows of zeros stay zero.
+
+    Attributes (after `fit` or `finish`, tensors, float64 if the features are):
+        mean_D, components_DP: `transform(x) = unit(( x - mean_D) @ components_DP)`; the components carry 1/deviation.
+        variance_P: variance of each component before whitening, largest first.
+        explained: share of the total variance that the components keep.
+
+    Attributes (after `fit`, as arrays of the kind that was passed):
+        mean_, explained_variance_, explained_variance_ratio_: as of scikit-learn's `PCA`.
+    """
+
+    _learned: "_Learned"
+    n_components_: int
+    allows_nan = False
+    _scatter: "Scatter | None" = None
+
+    def __init__(self, n_components: int | None = None, *, unit_rows: bool = True) -> None:
+        self.n_components: Any = n_components
+        self.unit_rows = unit_rows
+
+    @property
+    def mean_D(self) -> Tensor:
+        return self._learned.mean_D
+
+    @property
+    def components_DP(self) -> Tensor:
+        return self._learned.components_DP
+
+    @property
+    def variance_P(self) -> Tensor:
+        return self._learned.variance_P
+
+    @property
+    def explained(self) -> float:
+        return self._learned.explained
+
+    def fit(self, X: Any, y: Any = None, *, ranks: Ranks = ONE_PROCESS) -> Self:
+        """Learn mean and components from the rows (N, D) of a tensor or array, and those of the other ranks.
+
+        Raises:
+            ArgumentError: as `update` and `finish`.
+        """
+        self._scatter = None
+        features_ND = self._rows(X, reset=True)
+        with as_argument_error(features_ND):
+            self.update(features_ND)
+            self.finish(ranks=ranks)
+        self.mean_, self.explained_variance_ = array_like(X, self.mean_D), array_like(X, self.variance_P)
+        total = self.variance_P.sum().clamp(min=1e-300)
+        self.explained_variance_ratio_ = array_like(X, self.variance_P * (self.explained / total))
+        return self
 
     @true_float32()
     def update(self, rows_BD: Tensor) -> None:
-        """Add rows, of any floating type, to those that `finish` learns from; only the last block is kept in memory.
+        """Add rows, of any type of numbers, to those that `finish` learns from; only the last block is kept in memory.
 
         A rank without rows passes an empty tensor once.
 
@@ -72,70 +113,80 @@ class Whitening:
             InputError: P exceeds D, D differs from before, or a value is not finite: the row is named by its position among
                 all rows of this rank, possibly in a later call or in `finish`.
         """
+        rows_BD = check_table(rows_BD)
         dim = rows_BD.shape[1]
-        if self._rows is None:
-            if not 1 <= self.n_components <= dim:
-                raise InputError(f"pca={self.n_components} must be between 1 and the {dim} features")
-            self._rows = Scatter(dim, rows_BD.device)
-        if dim != self._rows.dim:
-            raise InputError(f"rows of {dim} features follow rows of {self._rows.dim}")
-        self._rows.add(rows_BD.detach())
+        if self._scatter is None:
+            check_count("n_components (--pca)", self._n_components(dim), most=dim, of="features")
+            self._scatter = Scatter(dim, rows_BD.device, rows_BD.dtype)
+        if dim != self._scatter.dim:
+            raise InputError(f"rows of {dim} features follow rows of {self._scatter.dim}")
+        self._scatter.add(rows_BD)
+
+    def _n_components(self, dim: int) -> int:
+        return dim if self.n_components is None else self.n_components
 
     @true_float32()
-    def finish(self) -> "Whitening":
+    def finish(self, *, ranks: Ranks = ONE_PROCESS) -> Self:
         """Learn mean and components from all rows since the last `finish`; a collective call of all ranks.
+
+        Args:
+            ranks: the processes over which the rows are split.
 
         Raises:
             InputError: there are no rows, or a value is not finite.
         """
-        rows, self._rows = self._rows, None
-        if rows is None or (self.ranks.size == 1 and not rows.n_rows + rows.n_waiting):
+        rows, self._scatter = self._scatter, None
+        if rows is None or (ranks.size == 1 and not rows.n_rows + rows.n_waiting):
             raise InputError(NO_ROWS)
-        if self.ranks.size == 1 and rows.n_rows == 0 and rows.n_waiting < rows.dim:
-            n_images, mean_D, variance_P, vectors_DP, total_variance = self._from_few(rows)
+        n_components = self._n_components(rows.dim)
+        if ranks.size == 1 and rows.n_rows == 0 and rows.n_waiting < rows.dim:
+            n_images, mean_D, variance_P, vectors_DP, total_variance = _from_few(rows, n_components)
         else:
-            n_images, mean_D, scatter_DD = rows.total(self.ranks)
+            n_images, mean_D, scatter_DD = rows.total(ranks)
             scatter_DD.div_(max(1, n_images - 1))
-            variance_P, vectors_DP, total_variance = _principal(scatter_DD, self.n_components)
-        self.mean_D = mean_D.float()
+            variance_P, vectors_DP, total_variance = _principal(scatter_DD, n_components)
         variance_P = variance_P.clamp(min=0)
         # The sign of an eigenvector is arbitrary: make its largest entry positive on every machine.
         largest_P = vectors_DP.gather(0, vectors_DP.abs().argmax(dim=0, keepdim=True))
         vectors_DP = vectors_DP * largest_P.sign()
-        rounding = len(mean_D) * (FLOAT32_EPSILON * self.mean_D.abs().max().double()).square()
+        mean_D = mean_D.to(rows.dtype)
+        rounding = len(mean_D) * (torch.finfo(rows.dtype).eps * mean_D.abs().max().double()).square()
         kept_P = variance_P > torch.maximum(RANK_TOLERANCE * variance_P[0], rounding)
-        kept_P &= torch.arange(self.n_components, device=kept_P.device) < n_images - 1
+        kept_P &= torch.arange(n_components, device=kept_P.device) < n_images - 1
         scale_P = torch.where(kept_P, variance_P, 1).rsqrt() * kept_P
-        self.components_DP = (vectors_DP * scale_P).float()
-        self.variance_P = variance_P
-        self.explained = float(variance_P.sum()) / max(total_variance, 1e-300)
+        fits = float(scale_P.max()) < SAFE_FLOAT32
+        components_DP = (vectors_DP * scale_P).to(rows.dtype if fits else torch.float64)
+        explained = float(variance_P.sum()) / max(total_variance, 1e-300)
+        self._learned = _Learned(mean_D, components_DP, variance_P, explained)
+        self.n_features_in_, self.n_components_ = rows.dim, n_components
         return self
 
-    def _from_few(self, rows: "Scatter") -> tuple[int, Tensor, Tensor, Tensor, float]:
-        """Learn from fewer rows than features: the N × N products of the rows are faster and give the same."""
-        centred_ND, mean_D = rows.centred_block()
-        n_images, n_found = len(centred_ND), min(self.n_components, len(centred_ND))
-        gram_NN = torch.zeros(n_images, n_images, dtype=torch.float64, device=rows.device)
-        _add_lower_product(gram_NN, centred_ND.T)
-        gram_NN = _mirror_lower(gram_NN).div_(max(1, n_images - 1))
-        variance_P, vectors_NP, total_variance = _principal(gram_NN, n_found)
-        vectors_DP = normalize(centred_ND.T @ vectors_NP.float(), dim=0).double()
-        missing = (0, self.n_components - n_found)
-        return n_images, mean_D, pad(variance_P, missing), pad(vectors_DP, missing), total_variance
-
+    @overload
+    def transform(self, X: Tensor) -> Tensor: ...
+    @overload
+    def transform(self, X: Any) -> Any: ...
     @true_float32()
-    def transform(self, features_ND: Tensor) -> Tensor:
-        """Return points (N, P), float32, of features (N, D) of any floating type."""
-        points_NP = torch.empty(len(features_ND), self.n_components, device=features_ND.device)
+    def transform(self, X: Any) -> Any:
+        """Return points (N, P) of features (N, D): a float32 tensor of a tensor; float64 if those of the fit were.
+
+        Rows that are not finite become such points.
+        """
+        features_ND, components_DP = self._rows(X), self.components_DP.to(X.device if isinstance(X, Tensor) else "cpu")
+        mean_D = self.mean_D.to(components_DP.device)
+        points_NP = components_DP.new_empty(len(features_ND), components_DP.shape[1])
         at_once = max(BLOCK_ROWS, rows_at_once(features_ND))
         for rows, block in zip(points_NP.split(at_once), features_ND.split(at_once), strict=True):
-            projected = (block - self.mean_D).float() @ self.components_DP
+            projected = (block - mean_D).to(components_DP.dtype) @ components_DP
             rows.copy_(normalize(projected) if self.unit_rows else projected)
-        return points_NP
+        return array_like(X, points_NP)
 
-    def fit_transform(self, features_ND: Tensor) -> Tensor:
+    @overload
+    def fit_transform(self, X: Tensor, y: Any = None) -> Tensor: ...
+    @overload
+    def fit_transform(self, X: Any, y: Any = None) -> Any: ...
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
         """`fit`, then `transform` the same rows."""
-        return self.fit(features_ND).transform(features_ND)
+        return self.fit(X).transform(X)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors that `from_state_dict` needs."""
@@ -150,113 +201,23 @@ class Whitening:
     def from_state_dict(cls, state: dict[str, Tensor], *, unit_rows: bool = True) -> "Whitening":
         """Restore a whitening from its `state_dict`."""
         whitening = cls(state["components"].shape[1], unit_rows=unit_rows)
-        whitening.mean_D, whitening.components_DP = state["mean"], state["components"]
-        whitening.variance_P, whitening.explained = state["variance"], float(state["explained"])
+        whitening.n_features_in_, whitening.n_components_ = state["components"].shape
+        mean_D, components_DP, variance_P = state["mean"], state["components"], state["variance"]
+        whitening._learned = _Learned(mean_D, components_DP, variance_P, float(state["explained"]))
         return whitening
 
 
-class Scatter:
-    """Number, mean and scatter matrix, the sum of (x - mean)(x - mean)ᵀ, of rows in a stream.
-
-    Rows wait in a float32 buffer until a block of `max(BLOCK_ROWS, D)` is full. A block is centred, multiplied in float32
-    and added to the float64 totals by the formula for the union of two sets (Chan, Golub & LeVeque 1979), so that neither
-    a large common offset nor a drift of the rows cancels digits.
-
-    Attributes:
-        n_rows: number of rows in the totals.
-        n_waiting: number of rows in the buffer.
-    """
-
-    def __init__(self, dim: int, device: torch.device) -> None:
-        self.dim, self.device = dim, device
-        self.n_rows = self.n_waiting = 0
-        self._mean_D = torch.zeros(dim, dtype=torch.float64, device=device)
-        self._scatter_DD: Tensor | None = None
-        self._waiting = torch.empty(0, dim, device=device)
-
-    def add(self, rows_BD: Tensor) -> None:
-        """Add rows to the buffer, and the buffer to the totals whenever it is full."""
-        block_rows = max(BLOCK_ROWS, self.dim)
-        for part in rows_BD.split(BLOCK_ROWS):
-            while len(part):
-                taken = part[: block_rows - self.n_waiting]
-                end = self.n_waiting + len(taken)
-                if end > len(self._waiting):
-                    room = min(block_rows, max(end, 2 * len(self._waiting)))
-                    longer = torch.empty(room, self.dim, device=self.device)
-                    longer[: self.n_waiting] = self._waiting[: self.n_waiting]
-                    self._waiting = longer
-                self._waiting[self.n_waiting : end] = taken
-                self.n_waiting, part = end, part[len(taken) :]
-                if end == block_rows:
-                    self._add_block()
-
-    def centred_block(self) -> tuple[Tensor, Tensor]:
-        """Subtract the mean from the waiting rows, in place; return them, and the mean in float64.
-
-        Raises:
-            InputError: a value is not finite.
-        """
-        block_BD = self._waiting[: self.n_waiting]
-        mean_D = torch.zeros_like(self._mean_D)
-        # Twice: with a large offset the first mean is rounded; the second is the mean of small numbers.
-        for _ in range(2 if self.n_waiting else 0):
-            shift_D = block_BD.mean(dim=0)
-            if not bool(shift_D.isfinite().all()):
-                bad = (~block_BD.isfinite().all(dim=1)).nonzero()
-                if not len(bad):
-                    raise InputError(TOO_LARGE)
-                row = f"row {self.n_rows + int(bad[0])} are not finite ({len(bad)} such rows in its block)"
-                raise InputError(f"features of {row}; leave them out")
-            block_BD -= shift_D
-            mean_D += shift_D
-        return block_BD, mean_D
-
-    def _add_block(self) -> Tensor:
-        """Add the buffer to the totals; return the scatter matrix, at and below the diagonal."""
-        block_BD, mean_D = self.centred_block()
-        if self._scatter_DD is None:
-            self._scatter_DD = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=self.device)
-        n_all = self.n_rows + len(block_BD)
-        drift_D = mean_D - self._mean_D
-        _add_lower_product(self._scatter_DD, block_BD)
-        self._scatter_DD.addr_(drift_D, drift_D, alpha=self.n_rows * len(block_BD) / max(1, n_all))
-        self._mean_D += drift_D * (len(block_BD) / max(1, n_all))
-        self.n_rows, self.n_waiting = n_all, 0
-        return self._scatter_DD
-
-    def total(self, ranks: Ranks) -> tuple[int, Tensor, Tensor]:
-        """Return number, mean_D and scatter_DD (both float64) of the rows of all ranks, and end the stream.
-
-        Raises:
-            InputError: there are no rows, or a value is not finite.
-        """
-        scatter_DD = self._add_block()
-        self._waiting = self._waiting[:0].clone()
-        n_images = int(ranks.sum(torch.tensor([self.n_rows], device=self.device)))
-        if n_images == 0:
-            raise InputError(NO_ROWS)
-        mean_D = ranks.sum(self._mean_D * self.n_rows) / n_images
-        drift_D = self._mean_D - mean_D
-        scatter_DD.addr_(drift_D, drift_D, alpha=self.n_rows)
-        return n_images, mean_D, _mirror_lower(ranks.sum(scatter_DD))
-
-
-def _add_lower_product(total_DD: Tensor, block_BD: Tensor) -> None:
-    """Add block_BDᵀ block_BD, computed in float32, to the panels of a float64 total at and below the diagonal."""
-    for first in range(0, len(total_DD), PANEL):
-        end = min(first + PANEL, len(total_DD))
-        total_DD[first:end, :end] += block_BD[:, first:end].T @ block_BD[:, :end]
-
-
-def _mirror_lower(total_DD: Tensor) -> Tensor:
-    """Mirror the part below the diagonal to the part above, in place, and return the matrix."""
-    for first in range(0, len(total_DD), PANEL):
-        end = min(first + PANEL, len(total_DD))
-        square = total_DD[first:end, first:end]
-        square.copy_(square.tril() + square.tril(-1).T)
-        total_DD[:first, first:end] = total_DD[first:end, :first].T
-    return total_DD
+def _from_few(rows: Scatter, n_components: int) -> tuple[int, Tensor, Tensor, Tensor, float]:
+    """Learn from fewer rows than features: the N × N products of the rows are faster and give the same."""
+    centred_ND, mean_D, scale = rows.centred_block()
+    n_images, n_found = len(centred_ND), min(n_components, len(centred_ND))
+    gram_NN = torch.zeros(n_images, n_images, dtype=torch.float64, device=rows.device)
+    add_lower_product(gram_NN, centred_ND.T, scale)
+    gram_NN = mirror_lower(gram_NN).div_(max(1, n_images - 1))
+    variance_P, vectors_NP, total_variance = _principal(gram_NN, n_found)
+    vectors_DP = normalize(centred_ND.T @ vectors_NP.float(), dim=0).double()
+    missing = (0, n_components - n_found)
+    return n_images, mean_D, pad(variance_P, missing), pad(vectors_DP, missing), total_variance
 
 
 def _principal(covariance_DD: Tensor, n_top: int) -> tuple[Tensor, Tensor, float]:

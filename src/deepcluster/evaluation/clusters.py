@@ -107,9 +107,9 @@ def _of_stage(
         whitening = Whitening(options.pca).fit(points[first])
         points = {name: whitening.transform(rows_SD) for name, rows_SD in points.items()}
     for k in ks:
-        kmeans = KMeans(k, iterations=options.iterations, start=options.start)
+        kmeans = KMeans(k, init=options.start, max_iter=options.iterations)
         with model.work.track(f"k-means on {stage}, k={k:,}", kmeans.most_steps, "iterations") as advance:
-            found = kmeans.fit(points[first], seed=options.seed, advance=advance)
+            found = kmeans.cluster(points[first], seed=options.seed, advance=advance)
         for name, points_SP in points.items():
             clusters_S = found.labels_N if name == first else found.predict(points_SP)
             yield k, name, agreement(clusters_S.cpu(), rows[name].labels_S)

@@ -33,7 +33,7 @@ class ProjectedSpace:
     def transform(self, rows: Tensor) -> Tensor:
         """Return points (B, P) of unit length, float32, of features (B, D), on their device."""
         with self.machine.autocast():
-            points_BP = self.projection(rows.to(self.machine.device, self.machine.dtype)).float().to(rows.device)
+            points_BP: Tensor = self.projection(rows.to(self.machine.device, self.machine.dtype)).float().to(rows.device)
         return points_BP if self.whitening is None else self.whitening.transform(points_BP)
 
     def state_dict(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class DeepCluster(Method):
         return self._extract(epoch, self.quarters_N)
 
     def _extract(self, epoch: int, quarters_N: Tensor | None) -> Features:
-        rows_MD, whitening = self.memory.allocate(), Whitening(self.settings.pca, ranks=self.ranks)
+        rows_MD, whitening = self.memory.allocate(), Whitening(self.settings.pca)
         seen_M = torch.zeros(len(rows_MD), dtype=torch.bool)
         n_bad = 0
         one_pass = (self.trunk, self.loader, self.machine, self.settings.cluster_stage, self.settings.image_size)
@@ -103,7 +103,7 @@ class DeepCluster(Method):
         """Step 2: PCA, whitening and scaling to unit length."""
         rows_MD, whitening = features
         with self.work.track("whitening", len(rows_MD), step="whitening") as advance:
-            whitening.finish()
+            whitening.finish(ranks=self.ranks)
             device = self.machine.clustering_device
             points_MP = torch.full((len(rows_MD), self.settings.pca), torch.nan, device=device)
             for first in range(0, len(rows_MD), FEATURE_BATCH):
@@ -121,7 +121,7 @@ class DeepCluster(Method):
         algorithm = clusterer(self.settings.clustering).from_settings(self.settings)
         rotations = {} if quarters_N is None else {"rotations_N": quarters_N[self.mine]}
         with self.work.track("clustering", algorithm.most_steps, "iterations", step="clustering", together=True) as advance:
-            assignment = algorithm.fit(points_MP, seed=seed, ranks=self.ranks, advance=advance, **rotations)
+            assignment = algorithm.cluster(points_MP, seed=seed, ranks=self.ranks, advance=advance, **rotations)
             assignment = assignment.over_ranks(self.ranks)
         if assignment.remark:
             self.work.reporter.warn(assignment.remark)

@@ -138,10 +138,10 @@ class DeepClusterV2(Method):
             return Points(rows_MVP, tuple(self._whitening(rows_MP) for rows_MP in rows_MVP.unbind(dim=1)))
 
     def _whitening(self, rows_MP: Tensor) -> Whitening:
-        whitening = Whitening(min(self.settings.pca, self.settings.projection[1]), ranks=self.ranks)
+        whitening = Whitening(min(self.settings.pca, self.settings.projection[1]))
         finite_MP = rows_MP[rows_MP.isfinite().all(dim=1)]
         whitening.update(finite_MP.float().to(self.machine.clustering_device))
-        whitening.finish()
+        whitening.finish(ranks=self.ranks)
         return whitening
 
     def cluster(self, points: Points, epoch: int) -> Clusters:
@@ -153,9 +153,9 @@ class DeepClusterV2(Method):
                 crop = head % points.rows_MVP.shape[1]
                 rows_MP = points.rows_MVP[:, crop].float().to(self.machine.clustering_device)
                 rows_MP = points.whitenings[crop].transform(rows_MP) if points.whitenings else rows_MP
-                kmeans = KMeans(n_clusters, iterations=self.settings.kmeans_iterations, spherical=True)
+                kmeans = KMeans(n_clusters, max_iter=self.settings.kmeans_iterations, spherical=True)
                 seed = seed_of(self.settings.seed, epoch, _CLUSTERING, head)
-                assignment = kmeans.fit(rows_MP, seed=seed, ranks=self.ranks, advance=advance)
+                assignment = kmeans.cluster(rows_MP, seed=seed, ranks=self.ranks, advance=advance)
                 assignments.append(assignment.over_ranks(self.ranks))
         return Clusters(assignments, points)
 
@@ -242,8 +242,8 @@ class DeepClusterV2(Method):
             space, points_MP = replace(space, whitening=whitening), whitening.transform(points_MP)
         iterations, seed = self.settings.kmeans_iterations, seed_of(self.settings.seed, epoch, _CLUSTERING)
         with self.work.track("clustering", iterations + 1, "iterations", step="clustering", together=True) as advance:
-            kmeans = KMeans(self.settings.n_clusters, iterations=iterations, spherical=True)
-            assignment = kmeans.fit(points_MP, seed=seed, ranks=self.ranks, advance=advance).over_ranks(self.ranks)
+            kmeans = KMeans(self.settings.n_clusters, max_iter=iterations, spherical=True)
+            assignment = kmeans.cluster(points_MP, seed=seed, ranks=self.ranks, advance=advance).over_ranks(self.ranks)
         return self.numbered_as_before(assignment), space
 
     def describe_memory(self) -> str:

@@ -292,7 +292,7 @@ def _cluster(points_ND: Tensor, n_usable: int, options: ReportOptions, work: Wor
         raise InputError(f"clusters={n_clusters} must be between 1 and the {count_of(n_usable, 'row')} that hold numbers")
     start = "k-means++" if n_clusters <= CAREFUL_START_CLUSTERS else "random"
     with work.track("clustering", None, "iterations") as advance:
-        found = KMeans(n_clusters, start=start).fit(points_ND, seed=options.seed, advance=advance)
+        found = KMeans(n_clusters, init=start).cluster(points_ND, seed=options.seed, advance=advance)
     order = found.sizes_K().argsort(descending=True, stable=True)
     labels_N = torch.where(found.labels_N >= 0, order.argsort()[found.labels_N], UNASSIGNED)
     return labels_N, found.distances_N, found.centroids_KP[order]
