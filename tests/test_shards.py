@@ -229,7 +229,7 @@ def test_labels_lie_beside_images_as_webdataset_has_them(tmp_path: Path) -> None
     random.Random(0).shuffle(members)  # As `tar c *.jpg *.cls` has them: not side by side.
     other = write_tar(tmp_path / "b.tar", members)
     assert labels(opened(other)) == labels(opened(other)) == want
-    note = "labels from 7 classes (.cls or .json members; used for diagnostics only)"
+    note = "labels from 8 classes (.cls or .json members; used for diagnostics only)"
     assert note in opened(one).describe()
 
 
