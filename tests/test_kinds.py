@@ -120,7 +120,7 @@ def sound_files() -> Iterator[tuple[str, bytes]]:
         buffer = io.BytesIO()
         write(buffer)
         yield kind, buffer.getvalue()
-    yield "gzip", gzip.compress(b"some words")
+    yield "gzip", gzip.compress(b"some words", mtime=0)
     yield "text", b"path,label\na.jpg,html\n"
     yield "text", b"# version https://git-lfs.github.com/spec/v1\nerrors/a.jpg\n"
     yield "text", b'{"label": 3, "error": 0.1}'
