@@ -190,6 +190,17 @@ def test_signals_are_given_back(mixed: Path, tmp_path: Path) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@contextmanager
+def default_handlers() -> Iterator[None]:
+    """Start processes as from a terminal: these tests may run under nohup, or in the background of a script."""
+    before = {name: signal.signal(name, signal.SIG_DFL) for name in (signal.SIGHUP, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
 REQUESTS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 
@@ -197,6 +208,11 @@ REQUESTS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 def test_requests_of_terminals_and_schedulers_are_heard_once(name: str) -> None:
     """A closed terminal sends SIGHUP more than once; `torchrun` repeats what the terminal has sent."""
     number = signal.Signals[name]
+    with default_handlers():
+        check_heard_once(name, number)
+
+
+def check_heard_once(name: str, number: int) -> None:
     before = signal.getsignal(number)
     with Interruption().listening() as interruption:
         for again in (number, number, signal.SIGINT, signal.SIGTERM):
@@ -317,7 +333,8 @@ def test_a_signal_to_all_processes_ends_with_130_and_a_kept_state(name: str, mix
     """Ctrl-C, a closed terminal, and a warning of Slurm reach the worker processes as well."""
     out, pipe = tmp_path / "run", subprocess.PIPE
     words = command(mixed, out, "--epochs", "10000")
-    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    with default_handlers():
+        process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     wait_for((out / "checkpoints/last.pt").is_file, process)
     os.killpg(process.pid, signal.Signals[name])
     said, complaint = process.communicate(timeout=120)
