@@ -12,6 +12,7 @@ from torch.multiprocessing import spawn
 
 from deepcluster.core.distributed import TorchRanks
 from deepcluster.run.folder import RunFolder, load_checkpoint
+from deepcluster.run.settings import Settings
 from deepcluster.training.bank import Bank
 
 N, WIDTH = 23, 3
@@ -104,7 +105,9 @@ def on_rank(rank: int, world: int, folder: Path) -> None:
         rows_BC = torch.tensor([row_of(*draw) for draw in some], dtype=torch.float32)
         bank.write(indices_B, positions_B, rows_BC[:, None])
     run = RunFolder(folder, ranks)
-    run.save_checkpoint({"epoch": 1, "batch": 4, "labelled": True, "rows": {"bank": bank.state_dict()}})
+    run.save_checkpoint(
+        {"settings": Settings().as_dict(), "epoch": 1, "batch": 4, "labelled": True, "rows": {"bank": bank.state_dict()}}
+    )
     torch.save(bank.at_owners(N, (1, WIDTH), ranks), folder / f"owned-{rank}.pt")
     dist.destroy_process_group()
 

@@ -395,7 +395,7 @@ def test_with_a_pass_before_each_clustering(photos: Path, tmp_path: Path) -> Non
 
 
 def test_epochs_belong_to_the_falling_rate(photos: Path, whole: Path) -> None:
-    with pytest.raises(InputError, match="--epochs is 2 in this run, not 3"):
+    with pytest.raises(InputError, match=r"--epochs is 2 in this run \(its --lr-schedule cosine ends there\), not 3"):
         train_v2(photos, whole, epochs=3, resume=True)
     with pytest.raises(InputError, match="holds a run already"):
         train_v2(photos, whole)

@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import nn
 
 from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.files import MARK
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Interruption, Work
 from deepcluster.models.archs import ARCHITECTURES, make_trunk
@@ -57,7 +58,8 @@ def responses(model: Model, stage: str, size: int = 16) -> Responses:
 
 
 def pictures_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARK)
+    return {path.name: path.read_bytes() for path in files}
 
 
 def facts(folder: Path) -> dict[str, Any]:

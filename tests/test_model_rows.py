@@ -155,14 +155,18 @@ def test_a_stop_keeps_only_finished_parts(folder: Path, tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_half_precision_features_are_bounded(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_features_of_any_size_are_kept(scale: float, folder: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "cache", machine=Machine(torch.device("cpu"), "bf16"))
-    with torch.no_grad():
-        model.trunk.features[1].weight *= 1e6  # type: ignore[index, operator, union-attr]
-    rows_ND = kept_rows(model, open_source(folder), ALL[:1])[ALL[0]]
-    assert rows_ND.dtype == torch.float16
-    assert rows_ND.max() == 65_504
-    assert torch.isfinite(rows_ND).all()
+    rows = []
+    for factor in (1.0, scale):
+        with torch.no_grad():
+            model.trunk.features[1].weight *= factor  # type: ignore[index, operator, union-attr]
+            model.trunk.features[1].bias *= factor  # type: ignore[index, operator, union-attr]
+        scaled = make_model(tmp_path / f"{factor}", trunk=model.trunk, machine=model.machine)
+        rows.append(kept_rows(scaled, open_source(folder), ALL[:1])[ALL[0]])
+    assert rows[1].dtype == torch.bfloat16
+    torch.testing.assert_close(rows[1].double() / scale, rows[0].double(), rtol=2**-6, atol=0)
 
 
 def test_cache_info_and_clear_know_them(folder: Path, tmp_path: Path) -> None:

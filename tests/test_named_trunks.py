@@ -256,7 +256,7 @@ def test_sizes_that_work_are_named() -> None:
 
 def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match=r"timm:resnet18 needs timm: pip install 'deepcluster\[timm\]'"):
+    with pytest.raises(InputError, match=r"timm:resnet18 needs timm: pip install timm"):
         make_trunk("timm:resnet18")
 
 

@@ -89,7 +89,9 @@ def test_labels_are_those_of_the_first_line_of_an_image(server: NaughtyServer, s
     given = [*zip(addresses(server), ["cat", "", "dog", "-1"], strict=True), (addresses(server)[1], "late")]
     source = listed(folder, ["path,label", *(f"{address},{label}" for address, label in given)], store, "t.csv")
     assert labels(source) == ["cat", None, "dog", None]
-    assert source.describe().endswith(" listed in t.csv, 3 classes from column label, 1 repeated line skipped")
+    assert source.describe().endswith(
+        " listed in t.csv, 3 classes from column label, 2 without a label, 1 repeated line skipped"
+    )
 
 
 def test_images_of_equal_names_are_numbered(store: BlockStore, folder: Path) -> None:
@@ -219,7 +221,7 @@ def test_a_table_at_an_address_has_labels(server: NaughtyServer, store: BlockSto
 
 def test_a_list_at_an_address_that_is_none_is_told(server: NaughtyServer, store: BlockStore) -> None:
     server.files["x.txt"] = b"\xff\xfe\xff"
-    with pytest.raises(InputError, match=r"x\.txt can't be read as UTF-8 text"):
+    with pytest.raises(InputError, match=r"x\.txt can't be read as text"):
         open_list(server.at("x.txt"), store)
     with pytest.raises(InputError, match=r"none\.txt does not exist"):
         open_list(server.at("none.txt"), store)

@@ -25,6 +25,7 @@ from deepcluster.core.progress import Meter, Reporter
 from deepcluster.core.work import Interruption
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.lock import RunLock
+from deepcluster.run.settings import Settings
 
 OPTIONS = {"epochs": 3, "head_norm": True}
 
@@ -269,8 +270,8 @@ def test_resume_begins_a_run_where_there_is_none(mixed: Path, whole: Path, tmp_p
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_more_epochs_are_as_if_they_had_been_asked_for(epochs: int, mixed: Path, whole: Path, tmp_path: Path) -> None:
-    train_small(mixed, tmp_path / "run", epochs=epochs)
-    train_small(mixed, tmp_path / "run", epochs=3, resume=True)
+    train_small(mixed, tmp_path / "run", **{**OPTIONS, "epochs": epochs})
+    train_small(mixed, tmp_path / "run", **OPTIONS, resume=True)
     assert_same_run(tmp_path / "run", whole)
 
 
@@ -522,10 +523,11 @@ def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path) -> None:
     """A state that can't be written leaves the one before."""
     folder = RunFolder(tmp_path)
     folder.create(overwrite=False)
-    folder.save_checkpoint({"epoch": 1, "trunk": {"weight": torch.arange(3.0)}}, keep_as_epoch=1)
+    settings = Settings().as_dict()
+    folder.save_checkpoint({"epoch": 1, "settings": settings, "trunk": {"weight": torch.arange(3.0)}}, keep_as_epoch=1)
     (tmp_path / "checkpoints" / "last.pt.part").write_bytes(b"half of a file that a kill left")
     assert_equal(checkpoint(tmp_path)["trunk"]["weight"], torch.arange(3.0))
-    folder.save_checkpoint({"epoch": 2})
+    folder.save_checkpoint({"epoch": 2, "settings": settings})
     assert checkpoint(tmp_path)["epoch"] == 2
     assert torch.load(tmp_path / "checkpoints/epoch-0001.pt", weights_only=True)["epoch"] == 1
     assert SMALL["precision"] == "fp32"

@@ -342,7 +342,7 @@ def test_wrong_input(tmp_path: Path, model: Model, photos: ImageSource) -> None:
         TopImagesOptions(rank="peek")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"none of the 1 images can be read; a\.png: not an image"):
+    with pytest.raises(InputError, match=r"none of the images can be read; a\.png: not an image: text"):
         find_top_images(model, open_source(tmp_path / "bad"), TopImagesOptions(stage="conv1"))
     with pytest.raises(InputError, match="is not an empty folder"):
         check_new_folder(tmp_path / "bad", "--copies")

@@ -9,6 +9,7 @@ from PIL import Image
 from small_runs import train_small
 
 from deepcluster.cli import main
+from deepcluster.core.files import MARK
 from deepcluster.core.progress import Reporter
 from deepcluster.visualization.report.command import report
 
@@ -34,6 +35,7 @@ def test_pictures_of_a_run_are_in_its_folder_and_in_its_report(place: Path) -> N
     )
     for stage in ("conv2", "conv3"):
         assert sorted(path.name for path in (run / "visualization" / "filters" / stage).iterdir()) == [
+            MARK,
             *(f"000{number}.png" for number in range(4)),
             "filters.json",
             "grid.png",

@@ -227,11 +227,11 @@ def test_rows_of_another_width_are_told() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 50, 5000])
-@pytest.mark.parametrize("exponent", [-130, -90, 90, 124])
+@pytest.mark.parametrize("exponent", [-130, -90, 90, 120])
 def test_the_squares_of_features_need_not_fit_float32(n: int, exponent: int) -> None:
     features_ND = correlated(n, 8)
     scaled = Whitening(2).fit_transform(features_ND * 2.0**exponent)
-    torch.testing.assert_close(scaled, Whitening(2).fit_transform(features_ND), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(scaled.float(), Whitening(2).fit_transform(features_ND), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("n", [5, 50])

@@ -312,6 +312,8 @@ def _by_name(unreadable: Mapping[int, str], source: ImageSource, model: Model) -
 def _target(out: str | Path, endings: tuple[str, ...], *, parts: bool) -> Path:
     """Return the file, or the folder of parts, to write; nothing is made yet."""
     if not parts:
+        if user_path(out).is_dir():
+            raise InputError(f"--out {out} is a folder: write numbered files into it with --parts, or name a file in it")
         return output_path(out, "--out", endings=endings)
     path = user_path(out)
     if path.is_file():

@@ -15,7 +15,6 @@ from torch.nn.functional import normalize
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
-from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.datasets import buildings
 from deepcluster.evaluation.datasets.labelled import left_out, some
@@ -120,7 +119,7 @@ def learn_whitening(reader: RegionReader, place: Path, options: RetrievalOptions
                 notes.append(f"--pca {options.pca} is more than the {width} channels of {reader.stage}; {width} are used")
         whitening.update(part.rows_RC.float().to(reader.model.machine.clustering_device))
     if whitening is None:
-        raise InputError(f"{place}: none of its {count_of(len(source), 'image')} can be read; whitening needs some")
+        raise InputError(f"{place}: none of its images can be read; whitening needs some")
     whitening.finish()
     found = int((whitening.components_DP != 0).any(dim=0).sum())
     if found == 0:

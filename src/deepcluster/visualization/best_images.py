@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.errors import InputError, TrainingError
-from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import ClusterView
 from deepcluster.models.trunk import normalise
@@ -103,7 +102,7 @@ def find_top_images(
     n_readable = len(source) - len(unreadable)
     if not n_readable:
         first, reason = min(unreadable.items())
-        raise InputError(f"none of the {count_of(len(source), 'image')} can be read; {source.name(first)}: {reason}")
+        raise InputError(f"none of the images can be read; {source.name(first)}: {reason}")
     found = tuple(_result(model, name, shapes[name], best[name], channels[name], n_readable) for name in shapes)
     return TopImages(found, model, source, options, unreadable)
 
