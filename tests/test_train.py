@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from small_runs import SMALL, assert_equal, assert_same_run, checkpoint, flags, metrics, tables, train_small
 from spoiled_images import picture, write_good_images, write_spoiled_images
 
@@ -201,18 +200,6 @@ def test_a_file_that_breaks_during_the_run_is_left_out_from_then_on(tmp_path: Pa
     place = sorted(names).index(names[7])
     clusters = [table["cluster"][place] for table in tables(run).values()]
     assert clusters[0] >= 0 and clusters[1:] == [-1, -1]
-
-
-def test_the_settings_of_auto_let_a_resnet_learn(tmp_path: Path) -> None:
-    """With the head's rate that was measured on alexnet-small the loss is 32 in the first epoch, and stays over 7."""
-    digits_NHW = (16 * load_digits().images[:300]).clip(0, 255).astype(np.uint8)
-    np.save(tmp_path / "digits.npy", digits_NHW.repeat(4, axis=1).repeat(4, axis=2))
-    options: dict[str, Any] = {"arch": "resnet18", "image_size": 32, "clusters": 10, "epochs": 3, "device": "cpu"}
-    run = deepcluster.train(tmp_path / "digits.npy", out=tmp_path / "run", reporter=Reporter(quiet=True), **options)
-    losses = [line["loss"] for line in metrics(run)]
-    assert max(losses) < 1.15 * np.log(10)
-    assert losses[-1] < losses[0]
-    assert all(line["largest_cluster_share"] < 0.5 for line in metrics(run))
 
 
 # What changes the result, and what does not
