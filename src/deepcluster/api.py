@@ -31,6 +31,7 @@ from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
 from deepcluster.run.loading import load, new_interruption
 from deepcluster.run.model import Model
+from deepcluster.run.parts import Parts
 from deepcluster.run.settings import Settings
 from deepcluster.run.tables import join_to_parquet, link_clusters, parts_of_table, result_of, write_array
 from deepcluster.training import launch, tensorboard
@@ -264,13 +265,17 @@ def assign(
                     join_to_parquet(made, source, target, model.work)
                 if links is not None:
                     link_clusters(links, source, made, n_clusters=assignment.n_clusters)
-                sizes_K = np.zeros(assignment.n_clusters + 1, np.int64)  # The first number counts unreadable images.
-                for _, some in made.read():
-                    sizes_K += np.bincount(some["cluster"] - UNASSIGNED, minlength=len(sizes_K))
-                n_used, n_assigned = int((sizes_K[1:] > 0).sum()), int(sizes_K[1:].sum())
-                model.work.reporter.say(f"{count_of(n_assigned, 'image')} in {count_of(n_used, 'cluster')}: {place}")
+                model.work.reporter.say(f"{_counts(made, assignment.n_clusters)}: {place}")
             names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
         return Clusters(names, rows["cluster"], rows["distance"], _by_name(unreadable, source, model))
+
+
+def _counts(made: Parts, n_clusters: int) -> str:
+    """Return how many images are in how many clusters, for printed lines."""
+    sizes_K = np.zeros(n_clusters + 1, np.int64)  # The first number counts unreadable images.
+    for _, some in made.read():
+        sizes_K += np.bincount(some["cluster"] - UNASSIGNED, minlength=len(sizes_K))
+    return f"{count_of(int(sizes_K[1:].sum()), 'image')} in {count_of(int((sizes_K[1:] > 0).sum()), 'cluster')}"
 
 
 @contextmanager
