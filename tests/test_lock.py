@@ -115,6 +115,15 @@ def test_without_locks_of_the_system_a_live_owner_is_seen(tmp_path: Path, quick:
         mine.acquire(lambda line: None)
 
 
+def test_the_file_of_the_next_start_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made as soon as the lock is free."""
+    lock, path, close = lock_at(tmp_path / "lock"), tmp_path / "lock", os.close
+    lock.acquire(print)
+    monkeypatch.setattr(locks.os, "close", lambda handle: (close(handle), path.touch()))
+    lock.close()
+    assert path.exists()
+
+
 def test_where_nothing_can_be_written_nothing_is_locked(tmp_path: Path) -> None:
     lock_at(tmp_path / "missing" / "lock").acquire(pytest.fail)
 

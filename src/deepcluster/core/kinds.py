@@ -8,7 +8,7 @@ BEGIN_BYTES = 1024
 
 _LFS = "a Git LFS pointer; fetch the file itself with `git lfs pull`"
 _XML = rb"(?:\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*"
-# What lies under the name of a file in its place, whatever the file: patterns of the first bytes. A text that is wanted may
+# What a file may hold instead of its content, whatever its name: patterns of the first bytes. A text that is wanted may
 # begin with a brace, so only errors of servers with their usual words are recognised.
 _STAND_INS = (
     (rb"version https://(git-lfs|hawser)\.github\.com/spec", _LFS),
@@ -55,7 +55,7 @@ _FORMATS = (
 
 
 def stand_in(begin: bytes) -> str | None:
-    """Return what lies in the place of a file, such as `a Git LFS pointer; fetch ...`; None if it is something else.
+    """Return what a file holds instead of its content, such as `a Git LFS pointer; fetch ...`; None if nothing is known.
 
     Args:
         begin: the first `BEGIN_BYTES` of the file, or the whole of it.

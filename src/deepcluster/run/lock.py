@@ -115,12 +115,13 @@ class Lock:
         """Release the lock."""
         if self._handle is not None:
             self._closing.set()
+            if os.name == "nt":  # Windows deletes no open files.
+                os.close(self._handle)
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
-            os.close(self._handle)
+            if os.name != "nt":  # Last: once it is closed, the next start may make a file of its own.
+                os.close(self._handle)
             self._handle = None
-            with suppress(OSError):  # Windows deletes no open files.
-                self.path.unlink(missing_ok=True)
 
 
 class RunLock(Lock):
