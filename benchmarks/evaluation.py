@@ -35,9 +35,9 @@ from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation import linear
 from deepcluster.evaluation.options import LinearOptions
+from deepcluster.interop.loading import loaded
 from deepcluster.models.trunk import normalise
 from deepcluster.run.features import FEATURE_BATCH, Pooled
-from deepcluster.run.loading import loaded
 from deepcluster.run.model import Model
 
 NEIGHBOURS = 20

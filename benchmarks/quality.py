@@ -12,8 +12,8 @@ import torch
 
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.knn import knn_accuracy
+from deepcluster.interop.loading import load
 from deepcluster.run.folder import RunFolder
-from deepcluster.run.loading import load
 from deepcluster.run.model import Model
 
 

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
-from deepcluster.run.loading import loaded
+from deepcluster.interop.loading import loaded
 from deepcluster.run.model import Model
 from deepcluster.visualization.ascent import Ascent, Responses, Settings, default_batch_size, settings_of
 from deepcluster.visualization.options import FilterOptions

@@ -23,10 +23,10 @@ from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.multi_crop import crop_draws
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import DRAWS_ALIGNED
+from deepcluster.interop.loading import load
 from deepcluster.models.trunk import FEATURES, Trunk, normalise
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder
-from deepcluster.run.loading import load
 from deepcluster.run.settings import Settings
 from deepcluster.training.deepcluster_v2 import Clusters, DeepClusterV2, Points
 from deepcluster.training.loop import Loop

@@ -26,9 +26,9 @@ from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView
+from deepcluster.interop.loading import load
 from deepcluster.models.heads import ClusterHead
 from deepcluster.models.trunk import normalise
-from deepcluster.run.loading import load
 from deepcluster.visualization.report.collection import Collection, Past
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.how_it_works import method_section

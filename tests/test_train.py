@@ -25,8 +25,8 @@ from deepcluster.core.progress import Reporter
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
 from deepcluster.data.sources import open_source
+from deepcluster.interop.loading import load
 from deepcluster.run.features import make_run_trunk
-from deepcluster.run.loading import load
 from deepcluster.run.metrics import health
 from deepcluster.training import feature_rows
 from deepcluster.training.deepcluster import DeepCluster

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deepcluster.core.errors import Interrupted as Interrupted
     from deepcluster.core.errors import TrainingError as TrainingError
     from deepcluster.evaluation.protocols import evaluate as evaluate
-    from deepcluster.run.loading import load as load
+    from deepcluster.interop.loading import load as load
     from deepcluster.run.model import Model as Model
     from deepcluster.run.settings import Settings as Settings
     from deepcluster.visualization.report.command import report as report
@@ -36,7 +36,7 @@ _HOMES = {
     "Clusters": "api",
     "evaluate": "evaluation.protocols",
     "report": "visualization.report.command",
-    "load": "run.loading",
+    "load": "interop.loading",
     "Model": "run.model",
     "KMeans": "clustering.kmeans",
     "BalancedKMeans": "clustering.balanced",

@@ -29,7 +29,7 @@ from deepcluster.data.sources import ImageSource, name_of, open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
-from deepcluster.run.loading import load, new_interruption
+from deepcluster.interop.loading import load, new_interruption
 from deepcluster.run.model import Model
 from deepcluster.run.parts import Parts
 from deepcluster.run.settings import Settings

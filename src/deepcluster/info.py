@@ -22,12 +22,12 @@ from deepcluster.core.text import count_of, size
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import Look, even_sample, looks
+from deepcluster.interop.loading import UNTRAINED, load
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.cache_report import clear, kept
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder, versions
-from deepcluster.run.loading import UNTRAINED, load
 from deepcluster.run.metrics import epoch_line
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings

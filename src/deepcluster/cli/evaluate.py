@@ -156,7 +156,7 @@ def _show(evaluation: Any, form: str) -> None:
 
 def _show_baseline(reporter: Reporter, model: str, *arguments: str) -> None:
     """Print how to measure the untrained network of a run, without which a number says little."""
-    from deepcluster.run.loading import UNTRAINED
+    from deepcluster.interop.loading import UNTRAINED
 
     if not model.startswith(UNTRAINED) and Path(model).is_dir():
         protocol, *rest = arguments

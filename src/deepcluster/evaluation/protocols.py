@@ -20,8 +20,8 @@ from deepcluster.evaluation.datasets.labelled import contents_of, has_train_val
 from deepcluster.evaluation.datasets.voc import is_voc
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.results import Results, Table, by_case, shown
+from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.folder import RunFolder
-from deepcluster.run.loading import loaded, new_interruption
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import digest_of
 

@@ -20,7 +20,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import mark_as_ours, output_path, write_whole
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
-from deepcluster.run.loading import loaded, new_interruption
+from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.model import Model
 from deepcluster.visualization.ascent import Responses, Settings, default_batch_size, filter_pictures, settings_of
 from deepcluster.visualization.grid import picture_grid

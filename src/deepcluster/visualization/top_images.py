@@ -22,8 +22,8 @@ from deepcluster.core.text import count_of, printable
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.sources import open_source
+from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.folder import RunFolder
-from deepcluster.run.loading import loaded, new_interruption
 from deepcluster.run.model import Model
 from deepcluster.visualization.best_images import StageImages, TopImages, find_top_images
 from deepcluster.visualization.grid import ACROSS, Box, image_tile, page_of, photo_box

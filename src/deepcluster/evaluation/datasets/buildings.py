@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.core.errors import InputError
+from deepcluster.core.pickles import read_plain_pickle
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.evaluation.datasets.labelled import contents_of, some
-from deepcluster.evaluation.datasets.plain_pickle import read_plain_pickle
 
 LISTS = ("good", "ok", "junk")
 LIST_FOLDERS = ("lab", "gt", "gt_files", "groundtruth")

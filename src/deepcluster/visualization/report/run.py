@@ -21,8 +21,8 @@ from deepcluster.core.files import read_table
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import even_sample
+from deepcluster.interop.loading import model_of_checkpoint
 from deepcluster.run.folder import RunFolder, load_checkpoint
-from deepcluster.run.loading import model_of_checkpoint
 from deepcluster.run.metrics import health
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings

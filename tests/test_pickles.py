@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.datasets.plain_pickle import read_plain_pickle
+from deepcluster.core.pickles import read_plain_pickle
 
 PROTOCOLS = range(6)
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
