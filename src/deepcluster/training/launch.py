@@ -142,7 +142,8 @@ def _loop(plan: Plan) -> Loop:
 def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, overwrite: bool) -> None:
     """Write the run folder, and print what will be done."""
     folder, ranks, reporter = plan.folder, plan.work.ranks, plan.work.reporter
-    even_batches(len(plan.loader.images) - len(plan.loader.unreadable), plan.settings.batch_size, ranks)
+    n_readable = len(plan.loader.images) - len(plan.loader.unreadable)
+    even_batches(plan.settings.images_per_epoch(n_readable), plan.settings.batch_size, ranks)
     lock.acquire(reporter.warn)
     if not plan.resumed:  # Another start may have made the folder meanwhile.
         folder.check_free(resume=False, overwrite=overwrite)
