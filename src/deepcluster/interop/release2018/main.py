@@ -90,7 +90,7 @@ def _train(options: argparse.Namespace) -> None:
         lines.warn(f"nothing to train: {start.epoch} epochs are done, and --epochs is {options.epochs}")
         return
     begun, exp = time.monotonic(), Path(options.exp)
-    listing, is_new = exp / IMAGES, not (exp / IMAGES).exists()
+    listing, is_new_folder, is_new = exp / IMAGES, not exp.exists(), not (exp / IMAGES).exists()
     _list_images(Path(options.data), options, listing)
     lines.line(f"Load dataset: {time.monotonic() - begun:.2f} s")
     observer = Release2018(exp, options, lines, start)
@@ -112,6 +112,8 @@ def _train(options: argparse.Namespace) -> None:
     except InputError:
         if is_new and not observer.has_begun:  # Nothing is left behind.
             listing.unlink(missing_ok=True)
+            if is_new_folder:
+                exp.rmdir()
         raise
 
 
