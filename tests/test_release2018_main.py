@@ -4,10 +4,12 @@ import csv
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from spoiled_images import write_spoiled_images
 from torch import nn
 from torchvision.datasets import ImageFolder
 
+from deepcluster.cli import cli
 from deepcluster.core.device import Machine
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Loader
@@ -35,10 +38,12 @@ from deepcluster.interop.release2018_files import (
     release_checkpoint,
 )
 from deepcluster.models.archs import make_trunk
+from deepcluster.run.auto import settings_before_data
 from deepcluster.run.settings import Settings
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.loop import Loop
 
+PAGE = (Path(__file__).parents[1] / "docs" / "migrating.md").read_text(encoding="utf-8")
 N_IMAGES = 20
 # Flags of the release, with what they take, and their defaults.
 FLAGS: dict[tuple[str, ...], tuple[str, Any]] = {
@@ -480,6 +485,29 @@ def test_checkpoints_that_do_not_fit(
     assert "its optimizer is not the SGD of this network" in refused(other, "--sobel", "--k", "4")
     other.write_bytes(b"PK\x03\x04 half a file")
     assert "can't be read" in refused(other)
+
+
+# The page about migrating
+
+
+def test_the_command_beside_main_py_has_its_settings() -> None:
+    """But for what no result depends on: how many of our own checkpoints are kept."""
+    old, new = re.findall(r"`main\.py (DIR --arch.+)` is\n\n    deepcluster train (DIR(?:.|\n)+?)\n\n", PAGE)[0]
+    with cli.commands["train"].make_context("train", shlex.split(new.replace("\\\n", " "))) as context:  # type: ignore[attr-defined]
+        given = {name: value for name, value in context.params.items() if value is not None and name in Settings().as_dict()}
+    here = settings_before_data(given).as_dict()
+    there = training_settings(parser().parse_args(shlex.split(old)))
+    assert {name for name in there if there[name] != here[name]} == {"checkpoint_every"}
+    assert (context.params["data"], context.params["out"]) == (("DIR",), Path("EXP"))
+
+
+def test_the_code_that_reads_clusters_names_its_images(old_run: tuple[Path, str], photos: Path) -> None:
+    code = re.search(r"\n    import csv, pickle\n(?:    .*\n)+", PAGE)
+    assert code is not None
+    program = textwrap.dedent(code[0]).replace("EXP/", f"{old_run[0]}/").replace("[-1][17]", "[-1][3]")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    images = [path for path, _ in ImageFolder(photos, allow_empty=True).imgs]
+    assert done.stdout == f"{[images[number] for number in log_of(old_run[0])[-1][3]]}\n"
 
 
 # Wrong input

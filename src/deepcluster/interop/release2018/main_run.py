@@ -28,6 +28,7 @@ _NAMES = {
     "--head-lr or --lr": "--lr",
     ", or another --cluster-stage": "",
     ", or --precision fp32": "",
+    "with --out": "with --exp",
     "--clusters": "--nmb_cluster",
     "--batch-size": "--batch",
     "--epoch-length": "--reassign",
