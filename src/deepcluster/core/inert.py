@@ -82,7 +82,7 @@ class InertUnpickler(PlainUnpickler):
         if isinstance(function, FunctionType) and isinstance(arguments, tuple):
             try:
                 return function(*arguments)
-            except Refused:
+            except (Refused, AttributeError, TypeError, ValueError):
                 return Inert("array")
         return Inert("call")
 
@@ -91,7 +91,7 @@ class InertUnpickler(PlainUnpickler):
         if isinstance(made, Dtype | Blank):
             try:
                 super()._build()
-            except Refused:
+            except (Refused, AttributeError, TypeError, ValueError):
                 self.stack[-1] = Inert("array")
             return
         state = self.stack.pop()
