@@ -83,6 +83,11 @@ def choose_settings(
             f"clusters={max(settings.heads)} is more than the {sample.n_images:,} images; "
             f"use --clusters {sample.n_images} or fewer (--recipe auto would choose {_clusters(sample.n_images)})"
         )
+    if settings.images_per_epoch(sample.n_images) < 2:
+        raise InputError(
+            f"epoch_length={settings.epoch_length:g} of {sample.n_images:,} images leaves fewer than 2 per epoch; "
+            f"use --epoch-length {2 / sample.n_images:.2g} or more"
+        )
     return settings, changes
 
 

@@ -144,6 +144,12 @@ class Settings(Checked):
     )
 
     epochs: int = _training(200, "epochs to train", at_least=1, resumable=True)
+    epoch_length: float = _training(
+        1.0,
+        "images drawn per epoch, as a multiple of their number (2: twice as many steps between two clusterings)",
+        at_least=0,
+        method=V1,
+    )
     batch_size: int = _training(256, "images per step", aliases=("--batch",), at_least=2)
     lr: float = _training(0.05, "learning rate of trunk and head", at_least=0)
     lr_schedule: str = _training(
@@ -307,6 +313,10 @@ class Settings(Checked):
     def crop_groups(self) -> tuple[tuple[int, int], ...]:
         """Number and side of the crops of an image that deepcluster-v2 trains on, large ones first."""
         return parse_crops(self.crops) if self.crops else ((2, self.image_size),)
+
+    def images_per_epoch(self, n_images: int) -> int:
+        """Return how many images an epoch trains on."""
+        return int(self.epoch_length * n_images)
 
     def cache_folder(self) -> Path | None:
         """Return the folder that `cache` names, if it names one.
