@@ -324,10 +324,10 @@ def test_the_network_of_2018_takes_the_weights_and_computes_the_same(old_run: tu
     network.load_state_dict(state)
     network.eval()
     images_BCHW = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    trunk = load(exp / "deepcluster-run").trunk.eval()
     with torch.no_grad():
         theirs = network.classifier(network.features.module(network.sobel(images_BCHW)).flatten(1))
-        torch.testing.assert_close(trunk(images_BCHW), theirs, rtol=0, atol=0)
+        for model in ("deepcluster-run", "checkpoint.pth.tar"):
+            torch.testing.assert_close(load(exp / model).trunk(images_BCHW), theirs, rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -361,7 +361,7 @@ def test_pic_and_longer_epochs(photos: Path, tmp_path: Path) -> None:
         "--reassign",
         "1.5",
         "--batch",
-        "17",
+        "10",
         "--epochs",
         "1",
         "--checkpoints",
@@ -425,6 +425,20 @@ def new_loop(photos: Path) -> Loop:
     return Loop(DeepCluster(make_trunk("alexnet", sobel=True), loader, settings, Machine.choose("cpu", "fp32")))
 
 
+def assert_next_step(loop: Loop, momenta: dict[int, Any]) -> None:
+    """The optimizer's next step is that of SGD with these momenta, weight by weight."""
+    optimizer = loop.method.trunk_optimizer  # type: ignore[attr-defined]
+    weights = optimizer.param_groups[0]["params"]
+    expected = []
+    for number, weight in enumerate(weights):
+        weight.grad = torch.randn_like(weight)
+        change = weight.grad + 1e-5 * weight.detach()
+        expected.append(weight.detach() - 0.05 * (0.9 * momenta[number] + change if number in momenta else change))
+    optimizer.step()
+    for weight, value in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach(), value)
+
+
 def test_resume_takes_weights_momentum_and_epoch(
     old_run: tuple[Path, str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,6 +462,7 @@ def test_resume_takes_weights_momentum_and_epoch(
         momenta = {number: one["momentum_buffer"] for number, one in written["optimizer"]["state"].items()}
         assert momenta.keys() == wanted.keys()
         assert all(torch.equal(value, wanted[number]["momentum_buffer"]) for number, value in momenta.items())
+        assert_next_step(loop, momenta)
         lines = capsys.readouterr().out.splitlines()
         assert lines[:2] == [f"=> loading checkpoint '{path}'", f"=> loaded checkpoint '{path}' (epoch 2)"]
         assert bool(lines[2:]) != has_optimizer
@@ -527,7 +542,7 @@ def test_wrong_input_is_one_sentence_in_terms_of_2018(
         (str(tmp_path / "gone"),): "is not there: give a folder that holds class folders",
         (str(flat / "0.jpg"),): "is a file: give a folder that holds class folders",
         (str(flat),): "has no class folders: main.py takes images from DIR/CLASS/ only",
-        (str(tmp_path / "none"),): "no images in the 1 class folders of",
+        (str(tmp_path / "none"),): "no images in the 1 class folder of",
         (str(photos),): f"--nmb_cluster 10000 is more than the {N_IMAGES} images of {photos}; use --nmb_cluster {N_IMAGES}",
         (str(photos), "--k", "1"): "nmb_cluster=1 is too small; use 2 or more",
         (str(photos), "--k", "4", "--batch", "1"): "batch=1 is too small; use 2 or more",

@@ -1,18 +1,21 @@
 """A run of `main.py`: where it starts, the lines that it prints, and the files that it leaves, as today's engine trains."""
 
 import argparse
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.files import load_tensors, save_tensors
+from deepcluster.core.output import Output
 from deepcluster.core.progress import Meter, Reporter
 from deepcluster.core.text import visible
 from deepcluster.interop.release2018_files import add_to_clusters, images_lists, release_checkpoint
@@ -47,7 +50,7 @@ def in_terms_of_2018(message: str) -> str:
 
 
 class Lines(Reporter):
-    """Prints the lines of 2018, which `--verbose` asks for; of today's lines only warnings are printed.
+    """Prints the lines of 2018, and warnings of today, with `--verbose`; nothing without it. The log of the run has all.
 
     Args:
         verbose: print lines at all.
@@ -65,8 +68,13 @@ class Lines(Reporter):
             self._output().line(visible(text, lines=True))
 
     def warn(self, line: str) -> None:
-        """Print a warning to the error stream, even without `--verbose`."""
-        super().warn(in_terms_of_2018(line))
+        """Print a warning to the error stream with `--verbose`."""
+        self.alert(line, always=False)
+
+    def alert(self, line: str, *, always: bool = True) -> None:
+        """Print to the error stream, even without `--verbose`, what would have ended a run in 2018."""
+        text = f"warning: {in_terms_of_2018(line)}"
+        self._write(text, show=always or self.talks, stream=Output.of(sys.stderr))
 
     @contextmanager
     def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
@@ -153,24 +161,23 @@ class Start:
         take_weights(method.trunk, self.weights, name=self.path)
         if self.optimizer is not None:
             own = method.trunk_optimizer.state_dict()
-            own["state"] = self._momenta(
-                [tuple(weight.shape) for weight in method.trunk_optimizer.param_groups[0]["params"]]
-            )
+            own["state"] = self._momenta(method.trunk_optimizer.param_groups[0]["params"])
             method.trunk_optimizer.load_state_dict(own)
 
-    def _momenta(self, shapes: list[tuple[int, ...]]) -> dict[int, Any]:
+    def _momenta(self, weights: Sequence[Tensor]) -> dict[int, Any]:
         """Return the momentum of each weight; the names of weights in old files are the places that they had in memory."""
         try:
             state = (self.optimizer or {})["state"]
             keys = [key for group in (self.optimizer or {})["param_groups"] for key in group["params"]]
             found = {place: state[key]["momentum_buffer"] for place, key in enumerate(keys) if key in state}
             found = {place: value for place, value in found.items() if value is not None}
-            fits = len(keys) == len(shapes) and all(tuple(value.shape) == shapes[place] for place, value in found.items())
+            fits = len(keys) == len(weights) and all(value.shape == weights[place].shape for place, value in found.items())
         except (KeyError, TypeError, AttributeError, IndexError):
             fits = False
         if not fits:
             raise InputError(f"{self.path}: its optimizer is not the SGD of this network; use a checkpoint of main.py")
-        return {place: {"momentum_buffer": value} for place, value in found.items()}
+        # A fused SGD goes through weight and momentum as they lie in memory: in the same order.
+        return {place: {"momentum_buffer": torch.empty_like(weights[place]).copy_(value)} for place, value in found.items()}
 
 
 def _weights(state: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Tensor]:
@@ -226,7 +233,7 @@ class Release2018(Observer):
         if loop.loader.unreadable:
             index, reason = min(loop.loader.unreadable.items())
             name = loop.loader.images.source.name(index)
-            self.lines.warn(
+            self.lines.alert(
                 f"{len(loop.loader.unreadable):,} images can't be read and are in no cluster, such as {name}: {reason}"
             )
         self.epoch_began = time.monotonic()
@@ -240,12 +247,11 @@ class Release2018(Observer):
         name = "k-means" if self.options.clustering == "Kmeans" else "pic"
         self.lines.line(f"{name} time: {seconds['whitening'] + seconds['clustering']:.0f} s")
         self.lines.line("Assign pseudo labels")
+        self.training_began = self.step_began = time.monotonic()
+        self.waited, self.wait_began = 0.0, loop.loader.wait_seconds
 
     def before_step(self, loop: Loop, step: int, n_steps: int) -> None:
         """Keep a checkpoint if one is due."""
-        if step == 0:
-            self.training_began = self.step_began = time.monotonic()
-            self.waited, self.wait_began = 0.0, loop.loader.wait_seconds
         number, rest = divmod(n_steps * (loop.epoch - 1) + step, self.options.checkpoints)
         if rest == 0:
             path = self.exp / "checkpoints" / f"checkpoint_{number}.pth.tar"
