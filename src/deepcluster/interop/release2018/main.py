@@ -80,6 +80,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from deepcluster.core.files import output_path
     from deepcluster.interop.release2018.main_run import Lines, Release2018, Start
     from deepcluster.training import launch
 
@@ -90,7 +91,7 @@ def _train(options: argparse.Namespace) -> None:
     if start.epoch >= options.epochs:
         lines.alert(f"nothing to train: {start.epoch} epochs are done, and --epochs is {options.epochs}")
         return
-    begun, exp = time.monotonic(), Path(options.exp)
+    begun, exp = time.monotonic(), output_path(options.exp or ".", "--exp", is_folder=True)
     listing, is_new_folder, is_new = exp / IMAGES, not exp.exists(), not (exp / IMAGES).exists()
     _list_images(Path(options.data), options, listing)
     lines.line(f"Load dataset: {time.monotonic() - begun:.2f} s")
