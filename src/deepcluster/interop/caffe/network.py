@@ -30,6 +30,7 @@ OLD_TYPES = {
 # Layers that only look at the network's result; loss functions too.
 RESULTS = ("Softmax", "Accuracy", "ArgMax", "Silence", "Sigmoid")
 MOST_AXES = 8
+LARGEST_SIDE = 10_000
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _input(net: Message, layers: list[Layer]) -> tuple[str, int | None]:
         shape = many(shapes[0], "dim", int) if shapes else [1, 3, crop, crop] if crop else []
     if not shape:
         return inputs[0], None
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not 0 < shape[2] <= LARGEST_SIDE:
         raise Malformed(f"its input is {shown(shape)}, not square images of 3 channels")
     return inputs[0], shape[2]
 

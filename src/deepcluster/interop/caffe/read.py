@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import begin_of, check_file, read_regular
@@ -31,7 +32,7 @@ from deepcluster.interop.caffe.steps import (
 )
 from deepcluster.interop.caffe.wire import decode
 from deepcluster.models.archs import make_trunk
-from deepcluster.models.convnets import ConvNet, sobel_layer
+from deepcluster.models.convnets import TABLES, ConvNet, sobel_layer
 from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 TEXT, BINARY = ".prototxt", ".caffemodel"
@@ -68,6 +69,16 @@ class CaffeModel:
     mean: Triple
     std: Triple
     remarks: tuple[str, ...]
+
+
+class _Undrawn(TorchFunctionMode):
+    """Where layers are made without drawing their weights, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def read_caffe(path: Path) -> CaffeModel:
@@ -185,7 +196,7 @@ def _with_norms(steps: list[Step]) -> Iterator[tuple[Step, _Norm]]:
     while position < len(steps):
         step, norm = steps[position], {}
         position += 1
-        if step.kind == FLATTEN and position < len(steps) and steps[position].kind == LINEAR:
+        if step.kind == FLATTEN and position < len(steps) and steps[position].kind in (FLATTEN, LINEAR):
             continue
         if step.kind == CONVOLUTION:
             for kind in (BATCH_NORM, SCALE):
@@ -196,42 +207,32 @@ def _with_norms(steps: list[Step]) -> Iterator[tuple[Step, _Norm]]:
 
 
 def _recognise(mains: list[tuple[Step, _Norm]], *, sobel: bool, image_size: int) -> tuple[ConvNet, list[Step]]:
-    """Return the trunk of this structure, without weights, and the steps after its features: ReLU and the top layer."""
+    """Return a trunk of this structure with other weights, and the steps after its features: ReLU and the top layer."""
     found = [step.text for step, _ in mains]
-    faults = []
-    for arch in ARCHITECTURES:
-        try:
-            with torch.device("meta"):
-                trunk = make_trunk(arch, image_size=image_size, sobel=sobel)
-        except InputError as fault:
-            faults.append((0, str(fault)))
-            continue
-        wanted = [text for _, text in trunk_layers(trunk)] if isinstance(trunk, ConvNet) else []
-        same = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), len(wanted))
-        same = min(same, len(found))
-        rest = [step for step, _ in mains[len(wanted) :]]
-        if isinstance(trunk, ConvNet) and same == len(wanted):
-            kinds = [step.kind for step in rest]
-            if kinds in ([], [RELU]) or (kinds == [RELU, LINEAR] and rest[1].arrays[0].shape[1:] == (trunk.dim,)):
-                if uneven := uneven_pool(trunk, image_size):
-                    raise Malformed(
-                        f"at {image_size} px {uneven}, where Caffe rounds up and PyTorch down: no trunk computes that"
-                    )
-                return trunk, rest
-            faults.append(
-                (same, f"{arch} does not go on with {', '.join(step.text for step in rest[:3])} after its features")
-            )
-        else:
-            name = mains[same][0].name if same < len(mains) else ""
-            has = f"layer {name} is {found[same]}" if name else "it ends"
-            faults.append((same, f"{has} where {arch} for images of {image_size} px has {wanted[same]}"))
-    best = max(faults)
-    if not best[0]:
+    neither = "its network is neither alexnet nor vgg16 as DeepCluster has them"
+    depths = {arch: sum(row.channels > 0 for row in TABLES[arch].rows) for arch in ARCHITECTURES}
+    depth = sum(step.kind == CONVOLUTION for step, _ in mains)
+    arch = next((arch for arch in ARCHITECTURES if depths[arch] == depth), None)
+    if arch is None:
         shown = "; ".join(found[:_MOST_SHOWN]) + ("; …" if len(found) > _MOST_SHOWN else "")
-        raise Malformed(
-            f"its network is neither alexnet nor vgg16 as DeepCluster has them; after the preprocessing it has {shown}"
-        )
-    raise Malformed(f"its network is neither alexnet nor vgg16 as DeepCluster has them: {best[1]}")
+        known = " and ".join(f"{arch} {depth}" for arch, depth in depths.items())
+        raise Malformed(f"{neither}: it has {count_of(depth, 'convolution')} ({known}): {shown}")
+    # What a file claims as its size reserves no memory. The first use of "meta" takes seconds, which most files are spared.
+    with _Undrawn() if image_size == _USUAL_SIZE else torch.device("meta"):
+        trunk = cast(ConvNet, make_trunk(arch, image_size=image_size, sobel=sobel))
+    wanted = [text for _, text in trunk_layers(trunk)]
+    for number, text in enumerate(wanted):
+        if number < len(found) and found[number] == text:
+            continue
+        has = f"layer {mains[number][0].name} is {found[number]}" if number < len(found) else "it ends"
+        raise Malformed(f"{neither}: {has} where {arch} for images of {image_size} px has {text}")
+    rest = [step for step, _ in mains[len(wanted) :]]
+    kinds = [step.kind for step in rest]
+    if kinds not in ([], [RELU]) and not (kinds == [RELU, LINEAR] and rest[1].arrays[0].shape[1] == trunk.dim):
+        raise Malformed(f"{neither}: after its features it has {'; '.join(step.text for step in rest[:_MOST_SHOWN])}")
+    if uneven := uneven_pool(trunk, image_size):
+        raise Malformed(f"at {image_size} px {uneven}, and Caffe makes one more: no trunk computes that")
+    return trunk, rest
 
 
 def _tensors(trunk: ConvNet, mains: list[tuple[Step, _Norm]]) -> dict[str, Tensor]:
