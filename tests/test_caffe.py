@@ -84,6 +84,18 @@ def test_protobuf_reads_the_written_text() -> None:
     assert parse(written) == parse(TINY)
 
 
+def test_old_form_of_layers() -> None:
+    """`layers` have types of an enumeration, and other numbers of the same fields."""
+    text = """layers { bottom: "data" top: "a" name: "a" type: CONVOLUTION blobs { num: 2 data: [1, 2] }
+                       convolution_param { num_output: 2 pad: 1 kernel_size: 3 } include: { phase: TEST } }
+              layers { bottom: "a" top: "b" name: "b" type: POOLING
+                       pooling_param { pool: AVE } transform_param { scale: 2 } }"""
+    net = text_format.Parse(text, Net())
+    assert binary_of(decode(memoryview(net.SerializeToString()), "NetParameter")) == net.SerializeToString()
+    del net.layers[0].blobs[:]
+    assert binary_of(parse(text.replace("blobs { num: 2 data: [1, 2] }", ""))) == net.SerializeToString()
+
+
 @given(st.text(), st.integers(-(2**63), 2**63 - 1), st.floats(width=32, allow_nan=False), st.booleans())
 def test_values_of_all_kinds(name: str, number: int, real: float, switch: bool) -> None:
     """Both formats, both ways."""

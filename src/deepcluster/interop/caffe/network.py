@@ -30,7 +30,8 @@ OLD_TYPES = {
 # Layers that only look at the network's result; loss functions too.
 RESULTS = ("Softmax", "Accuracy", "ArgMax", "Silence", "Sigmoid")
 MOST_AXES = 8
-LARGEST_SIDE = 10_000
+# In pixels. At larger sizes VGG-16's first fully connected layer would have a billion weights.
+LARGEST_SIDE = 512
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _input(net: Message, layers: list[Layer]) -> tuple[str, int | None]:
     if not shape:
         return inputs[0], None
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not 0 < shape[2] <= LARGEST_SIDE:
-        raise Malformed(f"its input is {shown(shape)}, not square images of 3 channels")
+        raise Malformed(f"its input is {shown(shape)}, not square images of 3 channels and at most {LARGEST_SIDE} px")
     return inputs[0], shape[2]
 
 

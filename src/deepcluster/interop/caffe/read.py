@@ -72,7 +72,7 @@ class CaffeModel:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Where layers are made without drawing their weights, which takes seconds."""
+    """Where layers are made without drawing their weights, which takes seconds; their memory is not even touched."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -103,7 +103,8 @@ def read_caffe(path: Path) -> CaffeModel:
         network = network_of(weights) if text is None else network_of(_read_text(text), weights)
         return model_of(network)
     except Malformed as fault:
-        raise InputError(f"{path} can't be used: {fault}") from None
+        described = f", described by {text.name}," if text is not None and text != path else ""
+        raise InputError(f"{path}{described} can't be used: {fault}") from None
 
 
 def _layers(net: Message) -> list[object]:
@@ -217,8 +218,7 @@ def _recognise(mains: list[tuple[Step, _Norm]], *, sobel: bool, image_size: int)
         shown = "; ".join(found[:_MOST_SHOWN]) + ("; …" if len(found) > _MOST_SHOWN else "")
         known = " and ".join(f"{arch} {depth}" for arch, depth in depths.items())
         raise Malformed(f"{neither}: it has {count_of(depth, 'convolution')} ({known}): {shown}")
-    # What a file claims as its size reserves no memory. The first use of "meta" takes seconds, which most files are spared.
-    with _Undrawn() if image_size == _USUAL_SIZE else torch.device("meta"):
+    with _Undrawn():
         trunk = cast(ConvNet, make_trunk(arch, image_size=image_size, sobel=sobel))
     wanted = [text for _, text in trunk_layers(trunk)]
     for number, text in enumerate(wanted):
