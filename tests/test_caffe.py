@@ -205,7 +205,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(spoiled)
 
 
-@hypothesis_settings(max_examples=300)
+@hypothesis_settings(max_examples=150)
 @given(damaged(TINY_BYTES), damaged(TINY.encode()))
 def test_damaged_networks_are_read_or_refused(binary: bytes, text: bytes) -> None:
     """Each file with the other whole, and the binary by itself."""

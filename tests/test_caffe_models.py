@@ -19,9 +19,10 @@ from deepcluster.interop.caffe.read import CaffeModel, model_of, read_caffe
 from deepcluster.interop.caffe.wire import encode
 from deepcluster.interop.caffe.write import describe, write_caffe
 from deepcluster.models.archs import make_trunk
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk, normalise
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
+from deepcluster.models.trunk import Trunk, normalise
 
-MEAN, STD = IMAGENET_MEAN, IMAGENET_DEVIATION
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 
 
 def trained(arch: str, *, sobel: bool) -> tuple[Trunk, tuple[Tensor, Tensor]]:
@@ -47,7 +48,7 @@ def alexnet() -> tuple[Trunk, tuple[Tensor, Tensor]]:
 @pytest.fixture(scope="module")
 def files(alexnet: tuple[Trunk, tuple[Tensor, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     trunk, top_layer = alexnet
-    return write_caffe(trunk, tmp_path_factory.mktemp("caffe") / "v1.0", top_layer=top_layer)
+    return write_caffe(trunk, tmp_path_factory.mktemp("caffe") / "v1.0", top_layer=top_layer, mean=MEAN, std=STD)
 
 
 def agree(net: Any, trunk: Trunk, top_layer: tuple[Tensor, Tensor] | None, *names: str) -> None:
@@ -342,9 +343,9 @@ def test_other_networks_are_refused(change: Callable[[dict[str, Any]], None], re
 
 def test_what_cannot_be_written_is_refused(alexnet: tuple[Trunk, tuple[Tensor, Tensor]], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="alexnet and vgg16, not of alexnet-small; use --format onnx"):
-        write_caffe(make_trunk("alexnet-small", image_size=32), tmp_path / "m")
+        write_caffe(make_trunk("alexnet-small", image_size=32), tmp_path / "m", mean=MEAN, std=STD)
     with pytest.raises(InputError, match="at 227 px its pooling 3×3 of stride 2 makes 27 of 56 pixels"):
-        write_caffe(alexnet[0], tmp_path / "m", image_size=227)
+        write_caffe(alexnet[0], tmp_path / "m", mean=MEAN, std=STD, image_size=227)
     assert not list(tmp_path.iterdir())
 
 
@@ -352,7 +353,7 @@ def test_what_cannot_be_written_is_refused(alexnet: tuple[Trunk, tuple[Tensor, T
 @pytest.mark.parametrize("sobel", [True, False])
 def test_vgg16(sobel: bool, tmp_path: Path) -> None:
     trunk, top_layer = trained("vgg16", sobel=sobel)
-    files = write_caffe(trunk, tmp_path / "vgg16.caffemodel", top_layer=top_layer)
+    files = write_caffe(trunk, tmp_path / "vgg16.caffemodel", top_layer=top_layer, mean=MEAN, std=STD)
     names = "AddmmBackward52", "ThresholdBackward53", "AddmmBackward54"
     agree(cv2.dnn.readNetFromCaffe(*map(str, files)), trunk, top_layer, *names)
     model = read_caffe(files[1])

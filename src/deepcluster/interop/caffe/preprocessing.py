@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from deepcluster.interop.caffe.messages import Malformed
 from deepcluster.interop.caffe.steps import BATCH_NORM, CONVOLUTION, SCALE, Array, Step, convolution_text
 from deepcluster.models.convnets import sobel_layer
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 WHITE = 255
 # Relative: weights are stored as float32, and may have been multiplied in it.
@@ -87,9 +87,9 @@ def _check_sobel(step: Step) -> None:
 def _grey(matrix: _Matrix, offset: _Matrix) -> Preprocessing:
     """Return the normalisation whose mean over R, G and B the network takes as grey."""
     weights, shift = matrix[0, ::-1], offset[0]
-    mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_DEVIATION)
+    mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     if _close(weights, 1 / (3 * WHITE * std)) and _close(shift, -np.mean(mean / std)):
-        return Preprocessing(True, IMAGENET_MEAN, IMAGENET_DEVIATION)
+        return Preprocessing(True, IMAGENET_MEAN, IMAGENET_STD)
     if not np.isfinite([*weights, shift]).all() or weights.min() <= 0:
         raise _misfit("a grey image", matrix, offset)
     std = 1 / (3 * WHITE * weights)
@@ -99,12 +99,12 @@ def _grey(matrix: _Matrix, offset: _Matrix) -> Preprocessing:
 
 def _colour(matrix: _Matrix, offset: _Matrix) -> Preprocessing:
     weights = matrix[:, ::-1]
-    mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_DEVIATION)
+    mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     if matrix.shape == (3, 3) and np.isfinite(weights).all() and np.isfinite(offset).all():
         factors = np.diag(weights)
         if factors.min() > 0 and np.abs(weights - np.diag(factors)).max() <= _TOLERANCE * factors.min():
             if _close(factors, 1 / (WHITE * std)) and _close(offset, -mean / std):
-                return Preprocessing(False, IMAGENET_MEAN, IMAGENET_DEVIATION)
+                return Preprocessing(False, IMAGENET_MEAN, IMAGENET_STD)
             return Preprocessing(False, _triple(-offset / (factors * WHITE)), _triple(1 / (factors * WHITE)))
     raise _misfit("an RGB image", matrix, offset)
 

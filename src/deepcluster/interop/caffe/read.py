@@ -33,7 +33,7 @@ from deepcluster.interop.caffe.steps import (
 from deepcluster.interop.caffe.wire import decode
 from deepcluster.models.archs import make_trunk
 from deepcluster.models.convnets import TABLES, ConvNet, sobel_layer
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 TEXT, BINARY = ".prototxt", ".caffemodel"
 ENDINGS = (BINARY, TEXT)
@@ -181,7 +181,7 @@ def model_of(network: Network) -> CaffeModel:
 
 
 def _remarks(network: Network, mains: list[tuple[Step, _Norm]], mean: Triple, std: Triple) -> Iterator[str]:
-    if (mean, std) != (IMAGENET_MEAN, IMAGENET_DEVIATION):
+    if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
         means, stds = (", ".join(f"{value:.4g}" for value in triple) for triple in (mean, std))
         yield f"its images are normalised by mean {means} and standard deviation {stds}, not ImageNet's"
     if not any(norm for _, norm in mains):

@@ -22,7 +22,7 @@ from deepcluster.interop.caffe.read import ARCHITECTURES, BINARY, TEXT
 from deepcluster.interop.caffe.steps import uneven_pool
 from deepcluster.interop.caffe.wire import encode
 from deepcluster.models.convnets import ConvNet
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
+from deepcluster.models.trunk import Trunk
 
 _INPUT = "data"
 _USUAL_EPSILON = 1e-5
@@ -87,8 +87,8 @@ def write_caffe(
     out: Path,
     *,
     top_layer: tuple[Tensor, Tensor] | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_DEVIATION,
+    mean: Sequence[float],
+    std: Sequence[float],
     image_size: int = 224,
 ) -> list[Path]:
     """Write OUT.prototxt and OUT.caffemodel of a network that takes BGR images with values of 0 to 255 as they are.
@@ -97,8 +97,8 @@ def write_caffe(
         trunk: AlexNet or VGG-16.
         out: the files' name, with or without one of the two endings.
         top_layer: weight (K, D) and bias (K) of a layer that scores clusters from the features' ReLU.
-        mean: R, G and B that are subtracted from images in [0, 1].
-        std: by which they are divided then.
+        mean: that of the run's settings: R, G and B, which are subtracted from images in [0, 1].
+        std: that of the settings, by which they are divided then.
         image_size: side of the images in pixels, for which the trunk was made.
 
     Returns:
