@@ -170,6 +170,7 @@ def test_damaged_binaries(content: bytes, reason: str) -> None:
         ("a { b: 1 >", "found '>'"),
         ("a{" * 30, "more than 20 levels"),
         ("a: 1 " * 1_000_000, "too many"),
+        (f"a: 0x{'f' * 5000}", "line 1: 0xffff.* is more than a number of 64 bits"),
         ("[a.b]: 1", "found '\\['"),
     ],
 )

@@ -279,6 +279,21 @@ def test_other_normalisations_are_kept(net: dict[str, Any]) -> None:
     assert "standard deviation 0.003922, 0.003922, 0.003922, not ImageNet's" in model.remarks[0]
 
 
+@pytest.mark.parametrize("sobel", [True, False])
+def test_another_mean_and_deviation(sobel: bool, alexnet: tuple[Trunk, tuple[Tensor, Tensor]]) -> None:
+    """A trunk with the statistics that were read has the features of the one that was written."""
+    trunk = alexnet[0] if sobel else trained("alexnet", sobel=False)[0]
+    mean, std = (0.5, 0.4, 0.3), (0.228, 0.25, 0.2)
+    model = model_of(network_of(describe(trunk, "m", top_layer=None, mean=mean, std=std, image_size=224)))
+    assert model.std == pytest.approx(std) and ("mean 0.5, 0.4, 0.3 and" in model.remarks[0]) is not sobel
+    pixels_BCHW = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    maps = []
+    for values in ((mean, std), (model.mean, model.std)):
+        shift, scale = torch.tensor(values)[..., None, None]
+        maps.append(trunk.edges((pixels_BCHW - shift) / scale))
+    assert torch.allclose(*maps, atol=1e-5)
+
+
 def set_value(name: str, parameters: str, field: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda net: layer(net, name)[parameters][0].update({field: [value]})
 
@@ -323,6 +338,10 @@ def spoil(net: dict[str, Any]) -> None:
         (drop("ThresholdBackward28"), "after its features it has fully connected 10×4096"),
         (drop("ConvNdBackward9"), r"4 convolutions \(alexnet 5"),
         (drop("ConvNdBackward4"), "don't make an RGB image of BGR pixels"),
+        (
+            drop("ConvNdBackward1", "ConvNdBackward2", "ConvNdBackward3"),
+            "takes pixels as they are, so that what is to be sub",
+        ),
         (drop("ConvNdBackward3"), "don't make|is not the Sobel|convolution"),
         (grow, "BatchNormBackward6_bn .batch norm. has 95 channels, not 96"),
         (spoil, "ConvNdBackward9 are not finite"),

@@ -50,18 +50,17 @@ def split_preprocessing(steps: list[Step]) -> tuple[Preprocessing, list[Step]]:
 
 def _affine(step: Step, channels: int) -> tuple[_Matrix, _Matrix] | None:
     """Return matrix and summands of a step that changes each pixel by itself; None for any other step."""
-    if step.kind not in (CONVOLUTION, BATCH_NORM, SCALE):
+    if step.kind == CONVOLUTION:
+        weight, bias = step.arrays
+        outputs, inputs = weight.shape[:2]
+        if step.text == convolution_text((outputs, channels, 1, 1), 1, 0):
+            return weight.reshape(outputs, inputs).astype(np.float64), bias.astype(np.float64)
+        if step.text == convolution_text((channels, 1, 1, 1), 1, 0) + f", {channels} groups":
+            return np.diag(weight.ravel().astype(np.float64)), bias.astype(np.float64)
+        return None
+    if step.kind not in (BATCH_NORM, SCALE):
         return None
     arrays = [array.astype(np.float64) for array in step.arrays]
-    if step.kind == CONVOLUTION:
-        weight, bias = arrays
-        outputs, inputs = weight.shape[:2]
-        if step.text == convolution_text(weight.shape, 1, 0) and weight.size == outputs * inputs and inputs == channels:
-            return weight.reshape(outputs, inputs), bias
-        depthwise = convolution_text(weight.shape, 1, 0) + f", {channels} groups"
-        if step.text == depthwise and weight.shape == (channels, 1, 1, 1):
-            return np.diag(weight.ravel()), bias
-        return None
     if step.kind == BATCH_NORM:
         mean, variance, epsilon = arrays
         factors = 1 / np.sqrt(variance + epsilon)

@@ -110,11 +110,10 @@ def _scalar(tokens: _Tokens, name: str) -> Value:
     sign = -1 if tokens.passed("-") else 1
     if tokens.kind == "number":
         text = tokens.take()
-        if re.fullmatch(r"0[xX].+", text):
-            return sign * int(text, 16)
-        if re.fullmatch(r"0[0-7]+", text):
-            return sign * int(text, 8)
-        return sign * (int(text) if text.isdigit() and len(text) < 20 else float(text.rstrip("fF")))
+        number = _number(text)
+        if isinstance(number, int) and number >> 64:
+            raise tokens.fault(f"{text[:40]} is more than a number of 64 bits")
+        return sign * number
     if tokens.kind == "name":
         word = tokens.take()
         if word.lower() in ("inf", "infinity", "nan"):
@@ -122,6 +121,15 @@ def _scalar(tokens: _Tokens, name: str) -> Value:
         if sign == 1:
             return word in _TRUE if word in (*_TRUE, *_FALSE) else Word(word)
     raise tokens.fault(f"expected a value of {name}, found {_shown(tokens, '')}")
+
+
+def _number(text: str) -> int | float:
+    if re.fullmatch(r"0[xX].+", text):
+        return int(text, 16)
+    if re.fullmatch(r"0[0-7]+", text):
+        return int(text, 8)
+    # Python refuses thousands of digits.
+    return int(text) if text.isdigit() and len(text) <= 20 else float(text.rstrip("fF"))
 
 
 def _unescaped(token: str) -> bytes:
