@@ -93,7 +93,8 @@ def train(
 def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Write the features of the images of DATA, one row per image.
 
-    MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights).
+    MODEL is a run folder, a checkpoint, another program's file of weights, untrained:ARCH or untrained:RUN (random
+    weights).
     """
     from deepcluster import api
 
