@@ -18,6 +18,7 @@ from deepcluster.interop.caffe.prototxt import parse, write
 from deepcluster.interop.caffe.read import CaffeModel, model_of, read_caffe
 from deepcluster.interop.caffe.wire import encode
 from deepcluster.interop.caffe.write import describe, write_caffe
+from deepcluster.interop.loading import load
 from deepcluster.models.archs import make_trunk
 from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 from deepcluster.models.trunk import Trunk, normalise
@@ -78,6 +79,22 @@ def test_opencv_computes_the_features_of_bgr_bytes(alexnet: tuple[Trunk, tuple[T
         f"ConvNdBackward{n}" for n in (1, 2, 3, 4, 5, 9, 13, 16, 19)
     ]
     assert {"DropoutBackward23", "ThresholdBackward28", "BatchNormBackward6_bn", "BatchNormBackward6_scale"} <= set(names)
+
+
+def test_a_caffe_model_is_a_model(alexnet: tuple[Trunk, tuple[Tensor, Tensor]], files: list[Path]) -> None:
+    """Either file of the pair, with the clusters that its last layer predicts."""
+    trunk, (weight_KD, bias_K) = alexnet
+    pixels = torch.randint(256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for file in files:
+        model = load(file)
+        assert (model.settings.arch, model.settings.sobel, model.settings.n_clusters) == ("alexnet", True, 10)
+        assert "2 of 10 clusters" in model.remark
+        space, clusters = model.clusters()
+        with torch.no_grad():
+            features_BD = trunk(normalise(pixels))
+            assert torch.equal(model.trunk(normalise(pixels)), features_BD)
+            scores_BK = features_BD.relu() @ weight_KD.T + bias_K
+            assert torch.equal(clusters.nearest(space.transform(features_BD))[0], scores_BK.argmax(dim=1))
 
 
 def opened(net: dict[str, Any]) -> Any:
