@@ -89,7 +89,7 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
         comparison = Comparison(options, trials, cases, test_set)
         comparison.run()
         resumable.done()
-        notes = [*_notes(parts, cases, labels_M, options)]
+        notes = [*parts.notes, *_notes(parts, cases, labels_M, options)]
         for part, one in loaders.items():
             notes += labelled.left_out(part, one.unreadable, one.images.source.name)
     scores, top = comparison.scores, top_of(trials.n_classes)[-1]

@@ -17,6 +17,7 @@ from torch import Tensor
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of, of_line
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.data.sources.scan import SYSTEM_NAMES
 from deepcluster.run.features import Pooled
 from deepcluster.run.kept_features import kept_rows, readable
@@ -24,6 +25,7 @@ from deepcluster.run.model import Model
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "validation", "valid", "test", "testing")
+KAGGLE = ("CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # the folders of ImageNet's parts in Kaggle's archive
 HOLDERS = (".tar", ".tar.gz", ".tgz", ".parquet", ".csv", ".tsv", ".jsonl")
 
 
@@ -33,11 +35,13 @@ class Labelled:
 
     Attributes:
         labels_N: index into `class_names`, int64; none is missing.
+        notes: what a reader must know of the labels, such as images that a table beside the folder does not list.
     """
 
     source: ImageSource
     labels_N: Tensor
     class_names: list[str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class TrainVal:
 
     train: Labelled
     val: Labelled
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the labels of both parts."""
+        return [f"{name}: {note}" for name, part in (("train", self.train), ("val", self.val)) for note in part.notes]
 
     def describe(self) -> dict[str, object]:
         """Return counts, for the results."""
@@ -68,9 +77,10 @@ def open_train_val(data: Path) -> TrainVal:
             raise InputError(f"{lacks}: {contents_of(data)}")
         parts.append(open_labelled(path))
     train, val = parts
-    missing = sorted(set(train.class_names) ^ set(val.class_names))
+    classes, others = (list(map(_identity, part.class_names)) for part in parts)
+    missing = sorted(set(classes) ^ set(others))
     if missing:
-        where = "val" if missing[0] in train.class_names else "train"
+        where = "val" if missing[0] in classes else "train"
         raise InputError(
             f"{data}: the classes of train ({len(train.class_names)}) and val ({len(val.class_names)}) differ: "
             f"{some(missing, 5)}; {missing[0]} is not in {where}"
@@ -80,13 +90,19 @@ def open_train_val(data: Path) -> TrainVal:
     return TrainVal(train, val)
 
 
+def _identity(class_name: str) -> str:
+    """Return the number of WordNet that stands before a word, as where only one part lies beside a table of words."""
+    return match[0] if (match := re.match(r"n\d{8}(?= )", class_name)) else class_name
+
+
 def _unwrapped(data: Path) -> Path:
-    """Return the folder with both parts, if it is the only one in `data`, as archives often have it; else `data`."""
+    """Return the folder with both parts, if it is the only one in `data` or Kaggle's of ImageNet; else `data`."""
     if has_train_val(data) or not data.is_dir():
         return data
     names = [path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")]
     folders = [data / name for name in names if name.lower() not in SYSTEM_NAMES]
-    return folders[0] if len(folders) == 1 and has_train_val(folders[0]) else data
+    some = [*folders[: len(folders) == 1], *(data / inner for inner in KAGGLE)]
+    return next(filter(has_train_val, some), data)
 
 
 def has_train_val(data: Path) -> bool:
@@ -116,12 +132,17 @@ def find_part(data: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def open_labelled(path: Path) -> Labelled:
-    """Return images that all have a class: class folders, or shards or a table with labels.
+    """Return images that all have a class: class folders, a published layout, or shards or a table with labels.
+
+    Where a table beside the folder has the labels, images that it does not list are left out.
 
     Raises:
         InputError: there are none, or some have no class.
     """
     source = open_source(path)
+    notes = source.label_notes
+    if source.labels_N is not None and source.is_selection:
+        source = ChosenImages(source, np.flatnonzero(source.labels_N >= 0))
     if source.labels_N is None or (source.labels_N < 0).any():
         known = 0 if source.labels_N is None else int((source.labels_N >= 0).sum())
         why = f" ({source.why_no_labels})" if source.why_no_labels else ""
@@ -129,7 +150,7 @@ def open_labelled(path: Path) -> Labelled:
             f"{path}: {known:,} of {count_of(len(source), 'image')} have a class{why}; use a folder for each class, or a "
             "table with the columns path,label"
         )
-    return Labelled(source, torch.from_numpy(source.labels_N), source.class_names)
+    return Labelled(source, torch.from_numpy(source.labels_N), source.class_names, notes)
 
 
 def choose_labelled(labels_N: Tensor, share: float, seed: int) -> Tensor:
