@@ -76,10 +76,9 @@ class Annotations:
             return labels, [f"{self.file} names none of the images"] * bool(self.classes)
         absent, notes = [image for image in self.classes if image not in used], []
         if unknown:
-            notes.append(
-                f"{len(unknown):,} of {count_of(len(names), 'image')} {'is' if len(unknown) == 1 else 'are'} not in "
-                f"{self.file}, such as {printable(unknown[0])}"
-            )
+            verb = "has" if len(unknown) == 1 else "have"
+            of = f"{len(unknown):,} of {count_of(len(names), 'image')}"
+            notes.append(f"{of} {verb} no class in {self.file}, such as {printable(unknown[0])}")
         if absent:
             notes.append(f"{are(len(absent), 'image')} in {self.file} but not in the folder, such as {printable(absent[0])}")
         return labels, notes
@@ -168,7 +167,7 @@ def _read(file: str, rows: Callable[[], _Rows], *, is_table: bool = False) -> An
             image, label = folded(row[0]), of_windows(row[1])
             if classes.setdefault(image, label) != label:
                 unclear[image] = classes[image], label
-    except (_Unusable, InputError) as fault:
+    except (_Unusable, InputError, csv.Error) as fault:
         return Annotations(file, {}, (str(fault),), is_table)
     problems = []
     if bad:

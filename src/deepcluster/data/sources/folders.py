@@ -42,7 +42,8 @@ class FolderSource(FileSource):
         labels, notes = _labels(root, listing, classes or {}, beside)
         if not labels and (why := "; ".join(filter(None, [*beside.problems, why]))):
             notes = [f"no labels ({why})"]
-        notes += beside.problems if labels else []
+        elif beside.problems:
+            notes.append("; ".join(beside.problems))
         if n_left_out:
             total = len(listing.names) + n_left_out
             notes.append(f"{n_left_out:,} of {count_of(total, 'image')} left out: those in {beside.left_out} have no labels")

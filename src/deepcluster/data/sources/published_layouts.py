@@ -40,8 +40,9 @@ _VAL = "val"
 _KAGGLE = "LOC_val_solution.csv"
 _TABLES = (".csv", ".tsv", ".jsonl", ".txt")
 # Folders that may hold the ground truth, and the archive that does; Kaggle's CSV is four levels above val/.
-_DEVKITS = ("", "data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12/ILSVRC2012_devkit_t12/data", "devkit/data")
-_DEVKIT_TAR = "ILSVRC2012_devkit_t12.tar.gz"
+_DEVKIT = "ILSVRC2012_devkit_t12"
+_DEVKITS = ("", "data", "devkit", "devkit/data", f"{_DEVKIT}/data", f"{_DEVKIT}/{_DEVKIT}/data")
+_DEVKIT_TAR = f"{_DEVKIT}.tar.gz"
 _LEVELS = 4
 
 
@@ -110,7 +111,7 @@ def named_classes(root: Path, listing: Listing, classes: Collection[str]) -> dic
         return {}
     for folder in [*(root / one for one in _above_all(listing)), *_and_above(root)]:
         for file in map(folder.joinpath, WORDS):
-            if file.is_file() and (words := read_words(file)):
+            if _is_file(file) and (words := read_words(file)):
                 return {one: f"{one} {words[one]}" for one in classes if words.get(one)}
     return {}
 
@@ -155,18 +156,18 @@ def _add(found: Beside, root: Path, folder: str, listing: Listing) -> None:
 def _files(place: Path, first: str) -> Iterator[tuple[Path, Callable[[Path], Annotations]]]:
     """Yield the files that may give classes to the images of a folder, one of which is `first`, and how to read them."""
     for folder in (place, *[place.parent] * (place.name == "images")):
-        if (file := folder / "val_annotations.txt").is_file():
+        if _is_file(file := folder / "val_annotations.txt"):
             yield file, val_annotations
     if _IMAGENET_VAL.fullmatch(first):
         for folder in _and_above(place):
-            if (file := folder / _KAGGLE).is_file():
+            if _is_file(file := folder / _KAGGLE):
                 yield file, kaggle_solution
-            if (file := folder / _DEVKIT_TAR).is_file():
+            if _is_file(file := folder / _DEVKIT_TAR):
                 yield file, devkit
-            yield from ((folder / one, devkit) for one in _DEVKITS if (folder / one / GROUND_TRUTH).is_file())
+            yield from ((folder / one, devkit) for one in _DEVKITS if _is_file(folder / one / GROUND_TRUTH))
     if SPLIT.fullmatch(place.name):
         for ending in _TABLES:
-            if (file := place.parent / f"{place.name}{ending}").is_file():
+            if _is_file(file := place.parent / f"{place.name}{ending}"):
                 yield file, user_table
 
 
@@ -180,6 +181,13 @@ def _and_above(place: Path) -> list[Path]:
     """Return a folder and the nearest ones that hold it, also where a link leads to it."""
     ways = ([path, *path.parents][: _LEVELS + 1] for path in (Path(os.path.normpath(place)), place.resolve()))
     return list(dict.fromkeys(chain.from_iterable(ways)))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # No permission above a folder.
+        return False
 
 
 def _words(name: str) -> list[str]:
