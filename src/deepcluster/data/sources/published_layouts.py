@@ -83,7 +83,7 @@ def labels_beside(root: Path, listing: Listing) -> Beside:
         if not found.covers(folder):
             _add(found, root, folder, listing)
     test, train = f"{base}test/", f"{base}train/"
-    if not found.is_selection and train in parts and test in parts and any(one in parts for one in found.labels):
+    if not found.is_selection and {train, test} <= parts and not found.covers(test) and parts & found.labels.keys():
         inner = {one for one in listing.images if one.startswith(test)}
         found.left_out = test if inner <= {test, f"{test}images/"} else ""
     return found
