@@ -8,7 +8,7 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,11 +146,11 @@ def user_table(path: Path) -> Annotations:
     return _read(path.name, rows, is_table=True)
 
 
-def read_words(path: Path) -> dict[str, str]:
-    """Return the first word of each class, such as `goldfish`, by its number in WordNet; {} if the file can't be read."""
-    with suppress(_Unusable):
-        pairs = (re.split(r"[\t ,]", line, maxsplit=1) for line in _lines(path))
-        return {pair[0]: pair[1].split(",")[0].strip(" \t\"'") for pair in pairs if len(pair) > 1}
+def read_words(path: Path, wnids: Collection[str]) -> dict[str, str]:
+    """Return the first word of some classes, such as `goldfish`, by number in WordNet; {} if the file can't be read."""
+    with suppress(_Unusable, InputError):
+        words = {line[:9]: line[9:].split(",")[0].strip(" \t\"'") for line in _lines(path) if line[:9] in wnids}
+        return {wnid: word for wnid, word in words.items() if word}
     return {}
 
 

@@ -111,8 +111,8 @@ def named_classes(root: Path, listing: Listing, classes: Collection[str]) -> dic
         return {}
     for folder in [*(root / one for one in _above_all(listing)), *_and_above(root)]:
         for file in map(folder.joinpath, WORDS):
-            if _is_file(file) and (words := read_words(file)):
-                return {one: f"{one} {words[one]}" for one in classes if words.get(one)}
+            if _is_file(file) and (words := read_words(file, classes)):
+                return {wnid: f"{wnid} {word}" for wnid, word in words.items()}
     return {}
 
 

@@ -144,9 +144,10 @@ def open_labelled(path: Path) -> Labelled:
     if source.labels_N is None or (source.labels_N < 0).any():
         known = 0 if source.labels_N is None else int((source.labels_N >= 0).sum())
         why = f" ({source.why_no_labels})" if source.why_no_labels else ""
+        beside = f", such as {path.name}.csv beside it" if path.is_dir() else ""
         raise InputError(
             f"{path}: {known:,} of {count_of(len(source), 'image')} have a class{why}; use a folder for each class, or a "
-            "table with the columns path,label"
+            f"table with the columns path,label{beside}"
         )
     return Labelled(source, torch.from_numpy(source.labels_N), source.class_names, notes)
 
