@@ -512,6 +512,21 @@ def test_class_folders_come_before_a_table_and_that_is_said(tmp_path: Path) -> N
     assert data.notes == ["val: val.csv is not read, since val/ has class folders"]
 
 
+def test_numbers_beside_class_folders_with_names_are_not_mixed_with_them(tmp_path: Path) -> None:
+    """Caffe's list of ImageNet's validation images."""
+    root = imagenet_layout(tmp_path)
+    (root / "val.txt").write_text("".join(f"{imagenet_name(number)}.JPEG {number % 3}\n" for number in range(1, 7)))
+    source = open_source(root)
+    assert source.class_names == sorted(WNIDS)
+    assert (
+        "6 without a label, val.txt has other classes than the class folders, such as 0, and is not used"
+        in source.describe()
+    )
+    assert open_source(root / "val").class_names == ["0", "1", "2"]
+    with pytest.raises(InputError, match=r"the classes of train \(3\) and val \(3\) differ: 0, 1, 2, n"):
+        open_train_val(root)
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [

@@ -36,6 +36,11 @@ class FolderSource(FileSource):
         if beside.left_out:
             listing, n_left_out = leave_out(listing, beside.left_out)
         classes, why = classes_of(one for one in listing.images if not beside.covers(one))
+        others = {label for some in beside.labels.values() for label in some} - {""}
+        if classes and others and others.isdisjoint(classes.values()):  # As numbers in a list of Caffe.
+            what = f"{' and '.join(beside.files)} has other classes than the class folders"
+            beside.problems.append(f"{what}, such as {printable(min(others))}, and is not used")
+            beside.labels, beside.files = {}, []
         if not classes and listing.tables:  # As `images/` beside `labels.csv`.
             hint = f"{printable(listing.tables[0])} may have some: give it as DATA to use them"
             why = f"{why}; {hint}".removeprefix("; ")
