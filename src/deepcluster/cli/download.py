@@ -19,7 +19,6 @@ from deepcluster.interop.download.catalogue import entry_of
 @click.option(
     "--mirror",
     metavar="ADDRESS",
-    envvar="DEEPCLUSTER_MIRROR",
     help="get the files from ADDRESS/HOST/PATH instead  [$DEEPCLUSTER_MIRROR]",
 )
 @click.option("--keep-archives", is_flag=True, help="keep the archives of a data set, in the folder OUT/.download")

@@ -1,6 +1,7 @@
 """Models and data sets from the net, into a layout that the commands take: `deepcluster download`."""
 
 import json
+import os
 import shlex
 import shutil
 from contextlib import suppress
@@ -17,6 +18,8 @@ from deepcluster.interop.download.fetch import TIMEOUT_SECONDS
 from deepcluster.interop.download.fetch import fetch as fetch_file
 from deepcluster.interop.download.unpack import Limits, unpack_archive
 
+# Environment variable: base address of a mirror.
+MIRROR = "DEEPCLUSTER_MIRROR"
 # In the folder of a data set: what is there while it is incomplete, and once it is complete.
 WORK, MARK = ".download", ".download.json"
 _AGAIN = "the same command continues"
@@ -38,7 +41,7 @@ def download(
         name: a name of `deepcluster download --list`.
         out: the folder; by default `models/NAME` in the cache folder for a model, `NAME` for a data set.
         accept_licence: the user accepts the licence of weights that ask for it.
-        mirror: base address of a mirror that has the files under MIRROR/HOST/PATH.
+        mirror: base address of a mirror that has the files under MIRROR/HOST/PATH; by default `$DEEPCLUSTER_MIRROR`.
         keep_archives: keep the archives of a data set, in the folder OUT/.download.
         timeout: seconds to connect, and of silence, before a connection is tried again.
         reporter: shows the progress; by default lines are printed.
@@ -60,7 +63,7 @@ def download(
             "--accept-licence (in Python accept_licence=True)"
         )
     tell_troubles_to(reporter.warn)
-    job = _Job(entry, mirror, timeout, reporter)
+    job = _Job(entry, mirror or os.environ.get(MIRROR), timeout, reporter)
     path = job.model(out) if entry.limits is None else job.data_set(out, keep_archives=keep_archives)
     reporter.say(f"{path} is ready; for example:")
     for use in entry.uses:

@@ -124,7 +124,7 @@ def _of_release(arch: str, about: str, digest: str, size: int) -> tuple[Entry, .
         _fair(f"deepcluster-{name}-caffe", f"{about}, Caffe", f"{name}/model.prototxt", f"{name}/model.caffemodel"),
         _fair(
             f"deepcluster-{name}-clusters",
-            f"cluster of each image of ImageNet, by {about}",
+            f"clusters of ImageNet by {about}",
             f"{name}/{name}_cluster_assignment.pickle",
             uses=use_of_clusters,
         ),
@@ -195,7 +195,7 @@ _USE_BUILDINGS = ("deepcluster evaluate retrieval MODEL --data {path}",)
 DATA_SETS = (
     _data(
         "tiny-imagenet",
-        "Tiny-ImageNet-200: 110,000 labelled images of 64 px, 200 classes",
+        "Tiny-ImageNet: 120,000 images of 64 px, 200 classes",
         IMAGENET,
         File(
             "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
@@ -231,7 +231,7 @@ DATA_SETS = (
     ),
     _data(
         "stl10",
-        "13,000 images of 96 px, 10 classes, and 100,000 without labels",
+        "13,000 images of 96 px, 10 classes; 100,000 unlabelled",
         NONE_STATED,
         File(
             "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
