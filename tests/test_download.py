@@ -5,7 +5,9 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -327,3 +329,42 @@ def test_stopped_processes_continue(server: NaughtyServer, tmp_path: Path, numbe
     fetch(server.at("a/file.bin"), path)
     assert path.read_bytes() == CONTENT and int(re.findall(r"\d+", server.headers["Range"])[0]) >= 20_000
     assert os.access(path, os.R_OK)
+
+
+@pytest.fixture
+def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NaughtyServer]:
+    """A server of HTTPS, whose certificate is trusted."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with NaughtyServer({"file.bin": CONTENT}) as one:
+        one._server.socket = context.wrap_socket(one._server.socket, server_side=True)
+        yield one
+
+
+def test_https_leads_to_plain_http_only_where_the_whole_sum_is_known(
+    secure: NaughtyServer, server: NaughtyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = secure.at("file.bin").replace("http:", "https:")
+    path = tmp_path / "file.bin"
+    fetch(address, path).unlink()
+    down = [(302, {"Location": server.at("a/file.bin")})]
+    for digest in (None, f"sha256:{SHA256[:8]}"):
+        secure.statuses = list(down)
+        with pytest.raises(Refused, match=r"redirected from https to plain http, where the file could be replaced"):
+            fetch(address, path, digest=digest)
+    assert not server.requests and not path.exists()
+    secure.statuses = list(down)
+    assert fetch(address, path, digest=f"sha256:{SHA256}").read_bytes() == CONTENT
+    up = tmp_path / "up"
+    server.statuses = [(301, {"Location": address})]
+    assert fetch(server.at("start"), up).read_bytes() == CONTENT
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    with pytest.raises(Refused, match="its certificate is not valid"):
+        fetch(address, tmp_path / "other")
