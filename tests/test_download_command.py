@@ -8,6 +8,7 @@ import pickle
 import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -140,6 +141,35 @@ def cifar10(protocol: int = 2, *, as_bytes: bool = True, **more: bytes) -> dict[
         files[f"data_batch_{number}"] = pickle.dumps(cifar_batch(number, 12, as_bytes=as_bytes)[0], protocol)
     files["test_batch"] = pickle.dumps(cifar_batch(9, 9, as_bytes=as_bytes)[0], protocol)
     return {f"cifar-10-batches-py/{name}": content for name, content in (files | more).items()}
+
+
+def of_python2(batch: dict[str, Any]) -> bytes:
+    """Return a batch as Python 2 and its NumPy pickled it, with protocol 2: as in the published archive."""
+
+    def text(value: str) -> bytes:
+        return b"U" + bytes([len(value)]) + value.encode()
+
+    def listed(values: list[Any]) -> bytes:
+        return b"](" + b"".join(b"K" + bytes([one]) if isinstance(one, int) else text(one) for one in values) + b"e"
+
+    rows = batch["data"]
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+    array += b"K" + bytes([len(rows)]) + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
+    array += b"J\xff\xff\xff\xff" * 2 + b"K\x00tb\x89T" + struct.pack("<i", rows.nbytes) + rows.tobytes() + b"tb"
+    parts = [text("data"), array, text("labels"), listed(batch["labels"]), text("filenames"), listed(batch["filenames"])]
+    return b"\x80\x02}(" + b"".join(parts) + b"u."
+
+
+def test_cifar10_as_python_2_wrote_it(server: NaughtyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, rows = cifar_batch(3, 7, as_bytes=False)
+    theirs = pickle.loads(written := of_python2(batch), encoding="latin1")
+    assert (theirs["data"] == rows).all() and theirs["labels"] == batch["labels"]
+    assert main(serve(server, monkeypatch, "cifar10", packed(cifar10(test_batch=written)))) == 0
+    ours = rows_of(Path("cifar10/test.parquet"))
+    assert [label for _, label, _ in ours] == [CLASSES[label] for label in batch["labels"]]
+    images_NHWC = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    assert all((image == wanted).all() for (image, _, _), wanted in zip(ours, images_NHWC, strict=True))
+    assert ours[2][2] == "bird/image_3_2.png"
 
 
 def rows_of(table: Path) -> list[tuple[NDArray[np.uint8], str | None, str]]:

@@ -203,7 +203,7 @@ DATA_SETS = (
             248_100_043,
             without_top,
         ),
-        unpacked=300,
+        unpacked=500,
         count=121_000,
     ),
     _imagenette("", "10 easy classes of ImageNet, full size", "fe2fc210e6bb7c5664d602c3cd71e612", 1560),

@@ -27,6 +27,6 @@ def check_room(path: Path, needed: int, more: int = 0) -> None:
 
 
 def disk_fault(fault: OSError, what: str, advice: str) -> DeepClusterError:
-    """Return the error that says why a file can't be written."""
+    """Return the error that says why a file can't be written, with `advice` where the disk is full."""
     words = (fault.strerror or str(fault)).lower()
-    return NoRoom(f"{what}: {words}; {advice}") if fault.errno in _FULL else InputError(f"{what}: {words}; {advice}")
+    return NoRoom(f"{what}: {words}; {advice}") if fault.errno in _FULL else InputError(f"{what}: {words}")

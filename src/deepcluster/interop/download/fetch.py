@@ -134,6 +134,8 @@ class _Download:
 
     def progress(self) -> str:
         """Return what is kept, in words."""
+        if self.path.is_file():
+            return f"{self.path} is whole"
         total = f" of {size(self.about.bytes)}" if self.about and self.about.bytes else ""
         return (
             f"{size(self.have)}{total} are kept in {self.part}" if self.have else f"nothing of {self.path.name} is there yet"

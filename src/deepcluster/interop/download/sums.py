@@ -45,7 +45,8 @@ def check_sum(path: Path, url: str, wanted: Sum | None, note: Path, reporter: Re
     Raises:
         WrongSum: it differs.
     """
-    found = _sums_of(path, reporter)
+    kinds = {wanted.kind} if wanted is not None and wanted.is_whole else {"sha256", *([wanted.kind] if wanted else [])}
+    found = _sums_of(path, kinds, reporter)
     is_there, name = path.suffix != ".part", path.name.removesuffix(".part")
     what = f"{path} is" if is_there else f"{shown(url)} gives"
     advice = "delete it to download it again" if is_there else "it is not kept"
@@ -71,10 +72,13 @@ def check_sum(path: Path, url: str, wanted: Sum | None, note: Path, reporter: Re
     reporter.say(f"{name}: SHA-256 {found['sha256']}{begin} ({known})")
 
 
-def _sums_of(path: Path, reporter: Reporter) -> dict[str, str]:
-    """Return the sums of a file by their kinds."""
-    sums = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
-    with path.open("rb") as file, reporter.track(f"check {path.name}", path.stat().st_size // 1000, "kB") as meter:
+def _sums_of(path: Path, kinds: set[str], reporter: Reporter) -> dict[str, str]:
+    """Return the sums of a file that are of these kinds."""
+    sums = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
+    with (
+        path.open("rb") as file,
+        reporter.track(f"check {path.name.removesuffix('.part')}", path.stat().st_size // 1000, "kB") as meter,
+    ):
         while piece := file.read(_PIECE_BYTES):
             for one in sums.values():
                 one.update(piece)
