@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import torchvision
 from http_server import NaughtyServer
 from models_helper import write_classes
@@ -384,6 +385,17 @@ def test_weights_need_their_licence_to_be_accepted(
     assert path.read_bytes() == content and f"deepcluster info {path}" in said.out
     assert said.out.index("CC BY-NC") < said.out.index("downloading") and hashlib.sha256(content).hexdigest() in said.out
     assert deepcluster.download("swav-800ep", "here", mirror=server.at(), accept_licence=True) == Path("here") / path.name
+
+
+def test_downloaded_weights_are_a_model(server: NaughtyServer, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torchvision.models.resnet50().state_dict()
+    buffer = io.BytesIO()
+    torch.save({f"module.{name}": value for name, value in state.items() if not name.startswith("fc.")}, buffer)
+    server.files[WEIGHTS] = buffer.getvalue()
+    assert main(["download", "swav-800ep", "--mirror", server.at(), "--accept-licence"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  deepcluster info ")]
+    assert main(shlex.split(lines[0])[1:]) == 0
+    assert "resnet50" in capsys.readouterr().out
 
 
 def test_models_of_several_files_and_names_with_their_sum(

@@ -184,7 +184,12 @@ def _imagenette(ending: str, about: str, md5: str, size: int) -> Entry:
     return _data(f"imagenette{ending}", about, IMAGENET, file, unpacked=size, count=14_000)
 
 
-_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-"
+def _cifar(classes: int, md5: str, size: int) -> Entry:
+    file = File(f"https://www.cs.toronto.edu/~kriz/cifar-{classes}-python.tar.gz", f"md5:{md5}", size, without_top)
+    about = f"60,000 images of 32 px, {classes} classes"
+    return _data(f"cifar{classes}", about, NONE_STATED, file, unpacked=190, count=20, uses=_USE_TABLES, convert="cifar")
+
+
 _VOC = "https://thor.robots.ox.ac.uk/pascal/VOC/"
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data/"
 _USE_VOC = (
@@ -209,26 +214,8 @@ DATA_SETS = (
     _imagenette("", "10 easy classes of ImageNet, full size", "fe2fc210e6bb7c5664d602c3cd71e612", 1560),
     _imagenette("-320", "10 easy classes of ImageNet, 320 px", "3df6f0d01a2c9592104656642f5e78a3", 340),
     _imagenette("-160", "10 easy classes of ImageNet, 160 px", "e793b78cc4c9e9a4ccc0c1155377a412", 100),
-    _data(
-        "cifar10",
-        "60,000 images of 32 px, 10 classes",
-        NONE_STATED,
-        File(f"{_CIFAR}10-python.tar.gz", "md5:c58f30108f718f92721af3b95e74349a", 170_498_071, without_top),
-        unpacked=190,
-        count=20,
-        uses=_USE_TABLES,
-        convert="cifar",
-    ),
-    _data(
-        "cifar100",
-        "60,000 images of 32 px, 100 classes",
-        NONE_STATED,
-        File(f"{_CIFAR}100-python.tar.gz", "md5:eb9058c3a382ffc7106e4002c42a8d85", 169_001_437, without_top),
-        unpacked=190,
-        count=20,
-        uses=_USE_TABLES,
-        convert="cifar",
-    ),
+    _cifar(10, "c58f30108f718f92721af3b95e74349a", 170_498_071),
+    _cifar(100, "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437),
     _data(
         "stl10",
         "13,000 images of 96 px, 10 classes; 100,000 unlabelled",
