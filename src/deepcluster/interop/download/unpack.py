@@ -122,6 +122,7 @@ class _Unpacking:
         self.most_bytes = min(limits.bytes, int(packed * limits.ratio) + (1 << 20))
         self.files = self.entries = self.bytes = 0
         self.spelled: dict[str, str] = {}
+        self.folders = set[tuple[str, ...]]()
 
     def refuse(self, what: str) -> UnsafeArchive:
         return UnsafeArchive(f"{self.archive} is not unpacked: {what}")
@@ -173,16 +174,19 @@ class _Unpacking:
         parts = self.place(parts) if parts and not is_folder else ()
         if not parts:
             return None
-        for depth in range(1, len(parts) + 1):
+        is_new = parts[:-1] not in self.folders
+        for depth in range(1 if is_new else len(parts), len(parts) + 1):
             path = "/".join(parts[:depth])
             known = self.spelled.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
             if known != path:
                 raise self.refuse(f"{known} and {path} are the same file on many disks")
         target = self.folder.joinpath(*parts)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise self.refuse(f"{name} is in a folder that is also a file") from None
+        if is_new:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise self.refuse(f"{name} is in a folder that is also a file") from None
+            self.folders.add(parts[:-1])
         return target
 
     def parts(self, name: str) -> tuple[str, ...]:
