@@ -118,7 +118,7 @@ def _mm(name: str, about: str, path: str) -> Entry:
 
 
 def _of_release(arch: str, about: str, digest: str, size: int) -> tuple[Entry, ...]:
-    name, use_of_clusters = arch.lower(), ("deepcluster import {path} --data IMAGENET/train --out clusters.parquet",)
+    name, use_of_clusters = arch.lower(), ("deepcluster import {path} --out clusters.parquet",)
     return (
         _fair(f"deepcluster-{name}", f"{about}, PyTorch", f"{name}/checkpoint.pth.tar", digest=digest, size=size),
         _fair(f"deepcluster-{name}-caffe", f"{about}, Caffe", f"{name}/model.prototxt", f"{name}/model.caffemodel"),
