@@ -398,6 +398,17 @@ def test_downloaded_weights_are_a_model(server: NaughtyServer, capsys: pytest.Ca
     assert "resnet50" in capsys.readouterr().out
 
 
+def test_published_clusters_become_a_table(server: NaughtyServer, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = [("n01440764/n01440764_1.JPEG", 7), ("n01443537/n01443537_2.JPEG", 0), ("n01443537/n01443537_3.JPEG", 7)]
+    path = "dl.fbaipublicfiles.com/deepcluster/vgg16/vgg16_cluster_assignment.pickle"
+    server.files[path] = pickle.dumps(listed, 2)
+    assert main(["download", "deepcluster-vgg16-clusters", "--mirror", server.at(), "--accept-licence"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  deepcluster import "))
+    assert main(shlex.split(line)[1:]) == 0
+    rows = pq.read_table("clusters.parquet").to_pylist()
+    assert [(row["name"], row["cluster"]) for row in rows] == listed
+
+
 def test_models_of_several_files_and_names_with_their_sum(
     server: NaughtyServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
