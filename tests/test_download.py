@@ -368,3 +368,15 @@ def test_https_leads_to_plain_http_only_where_the_whole_sum_is_known(
     monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
     with pytest.raises(Refused, match="its certificate is not valid"):
         fetch(address, tmp_path / "other")
+
+
+def test_two_processes_download_it_once(server: NaughtyServer, tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    server.bytes_per_second = 500_000
+    process = start(server, path)
+    while not path.with_name("file.bin.part").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    fetch(server.at("a/file.bin"), path)
+    assert process.wait(timeout=60) == 0 and path.read_bytes() == CONTENT
+    assert server.requests["a/file.bin"] == 1
