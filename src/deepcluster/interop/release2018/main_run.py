@@ -17,7 +17,7 @@ from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.files import load_tensors, save_tensors
 from deepcluster.core.output import Output
 from deepcluster.core.progress import Meter, Reporter
-from deepcluster.core.text import visible
+from deepcluster.core.text import count_of, visible
 from deepcluster.interop.release2018_files import add_to_clusters, images_lists, release_checkpoint
 from deepcluster.models.weights import take_weights
 from deepcluster.run.folder import CHECKPOINT_FORMAT
@@ -233,9 +233,8 @@ class Release2018(Observer):
         if loop.loader.unreadable:
             index, reason = min(loop.loader.unreadable.items())
             name = loop.loader.images.source.name(index)
-            self.lines.alert(
-                f"{len(loop.loader.unreadable):,} images can't be read and are in no cluster, such as {name}: {reason}"
-            )
+            n_unreadable = count_of(len(loop.loader.unreadable), "image")
+            self.lines.alert(f"left out of all clusters: {n_unreadable} that can't be read, such as {name}: {reason}")
         self.epoch_began = time.monotonic()
 
     def after_clustering(self, loop: Loop) -> None:
