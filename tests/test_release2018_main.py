@@ -33,7 +33,8 @@ from deepcluster.interop.loading import load
 from deepcluster.interop.release2018.__main__ import SCRIPTS
 from deepcluster.interop.release2018.__main__ import main as release2018
 from deepcluster.interop.release2018.main import parser, training_settings
-from deepcluster.interop.release2018.main_run import Lines, Start
+from deepcluster.interop.release2018.main_lines import Lines
+from deepcluster.interop.release2018.main_run import Start
 from deepcluster.interop.release2018_files import (
     release_checkpoint,
 )

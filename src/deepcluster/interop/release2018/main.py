@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> None:
         raise InputError(
             f"--checkpoints {options.checkpoints} must be 1 or more, and --start_epoch {options.start_epoch} 0 or more"
         )
-    from deepcluster.interop.release2018.main_run import in_terms_of_2018
+    from deepcluster.interop.release2018.main_lines import in_terms_of_2018
 
     try:
         _train(options)
@@ -81,7 +81,8 @@ def main(words: Sequence[str]) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from deepcluster.core.files import output_path
-    from deepcluster.interop.release2018.main_run import Lines, Release2018, Start
+    from deepcluster.interop.release2018.main_lines import Lines
+    from deepcluster.interop.release2018.main_run import Release2018, Start
     from deepcluster.training import launch
 
     settings = training_settings(options)
