@@ -298,7 +298,7 @@ def test_the_share_of_the_image_that_a_crop_shows(tmp_path: Path, devkit: Path) 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.1), (0.0, 0.5), (0.5, 1.5)])
 def test_shares_that_no_crop_can_have(scale: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match="crop_scale=.* must be two shares"):
+    with pytest.raises(InputError, match=r"crop_scale=.* must be two shares"):
         quick(crop_scale=scale)
 
 
