@@ -293,6 +293,8 @@ def _opened(
     with joined_work(reporter, new_interruption(PARTS_KEPT)) if shared else nullcontext(Work(reporter)) as work:
         model = model if isinstance(model, Model) else load(model)
         source = open_source(data, limit)
+        if model.remark:
+            work.reporter.say(f"{model.name}: {model.remark}")
         yield model.on(device, workers=workers, work=work), source
 
 
