@@ -3,16 +3,17 @@
 import importlib
 import os
 import re
-import shlex
 import subprocess
-from argparse import Action, ArgumentParser
+from argparse import Action, ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deepcluster.cli import main
 from deepcluster.core.errors import InputError
 from deepcluster.interop.release2018.front_ends import FRONT_ENDS
+from deepcluster.interop.release2018.shims import shims
 
 NAMES = ("eval_linear", "eval_voc_classif", "eval_retrieval", "gradient_ascent", "activ_retrieval")
 # Of each script the flags with their types and defaults, in order; and what the usage line of 2018 shows of them.
@@ -224,13 +225,23 @@ def test_a_model_that_is_not_there(
 # The shell scripts
 
 
-def commands(name: str, home: Path) -> list[list[str]]:
-    """What a shell script would call, as words."""
-    clean = {key: value for key, value in os.environ.items() if key != "MODELROOT"}
-    environment = {**clean, "PYTHON": "echo", "HOME": str(home)}
-    done = subprocess.run(["bash", "-c", FRONT_ENDS[name]], env=environment, capture_output=True, text=True, check=True)
+def commands(name: str, home: Path, **variables: str) -> list[list[str]]:
+    """What a shell script would call, as words: the program in the place of Python prints its arguments."""
+    recorder = home / "recorder"
+    recorder.write_text("#!/bin/sh\nprintf '%s\\t' \"$@\"\necho\n")
+    recorder.chmod(0o755)
+    known = {key: value for key, value in os.environ.items() if key not in FRONT_ENDS[name][0]}
+    environment = {**known, "PYTHON": str(recorder), "HOME": str(home), **variables}
+    done = subprocess.run(["sh", "-c", shims()[name], name], env=environment, capture_output=True, text=True, check=True)
     assert not done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines()]
+    return [line.split("\t")[:-1] for line in done.stdout.splitlines()]
+
+
+def parsed(name: str, home: Path, **variables: str) -> list[Namespace]:
+    """The arguments with which a shell script would call its script."""
+    script, found = Path(name).stem, commands(name, home, **variables)
+    assert {Path(words[0]).name for words in found} == {f"{script}.py"}
+    return [parser(script.replace("-", "_")).parse_args(words[1:]) for words in found]
 
 
 def test_every_script_has_its_front_end() -> None:
@@ -240,29 +251,21 @@ def test_every_script_has_its_front_end() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["eval_linear.sh", "eval_retrieval.sh", "eval_voc_classif.sh", "visu/gradient_ascent.sh", "visu/activ-retrieval.sh"],
-)
-def test_front_ends_call_the_scripts_with_arguments_that_parse(name: str, tmp_path: Path) -> None:
-    script = Path(name).stem
-    for words in commands(name, tmp_path):
-        assert words[0] == f"{script}.py"
-        parsed = parser(script.replace("-", "_")).parse_args(words[1:])
-        assert parsed.model.startswith(f"{tmp_path}/deepcluster_models/")
-
-
 def test_the_calls_of_the_front_ends(tmp_path: Path) -> None:
-    [linear] = (parser("eval_linear").parse_args(words[1:]) for words in commands("eval_linear.sh", tmp_path))
-    assert (linear.conv, linear.lr, linear.weight_decay, linear.tencrops, linear.verbose) == (3, 0.01, -7, True, True)
-    voc = [parser("eval_voc_classif").parse_args(words[1:]) for words in commands("eval_voc_classif.sh", tmp_path)]
+    [linear] = parsed("eval_linear.sh", tmp_path, CONV="5", DATA="/my data")
+    assert (linear.conv, linear.lr, linear.weight_decay, linear.tencrops, linear.verbose) == (5, 0.01, -7, True, True)
+    assert linear.data == "/my data" and linear.model == f"{tmp_path}/deepcluster_models/alexnet/checkpoint.pth.tar"
+    voc = parsed("eval_voc_classif.sh", tmp_path)
     assert [(one.split, one.fc6_8, one.train_batchnorm) for one in voc] == [("trainval", 1, 1), ("trainval", 1, 0)]
-    stages = [parser("eval_retrieval").parse_args(words[1:]) for words in commands("eval_retrieval.sh", tmp_path)]
+    stages = parsed("eval_retrieval.sh", tmp_path, DATASETS="/d")
     assert [(one.stage, one.dataset_name) for one in stages] == [
         *(("extract_train", "Oxford"), ("train_pca", "Oxford")),
         *(("q_features", "Paris"), ("db_features", "Paris"), ("eval", "Paris")),
     ]
-    assert all(one.dataset.endswith(f"/{one.dataset_name}") for one in stages)
+    assert all(one.dataset == f"/d/{one.dataset_name}" for one in stages)
+    assert {one.eval_binary for one in stages} == {"/d/evaluation/compute_ap"}
+    [filters], [images] = parsed("visu/gradient_ascent.sh", tmp_path), parsed("visu/activ-retrieval.sh", tmp_path)
+    assert (filters.arch, filters.conv) == ("alexnet", 5) and "alexnet" in filters.model and "vgg16" in images.model
 
 
 @pytest.mark.parametrize(
@@ -276,12 +279,15 @@ def test_the_caffe_scripts_fine_tune_without_caffe(name: str, expected: str, tmp
     [words] = commands(name, tmp_path)
     assert words[:4] == ["-m", "deepcluster", "evaluate", "voc07-classification"] and expected in " ".join(words)
     written = tmp_path / "deepcluster_exp" / ("pascal_all" if "all" in name else "pascal_fc6_8") / "output.txt"
-    assert shlex.split(written.read_text()) == words
+    assert written.read_text().split() == words
+    # Our own command knows these options.
+    refused = main(["evaluate", "voc07-classification", str(tmp_path / "none"), "--data", "none", *words[8:]])
+    assert refused == 2
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_modelroot_of_the_environment_counts(name: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": "echo", "HOME": str(tmp_path), "MODELROOT": "/else where"}
-    text = FRONT_ENDS[name] + 'echo "$MODELROOT" "$MODEL"\n'
-    done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, check=True)
-    assert "/else where" in done.stdout.splitlines()[-1] and FRONT_ENDS[name].startswith("#!/bin/bash\n")
+    text = shims()[name] + 'echo "$MODELROOT" "$MODEL"\n'
+    done = subprocess.run(["sh", "-c", text, name], env=environment, capture_output=True, text=True, check=True)
+    assert "/else where" in done.stdout.splitlines()[-1]

@@ -1,9 +1,10 @@
 """What the scripts of 2018 share: the form of their help, the lines of their loader, and their meters."""
 
+import sys
 import time
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -82,6 +83,8 @@ def open_model(path: str | None, *, workers: int | None = None, advice: str) -> 
             say(f"=> loading checkpoint '{name}'")
         model = load(name)
         say("Loaded")
+        if model.remark:
+            print(f"{name}: {model.remark}", file=sys.stderr, flush=True)
         yield loaded(model, workers=workers, reporter=Reporter(quiet=True), interruption=interruption)
 
 
@@ -104,9 +107,18 @@ def check_layer(model: "Model", conv: int) -> None:
 
 
 def state_dict_of(model: "Model") -> dict[str, "Tensor"]:
-    """Return the weights of a model under the names and in the order of 2018."""
-    weights = {name: value for name, value in model.trunk.state_dict().items() if not name.endswith("num_batches_tracked")}
-    return dict(sorted(weights.items(), key=lambda one: one[0].startswith("sobel.")))
+    """Return the weights of a model by the names and in the order of 2018, with the last layer where its file has one."""
+    from deepcluster.core.files import user_path
+    from deepcluster.interop.cluster_heads import top_layer
+    from deepcluster.interop.weight_files import read_file
+
+    own = {name: value for name, value in model.trunk.state_dict().items() if not name.endswith("num_batches_tracked")}
+    edges = {name: value for name, value in own.items() if name.startswith("sobel.")}
+    weights = {name: value for name, value in own.items() if name not in edges}
+    with suppress(InputError):  # A model that is no file.
+        if (last := top_layer(read_file(user_path(model.name)).tensors, model.trunk.dim)) is not None:
+            weights |= {"top_layer.weight": last.weight_KD, "top_layer.bias": last.bias_K}
+    return weights | edges
 
 
 class Meter:

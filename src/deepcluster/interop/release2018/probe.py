@@ -26,6 +26,7 @@ from deepcluster.evaluation.logistic import right_among, top_of
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.trainer import Diverged, Training, fit_source, sgd
 from deepcluster.interop.release2018.common import Meters, say, state_dict_of
+from deepcluster.interop.release2018_files import PROTOCOL
 from deepcluster.run.features import FEATURE_BATCH, Pooled
 from deepcluster.run.model import Model, data_key
 
@@ -76,6 +77,7 @@ class Probe:
         optimizer = sgd(heads.parameters(), model.machine, **rules)
         self.steps_per_epoch = -(-len(parts.train.source) // options.batch_size)
         self.training = Logged(heads, optimizer, options.epochs * self.steps_per_epoch)
+        self.weights = state_dict_of(model)
         self.labels = [part.labels_N.to(self.device) for part in (parts.train, parts.val)]
         keys = [(data_key(part.source), _digest(part.labels_N)) for part in (parts.train, parts.val)]
         facts = sorted(options.as_dict().items()), keys, model.image_size, model.settings.reduce_to
@@ -183,11 +185,11 @@ class Probe:
         for name, value in zip(LOGS, (loss, prec1, prec5), strict=True):
             logs[name].append(value)
             with written_beside(self.folder / "log" / name) as beside:
-                beside.write_bytes(pickle.dumps(logs[name], -1))
+                beside.write_bytes(pickle.dumps(logs[name], PROTOCOL))
         state = {
             "epoch": self.training.tests,
             "arch": "alexnet",
-            "state_dict": state_dict_of(self.model),
+            "state_dict": self.weights,
             "prec5": prec5,
             "best_prec1": max(prec1, best),
             "optimizer": self.training.optimizer.state_dict(),

@@ -26,6 +26,7 @@ from deepcluster.evaluation.datasets.labelled import contents_of
 from deepcluster.evaluation.regions import Part, RegionReader, View, aggregate
 from deepcluster.evaluation.retrieval import average_precision, rank
 from deepcluster.interop.release2018.common import say
+from deepcluster.interop.release2018_files import PROTOCOL
 from deepcluster.run.model import Model
 
 OTHER = {"Oxford": "Paris", "Paris": "Oxford"}
@@ -116,7 +117,7 @@ def train_pca(files: Files, n_components: int) -> None:
     arrays = {"mean": whitening.mean_D.reshape(1, dim).numpy(), "DVt": whitening.components_DP.T.numpy()}
     content = {"n_components": whitening.n_components_, **arrays}
     with written_beside(path) as beside:
-        beside.write_bytes(pickle.dumps(content, -1))
+        beside.write_bytes(pickle.dumps(content, PROTOCOL))
 
 
 def describe(model: Model, dataset: Dataset, files: Files, stage: str) -> None:
