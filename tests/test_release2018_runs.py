@@ -29,6 +29,7 @@ from deepcluster.evaluation.options import LinearOptions
 from deepcluster.evaluation.protocols import evaluate
 from deepcluster.interop.loading import load
 from deepcluster.interop.release2018.probe import Probe
+from deepcluster.interop.release2018_files import release_checkpoint
 from deepcluster.run.model import Model
 from deepcluster.visualization.filters import filters
 
@@ -69,13 +70,27 @@ def release_keys() -> list[str]:
     batch_norm = ("weight", "bias", "running_mean", "running_var")
     layers = [(f"features.{n + norm}", norm) for n in (0, 4, 8, 11, 14) for norm in (0, 1)]
     names = [f"{layer}.{part}" for layer, norm in layers for part in (batch_norm if norm else batch_norm[:2])]
-    rest = [f"{layer}.{part}" for layer in ("classifier.1", "classifier.4", "sobel.0", "sobel.1") for part in batch_norm[:2]]
-    return names + rest
+    others = ("classifier.1", "classifier.4", "top_layer", "sobel.0", "sobel.1")
+    return names + [f"{layer}.{part}" for layer in others for part in batch_norm[:2]]
 
 
-def test_eval_linear_on_an_alexnet(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AlexNet as the release has it: without `optimizer`, its convolutions in DataParallel, in torch's old format."""
+    file, trunk = tmp_path_factory.mktemp("released") / "checkpoint.pth.tar", load("untrained:alexnet").trunk
+    state = release_checkpoint(trunk, None, epoch=500)
+    generator = torch.Generator().manual_seed(0)
+    state["state_dict"]["top_layer.weight"] = torch.randn(7, 4096, generator=generator)
+    state["state_dict"]["top_layer.bias"] = torch.randn(7, generator=generator)
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    return file
+
+
+def test_eval_linear_on_a_released_file(
+    released: Path, classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The files and lines of two epochs; the last test is that of our own protocol with the same settings."""
-    exp, model = tmp_path / "exp", "untrained:alexnet"
+    exp, model = tmp_path / "exp", str(released)
     words = ["--model", model, "--data", classes, "--conv", 1, "--lr", 0.005, "--wd", -7, "--exp", exp, "--workers", 1]
     run("eval_linear", *words, "--epochs", 2, "--batch", 6, "--verb")
     steps = [rf"Epoch: \[{epoch}\]\[0/2\]\t{TIMES}\t{SHARES}" for epoch in (0, 1)]
@@ -97,21 +112,23 @@ def test_eval_linear_on_an_alexnet(classes: Path, tmp_path: Path, capsys: pytest
     assert (state["epoch"], state["arch"], state["prec5"]) == (2, "alexnet", 100.0)
     assert state["best_prec1"] == max(found["prec1"])
     assert list(state["state_dict"]) == release_keys()
-    weights = load(model).trunk.state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in state["state_dict"].items())
+    given = torch.load(released, weights_only=True)["state_dict"]
+    given = {name.replace(".module", ""): value for name, value in given.items()}
+    assert all(torch.equal(given[name], value) for name, value in state["state_dict"].items())
     [group] = state["optimizer"]["param_groups"]
     assert (group["momentum"], group["weight_decay"], len(group["params"])) == (0.9, 1e-7, 2)
     assert state["optimizer"]["state"][0]["momentum_buffer"].shape == (3, 9600)
 
 
 def test_eval_linear_prints_nothing_but_the_loader_s_lines(
-    classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    released: Path, classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And without --exp the files are in the current folder."""
+    """And without --exp the files are in the current folder. What was used of the file goes to the error stream."""
     monkeypatch.chdir(tmp_path)
-    run("eval_linear", "--model", "untrained:alexnet", "--data", classes, "--conv", 1, "--epochs", 1, "--wo", 0)
+    run("eval_linear", "--model", released, "--data", classes, "--conv", 1, "--epochs", 1, "--wo", 0)
     out, err = capsys.readouterr()
-    assert out.splitlines() == [line.format("untrained:alexnet") for line in LOADED] and not err
+    assert out.splitlines() == [line.format(released) for line in LOADED]
+    assert re.fullmatch(rf"{re.escape(str(released))}: 34 of 34 tensors of alexnet .*\n", err)
     assert (tmp_path / "log" / "prec1").is_file()
 
 
