@@ -84,7 +84,7 @@ def test_a_released_alexnet_has_the_clusters_that_it_predicts(sobel: bool, tmp_p
     assert (model.settings.arch, model.settings.sobel, model.image_size) == ("alexnet", sobel, 224)
     assert_same_features(model, trunk)
     own = len([key for key in tensors if key.startswith(("features", "classifier"))])
-    assert model.remark == f"{own} of {own} tensors of alexnet and 2 of its 50 clusters, of {len(tensors)} in the file"
+    assert model.remark == f"{own} of {own} tensors of alexnet and 2 of 50 clusters (the file holds {len(tensors)})"
     # The cluster of an image is that of the largest score, of features of all lengths.
     features_ND = torch.randn(300, 4096, generator=torch.Generator().manual_seed(3)) * torch.logspace(-2, 2, 300)[:, None]
     scores_NK = relu(features_ND).double() @ tensors["top_layer.weight"].double().T + tensors["top_layer.bias"].double()

@@ -174,7 +174,7 @@ def embed(
     makes the call computes all rows by itself.
 
     Args:
-        model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` returned.
+        model: whatever `load` opens, or its result.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, embedding) or an array (`.npy`, with the names beside in `.names.txt`).
         parts: `out` is a folder instead, of numbered Parquet files that are one table.
@@ -226,7 +226,7 @@ def assign(
     Several processes as in `embed`, where `out` or `folders` is given.
 
     Args:
-        model: a run folder, a checkpoint, or what `load` returned.
+        model: whatever `load` opens, or its result.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, cluster, distance).
         folders: also make a folder of links per cluster in this folder.

@@ -111,8 +111,8 @@ def _remark(match: Match, total: int, used: tuple[str, ...] = (), n_clusters: in
     """Say how many of the file's tensors were used, what is random, and what was left out."""
     heads = {without_wrappers(key) for key in used}
     left = [key for key in match.left if key not in heads]
-    clusters = f" and {len(used)} of its {n_clusters:,} clusters" if n_clusters else ""
-    parts = [f"{match.share} tensors of {match.arch}{clusters}, of {total} in the file"]
+    clusters = f" and {len(used)} of {n_clusters:,} clusters" if n_clusters else ""
+    parts = [f"{match.share} tensors of {match.arch}{clusters} (the file holds {total})"]
     if match.missing:
         parts.append(f"random, as the file lacks them: {some_of(match.missing)}")
     if left:

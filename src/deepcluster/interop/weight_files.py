@@ -16,6 +16,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import begin_of, check_file, load_tensors, user_path
 from deepcluster.core.inert import Inert
 from deepcluster.core.kinds import stand_in
+from deepcluster.interop.renaming import usual_names
 
 TORCH_FILES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
@@ -60,8 +61,8 @@ def has_hub_files(folder: Path) -> bool:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the names and tensors of a file, as `read_file` does."""
-    return read_file(path).tensors
+    """Read the tensors of a file under usual names, as `read_file` does."""
+    return usual_names(read_file(path).tensors)
 
 
 def read_file(path: str | Path) -> WeightFile:

@@ -77,6 +77,10 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run already: --resume continues it, --overwrite starts again, --out names another"
             )
+        if resume and self.is_run() and not self.read_config()["data"].get("address", True):
+            raise InputError(
+                f"{self.path} is an imported model, which has no training to resume: use --init {self.path} and another --out"
+            )
         if self.is_run() or not self.path.is_dir():
             return
         # A run that was killed before it wrote its config.json leaves no more than these.
