@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from buildings_helper import PLACES, write_city
 from models_helper import make_model, write_classes
 from PIL import Image
 from test_linear import StoppedAfter
 from test_release2018_scripts import run
+from torchvision.transforms.v2.functional import pil_to_tensor
 from vocs import write_voc
 
 import deepcluster
@@ -30,6 +32,7 @@ from deepcluster.evaluation.protocols import evaluate
 from deepcluster.interop.loading import load
 from deepcluster.interop.release2018.probe import Probe
 from deepcluster.interop.release2018_files import release_checkpoint
+from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model
 from deepcluster.visualization.filters import filters
 
@@ -387,6 +390,26 @@ def test_pretrained_without_torchvision_s_weights(cities: Path, tmp_path: Path, 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"--model pretrained is torchvision's VGG-16, and .*vgg16_bn-6c64b313\.pth is not"):
         stage(cities, tmp_path, "extract_train", "Oxford", "--model", "pretrained")
+
+
+@pytest.mark.slow
+def test_the_regions_of_torchvision_s_vgg16(cities: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--model pretrained`: maxima over the map before the last pool, by torchvision itself."""
+    network = torchvision.models.vgg16_bn().eval()
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(network.state_dict(), folder / "vgg16_bn-6c64b313.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    stage(cities, tmp_path / "temp", "extract_train", "Oxford", "--model", "pretrained")
+    image = Image.open(cities / "Oxford" / "jpg" / "oxford_bridge_000000.jpg").convert("RGB")
+    ratio = 64 / max(image.size)
+    pixels = pil_to_tensor(image.resize(tuple(round(side * ratio) for side in image.size), Image.Resampling.BILINEAR))
+    with torch.no_grad():
+        map_CHW = network.features[:-1](normalise(pixels[None]))[0]
+    side = min(map_CHW.shape[1:])
+    expected = torch.nn.functional.normalize(map_CHW[:, :side, :side].amax((1, 2)), dim=0)
+    found = np.load(tmp_path / "temp" / "Oxford_S64_L3_regions" / "0.npy")[0, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 # gradient_ascent.py

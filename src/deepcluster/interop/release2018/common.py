@@ -77,7 +77,8 @@ def open_model(path: str | None, *, workers: int | None = None, advice: str) -> 
     name = needed(path, "--model", "name a checkpoint.pth.tar, or a run folder of deepcluster")
     interruption = new_interruption(advice)
     with interruption.listening():
-        if not Path(name).expanduser().exists() and not name.startswith(UNTRAINED):
+        file = name.partition("@")[2] or name  # ARCH@FILE
+        if not any(Path(one).expanduser().exists() for one in (name, file)) and not name.startswith(UNTRAINED):
             say(f"=> no checkpoint found at '{name}'")
         else:
             say(f"=> loading checkpoint '{name}'")

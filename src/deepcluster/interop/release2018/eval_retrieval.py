@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _pretrained() -> str:
-    """Return the file of torchvision's supervised VGG-16."""
+    """Return torchvision's supervised VGG-16, as `load` takes it."""
     import torch
 
     say("loading supervised pretrained VGG-16")
@@ -80,4 +80,4 @@ def _pretrained() -> str:
             f"--model {PRETRAINED} is torchvision's VGG-16, and {path} is not there: let torchvision fetch it "
             "(torchvision.models.vgg16_bn(weights='IMAGENET1K_V1')), or name a model"
         )
-    return str(path)
+    return f"vgg16@{path}"
