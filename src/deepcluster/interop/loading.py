@@ -11,7 +11,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import end_waits
 from deepcluster.core.work import Interruption, Work
 from deepcluster.interop.foreign import model_of_file
-from deepcluster.interop.weight_files import SAFETENSORS, file_of, has_hub_files, read_file
+from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, file_of, has_hub_files, read_file
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
 from deepcluster.run.auto import PAPER_TRUNKS
 from deepcluster.run.features import make_run_trunk
@@ -60,7 +60,7 @@ def load(model: str | Path) -> Model:
         path = folder.last
         if not path.is_file():
             raise InputError(f"{folder.path} has no checkpoint yet")
-    if path.is_dir() or path.suffix == SAFETENSORS:
+    if path.is_dir() or path.suffix in (SAFETENSORS, *CAFFE_FILES):
         return model_of_file(read_file(path), name=str(model), arch=arch)
     state = load_tensors(path)
     if arch is None and is_checkpoint(state):
