@@ -118,7 +118,7 @@ class Probe:
         """Take a step on a batch; before the first of an epoch, test the classifier of the one before."""
         epoch, place = divmod(number, self.steps_per_epoch)
         self.test(epoch)
-        if place == 0:
+        if place == 0 and epoch:
             self.meters = Meters()
         started = time.perf_counter()
         labels_B = self.labels[0][batch.indices_B.to(self.device)]
