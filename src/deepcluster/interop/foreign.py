@@ -16,7 +16,7 @@ from deepcluster.interop.renaming import usual_names
 from deepcluster.interop.weight_files import WeightFile
 from deepcluster.models.heads import Projection
 from deepcluster.models.trunk import Trunk
-from deepcluster.models.weights import Match, some_of, take_weights, without_wrappers
+from deepcluster.models.weights import Match, Undrawn, some_of, take_weights, without_wrappers
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
@@ -43,8 +43,12 @@ def model_of_file(file: WeightFile, *, name: str, arch: str | None = None) -> Mo
     if settings is None:
         network = recognise(file, tensors, arch)
         settings = Settings.from_dict({**asdict(network), **_statistics(file), "precision": "fp32"})
-    trunk = make_run_trunk(settings)
+    with Undrawn():
+        trunk = make_run_trunk(settings)
     match = Match.of(trunk, tensors)
+    if match.missing:  # These stay random.
+        trunk = make_run_trunk(settings)
+        match = Match.of(trunk, tensors)
     take_weights(trunk, tensors, name=name)
     _take_sobel(trunk, tensors)
     machine = Machine.choose("cpu", "fp32")

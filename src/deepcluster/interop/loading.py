@@ -13,6 +13,7 @@ from deepcluster.core.work import Interruption, Work
 from deepcluster.interop.foreign import model_of_file
 from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, file_of, has_hub_files, read_file
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
+from deepcluster.models.weights import Undrawn
 from deepcluster.run.auto import PAPER_TRUNKS
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder, checkpoint_of, is_checkpoint
@@ -88,7 +89,8 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Mode
     except (KeyError, InputError) as fault:
         raise InputError(f"{path} was written by another version of deepcluster: {fault}") from None
     machine = Machine.choose("cpu", settings.precision)
-    trunk = make_run_trunk(settings).to(machine.dtype)
+    with Undrawn():  # All weights are those of the checkpoint.
+        trunk = make_run_trunk(settings).to(machine.dtype)
     try:
         trunk.load_state_dict(state["trunk"])
     except RuntimeError as fault:

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import begin_of, check_file, read_regular
@@ -34,6 +33,7 @@ from deepcluster.interop.caffe.wire import decode
 from deepcluster.models.archs import make_trunk
 from deepcluster.models.convnets import TABLES, ConvNet, sobel_layer
 from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
+from deepcluster.models.weights import Undrawn
 
 TEXT, BINARY = ".prototxt", ".caffemodel"
 ENDINGS = (BINARY, TEXT)
@@ -69,16 +69,6 @@ class CaffeModel:
     mean: Triple
     std: Triple
     remarks: tuple[str, ...]
-
-
-class _Undrawn(TorchFunctionMode):
-    """Where layers are made without drawing their weights, which takes seconds; their memory is not even touched."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def read_caffe(path: Path) -> CaffeModel:
@@ -218,7 +208,7 @@ def _recognise(mains: list[tuple[Step, _Norm]], *, sobel: bool, image_size: int)
         shown = "; ".join(found[:_MOST_SHOWN]) + ("; …" if len(found) > _MOST_SHOWN else "")
         known = " and ".join(f"{arch} {depth}" for arch, depth in depths.items())
         raise Malformed(f"{neither}: it has {count_of(depth, 'convolution')} ({known}): {shown}")
-    with _Undrawn():
+    with Undrawn():
         trunk = cast(ConvNet, make_trunk(arch, image_size=image_size, sobel=sobel))
     wanted = [text for _, text in trunk_layers(trunk)]
     for number, text in enumerate(wanted):
