@@ -35,6 +35,7 @@ from deepcluster.interop.release2018.__main__ import main as release2018
 from deepcluster.interop.release2018.main import parser, training_settings
 from deepcluster.interop.release2018.main_lines import Lines
 from deepcluster.interop.release2018.main_run import Start
+from deepcluster.interop.release2018.shims import shims as shim_files
 from deepcluster.interop.release2018_files import (
     release_checkpoint,
 )
@@ -592,6 +593,18 @@ def test_shims_call_what_there_is(shims: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert release2018(["shims", str(shims)]) == 2
     assert "eval_linear.py is there already and would be lost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_flags_of_the_shell_scripts_are_those_of_the_scripts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        release2018([name, "--help"])
+    assert ending.value.code == 0
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    texts = [text for path, text in shim_files().items() if path.endswith(".sh") and f"/{name}.py" in text]
+    for text in texts:
+        assert set(re.findall(r" (--\w+)", text)) <= known, name
+    assert texts or name in ("shims", "download_model")
 
 
 def test_unknown_scripts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
