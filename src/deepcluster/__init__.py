@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deepcluster.core.errors import Interrupted as Interrupted
     from deepcluster.core.errors import TrainingError as TrainingError
     from deepcluster.evaluation.protocols import evaluate as evaluate
+    from deepcluster.interop.exports import export as export
     from deepcluster.interop.loading import load as load
     from deepcluster.run.model import Model as Model
     from deepcluster.run.settings import Settings as Settings
@@ -36,6 +37,7 @@ _HOMES = {
     "Clusters": "api",
     "evaluate": "evaluation.protocols",
     "report": "visualization.report.command",
+    "export": "interop.exports",
     "load": "interop.loading",
     "Model": "run.model",
     "KMeans": "clustering.kmeans",
