@@ -62,7 +62,7 @@ _STATE_FILES = (".pt", ".pth", ".safetensors")
 FORMATS = {
     "torchvision": Format("state_dicts:write_torchvision", "a state dict for torchvision", _STATE_FILES, ("fold_sobel",)),
     "timm": Format("state_dicts:write_timm", "a state dict for timm", _STATE_FILES, ("fold_sobel",)),
-    "huggingface": Format("huggingface:write_folder", "a folder for the Hugging Face hub and timm", (), ("licence",)),
+    "huggingface": Format("huggingface:write_folder", "a folder in the layout of the Hugging Face hub", (), ("licence",)),
     "safetensors": Format(
         "safetensors_files:write_safetensors", "the weights of any trunk", (".safetensors",), ("fold_sobel",)
     ),

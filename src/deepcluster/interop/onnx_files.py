@@ -93,12 +93,14 @@ class NearestCluster(nn.Module):
         super().__init__()
         self.centroids_KP: Tensor
         self.register_buffer("centroids_KP", assignment.centroids_KP.cpu())
-        self.supers_SP: Tensor | None = None
-        if assignment.super_of_cluster_K is not None and assignment.super_centroids_SP is not None:
-            used, supers_K = assignment.super_of_cluster_K.cpu().unique(return_inverse=True)
-            self.register_buffer("supers_SP", assignment.super_centroids_SP.cpu()[used])
-            self.super_of_cluster_K: Tensor
-            self.register_buffer("super_of_cluster_K", supers_K)
+        supers_SP, supers_K = assignment.super_centroids_SP, assignment.super_of_cluster_K
+        if supers_SP is not None and supers_K is not None:
+            used, supers_K = supers_K.cpu().unique(return_inverse=True)
+            supers_SP = supers_SP.cpu()[used]
+        self.supers_SP: Tensor | None
+        self.super_of_cluster_K: Tensor
+        self.register_buffer("supers_SP", supers_SP)
+        self.register_buffer("super_of_cluster_K", supers_K)
 
     def forward(self, points_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Return cluster (B,) and distance (B,)."""

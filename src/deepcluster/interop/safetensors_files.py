@@ -10,6 +10,7 @@ from torch import Tensor
 from deepcluster import __version__
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
+from deepcluster.data.views import ClusterView
 from deepcluster.interop.exports import Written
 from deepcluster.interop.sobel_folding import fold_sobel as folded_sobel
 from deepcluster.interop.state_dicts import save_state, state_of
@@ -75,8 +76,6 @@ def normalisation(settings: Settings) -> tuple[list[float], list[float]]:
 
 def resized(image_size: int) -> int:
     """Return the length to which the shorter side of an image is scaled before the centre crop."""
-    from deepcluster.data.views import ClusterView
-
     return ClusterView(image_size).resized
 
 

@@ -100,10 +100,11 @@ def save_state(state: Mapping[str, Tensor], out: Path, metadata: Mapping[str, st
     """Write tensors: safetensors for names with this ending, else as `torch.save`."""
     if out.suffix == ".safetensors":
         try:
-            from safetensors.torch import save_file
+            from safetensors.torch import save
         except ImportError:
             raise InputError("writing safetensors needs safetensors: pip install safetensors") from None
-        save_file(dict(state), out, metadata={"format": "pt", **(metadata or {})})
+        # `save_file` makes files that only their owner can read.
+        out.write_bytes(save(dict(state), metadata={"format": "pt", **(metadata or {})}))
         return
     torch.save(dict(state), out)
 

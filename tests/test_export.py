@@ -1,0 +1,322 @@
+"""Exports, read by torchvision, timm, safetensors and the Hugging Face hub's own code."""
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from click.testing import CliRunner
+from exports_helper import model_of, printed
+from huggingface_hub import ModelCard
+from models_helper import make_model
+from safetensors import safe_open
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+import deepcluster
+from deepcluster.cli import cli, main
+from deepcluster.core.device import Machine
+from deepcluster.core.errors import InputError
+from deepcluster.interop.exports import FORMATS, export
+from deepcluster.interop.huggingface import crop_share
+from deepcluster.interop.safetensors_files import read_clusters
+from deepcluster.interop.sobel_folding import fold_sobel
+from deepcluster.models.archs import make_trunk
+from deepcluster.models.weights import read_weights, take_weights
+from deepcluster.run.settings import Settings
+from deepcluster.run.space import space_state
+
+TORCHVISION = [
+    ("resnet18", 64, {"fc.weight", "fc.bias"}),
+    ("torchvision:shufflenet_v2_x0_5", 64, {"fc.weight", "fc.bias"}),
+    ("torchvision:squeezenet1_1", 64, {"classifier.1.weight", "classifier.1.bias"}),
+    ("torchvision:mobilenet_v3_small", 64, {"classifier.3.weight", "classifier.3.bias"}),
+]
+TIMM = [("resnet18", 64), ("timm:resnet10t", 64), ("timm:test_vit,patch_size=4", 32), ("timm:test_convnext", 64)]
+# Every architecture here that takes the fixed Sobel layer in front, with what fits no library.
+ANY = [("alexnet-small", 32, True), ("alexnet-small", 32, False), ("resnet18-small", 32, True), ("timm:resnet10t", 64, True)]
+
+
+def noise(size: int, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def difference(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], size: int) -> float:
+    images_BCHW = noise(size)
+    features_BD = one(images_BCHW)
+    assert features_BD.abs().max() > 0
+    return float((features_BD - other(images_BCHW)).abs().max())
+
+
+def read_as_printed(text: str) -> nn.Module:
+    """Run the line of Python that an export prints."""
+    names: dict[str, Any] = {}
+    exec(text.partition("read it with: ")[2], names)
+    net: nn.Module = names["net"]
+    return net.eval()
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize("arch, size, missing", TORCHVISION)
+def test_torchvision_misses_only_its_classifier(
+    arch: str, size: int, missing: set[str], ending: str, tmp_path: Path
+) -> None:
+    model, out = model_of(tmp_path, arch, size), tmp_path / f"net{ending}"
+    text = printed(model, format="torchvision", out=out)
+    state = load_file(out) if ending == ".safetensors" else torch.load(out, weights_only=True)
+    found = torchvision.models.get_model(arch.partition(":")[2] or arch).load_state_dict(state, strict=False)
+    assert set(found.missing_keys) == missing and not found.unexpected_keys
+    assert difference(model.trunk, read_as_printed(text), size) == 0
+
+
+@pytest.mark.slow
+def test_torchvision_reads_vgg16_of_224_pixels(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "vgg16", 224)
+    text = printed(model, format="torchvision", out=tmp_path / "net.pt")
+    assert "left out: the classifier (classifier.6.weight, classifier.6.bias)" in text
+    assert difference(model.trunk, read_as_printed(text), 224) == 0
+
+
+@pytest.mark.parametrize("arch, size", TIMM)
+def test_timm_misses_nothing(arch: str, size: int, tmp_path: Path) -> None:
+    model = model_of(tmp_path, arch, size)
+    text = printed(model, format="timm", out=tmp_path / "net.pt")
+    assert "left out" not in text and "strict" not in text
+    assert difference(model.trunk, read_as_printed(text), size) == 0
+
+
+@pytest.mark.parametrize("arch, size", TIMM)
+def test_timm_opens_the_folder_of_the_hub(arch: str, size: int, tmp_path: Path) -> None:
+    model = model_of(tmp_path, arch, size)
+    text = printed(model, format="huggingface", out=tmp_path / "hub", licence="apache-2.0")
+    net = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True, num_classes=0).eval()
+    assert difference(model.trunk, net, size) == 0
+    assert difference(model.trunk, read_as_printed(text), size) == 0
+    wanted = {"input_size": [3, size, size], "interpolation": "bilinear", "crop_mode": "center"}
+    found = resolve_data_config({}, model=net)
+    assert found.items() >= {**wanted, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}.items()
+    # A classifier of ten classes on grey images: everything between the first and the last layer is ours.
+    other = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True, num_classes=10, in_chans=1)
+    last = [key for key in net.state_dict() if key.endswith(".bias")][-1]
+    assert torch.equal(net.state_dict()[last], other.state_dict()[last])
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "timm")
+
+
+@pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 160, 224, 227, 299, 384])
+def test_timm_resizes_to_the_size_of_the_view_that_is_clustered(size: int) -> None:
+    transform = create_transform((3, size, size), crop_pct=crop_share(size), interpolation="bilinear")
+    assert transform.transforms[0].size == round(size * 256 / 224)
+    assert transform.transforms[1].size in (size, [size, size], (size, size))
+
+
+@pytest.mark.parametrize("format, name", [("safetensors", "net.safetensors"), ("huggingface", "hub")])
+@pytest.mark.parametrize("arch, size, sobel", ANY)
+def test_init_reads_what_is_exported(arch: str, size: int, sobel: bool, format: str, name: str, tmp_path: Path) -> None:
+    model, out = model_of(tmp_path, arch, size, sobel=sobel), tmp_path / name
+    assert model.export(format=format, out=out) == out
+    trunk = make_trunk(arch, image_size=size, sobel=sobel, seed=9).eval()
+    assert "left out" not in take_weights(trunk, read_weights(out), name=name)
+    assert difference(model.trunk, trunk, size) == 0
+    with safe_open(out if out.is_file() else out / "model.safetensors", "pt") as file:
+        facts = file.metadata()
+    assert facts["format"] == "pt" and facts["arch"] == arch and facts["image_size"] == str(size)
+    assert facts["sobel"] == str(sobel).lower() and json.loads(facts["std"]) == [0.229, 0.224, 0.225]
+    assert Settings.from_saved(json.loads(facts["deepcluster_settings"])) == model.settings
+
+
+def test_the_folder_of_a_network_of_ours_names_it_and_holds_its_settings(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "alexnet-small", 32, sobel=True, init="of/this/machine.pt")
+    export(model, format="huggingface", out=tmp_path / "hub")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"], config["num_features"]) == ("alexnet-small", 0, 256)
+    assert config["deepcluster_settings"]["sobel"] and config["deepcluster_settings"]["init"] is None
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert (card.data.license, card.data.library_name) == ("unknown", "deepcluster")
+
+
+def test_the_folder_holds_the_clusters(trained: Path, tmp_path: Path) -> None:
+    model = deepcluster.load(trained)
+    text = printed(model, format="huggingface", out=tmp_path / "hub")
+    assert "left out" not in text
+    path = tmp_path / "hub" / "clusters.safetensors"
+    space, assignment = read_clusters(path, model.settings, dim=model.trunk.dim, machine=model.machine)
+    own_space, own = model.clusters()
+    for one, other in (
+        (space_state(space)["whitening"], space_state(own_space)["whitening"]),
+        (vars(assignment), vars(own)),
+    ):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]) if isinstance(value, Tensor) else value == other[key], key
+
+
+def test_weights_that_are_tied_or_not_contiguous_are_written(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "alexnet-small", 16)
+    features: Any = model.trunk.get_submodule("features")
+    model.trunk.register_parameter("tied", nn.Parameter(features[0].weight.detach().mT))
+    model.trunk.register_parameter("twice", model.trunk.tied)
+    export(model, format="safetensors", out=tmp_path / "net.safetensors")
+    state = load_file(tmp_path / "net.safetensors")
+    assert torch.equal(state["tied"], state["twice"]) and torch.equal(state["tied"], features[0].weight.mT)
+    assert (tmp_path / "net.safetensors").stat().st_mode & stat.S_IROTH
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_runs_in_any_precision_are_written_in_float32_and_stay_as_they_are(precision: str, tmp_path: Path) -> None:
+    model = model_of(tmp_path, "alexnet-small", 16, precision=precision).on("cpu")
+    before = {key: value.clone() for key, value in model.trunk.state_dict().items()}
+    assert deepcluster.export(model, format="safetensors", out=tmp_path / "net.safetensors").is_file()
+    state = load_file(tmp_path / "net.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}  # int64 counts batches.
+    for key, value in model.trunk.state_dict().items():
+        assert value.dtype == before[key].dtype and value.stride() == model.trunk.state_dict()[key].stride()
+        assert torch.equal(value.float(), state[key].float()), key
+    assert model.trunk.features[0].weight.dtype == Machine.choose("cpu", precision).dtype
+
+
+# Sides of the first map; of its windows the first and the last are outside of the image: worked out by hand.
+FOLDED = [
+    ("alexnet-small", 32, "features.0", 7, (14 / 16) ** 2),
+    ("resnet18", 64, "conv1", 9, (29 / 32) ** 2),
+    ("resnet18-small", 32, "conv1", 5, (30 / 32) ** 2),
+    ("timm:test_vit,patch_size=4", 32, "patch_embed.proj", 6, 1.0),
+    pytest.param("alexnet", 224, "features.0", 13, (53 / 55) ** 2, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("arch, size, layer, side, share", FOLDED)
+def test_sobel_is_folded_exactly_inside_the_image(arch: str, size: int, layer: str, side: int, share: float) -> None:
+    trunk = make_trunk(arch, image_size=size, sobel=True).eval()
+    folded = fold_sobel(trunk, size)
+    assert folded.layer == layer and folded.convolution.kernel_size == (side, side)
+    assert folded.share == pytest.approx(share)
+    assert folded.difference < (1e-5 if share == 1 else 0.5)
+    names = dict(trunk.named_modules())
+    first: Any = names.get(layer) or names[f"backbone.{layer}"]
+    # Oracle: the composed convolution of a large image, without any padding.
+    weight, bias = folded.convolution.weight, folded.convolution.bias
+    images_BCHW = noise(5 * side).double()
+    assert trunk.sobel is not None
+    with torch.no_grad():
+        edges_BCHW = trunk.double().sobel(images_BCHW)[:, :, 1:-1, 1:-1]
+        two = conv2d(edges_BCHW, first.weight, first.bias)
+        one = conv2d(images_BCHW, weight.double(), None if bias is None else bias.double())
+    assert torch.allclose(one, two, atol=1e-5 * float(two.abs().max()))
+
+
+@pytest.mark.parametrize("format", ["torchvision", "timm"])
+def test_a_folded_network_is_read_with_the_printed_line(format: str, tmp_path: Path) -> None:
+    model = model_of(tmp_path, "resnet18", 64, sobel=True)
+    text = printed(model, format=format, out=tmp_path / "net.pt", fold_sobel=True)
+    assert "Sobel is folded into conv1, now 9 × 9 on RGB: equal at 82.1 % of its positions, not at the border" in text
+    net = read_as_printed(text)
+    folded = fold_sobel(model.trunk, 64)
+    assert difference(folded.trunk, net, 64) == 0
+    assert model.trunk.sobel is not None
+
+
+def test_a_folded_network_in_safetensors_does_not_claim_the_settings_of_its_run(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "alexnet-small", 32, sobel=True)
+    export(model, format="safetensors", out=tmp_path / "net.safetensors", fold_sobel=True)
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        assert file.metadata()["sobel"] == "folded into features.0" and "deepcluster_settings" not in file.metadata()
+        assert file.get_tensor("features.0.weight").shape == (96, 3, 7, 7)
+        assert not [key for key in file.keys() if key.startswith("sobel")]  # noqa: SIM118
+
+
+TAKE_ANY = "--format safetensors, huggingface and onnx take any network"
+REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("format", {}, {"format": "torchvison", "out": "a.pt"}, r"unknown format 'torchvison' \(did you mean torchvision\?\)"),
+    ("ending", {}, {"format": "safetensors", "out": "a.pt"}, "--out .*a.pt: the file should end in .safetensors"),
+    ("no folder", {}, {"format": "onnx", "out": "none/a.onnx"}, "the folder .*none does not exist"),
+    ("a folder", {}, {"format": "onnx", "out": "there"}, "the file should end in .onnx"),
+    ("folder in use", {}, {"format": "huggingface", "out": "there"}, "there is not an empty folder"),
+    ("a file", {}, {"format": "huggingface", "out": "file"}, "is a file, and --format huggingface writes a folder"),
+    ("option", {}, {"format": "timm", "out": "a.pt", "output": "conv1"}, "--output goes with --format onnx, not timm"),
+    ("no option", {}, {"format": "timm", "out": "a.pt", "opset": 9}, "--opset is not an option of export"),
+    ("torchvision", {}, {"format": "torchvision", "out": "a.pt"}, f"no network like alexnet-small: {TAKE_ANY}"),
+    ("timm", {"arch": "resnet18-small"}, {"format": "timm", "out": "a.pt"}, f"no network like resnet18-small: {TAKE_ANY}"),
+    (
+        "other library",
+        {"arch": "torchvision:shufflenet_v2_x0_5", "image_size": 64},
+        {"format": "timm", "out": "a.pt"},
+        "timm has no network like torchvision:shufflenet_v2_x0_5: use --format torchvision; ",
+    ),
+    (
+        "size",
+        {"arch": "vgg16", "image_size": 32},
+        {"format": "torchvision", "out": "a.pt"},
+        r"vgg16_bn is made for other images than those of 32 px: its classifier.0.weight is 4096 × 25088, here 4096 × 512",
+    ),
+    (
+        "Sobel",
+        {"arch": "resnet18", "image_size": 64, "sobel": True},
+        {"format": "torchvision", "out": "a.pt"},
+        "takes the 2 channels of the Sobel layer, and torchvision has no such layer: .*--fold-sobel, or keep it",
+    ),
+    ("no Sobel", {}, {"format": "safetensors", "out": "a.safetensors", "fold_sobel": True}, "has no Sobel layer; leave"),
+    (
+        "no plain convolution",
+        {"arch": "timm:tf_efficientnet_b0", "image_size": 64, "sobel": True},
+        {"format": "timm", "out": "a.pt", "fold_sobel": True},
+        "--fold-sobel: the first layer of timm:tf_efficientnet_b0 is not a plain convolution",
+    ),
+]
+
+
+@pytest.mark.parametrize("settings, options, message", [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_what_can_not_be_exported_is_refused(
+    settings: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    (tmp_path / "file").touch()
+    before = set(tmp_path.rglob("*"))
+    model = make_model(tmp_path / "cache", **settings)
+    with pytest.raises(InputError, match=message):
+        export(model, **{**options, "out": tmp_path / options["out"]})
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("format, out", [("safetensors", "a.safetensors"), ("huggingface", "hub")])
+def test_without_safetensors_the_message_names_it(
+    format: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(InputError, match="pip install safetensors"):
+        export(make_model(tmp_path / "cache"), format=format, out=tmp_path / out)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_the_command_prints_what_it_wrote(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "net.safetensors"
+    words = ["export", str(trained), "--format", "safetensors", "--out", str(out)]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    first, left, reading = result.output.splitlines()
+    assert first == f"{out}: the weights of any trunk, {out.stat().st_size // 10**6} MB"
+    assert left == "left out: the clusters (--format huggingface keeps them)"
+    assert reading == f"read it with: import deepcluster; model = deepcluster.load({str(out)!r})"
+    assert CliRunner().invoke(cli, [*words, "--quiet"]).output == ""
+
+
+def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["untrained:alexnet-small", "--format", "torchvision", "--out", str(tmp_path / "a.pt")]
+    assert main(["export", *words]) == 2
+    assert capsys.readouterr().err == f"deepcluster: torchvision has no network like alexnet-small: {TAKE_ANY}\n"
+
+
+def test_the_help_names_every_format() -> None:
+    (named,) = [one.help for one in cli.commands["export"].params if one.name == "format"]  # type: ignore[attr-defined]
+    assert all(name in named for name in FORMATS)
