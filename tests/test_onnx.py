@@ -92,6 +92,7 @@ def clustered(request: pytest.FixtureRequest, images: Path, tmp_path_factory: py
             "recipe": "v2-small-set",
             "cluster_stage": "features",
             "projection": (16, 8),
+            "pca": 8,
         },
     }
     return deepcluster.load(train_small(images, out, **{"image_size": 32, "epochs": 1, **own[request.param]}))
