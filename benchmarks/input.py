@@ -42,7 +42,7 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.pack import Pack
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.views import ClusterView, TrainingView
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = 256
 VIEWS = ("cluster view", "training view")
@@ -128,7 +128,7 @@ def published_transform(view: str, size: int) -> transforms.Compose:
         "cluster view": [transforms.Resize(ClusterView(size).resized), transforms.CenterCrop(size)],
         "training view": [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()],
     }
-    return transforms.Compose([*shape[view], transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION)])
+    return transforms.Compose([*shape[view], transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
 
 def published(photos: Photos, workers: int, view: str) -> Row:

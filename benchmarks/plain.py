@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
+from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import FEATURE_BATCH
 from deepcluster.run.settings import Settings
 
@@ -179,7 +180,7 @@ class Crops:
             transforms.RandomGrayscale(settings.grey),
             *([PillowBlur(settings.blur)] if settings.blur else []),
             transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
         self.views = []
         for group, (number, side) in enumerate(settings.crop_groups):

@@ -66,6 +66,36 @@ def test_a_stopped_run_with_rotations_ends_as_if_it_had_not_been(photos: Path, t
     stopped_everywhere(photos, tmp_path, STOPS, **ROTATED)
 
 
+# Longer and shorter epochs
+
+
+@pytest.mark.parametrize(("length", "draws"), [(0.5, 16), (1.0, 33), (2.0, 66), (0.29, 9)])
+@pytest.mark.parametrize("sampling", ["uniform", "as-published"])
+def test_an_epoch_draws_a_multiple_of_the_images(length: float, draws: int, sampling: str, photos: Path) -> None:
+    """Of the 33 readable ones, rounded down as in the 2018 code, in as many steps."""
+    method = method_of(photos, epoch_length=length, sampling=sampling)
+    steps, train_step = [], method.train_step
+
+    def counted(batch: Batch, step: Step) -> Tensor:
+        steps.append(step.n_images)
+        return train_step(batch, step)
+
+    method.train_step = counted  # type: ignore[method-assign]
+    Loop(method).run_epoch()
+    assert (sum(steps), len(steps)) == (draws, -(-draws // 16))
+    assert set(method.draw_images(1).tolist()) <= set(range(len(method.loader.images))) - set(method.loader.unreadable)
+
+
+def test_a_stopped_run_of_long_epochs_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path) -> None:
+    stopped_everywhere(photos, tmp_path, [("epoch 1", 4, "")], epoch_length=2.0)
+
+
+def test_an_epoch_without_images_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"epoch_length=0.01 of 33 images leaves fewer than 2 per epoch; .* 0.061 or more"):
+        train_small(photos, tmp_path / "run", epoch_length=0.01)
+    assert not (tmp_path / "run").exists()
+
+
 # No more clusterings
 
 
@@ -256,6 +286,7 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
     ({**V2, "super_clusters": 4}, "super_clusters=4 goes only with --method deepcluster"),
     ({**V2, "rotations": True}, "rotations=True goes only with --method deepcluster"),
     ({**V2, "sampling": "as-published"}, "sampling=as-published goes only with --method deepcluster"),
+    ({**V2, "epoch_length": 2.0}, "epoch_length=2.0 goes only with --method deepcluster, not with deepcluster-v2"),
     ({"clusters": (20, 30)}, "clusters=20,30: several clusterings go only with --method deepcluster-v2"),
     ({"crops": "2x224"}, "crops=2x224 goes only with --method deepcluster-v2"),
     ({"look_again": True}, "look_again=True goes only with --method deepcluster-v2"),

@@ -173,7 +173,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
     ),
     "resume a trap": (
         lambda i, r: ["train", i, "--resume", "--out", trapped_copy(r)],
-        ("refused, not run",),
+        ("it is refused",),
     ),
     "damaged config": (
         lambda i, r: ["train", i, "--resume", "--out", cut(copy_of(r, "run") / "config.json").parent],
@@ -190,10 +190,10 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
         lambda i, r: ["embed", another_trunk(r), i, "--out", "e.npy"],
         ("last.pt does not hold the weights of resnet18-small",),
     ),
-    "trap": (lambda i, r: ["embed", trap(Path("m.pt"), as_torch=True), i, "--out", "e.npy"], ("refused, not run",)),
-    "bare trap": (lambda i, r: ["embed", trap(Path("m.pt"), as_torch=False), i, "--out", "e.npy"], ("refused, not run",)),
+    "trap": (lambda i, r: ["embed", trap(Path("m.pt"), as_torch=True), i, "--out", "e.npy"], ("it is refused",)),
+    "bare trap": (lambda i, r: ["embed", trap(Path("m.pt"), as_torch=False), i, "--out", "e.npy"], ("it is refused",)),
     "text as a model": (lambda i, r: ["info", Path(folder_of("d", "m.pt")) / "m.pt"], ("m.pt can't be read",)),
-    "tensor as a model": (lambda i, r: ["info", saved(torch.zeros(3))], ("not a checkpoint of deepcluster",)),
+    "tensor as a model": (lambda i, r: ["info", saved(torch.zeros(3))], ("holds no weights of a network",)),
     "unknown untrained": (
         lambda i, r: ["embed", "untrained:alexnet-smal", i, "--out", "e.npy"],
         ("unknown architecture (did you mean alexnet-small?)",),

@@ -24,12 +24,13 @@ import deepcluster
 from deepcluster.cli import cli, main
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
+from deepcluster.interop.cluster_files import read_clusters
 from deepcluster.interop.exports import FORMATS, export
 from deepcluster.interop.huggingface import crop_share
-from deepcluster.interop.safetensors_files import read_clusters
 from deepcluster.interop.sobel_folding import fold_sobel
+from deepcluster.interop.weight_files import read_weights
 from deepcluster.models.archs import make_trunk
-from deepcluster.models.weights import read_weights, take_weights
+from deepcluster.models.weights import take_weights
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import space_state
 

@@ -17,9 +17,9 @@ from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.files import MARK
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Interruption, Work
-from deepcluster.models.archs import ARCHITECTURES, make_trunk
+from deepcluster.models.archs import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, make_trunk
 from deepcluster.models.convnets import ConvNet
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN, Trunk
+from deepcluster.models.trunk import Trunk
 from deepcluster.run.model import Model
 from deepcluster.visualization.ascent import (
     Ascent,
@@ -41,7 +41,7 @@ Array = np.ndarray[Any, Any]
 CPU = torch.device("cpu")
 OBJECTIVES = ("fourier", "published")
 # The least that the deeper trunks take.
-SIZES = {"alexnet": 64, "vgg16": 32, "resnet18": 32, "resnet50": 32}
+SIZES = {"alexnet": 64, "vgg16": 32, "vgg16-deepercluster": 32, "resnet18": 32, "resnet50": 32}
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_pictures_excite_their_filters_far_more_than_random_images(model: Model,
     if objective == "fourier":
         # What is written is what was measured: the pixels themselves, to the rounding to bytes.
         pixels_BCHW = torch.from_numpy(found).permute(0, 3, 1, 2) / 255
-        mean_3, deviation_3 = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        mean_3, deviation_3 = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
         seen_BC = filters.means((pixels_BCHW - mean_3) / deviation_3)
         np.testing.assert_allclose(seen_BC[range(12), channels].numpy(), activations_B, rtol=0.02, atol=0.005)
 
@@ -206,7 +206,7 @@ def test_blur_is_scipys(sigma: float) -> None:
 
 def test_published_pictures_start_as_pixels_around_grey() -> None:
     start = Pixels(64, grey=False).start([generator_of(1), generator_of(2)]).double().numpy()
-    pixels = 255 * (start * np.array(IMAGENET_DEVIATION)[:, None, None] + np.array(IMAGENET_MEAN)[:, None, None])
+    pixels = 255 * (start * np.array(IMAGENET_STD)[:, None, None] + np.array(IMAGENET_MEAN)[:, None, None])
     assert np.allclose(pixels.mean(axis=(2, 3)), 128, atol=2)
     assert np.allclose(pixels.std(axis=(2, 3)), 20, atol=1)
 

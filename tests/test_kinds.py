@@ -24,7 +24,7 @@ from deepcluster.core.kinds import kind_of, stand_in
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import open_source
 from deepcluster.interop.loading import load
-from deepcluster.models.weights import read_weights
+from deepcluster.interop.weight_files import read_weights
 
 STAND_INS = {
     "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 146946961\n",

@@ -106,7 +106,7 @@ def test_what_is_written_is_loaded_again_at_once(images: Path, tmp_path: Path, m
 
     save = torch.save
     monkeypatch.setattr(torch, "save", spoiled)
-    with pytest.raises(TrainingError, match=r"last.pt can't be loaded again .*pickled code.*please report it"):
+    with pytest.raises(TrainingError, match=r"last.pt can't be loaded again .*lr=<pathlib.*please report it"):
         train_small(images, tmp_path / "run", epochs=1000)
 
 
@@ -128,11 +128,12 @@ def test_a_run_that_kept_numbers_of_numpy_is_opened(number: Any, run: Path, imag
         train_small(images, run, resume=True, epochs=3)
 
 
-@pytest.mark.parametrize("value", [np.zeros(3), np.datetime64("2020-01-01"), np.array([print], object), np.complex64(1)])
-def test_other_things_of_numpy_are_refused(value: Any, tmp_path: Path) -> None:
-    torch.save({"a": value}, tmp_path / "a.pt")
-    with pytest.raises(InputError, match="refused, not run"):
-        load_tensors(tmp_path / "a.pt")
+@pytest.mark.parametrize("value", [np.datetime64("2020-01-01"), np.array([print], object), np.dtype("f4")])
+def test_other_things_of_numpy_are_inert(value: Any, tmp_path: Path) -> None:
+    torch.save({"a": value, "b": np.zeros(3), "c": np.complex64(1)}, tmp_path / "a.pt")
+    found = load_tensors(tmp_path / "a.pt")
+    assert not isinstance(found["a"], np.ndarray | np.generic)
+    assert (found["b"].tolist(), found["c"]) == ([0.0, 0.0, 0.0], 1)
 
 
 def test_what_the_system_refuses_is_said_of_the_run_folder_only_where_that_is_true(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deepcluster.core.errors import TrainingError as TrainingError
     from deepcluster.evaluation.protocols import evaluate as evaluate
     from deepcluster.interop.exports import export as export
+    from deepcluster.interop.importing import import_file as import_file
     from deepcluster.interop.loading import load as load
     from deepcluster.run.model import Model as Model
     from deepcluster.run.settings import Settings as Settings
@@ -39,6 +40,7 @@ _HOMES = {
     "report": "visualization.report.command",
     "export": "interop.exports",
     "load": "interop.loading",
+    "import_file": "interop.importing",
     "Model": "run.model",
     "KMeans": "clustering.kmeans",
     "BalancedKMeans": "clustering.balanced",

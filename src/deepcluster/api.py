@@ -174,7 +174,7 @@ def embed(
     makes the call computes all rows by itself.
 
     Args:
-        model: a run folder, a checkpoint, `untrained:ARCH`, or what `load` returned.
+        model: whatever `load` opens, or its result.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, embedding) or an array (`.npy`, with the names beside in `.names.txt`).
         parts: `out` is a folder instead, of numbered Parquet files that are one table.
@@ -226,7 +226,7 @@ def assign(
     Several processes as in `embed`, where `out` or `folders` is given.
 
     Args:
-        model: a run folder, a checkpoint, or what `load` returned.
+        model: whatever `load` opens, or its result.
         data: any images, not only those of the run.
         out: also write a table (`.parquet`: name, cluster, distance).
         folders: also make a folder of links per cluster in this folder.
@@ -293,6 +293,8 @@ def _opened(
     with joined_work(reporter, new_interruption(PARTS_KEPT)) if shared else nullcontext(Work(reporter)) as work:
         model = model if isinstance(model, Model) else load(model)
         source = open_source(data, limit)
+        if model.remark:
+            work.reporter.say(f"{model.name}: {model.remark}")
         yield model.on(device, workers=workers, work=work), source
 
 

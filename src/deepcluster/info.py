@@ -31,7 +31,7 @@ from deepcluster.run.folder import RunFolder, versions
 from deepcluster.run.metrics import epoch_line
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
-from deepcluster.run.space import ProjectedSpace
+from deepcluster.run.space import PredictionSpace, ProjectedSpace
 
 # Read in a few seconds; of more images, as many spread evenly.
 MOST = 10_000
@@ -137,9 +137,16 @@ def _about_model(model: Model) -> str:
     ]
     if model.centroids_KP is not None:
         clusters, components = model.centroids_KP.shape
-        is_sphere = isinstance(model.space, ProjectedSpace)
-        space = f"on a sphere of {components} projected" if is_sphere else f"in a space of {components} whitened"
-        lines.append(f"{clusters:,} clusters {space} features")
+        match model.space:
+            case ProjectedSpace():
+                space = f"on a sphere of {components} projected features"
+            case PredictionSpace():
+                space = "that the last layer predicts"
+            case _:
+                space = f"in a space of {components} whitened features"
+        lines.append(f"{clusters:,} clusters {space}")
+    if model.remark:
+        lines.append(f"used {model.remark}")
     return "\n".join(lines)
 
 

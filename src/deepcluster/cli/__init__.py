@@ -19,6 +19,7 @@ import click
 from deepcluster import __version__
 from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.export import export
+from deepcluster.cli.importing import import_command
 from deepcluster.cli.options import (
     GroupedCommand,
     batch_options,
@@ -38,7 +39,7 @@ from deepcluster.run.settings import REMOVED, Settings
 # Commands that several processes, which `torchrun` starts, do together.
 OVER_RANKS = ("train", "embed", "assign", "evaluate")
 # Commands that write files. The others have done nothing if their output can't be written.
-WRITE_FILES = ("train", "embed", "assign", "visualize", "report", "export", "demo")
+WRITE_FILES = ("train", "embed", "assign", "visualize", "report", "import", "export", "demo")
 # Exit status of a program whose output goes into a pipe that is closed, as shells show it.
 BROKEN_PIPE = 128 + 13
 # Seconds that the processes after the first wait before they report an error.
@@ -93,7 +94,8 @@ def train(
 def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Write the features of the images of DATA, one row per image.
 
-    MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights).
+    MODEL is a run folder, a checkpoint, another program's file of weights, untrained:ARCH or untrained:RUN (random
+    weights).
     """
     from deepcluster import api
 
@@ -117,7 +119,7 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     api.assign(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
 
 
-for command in (evaluate_group, visualize_group, report, export):
+for command in (evaluate_group, visualize_group, report, import_command, export):
     cli.add_command(command)
 
 

@@ -28,7 +28,8 @@ from deepcluster.evaluation.options import FORMATS, PROTOCOLS
 def evaluate_group() -> None:
     """Evaluate a model by the protocols of the field. Each prints a table and writes a file of its results.
 
-    MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights: the baseline).
+    MODEL is a run folder, a checkpoint, another program's file of weights, untrained:ARCH or untrained:RUN (random
+    weights: the baseline).
     """
 
 

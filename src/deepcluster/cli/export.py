@@ -11,8 +11,8 @@ from deepcluster.core.progress import Reporter
 
 @click.command(short_help="Write a model for other programs.")
 @click.argument("model")
-@click.option("--format", required=True, help="torchvision, timm, huggingface, safetensors or onnx")
-@click.option("--out", type=Path, required=True, help="the file to write; a folder for huggingface")
+@click.option("--format", required=True, help="torchvision, timm, huggingface, safetensors, onnx or release2018")
+@click.option("--out", type=Path, required=True, help="the file to write; a folder for huggingface and release2018")
 @click.option(
     "--output",
     help="onnx: features; embedding (what embed writes); a stage, as its map; projection (points in the space of the "

@@ -36,7 +36,8 @@ class Numbers(click.ParamType[tuple[Any, ...]]):
         except ValueError:
             numbers = ()
         if not numbers or len(numbers) != (self.count or len(numbers)):
-            what = "two numbers separated by a comma, such as 0.2,1" if self.count else "numbers separated by commas"
+            pair = "two numbers separated by a comma, such as 0.2,1"
+            what = pair if self.count == 2 else f"{self.count or ''} numbers separated by commas".lstrip()
             self.fail(f"{value!r} should be {what}")
         return numbers[0] if self.or_one and len(numbers) == 1 else numbers
 

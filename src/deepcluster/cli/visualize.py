@@ -15,7 +15,8 @@ from deepcluster.visualization.options import FilterOptions, ReportOptions, TopI
 def visualize_group() -> None:
     """Show what the filters of a trunk (the network) have learned (docs/visualization.md).
 
-    MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights).
+    MODEL is a run folder, a checkpoint, another program's file of weights, untrained:ARCH or untrained:RUN (random
+    weights).
     """
 
 

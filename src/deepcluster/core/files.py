@@ -255,36 +255,8 @@ def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = No
                 shutil.copyfile(beside, copy)
 
 
-class _NumpyType:
-    """Stands for the type of a NumPy number in a file, without NumPy's own code for reading it."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code = code
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.code = str(state[1]).strip("|") + self.code
-
-
-def _number_of(kind: _NumpyType, content: bytes) -> Any:
-    """Return a NumPy number, truth value or text as a plain value."""
-    import numpy as np
-
-    if not isinstance(kind, _NumpyType) or kind.code.lstrip("<>=")[:1] not in "biufU":
-        raise pickle.UnpicklingError("neither number nor text")
-    value = np.frombuffer(content, kind.code, 1)[0].item()
-    return float(value) if isinstance(value, np.floating) else value  # longdouble is no Python type.
-
-
-# A run whose options were NumPy's once kept them so; they are read as plain values.
-_OLD_NUMBERS = [
-    (_NumpyType, "numpy.dtype"),
-    (_number_of, "numpy.core.multiarray.scalar"),
-    (_number_of, "numpy._core.multiarray.scalar"),
-]
-
-
 def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Return the tensors and plain values of a file. No code in it is ever run.
+    """Return the tensors and plain values of a file; other objects in it are `inert.Inert`. No code is ever run.
 
     Args:
         mapped: tensors stay in the file, and only the parts that are read come into memory.
@@ -294,19 +266,29 @@ def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     import torch
 
+    from deepcluster.core.inert import InertPickle
+    from deepcluster.core.pickles import Refused
+
     check_file(path)
     try:
         mapped &= os.fsencode(path) == str(path).encode("utf-8", "replace")  # torch maps no file of another name.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_OLD_NUMBERS):  # type: ignore[arg-type]
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        options: dict[str, Any] = {"map_location": "cpu", "mmap": mapped}
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                state = torch.load(path, weights_only=True, **options)
+            except pickle.UnpicklingError:
+                if not zipfile.is_zipfile(path) and begin_of(path)[:1] != b"\x80":
+                    raise
+                # More than tensors and plain values.
+                state = torch.load(path, weights_only=False, pickle_module=InertPickle, **options)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+    except Refused as fault:
+        raise InputError(f"{path} holds code ({fault}); it is refused, and nothing in it was run") from None
     except Exception as fault:  # Damaged files raise a dozen types, from zipfile, struct and torch's reader.
         begin = begin_of(path)
-        if isinstance(fault, pickle.UnpicklingError) and (zipfile.is_zipfile(path) or begin[:1] == b"\x80"):
-            raise InputError(
-                f"{path} holds more than tensors and plain values (pickled code); it is refused, not run"
-            ) from None
+        if "TorchScript" in str(fault):
+            raise InputError(f"{path} is a program (TorchScript): save the state_dict() of its network instead") from None
         if isinstance(fault, pickle.UnpicklingError) or stand_in(begin):
             raise InputError(f"{path} is not a checkpoint: it is {kind_of(begin)}") from None
         reason = next(iter(str(fault).splitlines()), type(fault).__name__)

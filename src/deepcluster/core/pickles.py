@@ -8,6 +8,7 @@ import io
 import pickle
 import pickletools
 import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +28,7 @@ LARGEST_EMPTY = 1 << 20
 PLAIN = (str, int, float, bool, bytes, type(None), np.ndarray, np.generic)
 # Boolean, integer, float and complex numbers by bytes, text by length: neither objects nor records nor dates.
 PLAIN_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU][1-9]\d{0,8})")
-# Operations that are carried out as they are; `_Reader` has those that need care, and all others are refused.
+# Operations that are carried out as they are; `PlainUnpickler` has those that need care, and all others are refused.
 HARMLESS = re.compile(
     r"PROTO|FRAME|STOP|MARK|NONE|NEWTRUE|NEWFALSE|(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|(SHORT_|BIN)*(STRING|UNICODE|BYTES)8?|"
     r"EMPTY_(TUPLE|LIST|DICT)|TUPLE[123]?|LIST|APPENDS?|(STACK_)?GLOBAL|((LONG_)?BIN)?[PG][UE]T|MEMOIZE"
@@ -39,14 +40,14 @@ class Refused(Exception):
 
 
 @dataclass
-class _Dtype:
+class Dtype:
     """The type of an array: its code, and its byte order once that is known."""
 
     code: str
     order: str = "="
 
 
-class _Blank:
+class Blank:
     """An array whose content comes later."""
 
 
@@ -62,7 +63,7 @@ def read_plain_pickle(source: str | Path | bytes) -> Any:
     """
     name = "the pickle" if isinstance(source, bytes) else str(source)
     try:
-        value = _Reader(source if isinstance(source, bytes) else Path(source).read_bytes()).load()
+        value = PlainUnpickler(source if isinstance(source, bytes) else Path(source).read_bytes()).load()
         _check_plain(value, {})
         return value
     except OSError as fault:
@@ -80,13 +81,13 @@ def read_plain_pickle(source: str | Path | bytes) -> Any:
 BASE: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 
 
-class _Operations(dict[int, Callable[[Any], None]]):
+class Operations(dict[int, Callable[[Any], None]]):
     def __missing__(self, code: int) -> Callable[[Any], None]:
         name = next(op.name for op in pickletools.opcodes if op.code == chr(code))
         raise Refused(f"the operation {name.lower().replace('_', ' ')}")
 
 
-class _Reader(pickle._Unpickler):
+class PlainUnpickler(pickle._Unpickler):
     """The interpreter: in its stack and its memo are plain values, and what stands for names, types and arrays to come."""
 
     stack: list[Any]
@@ -98,7 +99,7 @@ class _Reader(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         """Return our own function for a known name; nothing is imported."""
-        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        full = full_name(module, name)
         if full not in CALLS:
             raise Refused(f"{module}.{name}"[:100])
         return CALLS[full]
@@ -112,11 +113,11 @@ class _Reader(pickle._Unpickler):
     def _build(self) -> None:
         """Set the byte order of a type, or the content of a blank array."""
         state, made = self.stack.pop(), self.stack[-1]
-        if isinstance(made, _Dtype):
+        if isinstance(made, Dtype):
             _, made.order, subarray, names, fields, *_ = state
             if made.order not in ("<", ">", "=", "|") or not subarray is names is fields is None:
                 raise Refused("a NumPy array of records")
-        elif isinstance(made, _Blank):
+        elif isinstance(made, Blank):
             _, shape, dtype, by_columns, data = state
             self.stack[-1] = _array(data, dtype, shape, "F" if by_columns else "C")
             # The blank is in the memo, too, shortly before the parts of its state.
@@ -139,7 +140,7 @@ class _Reader(pickle._Unpickler):
         self.stack.append({})
         self._fill(items)
 
-    dispatch = _Operations({ord(op.code): BASE[ord(op.code)] for op in pickletools.opcodes if HARMLESS.fullmatch(op.name)})
+    dispatch = Operations({ord(op.code): BASE[ord(op.code)] for op in pickletools.opcodes if HARMLESS.fullmatch(op.name)})
     dispatch |= {
         pickle.REDUCE[0]: _call,
         pickle.BUILD[0]: _build,
@@ -151,13 +152,13 @@ class _Reader(pickle._Unpickler):
     }
 
 
-def _dtype(code: Any, *_: Any) -> _Dtype:
+def _dtype(code: Any, *_: Any) -> Dtype:
     if not isinstance(code, str) or PLAIN_DTYPE.fullmatch(code) is None:
         raise Refused(f"a NumPy array of type {code!r:.40}")
-    return _Dtype(code)
+    return Dtype(code)
 
 
-def _array(data: Any, dtype: _Dtype, shape: Any, order: Any, axes: Any = None) -> NDArray[Any]:
+def _array(data: Any, dtype: Dtype, shape: Any, order: Any, axes: Any = None) -> NDArray[Any]:
     if isinstance(data, list):
         raise Refused("a NumPy array of objects")
     if not len(data) and prod(side or 1 for side in shape) > LARGEST_EMPTY:
@@ -185,12 +186,18 @@ def _ndarray(*_: Any) -> Any:
 CALLS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
     "numpy.ndarray": _ndarray,
-    "numpy.core.multiarray._reconstruct": lambda *_: _Blank(),
+    "numpy.core.multiarray._reconstruct": lambda *_: Blank(),
     "numpy.core.multiarray.scalar": lambda dtype, data: _array(data, dtype, (), "C")[()],
     "numpy.core.numeric._frombuffer": _array,
     "_codecs.encode": _encoded,
     "builtins.bytes": lambda: b"",
 }
+
+
+def full_name(module: str, name: str) -> str:
+    """Return the present name of what a pickle of any Python and NumPy names."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}".replace("numpy._core.", "numpy.core.")
 
 
 def _check_plain(value: Any, heights: dict[int, int], depth: int = 0) -> int:

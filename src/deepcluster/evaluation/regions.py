@@ -29,7 +29,7 @@ from deepcluster.data.decode import decode
 from deepcluster.data.loader import image_threads
 from deepcluster.data.resample import resize
 from deepcluster.data.sources import ImageSource
-from deepcluster.models.trunk import IMAGENET_MEAN
+from deepcluster.models.statistics import IMAGENET_MEAN
 from deepcluster.run.features import Pooled
 from deepcluster.run.kept_features import DISK_RESERVE, FEATURES_FOLDER
 from deepcluster.run.model import Model

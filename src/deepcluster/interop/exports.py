@@ -1,9 +1,10 @@
 """Models for other programs: a table from a format to its writer, and the checks that all formats share.
 
 A writer is a function `write(model, out, **options)` in a file of its own, which `FORMATS` names and which is imported where
-it is used. It gets a copy of the model in float32 on the CPU, and a path that is renamed to the user's at the end.
+it is used. It gets a copy of the model in float32 on the CPU, and a path in a folder whose files are moved at the end.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,7 +18,7 @@ import torch
 
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.files import check_new_folder, output_path, user_path, written_beside
+from deepcluster.core.files import check_new_folder, output_path, user_path
 from deepcluster.core.options import flag
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import size
@@ -67,6 +68,7 @@ FORMATS = {
         "safetensors_files:write_safetensors", "the weights of any trunk", (".safetensors",), ("fold_sobel",)
     ),
     "onnx": Format("onnx_files:write_onnx", "a network for ONNX runtimes", (".onnx",), ("output", "input", "fold_sobel")),
+    "release2018": Format("release2018_export:write_release", "files of the code of 2018"),
 }
 # For messages where a network does not fit a format.
 TAKE_ANY = "--format safetensors, huggingface and onnx take any network"
@@ -110,10 +112,13 @@ def export(
     reporter = reporter or model.work.reporter
     module, _, function = chosen.writer.partition(":")
     write = getattr(import_module(f"deepcluster.interop.{module}"), function)
-    with _beside(path, is_folder=not chosen.endings) as beside:
-        written = write(_portable(model), beside, **options) or Written()
-    n_bytes = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]))
-    reporter.say(f"{path}: {chosen.what}, {size(n_bytes)}")
+    is_folder = not chosen.endings
+    with _scratch(path) as scratch:
+        written = write(_portable(model), scratch if is_folder else scratch / path.name, **options) or Written()
+        files = _move(scratch, path, is_folder=is_folder)
+    n_bytes = sum(file.stat().st_size for file in files)
+    names = str(path) if is_folder else ", ".join(map(str, files))
+    reporter.say(f"{names}: {chosen.what}, {size(n_bytes)}")
     if written.left_out:
         reporter.say(f"left out: {written.left_out}")
     for note in written.notes:
@@ -135,34 +140,35 @@ def _checked(chosen: Format, out: str | Path, name: str) -> Path:
 
 
 @contextmanager
-def _beside(path: Path, *, is_folder: bool) -> Iterator[Path]:
-    """Yield a path that becomes `path` once it is complete."""
-    if not is_folder:
-        # The ending stays: libraries choose by it.
-        beside = path.with_name(f".{path.stem}.part{path.suffix}")
-        with written_beside(path, durable=True) as part:
-            try:
-                yield beside
-                beside.replace(part)
-            finally:
-                beside.unlink(missing_ok=True)
-        return
-    beside = path.with_name(f"{path.name}.part")
-    rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+def _scratch(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a path, which is deleted at the end."""
+    folder = path.with_name(f"{path.name}.part")
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     try:
-        yield beside
-        if path.is_dir():
-            path.rmdir()  # An empty one, which Windows would not replace.
-        beside.replace(path)
-    except BaseException:
-        rmtree(beside, ignore_errors=True)
-        raise
+        yield folder
+    finally:
+        rmtree(folder, ignore_errors=True)
+
+
+def _move(files: Path, path: Path, *, is_folder: bool) -> list[Path]:
+    """Give the files in a folder, or the folder itself, the user's names; return the files."""
+    written = [file for file in sorted(files.rglob("*")) if file.is_file()]
+    for file in written:
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    if not is_folder:
+        return [file.replace(path.with_name(file.name)) for file in written]
+    if path.is_dir():
+        path.rmdir()  # An empty one, which Windows would not replace.
+    files.replace(path)
+    return [path / file.relative_to(files) for file in written]
 
 
 def _portable(model: Model) -> Model:
-    """Return a copy of a model in float32 on the CPU."""
+    """Return a copy of a model in float32 on the CPU, whose trunk takes images that are normalised as its settings say."""
     trunk = deepcopy(model.trunk).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    trunk.scale_C11 = trunk.shift_C11 = None
     machine, space = Machine.choose("cpu", "fp32"), model.space
     if isinstance(space, ProjectedSpace):
         projection = deepcopy(space.projection).to("cpu", torch.float32).eval()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster import __version__
+from deepcluster.interop.cluster_files import NAME as CLUSTERS
+from deepcluster.interop.cluster_files import write_clusters
 from deepcluster.interop.exports import Written
 from deepcluster.interop.safetensors_files import (
     SETTINGS,
@@ -15,12 +17,10 @@ from deepcluster.interop.safetensors_files import (
     normalisation,
     resized,
     settings_to_share,
-    write_clusters,
 )
 from deepcluster.interop.state_dicts import LibraryNetwork, library_network, save_state, state_of
 from deepcluster.run.model import Model
 
-CLUSTERS = "clusters.safetensors"
 USUAL_CROP = 0.875
 # What the card of a network of timm, or of another, names as its reader.
 TIMM, OURS = "timm", "deepcluster"
@@ -73,8 +73,8 @@ def write_folder(model: Model, out: Path, *, licence: str = "unknown") -> Writte
     network = None if model.trunk.sobel is not None else library_network(model.trunk, TIMM)
     save_state(state_of(model.trunk), out / "model.safetensors", metadata(model))
     (out / "config.json").write_text(json.dumps(config(model, network), indent=2) + "\n", encoding="utf-8")
-    if model.assignment is not None:
-        write_clusters(model, out / CLUSTERS)
+    if model.space is not None and model.assignment is not None:
+        write_clusters(model.space, model.assignment, out / CLUSTERS)
     reading = "model = deepcluster.load({out!r})"
     if network:
         reading = "net = timm.create_model('local-dir:' + {out!r}, pretrained=True, num_classes=0)"

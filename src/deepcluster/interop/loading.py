@@ -1,4 +1,4 @@
-"""Models from run folders, checkpoint files and names of architectures."""
+"""Models from run folders, checkpoints, files of other programs and names of architectures."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,16 @@ from typing import Any
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.files import user_path
+from deepcluster.core.files import load_tensors, user_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import end_waits
 from deepcluster.core.work import Interruption, Work
+from deepcluster.interop.foreign import model_of_file
+from deepcluster.interop.weight_files import SAFETENSORS, file_of, has_hub_files, read_file
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
+from deepcluster.run.auto import PAPER_TRUNKS
 from deepcluster.run.features import make_run_trunk
-from deepcluster.run.folder import RunFolder, load_checkpoint
+from deepcluster.run.folder import RunFolder, checkpoint_of, is_checkpoint
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import space_of
@@ -23,9 +26,10 @@ USUAL_IMAGE_SIZE = {"alexnet-small": 32, "resnet18-small": 32}
 
 
 def load(model: str | Path) -> Model:
-    """Return the model of a run folder, a checkpoint file, or `untrained:ARCH` (random weights); on the CPU.
+    """Return the model of a run folder, a checkpoint, another program's file, or `untrained:ARCH`; on the CPU.
 
-    `untrained:RUN` is the trunk of a run before its first epoch.
+    `untrained:ARCH` has random weights; `untrained:RUN` is the trunk of a run before its first epoch. `ARCH@FILE` names the
+    network of a file that does not show it, as in `timm:vit_small_patch16_224@weights.pth`.
 
     Raises:
         InputError: there is no such model, or the file can't be used.
@@ -35,7 +39,7 @@ def load(model: str | Path) -> Model:
         if name in ARCHITECTURES or name.startswith(LIBRARIES):
             check_arch(name)
             image_size = USUAL_IMAGE_SIZE.get(name, 224)
-            settings = Settings(arch=name, image_size=image_size, sobel=name in ("alexnet", "vgg16"))
+            settings = Settings(arch=name, image_size=image_size, sobel=name in PAPER_TRUNKS)
         elif Path(name).is_dir():
             settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
         else:
@@ -44,16 +48,33 @@ def load(model: str | Path) -> Model:
                 f"{', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME, or a run folder for its trunk before training"
             )
         return Model(str(model), make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
-    path = user_path(model)
+    arch, path = _arch_and_path(str(model))
     if not path.exists():
-        raise InputError(f"{path} does not exist: a model is a run folder, a checkpoint file or untrained:ARCH")
-    if path.is_dir():
+        raise InputError(
+            f"{path} does not exist: a model is a run folder, a checkpoint file, another program's file of weights, "
+            "or untrained:ARCH"
+        )
+    if path.is_dir() and not has_hub_files(path):
         folder = RunFolder(path)
         folder.read_config()
         path = folder.last
         if not path.is_file():
             raise InputError(f"{folder.path} has no checkpoint yet")
-    return model_of_checkpoint(load_checkpoint(path), path, name=str(model))
+    if path.is_dir() or path.suffix == SAFETENSORS:
+        return model_of_file(read_file(path), name=str(model), arch=arch)
+    state = load_tensors(path)
+    if arch is None and is_checkpoint(state):
+        return model_of_checkpoint(checkpoint_of(state, path), path, name=str(model))
+    return model_of_file(file_of(state, path), name=str(model), arch=arch)
+
+
+def _arch_and_path(model: str) -> tuple[str | None, Path]:
+    """Split `ARCH@FILE`, where there is no file with such a name."""
+    arch, at, file = model.partition("@")
+    if at and not user_path(model).exists() and (arch in ARCHITECTURES or arch.startswith(LIBRARIES)):
+        check_arch(arch)
+        return arch, user_path(file)
+    return None, user_path(model)
 
 
 def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Model:
@@ -93,6 +114,8 @@ def loaded(
     model = model if isinstance(model, Model) else load(model)
     precision = "fp32" if model.settings.precision == "fp64" else model.settings.precision
     work = work or Work(reporter, interruption or new_interruption())
+    if model.remark:
+        work.reporter.say(f"{model.name}: {model.remark}")
     return model.on(device, precision=precision, workers=workers, work=work)
 
 

@@ -23,7 +23,7 @@ from deepcluster.interop.safetensors_files import metadata, normalisation
 from deepcluster.interop.sobel_folding import fold_sobel as folded_sobel
 from deepcluster.models.trunk import FEATURES, Trunk
 from deepcluster.run.model import Model
-from deepcluster.run.space import Space
+from deepcluster.run.space import PredictionSpace, ProjectedSpace, Space
 
 INPUTS = ("normalised", "uint8")
 # What a network returns besides maps of stages.
@@ -67,12 +67,13 @@ class Stage(nn.Module):
 
 
 class Points(nn.Module):
-    """Features (B, D) to points (B, P) in the space of the clusters: a projection, a whitening, or both."""
+    """Features (B, D) to points (B, P) in the space of the clusters: a projection, a whitening, both, or scores' space."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
-        whitening = space if isinstance(space, Whitening) else space.whitening
-        self.projection = None if isinstance(space, Whitening) else space.projection
+        self.predictions = space if isinstance(space, PredictionSpace) else None
+        self.projection = space.projection if isinstance(space, ProjectedSpace) else None
+        whitening = space if isinstance(space, Whitening) else getattr(space, "whitening", None)
         self.mean_D: Tensor | None
         self.components_DP: Tensor | None
         self.register_buffer("mean_D", None if whitening is None else whitening.mean_D.cpu())
@@ -80,6 +81,8 @@ class Points(nn.Module):
 
     def forward(self, rows_BD: Tensor) -> Tensor:
         """Return points of unit length; float64 if the whitening needs it."""
+        if self.predictions is not None:
+            return self.predictions.transform(rows_BD)
         points_BP = rows_BD if self.projection is None else self.projection(rows_BD)
         if self.mean_D is None or self.components_DP is None:
             return points_BP

@@ -1,23 +1,16 @@
-"""Safetensors: the weights of a trunk with what is needed to use them as text, and the clusters of a model."""
+"""Safetensors: the weights of a trunk, with what is needed to use them as text."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from deepcluster import __version__
-from deepcluster.clustering.assignment import Assignment
-from deepcluster.core.device import Machine
 from deepcluster.data.views import ClusterView
 from deepcluster.interop.exports import Written
 from deepcluster.interop.sobel_folding import fold_sobel as folded_sobel
 from deepcluster.interop.state_dicts import save_state, state_of
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
-from deepcluster.run.space import Space, space_of, space_state
 
 # Key of the settings of a run, as JSON, in the metadata and in config.json.
 SETTINGS = "deepcluster_settings"
@@ -70,48 +63,9 @@ def settings_to_share(settings: Settings) -> dict[str, Any]:
 
 def normalisation(settings: Settings) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation, per channel, by which images in [0, 1] are normalised."""
-    mean, deviation = getattr(settings, "mean", IMAGENET_MEAN), getattr(settings, "std", IMAGENET_DEVIATION)
-    return [float(value) for value in mean], [float(value) for value in deviation]
+    return [float(value) for value in settings.mean], [float(value) for value in settings.std]
 
 
 def resized(image_size: int) -> int:
     """Return the length to which the shorter side of an image is scaled before the centre crop."""
     return ClusterView(image_size).resized
-
-
-def write_clusters(model: Model, out: Path) -> None:
-    """Write the clusters of a model: what takes features to points, the centroids, and the cluster of each image.
-
-    Raises:
-        InputError: the model has no clusters, or safetensors is not installed.
-    """
-    space, assignment = model.clusters()
-    values = {**_flat(space_state(space)), **_flat({"assignment": assignment.state_dict()})}
-    tensors = {key: value.contiguous().clone() for key, value in values.items() if isinstance(value, Tensor)}
-    plain = {key: json.dumps(value) for key, value in values.items() if not isinstance(value, Tensor)}
-    save_state(tensors, out, plain)
-
-
-def read_clusters(path: Path, settings: Settings, *, dim: int, machine: Machine) -> tuple[Space, Assignment]:
-    """Return the clusters in a file of `write_clusters`.
-
-    Args:
-        settings: settings of the run.
-        dim: width D of the features.
-        machine: where a projection runs.
-    """
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        plain = {key: json.loads(text) for key, text in (file.metadata() or {}).items() if key != "format"}
-        values: dict[str, Any] = {**plain, **{key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
-    state: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        part, _, name = key.partition(".")
-        state.setdefault(part, {})[name] = value
-    space = space_of(state, settings, dim=dim, machine=machine)
-    return space, Assignment.from_state_dict(state["assignment"])
-
-
-def _flat(state: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()}

@@ -1,8 +1,8 @@
 """The fixed Sobel layer composed with the first convolution into one larger convolution of RGB, for readers of one layer.
 
 Grey, Sobel and a convolution of k × k are linear: together they are a convolution of (k+2) × (k+2), padded by one more
-pixel. It equals them wherever its window lies in the image. At the border it differs, since there the network pads the Sobel
-map with zeros, not the image; without padding in the first convolution it is equal everywhere.
+pixel. It equals them wherever its window lies inside the image. At the border it differs, since there the network pads the
+Sobel map with zeros, not the image; without padding in the first convolution it is equal everywhere.
 
 B batch, C channels, H and W pixels, O filters, k side of the kernel.
 """
@@ -123,17 +123,15 @@ def _first_convolution(trunk: Trunk, image_size: int) -> tuple[str, nn.Conv2d]:
 def _compose(trunk: Trunk, convolution: nn.Conv2d) -> nn.Conv2d:
     """Return grey, Sobel and a convolution as one convolution."""
     grey, filters = (layer for layer in trunk.get_submodule("sobel").children() if isinstance(layer, nn.Conv2d))
-    if filters.padding != (1, 1) or filters.kernel_size != (3, 3) or grey.kernel_size != (1, 1):
-        raise InputError(f"--fold-sobel: {trunk.arch} pads its images before the Sobel layer; leave the option out")
     high, wide = convolution.kernel_size
     down, right = convolution.stride
-    top, left = (int(side) for side in convolution.padding)
+    top, left = (int(side) + int(filters.padding[0]) for side in convolution.padding)
     composed = nn.Conv2d(
         3,
         convolution.out_channels,
         (high + 2, wide + 2),
         (down, right),
-        (top + 1, left + 1),
+        (top, left),
         bias=convolution.bias is not None,
     )
     kernels_O1kk = conv_transpose2d(convolution.weight.double(), filters.weight.double())

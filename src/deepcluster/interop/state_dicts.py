@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError
+from deepcluster.interop.cluster_files import save_safetensors
 from deepcluster.interop.exports import TAKE_ANY, Written
 from deepcluster.interop.sobel_folding import Folded, fold_sobel
 from deepcluster.models.archs import TIMM, TORCHVISION
 from deepcluster.models.named import NamedTrunk, name_and_options
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.model import Model
 
@@ -99,14 +101,17 @@ def write_timm(model: Model, out: Path, *, fold_sobel: bool = False) -> Written:
 def save_state(state: Mapping[str, Tensor], out: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors: safetensors for names with this ending, else as `torch.save`."""
     if out.suffix == ".safetensors":
-        try:
-            from safetensors.torch import save
-        except ImportError:
-            raise InputError("writing safetensors needs safetensors: pip install safetensors") from None
-        # `save_file` makes files that only their owner can read.
-        out.write_bytes(save(dict(state), metadata={"format": "pt", **(metadata or {})}))
+        save_safetensors(state, out, metadata or {})
         return
     torch.save(dict(state), out)
+
+
+def own_statistics(model: Model) -> tuple[str, ...]:
+    """Return a line on the images that a network takes, where they are not normalised as libraries do by default."""
+    settings = model.settings
+    if (tuple(settings.mean), tuple(settings.std)) == (IMAGENET_MEAN, IMAGENET_STD):
+        return ()
+    return (f"images: in [0, 1], less mean {list(settings.mean)}, divided by std {list(settings.std)}",)
 
 
 def reading(out: str, suffix: str) -> str:
@@ -169,5 +174,5 @@ def _report(network: LibraryNetwork, missing: list[str], model: Model, folded: F
         lines.append(f"net.set_submodule({missing[0].rpartition('.')[0]!r}, torch.nn.Identity())")
     left = [f"the classifier ({', '.join(missing)}), which DeepCluster does not train"] if missing else []
     left += ["the clusters"] if model.assignment is not None else []
-    notes = (folded.describe(),) if folded else ()
+    notes = (*own_statistics(model), *((folded.describe(),) if folded else ()))
     return Written(left_out="; ".join(left), read_with="; ".join([*lines, "net.eval()"]), notes=notes)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from deepcluster.models.trunk import Trunk
 
-# The project's own; the last two are for images of 32 to 96 px.
-ARCHITECTURES = ("alexnet", "vgg16", "resnet18", "resnet50", "alexnet-small", "resnet18-small")
+# The project's own; the small ones are for images of 32 to 96 px.
+ARCHITECTURES = ("alexnet", "vgg16", "vgg16-deepercluster", "resnet18", "resnet50", "alexnet-small", "resnet18-small")
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
 LIBRARIES = (TORCHVISION, TIMM)
@@ -32,7 +33,16 @@ def check_arch(name: str) -> None:
     )
 
 
-def make_trunk(arch: str, *, image_size: int = 224, sobel: bool = True, dropout: float = 0.5, seed: int = 0) -> Trunk:
+def make_trunk(
+    arch: str,
+    *,
+    image_size: int = 224,
+    sobel: bool = True,
+    dropout: float = 0.5,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    seed: int = 0,
+) -> Trunk:
     """Make the trunk named `arch` with random weights, which are a function of `seed` only.
 
     Args:
@@ -40,6 +50,7 @@ def make_trunk(arch: str, *, image_size: int = 224, sobel: bool = True, dropout:
         image_size: side of the square images in pixels.
         sobel: put the fixed Sobel layer in front.
         dropout: dropout rate of the fully connected layers, where the trunk has any.
+        mean, std: by which the network's images are normalised, one number per channel.
         seed: seed of the random weights.
 
     Raises:
@@ -51,15 +62,20 @@ def make_trunk(arch: str, *, image_size: int = 224, sobel: bool = True, dropout:
 
     from deepcluster.models.convnets import TABLES, ConvNet, ResNet
 
+    trunk: Trunk
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reset the generators of all GPUs, which fork_rng does not restore.
         torch.default_generator.manual_seed(seed)
         if arch in TABLES:
-            return ConvNet(arch, image_size=image_size, sobel=sobel, dropout=dropout)
-        if not arch.startswith(LIBRARIES):
-            return ResNet(arch, image_size=image_size, sobel=sobel)
-        from deepcluster.models.libraries import TimmTrunk, TorchvisionTrunk
+            trunk = ConvNet(arch, image_size=image_size, sobel=sobel, dropout=dropout)
+        elif not arch.startswith(LIBRARIES):
+            trunk = ResNet(arch, image_size=image_size, sobel=sobel)
+        else:
+            from deepcluster.models.libraries import TimmTrunk, TorchvisionTrunk
 
-        if arch.startswith(TIMM):
-            return TimmTrunk.fitting(arch, image_size=image_size, sobel=sobel)
-        return TorchvisionTrunk.fitting(arch, image_size=image_size, sobel=sobel, dropout=dropout)
+            if arch.startswith(TIMM):
+                trunk = TimmTrunk.fitting(arch, image_size=image_size, sobel=sobel)
+            else:
+                trunk = TorchvisionTrunk.fitting(arch, image_size=image_size, sobel=sobel, dropout=dropout)
+    trunk.take_statistics(tuple(mean), tuple(std))
+    return trunk

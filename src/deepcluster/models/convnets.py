@@ -4,7 +4,7 @@ B batch, C channels, H and W pixels, D features.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -32,12 +32,14 @@ class Table:
         hidden: width of the fully connected layers; None: there are none, the features are the average of the last map.
         embed_stage: as in `Trunk`.
         input_dropout: dropout also before the first fully connected layer, not only between the two.
+        border: pixels of zeros by which the image is larger on each side.
     """
 
     rows: tuple[Row, ...]
     hidden: int | None
     embed_stage: str
     input_dropout: bool = True
+    border: int = 0
 
 
 ALEXNET = Table(
@@ -82,14 +84,20 @@ ALEXNET_SMALL = Table(
     embed_stage=FEATURES,
 )
 
-TABLES = {"alexnet": ALEXNET, "vgg16": VGG16, "alexnet-small": ALEXNET_SMALL}
+TABLES = {
+    "alexnet": ALEXNET,
+    "vgg16": VGG16,
+    # The models released with DeeperCluster see a border of zeros around the image.
+    "vgg16-deepercluster": replace(VGG16, border=1),
+    "alexnet-small": ALEXNET_SMALL,
+}
 RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 SMALLEST_IMAGE = 8
 
 
-def sobel_layer() -> nn.Sequential:
+def sobel_layer(padding: int = 1) -> nn.Sequential:
     """Return the fixed layer of the paper (section 3): grey as the mean of RGB, then two Sobel filters; never trained."""
-    layers = nn.Sequential(nn.Conv2d(3, 1, kernel_size=1), nn.Conv2d(1, 2, kernel_size=3, padding=1))
+    layers = nn.Sequential(nn.Conv2d(3, 1, kernel_size=1), nn.Conv2d(1, 2, kernel_size=3, padding=padding))
     horizontal = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
     weights = {"0.weight": torch.full((1, 3, 1, 1), 1 / 3), "1.weight": torch.stack([horizontal, horizontal.T])[:, None]}
     layers.load_state_dict({**weights, "0.bias": torch.zeros(1), "1.bias": torch.zeros(2)})
@@ -122,14 +130,16 @@ class ConvNet(Trunk):
     def __init__(self, arch: str, *, image_size: int, sobel: bool, dropout: float = 0.5) -> None:
         super().__init__()
         table = TABLES[arch]
-        size = _map_size(table.rows, image_size)
+        size = _map_size(table.rows, image_size + 2 * table.border)
         if size < 1:
-            smallest = next(s for s in range(1, 1024) if _map_size(table.rows, s) >= 1)
+            smallest = next(s for s in range(1, 1024) if _map_size(table.rows, s + 2 * table.border) >= 1)
             raise InputError(
                 f"image_size={image_size} is too small for {arch}; use {smallest} or more"
                 + (", or an architecture for small images (alexnet-small, resnet18-small)" if smallest > 32 else "")
             )
-        self.sobel = sobel_layer() if sobel else None
+        self.sobel = sobel_layer(1 + table.border) if sobel else None
+        # Of a network without Sobel, whose first convolution gets the border.
+        border = 0 if sobel else table.border
         layers: list[nn.Module] = []
         # For each stage the number of layers up to its ReLU, which is included.
         self._stage_ends: dict[str, int] = {}
@@ -138,7 +148,8 @@ class ConvNet(Trunk):
             if not row.channels:
                 layers.append(nn.MaxPool2d(row.kernel, row.stride))
                 continue
-            layers.append(nn.Conv2d(channels, row.channels, row.kernel, row.stride, row.padding))
+            layers.append(nn.Conv2d(channels, row.channels, row.kernel, row.stride, row.padding + border))
+            border = 0
             layers += [nn.BatchNorm2d(row.channels), nn.ReLU(inplace=True)]
             channels = row.channels
             self._stage_ends[f"conv{len(self._stage_ends) + 1}"] = len(layers)

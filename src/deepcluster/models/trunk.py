@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 FEATURES = "features"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 # Pixels of the images that a processor normalises together, so that they stay in its cache.
 _PIXELS_IN_CACHE = 400_000
 
@@ -35,6 +34,13 @@ class Trunk(nn.Module, ABC):
     stages: tuple[str, ...]
     embed_stage: str
     sobel: nn.Module | None
+    scale_C11: Tensor | None
+    shift_C11: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale_C11", None, persistent=False)
+        self.register_buffer("shift_C11", None, persistent=False)
 
     @abstractmethod
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -48,8 +54,19 @@ class Trunk(nn.Module, ABC):
     def convolutions(self) -> nn.Module:
         """Return what is frozen where only fully connected layers are trained; the whole network if it has none."""
 
+    def take_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Set mean and standard deviation of the images that the network takes, where they are not ImageNet's.
+
+        All images are normalised with ImageNet's, outside of the trunk; `edges` goes from these to its own.
+        """
+        if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
+            own = torch.tensor([mean, std, IMAGENET_MEAN, IMAGENET_STD], dtype=torch.float64)[..., None, None]
+            self.scale_C11, self.shift_C11 = (own[3] / own[1]).float(), ((own[2] - own[0]) / own[1]).float()
+
     def edges(self, x_BCHW: Tensor) -> Tensor:
-        """Return what the network itself takes: the images, or their Sobel edges."""
+        """Return what the network itself takes: the images, with its own statistics, or their Sobel edges."""
+        if self.scale_C11 is not None and self.shift_C11 is not None:
+            x_BCHW = x_BCHW * self.scale_C11 + self.shift_C11
         return x_BCHW if self.sobel is None else self.sobel(x_BCHW)
 
     def stage(self, x_BCHW: Tensor, name: str) -> Tensor:
@@ -112,6 +129,6 @@ def normalise(images_BCHW: Tensor) -> Tensor:
 def _scale_and_shift(white: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the factors and summands of a row of an image as it lies in memory: pixel by pixel, three channels each."""
     with torch.inference_mode(False):
-        deviation_3 = torch.tensor(IMAGENET_DEVIATION)
+        deviation_3 = torch.tensor(IMAGENET_STD)
         scale_3, shift_3 = 1 / (white * deviation_3), -torch.tensor(IMAGENET_MEAN) / deviation_3
         return scale_3.repeat(width).to(device, dtype), shift_3.repeat(width).to(device, dtype)

@@ -1,32 +1,20 @@
-"""Initial weights: read from a file, and matched with a trunk by their names and shapes.
+"""Initial weights: matched with a trunk by their names and shapes.
 
-A file may come from this project, from torchvision or timm, or from another program that trained such a network: its
-prefix of the trunk's own names (`module.backbone.`, `encoder_q.`) is found by matching, not from a list.
+They may come from this project, from torchvision or timm, or from another program that trained such a network: its prefix
+of the trunk's own names (`module.backbone.`, `encoder_q.`) is found by matching, not from a list.
 """
 
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import begin_of, check_file, load_tensors
-from deepcluster.core.kinds import stand_in
 from deepcluster.models.trunk import Trunk
 
-TORCH_FILES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
-SAFETENSORS = ".safetensors"
-# Where programs keep a network's weights among other values; those of a trunk or of a teacher first.
-NESTED = (
-    *("trunk", "state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model"),
-    *("student", "backbone", "encoder", "net", "network", "module", "weights"),
-)
-# What a folder may hold: a run, or a model in the layout of hubs.
-IN_FOLDERS = ("checkpoints/last.pt", "model.safetensors", "pytorch_model.bin")
 # Wrappers put these anywhere into names (DataParallel around a part in the 2018 release, torch.compile).
 _WRAPPERS = ("module", "_orig_mod")
 # With a smaller share of the trunk's tensors the file is of another network.
@@ -34,47 +22,73 @@ LEAST_SHARE = 0.8
 _EXAMPLES = 4
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the names and tensors of a file or a run folder; code in it is never run.
+@dataclass(frozen=True)
+class Match:
+    """Which tensors of a file are those of a network.
 
-    Args:
-        path: .pt, .pth, .pth.tar, .bin or .ckpt as torch saves them, .safetensors, or a folder with a run or one of these.
-
-    Raises:
-        InputError: no such file, of another kind, damaged, with code in it, or without tensors.
+    Attributes:
+        arch: the network.
+        wanted: its weights by name, without the fixed Sobel layer. They share memory with the network.
+        given: the tensors of the file, without what wrappers add to names.
+        prefix: what the file puts before the network's own names.
     """
-    path = Path(path)
-    if path.is_dir():
-        file = next((path / inner for inner in IN_FOLDERS if (path / inner).is_file()), None)
-        if file is None:
-            raise InputError(f"{path} is a folder without weights: it has none of {', '.join(IN_FOLDERS)}")
-        path = file
-    check_file(path)
-    if path.suffix == SAFETENSORS:
-        try:
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-        except ImportError:
-            raise InputError(f"{path} needs safetensors: pip install safetensors") from None
-        try:
-            found: dict[str, Tensor] = load_file(path)
-        except (SafetensorError, OSError) as fault:
-            if found_instead := stand_in(begin_of(path)):
-                raise InputError(f"{path} is not a safetensors file: it is {found_instead}") from None
-            raise InputError(f"{path} can't be read: truncated, damaged or not safetensors ({fault})") from None
-        if not found:
-            raise InputError(f"{path} holds no weights of a network")
-        return found
-    if path.suffix not in TORCH_FILES:
-        raise InputError(f"{path} is not a file of weights: use one that ends in {', '.join((*TORCH_FILES, SAFETENSORS))}")
-    # Many programs keep their options beside the weights, in a plain Namespace.
-    with torch.serialization.safe_globals([Namespace]):
-        state = load_tensors(path)
-    found = _tensors(state)
-    if not found:
-        names = ", ".join(map(str, list(state)[:_EXAMPLES])) or "nothing"
-        raise InputError(f"{path} holds no weights of a network: it has {names}; looked for {', '.join(NESTED)}")
-    return found
+
+    arch: str
+    wanted: Mapping[str, Tensor]
+    given: Mapping[str, Tensor]
+    prefix: str
+
+    @classmethod
+    def of(cls, trunk: Trunk, weights: Mapping[str, Tensor]) -> "Match":
+        """Find the prefix with which most names fit."""
+        state = {key: value for key, value in trunk.state_dict().items() if not key.startswith("sobel.")}
+        wanted = {key.removeprefix("backbone."): value for key, value in state.items()}
+        given = {without_wrappers(key): value for key, value in weights.items()}
+        # The most frequent prefix of the file's names that end like the trunk's; the first one of two copies.
+        prefixes: Counter[str] = Counter()
+        for key, value in given.items():
+            parts = key.split(".")
+            for ending in (".".join(parts[first:]) for first in range(len(parts))):
+                if ending in wanted and wanted[ending].ndim == value.ndim:
+                    prefixes[key.removesuffix(ending)] += 1
+        return cls(trunk.arch, wanted, given, max(prefixes, key=lambda one: prefixes[one], default=""))
+
+    @cached_property
+    def matching(self) -> dict[str, Tensor]:
+        """The file's tensors by the network's names."""
+        return {key: self.given[self.prefix + key] for key in self.wanted if self.prefix + key in self.given}
+
+    @property
+    def counted(self) -> list[str]:
+        """Names of the network that a file should have: BatchNorm's counters are missing in old ones and never read here."""
+        return [key for key in self.wanted if not key.endswith("num_batches_tracked")]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the network that the file lacks."""
+        matching = self.matching
+        return [key for key in self.counted if key not in matching]
+
+    @property
+    def differing(self) -> list[str]:
+        """Names whose tensors have another shape."""
+        return [key for key, value in self.matching.items() if value.shape != self.wanted[key].shape]
+
+    @property
+    def left(self) -> list[str]:
+        """Names of the file that the network has no place for."""
+        copied = {self.prefix + key for key in self.matching}
+        return [key for key in self.given if key not in copied and "sobel" not in key.split(".")]
+
+    @property
+    def share(self) -> str:
+        """How many of the network's tensors the file has, such as `34 of 34`."""
+        return f"{len(self.counted) - len(self.missing)} of {len(self.counted)}"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the file is of this network: all shapes are equal, and few tensors are missing."""
+        return len(self.missing) <= (1 - LEAST_SHARE) * len(self.counted) and not self.differing
 
 
 def take_weights(trunk: Trunk, weights: Mapping[str, Tensor], *, name: str) -> str:
@@ -89,52 +103,30 @@ def take_weights(trunk: Trunk, weights: Mapping[str, Tensor], *, name: str) -> s
     Raises:
         InputError: too few names match, shapes differ, or weights are not finite; the trunk is unchanged.
     """
-    # The network's own names, without the fixed Sobel layer.
-    state = {key: value for key, value in trunk.state_dict().items() if not key.startswith("sobel.")}
-    wanted = {key.removeprefix("backbone."): value for key, value in state.items()}
-    given = {".".join(part for part in key.split(".") if part not in _WRAPPERS): value for key, value in weights.items()}
-    # The most frequent prefix of the file's names that end like the trunk's; the first one of two copies.
-    prefixes: Counter[str] = Counter()
-    for key, value in given.items():
-        parts = key.split(".")
-        for ending in (".".join(parts[first:]) for first in range(len(parts))):
-            if ending in wanted and wanted[ending].ndim == value.ndim:
-                prefixes[key.removesuffix(ending)] += 1
-    prefix = max(prefixes, key=lambda one: prefixes[one], default="")
-    matching = {key: given[prefix + key] for key in wanted if prefix + key in given}
-    # BatchNorm's counters of batches are not counted: older files lack them, and nothing here reads them.
-    counted = [key for key in wanted if not key.endswith("num_batches_tracked")]
-    missing = [key for key in counted if key not in matching]
-    share = f"{len(counted) - len(missing)} of {len(counted)}"
-    if len(missing) > (1 - LEAST_SHARE) * len(counted):
+    match = Match.of(trunk, weights)
+    missing, left, matching = match.missing, match.left, match.matching
+    if len(missing) > (1 - LEAST_SHARE) * len(match.counted):
         raise InputError(
-            f"{name} does not hold the weights of {trunk.arch}: {share} names match; "
-            f"the network has {_some(missing)}, the file {_some(list(given))}; use the --arch that the file was trained with"
+            f"{name} does not hold the weights of {trunk.arch}: {match.share} names match; the network has "
+            f"{some_of(missing)}, the file {some_of(list(match.given))}; use the --arch that the file was trained with"
         )
-    _check_values(trunk.arch, wanted, matching, name)
+    _check_values(match, name)
     with torch.no_grad():
         for key, value in matching.items():
-            wanted[key].copy_(value)
-    copied = {prefix + key for key in matching}
-    left = [key for key in given if key not in copied and not key.startswith("sobel.")]
-    kept = f"; kept at random {_some(missing)}" if missing else ""
-    return f"initialised {share} tensors of {trunk.arch} from {name}{kept}" + (f"; left out {_some(left)}" if left else "")
+            match.wanted[key].copy_(value)
+    kept = f"; kept at random {some_of(missing)}" if missing else ""
+    lost = f"; left out {some_of(left)}" if left else ""
+    return f"initialised {match.share} tensors of {trunk.arch} from {name}{kept}{lost}"
 
 
-def _tensors(state: Any) -> dict[str, Tensor]:
-    """Return the tensors of the first dictionary nested in the state under the name of a network, or of the state itself."""
-    if not isinstance(state, Mapping):
-        return {}
-    for name in NESTED:
-        inner = _tensors(state.get(name))
-        if inner:
-            return inner
-    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+def without_wrappers(key: str) -> str:
+    """Return the name of a tensor without what DataParallel or torch.compile put into it."""
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
-def _check_values(arch: str, wanted: Mapping[str, Tensor], matching: Mapping[str, Tensor], name: str) -> None:
+def _check_values(match: Match, name: str) -> None:
     """Raise `InputError` where shapes differ or a weight is not finite."""
-    differing = [key for key, value in matching.items() if value.shape != wanted[key].shape]
+    arch, wanted, matching, differing = match.arch, match.wanted, match.matching, match.differing
     if differing:
         first = differing[0]
         ours, theirs = wanted[first], matching[first]
@@ -153,10 +145,10 @@ def _check_values(arch: str, wanted: Mapping[str, Tensor], matching: Mapping[str
         )
     broken = [key for key, value in matching.items() if not value.isfinite().all()]
     if broken:
-        raise InputError(f"{name} has weights that are not finite: {_some(broken)}; use an earlier checkpoint")
+        raise InputError(f"{name} has weights that are not finite: {some_of(broken)}; use an earlier checkpoint")
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
     """Write all of a few names, or how many there are and the first of them."""
     shown = ", ".join(names[:_EXAMPLES])
     return shown if len(names) <= _EXAMPLES else f"{len(names)} tensors ({shown}, …)"

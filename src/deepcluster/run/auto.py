@@ -38,7 +38,7 @@ V2_FEWEST_CLUSTERS = 100
 V2_LEAST_STEPS = 50
 SMALL_TRUNKS = ("alexnet-small", "resnet18-small")
 # The paper puts Sobel filters before these, to keep clusters from being made by colour; they take 224 px.
-PAPER_TRUNKS = ("alexnet", "vgg16")
+PAPER_TRUNKS = ("alexnet", "vgg16", "vgg16-deepercluster")
 # DeepCluster-v2 of small images on a GPU: the trunk, the largest batch and its learning rate, and the images that all epochs
 # show, within these numbers of epochs.
 GPU_TRUNK = "resnet18-small"
@@ -82,6 +82,11 @@ def choose_settings(
         raise InputError(
             f"clusters={max(settings.heads)} is more than the {sample.n_images:,} images; "
             f"use --clusters {sample.n_images} or fewer (--recipe auto would choose {_clusters(sample.n_images)})"
+        )
+    if settings.images_per_epoch(sample.n_images) < 2:
+        raise InputError(
+            f"epoch_length={settings.epoch_length:g} of {sample.n_images:,} images leaves fewer than 2 per epoch; "
+            f"use --epoch-length {2 / sample.n_images:.2g} or more"
         )
     return settings, changes
 

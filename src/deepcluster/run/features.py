@@ -55,7 +55,7 @@ def pool(map_BCHW: Tensor) -> Tensor:
 
 def make_run_trunk(settings: Settings) -> Trunk:
     """Return the trunk of a run with the random weights that it starts from."""
-    own = {name: getattr(settings, name) for name in ("image_size", "sobel", "dropout", "seed")}
+    own = {name: getattr(settings, name) for name in ("image_size", "sobel", "dropout", "mean", "std", "seed")}
     return make_trunk(settings.arch, **own)
 
 

@@ -77,6 +77,10 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run already: --resume continues it, --overwrite starts again, --out names another"
             )
+        if resume and self.is_run() and not self.read_config()["data"].get("address", True):
+            raise InputError(
+                f"{self.path} is an imported model, which has no training to resume: use --init {self.path} and another --out"
+            )
         if self.is_run() or not self.path.is_dir():
             return
         # A run that was killed before it wrote its config.json leaves no more than these.
@@ -264,8 +268,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, damaged, holds code, or is not a checkpoint of this program.
     """
-    state = load_tensors(path)
-    if state.get("format") != CHECKPOINT_FORMAT:
+    return checkpoint_of(load_tensors(path), path)
+
+
+def is_checkpoint(state: Mapping[str, Any]) -> bool:
+    """Return whether the content of a file is a checkpoint of this program."""
+    return state.get("format") == CHECKPOINT_FORMAT
+
+
+def checkpoint_of(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a checkpoint of the content of its file.
+
+    Raises:
+        InputError: it is not one of this program.
+    """
+    if not is_checkpoint(state):
         raise InputError(f"{path} is not a checkpoint of deepcluster")
     _join_parts(state, path.parent)
     return state

@@ -61,6 +61,7 @@ class Model:
         workers: processes that prepare images.
         work: shows progress and answers requests to stop.
         cache: folder of kept features and of unfinished work.
+        remark: what was used of a file of another program; empty for our own.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Model:
     workers: int = field(default_factory=usual_workers)
     work: Work = field(default_factory=Work)
     cache: Path = field(default_factory=usual_cache_folder)
+    remark: str = ""
 
     def on(
         self, device: str = "auto", *, precision: str | None = None, workers: int | None = None, work: Work | None = None

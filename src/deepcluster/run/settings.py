@@ -16,6 +16,7 @@ from deepcluster.clustering import CLUSTERERS, clusterer
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.options import Checked, flag, option
 from deepcluster.models.archs import ARCHITECTURES, check_arch
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 from deepcluster.run.crops import parse_crops
 
 CACHES = ("auto", "memory", "none")
@@ -92,6 +93,10 @@ class Settings(Checked):
         at_least=0,
     )
     sobel: bool = _trunk(True, "fixed Sobel layer in front, which removes colour")
+    mean: tuple[float, float, float] = _trunk(
+        IMAGENET_MEAN, "mean of red, green and blue (0 to 1) by which images are normalised; that of the weights of --init"
+    )
+    std: tuple[float, float, float] = _trunk(IMAGENET_STD, "standard deviation of red, green and blue, as --mean")
     dropout: float = _trunk(0.5, "dropout in the fully connected layers", at_least=0, below=1)
 
     clustering: str = _clustering(
@@ -139,6 +144,12 @@ class Settings(Checked):
     )
 
     epochs: int = _training(200, "epochs to train", at_least=1, resumable=True)
+    epoch_length: float = _training(
+        1.0,
+        "images drawn per epoch, as a multiple of their number (2: twice as many steps between two clusterings)",
+        at_least=0,
+        method=V1,
+    )
     batch_size: int = _training(256, "images per step", aliases=("--batch",), at_least=2)
     lr: float = _training(0.05, "learning rate of trunk and head", at_least=0)
     lr_schedule: str = _training(
@@ -303,6 +314,10 @@ class Settings(Checked):
         """Number and side of the crops of an image that deepcluster-v2 trains on, large ones first."""
         return parse_crops(self.crops) if self.crops else ((2, self.image_size),)
 
+    def images_per_epoch(self, n_images: int) -> int:
+        """Return how many images an epoch trains on."""
+        return int(self.epoch_length * n_images)
+
     def cache_folder(self) -> Path | None:
         """Return the folder that `cache` names, if it names one.
 
@@ -338,6 +353,8 @@ class Settings(Checked):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise InputError(f"{name}={low:g},{high:g} must be two shares with 0 < least <= largest <= 1")
+        if min(self.std) <= 0:
+            raise InputError(f"std={','.join(f'{one:g}' for one in self.std)} must be more than 0 for each channel")
         if self.temperature <= 0:
             raise InputError(f"temperature={self.temperature:g} must be more than 0; 0.1 is usual")
         for name in ("grey", "jitter", "jitter_share", "blur"):

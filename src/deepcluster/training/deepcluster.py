@@ -149,10 +149,12 @@ class DeepCluster(Method):
         self.optimizers = Optimizers([self.trunk_optimizer, self.head_optimizer], self.settings.clip_gradient)
 
     def draw_images(self, epoch: int) -> Tensor:
-        """Return the images of an epoch: as many as there are, drawn uniformly over the clusters."""
+        """Return the images of an epoch, drawn uniformly over the clusters: as many as there are, times `epoch_length`."""
         draw = draw_uniform if self.settings.sampling == "uniform" else draw_as_published
         labels_N = self.current.labels_N
-        return draw(labels_N, n_draws=int((labels_N >= 0).sum()), seed=(self.settings.seed, epoch))
+        return draw(
+            labels_N, n_draws=self.settings.images_per_epoch(int((labels_N >= 0).sum())), seed=(self.settings.seed, epoch)
+        )
 
     def train_step(self, batch: Batch, step: Step) -> Tensor:
         """Step 5: one step of cross-entropy on the pseudo-labels; returns this rank's part of the mean loss."""

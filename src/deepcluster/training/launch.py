@@ -26,7 +26,7 @@ from deepcluster.run.space import Space, space_state
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
-from deepcluster.training.loop import Loop
+from deepcluster.training.loop import Loop, Observer
 from deepcluster.training.method import Method
 from deepcluster.training.plan import Data, Plan, plan_run, say_done, say_finished, say_plan, say_time_left, say_unreadable
 from deepcluster.training.tensorboard import TensorBoard
@@ -48,12 +48,14 @@ def train(
     overwrite: bool,
     reporter: Reporter,
     evaluate: Evaluate,
+    observer: Observer | None = None,
 ) -> Path:
     """Train on `data` and return the run folder. `deepcluster.train` documents the arguments.
 
     Args:
         user_options: the settings that the user chose.
         evaluate: functions for `--eval-every`, by name.
+        observer: is called at the events of the run.
     """
     user_options = {name: plain(value) for name, value in user_options.items()}
     # While a server is waited for, the thread that asks for batches would wait as long.
@@ -71,10 +73,11 @@ def train(
         folder.check_free(resume=resume, overwrite=overwrite)
         is_main = work.ranks.is_main
         with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(folder):
-            loop = _loop(plan)
+            loop = _loop(plan, observer)
             if plan.state is not None and "final" in plan.state and loop.epoch > plan.settings.epochs:
                 say_finished(plan)
                 return out
+            loop.observer.begin(loop)
             with (
                 closing(TensorBoard(reporter))
                 if plan.settings.tensorboard and work.ranks.is_main
@@ -88,6 +91,7 @@ def train(
                     with _saved_when_offline(loop):
                         metrics = loop.run_epoch()
                     _record_epoch(plan, loop, metrics, n_unreadable, evaluate, board)
+                    loop.observer.after_epoch(loop, metrics)
                     if loop.epoch == first + 1 and is_main:
                         say_time_left(folder, plan.settings, reporter)
                 _finish(plan, loop, board)
@@ -123,12 +127,12 @@ def _saved_when_offline(loop: Loop) -> Iterator[None]:
         raise
 
 
-def _loop(plan: Plan) -> Loop:
+def _loop(plan: Plan, observer: Observer | None) -> Loop:
     """Return the loop over the method that the settings name, in the state from which it resumes."""
     parts = (plan.trunk, plan.loader, plan.settings, plan.machine, plan.work)
     is_v2 = plan.settings.method == "deepcluster-v2"
     method: Method = DeepClusterV2(*parts) if is_v2 else DeepCluster(*parts, plan.memory())
-    loop = Loop(method, lambda: _save(plan, loop), plan.source.labels_N)
+    loop = Loop(method, lambda: _save(plan, loop), plan.source.labels_N, observer)
     try:
         if plan.state is not None:
             loop.load_state_dict(plan.state)
@@ -142,7 +146,8 @@ def _loop(plan: Plan) -> Loop:
 def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, overwrite: bool) -> None:
     """Write the run folder, and print what will be done."""
     folder, ranks, reporter = plan.folder, plan.work.ranks, plan.work.reporter
-    even_batches(len(plan.loader.images) - len(plan.loader.unreadable), plan.settings.batch_size, ranks)
+    n_readable = len(plan.loader.images) - len(plan.loader.unreadable)
+    even_batches(plan.settings.images_per_epoch(n_readable), plan.settings.batch_size, ranks)
     lock.acquire(reporter.warn)
     if not plan.resumed:  # Another start may have made the folder meanwhile.
         folder.check_free(resume=False, overwrite=overwrite)

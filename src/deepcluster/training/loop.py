@@ -29,6 +29,25 @@ STEPS = ("features", "whitening", "clustering", "training")
 CHECK_STEPS = 50
 
 
+class Observer:
+    """Is called at the events of a run, by all ranks, and may write files or print. This one does nothing."""
+
+    def begin(self, loop: "Loop") -> None:
+        """Prepare before the first epoch, when everything is checked and nothing is written; may load other weights."""
+
+    def after_clustering(self, loop: "Loop") -> None:
+        """Steps 1 to 4 of an epoch are done."""
+
+    def before_step(self, loop: "Loop", step: int, n_steps: int) -> None:
+        """Training step `step`, from 0, of `n_steps` in the epoch comes next."""
+
+    def after_step(self, loop: "Loop", step: int, n_steps: int, loss: Tensor) -> None:
+        """A training step is done; `loss` is this rank's part of the mean loss."""
+
+    def after_epoch(self, loop: "Loop", metrics: dict[str, Any]) -> None:
+        """An epoch is recorded and its state saved; `loop.epoch` is the next one."""
+
+
 class Loop:
     """Trains a trunk on pseudo-labels of its own making, epoch by epoch. The state can be saved between any two batches.
 
@@ -36,6 +55,7 @@ class Loop:
         method: does the five steps.
         save: writes the state; called by all ranks, also inside long epochs.
         known_labels_N: labels for diagnostics, -1 = unknown. Training never reads them.
+        observer: is called at the events of the run.
 
     Attributes:
         epoch, batch: the current epoch, from 1, and its next batch.
@@ -43,9 +63,14 @@ class Loop:
     """
 
     def __init__(
-        self, method: Method, save: Callable[[], None] = lambda: None, known_labels_N: NDArray[np.int64] | None = None
+        self,
+        method: Method,
+        save: Callable[[], None] = lambda: None,
+        known_labels_N: NDArray[np.int64] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.method, self.save, self.known_labels_N = method, save, known_labels_N
+        self.observer = observer or Observer()
         self.settings, self.loader, self.work, self.ranks = method.settings, method.loader, method.work, method.ranks
         self.epoch, self.batch, self.labelled = 1, 0, False
         self.work.clock, self.losses = new_clock(), LossMeter()
@@ -65,6 +90,7 @@ class Loop:
                 points = self.method.whiten(features)
                 clusters = self.method.cluster(points, self.epoch)
                 self.method.make_labels(clusters, self.epoch)
+                self.observer.after_clustering(self)
             self.labelled = True
             self.synchronise()
         self.train_epoch()
@@ -94,11 +120,13 @@ class Loop:
                 self.loader, method.view, order_N, batches, ranks, seed=settings.seed, epoch=epoch, first=self.batch
             ):
                 n_images = self.synchronise(len(batch.indices_B))
+                self.observer.before_step(self, number, len(batches))
                 if n_images >= 2:  # BatchNorm needs two images.
                     factor = learning_factor(settings, (epoch - 1 + number / len(batches)) / settings.epochs)
                     step = Step(epoch, positions, factor, seed_of_rank(ranks, settings.seed, epoch, number), n_images)
                     loss = method.train_step(batch if len(batch.indices_B) else method.blank_batch(), step)
                     self.losses.add(loss, n_images, self.where)
+                    self.observer.after_step(self, number, len(batches), loss)
                 self.batch = number + 1
                 progress(positions.stop - positions.start)
             self.synchronise()

@@ -161,7 +161,8 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
             state = _saved_state(folder, saved, len(source)) if folder.last.is_file() else None
             trunk = make_run_trunk(saved)
         if state is None and settings.init is not None:  # Start from these weights instead of random ones.
-            from deepcluster.models.weights import read_weights, take_weights
+            from deepcluster.interop.weight_files import read_weights
+            from deepcluster.models.weights import take_weights
 
             work.reporter.say(take_weights(trunk, read_weights(settings.init), name=settings.init))
         resumed = saved is not None

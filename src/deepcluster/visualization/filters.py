@@ -46,7 +46,7 @@ def filters(
     """Make pictures that excite each filter most, as `deepcluster visualize filters` does.
 
     Args:
-        model: a run folder, a checkpoint, `untrained:ARCH`, `untrained:RUN`, or the result of `load`.
+        model: whatever `load` opens, or its result.
         out: folder of the pictures, with a folder per stage; RUN/visualization/filters by default.
         device, workers, reporter: where to compute, processes that prepare images, what shows progress (quiet by default).
         options: fields of `deepcluster.visualization.options.FilterOptions`.

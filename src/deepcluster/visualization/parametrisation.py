@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.models.trunk import IMAGENET_DEVIATION, IMAGENET_MEAN
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 # In the paper's release, pixels start with this mean and standard deviation (of 255); contrast of the saved pictures (of 1).
 PIXEL_MEAN, PIXEL_DEVIATION = 128.0, 20.0
@@ -50,7 +50,7 @@ class Pixels:
 
     def start(self, generators: Sequence[np.random.Generator]) -> Tensor:
         """Return parameters (B, 3, H, W), one picture per generator: independent normal pixels."""
-        mean_3, deviation_3 = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        mean_3, deviation_3 = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
         shape = (3, self.size, self.size)
         pixels = [(PIXEL_MEAN + PIXEL_DEVIATION * one.standard_normal(shape)) / 255 for one in generators]
         return torch.from_numpy(np.stack([(one - mean_3) / deviation_3 for one in pixels])).float()
@@ -98,7 +98,7 @@ class Waves:
     def inputs(self, parameters: Tensor) -> Tensor:
         """Return normalised images (B, 3, H, W)."""
         images = self.images(parameters)
-        mean_3, deviation_3 = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        mean_3, deviation_3 = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
         return (images - mean_3) / deviation_3
 
     def pictures(self, parameters: Tensor) -> NDArray[np.uint8]:

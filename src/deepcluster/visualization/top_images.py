@@ -50,7 +50,7 @@ def top_images(
     """Find the images that excite each filter most, as `deepcluster visualize top-images` does.
 
     Args:
-        model: a run folder, a checkpoint, `untrained:ARCH`, `untrained:RUN`, or the result of `load`.
+        model: whatever `load` opens, or its result.
         data: the images to search; by default those of the run.
         out: folder of the pictures, with a folder per stage; RUN/visualization/top-images by default.
         copies: a new or empty folder for copies of the images, with a folder per filter.

@@ -164,7 +164,8 @@ class Explained:
         if n_assigned == 0:
             return np.zeros(0, np.int64)
         draw = draw_uniform if self.settings.sampling == "uniform" else draw_as_published
-        return draw(self.labels_GN[0], n_draws=n_assigned, seed=(seed, epoch)).numpy()
+        n_draws = self.settings.images_per_epoch(n_assigned)
+        return draw(self.labels_GN[0], n_draws=n_draws, seed=(seed, epoch)).numpy()
 
     def positions(self, index: int) -> Integers:
         """Return the positions at which the last epoch drew an image; none where it did not."""

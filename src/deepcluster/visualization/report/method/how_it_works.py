@@ -55,7 +55,7 @@ def _section(collection: Collection, run: Explained, trace: Trace, images: Decod
     parts: dict[str, Any] = {
         "image": steps.extract(run, trace, figures),
         "nearest": steps.nearest(collection, run, trace, figures),
-        "label": steps.label(collection, trace),
+        "label": steps.label(collection, run, trace),
         "learn": learn(run, trace, views, figures),
         "again": steps.again(collection, own, cluster_history(collection, run, trace.index, advance), figures),
     }

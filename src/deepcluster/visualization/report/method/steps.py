@@ -227,17 +227,20 @@ def _thumbnails(collection: Collection, cluster: int, count: int, *, without: in
     return tiles
 
 
-def label(collection: Collection, trace: Trace) -> dict[str, Any]:
+def label(collection: Collection, run: Explained, trace: Trace) -> dict[str, Any]:
     """Return step 4: which images share the label, and how often an image with it is drawn."""
     own, sizes_K = int(collection.cluster_N[trace.index]), collection.sizes_K()
     filled_K = sizes_K[sizes_K > 0]
+    n_draws = run.settings.images_per_epoch(int(filled_K.sum()))
+    draws_per_cluster = n_draws / max(1, len(filled_K))
     return {
         "size": int(sizes_K[own]),
         "companions": _thumbnails(collection, own, SAME_LABEL, without=trace.index),
-        "mean": float(filled_K.mean()),
+        "mean_size": float(filled_K.mean()),
         "n_filled": len(filled_K),
-        "n_assigned": int(filled_K.sum()),
-        "draws": float(filled_K.mean() / sizes_K[own]),
+        "n_draws": n_draws,
+        "draws_per_cluster": draws_per_cluster,
+        "draws": float(draws_per_cluster / sizes_K[own]),
         "smallest": int(filled_K.min()),
         "largest": int(filled_K.max()),
     }
