@@ -62,6 +62,8 @@ def test_every_command_takes_a_released_file(
     capsys.readouterr()
     assert main(["train", str(images), "--out", str(run), "--resume"]) == 2
     assert "imported" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 2
+    assert "is an imported model, without images: use deepcluster assign" in capsys.readouterr().err
     assert main(["import", str(released), "--out", str(run)]) == 2
     assert "--overwrite" in capsys.readouterr().err
 

@@ -13,13 +13,14 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import check_file, output_path, save_tensors, user_path, write_table
 from deepcluster.core.pickles import read_plain_pickle
 from deepcluster.core.progress import Reporter
-from deepcluster.core.text import count_of
+from deepcluster.core.text import count_of, size
 from deepcluster.interop.loading import load
 from deepcluster.interop.release2018_files import image_folder
 from deepcluster.run.folder import CHECKPOINT_FORMAT, RunFolder
 from deepcluster.run.space import space_state
 
 TABLE = ".parquet"
+MOST_BYTES = 4 << 30
 
 
 def import_file(
@@ -80,6 +81,8 @@ def _import_model(name: str, folder: RunFolder, *, overwrite: bool, reporter: Re
 def _clusters_of(file: Path, data: Path | None, epoch: int | None) -> tuple[list[str], NDArray[np.int64]]:
     """Return names and clusters of a file of the release."""
     check_file(file)
+    if file.stat().st_size > MOST_BYTES:  # The features that were published with the release have 21 GB.
+        raise InputError(f"{file} has {size(file.stat().st_size)}: clusters take less than {size(MOST_BYTES)}")
     content = read_plain_pickle(file)
     if isinstance(content, list) and content and all(_is_pair(row) for row in content):
         if epoch is not None:

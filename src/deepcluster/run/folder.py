@@ -79,7 +79,7 @@ class RunFolder:
             )
         if resume and self.is_run() and not self.read_config()["data"].get("address", True):
             raise InputError(
-                f"{self.path} is an imported model, which has no training to resume: use --init {self.path} and another --out"
+                f"{self.path} is an imported model, without training to resume: use --init {self.path} and another --out"
             )
         if self.is_run() or not self.path.is_dir():
             return

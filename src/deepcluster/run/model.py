@@ -225,7 +225,10 @@ class Model:
             InputError: the model has no clusters.
         """
         if self.space is None or self.assignment is None:
-            raise InputError(f"{self.name} has no clusters yet: train it for an epoch first")
+            advice = (
+                f"holds a network only: train from it with --init {self.name}" if self.remark else "train an epoch first"
+            )
+            raise InputError(f"{self.name} has no clusters{'' if self.remark else ' yet'}: {advice}")
         return self.space, self.assignment
 
     def nearest_clusters(self, batch_size: int = FEATURE_BATCH) -> Pass:

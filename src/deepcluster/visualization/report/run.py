@@ -48,6 +48,11 @@ def read_run(
         InputError: it is no run, it has no clusters yet, or `data` are not its images.
     """
     config, metrics, tables = folder.read_config(), folder.read_metrics(), cluster_tables(folder)
+    if not tables and not config["data"].get("address", True):
+        raise InputError(
+            f"{folder.path} is an imported model, without images: use deepcluster assign {folder.path} DATA "
+            "--out T.parquet, then report T.parquet"
+        )
     if not tables:
         raise InputError(f"{folder.path} has no clusters yet: they come at the end of its first epoch")
     settings, newest = Settings.from_saved(config["settings"]), max(tables)
