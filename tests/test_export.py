@@ -1,7 +1,10 @@
 """Exports, read by torchvision, timm, safetensors and the Hugging Face hub's own code."""
 
 import json
+import pickle
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +16,28 @@ import torchvision
 from click.testing import CliRunner
 from exports_helper import model_of, printed
 from huggingface_hub import ModelCard
-from models_helper import make_model
+from models_helper import make_model, write_classes
+from pyarrow.parquet import read_table
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_runs import train_small
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+from torchvision.datasets import ImageFolder
 
 import deepcluster
 from deepcluster.cli import cli, main
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
+from deepcluster.info import info
 from deepcluster.interop.cluster_files import read_clusters
 from deepcluster.interop.exports import FORMATS, export
 from deepcluster.interop.huggingface import crop_share
 from deepcluster.interop.sobel_folding import fold_sobel
 from deepcluster.interop.weight_files import read_weights
 from deepcluster.models.archs import make_trunk
+from deepcluster.models.trunk import normalise
 from deepcluster.models.weights import take_weights
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import space_state
@@ -134,6 +142,70 @@ def test_init_reads_what_is_exported(arch: str, size: int, sobel: bool, format: 
     assert Settings.from_saved(json.loads(facts["deepcluster_settings"])) == model.settings
 
 
+@pytest.mark.parametrize("format, name", [("safetensors", "net.safetensors"), ("huggingface", "hub")])
+def test_load_opens_what_is_exported(format: str, name: str, trained: Path, images: Path, tmp_path: Path) -> None:
+    model, out = deepcluster.load(trained), tmp_path / name
+    model.export(format=format, out=out)
+    found = deepcluster.load(out)
+    assert difference(model.trunk, found.trunk, 16) == 0
+    assert found.settings.as_dict() == {**model.settings.as_dict(), "init": None, "cache": "auto"}
+    if format == "huggingface":
+        one, other = deepcluster.assign(model, images, workers=0), deepcluster.assign(found, images, workers=0)
+        assert (one.cluster_N == other.cluster_N).all() and (one.distance_N == other.distance_N).all()
+        assert "5 clusters in a space of 16" in info(str(out))
+
+
+def test_files_hold_networks_of_images_with_their_own_statistics(tmp_path: Path) -> None:
+    """Inside of deepcluster all images have ImageNet's statistics; a library's network takes its own."""
+    mean, std = (0.5, 0.4, 0.3), (0.228, 0.224, 0.2)
+    model = model_of(tmp_path, "resnet18", 32, mean=mean, std=std)
+    text = printed(model, format="torchvision", out=tmp_path / "net.pt")
+    assert "images: in [0, 1], less mean [0.5, 0.4, 0.3], divided by std [0.228, 0.224, 0.2]" in text
+    images_BCHW = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        own = read_as_printed(text)(torchvision.transforms.functional.normalize(images_BCHW, list(mean), list(std)))
+        assert torch.allclose(own, model.trunk(normalise(images_BCHW)), atol=1e-4)
+    export(model, format="huggingface", out=tmp_path / "hub")
+    net = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True, num_classes=0)
+    found = resolve_data_config({}, model=net)
+    assert (found["mean"], found["std"]) == (list(mean), list(std))
+    assert difference(deepcluster.load(tmp_path / "hub").trunk, model.trunk, 32) == 0
+
+
+@pytest.mark.slow
+def test_the_code_of_2018_continues_an_exported_run(tmp_path: Path) -> None:
+    """All the way round: a run, its files of 2018, the script of 2018 that resumes them, and its log as a table."""
+    data = write_classes(tmp_path / "data", 8)
+    options: dict[str, Any] = {"arch": "alexnet", "image_size": 224, "clusters": 4, "pca": 8, "cluster_stage": "features"}
+    run = train_small(data, tmp_path / "run", **options, batch_size=12, epochs=1)
+    assert "left out" not in printed(deepcluster.load(run), format="release2018", out=tmp_path / "files")
+    checkpoint, log = tmp_path / "files" / "checkpoint.pth.tar", tmp_path / "files" / "clusters"
+    state = torch.load(checkpoint, weights_only=True)
+    assert (state["epoch"], state["arch"], len(state["state_dict"]["top_layer.bias"])) == (1, "alexnet", 4)
+    assert difference(deepcluster.load(checkpoint).trunk, deepcluster.load(run).trunk, 224) == 0
+    (epoch,) = pickle.loads(log.read_bytes())
+    table = read_table(run / "assignments" / "epoch-0001.parquet").to_pydict()
+    cluster_of = dict(zip(table["name"], table["cluster"], strict=True))
+    paths = [str(Path(path).relative_to(data)) for path, _ in ImageFolder(data).imgs]
+    assert {paths[image]: cluster for cluster, images in enumerate(epoch) for image in images} == cluster_of
+    words = [data, "--arch", "alexnet", "--sobel", "--nmb_cluster", "4", "--epochs", "2", "--batch", "12", "--verbose"]
+    done = subprocess.run(
+        [sys.executable, "-m", "deepcluster.interop.release2018", "main", *words, "--workers", "0"]
+        + ["--resume", checkpoint, "--exp", tmp_path / "exp"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"=> loaded checkpoint '{checkpoint}' (epoch 1)" in done.stdout and "###### Epoch [1] ######" in done.stdout
+
+
+def test_the_files_of_2018_of_a_model_without_clusters(tmp_path: Path) -> None:
+    text = printed(make_model(tmp_path, arch="alexnet", image_size=224), format="release2018", out=tmp_path / "files")
+    assert [file.name for file in (tmp_path / "files").iterdir()] == ["checkpoint.pth.tar"]
+    assert "left out: top_layer, which the model does not have and the scripts of 2018 need; clusters, which only" in text
+
+
 def test_the_folder_of_a_network_of_ours_names_it_and_holds_its_settings(tmp_path: Path) -> None:
     model = model_of(tmp_path, "alexnet-small", 32, sobel=True, init="of/this/machine.pt")
     export(model, format="huggingface", out=tmp_path / "hub")
@@ -190,6 +262,7 @@ FOLDED = [
     ("resnet18", 64, "conv1", 9, (29 / 32) ** 2),
     ("resnet18-small", 32, "conv1", 5, (30 / 32) ** 2),
     ("timm:test_vit,patch_size=4", 32, "patch_embed.proj", 6, 1.0),
+    ("vgg16-deepercluster", 32, "features.0", 5, (32 / 34) ** 2),
     pytest.param("alexnet", 224, "features.0", 13, (53 / 55) ** 2, marks=pytest.mark.slow),
 ]
 
@@ -208,8 +281,8 @@ def test_sobel_is_folded_exactly_inside_the_image(arch: str, size: int, layer: s
     images_BCHW = noise(5 * side).double()
     assert trunk.sobel is not None
     with torch.no_grad():
-        edges_BCHW = trunk.double().sobel(images_BCHW)[:, :, 1:-1, 1:-1]
-        two = conv2d(edges_BCHW, first.weight, first.bias)
+        edges_BCHW = conv2d(images_BCHW.mean(dim=1, keepdim=True), trunk.sobel.state_dict()["1.weight"].double())
+        two = conv2d(edges_BCHW, first.weight.double(), None if first.bias is None else first.bias.double())
         one = conv2d(images_BCHW, weight.double(), None if bias is None else bias.double())
     assert torch.allclose(one, two, atol=1e-5 * float(two.abs().max()))
 
@@ -264,6 +337,12 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {"format": "torchvision", "out": "a.pt"},
         "takes the 2 channels of the Sobel layer, and torchvision has no such layer: .*--fold-sobel, or keep it",
     ),
+    (
+        "2018",
+        {},
+        {"format": "release2018", "out": "new"},
+        "the 2018 release has no alexnet-small: its files hold alexnet or",
+    ),
     ("no Sobel", {}, {"format": "safetensors", "out": "a.safetensors", "fold_sobel": True}, "has no Sobel layer; leave"),
     (
         "no plain convolution",
@@ -292,8 +371,6 @@ def test_what_can_not_be_exported_is_refused(
 def test_without_safetensors_the_message_names_it(
     format: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(InputError, match="pip install safetensors"):
         export(make_model(tmp_path / "cache"), format=format, out=tmp_path / out)

@@ -1,6 +1,7 @@
 """Exports to ONNX, run by onnxruntime and by OpenCV, against the model itself."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor
 
 import deepcluster
 from deepcluster.cli import main
+from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.errors import InputError
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import ClusterView
 from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model
+from deepcluster.run.space import PredictionSpace
 
 # What each kind of network is checked with: maps and features, convolutions and attention, our own and the libraries'.
 NETWORKS = [
@@ -117,6 +120,20 @@ def test_points_are_those_in_which_the_model_clusters(clustered: Model, tmp_path
     (found,) = run(tmp_path / "net.onnx", x_BCHW)
     rows_BD = clustered.trunk.vectors(x_BCHW, clustered.settings.cluster_stage).detach()
     assert close(found, clustered.points(rows_BD))
+
+
+def test_the_cluster_that_a_last_layer_predicts(tmp_path: Path) -> None:
+    """Clusters of a file of 2018: the largest score of a linear layer on the rectified features."""
+    generator = torch.Generator().manual_seed(6)
+    weight_KD, bias_K = torch.randn(9, 256, generator=generator), torch.randn(9, generator=generator)
+    bare = model_of(tmp_path, "alexnet-small", 32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    clusters = Assignment(torch.empty(0, dtype=torch.int64), torch.empty(0), PredictionSpace.centroids(weight_KD, bias_K))
+    model = replace(bare, space=PredictionSpace(256), assignment=clusters)
+    model.export(format="onnx", out=tmp_path / "net.onnx", output="cluster", input="uint8")
+    images_BCHW = pixels(32, 64)
+    scores_BK = torch.relu(stage_of(model, "features", normalise(images_BCHW))) @ weight_KD.T + bias_K
+    cluster_B, _ = run(tmp_path / "net.onnx", images_BCHW)
+    assert (cluster_B == scores_BK.argmax(dim=1).numpy()).all()
 
 
 def test_embeddings_are_those_that_embed_writes(tmp_path: Path) -> None:

@@ -35,11 +35,12 @@ def write_release(model: Model, out: Path) -> Written:
     saved = saved_state(model)
     head = head_of(model, saved)
     optimizer = saved.get("trunk_optimizer") if _is_sgd(saved) else None
-    state = release_checkpoint(model.trunk, head, epoch=int(saved.get("epoch", 0)), optimizer=optimizer)
+    done = max(0, int(saved.get("epoch", 1)) - 1)
+    state = release_checkpoint(model.trunk, head, epoch=done, optimizer=optimizer)
     save_tensors(out / CHECKPOINT, state)
     left = [] if head is not None else ["top_layer, which the model does not have and the scripts of 2018 need"]
     left += [] if optimizer is not None or head is None else ["the optimizer, which main.py of 2018 needs to resume"]
-    missing = _write_clusters(model, out / CLUSTERS)
+    missing = _write_clusters(model, done, out / CLUSTERS)
     left += [missing] if missing else []
     return Written(left_out="; ".join(left), read_with=f"import torch; state = torch.load({{out!r}} + '/{CHECKPOINT}')")
 
@@ -76,10 +77,11 @@ def _is_sgd(saved: dict[str, Any]) -> bool:
     return bool(optimizer.get("state")) and all("momentum_buffer" in one for one in optimizer["state"].values())
 
 
-def _write_clusters(model: Model, out: Path) -> str:
-    """Write the clusters of all epochs of a run by the numbers of images in ImageFolder's order; return why not, or ""."""
+def _write_clusters(model: Model, epochs: int, out: Path) -> str:
+    """Write the clusters that a run was trained on, by numbers of images in ImageFolder's order; return why not, or ""."""
     path = user_path(model.name)
-    tables = sorted(RunFolder(path).assignments.glob("epoch-*.parquet")) if path.is_dir() else []
+    found = [RunFolder(path).assignment(epoch) for epoch in range(1, epochs + 1)] if path.is_dir() else []
+    tables = [table for table in found if table.is_file()]
     if not tables:
         return "clusters, which only a run folder has"
     address = RunFolder(path).read_config()["data"].get("address") or []
