@@ -22,33 +22,36 @@ dependencies = [
 ]
 
 
-def trunk_from(model):
+def trunk_from(path_or_model):
     """Return the trunk of any model that `deepcluster.load` opens."""
     import deepcluster
 
-    return (model if isinstance(model, deepcluster.Model) else deepcluster.load(model)).trunk.eval()
+    is_loaded = isinstance(path_or_model, deepcluster.Model)
+    return (path_or_model if is_loaded else deepcluster.load(path_or_model)).trunk.eval()
 
 
-def alexnet_from(model):
+def alexnet_from(path_or_model):
     """Return the trunk of a model of an AlexNet."""
-    return _trunk_of("alexnet", model)
+    return _trunk_of("alexnet", path_or_model)
 
 
-def vgg16_from(model):
+def vgg16_from(path_or_model):
     """Return the trunk of a model of a VGG-16."""
-    return _trunk_of("vgg16", model)
+    return _trunk_of("vgg16", path_or_model)
 
 
-def resnet50_from(model):
+def resnet50_from(path_or_model):
     """Return the trunk of a model of a ResNet-50."""
-    return _trunk_of("resnet50", model)
+    return _trunk_of("resnet50", path_or_model)
 
 
-def _trunk_of(family, model):
+def _trunk_of(family, path_or_model):
     """Return the trunk of a model, or raise `deepcluster.InputError` if its network is another."""
     from deepcluster import InputError
 
-    trunk = trunk_from(model)
+    trunk = trunk_from(path_or_model)
     if trunk.arch.partition(":")[2].partition(",")[0] != family and trunk.arch.partition("-")[0] != family:
-        raise InputError(f"{model} is a model of {trunk.arch}, not {family}: use trunk_from, which takes any network")
+        raise InputError(
+            f"{path_or_model} is a model of {trunk.arch}, not {family}: use trunk_from, which takes any network"
+        )
     return trunk

@@ -256,13 +256,14 @@ def test_runs_in_any_precision_are_written_in_float32_and_stay_as_they_are(preci
     assert model.trunk.features[0].weight.dtype == Machine.choose("cpu", precision).dtype
 
 
-# Sides of the first map; of its windows the first and the last are outside of the image: worked out by hand.
+# Sides of the first map; of its windows the first and the last are outside of the image: worked out by hand. DeeperCluster's
+# network sees a border of zeros, beyond which the Sobel map is zero in both.
 FOLDED = [
     ("alexnet-small", 32, "features.0", 7, (14 / 16) ** 2),
     ("resnet18", 64, "conv1", 9, (29 / 32) ** 2),
     ("resnet18-small", 32, "conv1", 5, (30 / 32) ** 2),
     ("timm:test_vit,patch_size=4", 32, "patch_embed.proj", 6, 1.0),
-    ("vgg16-deepercluster", 32, "features.0", 5, (32 / 34) ** 2),
+    ("vgg16-deepercluster", 32, "features.0", 5, 1.0),
     pytest.param("alexnet", 224, "features.0", 13, (53 / 55) ** 2, marks=pytest.mark.slow),
 ]
 
@@ -273,7 +274,7 @@ def test_sobel_is_folded_exactly_inside_the_image(arch: str, size: int, layer: s
     folded = fold_sobel(trunk, size)
     assert folded.layer == layer and folded.convolution.kernel_size == (side, side)
     assert folded.share == pytest.approx(share)
-    assert folded.difference < (1e-5 if share == 1 else 0.5)
+    assert folded.difference < (1e-4 if share == 1 else 0.5)
     names = dict(trunk.named_modules())
     first: Any = names.get(layer) or names[f"backbone.{layer}"]
     # Oracle: the composed convolution of a large image, without any padding.
@@ -341,7 +342,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "2018",
         {},
         {"format": "release2018", "out": "new"},
-        "the 2018 release has no alexnet-small: its files hold alexnet or",
+        "the 2018 release has no alexnet-small: its files hold",
     ),
     ("no Sobel", {}, {"format": "safetensors", "out": "a.safetensors", "fold_sobel": True}, "has no Sobel layer; leave"),
     (

@@ -39,7 +39,7 @@ features = trunk(torch.ones(2, 3, 16, 16))
 import deepcluster
 same = torch.equal(features, deepcluster.load({str(trained)!r}).trunk(torch.ones(2, 3, 16, 16)))
 try:
-    torch.hub.load({str(ROOT)!r}, "vgg16_from", model={str(trained)!r}, source="local")
+    torch.hub.load({str(ROOT)!r}, "vgg16_from", path_or_model={str(trained)!r}, source="local")
 except deepcluster.InputError as fault:
     message = str(fault)
 print(json.dumps([list(features.shape), trunk.training, same, message, deepcluster.__file__]))
