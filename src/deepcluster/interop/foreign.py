@@ -18,7 +18,7 @@ from deepcluster.interop.renaming import usual_names
 from deepcluster.interop.weight_files import IN_FOLDERS, WeightFile
 from deepcluster.models.heads import Projection
 from deepcluster.models.trunk import Trunk
-from deepcluster.models.weights import Match, some_of, take_weights, without_wrappers
+from deepcluster.models.weights import Match, Undrawn, some_of, take_weights, without_wrappers
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
@@ -45,8 +45,12 @@ def model_of_file(file: WeightFile, *, name: str, arch: str | None = None) -> Mo
     if settings is None:
         network = recognise(file, tensors, arch)
         settings = Settings.from_dict({**asdict(network), **_statistics(file), "precision": "fp32"})
-    trunk = make_run_trunk(settings)
+    with Undrawn():
+        trunk = make_run_trunk(settings)
     match = Match.of(trunk, tensors)
+    if match.missing:  # These stay random.
+        trunk = make_run_trunk(settings)
+        match = Match.of(trunk, tensors)
     take_weights(trunk, tensors, name=name)
     _take_sobel(trunk, tensors)
     machine = Machine.choose("cpu", "fp32")
@@ -56,9 +60,9 @@ def model_of_file(file: WeightFile, *, name: str, arch: str | None = None) -> Mo
         return Model(name, trunk.eval(), settings, machine, space, assignment, remark=_remark(match, len(tensors)))
     head = prototypes(tensors, trunk.dim) or top_layer(tensors, trunk.dim)
     if head is None:
-        return Model(name, trunk.eval(), settings, machine, remark=_remark(match, len(tensors)))
+        return Model(name, trunk.eval(), settings, machine, remark=_remark(match, file))
     settings, space, assignment = _clusters(head, settings, trunk.dim, machine)
-    remark = _remark(match, len(tensors), head.used, assignment.n_clusters)
+    remark = _remark(match, file, head.used, assignment.n_clusters)
     return Model(name, trunk.eval(), settings, machine, space, assignment, remark=remark)
 
 
@@ -113,14 +117,14 @@ def _clusters(
     return Settings.from_dict(values), space, Assignment(labels, distances, head.prototypes[0])
 
 
-def _remark(match: Match, total: int, used: tuple[str, ...] = (), n_clusters: int = 0) -> str:
+def _remark(match: Match, file: WeightFile, used: tuple[str, ...] = (), n_clusters: int = 0) -> str:
     """Say how many of the file's tensors were used, what is random, and what was left out."""
     heads = {without_wrappers(key) for key in used}
     left = [key for key in match.left if key not in heads]
     clusters = f" and {len(used)} of {n_clusters:,} clusters" if n_clusters else ""
-    parts = [f"{match.share} tensors of {match.arch}{clusters} (the file holds {total})"]
+    parts = [f"{match.share} tensors of {match.arch}{clusters} (the file holds {len(file.tensors)})"]
     if match.missing:
         parts.append(f"random, as the file lacks them: {some_of(match.missing)}")
     if left:
         parts.append(f"left out: {some_of(left)}")
-    return "; ".join(parts)
+    return "; ".join([*parts, *file.remarks])

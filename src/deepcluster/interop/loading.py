@@ -11,8 +11,9 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import end_waits
 from deepcluster.core.work import Interruption, Work
 from deepcluster.interop.foreign import model_of_file
-from deepcluster.interop.weight_files import SAFETENSORS, file_of, has_hub_files, read_file
+from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, file_of, has_hub_files, read_file
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
+from deepcluster.models.weights import Undrawn
 from deepcluster.run.auto import PAPER_TRUNKS
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder, checkpoint_of, is_checkpoint
@@ -60,7 +61,7 @@ def load(model: str | Path) -> Model:
         path = folder.last
         if not path.is_file():
             raise InputError(f"{folder.path} has no checkpoint yet")
-    if path.is_dir() or path.suffix == SAFETENSORS:
+    if path.is_dir() or path.suffix in (SAFETENSORS, *CAFFE_FILES):
         return model_of_file(read_file(path), name=str(model), arch=arch)
     state = load_tensors(path)
     if arch is None and is_checkpoint(state):
@@ -88,7 +89,8 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Mode
     except (KeyError, InputError) as fault:
         raise InputError(f"{path} was written by another version of deepcluster: {fault}") from None
     machine = Machine.choose("cpu", settings.precision)
-    trunk = make_run_trunk(settings).to(machine.dtype)
+    with Undrawn():  # All weights are those of the checkpoint.
+        trunk = make_run_trunk(settings).to(machine.dtype)
     try:
         trunk.load_state_dict(state["trunk"])
     except RuntimeError as fault:

@@ -1,4 +1,4 @@
-"""Which network the tensors of a file belong to, by their names and shapes; networks are made on the meta device for it."""
+"""Which network the tensors of a file belong to, by their names and shapes."""
 
 import re
 import warnings
@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
 from deepcluster.interop.weight_files import WeightFile
 from deepcluster.models.archs import ARCHITECTURES, TIMM, TORCHVISION, make_trunk
-from deepcluster.models.weights import Match, some_of, without_wrappers
+from deepcluster.models.weights import Match, Undrawn, some_of, without_wrappers
 
 # The image size that a network with fully connected layers was trained with shows in the shape of the first of them.
 _SIZES = (224, 32, 48, 64, 96, 112, 128, 160, 192, 256, 288, 320)
@@ -109,7 +108,7 @@ def _names_of(name: str) -> frozenset[str]:
     """Return the names of the tensors of a network of torchvision."""
     import torchvision
 
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+    with Undrawn(), warnings.catch_warnings(action="ignore"):
         network = torchvision.models.get_model(name, weights=None)
     return frozenset(network.state_dict())
 
@@ -131,7 +130,7 @@ def _sizes(arch: str) -> tuple[int, ...]:
 def _match(network: Network, tensors: Mapping[str, Tensor]) -> Match | None:
     """Return how the tensors match a network; None if it can't be made for this size."""
     try:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        with Undrawn(), warnings.catch_warnings(action="ignore"):
             return Match.of(make_trunk(network.arch, image_size=network.image_size, sobel=network.sobel), tensors)
     except InputError:
         return None

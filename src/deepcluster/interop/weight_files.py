@@ -20,6 +20,7 @@ from deepcluster.interop.renaming import usual_names
 
 TORCH_FILES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
+CAFFE_FILES = (".caffemodel", ".prototxt")
 # Where programs keep a network's weights among other values; those of a trunk or of a teacher first.
 NESTED = (
     *("trunk", "state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "classy_state_dict"),
@@ -41,11 +42,13 @@ class WeightFile:
         path: the file itself.
         tensors: those of the network by name.
         facts: plain values beside them, such as `arch` and `epoch`; the content of a hub's `config.json`.
+        remarks: what a reader should know of them.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def names(self) -> Iterator[str]:
         """Yield what may be the name of the network: from the values beside the tensors, then from the file's name."""
@@ -69,7 +72,8 @@ def read_file(path: str | Path) -> WeightFile:
     """Read a file of weights, or a folder with one.
 
     Args:
-        path: .pt, .pth, .pth.tar, .bin or .ckpt as torch saves them, .safetensors, or a folder with a run or one of these.
+        path: .pt, .pth, .pth.tar, .bin or .ckpt as torch saves them, .safetensors, .caffemodel or .prototxt (either of a
+            pair), or a folder with a run or one of these.
 
     Raises:
         InputError: no such file, of another kind, damaged, with code in it, or without tensors.
@@ -86,8 +90,11 @@ def read_file(path: str | Path) -> WeightFile:
     check_file(path)
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path, facts)
+    if path.suffix in CAFFE_FILES:
+        return _read_caffe(path)
     if path.suffix not in TORCH_FILES:
-        raise InputError(f"{path} is not a file of weights: use one that ends in {', '.join((*TORCH_FILES, SAFETENSORS))}")
+        endings = (*TORCH_FILES, SAFETENSORS, *CAFFE_FILES)
+        raise InputError(f"{path} is not a file of weights: use one that ends in {', '.join(endings)}")
     return file_of(load_tensors(path), path, facts)
 
 
@@ -121,6 +128,17 @@ def _read_safetensors(path: Path, facts: Mapping[str, Any]) -> WeightFile:
     if not found:
         raise InputError(f"{path} holds no weights of a network")
     return WeightFile(path, found, {**metadata, **facts})
+
+
+def _read_caffe(path: Path) -> WeightFile:
+    from deepcluster.interop.caffe.read import read_caffe
+
+    found = read_caffe(path)
+    tensors = dict(found.tensors)
+    if found.top_layer is not None:
+        tensors["top_layer.weight"], tensors["top_layer.bias"] = found.top_layer
+    facts = {"arch": found.arch, "pretrained_cfg": {"mean": found.mean, "std": found.std}}
+    return WeightFile(path, tensors, facts, tuple(found.remarks))
 
 
 def _tensors(state: Any, depth: int = 0) -> dict[str, Tensor]:

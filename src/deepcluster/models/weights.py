@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from deepcluster.core.errors import InputError
 from deepcluster.models.trunk import Trunk
@@ -20,6 +22,16 @@ _WRAPPERS = ("module", "_orig_mod")
 # With a smaller share of the trunk's tensors the file is of another network.
 LEAST_SHARE = 0.8
 _EXAMPLES = 4
+
+
+class Undrawn(TorchFunctionMode):
+    """Where networks are made without drawing their weights, which takes seconds; their memory is not even touched."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
