@@ -6,9 +6,11 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -28,6 +30,7 @@ from torchvision.datasets import ImageFolder
 
 import deepcluster
 from deepcluster.cli import cli, main
+from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
 from deepcluster.info import info
@@ -40,7 +43,7 @@ from deepcluster.models.archs import make_trunk
 from deepcluster.models.trunk import normalise
 from deepcluster.models.weights import take_weights
 from deepcluster.run.settings import Settings
-from deepcluster.run.space import space_state
+from deepcluster.run.space import PredictionSpace, space_state
 
 TORCHVISION = [
     ("resnet18", 64, {"fc.weight", "fc.bias"}),
@@ -152,7 +155,7 @@ def test_load_opens_what_is_exported(format: str, name: str, trained: Path, imag
     if format == "huggingface":
         one, other = deepcluster.assign(model, images, workers=0), deepcluster.assign(found, images, workers=0)
         assert (one.cluster_N == other.cluster_N).all() and (one.distance_N == other.distance_N).all()
-        assert "5 clusters in a space of 16" in info(str(out))
+    assert ("5 clusters in a space of 16" in info(str(out))) == (format == "huggingface")
 
 
 def test_files_hold_networks_of_images_with_their_own_statistics(tmp_path: Path) -> None:
@@ -198,6 +201,31 @@ def test_the_code_of_2018_continues_an_exported_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert f"=> loaded checkpoint '{checkpoint}' (epoch 1)" in done.stdout and "###### Epoch [1] ######" in done.stdout
+
+
+@pytest.mark.slow
+def test_opencv_reads_a_caffe_model_of_a_file_of_2018(tmp_path: Path) -> None:
+    """With the clusters of the file: its last layer scores them."""
+    generator = torch.Generator().manual_seed(6)
+    weight_KD, bias_K = torch.randn(9, 4096, generator=generator), torch.randn(9, generator=generator)
+    bare = model_of(tmp_path, "alexnet", 224, sobel=True)
+    clusters = Assignment(torch.empty(0, dtype=torch.int64), torch.empty(0), PredictionSpace.centroids(weight_KD, bias_K))
+    model = replace(bare, space=PredictionSpace(4096), assignment=clusters)
+    text = printed(model, format="caffe", out=tmp_path / "net.caffemodel")
+    assert text.startswith(f"{tmp_path}/net.caffemodel, {tmp_path}/net.prototxt: a Caffe model, 233 MB\n")
+    assert "left out" not in text
+    names: dict[str, Any] = {}
+    exec(text.partition("read it with: ")[2], names)
+    images_BCHW = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8, generator=generator)
+    names["net"].setInput(images_BCHW.flip(1).float().numpy())
+    (scores_1K,) = names["net"].forward(["AddmmBackward29"])
+    with torch.no_grad():
+        features_1D = model.trunk(normalise(images_BCHW))
+    expected = torch.relu(features_1D) @ weight_KD.T + bias_K
+    # Scores are in proportion: centroids have unit length.
+    ratio = scores_1K / expected.numpy()
+    assert ratio.min() > 0 and np.abs(ratio / ratio.mean() - 1).max() < 1e-3
+    assert scores_1K.argmax() == expected.argmax()
 
 
 def test_the_files_of_2018_of_a_model_without_clusters(tmp_path: Path) -> None:
@@ -343,6 +371,12 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {},
         {"format": "release2018", "out": "new"},
         "the 2018 release has no alexnet-small: its files hold",
+    ),
+    (
+        "Caffe",
+        {},
+        {"format": "caffe", "out": "a.caffemodel"},
+        "a.caffemodel: Caffe models are written of alexnet and vgg16, not",
     ),
     ("no Sobel", {}, {"format": "safetensors", "out": "a.safetensors", "fold_sobel": True}, "has no Sobel layer; leave"),
     (

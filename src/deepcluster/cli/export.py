@@ -11,7 +11,7 @@ from deepcluster.core.progress import Reporter
 
 @click.command(short_help="Write a model for other programs.")
 @click.argument("model")
-@click.option("--format", required=True, help="torchvision, timm, huggingface, safetensors, onnx or release2018")
+@click.option("--format", required=True, help="torchvision, timm, huggingface, safetensors, onnx, caffe or release2018")
 @click.option("--out", type=Path, required=True, help="the file to write; a folder for huggingface and release2018")
 @click.option(
     "--output",

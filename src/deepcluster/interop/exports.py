@@ -5,6 +5,7 @@ it is used. It gets a copy of the model in float32 on the CPU, and a path in a f
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -50,7 +51,8 @@ class Written:
 
     Attributes:
         left_out: parts of the model that the file does not hold, in words; empty if it holds all.
-        read_with: a line of Python that reads the file; `{out!r}` stands for its path.
+        read_with: a line of Python that reads the file; `{out!r}` stands for its path, `{out.ending!r}` for that with another
+            ending.
         notes: more that the user should know.
     """
 
@@ -68,6 +70,7 @@ FORMATS = {
         "safetensors_files:write_safetensors", "the weights of any trunk", (".safetensors",), ("fold_sobel",)
     ),
     "onnx": Format("onnx_files:write_onnx", "a network for ONNX runtimes", (".onnx",), ("output", "input", "fold_sobel")),
+    "caffe": Format("caffe.export:write_files", "a Caffe model", (".caffemodel", ".prototxt")),
     "release2018": Format("release2018_export:write_release", "files of the code of 2018"),
 }
 # For messages where a network does not fit a format.
@@ -124,8 +127,12 @@ def export(
     for note in written.notes:
         reporter.say(note)
     if written.read_with:
-        reporter.say(f"read it with: {written.read_with.replace('{out!r}', repr(str(path)))}")
+        reporter.say(f"read it with: {_with_names(written.read_with, path)}")
     return path
+
+
+def _with_names(line: str, path: Path) -> str:
+    return re.sub(r"\{out(\.\w+)?!r\}", lambda match: repr(str(path.with_suffix(match[1]) if match[1] else path)), line)
 
 
 def _checked(chosen: Format, out: str | Path, name: str) -> Path:

@@ -57,7 +57,7 @@ def model_of_file(file: WeightFile, *, name: str, arch: str | None = None) -> Mo
     clusters = file.path.with_name(CLUSTERS)
     if OWN_SETTINGS in file.facts and file.path.name == IN_FOLDERS[1] and clusters.is_file():
         space, assignment = read_clusters(clusters, settings, dim=trunk.dim, machine=machine)
-        return Model(name, trunk.eval(), settings, machine, space, assignment, remark=_remark(match, len(tensors)))
+        return Model(name, trunk.eval(), settings, machine, space, assignment, remark=_remark(match, file))
     head = prototypes(tensors, trunk.dim) or top_layer(tensors, trunk.dim)
     if head is None:
         return Model(name, trunk.eval(), settings, machine, remark=_remark(match, file))

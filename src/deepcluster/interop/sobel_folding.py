@@ -2,8 +2,8 @@
 
 Grey, Sobel and a convolution of k × k are linear: together they are a convolution of (k+2) × (k+2), padded by one more
 pixel. It equals them wherever its window lies inside the image. At the border it differs, since there the network pads the
-Sobel map with zeros, not the image. Without padding in the first convolution, or where the Sobel layer pads the image by more
-(DeeperCluster), it is equal everywhere.
+Sobel map with zeros, not the image. Without padding in the first convolution, or where the Sobel layer pads the image by
+more (DeeperCluster), it is equal everywhere.
 
 B batch, C channels, H and W pixels, O filters, k side of the kernel.
 """
