@@ -376,7 +376,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "Caffe",
         {},
         {"format": "caffe", "out": "a.caffemodel"},
-        "a.caffemodel: Caffe models are written of alexnet and vgg16, not",
+        "Caffe models are written of alexnet and vgg16",
     ),
     ("no Sobel", {}, {"format": "safetensors", "out": "a.safetensors", "fold_sobel": True}, "has no Sobel layer; leave"),
     (

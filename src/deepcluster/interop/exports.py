@@ -51,8 +51,8 @@ class Written:
 
     Attributes:
         left_out: parts of the model that the file does not hold, in words; empty if it holds all.
-        read_with: a line of Python that reads the file; `{out!r}` stands for its path, `{out.ending!r}` for that with another
-            ending.
+        read_with: a line of Python that reads the file; `{out!r}` stands for its path, `{out.ending!r}` for that with
+            another ending.
         notes: more that the user should know.
     """
 
