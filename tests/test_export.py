@@ -366,6 +366,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {"format": "torchvision", "out": "a.pt"},
         "takes the 2 channels of the Sobel layer, and torchvision has no such layer: .*--fold-sobel, or keep it",
     ),
+    ("licence", {}, {"format": "huggingface", "out": "new", "licence": "a: b"}, "--licence 'a: b': give the identifier"),
     (
         "2018",
         {},

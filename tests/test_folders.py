@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from deepcluster.core.errors import UnreadableImage
 from deepcluster.core.names import PackedNames
 from deepcluster.data.sources import scan
-from deepcluster.data.sources.folders import class_folders, difference, open_folder
+from deepcluster.data.sources.class_folders import class_folders
+from deepcluster.data.sources.folders import difference, open_folder
 from deepcluster.data.sources.image_source import ImageSource
 
 # Below "/" and above it, of two to four bytes, and a byte that is not UTF-8: what could upset an order or a format.

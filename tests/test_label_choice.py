@@ -13,7 +13,7 @@ from torch import Tensor
 from deepcluster.core.errors import InputError
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.joined import ChosenImages
-from deepcluster.evaluation.datasets.labelled import choose_labelled, hold_out, listed
+from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
 
 
 def mixed(sizes: list[int], seed: int = 0) -> Tensor:

@@ -34,7 +34,7 @@ NETWORKS = [
     ("resnet18-small", 32, False, "stem"),
     ("timm:resnet10t", 64, False, "layer2"),
     ("timm:test_vit,patch_size=4", 32, False, "features"),
-    ("torchvision:shufflenet_v2_x0_5", 64, False, "conv1"),
+    ("torchvision:squeezenet1_1", 64, False, "features.4"),
 ]
 
 

@@ -25,6 +25,7 @@ from deepcluster.training.batches import even_batches
 IMAGENET = Survey(n_images=1_281_167, shorter_side=375, grey_share=0.02)
 PHOTOS = Survey(n_images=4_500, shorter_side=224, grey_share=0.02)
 CIFAR = Survey(n_images=20_000, shorter_side=32, grey_share=0.0)
+TINY_IMAGENET = Survey(n_images=100_000, shorter_side=64, grey_share=0.02)
 DIGITS = Survey(n_images=1_797, shorter_side=8, grey_share=1.0)
 
 
@@ -152,6 +153,14 @@ def test_other_recipes_are_the_same_on_any_device(recipe: str, seen: Survey) -> 
     assert choose_settings({"recipe": recipe}, seen, device="cuda") == choose_settings(
         {"recipe": recipe}, seen, device="cpu"
     )
+
+
+def test_auto_is_near_the_recipe_of_tiny_imagenet() -> None:
+    """It differs in the number of clusters only: the paper's images per cluster."""
+    auto, recipe = (choose_settings({"recipe": name}, TINY_IMAGENET)[0] for name in ("auto", "tiny-imagenet"))
+    assert (recipe.image_size, recipe.arch, recipe.clusters, auto.clusters) == (64, "alexnet-small", 1000, 781)
+    ours, others = auto.as_dict(), recipe.as_dict()
+    assert {name for name in ours if ours[name] != others[name]} == {"recipe", "clusters"}
 
 
 def test_photos_are_learned_in_the_same_way_on_any_device() -> None:

@@ -18,7 +18,7 @@ from deepcluster.core.progress import Meter, Reporter
 from deepcluster.core.work import Interruption
 from deepcluster.data.sources import open_source
 from deepcluster.data.views import TrainingView
-from deepcluster.evaluation.datasets.labelled import choose_labelled
+from deepcluster.evaluation.datasets.label_choice import choose_labelled
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.semi_supervised import Comparison, evaluate, grid_of, middle_of, rank
 from deepcluster.evaluation.trainer import order_of

@@ -223,9 +223,9 @@ def test_scores_equal_a_naive_loop_over_crops(tmp_path: Path, devkit: Path, test
     model = make_model(tmp_path)
     classifier = make_classifier(model.copy_of_trunk(), quick())
     source = open_voc(devkit).split("test").source
-    scores_NC, unreadable = score(model, classifier, source, 16, test_crops=test_crops, seed=5)
+    scores_NC, unreadable = score(model, classifier, source, 16, quick(test_crops=test_crops, seed=5))
     assert not unreadable
-    with model.loader(source, reduce_to=reduced(16)) as loader:
+    with model.loader(source, reduce_to=reduced(16, quick())) as loader:
         for index in range(len(source)):
             image_HWC = loader.images.get(index)
             if test_crops == "fixed":
@@ -243,15 +243,15 @@ def test_crops_of_the_test_differ_from_each_other_and_by_seed(tmp_path: Path, de
     model = make_model(tmp_path)
     classifier = make_classifier(model.copy_of_trunk(), quick())
     source = open_voc(devkit).split("test").source
-    one, again, other = (score(model, classifier, source, 16, seed=seed)[0] for seed in (1, 1, 2))
+    one, again, other = (score(model, classifier, source, 16, quick(seed=seed))[0] for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
 
 def test_photos_are_kept_as_large_as_the_smallest_crop_needs() -> None:
     """A tenth of the area of a square of 709 px is a square of 224 px: photos of VOC, 500 px long, stay as they are."""
-    assert reduced(224) == 709
-    assert reduced(224) * 0.1**0.5 >= 224
+    assert reduced(224, VocClassificationOptions()) == 709
+    assert reduced(224, VocClassificationOptions()) * 0.1**0.5 >= 224
 
 
 @pytest.mark.parametrize("test_crops", ["random", "fixed"])
@@ -271,6 +271,35 @@ def test_learns_classes_of_a_colour(tmp_path: Path, devkit: Path, test_crops: st
     assert results.settings["finetune"] == "all"
     json.dumps([dict(results.results), dict(results.settings), dict(results.data)])
     assert weights_hash(model.trunk) == weights and not model.trunk.training
+
+
+def test_train_set_adds_map_on_the_images_trained_on_and_changes_nothing_else(tmp_path: Path, devkit: Path) -> None:
+    plain = evaluate(make_model(tmp_path / "a"), devkit, quick(iterations=30, batch_size=9, lr=0.02))
+    both = evaluate(make_model(tmp_path / "b"), devkit, quick(iterations=30, batch_size=9, lr=0.02, train_set=True))
+    again, by_class = both.results["train mAP"], both.results["train AP"]
+    assert isinstance(again, float) and again > 0.97 and isinstance(by_class, dict) and set(by_class) == set(COLOURS)
+    assert {name: value for name, value in both.results.items() if not name.startswith("train")} == plain.results
+
+
+def test_the_share_of_the_image_that_a_crop_shows(tmp_path: Path, devkit: Path) -> None:
+    """Crops of the whole image differ by their flip only: the mean over ten of them lies between two scores."""
+    model = make_model(tmp_path)
+    source, whole = open_voc(devkit).split("test").source, quick(crop_scale=(1.0, 1.0))
+    assert reduced(16, whole) == 16
+    classifier = make_classifier(model.copy_of_trunk(), whole).eval()
+    scores_NC, _ = score(model, classifier, source, 16, whole)
+    view = TrainingView(16, (1.0, 1.0), (1.0, 1.0), flip=False)
+    with model.loader(source, reduce_to=16) as loader:
+        upright = next(loader.training_views(view, torch.arange(1), 1, seed=0, epoch=0)).images_BCHW
+    two = torch.stack([logits_of(classifier, one, model.machine)[0].double() for one in (upright, upright.flip(3))])
+    low, high = two.amin(0) - 1e-5, two.amax(0) + 1e-5
+    assert ((scores_NC[0] >= low) & (scores_NC[0] <= high)).all()
+
+
+@pytest.mark.parametrize("scale", [(0.5, 0.1), (0.0, 0.5), (0.5, 1.5)])
+def test_shares_that_no_crop_can_have(scale: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match=r"crop_scale=.* must be two shares"):
+        quick(crop_scale=scale)
 
 
 def test_difficult_objects_count_nowhere(tmp_path: Path, devkit: Path) -> None:

@@ -27,6 +27,14 @@ class PackedNames:
             index = range(len(self))[index]
         return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogatepass")
 
+    def without(self, start: int, stop: int) -> "PackedNames":
+        """Return the list without the strings from `start` up to `stop`."""
+        first, last = self._ends[start], self._ends[stop]
+        others = PackedNames()
+        others._text = self._text[:first] + self._text[last:]
+        others._ends = self._ends[: start + 1] + array("q", (end - last + first for end in self._ends[stop + 1 :]))
+        return others
+
     def __iter__(self) -> Iterator[str]:
         return (self._text[start:end].decode("utf-8", "surrogatepass") for start, end in pairwise(self._ends))
 

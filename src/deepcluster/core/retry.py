@@ -82,10 +82,11 @@ def waiting_ends() -> threading.Event:
     return _endings.setdefault(os.getpid(), threading.Event())
 
 
-def retry(address: str, once: Callable[[], T], *, answered: bool = False) -> T:
+def retry(address: str, once: Callable[[], T], *, answered: bool = False, then: str = "continue with --resume") -> T:
     """Return what `once` gets from the server of an address; try again while waiting may help.
 
-    `answered` tells whether the server has answered another process, so that its address is right.
+    `answered` tells whether the server has answered another process, so that its address is right; `then` is the advice to
+    the user once the server answers again.
 
     Raises:
         ConnectionLost: the server is gone.
@@ -108,7 +109,7 @@ def retry(address: str, once: Callable[[], T], *, answered: bool = False) -> T:
             new = fault == "unreachable" and not answered and host not in _answered
             if fault not in ("wait", "unreachable") or attempt >= (FIRST_ATTEMPTS if new else ATTEMPTS):
                 tried = f"(attempt {attempt}, after {time.monotonic() - started:.0f} s)"
-                raise _plain_error(address, "new" if new else fault, words, tried) from error
+                raise _plain_error(address, "new" if new else fault, words, tried, then) from error
             mine = object()
             if not new and _in_trouble.setdefault(host, mine) is mine:  # One line for all threads.
                 _tell(f"{shown(address)}: {words}; trying again, {ATTEMPTS} times at most")
@@ -118,7 +119,7 @@ def retry(address: str, once: Callable[[], T], *, answered: bool = False) -> T:
                 raise ConnectionLost(f"{shown(address)}: stopped while waiting for the server ({words})") from error
 
 
-def _plain_error(address: str, fault: str, words: str, tried: str) -> DeepClusterError:
+def _plain_error(address: str, fault: str, words: str, tried: str, then: str) -> DeepClusterError:
     """Return the error that says what is wrong, and how to fix it."""
     what, scheme = shown(address), scheme_of(address)
     extra = _EXTRAS.get(scheme, "")
@@ -129,7 +130,7 @@ def _plain_error(address: str, fault: str, words: str, tried: str) -> DeepCluste
         "refused": (Refused, f"{what} can't be read: {words}"),
         "no package": (InputError, f"{scheme}:// addresses need a package that is not installed: {package}"),
         "new": (InputError, f"{what} can't be reached: {words}; check the address and the network"),
-    }.get(fault, (ConnectionLost, f"{what} can't be read: {words} {tried}; once it answers, continue with --resume"))
+    }.get(fault, (ConnectionLost, f"{what} can't be read: {words} {tried}; once it answers, {then}"))
     return kind(text)
 
 

@@ -51,7 +51,10 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     found, remarks = agreement_by_epoch(Path(model.name), names, model)
     for measure in MEASURES if found else ():
         results[f"{measure} of the run"] = {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
-    notes = [note for name, one in rows.items() for note in labelled.left_out(name, one.unreadable, parts[name].source.name)]
+    notes = [f"{name}: {note}" for name, part in parts.items() for note in part.notes]
+    notes += [
+        note for name, one in rows.items() for note in labelled.left_out(name, one.unreadable, parts[name].source.name)
+    ]
     counts = {f"{name}_images": len(one.source) for name, one in parts.items()}
     about = {"path": str(data), "classes": n_classes, **counts}
     settings = {**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size}

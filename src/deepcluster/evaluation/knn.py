@@ -52,7 +52,7 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
     shown = USUAL_K if USUAL_K in ks else ks[0]
     about = {"path": str(data), **parts.describe()}
     settings = {**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size}
-    notes = left_out("train", known.unreadable, parts.train.source.name)
+    notes = parts.notes + left_out("train", known.unreadable, parts.train.source.name)
     notes += left_out("val", asked.unreadable, parts.val.source.name)
     return Results("knn", about, settings, results, ("top-1", _case(stages[-1], shown, stages)), notes)
 

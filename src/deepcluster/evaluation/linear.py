@@ -63,7 +63,7 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     best = max(wanted, key=lambda one: shares[one][0])
     stages, numbers = [one.stage for one in wanted], {one.stage: width for one, width in model.widths(wanted).items()}
     settings = options.as_dict() | {"stages": stages, "numbers": numbers, "image_size": model.image_size}
-    return Results("linear", parts.describe(), settings, results, ("top-1", best.stage), notes)
+    return Results("linear", parts.describe(), settings, results, ("top-1", best.stage), parts.notes + notes)
 
 
 def extract(model: Model, data: Path, options: LinearOptions) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked, option
 
 FORMATS = ("text", "markdown", "latex")
@@ -74,11 +75,19 @@ class VocClassificationOptions(Checked):
     lr: float = option(0.003, "learning rate at the start", at_least=0)
     momentum: float = option(0.9, "momentum of SGD", at_least=0, below=1)
     weight_decay: float = option(1e-6, "weight decay", at_least=0)
+    crop_scale: tuple[float, float] = option((0.1, 0.5), "smallest and largest share of the image that a random crop shows")
     test_crops: str = option(
         "random", "average ten random crops of an image, or ten fixed ones", choices=("random", "fixed")
     )
+    train_set: bool = option(False, "also test on the images trained on")
     image_size: int | None = option(None, "side of the crops in pixels (default: that of the model)", at_least=8)
     seed: int = option(31, "seed of order, crops and new layers", at_least=0, below=2**63)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least, largest = self.crop_scale
+        if not 0 < least <= largest <= 1:
+            raise InputError(f"crop_scale={least:g},{largest:g} must be two shares with 0 < least <= largest <= 1")
 
 
 @dataclass(frozen=True)

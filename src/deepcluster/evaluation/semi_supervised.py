@@ -24,6 +24,7 @@ from deepcluster.data.loader import Loader
 from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.data.survey import check_unreadable
 from deepcluster.evaluation.datasets import labelled
+from deepcluster.evaluation.datasets.label_choice import choose_labelled, hold_out, listed
 from deepcluster.evaluation.logistic import top_of
 from deepcluster.evaluation.options import SemiSupervisedOptions
 from deepcluster.evaluation.results import Results
@@ -89,7 +90,7 @@ def evaluate(model: Model, data: Path, options: SemiSupervisedOptions) -> Result
         comparison = Comparison(options, trials, cases, test_set)
         comparison.run()
         resumable.done()
-        notes = [*_notes(parts, cases, labels_M, options)]
+        notes = [*parts.notes, *_notes(parts, cases, labels_M, options)]
         for part, one in loaders.items():
             notes += labelled.left_out(part, one.unreadable, one.images.source.name)
     scores, top = comparison.scores, top_of(trials.n_classes)[-1]
@@ -196,10 +197,10 @@ def rank(score: Score) -> tuple[float, float]:
 def _choose(train: labelled.Labelled, options: SemiSupervisedOptions) -> dict[str, Tensor]:
     """Return indices (M,) of the images that keep their label, by their share of all; smaller shares first."""
     if options.label_list is not None:
-        indices_M = labelled.listed(train.source, Path(options.label_list))
+        indices_M = listed(train.source, Path(options.label_list))
         return {f"{100 * float(f'{len(indices_M) / len(train.source):.2g}'):g}%": indices_M}
     shares = sorted(set(options.labels))
-    return {f"{100 * share:g}%": labelled.choose_labelled(train.labels_N, share, options.seed) for share in shares}
+    return {f"{100 * share:g}%": choose_labelled(train.labels_N, share, options.seed) for share in shares}
 
 
 def _readable(indices_M: Tensor, loader: Loader) -> Tensor:
@@ -212,7 +213,7 @@ def _case(name: str, indices_M: Tensor, labels_N: Tensor, options: SemiSupervise
             f"{name} of the labels: {count_of(len(indices_M), 'image')} of a single class can't be learned from; "
             "at least two classes are needed"
         )
-    trained_M, held_M = labelled.hold_out(labels_N[indices_M], options.held_out, options.seed)
+    trained_M, held_M = hold_out(labels_N[indices_M], options.held_out, options.seed)
     if len(grid_of(options)) == 1:
         held_M = held_M[:0]
     return Case(name, indices_M, indices_M[trained_M], indices_M[held_M])

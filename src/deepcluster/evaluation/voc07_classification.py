@@ -18,7 +18,8 @@ came from Caffe: 150,000 steps, with all at a rate of 0.001 that was cut every 2
 N images, B batch, C classes, V crops of an image, X crops of a batch.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from hashlib import sha256
 from math import ceil, sqrt
@@ -36,7 +37,7 @@ from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import TenCrops, TrainingView, View
 from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.datasets import voc
-from deepcluster.evaluation.measures import mean_average_precision
+from deepcluster.evaluation.measures import AveragePrecisions, mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Training, fit_source, seed_of, sgd
@@ -45,7 +46,7 @@ from deepcluster.run.model import Model, data_key
 from deepcluster.run.resumable import ResumableState
 
 NAME = "voc07-classification"
-SCALE, RATIO = (0.1, 0.5), (1.0, 1.0)
+RATIO = (1.0, 1.0)
 CLIP = 10.0
 NEW_DEVIATION, NEW_BIAS = 0.01, 0.1
 CROPS = 10
@@ -55,6 +56,9 @@ TEST_BATCH = 16
 REPORT_STEPS = 1_000
 # Changes with the format of the state: a state of an older version is not continued.
 STATE_FORMAT = 2
+
+# Called after a step with its number, its loss on the device, and the time at which its batch was there.
+Watch = Callable[[int, Tensor, float], None]
 
 
 def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Results:
@@ -74,12 +78,8 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
     model.work.reporter.say(f"training {'all' if options.finetune == 'all' else 'after the convolutions'} on {images}")
     classifier = make_classifier(model.copy_of_trunk(), options)
     training, resumable = fine_tune(model, classifier, train, size, options)
-    crops, seed = options.test_crops, options.seed
-    with resumable.track("testing", len(test.source) * CROPS, "crops", state=training.state) as advance:
-        scores_NC, unreadable = score(model, classifier, test.source, size, test_crops=crops, seed=seed, advance=advance)
-    tested_N = torch.ones(len(test.names), dtype=torch.bool)
-    tested_N[sorted(unreadable)] = False
-    found = mean_average_precision(test.labels_NC[tested_N], scores_NC[tested_N], voc.CLASSES)
+    again = test_on(train, "testing on train", model, training, resumable, size, options)[0] if options.train_set else None
+    found, unreadable = test_on(test, "testing", model, training, resumable, size, options)
     resumable.done()
     notes = [*train.notes, *test.notes]
     for classes, why in (
@@ -89,13 +89,33 @@ def evaluate(model: Model, data: Path, options: VocClassificationOptions) -> Res
         notes += [f"{', '.join(classes)}: {why}"] if classes else []
     if options.finetune == "fc6-8" and not fully_connected(classifier.trunk):
         notes.append(f"{classifier.trunk.arch} has no fully connected layers: only the linear classifier is trained")
-    counts = {"train_images": len(train.names), "test_images": int(tested_N.sum()), "classes": len(found.by_class)}
+    tested = len(test.names) - len(unreadable)
+    counts = {"train_images": len(train.names), "test_images": tested, "classes": len(found.by_class)}
     about = {"train": train.source.describe(), "test": test.source.describe(), **counts}
-    settings = options.as_dict() | {"image_size": size, "crop_scale": list(SCALE), "clip": CLIP}
+    settings = options.as_dict() | {"image_size": size, "clip": CLIP}
     results: dict[str, Measured] = {"mAP": found.mean, "mAP 11 points": found.mean_11_points}
     results |= {"AP": found.by_class, "AP 11 points": found.by_class_11_points}
+    if again is not None:
+        results |= {"train mAP": again.mean, "train AP": again.by_class}
     notes += train.left_out(training.unreadable) + test.left_out(unreadable)
     return Results(NAME, about, settings, results, ("mAP",), notes)
+
+
+def test_on(
+    split: voc.VocSplit,
+    what: str,
+    model: Model,
+    training: Training[Classifier],
+    resumable: ResumableState,
+    size: int,
+    options: VocClassificationOptions,
+) -> tuple[AveragePrecisions, dict[int, str]]:
+    """Return the average precisions of the trained network on a split, and why images of it can't be read, by index."""
+    with resumable.track(what, len(split.source) * CROPS, "crops", state=training.state) as advance:
+        scores_NC, unreadable = score(model, training.network, split.source, size, options, advance=advance)
+    readable_N = torch.ones(len(split.names), dtype=torch.bool)
+    readable_N[sorted(unreadable)] = False
+    return mean_average_precision(split.labels_NC[readable_N], scores_NC[readable_N], voc.CLASSES), unreadable
 
 
 def crop_size(model: Model, asked: int | None) -> int:
@@ -154,7 +174,12 @@ def rate(options: VocClassificationOptions, iteration: int) -> float:
 
 
 def fine_tune(
-    model: Model, classifier: Classifier, split: voc.VocSplit, size: int, options: VocClassificationOptions
+    model: Model,
+    classifier: Classifier,
+    split: voc.VocSplit,
+    size: int,
+    options: VocClassificationOptions,
+    watch: Watch = lambda number, loss, started: None,
 ) -> tuple[Training[Classifier], ResumableState]:
     """Train on a split, or continue where an earlier call was stopped.
 
@@ -165,13 +190,17 @@ def fine_tune(
     optimizer = sgd(weights, machine, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
     training = Training(classifier, optimizer, options.iterations)
     labels = sha256(split.labels_NC.numpy().tobytes()).hexdigest()
-    facts = (sorted(options.as_dict().items()), size, data_key(split.source), labels)
+    # The training does not depend on what is tested.
+    chosen = {name: value for name, value in options.as_dict().items() if name != "train_set"}
+    facts = (sorted(chosen.items()), size, data_key(split.source), labels)
     resumable = model.resumable(NAME, STATE_FORMAT, *facts)
 
     def learn(batch: Batch, number: int) -> dict[str, Tensor]:
-        labels_BC = split.labels_NC[batch.indices_B].to(machine.device)
+        started, labels_BC = time.perf_counter(), split.labels_NC[batch.indices_B].to(machine.device)
         images, seed = batch.images_BCHW, seed_of(options.seed, number)
-        return {"": step(classifier, optimizer, images, labels_BC, loss_of, machine, seed=seed, clip=CLIP)}
+        loss = step(classifier, optimizer, images, labels_BC, loss_of, machine, seed=seed, clip=CLIP)
+        watch(number, loss, started)
+        return {"": loss}
 
     def rates(number: int) -> list[float]:
         return [rate(options, number)]
@@ -182,7 +211,7 @@ def fine_tune(
     # Dropout is on; BatchNorm of the convolutions uses its statistics and keeps them.
     classifier.train()
     classifier.trunk.convolutions().eval()
-    images, view, least = split.source, TrainingView(size, SCALE, RATIO), reduced(size)
+    images, view, least = split.source, TrainingView(size, options.crop_scale, RATIO), reduced(size, options)
     reports = min(REPORT_STEPS, ceil(options.iterations / 10)), line
     fit_source(
         model, training, images, view, learn, options, rates=rates, resumable=resumable, reports=reports, reduce_to=least
@@ -195,9 +224,8 @@ def score(
     classifier: Classifier,
     source: ImageSource,
     size: int,
+    options: VocClassificationOptions,
     *,
-    test_crops: str = "random",
-    seed: int = 0,
     advance: Advance = no_advance,
 ) -> tuple[Tensor, dict[int, str]]:
     """Return scores (N, C), float64, CPU: the mean over ten crops of each image; and why images can't be read, by index.
@@ -205,7 +233,7 @@ def score(
     The rows of unreadable images are NaN.
 
     Args:
-        test_crops: random (as in training) or fixed (centre and corners, and their mirror images).
+        options: `test_crops` are random (as in training) or fixed (centre and corners, and their mirror images).
         advance: called with the number of crops after each batch.
     """
     order_X = torch.arange(len(source))
@@ -213,12 +241,12 @@ def score(
     counts_N1 = torch.zeros(len(source), 1, dtype=torch.float64)
     # One crop after the other, or all of an image together as (V, 3, H, W).
     view: View = TenCrops(size)
-    if test_crops == "random":
-        view, order_X = TrainingView(size, SCALE, RATIO), order_X.repeat_interleave(CROPS)
+    if options.test_crops == "random":
+        view, order_X = TrainingView(size, options.crop_scale, RATIO), order_X.repeat_interleave(CROPS)
     together = TEST_BATCH * len(order_X) // max(1, len(source))
     with (
-        model.loader(source, reduce_to=reduced(size)) as loader,
-        closing(loader.training_views(view, order_X, together, seed=seed, epoch=TEST_EPOCH)) as batches,
+        model.loader(source, reduce_to=reduced(size, options)) as loader,
+        closing(loader.training_views(view, order_X, together, seed=options.seed, epoch=TEST_EPOCH)) as batches,
     ):
         for batch in batches:
             indices_X = batch.indices_B
@@ -232,6 +260,6 @@ def score(
         return sums_NC / counts_N1, dict(loader.unreadable)
 
 
-def reduced(size: int) -> int:
+def reduced(size: int, options: VocClassificationOptions) -> int:
     """Return the shorter side to which larger photos are reduced: the smallest crop then still has `size` pixels."""
-    return ceil(size / sqrt(SCALE[0]))
+    return ceil(size / sqrt(options.crop_scale[0]))

@@ -4,10 +4,12 @@ timm opens it (`local-dir:`) where the network is one of timm's; the others are 
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from deepcluster import __version__
+from deepcluster.core.errors import InputError
 from deepcluster.interop.cluster_files import NAME as CLUSTERS
 from deepcluster.interop.cluster_files import write_clusters
 from deepcluster.interop.exports import Written
@@ -68,8 +70,10 @@ def write_folder(model: Model, out: Path, *, licence: str = "unknown") -> Writte
         licence: identifier of the licence in the model card, such as apache-2.0.
 
     Raises:
-        InputError: safetensors is not installed.
+        InputError: safetensors is not installed, or the licence is no identifier.
     """
+    if not re.fullmatch(r"[\w.+-]+", licence):
+        raise InputError(f"--licence {licence!r}: give the identifier of a licence, such as apache-2.0 or cc-by-nc-4.0")
     network = None if model.trunk.sobel is not None else library_network(model.trunk, TIMM)
     save_state(state_of(model.trunk), out / "model.safetensors", metadata(model))
     (out / "config.json").write_text(json.dumps(config(model, network), indent=2) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from deepcluster.run.crops import parse_crops
 
 CACHES = ("auto", "memory", "none")
 V2_RECIPES = ("v2-resnet50", "v2-small-images", "v2-small-set")
-RECIPES = ("auto", "paper-alexnet", "paper-vgg16", "small-images", "small-set", *V2_RECIPES)
+RECIPES = ("auto", "paper-alexnet", "paper-vgg16", "small-images", "tiny-imagenet", "small-set", *V2_RECIPES)
 V1, V2 = METHODS = ("deepcluster", "deepcluster-v2")
 # Options of version 0.1.0 that are gone, and what to use instead.
 REMOVED = {

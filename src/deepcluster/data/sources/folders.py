@@ -1,19 +1,17 @@
 """All images of a folder, their class folders, and what has changed since the folder was opened."""
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of, endings_of, printable
+from deepcluster.data.sources.class_folders import classes_of
 from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource, describe_files
 from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.published_layouts import Beside, block, labels_beside, leave_out, named_classes
 from deepcluster.data.sources.scan import Listing, scan
 
-_SPLIT = re.compile(
-    r"(train|training|val|valid|validation|test|testing|dev|eval)([ _-]?(set|data|images|imgs))?", re.IGNORECASE
-)
 _NAMED = 3
 
 
@@ -33,27 +31,41 @@ class FolderSource(FileSource):
     """All image files below one folder."""
 
     def __init__(self, root: Path, listing: Listing) -> None:
-        notes, labels = [], None
-        classes, why = classes_of(listing.images)
+        beside = labels_beside(root, listing)
+        self._left_out, n_left_out = beside.left_out, 0
+        if beside.left_out:
+            listing, n_left_out = leave_out(listing, beside.left_out)
+        classes, why = classes_of(one for one in listing.images if not beside.covers(one))
+        others = {label for some in beside.labels.values() for label in some} - {""}
+        if classes and others and others.isdisjoint(classes.values()):  # As numbers in a list of Caffe.
+            what = f"{' and '.join(beside.files)} has other classes than the class folders"
+            beside.problems.append(f"{what}, such as {printable(min(others))}, and is not used")
+            beside.labels, beside.files = {}, []
         if not classes and listing.tables:  # As `images/` beside `labels.csv`.
             hint = f"{printable(listing.tables[0])} may have some: give it as DATA to use them"
             why = f"{why}; {hint}".removeprefix("; ")
-        if classes:
-            labels = chain.from_iterable(repeat(classes[folder], count) for folder, count in listing.images.items())
-            notes.append(f"labels from {count_of(len(set(classes.values())), 'class folder')} (used for diagnostics only)")
-        elif why:
-            notes.append(f"no labels ({why})")
+        labels, notes = _labels(root, listing, classes or {}, beside)
+        if not labels and (why := "; ".join(filter(None, [*beside.problems, why]))):
+            notes = [f"no labels ({why})"]
+        elif beside.problems:
+            notes.append("; ".join(beside.problems))
+        if n_left_out:
+            total = len(listing.names) + n_left_out
+            notes.append(f"{n_left_out:,} of {count_of(total, 'image')} left out: those in {beside.left_out} have no labels")
         if listing.others:
             notes.append(f"{count_of(listing.others.total(), 'other file')} skipped ({endings_of(listing.others)})")
         notes += left_out(listing)
         super().__init__(root, listing.names, labels, describe_files(len(listing.images), listing.endings, notes))
         self._listing = listing
-        self.why_no_labels = why
+        self.label_notes, self.is_selection = tuple(beside.problems), beside.is_selection
+        self.why_no_labels = "; ".join(beside.problems) if labels else why
 
     def changed(self) -> str | None:
         if self._listing.is_current(self._root):
             return None
         now = scan(self._root)
+        if self._left_out:
+            now, _ = leave_out(now, self._left_out)
         if now.names != self._listing.names:
             return difference(self._listing.names, now.names)
         self._listing = now  # So that the next check is quick.
@@ -75,6 +87,26 @@ def open_folder(folder: Path, *, on_found: Callable[[int], None] = lambda so_far
     return FolderSource(folder, listing)
 
 
+def _labels(root: Path, listing: Listing, classes: Mapping[str, str], beside: Beside) -> tuple[list[str] | None, list[str]]:
+    """Return the class of each image ("" = unknown; None if no class is known), and notes on where they are from."""
+    if not classes and not beside.labels:
+        return None, []
+    # The images of a folder follow each other, as its subfolders do, but a class has a whole folder with all below it.
+    labels = list(chain.from_iterable(repeat(classes.get(one, ""), count) for one, count in listing.images.items()))
+    for folder, some in beside.labels.items():
+        at = block(listing, folder)
+        labels[at.start : at.stop] = some
+    known = set(labels) - {""}
+    names = named_classes(root, listing, known)
+    origins = [*(count_of(len(set(classes.values()) - {""}), "class folder") for _ in range(bool(classes))), *beside.files]
+    notes = [f"labels from {' and '.join(origins)} (used for diagnostics only)"]
+    if beside.files:
+        notes[0] = f"labels of {count_of(len(known), 'class')} from {' and '.join(origins)} (used for diagnostics only)"
+    if unknown := labels.count(""):
+        notes.append(f"{unknown:,} without a label")
+    return [names.get(label, label) for label in labels] if names else labels, notes
+
+
 def left_out(listing: Listing) -> list[str]:
     """Return what was left out of a folder, in words: of the system, of this program, and what could not be opened."""
     folders = listing.system.copy()
@@ -94,38 +126,6 @@ def left_out(listing: Listing) -> list[str]:
 
 def _first_of(names: Sequence[str], count: int) -> str:
     return ", ".join([*names, *["..."] * (count > len(names))])
-
-
-def class_folders(folders: Iterable[str]) -> dict[str, str] | None:
-    """Return the class of the images in each folder, as `classes_of` does; None where the folders are no classes."""
-    return classes_of(folders)[0]
-
-
-def classes_of(folders: Iterable[str]) -> tuple[dict[str, str] | None, str]:
-    """Return the class of the images in each folder, which is given by its path and a slash ("" = the top).
-
-    A class is a folder of the first level with several, below those that are called train, val, test and so on.
-
-    Returns:
-        the class by folder, or None and why the folders are no classes ("": there are none).
-    """
-    parts = {folder: folder.split("/")[:-1] for folder in folders}
-    depth, is_split = 0, False
-    while all(len(part) > depth for part in parts.values()):
-        names = {part[depth] for part in parts.values()}
-        are_splits = not is_split and all(map(_SPLIT.fullmatch, names))
-        if len(names) > 1 and not are_splits:
-            return {folder: part[depth] for folder, part in parts.items()}, ""
-        is_split |= are_splits
-        depth += 1
-    direct = [folder for folder, part in parts.items() if len(part) <= depth]
-    deeper = [folder for folder, part in parts.items() if len(part) > depth]
-    if deeper:
-        where, beside = printable(direct[0]) or "the top folder", printable(parts[deeper[0]][depth])
-        return None, f"images lie directly in {where}, beside folders such as {beside}"
-    last = {part[-1] for part in parts.values() if part}
-    one = len(last) == 1 and depth and not _SPLIT.fullmatch(min(last))
-    return None, f"all images lie in one folder, {printable(min(last))}" if one else ""
 
 
 def difference(before: Iterable[str], now: Iterable[str]) -> str:

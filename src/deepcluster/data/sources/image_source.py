@@ -32,10 +32,14 @@ class ImageSource(ABC):
         labels_N: index into `class_names` of each image, -1 = unknown; None if no label is known. Labels serve diagnostics
             and evaluation only: training never reads them.
         class_names: names of the classes, sorted; as numbers where all are numbers.
-        why_no_labels: why no label is known, where that is of interest.
+        why_no_labels: why no label is known, or not of all images, where that is of interest.
+        label_notes: what is wrong with files that give labels to the images of a folder.
+        is_selection: whether labels are from a table beside a folder, which may name only some of its images on purpose.
     """
 
     why_no_labels = ""
+    label_notes: tuple[str, ...] = ()
+    is_selection = False
 
     def __init__(self, labels: Iterable[str] | None = None) -> None:
         """Take the class name of each image ("" = unknown), or None if no label is known."""

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.files import digest, locked
 from deepcluster.core.text import count_of, distinct, endings_of, printable
+from deepcluster.data.sources.class_folders import class_folders
 from deepcluster.data.sources.files import IMAGE_ENDINGS
-from deepcluster.data.sources.folders import class_folders
 from deepcluster.data.sources.image_source import ImageSource, place_of
 from deepcluster.data.sources.tar_index import TarIndex, index_tar
 from deepcluster.data.sources.unpacked import UnpackedFile, unpack
@@ -156,7 +156,7 @@ def _labels(names_N: pa.Array, labels_N: pa.DictionaryArray) -> tuple[np.ndarray
         if class_of is None:
             return None, []
         classes = list(class_of.values())
-        note = f"labels from {count_of(len(set(classes)), 'class folder')} (used for diagnostics only)"
+        note = f"labels from {count_of(len(set(classes) - {''}), 'class folder')} (used for diagnostics only)"
     return np.array([*classes, ""], object)[labels_N.indices.fill_null(-1).to_numpy()], [note]
 
 

@@ -1,7 +1,6 @@
-"""Images with classes: the training and the validation part of a data set, those that keep their label where few do (a
-balanced share, or a given list; and which of them are held out), and features of those that can be read.
+"""Images with classes: the training and the validation part of a data set, and features of those that can be read.
 
-N images, M of them, C classes, S readable images, D features.
+N images, C classes, S readable images, D features.
 """
 
 import re
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.text import count_of, of_line
+from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.data.sources.scan import SYSTEM_NAMES
 from deepcluster.run.features import Pooled
 from deepcluster.run.kept_features import kept_rows, readable
@@ -24,6 +23,7 @@ from deepcluster.run.model import Model
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "validation", "valid", "test", "testing")
+KAGGLE = ("CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # the folders of ImageNet's parts in Kaggle's archive
 HOLDERS = (".tar", ".tar.gz", ".tgz", ".parquet", ".csv", ".tsv", ".jsonl")
 
 
@@ -33,11 +33,13 @@ class Labelled:
 
     Attributes:
         labels_N: index into `class_names`, int64; none is missing.
+        notes: what a reader must know of the labels, such as images that a table beside the folder does not list.
     """
 
     source: ImageSource
     labels_N: Tensor
     class_names: list[str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class TrainVal:
 
     train: Labelled
     val: Labelled
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the labels of both parts."""
+        return [f"{name}: {note}" for name, part in (("train", self.train), ("val", self.val)) for note in part.notes]
 
     def describe(self) -> dict[str, object]:
         """Return counts, for the results."""
@@ -68,9 +75,10 @@ def open_train_val(data: Path) -> TrainVal:
             raise InputError(f"{lacks}: {contents_of(data)}")
         parts.append(open_labelled(path))
     train, val = parts
-    missing = sorted(set(train.class_names) ^ set(val.class_names))
+    classes, others = (list(map(_identity, part.class_names)) for part in parts)
+    missing = sorted(set(classes) ^ set(others))
     if missing:
-        where = "val" if missing[0] in train.class_names else "train"
+        where = "val" if missing[0] in classes else "train"
         raise InputError(
             f"{data}: the classes of train ({len(train.class_names)}) and val ({len(val.class_names)}) differ: "
             f"{some(missing, 5)}; {missing[0]} is not in {where}"
@@ -80,13 +88,19 @@ def open_train_val(data: Path) -> TrainVal:
     return TrainVal(train, val)
 
 
+def _identity(class_name: str) -> str:
+    """Return the number of WordNet that stands before a word, as where only one part lies beside a table of words."""
+    return match[0] if (match := re.match(r"n\d{8}(?= )", class_name)) else class_name
+
+
 def _unwrapped(data: Path) -> Path:
-    """Return the folder with both parts, if it is the only one in `data`, as archives often have it; else `data`."""
+    """Return the folder with both parts, if it is the only one in `data` or Kaggle's of ImageNet; else `data`."""
     if has_train_val(data) or not data.is_dir():
         return data
     names = [path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")]
     folders = [data / name for name in names if name.lower() not in SYSTEM_NAMES]
-    return folders[0] if len(folders) == 1 and has_train_val(folders[0]) else data
+    some = [*folders[: len(folders) == 1], *(data / inner for inner in KAGGLE)]
+    return next(filter(has_train_val, some), data)
 
 
 def has_train_val(data: Path) -> bool:
@@ -116,114 +130,26 @@ def find_part(data: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def open_labelled(path: Path) -> Labelled:
-    """Return images that all have a class: class folders, or shards or a table with labels.
+    """Return images that all have a class: class folders, a published layout, or shards or a table with labels.
+
+    Where a table beside the folder has the labels, images that it does not list are left out.
 
     Raises:
         InputError: there are none, or some have no class.
     """
     source = open_source(path)
+    notes = source.label_notes
+    if source.labels_N is not None and source.is_selection:
+        source = ChosenImages(source, np.flatnonzero(source.labels_N >= 0))
     if source.labels_N is None or (source.labels_N < 0).any():
         known = 0 if source.labels_N is None else int((source.labels_N >= 0).sum())
         why = f" ({source.why_no_labels})" if source.why_no_labels else ""
+        beside = f", such as {path.name}.csv beside it" if path.is_dir() else ""
         raise InputError(
             f"{path}: {known:,} of {count_of(len(source), 'image')} have a class{why}; use a folder for each class, or a "
-            "table with the columns path,label"
+            f"table with the columns path,label{beside}"
         )
-    return Labelled(source, torch.from_numpy(source.labels_N), source.class_names)
-
-
-def choose_labelled(labels_N: Tensor, share: float, seed: int) -> Tensor:
-    """Return indices (M,), ascending, of a balanced part of the images: a function of `labels_N`, `share` and `seed`.
-
-    Every class contributes the same number of images, at least one, or all it has if these are fewer; the number is the
-    one whose total is nearest to `share` of N (the smaller of two equally near). The images of a class have one order per
-    seed, and the first of them are taken: a smaller share is a subset of a larger one.
-
-    Raises:
-        InputError: the share is not above 0 and at most 1.
-    """
-    if not 0 < share <= 1:
-        raise InputError(f"labels={share:g} is not a share of the labels: use 0.01 for 1 %, and at most 1")
-    members = _members(labels_N)
-    sizes_C = np.array([len(indices) for indices in members])
-    totals = np.array([np.minimum(sizes_C, number).sum() for number in range(1, sizes_C.max() + 1)])
-    number = int(np.abs(totals - share * len(labels_N)).argmin()) + 1
-    taken = [_shuffled(indices, seed, label)[:number] for label, indices in enumerate(members)]
-    return torch.from_numpy(np.sort(np.concatenate(taken)))
-
-
-def hold_out(labels_M: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split M images into those to train on and those to choose by: two sets of positions, ascending.
-
-    About `share` of each class is held out: at least one image, but never all. A class of one image, or of none, holds
-    out none; if all classes are so, the second set is empty.
-    """
-    kept, held = [], []
-    for label, positions in enumerate(_members(labels_M)):
-        count = min(max(1, round(share * len(positions))), max(0, len(positions) - 1))
-        mixed = _shuffled(positions, seed, label)
-        held.append(mixed[:count])
-        kept.append(mixed[count:])
-    return torch.from_numpy(np.sort(np.concatenate(kept))), torch.from_numpy(np.sort(np.concatenate(held)))
-
-
-def listed(source: ImageSource, file: Path) -> Tensor:
-    """Return indices (M,), ascending, of the images that a text file names, one per line.
-
-    A line is a path relative to the source, with or without folders above it, or the bare name of a file where no two
-    images share it, as in the lists that SimCLR's repository publishes for ImageNet (1percent.txt, 10percent.txt). Blank
-    lines and lines that begin with # are skipped; an image that is named twice counts once.
-
-    Raises:
-        InputError: the file can't be read or names nothing, or names images that are missing or ambiguous.
-    """
-    try:
-        # File systems also return names that are not UTF-8 as surrogates.
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as fault:
-        raise InputError(f"label_list={file} can't be read: {fault.strerror}") from None
-    stripped = map(str.strip, re.split(r"\r\n|\r|\n", text))
-    lines = [of_line(line) for line in stripped if line and not line.startswith("#")]
-    if not lines:
-        raise InputError(f"{file} names no images; write the name of one on each line")
-    by_name = {source.name(index): index for index in range(len(source))}
-    by_ending: dict[str, list[int]] = {}
-    for name, index in by_name.items():
-        # Without folders, and without the archive that contains it (`images.tar::000012.jpg`).
-        by_ending.setdefault(re.split(r"/|::", name)[-1], []).append(index)
-    found, missing, unclear = set[int](), list[str](), list[str]()
-    for line in lines:
-        parts = line.replace("\\", "/").split("/")
-        # The image of that name, with as many of its folders as there are; or all files of that bare name.
-        whole = (by_name.get("/".join(parts[first:])) for first in range(len(parts)))
-        known = next((index for index in whole if index is not None), None)
-        indices = [known] if known is not None else by_ending.get(line, []) if len(parts) == 1 else []
-        if len(indices) == 1:
-            found.add(indices[0])
-        else:
-            (unclear if indices else missing).append(line)
-    if missing:
-        these = f"{len(missing):,} of {count_of(len(lines), 'name')} {'is' if len(missing) == 1 else 'are'}"
-        raise InputError(
-            f"{file}: {these} not among the {len(source):,} training images: "
-            f"{some(missing)}; they have names such as {source.name(0)}"
-        )
-    if unclear:
-        raise InputError(
-            f"{file}: {some(unclear)}: several training images have that name; write the folder too, as in {source.name(0)}"
-        )
-    return torch.tensor(sorted(found), dtype=torch.int64)
-
-
-def _members(labels_N: Tensor) -> list[NDArray[np.int64]]:
-    """Return the indices of the images of each class, up to the last one that has any."""
-    labels = labels_N.numpy()
-    return [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
-
-
-def _shuffled(indices: NDArray[np.int64], seed: int, label: int) -> NDArray[np.int64]:
-    """Return the indices in an order that is a function of seed and class."""
-    return np.random.default_rng([seed, label]).permutation(indices)
+    return Labelled(source, torch.from_numpy(source.labels_N), source.class_names, notes)
 
 
 @dataclass(frozen=True)

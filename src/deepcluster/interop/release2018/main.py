@@ -18,6 +18,7 @@ import io
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def main(words: Sequence[str]) -> None:
         raise InputError(
             f"--checkpoints {options.checkpoints} must be 1 or more, and --start_epoch {options.start_epoch} 0 or more"
         )
-    from deepcluster.interop.release2018.main_run import in_terms_of_2018
+    from deepcluster.interop.release2018.main_lines import in_terms_of_2018
 
     try:
         _train(options)
@@ -79,7 +80,9 @@ def main(words: Sequence[str]) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from deepcluster.interop.release2018.main_run import Lines, Release2018, Start
+    from deepcluster.core.files import output_path
+    from deepcluster.interop.release2018.main_lines import Lines
+    from deepcluster.interop.release2018.main_run import Release2018, Start
     from deepcluster.training import launch
 
     settings = training_settings(options)
@@ -87,9 +90,9 @@ def _train(options: argparse.Namespace) -> None:
     lines.line(f"Architecture: {options.arch}")
     start = Start.read(options, lines)
     if start.epoch >= options.epochs:
-        lines.warn(f"nothing to train: {start.epoch} epochs are done, and --epochs is {options.epochs}")
+        lines.alert(f"nothing to train: {start.epoch} epochs are done, and --epochs is {options.epochs}")
         return
-    begun, exp = time.monotonic(), Path(options.exp)
+    begun, exp = time.monotonic(), output_path(options.exp or ".", "--exp", is_folder=True)
     listing, is_new_folder, is_new = exp / IMAGES, not exp.exists(), not (exp / IMAGES).exists()
     _list_images(Path(options.data), options, listing)
     lines.line(f"Load dataset: {time.monotonic() - begun:.2f} s")
@@ -113,7 +116,8 @@ def _train(options: argparse.Namespace) -> None:
         if is_new and not observer.has_begun:  # Nothing is left behind.
             listing.unlink(missing_ok=True)
             if is_new_folder:
-                exp.rmdir()
+                with suppress(OSError):
+                    exp.rmdir()
         raise
 
 
@@ -159,7 +163,7 @@ def _list_images(root: Path, options: argparse.Namespace, listing: Path) -> None
     Raises:
         InputError: there are no class folders, no images in them, or too few for the clusters.
     """
-    from deepcluster.core.files import write_whole
+    from deepcluster.core.files import written_beside
     from deepcluster.interop.release2018_files import IMAGE_FOLDER_ENDINGS, image_folder
 
     paths, classes = image_folder(root)
@@ -170,7 +174,8 @@ def _list_images(root: Path, options: argparse.Namespace, listing: Path) -> None
         )
     if not paths:
         raise InputError(
-            f"no images in the {len(classes)} class folders of {root}; looked for {', '.join(IMAGE_FOLDER_ENDINGS)}"
+            f"no images in the {count_of(len(classes), 'class folder')} of {root}; looked for "
+            f"{', '.join(IMAGE_FOLDER_ENDINGS)}"
         )
     if options.clustering == "Kmeans" and options.nmb_cluster > len(paths):
         raise InputError(
@@ -182,4 +187,5 @@ def _list_images(root: Path, options: argparse.Namespace, listing: Path) -> None
     table.writerow(("path", "label"))
     table.writerows((str(root.absolute() / path), path.partition("/")[0]) for path in paths)
     listing.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(listing, text.getvalue())
+    with written_beside(listing) as beside:  # Each process that `torchrun` starts writes the same.
+        beside.write_text(text.getvalue(), encoding="utf-8")

@@ -1,101 +1,25 @@
-"""A run of `main.py`: where it starts, the lines that it prints, and the files that it leaves, as today's engine trains."""
+"""A run of `main.py`: where it starts, and the files that it leaves, as today's engine trains."""
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.files import load_tensors, save_tensors
-from deepcluster.core.progress import Meter, Reporter
-from deepcluster.core.text import visible
+from deepcluster.core.text import count_of
+from deepcluster.interop.release2018.main_lines import LINE_EVERY, Lines
 from deepcluster.interop.release2018_files import add_to_clusters, images_lists, release_checkpoint
 from deepcluster.models.weights import take_weights
 from deepcluster.run.folder import CHECKPOINT_FORMAT
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.loop import Loop, Observer
-
-# Batches of the feature pass, and training steps, from one line to the next.
-LINE_EVERY = 200
-# What messages of today's engine call the options of 2018; those that it lacks are left out.
-_NAMES = {
-    "--head-lr or --lr": "--lr",
-    ", or another --cluster-stage": "",
-    ", or --precision fp32": "",
-    "--clusters": "--nmb_cluster",
-    "--batch-size": "--batch",
-    "--epoch-length": "--reassign",
-    "clusters=": "nmb_cluster=",
-    "batch_size=": "batch=",
-    "epoch_length=": "reassign=",
-    "weight_decay=": "10**wd=",
-}
-
-
-def in_terms_of_2018(message: str) -> str:
-    """Return a message of today's engine with the options of 2018."""
-    for ours, theirs in _NAMES.items():
-        message = message.replace(ours, theirs)
-    return message
-
-
-class Lines(Reporter):
-    """Prints the lines of 2018, which `--verbose` asks for; of today's lines only warnings are printed.
-
-    Args:
-        verbose: print lines at all.
-        batch: images of a batch.
-        silent: print nothing, as on all processes but the first.
-    """
-
-    def __init__(self, *, verbose: bool, batch: int, silent: bool = False) -> None:
-        super().__init__(quiet=True, silent=silent)
-        self.talks, self.batch, self.is_final = verbose, batch, False
-
-    def line(self, text: str, *, always: bool = False) -> None:
-        """Print a line; `always`: even without `--verbose`."""
-        if (self.talks or always) and not self.silent:
-            self._output().line(visible(text, lines=True))
-
-    def warn(self, line: str) -> None:
-        """Print a warning to the error stream, even without `--verbose`."""
-        super().warn(in_terms_of_2018(line))
-
-    @contextmanager
-    def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Print the lines of the steps before training; after the last epoch, 2018 had none of these."""
-        if what == "features" and not self.is_final:
-            self.line("Compute features")
-            yield FeatureMeter(self, total or 0)
-            return
-        if what == "whitening" and not self.is_final:
-            self.line("Cluster the features")
-        yield Meter()
-
-
-class FeatureMeter(Meter):
-    """A line every 200 batches of the feature pass."""
-
-    def __init__(self, lines: Lines, total: int) -> None:
-        self.lines, self.total = lines, total
-        self.done = self.next = self.counted = 0
-        self.started = self.printed = time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        self.done += done
-        size = self.lines.batch
-        while self.done >= min((self.next + 1) * size, self.total) and self.next * size < self.total:
-            now, batches = time.monotonic(), self.next + 1
-            value = (now - self.printed) / (batches - self.counted)
-            time_text = f"Time: {value:.3f} ({(now - self.started) / batches:.3f})"
-            self.lines.line(f"{self.next} / {-(-self.total // size)}\t{time_text}")
-            self.printed, self.counted, self.next = now, batches, self.next + LINE_EVERY
 
 
 @dataclass
@@ -152,24 +76,23 @@ class Start:
         take_weights(method.trunk, self.weights, name=self.path)
         if self.optimizer is not None:
             own = method.trunk_optimizer.state_dict()
-            own["state"] = self._momenta(
-                [tuple(weight.shape) for weight in method.trunk_optimizer.param_groups[0]["params"]]
-            )
+            own["state"] = self._momenta(method.trunk_optimizer.param_groups[0]["params"])
             method.trunk_optimizer.load_state_dict(own)
 
-    def _momenta(self, shapes: list[tuple[int, ...]]) -> dict[int, Any]:
+    def _momenta(self, weights: Sequence[Tensor]) -> dict[int, Any]:
         """Return the momentum of each weight; the names of weights in old files are the places that they had in memory."""
         try:
             state = (self.optimizer or {})["state"]
             keys = [key for group in (self.optimizer or {})["param_groups"] for key in group["params"]]
             found = {place: state[key]["momentum_buffer"] for place, key in enumerate(keys) if key in state}
             found = {place: value for place, value in found.items() if value is not None}
-            fits = len(keys) == len(shapes) and all(tuple(value.shape) == shapes[place] for place, value in found.items())
+            fits = len(keys) == len(weights) and all(value.shape == weights[place].shape for place, value in found.items())
         except (KeyError, TypeError, AttributeError, IndexError):
             fits = False
         if not fits:
             raise InputError(f"{self.path}: its optimizer is not the SGD of this network; use a checkpoint of main.py")
-        return {place: {"momentum_buffer": value} for place, value in found.items()}
+        # A fused SGD goes through weight and momentum as they lie in memory: in the same order.
+        return {place: {"momentum_buffer": torch.empty_like(weights[place]).copy_(value)} for place, value in found.items()}
 
 
 def _weights(state: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Tensor]:
@@ -225,9 +148,8 @@ class Release2018(Observer):
         if loop.loader.unreadable:
             index, reason = min(loop.loader.unreadable.items())
             name = loop.loader.images.source.name(index)
-            self.lines.warn(
-                f"{len(loop.loader.unreadable):,} images can't be read and are in no cluster, such as {name}: {reason}"
-            )
+            n_unreadable = count_of(len(loop.loader.unreadable), "image")
+            self.lines.alert(f"left out of all clusters: {n_unreadable} that can't be read, such as {name}: {reason}")
         self.epoch_began = time.monotonic()
 
     def after_clustering(self, loop: Loop) -> None:
@@ -239,12 +161,11 @@ class Release2018(Observer):
         name = "k-means" if self.options.clustering == "Kmeans" else "pic"
         self.lines.line(f"{name} time: {seconds['whitening'] + seconds['clustering']:.0f} s")
         self.lines.line("Assign pseudo labels")
+        self.training_began = self.step_began = time.monotonic()
+        self.waited, self.wait_began = 0.0, loop.loader.wait_seconds
 
     def before_step(self, loop: Loop, step: int, n_steps: int) -> None:
         """Keep a checkpoint if one is due."""
-        if step == 0:
-            self.training_began = self.step_began = time.monotonic()
-            self.waited, self.wait_began = 0.0, loop.loader.wait_seconds
         number, rest = divmod(n_steps * (loop.epoch - 1) + step, self.options.checkpoints)
         if rest == 0:
             path = self.exp / "checkpoints" / f"checkpoint_{number}.pth.tar"

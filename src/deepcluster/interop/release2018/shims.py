@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
+from deepcluster.interop.release2018.front_ends import FRONT_ENDS, FrontEnd
 
 # Path below DIR → name of the script.
 _PYTHON = {
@@ -38,7 +39,7 @@ HERE="$(dirname "$0")"
 PYTHON="${{PYTHON:-{python}}}"
 """
 # Path below DIR → variables with what they are, and commands.
-_SHELL: dict[str, tuple[dict[str, str], str]] = {
+_SHELL: dict[str, FrontEnd] = {
     "main.sh": (
         {
             "DIR": "/path/to/imagenet/train",
@@ -53,87 +54,7 @@ _SHELL: dict[str, tuple[dict[str, str], str]] = {
     --sobel --verbose --workers "$WORKERS" "$@"
 """,
     ),
-    "eval_linear.sh": (
-        {
-            "DATA": "/path/to/imagenet",
-            "MODEL": "$HOME/deepcluster_models/alexnet/checkpoint.pth.tar",
-            "CONV": "3",
-            "EXP": "$HOME/deepcluster_exp/linear_classif",
-            "WORKERS": "12",
-        },
-        """"$PYTHON" "$HERE/eval_linear.py" --model "$MODEL" --data "$DATA" --conv "$CONV" --lr 0.01 --wd -7 \\
-    --tencrops --verbose --exp "$EXP" --workers "$WORKERS" "$@"
-""",
-    ),
-    "eval_voc_classif_all.sh": (
-        {
-            "VOC": "/path/to/VOCdevkit/VOC2007",
-            "MODEL": "$HOME/deepcluster_models/alexnet/checkpoint.pth.tar",
-            "LR": "0.001",
-        },
-        """"$PYTHON" "$HERE/eval_voc_classif.py" --vocdir "$VOC" --model "$MODEL" --split trainval --fc6_8 0 \\
-    --nit 150000 --stepsize 20000 --lr "$LR" "$@"
-""",
-    ),
-    "eval_voc_classif_fc6_8.sh": (
-        {
-            "VOC": "/path/to/VOCdevkit/VOC2007",
-            "MODEL": "$HOME/deepcluster_models/alexnet/checkpoint.pth.tar",
-            "LR": "0.003",
-        },
-        """"$PYTHON" "$HERE/eval_voc_classif.py" --vocdir "$VOC" --model "$MODEL" --split trainval --fc6_8 1 \\
-    --nit 150000 --stepsize 5000 --lr "$LR" "$@"
-""",
-    ),
-    "eval_retrieval.sh": (
-        {
-            "DATASET": "/path/to/oxford5k",
-            "DATASET_NAME": "Oxford",
-            "PCA_DATASET": "/path/to/paris6k",
-            "PCA_DATASET_NAME": "Paris",
-            "EVAL_BINARY": "/path/to/compute_ap",
-            "MODEL": "$HOME/deepcluster_models/vgg16/checkpoint.pth.tar",
-            "TEMP": "$HOME/deepcluster_exp/retrieval",
-        },
-        """run() {
-    "$PYTHON" "$HERE/eval_retrieval.py" --model "$MODEL" --eval_binary "$EVAL_BINARY" --temp_dir "$TEMP" "$@"
-}
-for STAGE in extract_train train_pca; do
-    run --dataset "$PCA_DATASET" --dataset_name "$PCA_DATASET_NAME" --stage "$STAGE" "$@"
-done
-for STAGE in db_features q_features eval; do
-    run --dataset "$DATASET" --dataset_name "$DATASET_NAME" --stage "$STAGE" "$@"
-done
-""",
-    ),
-    "visu/gradient_ascent.sh": (
-        {
-            "MODEL": "$HOME/deepcluster_models/alexnet/checkpoint.pth.tar",
-            "ARCH": "alexnet",
-            "CONV": "5",
-            "EXP": "$HOME/deepcluster_exp/gradient_ascent",
-        },
-        """"$PYTHON" "$HERE/gradient_ascent.py" --model "$MODEL" --arch "$ARCH" --conv "$CONV" --exp "$EXP" "$@"
-""",
-    ),
-    "visu/activ-retrieval.sh": (
-        {
-            "DATA": "/path/to/images",
-            "MODEL": "$HOME/deepcluster_models/alexnet/checkpoint.pth.tar",
-            "CONV": "5",
-            "EXP": "$HOME/deepcluster_exp/activ_retrieval",
-            "WORKERS": "12",
-        },
-        """"$PYTHON" "$HERE/activ-retrieval.py" --model "$MODEL" --data "$DATA" --conv "$CONV" --exp "$EXP" \\
-    --workers "$WORKERS" "$@"
-""",
-    ),
-    "download_model.sh": (
-        {"MODELROOT": "$HOME/deepcluster_models"},
-        """export MODELROOT
-"$PYTHON" -m deepcluster.interop.release2018 download_model "$@"
-""",
-    ),
+    **FRONT_ENDS,
 }
 
 
