@@ -24,6 +24,8 @@ from deepcluster.run.model import Model
 # Our networks that a library has as well, under its names.
 IN_TORCHVISION = {"resnet18": "resnet18", "resnet50": "resnet50", "vgg16": "vgg16_bn"}
 IN_TIMM = {"resnet18": "resnet18", "resnet50": "resnet50"}
+# The ReLU after the last layer of our VGG-16, whose features are taken before it.
+RELU_AFTER = {"vgg16": "classifier.4"}
 # Only parameters and buffers with these endings are a layer's.
 _TENSORS = (".weight", ".bias")
 
@@ -170,8 +172,9 @@ def _report(network: LibraryNetwork, missing: list[str], model: Model, folded: F
         lines.append(f"net.set_submodule({folded.layer!r}, {folded.layer_in_python()})")
     source = reading("{out}", suffix).replace("'{out}'", "{out!r}")
     lines.append(f"net.load_state_dict({source}{', strict=False' if missing else ''})")
-    if missing:
-        lines.append(f"net.set_submodule({missing[0].rpartition('.')[0]!r}, torch.nn.Identity())")
+    unused = [RELU_AFTER[model.trunk.arch]] if model.trunk.arch in RELU_AFTER else []
+    unused += [missing[0].rpartition(".")[0]] if missing else []
+    lines += [f"net.set_submodule({layer!r}, torch.nn.Identity())" for layer in unused]
     left = [f"the classifier ({', '.join(missing)}), which DeepCluster does not train"] if missing else []
     left += ["the clusters"] if model.assignment is not None else []
     notes = (*own_statistics(model), *((folded.describe(),) if folded else ()))
