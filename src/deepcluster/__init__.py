@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deepcluster.core.errors import TrainingError as TrainingError
     from deepcluster.evaluation.protocols import evaluate as evaluate
     from deepcluster.interop.download import download as download
+    from deepcluster.interop.exports import export as export
     from deepcluster.interop.importing import import_file as import_file
     from deepcluster.interop.loading import load as load
     from deepcluster.run.model import Model as Model
@@ -38,6 +39,7 @@ _HOMES = {
     "Clusters": "api",
     "evaluate": "evaluation.protocols",
     "report": "visualization.report.command",
+    "export": "interop.exports",
     "load": "interop.loading",
     "download": "interop.download",
     "import_file": "interop.importing",

@@ -23,6 +23,7 @@ from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import Look, even_sample, looks
 from deepcluster.interop.loading import UNTRAINED, load
+from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, TORCH_FILES, has_hub_files
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.cache_report import clear, kept
@@ -37,7 +38,6 @@ from deepcluster.run.space import PredictionSpace, ProjectedSpace
 MOST = 10_000
 SHOWN = 5
 BAR = 30
-CHECKPOINT_ENDINGS = (".pt", ".pth", ".pth.tar")
 
 
 def info(path: str, *, everything: bool = False, reporter: Reporter | None = None) -> str:
@@ -50,7 +50,11 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
     Raises:
         InputError: it is none of these.
     """
-    if path.startswith(UNTRAINED) or path.endswith(CHECKPOINT_ENDINGS):
+    if (
+        path.startswith(UNTRAINED)
+        or path.endswith((*TORCH_FILES, *CAFFE_FILES, SAFETENSORS))
+        or has_hub_files(user_path(path))
+    ):
         return _about_model(load(path))
     if (path in ARCHITECTURES or path.startswith(LIBRARIES)) and not Path(path).exists():
         return _about_model(load(UNTRAINED + path))

@@ -19,6 +19,7 @@ import click
 from deepcluster import __version__
 from deepcluster.cli.download import download
 from deepcluster.cli.evaluate import evaluate_group
+from deepcluster.cli.export import export
 from deepcluster.cli.importing import import_command
 from deepcluster.cli.options import (
     GroupedCommand,
@@ -39,7 +40,7 @@ from deepcluster.run.settings import REMOVED, Settings
 # Commands that several processes, which `torchrun` starts, do together.
 OVER_RANKS = ("train", "embed", "assign", "evaluate")
 # Commands that write files. The others have done nothing if their output can't be written.
-WRITE_FILES = ("train", "embed", "assign", "visualize", "report", "import", "download", "demo")
+WRITE_FILES = ("train", "embed", "assign", "visualize", "report", "import", "export", "download", "demo")
 # Exit status of a program whose output goes into a pipe that is closed, as shells show it.
 BROKEN_PIPE = 128 + 13
 # Seconds that the processes after the first wait before they report an error.
@@ -119,7 +120,7 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     api.assign(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
 
 
-for command in (evaluate_group, visualize_group, report, import_command, download):
+for command in (evaluate_group, visualize_group, report, import_command, export, download):
     cli.add_command(command)
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
+from deepcluster.interop.cluster_files import NAME as CLUSTERS
+from deepcluster.interop.cluster_files import read_clusters
 from deepcluster.interop.cluster_heads import Prototypes, TopLayer, prototypes, top_layer
 from deepcluster.interop.recognise import recognise
 from deepcluster.interop.renaming import usual_names
-from deepcluster.interop.weight_files import WeightFile
+from deepcluster.interop.weight_files import IN_FOLDERS, WeightFile
 from deepcluster.models.heads import Projection
 from deepcluster.models.trunk import Trunk
 from deepcluster.models.weights import Match, Undrawn, some_of, take_weights, without_wrappers
@@ -52,6 +54,10 @@ def model_of_file(file: WeightFile, *, name: str, arch: str | None = None) -> Mo
     take_weights(trunk, tensors, name=name)
     _take_sobel(trunk, tensors)
     machine = Machine.choose("cpu", "fp32")
+    clusters = file.path.with_name(CLUSTERS)
+    if OWN_SETTINGS in file.facts and file.path.name == IN_FOLDERS[1] and clusters.is_file():
+        space, assignment = read_clusters(clusters, settings, dim=trunk.dim, machine=machine)
+        return Model(name, trunk.eval(), settings, machine, space, assignment, remark=_remark(match, file))
     head = prototypes(tensors, trunk.dim) or top_layer(tensors, trunk.dim)
     if head is None:
         return Model(name, trunk.eval(), settings, machine, remark=_remark(match, file))

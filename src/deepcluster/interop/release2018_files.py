@@ -64,13 +64,13 @@ def _state_dict(trunk: Trunk, head: Head | None) -> dict[str, Tensor]:
     named = {
         **{name.replace("features.", "features.module."): own[name] for name in own if name.startswith("features.")},
         **{name: own[name] for name in own if name.startswith("classifier.")},
-        **({} if head is None else _top_layer(head)),
+        **({} if head is None else top_layer_of(head)),
         **{name: own[name] for name in own if name.startswith("sobel.")},
     }
     return {name: _kept(value) for name, value in named.items()}
 
 
-def _top_layer(head: Head) -> dict[str, Tensor]:
+def top_layer_of(head: Head) -> dict[str, Tensor]:
     """Return a head as one linear layer after the ReLU: a BatchNorm of its input is a part of weights and biases."""
     if not isinstance(head, ClusterHead):
         raise InputError("a hierarchical head is no linear layer, which is all that files of the 2018 release can hold")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -40,7 +41,8 @@ class TorchvisionTrunk(NamedTrunk):
     """
 
     def __init__(self, arch: str, *, image_size: int, sobel: bool, dropout: float = 0.5) -> None:
-        super().__init__(arch, _torchvision_network(arch, image_size), image_size=image_size, sobel=sobel)
+        backbone, options = _torchvision_network(arch, image_size)
+        super().__init__(arch, backbone, options, image_size=image_size, sobel=sobel)
         # The last layer becomes the identity, and a dropout right before it.
         name = [
             name
@@ -68,7 +70,9 @@ class TorchvisionTrunk(NamedTrunk):
 
     def _found(self, edges_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         blocks = [name for name in self.stages[:-1] if name in names]
-        with self._recorded(blocks, only=FEATURES not in names) as outputs:
+        # A pass that is being traced can't be ended by an exception; what is not needed is dropped from the trace.
+        only = FEATURES not in names and not torch.compiler.is_compiling()
+        with self._recorded(blocks, only=only) as outputs:
             features_BD = self.backbone(edges_BCHW)
         found = dict(outputs)
         if isinstance(self.backbone, torchvision.models.SwinTransformer):  # Channels last.
@@ -98,8 +102,12 @@ class TorchvisionTrunk(NamedTrunk):
                 hook.remove()
 
 
-def _torchvision_network(arch: str, image_size: int) -> nn.Module:
-    """Return torchvision's own network, or raise `InputError`: it does not know the name or one of the options."""
+def _torchvision_network(arch: str, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Return torchvision's own network and the options that made it.
+
+    Raises:
+        InputError: torchvision does not know the name, or one of the options.
+    """
     name, options = name_and_options(arch)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -115,8 +123,9 @@ def _torchvision_network(arch: str, image_size: int) -> nn.Module:
     elif name in ("googlenet", "inception_v3"):
         # In training mode they would return the outputs of their auxiliary classifiers as well.
         own = {"aux_logits": False, "init_weights": True}
+    every = {**own, **options}
     try:
-        return torchvision.models.get_model(name, weights=None, **own, **options)  # type: ignore[no-any-return]
+        return torchvision.models.get_model(name, weights=None, **every), every
     except TypeError as fault:
         check_options(arch, options, fault)
         raise
@@ -144,8 +153,8 @@ class TimmTrunk(NamedTrunk):
     """
 
     def __init__(self, arch: str, *, image_size: int, sobel: bool) -> None:
-        backbone = _timm_network(arch, image_size, channels=2 if sobel else 3)
-        super().__init__(arch, backbone, image_size=image_size, sobel=sobel)
+        backbone, options = _timm_network(arch, image_size, channels=2 if sobel else 3)
+        super().__init__(arch, backbone, options, image_size=image_size, sobel=sobel)
         if not hasattr(backbone, "forward_intermediates") or not hasattr(backbone, "forward_head"):
             raise InputError(f"{arch} can't be a trunk: timm does not return the maps of its stages")
         self.dim = self._blank_features().shape[1]
@@ -167,8 +176,12 @@ class TimmTrunk(NamedTrunk):
         return found | ({FEATURES: net.forward_head(last)} if FEATURES in names else {})
 
 
-def _timm_network(arch: str, image_size: int, channels: int) -> nn.Module:
-    """Return timm's network without its classifier, or raise `InputError`: no timm, or an unknown name or option."""
+def _timm_network(arch: str, image_size: int, channels: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Return timm's network without its classifier and the options that made it.
+
+    Raises:
+        InputError: no timm, or an unknown name or option.
+    """
     try:
         import timm
     except ImportError:
@@ -187,5 +200,5 @@ def _timm_network(arch: str, image_size: int, channels: int) -> nn.Module:
             if not any(f"'{key}'" in str(fault) for key in size):
                 raise
         else:
-            return network
+            return network, every
     raise InputError(f"{arch} can't be made")

@@ -36,6 +36,7 @@ class NamedTrunk(Trunk):
 
     Args:
         arch: the full name, with the library's prefix.
+        options: arguments of the library's constructor that made the backbone.
         image_size: side of the square images in pixels.
         sobel: put the fixed Sobel layer in front; the first convolution then has 2 input channels.
 
@@ -43,9 +44,9 @@ class NamedTrunk(Trunk):
         InputError: the network can't take images of this size, or does not return a row of features per image.
     """
 
-    def __init__(self, arch: str, backbone: nn.Module, *, image_size: int, sobel: bool) -> None:
+    def __init__(self, arch: str, backbone: nn.Module, options: Mapping[str, Any], *, image_size: int, sobel: bool) -> None:
         super().__init__()
-        self.arch, self.image_size = arch, image_size
+        self.arch, self.image_size, self.options = arch, image_size, dict(options)
         self.sobel = sobel_layer() if sobel else None
         self.backbone = backbone
         for layer in backbone.modules():

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,12 @@ class Model:
         if not chosen:
             raise InputError(f"no stage is named; {self.trunk.arch} has {', '.join(self.trunk.stages)}")
         return chosen
+
+    def export(self, *, format: str, out: str | Path, **options: Any) -> Path:
+        """Write the model for another program, as `deepcluster.export` does; returns `out`."""
+        # The formats live on a higher floor.
+        exported: Path = import_module("deepcluster.interop.exports").export(self, format=format, out=out, **options)
+        return exported
 
     def copy_of_trunk(self) -> Trunk:
         """Return a copy of the trunk to fine-tune, on the device."""
