@@ -17,7 +17,7 @@ FIRST, V2 = METHODS
 # By hand, of what the code of each method reads.
 OF_ONE = {
     **dict.fromkeys(("clustering", "cluster_stage", "super_clusters", "rotations"), FIRST),
-    **dict.fromkeys(("sampling", "head_lr", "head_norm", "head_momentum", "memory"), FIRST),
+    **dict.fromkeys(("sampling", "head_lr", "head_norm", "head_momentum", "memory", "epoch_length"), FIRST),
     **dict.fromkeys(("crops", "small_crop_scale", "projection", "temperature", "look_again"), V2),
 }
 # Another value than the default, where that is not any other choice, the other of two, or a number that is a little more.
@@ -40,6 +40,8 @@ OTHERS: dict[str, Any] = {
     "cache_size": "5G",
     "memory": "8G",
     "limit": 100,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.2, 0.2, 0.2),
 }
 # What an option needs beside it.
 BESIDE: dict[str, dict[str, Any]] = {

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 from models_helper import write_classes
 from spoiled_images import write_good_images
+from test_foreign import release_names
 
 from deepcluster.cli import cli
+from deepcluster.models.archs import make_trunk
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,17 +52,21 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands_run_in_their_order(photos: Path) -> None:
-    seen = ["report", "train", "report", "visualize", "visualize"]
+    others = ["download", "assign", "export"]
+    seen = ["report", "train", *others, "report", "visualize", "visualize"]
     assert [command[0] for command in commands()] == ["train", "assign", "embed", *seen, *["evaluate"] * 3]
+    released = release_names(make_trunk("alexnet", image_size=64, sobel=True), 7)
+    torch.save({"epoch": 9, "arch": "alexnet", "state_dict": released}, "checkpoint.pth.tar")
     quick = {"train": QUICK, "filters": ["--channels", "0-3", "--steps", "2"], "top-images": ["--channels", "0-3"]}
     for command in commands():
-        extra = (
-            [] if command[1] == "compare" else ["--device", "cpu", *quick.get(command[0], []), *quick.get(command[1], [])]
-        )
+        has_device = command[1] != "compare" and command[0] not in ("download", "export")
+        extra = ["--device", "cpu", *quick.get(command[0], []), *quick.get(command[1], [])] if has_device else []
         result = CliRunner().invoke(cli, [*command, *extra])
         assert result.exit_code == 0, result.output
     assert (photos / "clusters.parquet").is_file()
     assert (photos / "features.parquet").is_file()
+    assert set(pq.read_table(photos / "clusters-2018.parquet")["cluster"].to_pylist()) <= set(range(7))
+    assert (photos / "model.onnx").is_file()
     assert (photos / "run" / "evaluation" / "linear.json").is_file()
     assert (photos / "run" / "report.html").is_file()
     assert len(list((photos / "run" / "visualization").glob("*/*/*.json"))) == 2
