@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -149,13 +150,14 @@ def _checked(chosen: Format, out: str | Path, name: str) -> Path:
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside a path, which is deleted at the end."""
-    folder = path.with_name(f"{path.name}.part")
-    rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(mkdtemp(prefix=f".{path.name[:100]}-", suffix=".part", dir=path.absolute().parent))
     try:
+        folder = outer / "files"  # The outer one is readable by the user alone.
+        folder.mkdir()
         yield folder
     finally:
-        rmtree(folder, ignore_errors=True)
+        rmtree(outer, ignore_errors=True)
 
 
 def _move(files: Path, path: Path, *, is_folder: bool) -> list[Path]:
