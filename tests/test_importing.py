@@ -36,9 +36,12 @@ def test_every_command_takes_a_released_file(
     run = tmp_path / "run"
     assert main(["import", str(released), "--out", str(run)]) == 0
     assert (
-        "checkpoint.pth.tar, imported: 82 of 82 tensors of vgg16 and 2 of 7 clusters (the file holds 88)"
+        "checkpoint.pth.tar, imported: 82 of 82 tensors of vgg16 and 2 of the layers of 7 clusters (the file holds 88)"
         in capsys.readouterr().out
     )
+    assert main(["import", str(released), "--out", str(run)]) == 2
+    refused = capsys.readouterr().err
+    assert "holds a run already: --overwrite deletes it first, --out names another" in refused
     for name, model in (("file", released), ("run", run)):
         quiet = ["--workers", "0", "--quiet"]
         assert main(["embed", str(model), str(images), "--out", str(tmp_path / f"{name}-rows.parquet"), *quiet]) == 0

@@ -65,7 +65,7 @@ def import_file(
 
 
 def _import_model(name: str, folder: RunFolder, *, overwrite: bool, reporter: Reporter) -> Path:
-    folder.check_free(resume=False, overwrite=overwrite)
+    folder.check_free(resume=None, overwrite=overwrite)
     model = load(name)
     folder.create(overwrite=overwrite)
     about = f"{Path(name).name}, imported" + (f": {model.remark}" if model.remark else "")
