@@ -87,13 +87,17 @@ def test_the_log_of_2018_becomes_a_table(images: Path, tmp_path: Path, capsys: p
     assert table["cluster"].to_pylist() == [0 if number in (3, 5) else 2 for number in range(len(paths))]
     assert main(["import", str(log), "--data", str(data), "--epoch", "1", "--out", str(out)]) == 0
     assert set(pq.read_table(out)["cluster"].to_pylist()) == {0}
+    capsys.readouterr()
+    flat = next(path for path in data.rglob("*") if path.is_file()).parent
+    write_classes(tmp_path / "few", 1)
     for more, said in (
         (["--data", str(data), "--epoch", "3"], "has 2 epochs"),
-        (["--data", str(images)], "the clusters are of other data"),
+        (["--data", str(tmp_path / "few")], "the clusters are of other data"),
+        (["--data", str(flat)], "has no class folders with images"),
         ([], "give the folder of class folders they are of with --data"),
     ):
-        assert main(["import", str(log), *more, "--out", str(out)]) == 2 or said == "the clusters are of other data"
-        capsys.readouterr()
+        assert main(["import", str(log), *more, "--out", str(out)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_published_clusters_become_a_table(images: Path, tmp_path: Path) -> None:
