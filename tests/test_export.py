@@ -37,6 +37,7 @@ from deepcluster.info import info
 from deepcluster.interop.cluster_files import read_clusters
 from deepcluster.interop.exports import FORMATS, export
 from deepcluster.interop.huggingface import crop_share
+from deepcluster.interop.importing import import_file
 from deepcluster.interop.sobel_folding import fold_sobel
 from deepcluster.interop.weight_files import read_weights
 from deepcluster.models.archs import make_trunk
@@ -121,6 +122,20 @@ def test_timm_opens_the_folder_of_the_hub(arch: str, size: int, tmp_path: Path) 
     assert torch.equal(net.state_dict()[last], other.state_dict()[last])
     card = ModelCard.load(tmp_path / "hub" / "README.md")
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "timm")
+    assert "trained by DeepCluster" in card.text
+
+
+def test_a_card_claims_no_training_of_other_weights(tmp_path: Path) -> None:
+    """Of another program's file, its import, its export opened again, and of random weights."""
+    file, run, hub = tmp_path / "resnet10t.pth", tmp_path / "run", tmp_path / "hub"
+    torch.save(timm.create_model("resnet10t").state_dict(), file)
+    import_file(file, out=run)
+    for number, model in enumerate((file, run, hub, "untrained:alexnet-small")):
+        out = hub if number == 0 else tmp_path / f"hub{number}"
+        export(model, format="huggingface", out=out)
+        card = ModelCard.load(out / "README.md")
+        assert "The weights were not trained with deepcluster" in card.text and f"from `{Path(model).name}`" in card.text
+        assert "trained by" not in card.text and "epochs" not in card.text and "deepcluster" not in card.data.tags
 
 
 @pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 160, 224, 227, 299, 384])
@@ -419,7 +434,7 @@ def test_the_command_prints_what_it_wrote(trained: Path, tmp_path: Path) -> None
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0, result.output
     first, left, reading = result.output.splitlines()
-    assert first == f"{out}: the weights of any trunk, {out.stat().st_size // 10**6} MB"
+    assert first == f"{out}: the weights of the trunk, {out.stat().st_size // 10**6} MB"
     assert left == "left out: the clusters (--format huggingface keeps them)"
     assert reading == f"read it with: import deepcluster; model = deepcluster.load({str(out)!r})"
     assert CliRunner().invoke(cli, [*words, "--quiet"]).output == ""

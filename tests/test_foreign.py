@@ -84,7 +84,10 @@ def test_a_released_alexnet_has_the_clusters_that_it_predicts(sobel: bool, tmp_p
     assert (model.settings.arch, model.settings.sobel, model.image_size) == ("alexnet", sobel, 224)
     assert_same_features(model, trunk)
     own = len([key for key in tensors if key.startswith(("features", "classifier"))])
-    assert model.remark == f"{own} of {own} tensors of alexnet and 2 of 50 clusters (the file holds {len(tensors)})"
+    assert (
+        model.remark
+        == f"{own} of {own} tensors of alexnet and 2 of the layers of 50 clusters (the file holds {len(tensors)})"
+    )
     # The cluster of an image is that of the largest score, of features of all lengths.
     features_ND = torch.randn(300, 4096, generator=torch.Generator().manual_seed(3)) * torch.logspace(-2, 2, 300)[:, None]
     scores_NK = relu(features_ND).double() @ tensors["top_layer.weight"].double().T + tensors["top_layer.bias"].double()
@@ -289,6 +292,8 @@ def test_a_file_that_shows_no_known_network(tmp_path: Path) -> None:
         load(tmp_path / "a.pth")
     with pytest.raises(InputError, match="does not hold the weights of resnet18: it has 2 tensors"):
         load(f"resnet18@{tmp_path / 'a.pth'}")
+    with pytest.raises(InputError, match=r"timm has no classifier 'resnte18' \(did you mean resnet18"):
+        load(f"timm:resnte18@{tmp_path / 'a.pth'}")
     torch.save({"epoch": 3}, tmp_path / "b.pth")
     with pytest.raises(InputError, match="holds no weights of a network: it has epoch"):
         load(tmp_path / "b.pth")
@@ -297,6 +302,10 @@ def test_a_file_that_shows_no_known_network(tmp_path: Path) -> None:
     (tmp_path / "c.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="can't be read: truncated, damaged"):
         load(tmp_path / "c.pth")
+    for content, kind in ((b"", r"empty \(0 bytes\)"), (b"hello\n", "text")):
+        (tmp_path / "d.pth").write_bytes(content)
+        with pytest.raises(InputError, match=f"d.pth is not a checkpoint: it is {kind}"):
+            load(tmp_path / "d.pth")
 
 
 class Ran:

@@ -36,9 +36,12 @@ def test_every_command_takes_a_released_file(
     run = tmp_path / "run"
     assert main(["import", str(released), "--out", str(run)]) == 0
     assert (
-        "checkpoint.pth.tar, imported: 82 of 82 tensors of vgg16 and 2 of 7 clusters (the file holds 88)"
+        "checkpoint.pth.tar, imported: 82 of 82 tensors of vgg16 and 2 of the layers of 7 clusters (the file holds 88)"
         in capsys.readouterr().out
     )
+    assert main(["import", str(released), "--out", str(run)]) == 2
+    refused = capsys.readouterr().err
+    assert "holds a run already: --overwrite deletes it first, --out names another" in refused
     for name, model in (("file", released), ("run", run)):
         quiet = ["--workers", "0", "--quiet"]
         assert main(["embed", str(model), str(images), "--out", str(tmp_path / f"{name}-rows.parquet"), *quiet]) == 0
@@ -52,7 +55,8 @@ def test_every_command_takes_a_released_file(
     assert main(["info", str(released)]) == 0
     assert "7 clusters that the last layer predicts\nused 82 of 82 tensors" in capsys.readouterr().out
     assert main(["info", str(run)]) == 0
-    assert "imported: 82 of 82" in capsys.readouterr().out
+    about = capsys.readouterr().out
+    assert "imported: 82 of 82" in about and "\nvgg16" in about and "epochs" not in about and "paper" not in about
     data = tmp_path / "data"
     for part in ("train", "val"):
         write_classes(data / part, 4)
@@ -84,13 +88,17 @@ def test_the_log_of_2018_becomes_a_table(images: Path, tmp_path: Path, capsys: p
     assert table["cluster"].to_pylist() == [0 if number in (3, 5) else 2 for number in range(len(paths))]
     assert main(["import", str(log), "--data", str(data), "--epoch", "1", "--out", str(out)]) == 0
     assert set(pq.read_table(out)["cluster"].to_pylist()) == {0}
+    capsys.readouterr()
+    flat = next(path for path in data.rglob("*") if path.is_file()).parent
+    write_classes(tmp_path / "few", 1)
     for more, said in (
         (["--data", str(data), "--epoch", "3"], "has 2 epochs"),
-        (["--data", str(images)], "the clusters are of other data"),
+        (["--data", str(tmp_path / "few")], "the clusters are of other data"),
+        (["--data", str(flat)], "has no class folders with images"),
         ([], "give the folder of class folders they are of with --data"),
     ):
-        assert main(["import", str(log), *more, "--out", str(out)]) == 2 or said == "the clusters are of other data"
-        capsys.readouterr()
+        assert main(["import", str(log), *more, "--out", str(out)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_published_clusters_become_a_table(images: Path, tmp_path: Path) -> None:

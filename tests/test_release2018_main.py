@@ -32,6 +32,7 @@ from deepcluster.data.sources import open_source
 from deepcluster.interop.loading import load
 from deepcluster.interop.release2018.__main__ import SCRIPTS
 from deepcluster.interop.release2018.__main__ import main as release2018
+from deepcluster.interop.release2018.common import weight_decay_of
 from deepcluster.interop.release2018.main import parser, training_settings
 from deepcluster.interop.release2018.main_lines import Lines
 from deepcluster.interop.release2018.main_run import Start
@@ -211,6 +212,16 @@ def test_every_setting_is_that_of_2018() -> None:
     other = Settings.from_dict(training_settings(parser().parse_args(words.split())))
     assert (other.arch, other.sobel, other.clustering, other.seed) == ("vgg16", True, "pic", 5)
     assert (other.weight_decay, other.epoch_length, other.workers, other.momentum) == (1e-3, 2.0, 0, 0.5)
+
+
+def test_a_weight_decay_given_as_itself_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for read in (
+        lambda wd: training_settings(parser().parse_args(["DIR", "--wd", str(wd)]))["weight_decay"],
+        weight_decay_of,
+    ):
+        assert read(1e-5) == pytest.approx(1.0, rel=1e-4)
+        assert "warning: --wd is a power of ten, so --wd 1e-05 is a weight decay of 1.00002" in capsys.readouterr().err
+        assert read(-5) == pytest.approx(1e-5) and capsys.readouterr().err == ""
 
 
 # The run of an old main.sh

@@ -115,12 +115,15 @@ def _about_run(folder: RunFolder) -> str:
     for name, value in settings.as_dict().items():
         if value != usual[name]:
             others.append(f"{name}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}")
-    lines = [
-        f"run {folder.path}: {config['data']['description']}",
-        f"{settings.arch} at {settings.image_size} px, {settings.describe_clusters()}, "
-        f"{len(metrics)} of {count_of(settings.epochs, 'epoch')}",
-        f"settings other than the paper's: {', '.join(others)}",
-    ]
+    lines = [f"run {folder.path}: {config['data']['description']}"]
+    if config["data"].get("address", True):  # An imported model was not trained with these settings.
+        lines += [
+            f"{settings.arch} at {settings.image_size} px, {settings.describe_clusters()}, "
+            f"{len(metrics)} of {count_of(settings.epochs, 'epoch')}",
+            f"settings other than the paper's: {', '.join(others)}",
+        ]
+    else:
+        lines.append(f"{settings.arch}{' with Sobel' if settings.sobel else ''} at {settings.image_size} px")
     with suppress(InputError):  # The library of its trunk may be missing here.
         lines += _about_stages(make_run_trunk(settings), settings)
     if metrics:

@@ -25,7 +25,8 @@ from deepcluster.core.progress import Reporter
 def export(model: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """Write a model in the format of another program (docs/export.md).
 
-    MODEL is a run folder, a checkpoint file, untrained:ARCH or untrained:RUN (random weights).
+    MODEL is a run folder, a checkpoint, another program's file of weights, untrained:ARCH or untrained:RUN (random
+    weights).
     """
     from deepcluster.interop.exports import export as command
 

@@ -289,8 +289,9 @@ def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         begin = begin_of(path)
         if "TorchScript" in str(fault):
             raise InputError(f"{path} is a program (TorchScript): save the state_dict() of its network instead") from None
-        if isinstance(fault, pickle.UnpicklingError) or stand_in(begin):
-            raise InputError(f"{path} is not a checkpoint: it is {kind_of(begin)}") from None
-        reason = next(iter(str(fault).splitlines()), type(fault).__name__)
+        kind = kind_of(begin)
+        if isinstance(fault, pickle.UnpicklingError) or stand_in(begin) or not begin or kind == "text":
+            raise InputError(f"{path} is not a checkpoint: it is {kind}") from None
+        reason = next(iter(str(fault).splitlines()), type(fault).__name__).partition(". ")[0]
         raise InputError(f"{path} can't be read: truncated, damaged or not a checkpoint ({reason})") from None
     return state if isinstance(state, dict) else {}

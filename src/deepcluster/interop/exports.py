@@ -68,7 +68,7 @@ FORMATS = {
     "timm": Format("state_dicts:write_timm", "a state dict for timm", _STATE_FILES, ("fold_sobel",)),
     "huggingface": Format("huggingface:write_folder", "a folder in the layout of the Hugging Face hub", (), ("licence",)),
     "safetensors": Format(
-        "safetensors_files:write_safetensors", "the weights of any trunk", (".safetensors",), ("fold_sobel",)
+        "safetensors_files:write_safetensors", "the weights of the trunk", (".safetensors",), ("fold_sobel",)
     ),
     "onnx": Format("onnx_files:write_onnx", "a network for ONNX runtimes", (".onnx",), ("output", "input", "fold_sobel")),
     "caffe": Format("caffe.export:write_files", "a Caffe model", (".caffemodel", ".prototxt")),

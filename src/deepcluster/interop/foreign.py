@@ -41,7 +41,7 @@ def model_of_file(file: WeightFile, *, name: str, arch: str | None = None) -> Mo
         InputError: the network is not known, or the weights do not fit it.
     """
     tensors = usual_names(file.tensors)
-    settings = _own_settings(file) if arch is None else None
+    settings, trained = _own_settings(file) if arch is None else (None, False)
     if settings is None:
         network = recognise(file, tensors, arch)
         settings = Settings.from_dict({**asdict(network), **_statistics(file), "precision": "fp32"})
@@ -57,21 +57,23 @@ def model_of_file(file: WeightFile, *, name: str, arch: str | None = None) -> Mo
     clusters = file.path.with_name(CLUSTERS)
     if OWN_SETTINGS in file.facts and file.path.name == IN_FOLDERS[1] and clusters.is_file():
         space, assignment = read_clusters(clusters, settings, dim=trunk.dim, machine=machine)
-        return Model(name, trunk.eval(), settings, machine, space, assignment, remark=_remark(match, file))
+        return Model(name, trunk.eval(), settings, machine, space, assignment, remark=_remark(match, file), trained=trained)
     head = prototypes(tensors, trunk.dim) or top_layer(tensors, trunk.dim)
     if head is None:
-        return Model(name, trunk.eval(), settings, machine, remark=_remark(match, file))
+        return Model(name, trunk.eval(), settings, machine, remark=_remark(match, file), trained=trained)
     settings, space, assignment = _clusters(head, settings, trunk.dim, machine)
     remark = _remark(match, file, head.used, assignment.n_clusters)
-    return Model(name, trunk.eval(), settings, machine, space, assignment, remark=remark)
+    return Model(name, trunk.eval(), settings, machine, space, assignment, remark=remark, trained=trained)
 
 
-def _own_settings(file: WeightFile) -> Settings | None:
-    """Return the settings of a run that was exported with them."""
+def _own_settings(file: WeightFile) -> tuple[Settings | None, bool]:
+    """Return the settings of a model that was exported with them, and whether it was trained with them."""
     kept = file.facts.get(OWN_SETTINGS)
     try:
         kept = json.loads(kept) if isinstance(kept, str) else kept
-        return Settings.from_saved(kept) if isinstance(kept, dict) else None
+        if not isinstance(kept, dict):
+            return None, False
+        return Settings.from_saved({name: kept[name] for name in kept if name != "trained"}), kept.get("trained", True)
     except (ValueError, InputError) as fault:
         raise InputError(f"{file.path} was exported by another version of deepcluster: {fault}") from None
 
@@ -121,7 +123,7 @@ def _remark(match: Match, file: WeightFile, used: tuple[str, ...] = (), n_cluste
     """Say how many of the file's tensors were used, what is random, and what was left out."""
     heads = {without_wrappers(key) for key in used}
     left = [key for key in match.left if key not in heads]
-    clusters = f" and {len(used)} of {n_clusters:,} clusters" if n_clusters else ""
+    clusters = f" and {len(used)} of the layers of {n_clusters:,} clusters" if n_clusters else ""
     parts = [f"{match.share} tensors of {match.arch}{clusters} (the file holds {len(file.tensors)})"]
     if match.missing:
         parts.append(f"random, as the file lacks them: {some_of(match.missing)}")

@@ -41,22 +41,27 @@ library_name: {library}
 pipeline_tag: image-feature-extraction
 tags:
 - image-feature-extraction
-- self-supervised-learning
-- deepcluster
----
+{tags}---
 
-# {arch} trained by {method}
-
-Visual features learned from images without labels: {arch}{edges}, without a classifier, {features} features. Settings:
-{epochs} epochs, {clusters}; all of them are in `config.json`. Trained with deepcluster {version}, an implementation of
-[DeepCluster](https://arxiv.org/abs/1807.05520).
-
+{about}
 ```python
 {reading}```
 
 Images are RGB. The shorter side is resized to {resized} pixels (bilinear, antialiased), the centre of {side} × {side} is cut
 out, and values in [0, 1] are normalised by the mean {mean} and the standard deviation {deviation}.
 {file_of_clusters}"""
+TAGS = "- self-supervised-learning\n- deepcluster\n"
+ABOUT_RUNS = """# {arch} trained by {method}
+
+Visual features learned from images without labels: {arch}{edges}, without a classifier, {features} features. Settings:
+{epochs} epochs, {clusters}; all of them are in `config.json`. Trained with deepcluster {version}, an implementation of
+[DeepCluster](https://arxiv.org/abs/1807.05520).
+"""
+ABOUT_OTHERS = """# {arch}
+
+{arch}{edges}, without a classifier, {features} features. The weights were not trained with deepcluster {version}, which only
+wrote them in this layout, from `{origin}`: say here where they are from, and how they were trained.
+"""
 CARD_OF_CLUSTERS = """
 `clusters.safetensors` holds the centroids of {count:,} clusters, what takes features to the space they are in, and the
 cluster of each image of the training set.
@@ -107,7 +112,7 @@ def config(model: Model, network: LibraryNetwork | None) -> dict[str, Any]:
             "std": deviation,
             "num_classes": 0,
         },
-        SETTINGS: settings_to_share(model.settings),
+        SETTINGS: settings_to_share(model),
     }
 
 
@@ -128,9 +133,8 @@ def card(model: Model, network: LibraryNetwork | None, licence: str) -> str:
     """Return the model card, README.md."""
     settings, assignment = model.settings, model.assignment
     mean, deviation = normalisation(settings)
-    return CARD.format(
-        licence=licence,
-        library=TIMM if network else OURS,
+    about = (ABOUT_RUNS if model.trained else ABOUT_OTHERS).format(
+        origin=Path(model.name).name,
         arch=model.trunk.arch,
         method="DeepCluster-v2" if settings.method == "deepcluster-v2" else "DeepCluster",
         edges=" on the edges of the fixed Sobel layer" if model.trunk.sobel is not None else "",
@@ -138,6 +142,12 @@ def card(model: Model, network: LibraryNetwork | None, licence: str) -> str:
         epochs=settings.epochs,
         clusters=settings.describe_clusters(),
         version=__version__,
+    )
+    return CARD.format(
+        licence=licence,
+        library=TIMM if network else OURS,
+        tags=TAGS if model.trained else "",
+        about=about,
         reading=READ_BY_TIMM if network else READ_BY_US,
         side=model.image_size,
         resized=resized(model.image_size),

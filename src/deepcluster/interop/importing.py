@@ -65,12 +65,14 @@ def import_file(
 
 
 def _import_model(name: str, folder: RunFolder, *, overwrite: bool, reporter: Reporter) -> Path:
-    folder.check_free(resume=False, overwrite=overwrite)
+    folder.check_free(resume=None, overwrite=overwrite)
     model = load(name)
     folder.create(overwrite=overwrite)
     about = f"{Path(name).name}, imported" + (f": {model.remark}" if model.remark else "")
     folder.write_config(model.settings, {}, {"description": about, "images": 0, "address": []})
     state: dict[str, Any] = {"settings": model.settings.as_dict(), "trunk": model.trunk.state_dict()}
+    if not model.trained:
+        state["imported"] = True
     if model.space is not None and model.assignment is not None:
         state["final"] = {"assignment": model.assignment.state_dict(), **space_state(model.space)}
     save_tensors(folder.last, {"format": CHECKPOINT_FORMAT, **state})
@@ -99,7 +101,7 @@ def _clusters_of(file: Path, data: Path | None, epoch: int | None) -> tuple[list
     chosen = len(content) if epoch is None else epoch
     if not 1 <= chosen <= len(content):
         raise InputError(f"--epoch {chosen}: {file} has {count_of(len(content), 'epoch')}")
-    names, _ = image_folder(data)
+    names = _images_of(data)
     clusters_N = np.full(len(names), -1)
     for cluster, images in enumerate(content[chosen - 1]):
         if images and not 0 <= min(images) <= max(images) < len(names):
@@ -109,6 +111,16 @@ def _clusters_of(file: Path, data: Path | None, epoch: int | None) -> tuple[list
             )
         clusters_N[images] = cluster
     return names, clusters_N
+
+
+def _images_of(data: Path) -> list[str]:
+    """Return the images of a folder of class folders."""
+    names, _ = image_folder(data)
+    if not names:
+        raise InputError(
+            f"{data} has no class folders with images: --data is the folder of class folders that was trained on"
+        )
+    return names
 
 
 def _is_pair(row: Any) -> bool:
@@ -133,7 +145,7 @@ def _under(data: Path, names: list[str], clusters_N: NDArray[np.int64], file: Pa
     known = {
         tuple(name.replace("\\", "/").split("/")[-2:]): cluster for name, cluster in zip(names, clusters_N, strict=True)
     }
-    here, _ = image_folder(data)
+    here = _images_of(data)
     found = np.array([known.get(tuple(name.split("/")[-2:]), -1) for name in here], np.int64)
     if not (found >= 0).any():
         raise InputError(f"none of the {len(here):,} images of {data} is in {file}, which names {names[0]}")

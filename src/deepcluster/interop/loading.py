@@ -48,7 +48,8 @@ def load(model: str | Path) -> Model:
                 f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
                 f"{', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME, or a run folder for its trunk before training"
             )
-        return Model(str(model), make_run_trunk(settings).eval(), settings, Machine.choose("cpu", settings.precision))
+        machine = Machine.choose("cpu", settings.precision)
+        return Model(str(model), make_run_trunk(settings).eval(), settings, machine, trained=False)
     arch, path = _arch_and_path(str(model))
     if not path.exists():
         raise InputError(
@@ -96,11 +97,12 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Mode
     except RuntimeError as fault:
         reason = str(fault).splitlines()[-1].strip()
         raise InputError(f"{path} does not hold the weights of {settings.arch}: {reason}") from None
-    clusters = state.get("final", state)
+    clusters, trained = state.get("final", state), not state.get("imported", False)
     if "assignment" not in clusters:
-        return Model(name, trunk.eval(), settings, machine)
+        return Model(name, trunk.eval(), settings, machine, trained=trained)
     space = space_of(clusters, settings, dim=trunk.dim, machine=machine)
-    return Model(name, trunk.eval(), settings, machine, space, Assignment.from_state_dict(clusters["assignment"]))
+    assignment = Assignment.from_state_dict(clusters["assignment"])
+    return Model(name, trunk.eval(), settings, machine, space, assignment, trained=trained)
 
 
 def loaded(

@@ -11,7 +11,7 @@ from torch import Tensor
 from deepcluster.core.errors import InputError
 from deepcluster.interop.weight_files import WeightFile
 from deepcluster.models.archs import ARCHITECTURES, TIMM, TORCHVISION, make_trunk
-from deepcluster.models.weights import Match, Undrawn, some_of, without_wrappers
+from deepcluster.models.weights import Match, Undrawn, without_wrappers
 
 # The image size that a network with fully connected layers was trained with shows in the shape of the first of them.
 _SIZES = (224, 32, 48, 64, 96, 112, 128, 160, 192, 256, 288, 320)
@@ -35,6 +35,8 @@ _FAMILIES = {
 }
 # As many tensors may be those of last layers.
 _HEAD_TENSORS = 12
+# Tensors that a message names.
+_EXAMPLES = 4
 # What DeeperCluster's code puts before the names of its networks, which see a border of zeros (`vgg16-deepercluster`).
 _DEEPERCLUSTER = "body.features."
 
@@ -74,6 +76,8 @@ def recognise(file: WeightFile, tensors: Mapping[str, Tensor], arch: str | None 
         if best is not None and best[0]:
             break
     if best is None or not (best[0] or arch):
+        if arch:
+            _check_made(arch)
         raise InputError(_complaint(file, tensors, arch))
     return best[2]
 
@@ -136,14 +140,21 @@ def _match(network: Network, tensors: Mapping[str, Tensor]) -> Match | None:
         return None
 
 
+def _check_made(arch: str) -> None:
+    """Raise `InputError` if the network that the user named can be made for no size, such as one that its library lacks."""
+    if all(_match(Network(arch, sobel=False, image_size=size), {}) is None for size in _sizes(arch)):
+        with Undrawn():
+            make_trunk(arch, image_size=_sizes(arch)[0], sobel=False)
+
+
 def _complaint(file: WeightFile, tensors: Mapping[str, Tensor], arch: str | None) -> str:
     """Say which network was found instead, as far as names and shapes show it."""
     shapes = [f"{key} {'×'.join(map(str, value.shape))}" for key, value in tensors.items() if value.dim() > 1]
-    found = f"{len(tensors)} tensors, such as {some_of(shapes or list(tensors))}"
+    found = f"{len(tensors)} tensors, such as {', '.join((shapes or list(tensors))[:_EXAMPLES])}"
     if arch is not None:
         return f"{file.path} does not hold the weights of {arch}: it has {found}"
     named = [name for name in dict.fromkeys(file.names()) if name not in ("", ".")]
     return (
         f"{file.path}: the network of this file is not known: it has {found}. Name a network of torchvision or timm before "
-        f"the file, as in timm:NAME@{file.path.name}" + (f" (names found: {', '.join(named[:3])})" if named else "")
+        f"the file, as in timm:NAME@{file.path.name}" + (f" (looked up there: {', '.join(named[:3])})" if named else "")
     )

@@ -52,13 +52,13 @@ def metadata(model: Model) -> dict[str, str]:
         "std": json.dumps(deviation),
         "crop": f"shorter side to {resized(model.image_size)}, centre crop of {model.image_size}, bilinear",
         "deepcluster_version": __version__,
-        SETTINGS: json.dumps(settings_to_share(model.settings)),
+        SETTINGS: json.dumps(settings_to_share(model)),
     }
 
 
-def settings_to_share(settings: Settings) -> dict[str, Any]:
-    """Return the settings of a run without the paths of the machine that it ran on."""
-    return {**settings.as_dict(), "init": None, "cache": "auto"}
+def settings_to_share(model: Model) -> dict[str, Any]:
+    """Return the settings of a run without the paths of the machine that it ran on, and `trained` if they are no run's."""
+    return {**model.settings.as_dict(), "init": None, "cache": "auto", **({} if model.trained else {"trained": False})}
 
 
 def normalisation(settings: Settings) -> tuple[list[float], list[float]]:

@@ -62,8 +62,13 @@ class RunFolder:
         """Return True if a run was begun here."""
         return self.config.is_file()
 
-    def check_free(self, *, resume: bool, overwrite: bool) -> None:
-        """Raise `InputError` unless a run may be begun, or resumed, here. Changes nothing."""
+    def check_free(self, *, resume: bool | None, overwrite: bool) -> None:
+        """Raise `InputError` unless a run may be begun, or resumed, here. Changes nothing.
+
+        Args:
+            resume: whether a run is to be resumed; None where the command can't.
+            overwrite: whether a run is to be deleted.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; --out takes a folder")
         parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
@@ -74,9 +79,8 @@ class RunFolder:
         if resume and overwrite:
             raise InputError("--resume continues a run and --overwrite deletes it: use one of them")
         if self.is_run() and not (resume or overwrite):
-            raise InputError(
-                f"{self.path} holds a run already: --resume continues it, --overwrite starts again, --out names another"
-            )
+            ways = "--overwrite deletes it first" if resume is None else "--resume continues it, --overwrite starts again"
+            raise InputError(f"{self.path} holds a run already: {ways}, --out names another")
         if resume and self.is_run() and not self.read_config()["data"].get("address", True):
             raise InputError(
                 f"{self.path} is an imported model, without training to resume: use --init {self.path} and another --out"

@@ -62,6 +62,7 @@ class Model:
         work: shows progress and answers requests to stop.
         cache: folder of kept features and of unfinished work.
         remark: what was used of a file of another program; empty for our own.
+        trained: whether it was trained with these settings, unlike files of other programs and random weights.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Model:
     work: Work = field(default_factory=Work)
     cache: Path = field(default_factory=usual_cache_folder)
     remark: str = ""
+    trained: bool = True
 
     def on(
         self, device: str = "auto", *, precision: str | None = None, workers: int | None = None, work: Work | None = None

@@ -102,7 +102,7 @@ class _Job:
             if not isinstance(fault, Refused) and "can't be reached" not in str(fault):
                 raise
             raise type(fault)(
-                f"{fault}; or get the file in another way, save it as {path}, and repeat the command"
+                f"{fault}. Or get the file in another way, save it as {path}, and repeat the command"
             ) from fault
 
     def model(self, out: str | Path | None) -> Path:

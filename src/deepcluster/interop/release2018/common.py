@@ -51,6 +51,24 @@ def say(line: str, end: str = "\n") -> None:
     print(line, end=end, flush=True)
 
 
+def weight_decay_of(exponent: float) -> float:
+    """Return the weight decay of `--wd`, a power of ten; warn of an exponent that seems to be the number itself.
+
+    Raises:
+        InputError: no number holds it.
+    """
+    try:
+        decay: float = 10.0**exponent
+    except OverflowError:
+        raise InputError(f"--wd {exponent:g} is a power of ten that no number holds; -5 is usual") from None
+    if exponent >= 0:
+        print(
+            f"warning: --wd is a power of ten, so --wd {exponent:g} is a weight decay of {decay:g}; --wd -5 is one of 1e-05",
+            file=sys.stderr,
+        )
+    return decay
+
+
 def folder_of(exp: str) -> Path:
     """Return the folder `--exp`, which is made; the current one for an empty name, as in 2018.
 

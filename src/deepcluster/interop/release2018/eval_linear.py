@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from contextlib import ExitStack
 from pathlib import Path
 
-from deepcluster.interop.release2018.common import check_arch, folder_of, needed, open_model, parser_of
+from deepcluster.interop.release2018.common import check_arch, folder_of, needed, open_model, parser_of, weight_decay_of
 
 SCRIPT = "eval_linear.py"
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         batch_size=args.batch_size,
         lr=args.lr,
         momentum=args.momentum,
-        weight_decay=10**args.weight_decay,
+        weight_decay=weight_decay_of(args.weight_decay),
         ten_crops=args.tencrops,
         seed=args.seed,
     )

@@ -129,12 +129,9 @@ def training_settings(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: a value is out of range.
     """
+    from deepcluster.interop.release2018.common import weight_decay_of
     from deepcluster.run.settings import Settings
 
-    try:
-        weight_decay = 10.0**options.wd
-    except OverflowError:
-        raise InputError(f"--wd {options.wd:g} is a power of ten that no number holds; -5 is usual") from None
     chosen = Settings(
         recipe=f"paper-{options.arch}",
         arch=options.arch,
@@ -143,7 +140,7 @@ def training_settings(options: argparse.Namespace) -> dict[str, Any]:
         # PIC finds the number itself.
         clusters=Settings.clusters if options.clustering == "PIC" else options.nmb_cluster,
         lr=options.lr,
-        weight_decay=weight_decay,
+        weight_decay=weight_decay_of(options.wd),
         epoch_length=options.reassign,
         workers=options.workers,
         epochs=max(1, options.epochs),
