@@ -77,6 +77,8 @@ def test_what_was_not_checked_is_never_compared() -> None:
     table = comparable_table("linear", "ImageNet", "alexnet")
     assert table is not None and [row[0] for row in table.rows] == ["SeLa, 10,000 clusters"]
     assert comparable_table("linear", "Places205", "alexnet") is None, "both rows are remembered"
+    assert comparable_table("linear", "imagenet", "alexnet", 1000) is not None
+    assert comparable_table("linear", "imagenet", "alexnet", 4) is None, "a part of it under the same name"
 
 
 def test_unknown_protocols_have_none() -> None:

@@ -144,7 +144,8 @@ def _show(evaluation: Any, form: str) -> None:
     for note in results.notes:
         echo(f"note: {note}")
     # Published numbers: rows of a table, or lines that fit a terminal.
-    table = comparable_table(results.protocol, Path(evaluation.data).resolve().name, str(results.settings["arch"]))
+    data_name, n_classes = Path(evaluation.data).resolve().name, results.data.get("classes")
+    table = comparable_table(results.protocol, data_name, str(results.settings["arch"]), n_classes)
     if table is not None:
         lines = [
             f"- {system}; {network}, {where}: {numbers} ({source})" for system, where, network, numbers, source in table.rows

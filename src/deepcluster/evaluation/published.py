@@ -42,6 +42,10 @@ class Published:
         return self.source if self.checked else f"from memory of {self.source}, not checked"
 
 
+# Number of classes of data sets, by their plain name.
+CLASSES = {"imagenet": 1000, "imagenet1k": 1000, "places205": 205, "cifar10": 10, "cifar100": 100, "tinyimagenet": 200}
+
+
 @cache
 def published() -> tuple[Published, ...]:
     """Return all rows of the file."""
@@ -73,8 +77,15 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def comparable_table(protocol: str, data_name: str, arch: str) -> Table | None:
-    """Return the rows that were checked, of the same protocol, data set and architecture; None if there are none."""
+def comparable_table(protocol: str, data_name: str, arch: str, n_classes: int | None = None) -> Table | None:
+    """Return the rows that were checked, of the same protocol, data set and architecture; None if there are none.
+
+    Args:
+        data_name: name of the folder. One that is named after a data set may be a part of it.
+        n_classes: number of classes in it; None: not known.
+    """
+    if n_classes not in (None, CLASSES.get(_plain(data_name), n_classes)):
+        return None
     return _table([row for row in published_for(protocol, data_name, arch) if row.checked])
 
 
