@@ -86,6 +86,8 @@ def _write_clusters(model: Model, epochs: int, out: Path) -> str:
         return "clusters, which only a run folder has"
     address = RunFolder(path).read_config()["data"].get("address") or []
     root = Path(address[0]) if len(address) == 1 else None
+    if (beside := path.absolute().parent / CLUSTERS).is_file():
+        return f"clusters, which main.py has written: {beside}"
     if root is None or not root.is_dir() or not (count := len(image_folder(root)[0])):
         return "clusters, whose numbers stand for images in class folders: the run's are no such folder, or not there"
     positions_N, names = np.empty(0, np.int64), None
