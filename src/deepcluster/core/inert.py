@@ -8,7 +8,6 @@ import os
 import pickle
 import sys
 import tarfile
-from collections.abc import Callable
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -17,7 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.core.pickles import BASE, CALLS, PLAIN, SPARE_BYTES, Blank, Dtype, Operations, PlainUnpickler, Refused, full_name
+from deepcluster.core.pickles import (
+    BASE,
+    CALLS,
+    PLAIN,
+    SPARE_BYTES,
+    Blank,
+    Dtype,
+    Operations,
+    PlainUnpickler,
+    Refused,
+    full_name,
+)
 
 # Modules of the standard library whose objects are data, and names in them that are not.
 DATA_MODULES = frozenset(
@@ -62,8 +72,6 @@ class Inert:
 
 class InertUnpickler(PlainUnpickler):
     """The interpreter of such a file's pickle, in the form that `torch.load` wants."""
-
-    persistent_load: Callable[[Any], Any]
 
     def __init__(self, file: Any, **_: Any) -> None:
         pickle._Unpickler.__init__(self, file, encoding="latin1")
