@@ -86,7 +86,7 @@ def test_a_released_alexnet_has_the_clusters_that_it_predicts(sobel: bool, tmp_p
     own = len([key for key in tensors if key.startswith(("features", "classifier"))])
     assert (
         model.remark
-        == f"{own} of {own} tensors of alexnet and 2 of the layers of 50 clusters (the file holds {len(tensors)})"
+        == f"{own} of {own} tensors of alexnet, and 2 more that give 50 clusters (the file holds {len(tensors)})"
     )
     # The cluster of an image is that of the largest score, of features of all lengths.
     features_ND = torch.randn(300, 4096, generator=torch.Generator().manual_seed(3)) * torch.logspace(-2, 2, 300)[:, None]
@@ -207,6 +207,27 @@ def test_a_resnet_is_found_by_its_names(wrap: Callable[[Tensors], Any], used: st
     network.fc = nn.Identity()
     assert_same_features(model, network)
     assert "100 of 100 tensors of resnet18" in model.remark
+
+
+def test_of_two_copies_it_is_said_which_one_is_used(tmp_path: Path) -> None:
+    network, other = (torchvision.models.resnet18().eval() for _ in range(2))
+    own, copy = ({key: value for key, value in one.state_dict().items() if "fc." not in key} for one in (network, other))
+    network.fc = other.fc = nn.Identity()
+    for first, second in (
+        ("backbone.", "momentum_backbone."),
+        ("backbone.", "backbone_momentum."),
+        ("module.encoder_q.", "module.encoder_k."),
+        ("student.backbone.", "teacher.backbone."),
+    ):
+        torch.save({"state_dict": as_released(own, first) | as_released(copy, second)}, tmp_path / "a.pth")
+        model = load(tmp_path / "a.pth")
+        assert_same_features(model, network, 64)
+        first, second = (one.removeprefix("module.") for one in (first, second))
+        assert f"of several copies that under {first} was used, not {second}" in model.remark
+    torch.save({"student": as_released(copy, "module."), "teacher": own, "epoch": 3}, tmp_path / "b.pth")
+    model = load(tmp_path / "b.pth")
+    assert_same_features(model, network, 64)
+    assert "of teacher and student in the file, teacher was used" in model.remark
 
 
 def in_vissl(trunk: Tensors) -> dict[str, Any]:

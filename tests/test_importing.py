@@ -36,7 +36,7 @@ def test_every_command_takes_a_released_file(
     run = tmp_path / "run"
     assert main(["import", str(released), "--out", str(run)]) == 0
     assert (
-        "checkpoint.pth.tar, imported: 82 of 82 tensors of vgg16 and 2 of the layers of 7 clusters (the file holds 88)"
+        "checkpoint.pth.tar, imported: 82 of 82 tensors of vgg16, and 2 more that give 7 clusters (the file holds 88)"
         in capsys.readouterr().out
     )
     assert main(["import", str(released), "--out", str(run)]) == 2

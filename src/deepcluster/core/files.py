@@ -8,7 +8,6 @@ import stat
 import tempfile
 import threading
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -264,23 +263,14 @@ def load_tensors(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     Raises:
         InputError: it is missing, damaged, or holds code.
     """
-    import torch
-
-    from deepcluster.core.inert import InertPickle
+    from deepcluster.core.inert import read_torch_file
     from deepcluster.core.pickles import Refused
 
     check_file(path)
     try:
         mapped &= os.fsencode(path) == str(path).encode("utf-8", "replace")  # torch maps no file of another name.
-        options: dict[str, Any] = {"map_location": "cpu", "mmap": mapped}
         with warnings.catch_warnings(action="ignore"):
-            try:
-                state = torch.load(path, weights_only=True, **options)
-            except pickle.UnpicklingError:
-                if not zipfile.is_zipfile(path) and begin_of(path)[:1] != b"\x80":
-                    raise
-                # More than tensors and plain values.
-                state = torch.load(path, weights_only=False, pickle_module=InertPickle, **options)
+            state = read_torch_file(path, mapped=mapped)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except Refused as fault:

@@ -25,6 +25,8 @@ from deepcluster.core.errors import InputError
 DEEPEST = 100
 # An empty array may have a long side, and its list of lists would then fill the memory.
 LARGEST_EMPTY = 1 << 20
+# Bytes that calls may make beside those that are in the file, where each is read once.
+SPARE_BYTES = 1 << 24
 PLAIN = (str, int, float, bool, bytes, type(None), np.ndarray, np.generic)
 # Boolean, integer, float and complex numbers by bytes, text by length: neither objects nor records nor dates.
 PLAIN_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU][1-9]\d{0,8})")
@@ -96,6 +98,7 @@ class PlainUnpickler(pickle._Unpickler):
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")
+        self.bytes_left = 2 * len(content) + SPARE_BYTES
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         """Return our own function for a known name; nothing is imported."""
@@ -108,7 +111,15 @@ class PlainUnpickler(pickle._Unpickler):
         arguments, function = self.stack.pop(), self.stack[-1]
         if not isinstance(function, FunctionType) or not isinstance(arguments, tuple):
             raise Refused("a call of what is no function")
-        self.stack[-1] = function(*arguments)
+        self.stack[-1] = self._counted(function(*arguments))
+
+    def _counted(self, made: Any) -> Any:
+        """Return what a call made; refuse copies of the same content again and again, which would fill the memory."""
+        if isinstance(made, str | bytes | list | tuple | dict | np.ndarray | np.generic):
+            self.bytes_left -= made.nbytes if isinstance(made, np.ndarray | np.generic) else len(made)
+        if self.bytes_left < 0:
+            raise MemoryError("it makes more of its content than it holds")
+        return made
 
     def _build(self) -> None:
         """Set the byte order of a type, or the content of a blank array."""
@@ -119,7 +130,7 @@ class PlainUnpickler(pickle._Unpickler):
                 raise Refused("a NumPy array of records")
         elif isinstance(made, Blank):
             _, shape, dtype, by_columns, data = state
-            self.stack[-1] = _array(data, dtype, shape, "F" if by_columns else "C")
+            self.stack[-1] = self._counted(_array(data, dtype, shape, "F" if by_columns else "C"))
             # The blank is in the memo, too, shortly before the parts of its state.
             places = [place for place in islice(reversed(self.memo), 64) if self.memo[place] is made]
             self.memo |= dict.fromkeys(places, self.stack[-1])
@@ -161,6 +172,8 @@ def _dtype(code: Any, *_: Any) -> Dtype:
 def _array(data: Any, dtype: Dtype, shape: Any, order: Any, axes: Any = None) -> NDArray[Any]:
     if isinstance(data, list):
         raise Refused("a NumPy array of objects")
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise Refused("a NumPy array of no shape")
     if not len(data) and prod(side or 1 for side in shape) > LARGEST_EMPTY:
         raise Refused(f"an empty NumPy array of shape {shape!r:.40}")
     data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as text.

@@ -123,8 +123,10 @@ def _remark(match: Match, file: WeightFile, used: tuple[str, ...] = (), n_cluste
     """Say how many of the file's tensors were used, what is random, and what was left out."""
     heads = {without_wrappers(key) for key in used}
     left = [key for key in match.left if key not in heads]
-    clusters = f" and {len(used)} of the layers of {n_clusters:,} clusters" if n_clusters else ""
+    clusters = f", and {len(used)} more that give {n_clusters:,} clusters" if n_clusters else ""
     parts = [f"{match.share} tensors of {match.arch}{clusters} (the file holds {len(file.tensors)})"]
+    if match.others:
+        parts.append(match.copies)
     if match.missing:
         parts.append(f"random, as the file lacks them: {some_of(match.missing)}")
     if left:

@@ -31,6 +31,7 @@ IN_FOLDERS = ("checkpoints/last.pt", "model.safetensors", "pytorch_model.bin")
 # Under these names programs keep the name of a network among their options.
 NAMED = ("arch", "architecture", "backbone", "encoder", "model", "model_name", "name")
 _DEEPEST = 4
+_DEEPEST_MODULE = 100
 _EXAMPLES = 4
 
 
@@ -52,7 +53,7 @@ class WeightFile:
 
     def names(self) -> Iterator[str]:
         """Yield what may be the name of the network: from the values beside the tensors, then from the file's name."""
-        yield from _names_in(self.facts, 0)
+        yield from _names_in(self.facts, 0, set())
         yield self.path.name.partition(".")[0]
         yield self.path.parent.name
 
@@ -108,8 +109,11 @@ def file_of(state: Mapping[str, Any], path: Path, facts: Mapping[str, Any] | Non
     if not found:
         names = ", ".join(map(str, list(state)[:_EXAMPLES])) or "nothing"
         raise InputError(f"{path} holds no weights of a network: it has {names}; looked for {', '.join(NESTED)}")
+    # Such as those of a student and of its teacher.
+    copies = [name for name in NESTED if name in state and _tensors(state[name], 1)]
+    remarks = (f"of {' and '.join(copies)} in the file, {copies[0]} was used",) if len(copies) > 1 else ()
     beside = {str(key): value for key, value in state.items() if not isinstance(value, Tensor)}
-    return WeightFile(path, found, {**beside, **(facts or {})})
+    return WeightFile(path, found, {**beside, **(facts or {})}, remarks)
 
 
 def _read_safetensors(path: Path, facts: Mapping[str, Any]) -> WeightFile:
@@ -147,7 +151,7 @@ def _tensors(state: Any, depth: int = 0) -> dict[str, Tensor]:
     A module that was pickled as a whole is an inert object; the tensors in its state have the names of its `state_dict`.
     """
     if isinstance(state, Inert):
-        return dict(_module_tensors(state, "", 0))
+        return dict(_module_tensors(state, "", set()))
     if not isinstance(state, Mapping) or depth > _DEEPEST:
         return {}
     for name in NESTED:
@@ -157,7 +161,9 @@ def _tensors(state: Any, depth: int = 0) -> dict[str, Tensor]:
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def _module_tensors(module: Inert, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _module_tensors(module: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a module and of those in it, each module once."""
+    seen.add(id(module))
     state: Mapping[str, Any] = module.state if isinstance(module.state, Mapping) else {}
     for kind in ("_parameters", "_buffers"):
         values = state.get(kind)
@@ -165,17 +171,18 @@ def _module_tensors(module: Inert, prefix: str, depth: int) -> Iterator[tuple[st
             if isinstance(value, Tensor):
                 yield f"{prefix}{name}", value
     inner = state.get("_modules")
-    for name, value in inner.items() if isinstance(inner, Mapping) and depth < 30 else ():
-        if isinstance(value, Inert):
-            yield from _module_tensors(value, f"{prefix}{name}.", depth + 1)
+    for name, value in inner.items() if isinstance(inner, Mapping) and prefix.count(".") < _DEEPEST_MODULE else ():
+        if isinstance(value, Inert) and id(value) not in seen:
+            yield from _module_tensors(value, f"{prefix}{name}.", seen)
 
 
-def _names_in(value: Any, depth: int) -> Iterator[str]:
+def _names_in(value: Any, depth: int, seen: set[int]) -> Iterator[str]:
     """Yield the texts under the keys `NAMED`, also of options that another program kept as an object."""
     value = value.state if isinstance(value, Inert) else value
-    if isinstance(value, Mapping) and depth < _DEEPEST:
+    if isinstance(value, Mapping) and depth < _DEEPEST and id(value) not in seen:
+        seen.add(id(value))
         for key in NAMED:
             if isinstance(value.get(key), str):
                 yield value[key]
         for inner in value.values():
-            yield from _names_in(inner, depth + 1)
+            yield from _names_in(inner, depth + 1, seen)

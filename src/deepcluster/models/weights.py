@@ -43,12 +43,14 @@ class Match:
         wanted: its weights by name, without the fixed Sobel layer. They share memory with the network.
         given: the tensors of the file, without what wrappers add to names.
         prefix: what the file puts before the network's own names.
+        others: the same of further copies in the file, such as a teacher's or a momentum encoder's.
     """
 
     arch: str
     wanted: Mapping[str, Tensor]
     given: Mapping[str, Tensor]
     prefix: str
+    others: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, trunk: Trunk, weights: Mapping[str, Tensor]) -> "Match":
@@ -63,7 +65,9 @@ class Match:
             for ending in (".".join(parts[first:]) for first in range(len(parts))):
                 if ending in wanted and wanted[ending].ndim == value.ndim:
                     prefixes[key.removesuffix(ending)] += 1
-        return cls(trunk.arch, wanted, given, max(prefixes, key=lambda one: prefixes[one], default=""))
+        prefix = max(prefixes, key=lambda one: prefixes[one], default="")
+        others = [one for one, count in prefixes.items() if one != prefix and count >= LEAST_SHARE * prefixes[prefix]]
+        return cls(trunk.arch, wanted, given, prefix, tuple(others))
 
     @cached_property
     def matching(self) -> dict[str, Tensor]:
@@ -98,6 +102,11 @@ class Match:
         return f"{len(self.counted) - len(self.missing)} of {len(self.counted)}"
 
     @property
+    def copies(self) -> str:
+        """Which copy of the network is used, where the file has several."""
+        return f"of several copies that under {self.prefix or 'no prefix'} was used, not {some_of(self.others)}"
+
+    @property
     def fits(self) -> bool:
         """Whether the file is of this network: all shapes are equal, and few tensors are missing."""
         return len(self.missing) <= (1 - LEAST_SHARE) * len(self.counted) and not self.differing
@@ -128,7 +137,8 @@ def take_weights(trunk: Trunk, weights: Mapping[str, Tensor], *, name: str) -> s
             match.wanted[key].copy_(value)
     kept = f"; kept at random {some_of(missing)}" if missing else ""
     lost = f"; left out {some_of(left)}" if left else ""
-    return f"initialised {match.share} tensors of {trunk.arch} from {name}{kept}{lost}"
+    copies = f"; {match.copies}" if match.others else ""
+    return f"initialised {match.share} tensors of {trunk.arch} from {name}{copies}{kept}{lost}"
 
 
 def without_wrappers(key: str) -> str:
