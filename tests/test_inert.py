@@ -197,3 +197,10 @@ def test_a_module_in_many_places_is_read_once(tmp_path: Path) -> None:
     file = file_of({"model": module, "facts": facts}, tmp_path / "a.pth")
     assert len(file.tensors) == 1
     assert len(list(file.names())) == 2
+
+
+def test_a_machine_that_forces_torchs_own_reader_reads_plain_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"w": torch.arange(3), "lr": 0.1}, tmp_path / "a.pt")
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    found = load_tensors(tmp_path / "a.pt")
+    assert (found["w"].tolist(), found["lr"]) == ([0, 1, 2], 0.1)

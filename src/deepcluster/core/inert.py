@@ -224,7 +224,8 @@ def read_torch_file(path: Path, *, mapped: bool) -> Any:
             raise RuntimeError("an archive of torch 0.1")
         file.seek(0)
         # Only a file with a name can be mapped.
-        place, options = path if mapped else file, {"map_location": "cpu", "mmap": mapped}
+        place: Any = path if mapped else file
+        options: dict[str, Any] = {"map_location": "cpu", "mmap": mapped}
         if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "").lower() in ("1", "y", "yes", "true"):
             return torch.load(place, weights_only=True, **options)  # torch takes no other reader then.
         return torch.load(place, weights_only=False, pickle_module=InertPickle, **options)
