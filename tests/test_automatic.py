@@ -16,11 +16,11 @@ import deepcluster
 from deepcluster.core.progress import Reporter
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 
-QUICK = ("timm:resnet10t", "torchvision:mobilenet_v3_small")
+QUICK = ("torchvision:mobilenet_v3_small",)
 OTHERS = (
     *("alexnet-small", "resnet18-small", "resnet18", "resnet50", "alexnet", "vgg16"),
     *("torchvision:resnet50", "torchvision:efficientnet_b0", "torchvision:shufflenet_v2_x1_0", "torchvision:convnext_tiny"),
-    *("timm:vit_tiny_patch16_224", "timm:mobilenetv3_small_100"),
+    *("timm:resnet10t", "timm:vit_tiny_patch16_224", "timm:mobilenetv3_small_100"),
 )
 # AlexNet's strides leave nothing of smaller images; a vision transformer needs whole patches.
 SIZES = {"alexnet": 96, "timm:vit_tiny_patch16_224": 64}

@@ -276,7 +276,7 @@ def test_a_network_without_rows_of_features_is_refused() -> None:
         def _found(self, edges_BCHW: Tensor, names: Any) -> dict[str, Tensor]:
             return {FEATURES: edges_BCHW}
 
-    trunk = Maps("timm:maps", nn.Conv2d(3, 4, 1), image_size=8, sobel=False)
+    trunk = Maps("timm:maps", nn.Conv2d(3, 4, 1), {}, image_size=8, sobel=False)
     with pytest.raises(InputError, match=r"timm:maps can't be a trunk: it returns \[1, 4, 8, 8\] for an image"):
         trunk._blank_features()
 
