@@ -88,7 +88,7 @@ def test_a_caffe_model_is_a_model(alexnet: tuple[Trunk, tuple[Tensor, Tensor]], 
     for file in files:
         model = load(file)
         assert (model.settings.arch, model.settings.sobel, model.settings.n_clusters) == ("alexnet", True, 10)
-        assert "2 of 10 clusters" in model.remark
+        assert "2 more that give 10 clusters" in model.remark
         space, clusters = model.clusters()
         with torch.no_grad():
             features_BD = trunk(normalise(pixels))

@@ -192,7 +192,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
     ),
     "trap": (lambda i, r: ["embed", trap(Path("m.pt"), as_torch=True), i, "--out", "e.npy"], ("it is refused",)),
     "bare trap": (lambda i, r: ["embed", trap(Path("m.pt"), as_torch=False), i, "--out", "e.npy"], ("it is refused",)),
-    "text as a model": (lambda i, r: ["info", Path(folder_of("d", "m.pt")) / "m.pt"], ("m.pt can't be read",)),
+    "text as a model": (lambda i, r: ["info", Path(folder_of("d", "m.pt")) / "m.pt"], ("not a checkpoint: it is text",)),
     "tensor as a model": (lambda i, r: ["info", saved(torch.zeros(3))], ("holds no weights of a network",)),
     "unknown untrained": (
         lambda i, r: ["embed", "untrained:alexnet-smal", i, "--out", "e.npy"],
