@@ -11,14 +11,14 @@ demo: $(READY)
 
 # Three processes keep two cores busy: many tests wait, for processes, a browser or a server.
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
 
 # With the lowest version of each dependency that pyproject.toml allows. numpy 2.0 runs on Python 3.11 and 3.12.
 test-lowest: $(LOWEST)/.ready
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 3 --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .

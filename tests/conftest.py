@@ -21,19 +21,6 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-# Files with long tests begin first, so that no process works alone at the end.
-LONGEST = (
-    *("test_ranks", "test_release2018_main", "test_resume", "test_onnx", "test_readme", "test_feeding", "test_output"),
-    *("test_clustering_ranks", "test_train", "test_parts", "test_checkout", "test_foreign", "test_voc07_svm"),
-    *("test_report_sections", "test_reports", "test_api", "test_automatic", "test_release2018_runs", "test_hierarchical"),
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
-
-
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["DEEPCLUSTER_CACHE"], ignore_errors=True)
 

@@ -316,7 +316,8 @@ def test_nothing_lies_in_dev_shm() -> None:
         assert len(held) == 10
         for process in (os.getpid(), *(worker.process.pid for worker in workers._workers)):
             mapped = Path(f"/proc/{process}/maps").read_text()
-            assert "/dev/shm" not in mapped
+            # Semaphores of scikit-learn's processes may be there, from other tests.
+            assert not [line for line in mapped.splitlines() if "/dev/shm" in line and "/dev/shm/sem." not in line]
             assert mapped.count("memfd:deepcluster") >= 5
 
 

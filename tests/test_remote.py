@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
@@ -285,7 +286,7 @@ def test_python_warns_of_troubles_unless_they_are_told_elsewhere(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(retry, "_tell", retry._tell)
+    monkeypatch.setattr(retry, "_tell", warnings.warn)
     file = RemoteFile(server.at("big.tar"), blocks=store)
     server.statuses.append((503, {}))
     with pytest.warns(UserWarning, match=r"the server answered 503 \(Service Unavailable\); trying again, 8 times at most"):
