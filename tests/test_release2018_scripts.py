@@ -185,7 +185,7 @@ SMALL = "untrained:alexnet-small"
         ("eval_voc_classif", f"--model {SMALL} --vocdir D", "D is no VOC devkit"),
         ("eval_retrieval", "--dataset D --eval_binary b", "--dataset D: .*jpg/ and lab/"),
         ("eval_retrieval", "--dataset D --eval_binary b --S -1", "--S -1: the own size of the images is not supported"),
-        ("gradient_ascent", f"--model {SMALL} --arch vgg16", "--arch vgg16: .* is a alexnet-small; name its own"),
+        ("gradient_ascent", f"--model {SMALL} --arch vgg16", "--arch vgg16: .* holds alexnet-small; name its own"),
         ("gradient_ascent", f"--model {SMALL} --conv 6", "--conv 6: alexnet-small has the convolutional layers 1 to 5"),
         ("gradient_ascent", f"--model {SMALL} --niter 0", "steps=0 is too small"),
         ("activ_retrieval", f"--model {SMALL}", "--data is missing"),

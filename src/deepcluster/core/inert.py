@@ -161,7 +161,7 @@ class InertUnpickler(PlainUnpickler):
         raise ValueError("a reference to no storage")
 
     def _set(self) -> None:
-        items = self.pop_mark()  # Puts another stack in the place of `self.stack`.
+        items = self.pop_mark()  # Replaces `self.stack`.
         self.stack.append(items)
 
     dispatch = Operations(PlainUnpickler.dispatch)

@@ -110,7 +110,7 @@ class _Download:
 
     def __init__(self, url: str, path: Path, wanted: Sum | None, reporter: Reporter, room: int, timeout: float) -> None:
         if not is_web(url) or not urlsplit(url).hostname:
-            raise InputError(f"{shown(url)} is not an address of HTTP or HTTPS")
+            raise InputError(f"{shown(url)} is not an address of HTTP or HTTPS: it should begin with https://")
         self.url, self.path, self.wanted, self.reporter, self.room = url, path, wanted, reporter, room
         self.part, self.kept = (path.with_name(f"{path.name}{ending}") for ending in (".part", ".part.json"))
         self.timeout = timeout
@@ -175,7 +175,7 @@ class _Download:
             path.unlink(missing_ok=True)
 
     def _restart(self, why: str) -> None:
-        """Delete the beginning, which does not belong to what the server has now; raise where that goes on and on."""
+        """Delete the beginning, which is not of what the server has now; raise after several times."""
         self.restarts += 1
         if self.restarts > MOST_RESTARTS:
             raise Refused(f"{shown(self.url)} can't be read: {why}, {self.restarts} times; try again later, or a mirror")

@@ -63,7 +63,7 @@ def check_sum(path: Path, url: str, wanted: Sum | None, note: Path, reporter: Re
     if before and before[0] != found["sha256"]:
         raise WrongSum(
             f"{what} another file than at the first download: its SHA-256 is {found['sha256']}, not {before[0]} as in "
-            f"{note}; {advice}. If it was published anew, delete {note}"
+            f"{note}; {advice}. If a new version was published, delete {note}"
         )
     note.parent.mkdir(parents=True, exist_ok=True)
     write_whole(note, f"{found['sha256']}  {name}\n")

@@ -111,7 +111,7 @@ def check_arch(model: "Model", script: str, known: tuple[str, ...], instead: str
     """Raise `InputError` unless the trunk is of an architecture that a script of 2018 is made for."""
     if model.trunk.arch not in known:
         names = " and ".join({"alexnet": "AlexNet", "vgg16": "VGG-16"}[arch] for arch in known)
-        raise InputError(f"{model.name} is a {model.trunk.arch}, and {script} is made for {names}: use {instead}")
+        raise InputError(f"{model.name} holds {model.trunk.arch}, and {script} is made for {names}: use {instead}")
 
 
 def check_layer(model: "Model", conv: int) -> None:
@@ -119,7 +119,7 @@ def check_layer(model: "Model", conv: int) -> None:
     known = [stage for stage in model.trunk.stages if stage.startswith("conv")]
     if not known:
         raise InputError(
-            f"{model.name} is a {model.trunk.arch}, which has no stages conv1, conv2, …: use `deepcluster visualize`"
+            f"{model.name} holds {model.trunk.arch}, which has no stages conv1, conv2, …: use `deepcluster visualize`"
         )
     if f"conv{conv}" not in known:
         raise InputError(f"--conv {conv}: {model.trunk.arch} has the convolutional layers 1 to {len(known)}")
@@ -170,7 +170,7 @@ class Meters:
         self.restart()
 
     def restart(self) -> None:
-        """Measure times anew, as at the start of an epoch."""
+        """Reset the times, as at the start of an epoch."""
         self.time, self.data, self._end = Meter(), Meter(), time.perf_counter()
 
     def add(self, values: Mapping[str, "float | Tensor"], count: int, *, started: float | None = None) -> None:

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     with open_model(args.model, advice="the pictures made so far are kept; the command starts again") as model:
         if model.trunk.arch.partition("-")[0] != args.arch:
             raise InputError(
-                f"--arch {args.arch}: {model.name} is a {model.trunk.arch}; name its own architecture, or use "
+                f"--arch {args.arch}: {model.name} holds {model.trunk.arch}; name its own architecture, or use "
                 "`deepcluster visualize filters`, which takes any"
             )
         check_layer(model, args.conv)

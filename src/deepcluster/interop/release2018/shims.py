@@ -1,6 +1,6 @@
 """`shims DIR`: the scripts of 2018 as files, so that old shell scripts and habits work: `cd DIR`, then `./main.sh`.
 
-Each `.py` calls the module of its name here. The `.sh` files are written anew around the variables that those of 2018 had.
+Each `.py` calls the module of its name here. The `.sh` files are new, around the variables that those of 2018 had.
 An old one also runs, beside these `.py` files, once its paths are changed.
 """
 
