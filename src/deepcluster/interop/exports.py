@@ -120,16 +120,20 @@ def export(
     with _scratch(path) as scratch:
         written = write(_portable(model), scratch if is_folder else scratch / path.name, **options) or Written()
         files = _move(scratch, path, is_folder=is_folder)
-    n_bytes = sum(file.stat().st_size for file in files)
     names = str(path) if is_folder else ", ".join(map(str, files))
-    reporter.say(f"{names}: {chosen.what}, {size(n_bytes)}")
+    reporter.say(f"{names}: {chosen.what}, {size(sum(file.stat().st_size for file in files))}")
+    _say_more(written, path, reporter)
+    return path
+
+
+def _say_more(written: Written, path: Path, reporter: Reporter) -> None:
+    """Print what a file lacks, what else is to know, and how it is read."""
     if written.left_out:
         reporter.say(f"left out: {written.left_out}")
     for note in written.notes:
         reporter.say(note)
     if written.read_with:
         reporter.say(f"read it with: {_with_names(written.read_with, path)}")
-    return path
 
 
 def _with_names(line: str, path: Path) -> str:
