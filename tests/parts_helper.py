@@ -49,7 +49,7 @@ def files(folder: Path) -> Iterator[Path]:
 def work_of_ranks(model: Path, data: Path, classes: Path, folder: Path) -> None:
     """What each of several processes does in a test: it writes all, extracts features, and is refused twice."""
     write_all(model, data, folder / "out")
-    if protocols.extract_all(model, classes, only=["knn", "clusters"], device="cpu", workers=0):
+    if protocols.prepare_all(model, classes, only=["knn", "clusters"], device="cpu", workers=0):
         (folder / "extracted").touch()
     with joined() as ranks:
         rank = ranks.rank

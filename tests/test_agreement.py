@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.measures import MEASURES, agreement
+from deepcluster.evaluation.measures.rankings import MEASURES, agreement
 
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=40)
 

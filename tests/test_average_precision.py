@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.measures import (
+from deepcluster.evaluation.measures.rankings import (
     average_precision,
     average_precision_11_points,
     mean_average_precision,

@@ -15,7 +15,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation.clusters import evaluate
 from deepcluster.evaluation.datasets.labelled import open_labelled, readable_rows
-from deepcluster.evaluation.measures import MEASURES, agreement
+from deepcluster.evaluation.measures.rankings import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
 
 CLASSES = 3

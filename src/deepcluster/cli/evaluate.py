@@ -38,6 +38,9 @@ _form = click.option(
 )
 
 
+_quick = click.option("--quick", is_flag=True, help="shorter settings, for a first look; other options override them")
+
+
 def _protocol_command(protocol: str) -> click.Command:
     @click.argument("model")
     @click.option("--data", type=Path, required=True, help="folder of the data set (docs/evaluation.md)")
@@ -46,17 +49,18 @@ def _protocol_command(protocol: str) -> click.Command:
     @device_options
     @verbosity_options
     @with_settings(PROTOCOLS[protocol].options)
-    def command(model: str, data: Path, form: str, quiet: bool, verbose: bool, **options: Any) -> None:
+    def command(model: str, data: Path, form: str, quiet: bool, verbose: bool, quick: bool = False, **options: Any) -> None:
         from deepcluster.evaluation import protocols
 
         reporter = Reporter(quiet=quiet, verbose=verbose)
-        arguments = {"reporter": reporter, **user_options(options)}
-        if started_ranks() == 1 or protocols.extract(protocol, model, data, **arguments):
+        arguments = {"reporter": reporter, "quick": quick, **user_options(options)}
+        if started_ranks() == 1 or protocols.prepare(protocol, model, data, **arguments):
             _show(protocols.evaluate(protocol, model, data, **arguments), form)
             _show_baseline(reporter, model, protocol, "--data", str(data))
 
     text = PROTOCOLS[protocol].options.__doc__ or ""
-    return click.command(protocol, cls=GroupedCommand, help=text, short_help=re.split(r" \(|[.,;]", text)[0])(command)
+    made = click.command(protocol, cls=GroupedCommand, help=text, short_help=re.split(r" \(|[.,;]", text)[0])(command)
+    return _quick(made) if PROTOCOLS[protocol].quick else made
 
 
 for _protocol in PROTOCOLS:
@@ -67,7 +71,7 @@ for _protocol in PROTOCOLS:
 @click.argument("model")
 @click.option("--data-root", type=Path, required=True, help="a data set, or a folder of several")
 @click.option("--only", help="only these protocols, separated by commas")
-@click.option("--quick", is_flag=True, help="shorter settings, for a first look")
+@_quick
 @click.option("--again", is_flag=True, help="repeat evaluations whose results exist for the same model, data and options")
 @click.option("--set", "assigned", multiple=True, metavar="PROTOCOL.OPTION=VALUE", help="an option of a protocol")
 @click.option("--out", type=Path, help="folder of the results  [RUN/evaluation]")
@@ -95,7 +99,7 @@ def evaluate_all(
         _show(evaluation, form)
         echo("")
 
-    if started_ranks() == 1 or protocols.extract_all(model, data_root, **options):
+    if started_ranks() == 1 or protocols.prepare_all(model, data_root, **options):
         done = protocols.evaluate_all(model, data_root, on_result=on_result, **options)
         echo(protocols.summary(done).render(form))
         _show_baseline(options["reporter"], model, "all", "--data-root", str(data_root))
@@ -152,6 +156,9 @@ def _show(evaluation: Any, form: str) -> None:
         ]
         echo("\nPublished, same protocol, data and network, in percent:")
         echo("\n".join(lines) if form == "text" else table.render(form))
+    if results.pictures:
+        folder = evaluation.path and evaluation.path.with_suffix("")
+        echo(f"\npictures of {len(results.pictures)} images: {folder or 'not written'}")
     where = f"{evaluation.path}, " if evaluation.path else "not written (--out names a file or folder), "
     echo(f"\n{where}{duration(evaluation.seconds)}")
 

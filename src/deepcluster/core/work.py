@@ -141,11 +141,16 @@ class Work:
         Args:
             together: stop where any rank was asked to. All ranks must call this, the same number of times.
         """
-        if together and self.ranks.size > 1:
+        if together:
+            self.agree()
+        self.interruption.check()
+
+    def agree(self) -> None:
+        """Note a request to stop on all ranks if any has one. All ranks must call this, the same number of times."""
+        if self.ranks.size > 1:
             requested = torch.tensor(int(self.interruption.requested is not None))
             if self.ranks.sum(requested):
                 self.interruption.requested = self.interruption.requested or "a signal to another process"
-        self.interruption.check()
 
     @contextmanager
     def track(

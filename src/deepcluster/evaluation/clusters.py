@@ -16,7 +16,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import read_table
 from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets import labelled
-from deepcluster.evaluation.measures import MEASURES, agreement
+from deepcluster.evaluation.measures.rankings import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
@@ -35,7 +35,7 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     Raises:
         InputError: images have no class, or there are fewer of them than clusters.
     """
-    parts, names, n_classes, stages, ks, rows = extract(model, data, options)
+    parts, names, n_classes, stages, ks, rows = prepare(model, data, options)
     first = next(iter(parts))
     _check_k(ks, len(rows[first].labels_S), f"images of {data} that can be read")
     cases: dict[str, dict[str, float]] = {}
@@ -61,7 +61,7 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     return Results("clusters", about, settings, results, ("nmi", headline) if headline else ("nmi",), notes + remarks)
 
 
-def extract(
+def prepare(
     model: Model, data: Path, options: ClustersOptions
 ) -> tuple[Parts, Names, int, tuple[str, ...], tuple[int, ...], dict[str, labelled.ReadableRows]]:
     """Extract the features of all parts; return the parts, classes by name, their number, stages, all k, and the rows."""

@@ -34,7 +34,7 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
     Raises:
         InputError: `data` has no two parts with the same classes, or k is over the number of training images.
     """
-    parts, stages, known, asked = extract(model, data, options)
+    parts, stages, known, asked = prepare(model, data, options)
     ks = tuple(dict.fromkeys(options.k)) or tuple(k for k in USUAL_KS if k <= len(known.labels_S)) or (1,)
     _check_k(ks, len(known.labels_S), f"images of {data}'s training part that can be read")
     n_classes, device = len(parts.train.class_names), model.machine.clustering_device
@@ -57,7 +57,7 @@ def evaluate(model: Model, data: Path, options: KnnOptions) -> Results:
     return Results("knn", about, settings, results, ("top-1", _case(stages[-1], shown, stages)), notes)
 
 
-def extract(model: Model, data: Path, options: KnnOptions) -> tuple[TrainVal, tuple[str, ...], ReadableRows, ReadableRows]:
+def prepare(model: Model, data: Path, options: KnnOptions) -> tuple[TrainVal, tuple[str, ...], ReadableRows, ReadableRows]:
     """Extract the features of both parts; return the parts, the stages, and the rows of each part."""
     parts = open_train_val(data)
     stages = model.stages(options.stages, usual=model.trunk.embed_stage)

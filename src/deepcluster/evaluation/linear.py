@@ -66,7 +66,7 @@ def evaluate(model: Model, data: Path, options: LinearOptions) -> Results:
     return Results("linear", parts.describe(), settings, results, ("top-1", best.stage), parts.notes + notes)
 
 
-def extract(model: Model, data: Path, options: LinearOptions) -> None:
+def prepare(model: Model, data: Path, options: LinearOptions) -> None:
     """Extract the features of both parts where classifiers are fitted to features that are kept."""
     if options.fast:
         parts = open_train_val(data)

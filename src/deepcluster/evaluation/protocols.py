@@ -49,6 +49,7 @@ def evaluate(
     model: str | Path | Model,
     data: str | Path,
     *,
+    quick: bool = False,
     out: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -61,6 +62,7 @@ def evaluate(
         protocol: a name in `deepcluster.evaluation.options.PROTOCOLS`.
         model: a run folder, a checkpoint, `untrained:ARCH`, `untrained:RUN`, or the result of `load`.
         data: the folder of the data set (docs/evaluation.md).
+        quick: shorter settings (`Protocol.quick`), for a first look.
         out: file (`.json`) or folder for the results; by default the folder `evaluation` of the run, where there is a run.
         device, workers: as in `embed`.
         reporter: prints lines and progress.
@@ -70,7 +72,7 @@ def evaluate(
         InputError: protocol, model, data, options or file can't be used; nothing was written.
         Interrupted: Ctrl-C or SIGTERM; the same call continues where this one stopped.
     """
-    checked, path, folder = _checked(protocol, model, data, out, options)
+    checked, path, folder = _checked(protocol, model, data, out, _options(protocol, options, quick=quick))
     interruption = new_interruption()
     with interruption.listening():
         applied = loaded(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
@@ -78,27 +80,30 @@ def evaluate(
 
 
 def _checked(
-    protocol: str, model: str | Path | Model, data: str | Path, out: str | Path | None, options: Mapping[str, Any]
+    protocol: str, model: str | Path | Model, data: str | Path, out: str | Path | None, checked: Checked
 ) -> tuple[Checked, Path | None, Path]:
     """Return the options, the file to write, and the folder of the data."""
-    checked, path, folder = _options(protocol, options), _target(model, protocol, out), user_path(data)
+    path, folder = _target(model, protocol, out), user_path(data)
     if not folder.is_dir():
         raise InputError(f"--data {data}: {contents_of(folder)}; give the folder of the data set")
     return checked, path, folder
 
 
-def extract(
+def prepare(
     protocol: str,
     model: str | Path | Model,
     data: str | Path,
     *,
+    quick: bool = False,
     out: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> bool:
-    """Extract the features that `evaluate` will need, in all processes that `torchrun` started, into the cache folder.
+    """Do the long work of `evaluate` in all processes that `torchrun` started; its results go into the cache folder.
+
+    That is the extraction of features, and of the dense protocols training and prediction.
 
     Returns:
         True on the first process, which should then call `evaluate` with the same arguments; the others are done.
@@ -107,25 +112,26 @@ def extract(
         InputError: as `evaluate`, or the processes do not share the cache folder.
         Interrupted: Ctrl-C or SIGTERM; the same call continues where this one stopped.
     """
-    checked, _, folder = _checked(protocol, model, data, out, options)
+    checked, _, folder = _checked(protocol, model, data, out, _options(protocol, options, quick=quick))
     with joined_work(reporter, new_interruption()) as work:
         applied = loaded(model, device=device, workers=workers, work=work)
-        if (module := _extracting(protocol)) is not None:
-            module.extract(applied, folder, checked)
+        if (module := _preparing(protocol)) is not None:
+            module.prepare(applied, folder, checked)
         return work.ranks.is_main
 
 
-def _extracting(protocol: str) -> Any:
-    """Return the module of a protocol that has feature passes for several processes; None for any other."""
+def _preparing(protocol: str) -> Any:
+    """Return the module of a protocol whose long work several processes can share; None for any other."""
     module = importlib.import_module(PROTOCOLS[protocol].module)
-    return module if hasattr(module, "extract") else None
+    return module if hasattr(module, "prepare") else None
 
 
-def _options(protocol: str, options: Mapping[str, Any]) -> Checked:
+def _options(protocol: str, options: Mapping[str, Any], *, quick: bool = False) -> Checked:
     if protocol not in PROTOCOLS:
         near = did_you_mean(protocol, PROTOCOLS)
         raise InputError(f"unknown protocol {protocol!r}{near}: use one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[protocol].options.from_dict(options)
+    known = PROTOCOLS[protocol]
+    return known.options.from_dict({**(known.quick if quick else {}), **options})
 
 
 def _evaluate(protocol: str, model: Model, data: Path, options: Checked, path: Path | None) -> Evaluation:
@@ -141,6 +147,10 @@ def _evaluate(protocol: str, model: Model, data: Path, options: Checked, path: P
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(content, indent=2) + "\n")
+            for name, picture in results.pictures.items():
+                file = path.with_suffix("") / f"{name}.png"
+                file.parent.mkdir(exist_ok=True)
+                picture.save(file)
         except OSError as fault:  # The numbers are printed all the same.
             why = (fault.strerror or str(fault)).lower()
             model.work.reporter.warn(f"the results can't be written to {path} ({why}); --out names another place")
@@ -224,7 +234,7 @@ def evaluate_all(
     return done
 
 
-def extract_all(
+def prepare_all(
     model: str | Path | Model,
     data_root: str | Path,
     *,
@@ -237,19 +247,19 @@ def extract_all(
     workers: int | None = None,
     reporter: Reporter | None = None,
 ) -> bool:
-    """Extract the features that `evaluate_all` will need; as `extract` does for `evaluate`."""
+    """Do the long work of `evaluate_all`, as `prepare` does for `evaluate`."""
     chosen, found = _all(data_root, only, quick=quick, options=options)
     with joined_work(reporter, new_interruption()) as work:
         applied, ranks = loaded(model, device=device, workers=workers, work=work), work.ranks
         for protocol, folder, name in found:
             path, key = _target_of_all(model, name, out), _key(applied, folder, chosen[protocol])
-            module, refusal = _extracting(protocol), ""
+            module, refusal = _preparing(protocol), ""
             kept = None if again else ranks.from_main(partial(_kept, path, key))
             if module is None or kept is not None:
                 continue
-            work.reporter.say(f"features for {protocol} on {folder}")
+            work.reporter.say(f"{protocol} on {folder}")
             try:
-                module.extract(applied, folder, chosen[protocol])
+                module.prepare(applied, folder, chosen[protocol])
             except InputError as fault:  # `evaluate_all` warns of it.
                 refusal = str(fault)
             ranks.check_same(f"the data of {protocol}", refusal)

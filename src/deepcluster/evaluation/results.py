@@ -3,7 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Measures that are printed as plain numbers; all others are shares, printed in percent.
 PLAIN = ("nmi", "adjusted_rand", "clusters")
@@ -28,6 +31,7 @@ class Results:
         results: shares (0 to 1) or plain numbers by measure; by measure and stage (or other case) where there are several.
         headline: the measure, and its stage where there are several, that a summary shows.
         notes: what a reader must know, such as classes that were left out.
+        pictures: predictions on a few images, by the name of the file without ending; not in the JSON file.
     """
 
     protocol: str
@@ -36,6 +40,7 @@ class Results:
     results: Mapping[str, Measured]
     headline: tuple[str, ...]
     notes: Sequence[str] = field(default_factory=tuple)
+    pictures: Mapping[str, "Image"] = field(default_factory=dict)
 
     def best(self) -> float:
         """Return the value of the headline."""
@@ -62,7 +67,7 @@ class Results:
     def from_dict(cls, content: Mapping[str, Any]) -> "Results":
         """Return the results of what `as_dict` returned."""
         words = {"headline": tuple(content["headline"]), "notes": tuple(content["notes"])}
-        return cls(**{one.name: content[one.name] for one in fields(cls)} | words)
+        return cls(**{one.name: content[one.name] for one in fields(cls) if one.name in content} | words)
 
 
 def by_case(value: Measured | None) -> Mapping[str, float | None]:

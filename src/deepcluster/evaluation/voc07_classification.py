@@ -37,7 +37,7 @@ from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import TenCrops, TrainingView, View
 from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.datasets import voc
-from deepcluster.evaluation.measures import AveragePrecisions, mean_average_precision
+from deepcluster.evaluation.measures.rankings import AveragePrecisions, mean_average_precision
 from deepcluster.evaluation.options import VocClassificationOptions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Training, fit_source, seed_of, sgd

@@ -20,7 +20,7 @@ from deepcluster.core.text import count_of
 from deepcluster.evaluation import svm
 from deepcluster.evaluation.datasets.labelled import ReadableRows, readable_rows
 from deepcluster.evaluation.datasets.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, Devkit, VocSplit, open_voc, splits_for
-from deepcluster.evaluation.measures import AveragePrecisions, mean_average_precision
+from deepcluster.evaluation.measures.rankings import AveragePrecisions, mean_average_precision
 from deepcluster.evaluation.options import VocSvmOptions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.run.model import Model, data_key
@@ -102,7 +102,7 @@ class _Svms:
         return [mean_average_precision(labels_MC, torch.stack(run, dim=1), names) for run in runs]
 
 
-def extract(model: Model, data: Path, options: VocSvmOptions) -> None:
+def prepare(model: Model, data: Path, options: VocSvmOptions) -> None:
     """Extract the features of the images to train and to test on."""
     devkit, split, _ = _open(data, options)
     _rows(model, splits_for(devkit, split), model.stages(options.stages))

@@ -41,24 +41,34 @@ class ResumableState:
         except InputError:
             return None
 
-    def check(self, state: MakeState) -> None:
-        """Save the state every few minutes; if a stop is requested, save it and raise `Interrupted`."""
-        if time.monotonic() - self._saved_at > SAVE_SECONDS:
-            self._save(state)
-        self._work.interruption.check(lambda: self._save(state))
+    def check(self, state: MakeState, *, together: bool = False) -> None:
+        """Save the state every few minutes; if a stop is requested, save it and raise `Interrupted`.
+
+        Args:
+            together: all ranks have this state and call this the same number of times; the first one saves it, all stop.
+        """
+        if together:
+            self._work.agree()
+        is_writer = self._work.ranks.is_main or not together
+        if is_writer and time.monotonic() - self._saved_at > SAVE_SECONDS:
+            self.save(state)
+        self._work.interruption.check((lambda: self.save(state)) if is_writer else None)
 
     @contextmanager
-    def track(self, what: str, total: int | None, unit: str = "images", *, state: MakeState) -> Iterator[Advance]:
+    def track(
+        self, what: str, total: int | None, unit: str = "images", *, state: MakeState, together: bool = False
+    ) -> Iterator[Advance]:
         """Yield a function that counts units done and shows the progress of `what`, as `Work.track`, and calls `check`."""
         with self._work.reporter.track(what, total, unit) as meter:
 
             def advance(units: int) -> None:
                 meter(units)
-                self.check(state)
+                self.check(state, together=together)
 
             yield advance
 
-    def _save(self, state: MakeState) -> None:
+    def save(self, state: MakeState) -> None:
+        """Save the state now."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(self.path, state())
         self._saved_at = time.monotonic()

@@ -9,7 +9,7 @@ from deepcluster.interop.release2018.common import Meters, open_model, parser_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deepcluster.evaluation.measures import AveragePrecisions
+    from deepcluster.evaluation.measures.rankings import AveragePrecisions
     from deepcluster.evaluation.options import VocClassificationOptions
     from deepcluster.run.model import Model
 

@@ -1,0 +1,179 @@
+"""Fine-tuning on images of any size with their annotations: one resumable training, on one process or on several.
+
+B batch, S steps.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deepcluster.core.distributed import Ranks
+from deepcluster.core.errors import InputError
+from deepcluster.core.options import Checked
+from deepcluster.core.text import count_of
+from deepcluster.evaluation.dense.samples import SampleBatch, Samples
+from deepcluster.evaluation.trainer import Training, Weights, fit, seed_of, seeded, sgd
+from deepcluster.models.synchronised import synchronise_batch_norms
+from deepcluster.run.model import Model, data_key
+from deepcluster.run.resumable import ResumableState
+
+# Changes with the format of the state: a state of an older version is not continued.
+STATE_FORMAT = 1
+REPORTS = 20
+MOST_UNREADABLE = 0.1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with momentum, and its learning rate: a linear warm-up, then the rate of a step.
+
+    Attributes:
+        steps: S.
+        rate: the factor of all learning rates at a step from 0.
+        warmup, warmup_from: number of steps of the warm-up, and the factor at its start.
+        clip: norm to which the gradient of all weights is scaled down where it is larger; None: never.
+    """
+
+    steps: int
+    rate: Callable[[int], float]
+    momentum: float
+    weight_decay: float
+    warmup: int = 0
+    warmup_from: float = 0.001
+    clip: float | None = None
+
+    def factor(self, step: int) -> float:
+        """Return the factor of all learning rates at a step."""
+        rise = 1.0
+        if step < self.warmup:
+            rise = self.warmup_from + (1 - self.warmup_from) * step / self.warmup
+        return rise * self.rate(step)
+
+
+def fine_tune(
+    model: Model,
+    protocol: str,
+    network: nn.Module,
+    groups: Weights,
+    samples: Samples,
+    losses: Callable[[SampleBatch], Mapping[str, Tensor]],
+    schedule: Schedule,
+    options: Checked,
+    *,
+    batch_size: int,
+    seed: int,
+    facts: Sequence[object] = (),
+) -> tuple[Training[Any], ResumableState]:
+    """Train a network, or continue where an earlier call was stopped; all ranks together.
+
+    Args:
+        protocol: its name, for the file of the state.
+        network: in the mode (train or eval, by module) in which it is trained; on the model's device.
+        groups: trainable weights, or groups of them with `lr` each; the rate of a step is `lr` times the schedule's factor.
+        losses: of a batch, by name; their sum is minimised. Called under autocast, with torch's random generator seeded by
+            the step. With several ranks, each has a part of the batch, and gradients are averaged.
+        batch_size: B, images of a step over all ranks.
+        facts: what the training depends on beside model, options and images (the annotations).
+
+    Raises:
+        Diverged: a loss is not finite.
+        InputError: more than 10 % of the images can't be read, or there are more ranks than images in a batch.
+        Interrupted: the state is kept; the same call continues to exactly the result it would have had.
+    """
+    ranks, machine, say = model.work.ranks, model.machine, model.work.reporter.say
+    if ranks.size > batch_size:
+        raise InputError(
+            f"{ranks.size} processes are more than the {count_of(batch_size, 'image')} of a step: raise --batch-size"
+        )
+    optimizer = sgd(groups, machine, lr=0.0, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+    first_rates = [group["lr"] for group in optimizer.param_groups]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    training = Training(network, optimizer, schedule.steps)
+    known = (sorted(options.as_dict().items()), data_key(samples.data.source), *facts)
+    resumable = model.resumable(protocol, STATE_FORMAT, *known)
+    kept = resumable.load()
+    if kept is not None:
+        training.load(kept)
+        say(f"resuming after {training.where}")
+
+    def learn(batch: Any, number: int) -> dict[str, Tensor]:
+        training.unreadable.update(batch.unreadable)
+        if len(training.unreadable) > MOST_UNREADABLE * len(samples.data):
+            source, (index, why) = samples.data.source, next(iter(training.unreadable.items()))
+            raise InputError(
+                f"{len(training.unreadable):,} of {source.describe()} can't be read, as {source.name(index)}: {why}"
+            )
+        found: Mapping[str, Tensor] = {}
+        optimizer.zero_grad(set_to_none=True)
+        with seeded(seed_of(seed, number, ranks.rank), machine.device):
+            if batch.samples:
+                with machine.autocast():
+                    found = losses(batch)
+                torch.stack([*found.values()]).sum().backward()
+        average_gradients(weights, ranks)
+        if schedule.clip is not None:
+            nn.utils.clip_grad_norm_(weights, schedule.clip)
+        optimizer.step()
+        return {name: value.detach() for name, value in found.items()}
+
+    def rates(step: int) -> list[float]:
+        return [rate * schedule.factor(step) for rate in first_rates]
+
+    def report(means: Mapping[str, float]) -> None:
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        say(f"{training.where}  loss {sum(means.values()):.3f}  ({parts})  lr {optimizer.param_groups[0]['lr']:.3g}")
+
+    def batches(epoch: int, first: int) -> Generator[Any, None, None]:
+        with closing(samples.training(model, batch_size, seed=seed, steps=range(first, schedule.steps))) as rest:
+            yield from rest
+
+    with resumable.track(
+        "training", training.steps - training.step, "steps", state=training.state, together=True
+    ) as advance:
+        fit(
+            training,
+            batches,
+            learn,
+            steps_per_epoch=schedule.steps,
+            rates=rates,
+            smallest=0,
+            reports=(ceil(schedule.steps / REPORTS), report),
+            advance=advance,
+        )
+    if kept is None or kept["step"] < training.steps:
+        # What comes after it may be stopped; and the first of several ranks goes on alone.
+        if ranks.is_main:
+            resumable.save(training.state)
+        ranks.barrier()
+    return training, resumable
+
+
+def set_batch_norms(network: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
+    """Return the network, in training mode, with its BatchNorm layers as they are to be trained.
+
+    Args:
+        mode: "train": statistics of a batch, of this rank's part of it; "sync": of the batches of all ranks; "auto": "sync"
+            where there are several ranks; "frozen": the statistics, scales and biases of the model, which do not change.
+    """
+    network.train()
+    if mode == "frozen":
+        for layer in network.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval().requires_grad_(False)
+        return network
+    return network if mode == "train" else synchronise_batch_norms(network, ranks)
+
+
+def average_gradients(weights: Sequence[Tensor], ranks: Ranks) -> None:
+    """Replace the gradient of each weight by its mean over the ranks; a rank without one adds zeros."""
+    if ranks.size == 1:
+        return
+    for weight in weights:
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        weight.grad = ranks.sum(gradient.div_(ranks.size))

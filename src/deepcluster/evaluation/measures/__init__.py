@@ -1,0 +1,1 @@
+"""Measures: of rankings and clusters, of boxes and of maps of classes."""
