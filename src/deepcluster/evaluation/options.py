@@ -9,6 +9,7 @@ from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked, option
+from deepcluster.evaluation.dense.segmentation_options import CityscapesSegmentationOptions, Voc12SegmentationOptions
 
 FORMATS = ("text", "markdown", "latex")
 
@@ -161,6 +162,7 @@ class Protocol:
 
 
 HERE = "deepcluster.evaluation"
+_QUICK_SEGMENTATION = {"steps": 400, "batch_size": 4, "short_side": 128}
 PROTOCOLS: dict[str, Protocol] = {
     "linear": Protocol(LinearOptions, f"{HERE}.linear", "classes", quick={"fast": True}),
     "knn": Protocol(KnnOptions, f"{HERE}.knn", "classes", in_all={"stages": "all", "k": (20,)}),
@@ -176,4 +178,10 @@ PROTOCOLS: dict[str, Protocol] = {
         quick={"trunk_lr": (0.01,), "head_lr_factor": (1.0, 10.0)},
     ),
     "retrieval": Protocol(RetrievalOptions, f"{HERE}.retrieval", "buildings", quick={"size": 512}),
+    "voc12-segmentation": Protocol(
+        Voc12SegmentationOptions, f"{HERE}.dense.voc12_segmentation", "voc masks", quick=_QUICK_SEGMENTATION
+    ),
+    "cityscapes-segmentation": Protocol(
+        CityscapesSegmentationOptions, f"{HERE}.dense.cityscapes_segmentation", "cityscapes", quick=_QUICK_SEGMENTATION
+    ),
 }
