@@ -37,7 +37,7 @@ class _Drawn:
 def _chosen(objects: Detections | Objects, least_score: float, most: int) -> tuple[list[_Drawn], int]:
     """Return the objects to draw, the most important first, and how many there are."""
     if isinstance(objects, Detections):
-        masks: Any = objects.masks or [None] * len(objects.labels_D)
+        masks: Any = [None] * len(objects.labels_D) if objects.masks is None else objects.masks
         rows = zip(objects.boxes_D4.tolist(), objects.labels_D.tolist(), objects.scores_D.tolist(), masks, strict=True)
         found = [_Drawn(tuple(box), label, score, mask, False) for box, label, score, mask in rows if score >= least_score]
         found.sort(key=lambda one: -(one.score or 0.0))
