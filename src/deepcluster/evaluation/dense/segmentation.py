@@ -4,25 +4,29 @@ B batch, C classes, H and W pixels.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torchvision import tv_tensors
 
-from deepcluster.core.errors import InputError
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance
+from deepcluster.data.decode import decode
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import IGNORED, MaskSet
 from deepcluster.evaluation.datasets.masks import MaskParts
 from deepcluster.evaluation.dense.fcn import make_fcn
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
+from deepcluster.evaluation.dense.pictures import compared
 from deepcluster.evaluation.dense.samples import Augment, Sample, SampleBatch, Samples, Target
 from deepcluster.evaluation.dense.segmentation_options import FCN32, SegmentationOptions
 from deepcluster.evaluation.dense.segmentation_views import MASK, Scale, TrainingCrop, WholeImage
@@ -144,9 +148,27 @@ def evaluate_task(model: Model, task: Task) -> Results:
     about = {**task.parts.describe(), "test_images": len(test_set) - len(made.unreadable)}
     settings = {**task.options.as_dict(), "recipe": task.recipe, "crop": task.crop}
     results = {"mIoU": scores.miou, "pixel accuracy": scores.pixel_accuracy, "mean accuracy": scores.mean_accuracy}
-    found = Results(task.protocol, about, settings, {**results, "IoU": scores.iou}, ("mIoU",), notes)
+    pictures = pictures_of(model, made.training.network, task)
+    found = Results(task.protocol, about, settings, {**results, "IoU": scores.iou}, ("mIoU",), notes, pictures)
     made.done()
     return found
+
+
+def pictures_of(model: Model, network: nn.Module, task: Task) -> dict[str, Image]:
+    """Return pictures of the predictions on a few images to test on, spread evenly, by the name of the image."""
+    data, pictures = task.parts.test, dict[str, Image]()
+    samples = samples_of(data, WholeImage(task.scale))
+    network.eval()
+    for index in even_sample(range(len(data)), PICTURES):
+        with suppress(UnreadableImage):
+            image_HWC, one = decode(data.source.read(index)), samples.sample(index)
+            truth_HW, predicted_HW = one.target[MASK], predict(model, network, task, one)
+            counted_HW = truth_HW != IGNORED
+            right = (truth_HW == predicted_HW)[counted_HW].float().mean()
+            panels = {"truth": truth_HW, f"prediction, {right:.0%} of the pixels right": predicted_HW.to(torch.uint8)}
+            name, masks = PurePath(data.source.name(index)).stem, {key: mask.numpy() for key, mask in panels.items()}
+            pictures[name] = compared(image_HWC, masks, data.class_names, title=name)
+    return pictures
 
 
 def train(model: Model, task: Task) -> tuple[Training[nn.Module], ResumableState]:
