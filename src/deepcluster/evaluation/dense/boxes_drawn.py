@@ -78,7 +78,8 @@ def draw_boxes(
     pixels_hw3 = np.array(photo, np.float32)
     for one in reversed(what.objects):
         if one.mask is not None:
-            _tint(pixels_hw3, _mask_of(one.mask, photo.size), colours[one.label])
+            opacity = OPACITY / 2 if one.is_dashed else OPACITY
+            _tint(pixels_hw3, _mask_of(one.mask, photo.size), colours[one.label], opacity)
     picture = Image.fromarray(pixels_hw3.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     x, y = photo.width / size[1], photo.height / size[0]
@@ -111,9 +112,9 @@ def _mask_of(mask: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     return np.asarray(large.resize(size, Image.Resampling.BILINEAR)) >= 128
 
 
-def _tint(pixels_hw3: NDArray[np.float32], mask_hw: NDArray[np.bool_], colour: Colour) -> None:
+def _tint(pixels_hw3: NDArray[np.float32], mask_hw: NDArray[np.bool_], colour: Colour, opacity: float) -> None:
     """Mix a colour into the pixels of a mask, and draw its border in the colour itself."""
-    pixels_hw3[mask_hw] = (1 - OPACITY) * pixels_hw3[mask_hw] + OPACITY * np.array(colour, np.float32)
+    pixels_hw3[mask_hw] = (1 - opacity) * pixels_hw3[mask_hw] + opacity * np.array(colour, np.float32)
     padded = np.pad(mask_hw, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     pixels_hw3[mask_hw & ~inner] = colour
@@ -141,7 +142,7 @@ def draw_frame(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, *, is_dashed
 def _write(
     draw: ImageDraw.ImageDraw, box: Box, texts: Sequence[str], colour: Colour, size: tuple[int, int], taken: list[Box]
 ) -> None:
-    """Write the first text for which there is room at a corner of the box; the last one in any case.
+    """Write the first text for which there is room at a corner of the box; nothing where all would hide another text.
 
     Args:
         size: of the picture.
@@ -155,18 +156,14 @@ def _write(
         tops = [box[1] - height, box[1] + 2, box[3] - height - 2, box[3]]
         tops = [min(max(y, 0.0), max(size[1] - height, 0.0)) for y in tops]
         places = [(left, top, left + width, top + height) for top in tops for left in lefts]
-        free = [place for place in places if not any(_overlap(place, other) for other in taken)]
-        if free:
-            break
-    else:
-        free = [min(places, key=lambda place: sum(_overlap(place, other) for other in taken))]
-    place = free[0]
-    taken.append(place)
-    draw.rectangle(tuple(round(one) for one in place), fill=colour)
-    draw.text((place[0] + 4, place[1] + height / 2), text, fill=ink_on(colour), font=font, anchor="lm")
+        place = next((place for place in places if not any(_overlap(place, other) for other in taken)), None)
+        if place is not None:
+            taken.append(place)
+            draw.rectangle(tuple(round(one) for one in place), fill=colour)
+            draw.text((place[0] + 4, place[1] + height / 2), text, fill=ink_on(colour), font=font, anchor="lm")
+            return
 
 
-def _overlap(one: Box, other: Box) -> float:
-    """Return the area that two boxes share."""
-    width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0.0) * max(height, 0.0)
+def _overlap(one: Box, other: Box) -> bool:
+    """Return whether two boxes share an area."""
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
