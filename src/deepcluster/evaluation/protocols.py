@@ -31,8 +31,11 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "classes": ("class folders in train/ and val/", has_train_val),
     "voc": ("a Pascal VOC devkit", is_voc),
     "buildings": ("Oxford or Paris buildings with their ground truth", is_buildings),
-    "voc masks": (MASK_LAYOUTS["voc"].wanted, MASK_LAYOUTS["voc"].fits),
-    "cityscapes": ("Cityscapes", lambda data: False),
+    "voc masks": (
+        f"{MASK_LAYOUTS['voc'].wanted}, or {MASK_LAYOUTS['sbd'].wanted}",
+        lambda data: MASK_LAYOUTS["voc"].fits(data) or MASK_LAYOUTS["sbd"].fits(data),
+    ),
+    "cityscapes": (MASK_LAYOUTS["cityscapes"].wanted, MASK_LAYOUTS["cityscapes"].fits),
 }
 
 

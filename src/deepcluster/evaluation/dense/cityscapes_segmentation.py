@@ -7,8 +7,7 @@ steps of 8; windows of 769 px, 513 px apart, whose scores are averaged.
 from dataclasses import replace
 from pathlib import Path
 
-from deepcluster.evaluation.datasets.masks import open_masks
-from deepcluster.evaluation.dense.segmentation import Segmentation, Task, evaluate_task, train_and_test
+from deepcluster.evaluation.dense.segmentation import Segmentation, Task, evaluate_task, open_layout, train_and_test
 from deepcluster.evaluation.dense.segmentation_options import CITYSCAPES, FCN_D8, CityscapesSegmentationOptions
 from deepcluster.evaluation.dense.segmentation_views import Scale
 from deepcluster.evaluation.results import Results
@@ -41,4 +40,4 @@ def task_of(model: Model, data: Path, options: CityscapesSegmentationOptions) ->
     short = options.short_side or SHORT
     options = replace(options, crop=options.crop or round(short * CROP / SHORT))
     scale = Scale(short, round(short * LONG / SHORT))
-    return Task(NAME, open_masks(data), options, FCN_D8, scale, slides=True, align_corners=True)
+    return Task(NAME, open_layout(data, ("cityscapes",)), options, FCN_D8, scale, slides=True, align_corners=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from deepcluster.core.work import Advance
 from deepcluster.data.decode import decode
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import IGNORED, MaskSet
-from deepcluster.evaluation.datasets.masks import MaskParts
+from deepcluster.evaluation.datasets.masks import LAYOUTS, MaskParts, open_masks
 from deepcluster.evaluation.dense.fcn import make_fcn
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
 from deepcluster.evaluation.dense.pictures import compared
@@ -105,6 +105,19 @@ class Segmentation:
         self.resumable.done()
 
 
+def open_layout(data: Path, layouts: Sequence[str], lists: str = "auto") -> MaskParts:
+    """Return the images with masks in a folder of one of the layouts; `lists` as in `open_masks`.
+
+    Raises:
+        InputError: it has another layout, or what `open_masks` raises.
+    """
+    parts = open_masks(data, lists)
+    if parts.layout not in layouts:
+        wanted = " or ".join(LAYOUTS[one].wanted for one in layouts)
+        raise InputError(f"{data} has masks of another data set ({parts.train.name}); looked for {wanted}")
+    return parts
+
+
 def train_and_test(model: Model, task: Task) -> Segmentation:
     """Fine-tune a copy of the model and test it, or find what an earlier call kept; all ranks together.
 
@@ -165,7 +178,7 @@ def pictures_of(model: Model, network: nn.Module, task: Task) -> dict[str, Image
             truth_HW, predicted_HW = one.target[MASK], predict(model, network, task, one)
             counted_HW = truth_HW != IGNORED
             right = (truth_HW == predicted_HW)[counted_HW].float().mean()
-            panels = {"truth": truth_HW, f"prediction, {right:.0%} of the pixels right": predicted_HW.to(torch.uint8)}
+            panels = {"truth": truth_HW, f"prediction, {right:.1%} of the pixels right": predicted_HW.to(torch.uint8)}
             name, masks = PurePath(data.source.name(index)).stem, {key: mask.numpy() for key, mask in panels.items()}
             pictures[name] = compared(image_HWC, masks, data.class_names, title=name)
     return pictures

@@ -8,8 +8,7 @@ self-supervised benchmark.
 
 from pathlib import Path
 
-from deepcluster.evaluation.datasets.masks import open_masks
-from deepcluster.evaluation.dense.segmentation import Segmentation, Task, evaluate_task, train_and_test
+from deepcluster.evaluation.dense.segmentation import Segmentation, Task, evaluate_task, open_layout, train_and_test
 from deepcluster.evaluation.dense.segmentation_options import FCN32, FCN_D8, VOC12, Voc12SegmentationOptions, check_recipe
 from deepcluster.evaluation.dense.segmentation_views import Scale
 from deepcluster.evaluation.results import Results
@@ -45,4 +44,4 @@ def task_of(model: Model, data: Path, options: Voc12SegmentationOptions) -> Task
     options = options.completed(VOC12[recipe])
     check_recipe(options, recipe)
     short = options.short_side or 0
-    return Task(NAME, open_masks(data, options.lists), options, recipe, Scale(short, LONGEST * short))
+    return Task(NAME, open_layout(data, ("voc", "sbd"), options.lists), options, recipe, Scale(short, LONGEST * short))
