@@ -162,7 +162,7 @@ class Protocol:
 
 
 HERE = "deepcluster.evaluation"
-_QUICK_SEGMENTATION = {"steps": 400, "batch_size": 4, "short_side": 128}
+_QUICK_SEGMENTATION = {"steps": 300, "batch_size": 4, "short_side": 96}
 PROTOCOLS: dict[str, Protocol] = {
     "linear": Protocol(LinearOptions, f"{HERE}.linear", "classes", quick={"fast": True}),
     "knn": Protocol(KnnOptions, f"{HERE}.knn", "classes", in_all={"stages": "all", "k": (20,)}),
