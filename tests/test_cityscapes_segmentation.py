@@ -16,7 +16,7 @@ from torch import Tensor
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.dense.cityscapes_segmentation import NAME
-from deepcluster.evaluation.dense.segmentation import slide, windows
+from deepcluster.evaluation.dense.segmentation_test import slide, windows
 
 
 @given(st.integers(1, 4_000), st.integers(1, 1_000))

@@ -11,18 +11,21 @@ import torch
 from models_helper import make_model
 from PIL import Image
 from ranks_helper import At, in_ranks
+from torch import Tensor
 
 from deepcluster.core.distributed import joined
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.work import Work
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.dense import voc12_segmentation
-from deepcluster.evaluation.dense.segmentation import make_network, pixel_loss, schedule_of, train, train_and_test
+from deepcluster.evaluation.dense.segmentation import train_and_test
 from deepcluster.evaluation.dense.segmentation_options import VOC12, Voc12SegmentationOptions
+from deepcluster.evaluation.dense.segmentation_training import make_network, pixel_loss, schedule_of, train
 from deepcluster.evaluation.dense.voc12_segmentation import NAME, task_of
 from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import tables_of
 from deepcluster.interop.loading import loaded, new_interruption
+from deepcluster.run.model import Model
 from deepcluster.run.resumable import weights_hash
 
 COLOURS = {0: (60, 60, 70), 3: (40, 60, 220), 8: (220, 50, 40), 12: (40, 200, 60)}
@@ -123,9 +126,17 @@ def test_two_processes_train_one_network(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(torch.equal(one[name], value) for name, value in kept.training.network.state_dict().items())
 
 
+def as_if_trained(model: Model) -> None:
+    """The statistics of its BatchNorm layers become those of a model that has seen images."""
+    for name, value in model.trunk.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            value.fill_(7)
+
+
 @pytest.mark.parametrize("arch", ["alexnet-small", "alexnet"])
 def test_frozen_convolutions_keep_weights_and_statistics(devkit: Path, tmp_path: Path, arch: str) -> None:
     model = make_model(tmp_path, workers=0, arch=arch, image_size=64)
+    as_if_trained(model)
     options = Voc12SegmentationOptions(finetune="fc6-8", batchnorm="train", **{**TINY, "steps": 2})
     network = train(model, task_of(model, devkit, options))[0].network
     state, before = network.state_dict(), model.trunk.state_dict()
@@ -135,6 +146,22 @@ def test_frozen_convolutions_keep_weights_and_statistics(devkit: Path, tmp_path:
     assert all(torch.equal(state[f"trunk.{name}"], before[name]) for name in names)
     new = make_network(model, task_of(model, devkit, options)).state_dict()
     assert any(not torch.equal(state[name], value) for name, value in new.items()), "something is trained"
+
+
+def test_frozen_statistics(devkit: Path, tmp_path: Path) -> None:
+    """Those of a trained model stay; an untrained one gets those of training images, which do not change with training."""
+
+    def variances(model: Model, steps: int) -> list[Tensor]:
+        options = Voc12SegmentationOptions(**{**TINY, "steps": steps, "batchnorm": "frozen"})
+        state = train(model, task_of(model, devkit, options))[0].network.state_dict()
+        return [value for name, value in state.items() if name.startswith("trunk.") and name.endswith("running_var")]
+
+    untrained, trained = (make_model(tmp_path / name, workers=0) for name in ("one", "other"))
+    one, two = variances(untrained, 1), variances(untrained, 3)
+    assert all(map(torch.equal, one, two))
+    assert all((value != 1).all() for value in one)
+    as_if_trained(trained)
+    assert all((value == 1).all() for value in variances(trained, 3)), "they are the model's own"
 
 
 def test_the_loss_is_the_mean_over_the_pixels_with_a_class() -> None:

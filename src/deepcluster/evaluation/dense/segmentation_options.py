@@ -17,6 +17,15 @@ CITYSCAPES: dict[str, Any] = {**VOC12[FCN_D8], "steps": 40_000, "batch_size": 8,
 # Colorization's variant of FCN-32s (feature_learning_tests of richzhang/colorization), which later papers follow.
 THIRDS_STEPS = 150_000
 
+_MODES, _SCHEDULES = ("auto", "train", "frozen", "sync"), ("auto", "fixed", "thirds", "poly")
+_BATCHNORM = (
+    "BatchNorm of the trunk: statistics of the images of each process (train) or of all processes (sync), or those of the "
+    "model, with its scales and biases (frozen)"
+)
+_SCHEDULE = (
+    "learning rate: constant (fixed), divided by 10 after each third of the steps (thirds), or falling to a hundredth (poly)"
+)
+
 
 @dataclass(frozen=True)
 class SegmentationOptions(Checked):
@@ -27,18 +36,8 @@ class SegmentationOptions(Checked):
         "train the whole network, or only its fully connected layers and the new ones",
         choices=("all", "fc6-8"),
     )
-    batchnorm: str = option(
-        "auto",
-        "BatchNorm with statistics of the images of each process (train), of all processes (sync), or with the model's own, "
-        "its scales and biases unchanged (frozen); auto: sync; with fcn32, which sees one image at a time, frozen",
-        choices=("auto", "train", "frozen", "sync"),
-    )
-    schedule: str = option(
-        "auto",
-        "learning rate: constant (fixed), divided by 10 after each third of the steps (thirds), or falling to a hundredth "
-        "(poly); auto: poly; with fcn32 fixed",
-        choices=("auto", "fixed", "thirds", "poly"),
-    )
+    batchnorm: str = option("auto", f"{_BATCHNORM}; auto: sync", choices=_MODES)
+    schedule: str = option("auto", f"{_SCHEDULE}; auto: poly", choices=_SCHEDULES)
     steps: int | None = option(None, "steps of SGD (default: 20,000; fcn32: 100,000, thirds 150,000)", at_least=1)
     batch_size: int | None = option(None, "images per step (default: 16; fcn32: 20)", at_least=1)
     lr: float | None = option(None, "learning rate at the start (default: 0.01; fcn32: 0.0001)", at_least=0)
@@ -65,6 +64,10 @@ class SegmentationOptions(Checked):
 class Voc12SegmentationOptions(SegmentationOptions):
     """Fine-tuning for segmentation on Pascal VOC 2012: FCN-32s as in the paper's table 2, or FCN with dilation 8."""
 
+    batchnorm: str = option(
+        "auto", f"{_BATCHNORM}; auto: sync; with fcn32, which sees one image at a time, frozen", choices=_MODES
+    )
+    schedule: str = option("auto", f"{_SCHEDULE}; auto: poly; with fcn32 fixed", choices=_SCHEDULES)
     recipe: str = option(
         "auto",
         "FCN-32s on whole images (fcn32), or FCN with dilation 8 on random crops (fcn-d8); auto: fcn32 for networks with "
