@@ -229,9 +229,8 @@ def test_real_annotations_against_a_plain_parser(name: str) -> None:
         for index, image in enumerate(listed):
             found = data.read_objects(index, False)
             objects = ElementTree.parse(devkit.root / "Annotations" / f"{image}.xml").getroot().findall("object")
-            boxes = [
-                [float(one.find("bndbox").find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")] for one in objects
-            ]  # type: ignore[union-attr,arg-type]
+            sides = ("xmin", "ymin", "xmax", "ymax")
+            boxes = [[float(one.findtext(f"bndbox/{side}", "")) for side in sides] for one in objects]
             expected_M4 = np.asarray(boxes, dtype=np.float32).reshape(-1, 4) - np.float32([1, 1, 0, 0])
             assert np.array_equal(found.boxes_M4.numpy(), expected_M4)
             assert [data.class_names[label] for label in found.labels_M] == [one.findtext("name") for one in objects]
