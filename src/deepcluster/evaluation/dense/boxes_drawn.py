@@ -18,6 +18,8 @@ from deepcluster.evaluation.dense.palette import PAPER, Colour, font_of, ink_on,
 LEAST_SCORE, MOST = 0.3, 20
 LETTERS, DASH = 11, 5
 OPACITY = 0.45
+# Longest name beside a box, as a share of the picture; the legend has it whole.
+LONGEST = 0.3
 
 Box = tuple[float, float, float, float]
 
@@ -88,8 +90,9 @@ def draw_boxes(
         draw_frame(draw, box, colours[one.label], is_dashed=one.is_dashed)
     taken: list[Box] = []
     for one, box in zip(what.objects, boxes, strict=True):
-        name = class_names[one.label]
-        texts = [name] if one.score is None else [f"{name} {one.score:.2f}", f"{one.score:.2f}"]
+        score = "" if one.score is None else f"{one.score:.2f}"
+        name = shortened(class_names[one.label], font_of(LETTERS), LONGEST * photo.width)
+        texts = [f"{name} {score}".strip(), *([score] if score else [])]
         _write(draw, box, texts, colours[one.label], photo.size, taken)
     if what.remark:
         corner = (0.0, float(photo.height), 0.0, float(photo.height))
