@@ -299,6 +299,8 @@ def test_colours_are_told_apart_without_training(drawn: Path, tmp_path: Path) ->
         assert set(found.results["IoU"]) == {"background", "aeroplane", "bicycle", "bird"}
         assert len(found.pictures) == 6 and all(one.width > 480 for one in found.pictures.values())
     assert weights_hash(model.trunk) == before
+    whitened = SegmentationClustersOptions(side=48, cells=2_000, overclusters=20, runs=1, pca=2)
+    assert CLUSTERS.evaluate(model, drawn, whitened).best() > 0.97
     for protocol in (LINEAR, KNN):
         assert evaluate(protocol, drawn, tmp_path).best() > 0.85
     assert not [*(tmp_path / "unfinished").iterdir()]

@@ -117,9 +117,10 @@ def results_of(
     notes = [*parts.notes, *frozen.notes, *parts.train.left_out(learned.unreadable), *parts.test.left_out(tested.unreadable)]
     notes.append(f"IoU by class is that of {best}, the stage with the highest mIoU")
     unlearned = [name for name, count in zip(names, learned.pixels_C.tolist(), strict=True) if not count]
-    notes += missing_classes(unlearned, f"no pixel of {parts.train.name}: never predicted well")
+    notes += missing_classes(unlearned, f"no pixel to train on ({parts.train.name}) shows them")
     notes += missing_classes(
-        scores[best].absent, f"no pixel of {parts.test.name}: in the mean only where they are predicted"
+        scores[best].absent,
+        f"no pixel to test on ({parts.test.name}) shows them; only where they are predicted are they in the mean, as 0",
     )
     shown = options.as_dict() | frozen.settings() | dict(settings or {})
 

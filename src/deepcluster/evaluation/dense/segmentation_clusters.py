@@ -78,14 +78,15 @@ def space_of(cells: CellSample, stage: str, pca: int, device: torch.device) -> C
     if not pca:
         return lambda rows_ND: normalize(rows_ND.float(), dim=1)
     rows_ND = cells.at(stage).rows_ND.float().to(device)
-    return Whitening(min(pca, *rows_ND.shape)).fit(rows_ND).transform
+    whitening = Whitening(min(pca, *rows_ND.shape)).fit(rows_ND)
+    return lambda rows_ND: whitening.transform(rows_ND.float())
 
 
 def numbers_of_clusters(cells: CellSample, overclusters: int) -> tuple[int, int]:
     """Return the number of classes in the images, and that of overclustering, which is smaller where cells are few.
 
     Raises:
-        InputError: there are fewer cells than classes, or a single class.
+        InputError: there are fewer cells than classes.
     """
     counts = {stage: len(cells.at(stage).rows_ND) for stage in cells.frozen.stages}
     fewest, classes = min(counts, key=lambda stage: counts[stage]), int((cells.pixels_C > 0).sum())
@@ -125,7 +126,7 @@ def prepare(model: Model, data: Path, options: SegmentationClustersOptions) -> M
     test = parts.test
     sample = sample_cells(frozen, test, options.cells, seed=options.seed, what="cells to cluster", labelled=False)
     ks = numbers_of_clusters(sample, options.overclusters)
-    runs = [Run(stage, k, number) for stage in frozen.stages for k in ks for number in range(options.runs)]
+    runs = [Run(stage, k, number) for stage in frozen.stages for k in dict.fromkeys(ks) for number in range(options.runs)]
     facts = NAME, frozen.key(test), options.cells, options.pca, options.iterations, options.seed
     spaces = {stage: space_of(sample, stage, options.pca, device) for stage in frozen.stages}
     fits = Spans(model, len(runs), *facts, runs, span=1)
@@ -200,7 +201,7 @@ def results_of_runs(made: Made, options: SegmentationClustersOptions) -> Results
     notes = [*made.parts.notes, *made.frozen.notes, *test.left_out(made.unreadable)]
     notes.append(f"IoU by class is that of {best}, the stage with the highest mIoU, with {one_to_one} clusters")
     absent = [name for name, count in zip(test.class_names, made.cells.pixels_C.tolist(), strict=True) if not count]
-    notes += missing_classes(absent, f"no pixel of {test.name}: they get no cluster, and are not in the mean")
+    notes += missing_classes(absent, f"no pixel of {test.name} shows them, so they get no cluster and are not in the mean")
     if many < options.overclusters:
         notes.append(
             f"overclustering with {many} clusters, not {options.overclusters}: at most one per {CELLS_PER_CLUSTER} cells"
