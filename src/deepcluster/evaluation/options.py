@@ -9,6 +9,11 @@ from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked, option
+from deepcluster.evaluation.dense.frozen_options import (
+    SegmentationClustersOptions,
+    SegmentationKnnOptions,
+    SegmentationLinearOptions,
+)
 
 FORMATS = ("text", "markdown", "latex")
 
@@ -176,4 +181,16 @@ PROTOCOLS: dict[str, Protocol] = {
         quick={"trunk_lr": (0.01,), "head_lr_factor": (1.0, 10.0)},
     ),
     "retrieval": Protocol(RetrievalOptions, f"{HERE}.retrieval", "buildings", quick={"size": 512}),
+    "segmentation-linear": Protocol(
+        SegmentationLinearOptions, f"{HERE}.dense.segmentation_linear", "masks", quick={"cells": 20_480}
+    ),
+    "segmentation-knn": Protocol(
+        SegmentationKnnOptions, f"{HERE}.dense.segmentation_knn", "masks", quick={"memory": 20_480}
+    ),
+    "segmentation-clusters": Protocol(
+        SegmentationClustersOptions,
+        f"{HERE}.dense.segmentation_clusters",
+        "masks",
+        quick={"cells": 20_480, "overclusters": 100, "runs": 2},
+    ),
 }

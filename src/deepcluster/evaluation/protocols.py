@@ -17,6 +17,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.work import joined_work
 from deepcluster.evaluation.datasets.buildings import is_buildings
 from deepcluster.evaluation.datasets.labelled import contents_of, has_train_val
+from deepcluster.evaluation.datasets.masks import is_masks
 from deepcluster.evaluation.datasets.voc import is_voc
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.results import Results, Table, by_case, shown
@@ -29,6 +30,7 @@ from deepcluster.run.resumable import digest_of
 LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "classes": ("class folders in train/ and val/", has_train_val),
     "voc": ("a Pascal VOC devkit", is_voc),
+    "masks": ("images with a class per pixel: VOC, Cityscapes or COCO", is_masks),
     "buildings": ("Oxford or Paris buildings with their ground truth", is_buildings),
 }
 
