@@ -9,6 +9,7 @@ from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked, option
+from deepcluster.evaluation.dense import coco_options
 
 FORMATS = ("text", "markdown", "latex")
 
@@ -176,4 +177,7 @@ PROTOCOLS: dict[str, Protocol] = {
         quick={"trunk_lr": (0.01,), "head_lr_factor": (1.0, 10.0)},
     ),
     "retrieval": Protocol(RetrievalOptions, f"{HERE}.retrieval", "buildings", quick={"size": 512}),
+    "coco-detection": Protocol(
+        coco_options.CocoDetectionOptions, f"{HERE}.dense.coco_detection", "coco", quick=coco_options.QUICK
+    ),
 }

@@ -9,11 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.names import PackedNames
 from deepcluster.core.text import count_of
 from deepcluster.data.sources.files import FileSource
+from deepcluster.data.sources.joined import ChosenImages
 from deepcluster.evaluation.datasets.coco_json import (
     clipped,
     coco_tools,
@@ -219,11 +219,12 @@ class PackedObjects:
     """The objects of all images in a few pieces of memory, which worker processes share.
 
     Attributes:
-        ends_N: number of objects up to and with those of each image.
+        starts_N, ends_N: rows of the objects of each image: from the one up to the other.
         masks: COCO's segmentation of each object as JSON; None where they were not read.
         sizes_N2: height and width of each image, as the file has them.
     """
 
+    starts_N: NDArray[np.int64]
     ends_N: NDArray[np.int64]
     boxes_A4: NDArray[np.float32]
     labels_A: NDArray[np.int64]
@@ -237,7 +238,7 @@ class PackedObjects:
         Raises:
             InputError: masks are asked for, and there are none.
         """
-        rows = slice(int(self.ends_N[index - 1]) if index else 0, int(self.ends_N[index]))
+        rows = slice(int(self.starts_N[index]), int(self.ends_N[index]))
         labels_M = torch.from_numpy(self.labels_A[rows].copy())
         return Objects(
             torch.from_numpy(self.boxes_A4[rows].copy()),
@@ -255,11 +256,34 @@ class PackedObjects:
         return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, height, width, dtype=torch.uint8)
 
 
+def image_sizes(data: ObjectSet) -> NDArray[np.int64]:
+    """Return height and width (N, 2) of the images of a set from `read_coco`, as they were annotated."""
+    return cast(PackedObjects, data.read_objects).sizes_N2
+
+
+def with_objects(data: ObjectSet) -> ObjectSet:
+    """Return the images of a set from `read_coco` that have objects; crowds do not count. It has no `coco`."""
+    packed = cast(PackedObjects, data.read_objects)
+    before_A = np.concatenate([[0], (~packed.crowd_A).cumsum()])
+    chosen_M = np.flatnonzero(before_A[packed.ends_N] > before_A[packed.starts_N])
+    starts_M, ends_M, sizes_M2 = (one[chosen_M] for one in (packed.starts_N, packed.ends_N, packed.sizes_N2))
+    objects = replace(packed, starts_N=starts_M, ends_N=ends_M, sizes_N2=sizes_M2)
+    return replace(data, source=ChosenImages(data.source, chosen_M, about="with objects"), read_objects=objects, coco=None)
+
+
+def crowds(data: ObjectSet) -> int:
+    """Return how many crowds a set from `read_coco` has."""
+    return int(cast(PackedObjects, data.read_objects).crowd_A.sum())
+
+
 def _packed(coco: Any, images: Mapping[Any, Any], classes: Mapping[Any, int], *, masks: bool) -> PackedObjects:
     by_image = [coco.imgToAnns.get(image, []) for image in images]
     every = [one for objects in by_image for one in objects]
+    counts_N = np.fromiter(map(len, by_image), np.int64, len(by_image))
+    ends_N = counts_N.cumsum()
     return PackedObjects(
-        np.fromiter(accumulate(map(len, by_image)), np.int64, len(by_image)),
+        ends_N - counts_N,
+        ends_N,
         np.array([clipped(one["bbox"], images[one["image_id"]]) for one in every], np.float32),
         np.array([classes[one["category_id"]] for one in every], np.int64),
         np.array([bool(one["iscrowd"]) for one in every], np.bool_),
