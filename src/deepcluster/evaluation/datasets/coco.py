@@ -76,7 +76,7 @@ def open_coco(data: Path) -> CocoFolder:
         InputError: there are none, or only one of the two.
     """
     found: dict[str, dict[str, Path]] = {}
-    for file in sorted([*data.glob("instances_*.json"), *data.glob("annotations/instances_*.json")]):
+    for file in sorted(data.glob("annotations/instances_*.json")):
         if match := _PARTS.fullmatch(file.name):
             found.setdefault(match[2], {})[match[1]] = file
     whole = sorted((year for year in found if len(found[year]) == 2), key=lambda year: (year == YEAR, year))

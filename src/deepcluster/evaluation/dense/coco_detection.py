@@ -7,7 +7,7 @@ It differs in three points: colours are the trunk's own; images are padded by th
 zeros); and BatchNorm in the test uses its running averages, not statistics of another 200 batches ("precise BN").
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,11 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.core.errors import InputError, TrainingError, UnreadableImage
 from deepcluster.core.text import count_of
+from deepcluster.data.decode import decode
+from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.coco import (
     check_same_classes,
     crowds,
@@ -28,7 +31,7 @@ from deepcluster.evaluation.datasets.coco import (
     read_coco,
     with_objects,
 )
-from deepcluster.evaluation.datasets.dense import Detections, ObjectSet
+from deepcluster.evaluation.datasets.dense import Detections, Objects, ObjectSet
 from deepcluster.evaluation.dense.coco_options import CocoDetectionOptions
 from deepcluster.evaluation.dense.detection import (
     Detector,
@@ -42,6 +45,7 @@ from deepcluster.evaluation.dense.detection import (
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
 from deepcluster.evaluation.dense.freezing import train_from
 from deepcluster.evaluation.dense.mask_rcnn import mask_rcnn, pyramid_stages
+from deepcluster.evaluation.dense.pictures import Pixels, compared
 from deepcluster.evaluation.dense.samples import Samples, Target
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.measures.coco import CocoPrecisions, coco_precisions
@@ -207,9 +211,25 @@ def evaluate(model: Model, data: Path, options: CocoDetectionOptions) -> Results
     about = {"train": tested.train.source.describe(), "test": test.source.describe(), **counts, "test_crowds": crowds(test)}
     batchnorm = "sync" if options.batchnorm == "auto" else options.batchnorm
     settings = {**options.as_dict(), "lr_drops": [*options.drops], "stages": tested.stages, "batchnorm": batchnorm}
+    pictures = drawn(test, tested.detections, even_sample(readable, options.pictures), masks=not options.boxes_only)
     tested.spans.done()
     tested.resumable.done()
-    return Results(NAME, about, settings, measures, ("box AP",), notes)
+    return Results(NAME, about, settings, measures, ("box AP",), notes, pictures)
+
+
+def drawn(
+    data: ObjectSet, detections: Sequence[Detections], images: Sequence[int], *, masks: bool
+) -> dict[str, Image.Image]:
+    """Return truth and predictions of some images of a set side by side, by name of the image."""
+    found = {}
+    for index in images:
+        panels: dict[str, Pixels | Detections | Objects] = {
+            "truth": data.read_objects(index, masks),
+            "predictions": detections[index],
+        }
+        name = data.source.name(index)
+        found[Path(name).stem] = compared(decode(data.source.read(index)), panels, data.class_names, title=name)
+    return found
 
 
 def _named(found: CocoPrecisions) -> dict[str, float]:
