@@ -16,6 +16,7 @@ from deepcluster.core.options import Checked
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import joined_work
 from deepcluster.evaluation.datasets.buildings import is_buildings
+from deepcluster.evaluation.datasets.coco import is_coco
 from deepcluster.evaluation.datasets.labelled import contents_of, has_train_val
 from deepcluster.evaluation.datasets.masks import is_masks
 from deepcluster.evaluation.datasets.voc import is_voc
@@ -32,6 +33,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "voc": ("a Pascal VOC devkit", is_voc),
     "masks": ("images with a class per pixel: VOC, Cityscapes or COCO", is_masks),
     "buildings": ("Oxford or Paris buildings with their ground truth", is_buildings),
+    "coco": ("COCO's annotations/instances_*.json and images", is_coco),
 }
 
 
