@@ -9,6 +9,8 @@ from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked, option
+from deepcluster.evaluation.dense.detection_options import QUICK as QUICK_DETECTION
+from deepcluster.evaluation.dense.detection_options import Voc07DetectionOptions, Voc0712DetectionOptions
 
 FORMATS = ("text", "markdown", "latex")
 
@@ -176,4 +178,6 @@ PROTOCOLS: dict[str, Protocol] = {
         quick={"trunk_lr": (0.01,), "head_lr_factor": (1.0, 10.0)},
     ),
     "retrieval": Protocol(RetrievalOptions, f"{HERE}.retrieval", "buildings", quick={"size": 512}),
+    "voc07-detection": Protocol(Voc07DetectionOptions, f"{HERE}.dense.voc07_detection", "voc", quick=QUICK_DETECTION),
+    "voc0712-detection": Protocol(Voc0712DetectionOptions, f"{HERE}.dense.voc0712_detection", "voc", quick=QUICK_DETECTION),
 }

@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.core.errors import TrainingError
 from deepcluster.core.text import count_of
+from deepcluster.data.decode import decode
+from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import Detections, ObjectSet
 from deepcluster.evaluation.dense.box_heads import LastLayer, Parts
 from deepcluster.evaluation.dense.detection import (
@@ -30,6 +34,7 @@ from deepcluster.evaluation.dense.detection_options import DetectionOptions
 from deepcluster.evaluation.dense.faster_rcnn import BoxHeads, FloatPredictor, GivenProposals, RegionProposals
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
 from deepcluster.evaluation.dense.freezing import keep_frozen_statistics, train_from
+from deepcluster.evaluation.dense.pictures import compared
 from deepcluster.evaluation.dense.samples import Samples
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.measures.boxes import BoxPrecisions, box_precisions
@@ -38,6 +43,7 @@ from deepcluster.evaluation.trainer import Diverged, seeded
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import ResumableState
 
+PICTURES = 8
 ANCHORS = (32, 64, 128, 256, 512)
 
 
@@ -239,7 +245,21 @@ def results_of(name: str, tested: Tested, options: DetectionOptions, notes: list
     notes += tested.train.left_out(tested.untrained) + test.left_out(tested.unreadable)
     settings = {**options.as_dict(), **tested.settings}
     every = [*tested.train.notes, *test.notes, *notes]
-    return Results(name, about, settings, _measures(found, coco_like=coco_like), ("AP" if coco_like else "mAP",), every)
+    pictures = pictures_of(test, tested.detections, readable)
+    headline = ("AP" if coco_like else "mAP",)
+    return Results(name, about, settings, _measures(found, coco_like=coco_like), headline, every, pictures)
+
+
+def pictures_of(test: ObjectSet, detections: list[Detections], readable: list[int]) -> dict[str, Image]:
+    """Return truth and detections of a few readable images of a set, side by side."""
+    pictures = {}
+    for index in even_sample(range(len(readable)), PICTURES):
+        image = readable[index]
+        panels = {"truth": test.read_objects(image, False), "detections": detections[image]}
+        title = test.source.name(image)
+        pixels_HWC = decode(test.source.read(image))
+        pictures[PurePosixPath(title).stem] = compared(pixels_HWC, panels, test.class_names, title=title)
+    return pictures
 
 
 def _measures(found: BoxPrecisions, *, coco_like: bool) -> dict[str, Measured]:
