@@ -43,7 +43,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> ObjectSet:
 
 
 def detector_of(model: Any, **options: Any) -> d.Detector:
-    parts = parts_of(model.copy_of_trunk(), model.image_size)
+    parts = parts_of(model.copy_of_trunk(), model.image_size, 0)
     return make_detector(model, parts, RECIPE, replace(OPTIONS, **options), given=False, classes=21)
 
 

@@ -16,6 +16,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation.dense.roi import AlignedPooler, MaxPooler
+from deepcluster.evaluation.trainer import seeded
 from deepcluster.models.convnets import ConvNet, ResNet
 from deepcluster.models.geometry import Geometry, geometry
 from deepcluster.models.named import MISFITS
@@ -80,11 +81,12 @@ class Parts:
     fixed_stage: str = ""
 
 
-def parts_of(trunk: Trunk, image_size: int) -> Parts:
+def parts_of(trunk: Trunk, image_size: int, seed: int) -> Parts:
     """Return the parts of a trunk, in eval mode and on the CPU or another device; fc6-7 or layer4 move from it to the head.
 
     Args:
         image_size: side of the images that it was trained on.
+        seed: of the weights of new layers.
 
     Raises:
         InputError: the trunk takes images of one size only, or has no maps.
@@ -113,7 +115,8 @@ def parts_of(trunk: Trunk, image_size: int) -> Parts:
         trunk.classifier = None
         pooler = MaxPooler(isqrt(fc6.in_features // width), cells.stride)
         return parts(pooler, FullyConnected(fc6, fc7), fc7.out_features, "fc6-7", 0.0)
-    new = TwoMLPHead(width * NEW_CELLS**2, NEW_WIDTH)
+    with seeded(seed, torch.device("cpu")):
+        new = TwoMLPHead(width * NEW_CELLS**2, NEW_WIDTH)
     return parts(AlignedPooler(NEW_CELLS, [cells.stride]), new, NEW_WIDTH, "two new layers", centre)
 
 

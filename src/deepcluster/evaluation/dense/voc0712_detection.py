@@ -34,7 +34,7 @@ def prepare(model: Model, data: Path, options: Voc0712DetectionOptions) -> Teste
         Interrupted: the state is kept; the same call continues to exactly the result it would have had.
     """
     sets = splits_for(open_vocs(data), options.split)
-    parts = parts_of(model.copy_of_trunk(), model.image_size)
+    parts = parts_of(model.copy_of_trunk(), model.image_size, options.seed)
     recipe = Recipe(
         batchnorm="sync",  # Over one process as any other.
         fixed_stage=parts.stage if options.freeze == "body" else "",

@@ -12,7 +12,8 @@ statistics and scales frozen, where the paper's weights had absorbed it; and col
 
 from pathlib import Path
 
-read_proposals = None
+from deepcluster.core.files import user_path
+from deepcluster.evaluation.datasets.proposals import read_proposals
 from deepcluster.evaluation.datasets.voc import open_voc
 from deepcluster.evaluation.datasets.voc_boxes import splits_for
 from deepcluster.evaluation.dense.box_heads import parts_of
@@ -40,9 +41,10 @@ def prepare(model: Model, data: Path, options: Voc07DetectionOptions) -> Tested:
         Interrupted: the state is kept; the same call continues to exactly the result it would have had.
     """
     sets = splits_for([open_voc(data)], options.split)
-    parts = parts_of(model.copy_of_trunk(), model.image_size)
+    parts = parts_of(model.copy_of_trunk(), model.image_size, options.seed)
     file = options.proposals
-    given = (None, None) if file is None else tuple(read_proposals(Path(file), one) for one in sets)
+    train, test = sets
+    given = (None, None) if file is None else (read_proposals(user_path(file), train), read_proposals(user_path(file), test))
     recipe = Recipe(
         batchnorm="frozen",
         fixed_stage=parts.stage if options.finetune == "fc6-8" else parts.fixed_stage,

@@ -15,7 +15,7 @@ from deepcluster.core.errors import TrainingError
 from deepcluster.core.text import count_of
 from deepcluster.data.decode import decode
 from deepcluster.data.survey import even_sample
-from deepcluster.evaluation.datasets.dense import Detections, ObjectSet
+from deepcluster.evaluation.datasets.dense import Detections, Objects, ObjectSet
 from deepcluster.evaluation.dense.box_heads import LastLayer, Parts
 from deepcluster.evaluation.dense.detection import (
     Batching,
@@ -34,7 +34,7 @@ from deepcluster.evaluation.dense.detection_options import DetectionOptions
 from deepcluster.evaluation.dense.faster_rcnn import BoxHeads, FloatPredictor, GivenProposals, RegionProposals
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
 from deepcluster.evaluation.dense.freezing import keep_frozen_statistics, train_from
-from deepcluster.evaluation.dense.pictures import compared
+from deepcluster.evaluation.dense.pictures import Pixels, compared
 from deepcluster.evaluation.dense.samples import Samples
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.measures.boxes import BoxPrecisions, box_precisions
@@ -255,7 +255,10 @@ def pictures_of(test: ObjectSet, detections: list[Detections], readable: list[in
     pictures = {}
     for index in even_sample(range(len(readable)), PICTURES):
         image = readable[index]
-        panels = {"truth": test.read_objects(image, False), "detections": detections[image]}
+        panels: dict[str, Pixels | Detections | Objects] = {
+            "truth": test.read_objects(image, False),
+            "detections": detections[image],
+        }
         title = test.source.name(image)
         pixels_HWC = decode(test.source.read(image))
         pictures[PurePosixPath(title).stem] = compared(pixels_HWC, panels, test.class_names, title=title)
