@@ -29,10 +29,9 @@ from deepcluster.models.geometry import Geometry
 from deepcluster.models.trunk import normalise
 
 RECIPE = Recipe(
-    batchnorm="train", fixed_stage="", free_biases=False, difficult=True, beta=0.0, rpn_beta=0.0, scores_from=0.01, nms=0.5,
-    after=(200, 100),
+    batchnorm="train", fixed_stage="", free_biases=False, difficult=True, beta=0.0, rpn_beta=0.0, scores_from=0.01, nms=0.5
 )  # fmt: skip
-OPTIONS = Voc0712DetectionOptions(regions=16, batch_size=2)
+OPTIONS = Voc0712DetectionOptions(regions=16, test_regions=100, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +176,7 @@ def test_losses_are_torchvisions(drawn: ObjectSet, tmp_path: Path) -> None:
     assert [float(one) for one in none.values()] == [0, 0]
     # The region proposal network's, on the same draw of anchors.
     anchors = d.FixedAnchors([[32]], [Geometry(16, 0.0)])
-    ours_rpn = RegionProposals(8, anchors, before=(10, 10), after=(10, 10), beta=BETA)
+    ours_rpn = RegionProposals(8, anchors, (10, 10), (10, 10), beta=BETA)
     scores, moves = torch.randn(60, 1, generator=generator), torch.randn(60, 4, generator=generator)
     labels, targets = [torch.tensor([1.0, 0, -1] * 20)], [torch.randn(60, 4, generator=generator)]
     mine = ours_rpn.compute_loss(scores, moves, labels, targets)

@@ -23,7 +23,7 @@ from deepcluster.interop.loading import new_interruption
 
 STEPS = 6
 SMALL: dict[str, Any] = {
-    **{"steps": STEPS, "batch_size": 2, "lr": 0.01, "warmup": 2, "clip": 10.0, "regions": 8},
+    **{"steps": STEPS, "batch_size": 2, "lr": 0.01, "warmup": 2, "clip": 10.0, "regions": 8, "test_regions": 50},
     **{"short_sides": (48, 64), "long_side": 96, "test_short_side": 64, "test_long_side": 96},
 }
 VOC07, VOC0712 = Voc07DetectionOptions(**SMALL), Voc0712DetectionOptions(**SMALL)
@@ -63,6 +63,7 @@ def test_the_settings_are_the_published_ones() -> None:
     assert (paper.steps, paper.batch_size, paper.lr, paper.weight_decay, paper.regions) == (150_000, 2, 0.001, 5e-4, 128)
     assert paper.drops == (50_000, 100_000) and paper.short_sides == (480, 576, 688, 864, 1200)
     assert (moco.steps, moco.batch_size, moco.lr, moco.weight_decay, moco.regions) == (24_000, 16, 0.02, 1e-4, 512)
+    assert (paper.test_regions, moco.test_regions) == (300, 1_000)
     assert moco.drops == (18_000, 22_000) and moco.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     assert Voc0712DetectionOptions(steps=1200).drops == (900, 1100)
     assert replace(paper, lr_drops=(7,)).drops == (7,)

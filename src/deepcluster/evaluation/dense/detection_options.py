@@ -29,6 +29,7 @@ class DetectionOptions(Checked):
     test_short_side: int = option(600, "shorter side in pixels in the test", at_least=32)
     test_long_side: int = option(1000, "longest side in pixels in the test", at_least=32)
     regions: int = option(128, "regions of an image on which the box head is trained", at_least=1)
+    test_regions: int = option(300, "regions of an image that the network proposes in the test", at_least=1)
     batchnorm: str = option(
         "auto",
         "BatchNorm: statistics of this process's images (train), of all processes' (sync), or those of the model (frozen)",
@@ -99,6 +100,7 @@ class Voc0712DetectionOptions(DetectionOptions):
     test_short_side: int = option(800, "shorter side in pixels in the test", at_least=32)
     test_long_side: int = option(1333, "longest side in pixels in the test", at_least=32)
     regions: int = option(512, "regions of an image on which the box head is trained", at_least=1)
+    test_regions: int = option(1_000, "regions of an image that the network proposes in the test", at_least=1)
     batchnorm: str = option(
         "auto",
         "BatchNorm: statistics of this process's images (train), of all processes' (sync; auto), or of the model (frozen)",
@@ -123,4 +125,5 @@ QUICK = {
     "test_short_side": 224,
     "test_long_side": 448,
     "regions": 64,
+    "test_regions": 100,
 }

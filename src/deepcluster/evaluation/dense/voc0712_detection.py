@@ -21,8 +21,6 @@ from deepcluster.run.model import Model
 NAME = "voc0712-detection"
 SCORES_FROM = 0.05
 NMS = 0.5
-# Proposals of an image in training and in the test.
-PROPOSED = (2_000, 1_000)
 
 
 def prepare(model: Model, data: Path, options: Voc0712DetectionOptions) -> Tested:
@@ -44,7 +42,6 @@ def prepare(model: Model, data: Path, options: Voc0712DetectionOptions) -> Teste
         rpn_beta=0.0,
         scores_from=SCORES_FROM,
         nms=NMS,
-        after=PROPOSED,
     )
     return train_and_test(model, NAME, sets, parts, recipe, options)
 

@@ -26,8 +26,6 @@ from deepcluster.run.model import Model
 NAME = "voc07-detection"
 SCORES_FROM = 0.001
 NMS = 0.3
-# Proposals of an image in training and in the test.
-PROPOSED = (2_000, 300)
 BACKGROUND_FROM = 0.1
 
 
@@ -54,7 +52,6 @@ def prepare(model: Model, data: Path, options: Voc07DetectionOptions) -> Tested:
         rpn_beta=BETA,
         scores_from=SCORES_FROM,
         nms=NMS,
-        after=PROPOSED,
         background_from=0.0 if file is None else BACKGROUND_FROM,
     )
     return train_and_test(model, NAME, sets, parts, recipe, options, given)

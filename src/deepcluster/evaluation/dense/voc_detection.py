@@ -44,6 +44,8 @@ from deepcluster.run.model import Model
 from deepcluster.run.resumable import ResumableState
 
 PICTURES = 8
+# Proposals of an image before non-maximum suppression, in training and in the test; and after it, in training.
+BEFORE, TRAIN_AFTER = (12_000, 6_000), 2_000
 ANCHORS = (32, 64, 128, 256, 512)
 
 
@@ -56,7 +58,6 @@ class Recipe:
         fixed_stage: weights up to this stage are not trained; none if empty.
         free_biases: biases learn at twice the rate and do not decay (Fast R-CNN); otherwise BatchNorm does not decay.
         difficult: train on objects that are marked "difficult".
-        before, after: proposals of an image before and after non-maximum suppression, (training, test).
         background_from, beta, scores_from, nms: of `BoxHeads`.
         rpn_beta: as `beta`, of the region proposal network.
     """
@@ -69,8 +70,6 @@ class Recipe:
     rpn_beta: float
     scores_from: float
     nms: float
-    after: tuple[int, int]
-    before: tuple[int, int] = (12_000, 6_000)
     background_from: float = 0.0
 
 
@@ -151,7 +150,7 @@ def train_and_test(
     detector.eval()
     given = Targets(test, proposals=proposals[1], objects=False)
     testing = Samples(test, given, test_view(options.test_short_side, options.test_long_side))
-    facts = (options.test_short_side, options.test_long_side, recipe, digest_of_targets(given))
+    facts = (options.test_short_side, options.test_long_side, options.test_regions, recipe, digest_of_targets(given))
     found, unreadable, spans = detect_all(model, detector, testing, detections_of(model, detector), *facts)
     about = {
         "stage": parts.stage,
@@ -175,8 +174,8 @@ def make_detector(
     machine = model.machine
     with seeded(options.seed, torch.device("cpu")):
         anchors = FixedAnchors([ANCHORS], [parts.cells])
-        counts = {"before": recipe.before, "after": recipe.after}
-        rpn = GivenProposals() if given else RegionProposals(parts.width, anchors, **counts, beta=recipe.rpn_beta)
+        counts = BEFORE, (TRAIN_AFTER, options.test_regions)
+        rpn = GivenProposals() if given else RegionProposals(parts.width, anchors, *counts, beta=recipe.rpn_beta)
         heads = BoxHeads(
             parts.pooler,
             parts.head,
