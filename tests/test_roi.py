@@ -45,7 +45,7 @@ def test_the_pooled_image_is_that_of_the_trunk_and_fc7_is_its_features(
 ) -> None:
     trunk, x = trunk_of(arch, size), images(size=size)
     features, maps = trunk(x).relu(), trunk.features(trunk.edges(x))  # type: ignore[operator]
-    parts = parts_of(trunk, size)
+    parts = parts_of(trunk, size, 0)
     parts.head.eval()
     pooled = parts.pooler({"map": trunk.stage(x, parts.stage)}, whole(side), [])
     assert pooled.shape[2:] == (cells, cells)
@@ -58,7 +58,7 @@ def test_the_pooled_image_is_that_of_the_trunk_and_fc7_is_its_features(
 def test_the_aligned_region_of_the_whole_image_goes_through_layer4_as_in_the_trunk(arch: str) -> None:
     trunk, x = trunk_of(arch), images(1)
     layer3, layer4 = (trunk.stage(x, name) for name in ("layer3", "layer4"))
-    parts = parts_of(trunk, 224)
+    parts = parts_of(trunk, 224, 0)
     pooled = AlignedPooler(14, [16], samples=1)({"layer3": layer3}, whole(224, 1), [])
     assert torch.equal(pooled, layer3)
     assert torch.equal(parts.head.layer(pooled), layer4)  # type: ignore[operator]
@@ -120,7 +120,7 @@ def test_anchors_lie_on_the_cells() -> None:
     ],
 )
 def test_cells_after_the_shift(arch: str, size: int, stage: str, shift: int, offset: float | None, stride: int) -> None:
-    parts = parts_of(trunk_of(arch, size), size)
+    parts = parts_of(trunk_of(arch, size), size, 0)
     assert (parts.stage, parts.shift, parts.cells.stride) == (stage, shift, stride)
     assert offset is None or parts.cells.offset == offset
     rows = parts.pooler({"map": torch.randn(1, parts.width, 9, 11)}, whole(60, 1), [])
@@ -129,7 +129,7 @@ def test_cells_after_the_shift(arch: str, size: int, stage: str, shift: int, off
 
 def test_a_network_for_one_size_says_what_works() -> None:
     with pytest.raises(InputError, match=r"torchvision:vit_b_32 takes images of 64 px only.*such as alexnet"):
-        parts_of(trunk_of("torchvision:vit_b_32", 64), 64)
+        parts_of(trunk_of("torchvision:vit_b_32", 64), 64, 0)
 
 
 @pytest.mark.parametrize("sobel", [True, False])

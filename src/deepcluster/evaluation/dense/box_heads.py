@@ -7,7 +7,7 @@
 R regions, C channels, P cells of a side, D features.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
 
 import torch
@@ -16,6 +16,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation.dense.roi import AlignedPooler, MaxPooler
+from deepcluster.evaluation.trainer import seeded
 from deepcluster.models.convnets import ConvNet, ResNet
 from deepcluster.models.geometry import Geometry, geometry
 from deepcluster.models.named import MISFITS
@@ -64,6 +65,7 @@ class Parts:
         stage: whose map, of `width` channels, is pooled.
         cells: where the cells of the map are in the image, after it is padded by `shift` pixels at left and top.
         pooler, head: make rows of `features` numbers of regions of the map.
+        head_name: what the head is, in a few words.
         fixed_stage: the last stage that Fast R-CNN leaves as it is; none if empty.
     """
 
@@ -75,14 +77,16 @@ class Parts:
     pooler: nn.Module
     head: nn.Module
     features: int
+    head_name: str
     fixed_stage: str = ""
 
 
-def parts_of(trunk: Trunk, image_size: int) -> Parts:
+def parts_of(trunk: Trunk, image_size: int, seed: int) -> Parts:
     """Return the parts of a trunk, in eval mode and on the CPU or another device; fc6-7 or layer4 move from it to the head.
 
     Args:
         image_size: side of the images that it was trained on.
+        seed: of the weights of new layers.
 
     Raises:
         InputError: the trunk takes images of one size only, or has no maps.
@@ -93,25 +97,27 @@ def parts_of(trunk: Trunk, image_size: int) -> Parts:
     width = _width(trunk, stage, image_size)
     cells = geometry(trunk, stage)
     first = FIXED_STAGES.get(trunk.arch, 0)
-    parts = Parts(trunk, stage, width, cells, 0, nn.Identity(), nn.Identity(), 0, maps[first - 1] if first else "")
+    fixed_stage = maps[first - 1] if first else ""
+
+    def parts(pooler: nn.Module, head: nn.Module, features: int, name: str, centre: float) -> Parts:
+        # With the shift that brings the centre of cell 0 to the pixel where the pooler has it, or just after it.
+        shift = max(0, int(cells.offset - centre))
+        moved = Geometry(cells.stride, cells.offset - shift)
+        return Parts(trunk, stage, width, moved, shift, pooler, head, features, name, fixed_stage)
+
+    centre = (cells.stride - 1) / 2
     if is_c4:
         head = LastLayer(trunk.get_submodule("backbone.layer4"), trunk.dim)
         trunk.set_submodule("backbone.layer4", nn.Identity())
-        return replace(parts, pooler=AlignedPooler(C4_CELLS, [cells.stride]), head=head, features=trunk.dim)
+        return parts(AlignedPooler(C4_CELLS, [cells.stride]), head, trunk.dim, "layer4", centre)
     if isinstance(trunk, ConvNet) and trunk.classifier is not None:
         fc6, fc7 = (layer for layer in trunk.classifier if isinstance(layer, nn.Linear))
         trunk.classifier = None
-        pool = MaxPooler(isqrt(fc6.in_features // width), cells.stride)
-        return _shifted(replace(parts, pooler=pool, head=FullyConnected(fc6, fc7), features=fc7.out_features), 0)
-    pooler = AlignedPooler(NEW_CELLS, [cells.stride])
-    new = TwoMLPHead(width * NEW_CELLS**2, NEW_WIDTH)
-    return _shifted(replace(parts, pooler=pooler, head=new, features=NEW_WIDTH), (cells.stride - 1) / 2)
-
-
-def _shifted(parts: Parts, wanted: float) -> Parts:
-    """Return the parts with a shift that brings the centre of cell 0 to the pixel `wanted`, or just after it."""
-    shift = max(0, int(parts.cells.offset - wanted))
-    return replace(parts, shift=shift, cells=Geometry(parts.cells.stride, parts.cells.offset - shift))
+        pooler = MaxPooler(isqrt(fc6.in_features // width), cells.stride)
+        return parts(pooler, FullyConnected(fc6, fc7), fc7.out_features, "fc6-7", 0.0)
+    with seeded(seed, torch.device("cpu")):
+        new = TwoMLPHead(width * NEW_CELLS**2, NEW_WIDTH)
+    return parts(AlignedPooler(NEW_CELLS, [cells.stride]), new, NEW_WIDTH, "two new layers", centre)
 
 
 def _width(trunk: Trunk, stage: str, image_size: int) -> int:

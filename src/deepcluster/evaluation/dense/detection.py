@@ -6,7 +6,7 @@ B batch, C channels, H and W pixels, M objects, A anchors, D detections.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from deepcluster.evaluation.datasets.dense import Detections, ObjectSet
 from deepcluster.evaluation.dense.pasting import encoded_masks
 from deepcluster.evaluation.dense.samples import Augment, Sample, SampleBatch, Samples, Target
 from deepcluster.evaluation.dense.spans import Spans
+from deepcluster.evaluation.trainer import Diverged
 from deepcluster.models.geometry import Geometry
 from deepcluster.models.trunk import Trunk, normalise
 from deepcluster.run.model import Model, data_key
@@ -209,11 +210,16 @@ def on_device(model: Model, batch: SampleBatch) -> tuple[list[Tensor], list[dict
 
 
 def losses_of(model: Model, network: nn.Module) -> Callable[[SampleBatch], Mapping[str, Tensor]]:
-    """Return the function that `fine_tune` minimises, of a `Detector`."""
+    """Return the function that `fine_tune` minimises, of a `Detector`; it raises `Diverged`."""
 
     def losses(batch: SampleBatch) -> Mapping[str, Tensor]:
         found = network(*on_device(model, batch))
-        return {name.removeprefix("loss_"): value for name, value in found.items()}
+        named = {name.removeprefix("loss_"): value for name, value in found.items()}
+        # At once: where numbers are not finite there are no proposals, which layers may not bear.
+        for name, value in zip(named, torch.stack([*named.values()]).detach().tolist(), strict=True):
+            if not isfinite(value):
+                raise Diverged(name, value, "one of its steps")
+        return named
 
     return losses
 

@@ -56,9 +56,9 @@ class RegionProposals(RegionProposalNetwork):  # type: ignore[misc]
         self,
         width: int,
         anchors: FixedAnchors,
-        *,
         before: tuple[int, int],
         after: tuple[int, int],
+        *,
         beta: float = BETA,
     ) -> None:
         counts = [dict(zip(("training", "testing"), one, strict=True)) for one in (before, after)]
