@@ -190,13 +190,23 @@ PROTOCOLS: dict[str, Protocol] = {
         quick={"cells": 20_480, "overclusters": 100, "runs": 2},
     ),
     "voc12-segmentation": Protocol(
-        segmentation_options.Voc12SegmentationOptions, f"{HERE}.dense.voc12_segmentation", "voc masks", quick=segmentation_options.QUICK
+        segmentation_options.Voc12SegmentationOptions,
+        f"{HERE}.dense.voc12_segmentation",
+        "voc masks",
+        quick=segmentation_options.QUICK,
     ),
     "cityscapes-segmentation": Protocol(
-        segmentation_options.CityscapesSegmentationOptions, f"{HERE}.dense.cityscapes_segmentation", "cityscapes", quick=segmentation_options.QUICK
+        segmentation_options.CityscapesSegmentationOptions,
+        f"{HERE}.dense.cityscapes_segmentation",
+        "cityscapes",
+        quick=segmentation_options.QUICK,
     ),
-    "voc07-detection": Protocol(detection_options.Voc07DetectionOptions, f"{HERE}.dense.voc07_detection", "voc", quick=detection_options.QUICK),
-    "voc0712-detection": Protocol(detection_options.Voc0712DetectionOptions, f"{HERE}.dense.voc0712_detection", "voc", quick=detection_options.QUICK),
+    "voc07-detection": Protocol(
+        detection_options.Voc07DetectionOptions, f"{HERE}.dense.voc07_detection", "voc", quick=detection_options.QUICK
+    ),
+    "voc0712-detection": Protocol(
+        detection_options.Voc0712DetectionOptions, f"{HERE}.dense.voc0712_detection", "voc", quick=detection_options.QUICK
+    ),
     "coco-detection": Protocol(
         coco_options.CocoDetectionOptions, f"{HERE}.dense.coco_detection", "coco", quick=coco_options.QUICK
     ),
