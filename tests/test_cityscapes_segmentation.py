@@ -77,7 +77,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
 def test_other_data_is_refused(tmp_path: Path) -> None:
     streets = write_streets(tmp_path / "streets", train=2, val=1, height=24)
     model = make_model(tmp_path / "cache", workers=0)
-    with pytest.raises(InputError, match=r"has masks of another data set .*; looked for a VOC devkit with SegmentationClass"):
+    with pytest.raises(
+        InputError, match=r"has masks of another data set .*; looked for a VOC devkit with SegmentationClass"
+    ):
         protocols.evaluate("voc12-segmentation", model, streets)
     with pytest.raises(InputError, match="has no masks"):
         protocols.evaluate(NAME, model, streets / "leftImg8bit")

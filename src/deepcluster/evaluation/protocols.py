@@ -18,8 +18,8 @@ from deepcluster.core.work import joined_work
 from deepcluster.evaluation.datasets.buildings import is_buildings
 from deepcluster.evaluation.datasets.coco import is_coco
 from deepcluster.evaluation.datasets.labelled import contents_of, has_train_val
-from deepcluster.evaluation.datasets.masks import is_masks
 from deepcluster.evaluation.datasets.masks import LAYOUTS as MASK_LAYOUTS
+from deepcluster.evaluation.datasets.masks import is_masks
 from deepcluster.evaluation.datasets.voc import is_voc
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.results import Results, Table, by_case, shown
