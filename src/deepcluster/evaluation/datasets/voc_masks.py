@@ -161,9 +161,13 @@ class VocMasks:
 
     def _added(self) -> _Part | None:
         """Return the images of which there are masks of SBD, without those of val.txt; None if there are none."""
-        listed = [name for name in AUG_LISTS if name in self.lists()]
-        if listed and (self.root / AUG).is_dir():
+        listed, folder = [name for name in AUG_LISTS if name in self.lists()], self.root / AUG
+        if listed and folder.is_dir():
             part = self._part(listed[0])
+        elif folder.is_dir():
+            names = sorted(path.stem for path in folder.glob("*.png"))
+            note = f"{self.root / LISTS} has no aug.txt: trained on all masks of {AUG} but those of val.txt"
+            part = _Part("aug", names, self.root / IMAGES, folder, ".png", folder, (note,))
         elif self.sbd is not None:
             part = sbd_part(self.sbd, ("train", "val"))
         else:
