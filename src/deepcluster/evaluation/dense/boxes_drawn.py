@@ -18,6 +18,8 @@ from deepcluster.evaluation.dense.palette import PAPER, Colour, font_of, ink_on,
 LEAST_SCORE, MOST = 0.3, 20
 LETTERS, DASH = 11, 5
 OPACITY = 0.45
+# Longest name beside a box, as a share of the picture; the legend has it whole.
+LONGEST = 0.3
 
 Box = tuple[float, float, float, float]
 
@@ -88,8 +90,9 @@ def draw_boxes(
         draw_frame(draw, box, colours[one.label], is_dashed=one.is_dashed)
     taken: list[Box] = []
     for one, box in zip(what.objects, boxes, strict=True):
-        name = class_names[one.label]
-        texts = [name] if one.score is None else [f"{name} {one.score:.2f}", f"{one.score:.2f}"]
+        score = "" if one.score is None else f"{one.score:.2f}"
+        name = shortened(class_names[one.label], font_of(LETTERS), LONGEST * photo.width)
+        texts = [f"{name} {score}".strip(), *([score] if score else [])]
         _write(draw, box, texts, colours[one.label], photo.size, taken)
     if what.remark:
         corner = (0.0, float(photo.height), 0.0, float(photo.height))
@@ -159,7 +162,8 @@ def _write(
         place = next((place for place in places if not any(_overlap(place, other) for other in taken)), None)
         if place is not None:
             taken.append(place)
-            draw.rectangle(tuple(round(one) for one in place), fill=colour)
+            left, top, right, bottom = map(round, place)
+            draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
             draw.text((place[0] + 4, place[1] + height / 2), text, fill=ink_on(colour), font=font, anchor="lm")
             return
 

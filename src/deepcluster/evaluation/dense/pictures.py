@@ -126,19 +126,14 @@ def _stripes(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _borders(mask_hw: Pixels) -> NDArray[np.bool_]:
-    """Return the pixels beside a border of two classes, neither of which is `IGNORED`."""
+    """Return the pixels below or right of a border of two classes, neither of which is `IGNORED`."""
     lines = np.zeros(mask_hw.shape, bool)
-    for axis in (0, 1):
-        before, after = (np.take(mask_hw, range(*ends), axis) for ends in _shifted(mask_hw.shape[axis]))
-        differ = (before != after) & (before != IGNORED) & (after != IGNORED)
-        first, second = (lines[:-1], lines[1:]) if axis == 0 else (lines[:, :-1], lines[:, 1:])
-        first |= differ
-        second |= differ
+    for before, after, line in (
+        (mask_hw[:-1], mask_hw[1:], lines[1:]),
+        (mask_hw[:, :-1], mask_hw[:, 1:], lines[:, 1:]),
+    ):
+        line |= (before != after) & (before != IGNORED) & (after != IGNORED)
     return lines
-
-
-def _shifted(length: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (0, length - 1), (1, length)
 
 
 def _sheet(
