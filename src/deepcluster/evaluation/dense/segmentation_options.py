@@ -16,8 +16,8 @@ VOC12: dict[str, dict[str, Any]] = {
 CITYSCAPES: dict[str, Any] = {**VOC12[FCN_D8], "steps": 40_000, "batch_size": 8, "short_side": 1025}
 # Colorization's variant of FCN-32s (feature_learning_tests of richzhang/colorization), which later papers follow.
 THIRDS_STEPS = 150_000
-# Settings for a first look: minutes on a CPU.
-QUICK: dict[str, Any] = {"steps": 300, "batch_size": 4, "short_side": 96}
+# Settings for a first look: minutes on a CPU. At the rate of 0.0001, FCN-32s would learn nothing in so few steps.
+QUICK: dict[str, Any] = {"steps": 300, "batch_size": 4, "short_side": 96, "lr": 0.01}
 
 _MODES, _SCHEDULES = ("auto", "train", "frozen", "sync"), ("auto", "fixed", "thirds", "poly")
 _BATCHNORM = (
