@@ -1,7 +1,6 @@
 """Fine-tuning for segmentation: whole runs on drawn images, stopped and resumed, on ranks, and on bad input."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.work import Work
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.dense import voc12_segmentation
-from deepcluster.evaluation.dense.segmentation import train_and_test
 from deepcluster.evaluation.dense.segmentation_options import VOC12, Voc12SegmentationOptions
 from deepcluster.evaluation.dense.segmentation_training import make_network, pixel_loss, schedule_of, train
 from deepcluster.evaluation.dense.voc12_segmentation import NAME, task_of
-from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import tables_of
 from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.model import Model
@@ -226,38 +223,3 @@ def test_crops_that_are_too_small(devkit: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path, workers=0, arch="alexnet", image_size=64)
     with pytest.raises(InputError, match="--crop 8: too small for alexnet; use larger crops"):
         protocols.evaluate(NAME, model, devkit, **{**TINY, "recipe": "fcn-d8", "crop": 8})
-
-
-FROM_COCO = Path(__file__).parents[2] / "shared" / "data" / "voc-from-coco"
-
-
-def most_foreground(root: Path, out: Path, count: int) -> Path:
-    """A devkit whose list val has the images of another one with the largest share of foreground, and train the next."""
-    devkit = next(root.rglob("SegmentationClass")).parent
-    names = (devkit / "ImageSets" / "Segmentation" / "trainval.txt").read_text().split()
-
-    def share(name: str) -> float:
-        mask = np.asarray(Image.open(devkit / "SegmentationClass" / f"{name}.png"))
-        return float(((mask > 0) & (mask < 255)).mean())
-
-    ordered = sorted(names, key=share, reverse=True)
-    (out / "VOC2012" / "ImageSets" / "Segmentation").mkdir(parents=True)
-    for part in ("JPEGImages", "SegmentationClass"):
-        (out / "VOC2012" / part).symlink_to(devkit / part)
-    for name, chosen in (("val", ordered[:count]), ("train", ordered[count : 2 * count])):
-        (out / "VOC2012" / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(chosen))
-    return out
-
-
-@pytest.mark.slow
-def test_four_images_can_be_learned_by_heart(tmp_path: Path) -> None:
-    if FROM_COCO.is_dir():
-        data = most_foreground(FROM_COCO, tmp_path / "data", 4)
-    else:
-        data = write_masks(tmp_path / "data", {"train": 4, "val": 4}, side=96)
-    model = make_model(tmp_path / "cache", workers=0, arch="resnet18", image_size=96)
-    options = Voc12SegmentationOptions(short_side=96, steps=150, lr=0.05, batch_size=4)
-    task = task_of(model, data, options)
-    made = train_and_test(model, replace(task, parts=replace(task.parts, train=task.parts.test)))
-    scores = segmentation_scores(made.counts_CC, task.parts.test.class_names)
-    assert scores.miou >= 0.85, scores

@@ -20,7 +20,7 @@ from deepcluster.evaluation.datasets.dense import MaskSet
 from deepcluster.evaluation.datasets.masks import LAYOUTS, MaskParts, open_masks
 from deepcluster.evaluation.dense.samples import Augment, Samples, Target
 from deepcluster.evaluation.dense.segmentation_options import FCN32, SegmentationOptions
-from deepcluster.evaluation.dense.segmentation_views import MASK, Scale
+from deepcluster.evaluation.dense.segmentation_views import MASK, Scale, TrainingCrop, WholeImage
 
 # So many masks tell whether the annotations are the same ones.
 MASKS_IN_KEY = 64
@@ -50,6 +50,10 @@ class Task:
     def crop(self) -> int | None:
         """Side of the crops; None where whole images are trained on."""
         return None if self.recipe == FCN32 else self.options.crop or self.scale.short
+
+    def training_view(self) -> Augment:
+        """Return the view of an image to train on."""
+        return WholeImage(self.scale, mask_too=True) if self.crop is None else TrainingCrop(self.scale, self.crop)
 
     @property
     def classes(self) -> int:

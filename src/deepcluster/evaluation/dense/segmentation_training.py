@@ -19,7 +19,7 @@ from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_ba
 from deepcluster.evaluation.dense.samples import SampleBatch, Samples
 from deepcluster.evaluation.dense.segmentation_options import FCN32, SegmentationOptions
 from deepcluster.evaluation.dense.segmentation_task import Task, resized, samples_of
-from deepcluster.evaluation.dense.segmentation_views import MASK, TrainingCrop, WholeImage
+from deepcluster.evaluation.dense.segmentation_views import MASK
 from deepcluster.evaluation.trainer import Training, seed_of, seeded
 from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model
@@ -36,9 +36,7 @@ def train(model: Model, task: Task) -> tuple[Training[nn.Module], ResumableState
     """Fine-tune a copy of the model, or continue where an earlier call was stopped."""
     options, machine = task.options, model.machine
     network = make_network(model, task)
-    whole = task.crop is None
-    view = WholeImage(task.scale, mask_too=True) if whole else TrainingCrop(task.scale, task.crop or 0)
-    samples = samples_of(task.parts.train, view)
+    samples = samples_of(task.parts.train, task.training_view())
     _estimate_statistics(model, network, samples)
 
     def losses(batch: SampleBatch) -> dict[str, Tensor]:
@@ -61,7 +59,7 @@ def train(model: Model, task: Task) -> tuple[Training[nn.Module], ResumableState
         options,
         batch_size=options.batch_size or 1,
         seed=options.seed,
-        at_once=1 if whole else None,
+        at_once=1 if task.crop is None else None,
         facts=task.key(),
     )
 
