@@ -1,6 +1,7 @@
 """Fine-tuning for segmentation: whole runs on drawn images, stopped and resumed, on ranks, and on bad input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.work import Work
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.dense import voc12_segmentation
+from deepcluster.evaluation.dense.segmentation import train_and_test
 from deepcluster.evaluation.dense.segmentation_options import VOC12, Voc12SegmentationOptions
+from deepcluster.evaluation.dense.segmentation_task import Task
 from deepcluster.evaluation.dense.segmentation_training import make_network, pixel_loss, schedule_of, train
+from deepcluster.evaluation.dense.segmentation_views import WholeImage
 from deepcluster.evaluation.dense.voc12_segmentation import NAME, task_of
+from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import tables_of
 from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.model import Model
@@ -223,3 +228,46 @@ def test_crops_that_are_too_small(devkit: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path, workers=0, arch="alexnet", image_size=64)
     with pytest.raises(InputError, match="--crop 8: too small for alexnet; use larger crops"):
         protocols.evaluate(NAME, model, devkit, **{**TINY, "recipe": "fcn-d8", "crop": 8})
+
+
+FROM_COCO = Path(__file__).parents[2] / "shared" / "data" / "voc-from-coco"
+
+
+def most_foreground(root: Path, out: Path, *, count: int, side: int) -> Path:
+    """A devkit of the images of another one with the largest share of foreground in its list val, the next in train."""
+    devkit, made = next(root.rglob("SegmentationClass")).parent, out / "VOC2012"
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (made / part).mkdir(parents=True)
+    masks = {
+        name: Image.open(devkit / "SegmentationClass" / f"{name}.png").resize((side, side), Image.Resampling.NEAREST)
+        for name in (devkit / "ImageSets" / "Segmentation" / "trainval.txt").read_text().split()
+    }
+    ordered = sorted(masks, key=lambda name: np.isin(np.asarray(masks[name]), (0, 255)).mean())
+    for part, names in (("val", ordered[:count]), ("train", ordered[count : 2 * count])):
+        (made / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("\n".join(names))
+        for name in names:
+            photo = Image.open(devkit / "JPEGImages" / f"{name}.jpg").resize((side, side))
+            photo.save(made / "JPEGImages" / f"{name}.jpg", quality=95)
+            masks[name].save(made / "SegmentationClass" / f"{name}.png")
+    return out
+
+
+class ByHeart(Task):
+    """Trains on the images that it is tested on, as they are."""
+
+    def training_view(self) -> WholeImage:
+        return WholeImage(self.scale, mask_too=True)
+
+
+@pytest.mark.slow
+def test_four_images_can_be_learned_by_heart(tmp_path: Path) -> None:
+    if FROM_COCO.is_dir():
+        data = most_foreground(FROM_COCO, tmp_path / "data", count=4, side=96)
+    else:
+        data = write_masks(tmp_path / "data", {"train": 4, "val": 4}, side=96)
+    model = make_model(tmp_path / "cache", workers=0, arch="resnet18", image_size=96)
+    task = task_of(model, data, Voc12SegmentationOptions(short_side=96, steps=150, lr=0.05, batch_size=4))
+    parts = replace(task.parts, train=task.parts.test)
+    made = train_and_test(model, ByHeart(**{**vars(task), "parts": parts}))
+    scores = segmentation_scores(made.counts_CC, task.parts.test.class_names)
+    assert scores.miou >= 0.85, scores
