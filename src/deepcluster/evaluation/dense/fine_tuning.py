@@ -3,6 +3,7 @@
 B batch, S steps.
 """
 
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked
-from deepcluster.core.text import count_of
+from deepcluster.core.text import count_of, duration
 from deepcluster.evaluation.dense.samples import SampleBatch, Samples
 from deepcluster.evaluation.trainer import Training, Weights, fit, seed_of, seeded, sgd
 from deepcluster.models.synchronised import synchronise_batch_norms
@@ -27,6 +28,8 @@ from deepcluster.run.resumable import ResumableState
 STATE_FORMAT = 1
 REPORTS = 20
 MOST_UNREADABLE = 0.1
+# After so many steps, the time that all of them take is known; where it is longer than this, it is said.
+MEASURED_STEPS, LONG_SECONDS = 5, 3 * 3600
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def fine_tune(
     *,
     batch_size: int,
     seed: int,
+    at_once: int | None = None,
     facts: Sequence[object] = (),
 ) -> tuple[Training[Any], ResumableState]:
     """Train a network, or continue where an earlier call was stopped; all ranks together.
@@ -79,6 +83,7 @@ def fine_tune(
         losses: of a batch, by name; their sum is minimised. Called under autocast, with torch's random generator seeded by
             the step. With several ranks, each has a part of the batch, and gradients are averaged.
         batch_size: B, images of a step over all ranks.
+        at_once: number of images that `losses` gets; gradients are the mean over the batch. All by default.
         facts: what the training depends on beside model, options and images (the annotations).
 
     Raises:
@@ -109,18 +114,32 @@ def fine_tune(
             raise InputError(
                 f"{len(training.unreadable):,} of {source.describe()} can't be read, as {source.name(index)}: {why}"
             )
-        found: Mapping[str, Tensor] = {}
+        # A rank without images would leave the others waiting in a synchronised BatchNorm.
+        if ranks.size > 1 and ranks.sum(torch.tensor(int(not batch.samples))):
+            return {}
+        means: dict[str, Tensor] = {}
         optimizer.zero_grad(set_to_none=True)
         with seeded(seed_of(seed, number, ranks.rank), machine.device):
-            if batch.samples:
+            for part in batch.split(at_once or batch_size):
                 with machine.autocast():
-                    found = losses(batch)
-                torch.stack([*found.values()]).sum().backward()
+                    found = losses(part)
+                share = len(part.samples) / len(batch.samples)
+                (share * torch.stack([*found.values()]).sum()).backward()
+                for name, value in found.items():
+                    means[name] = means.get(name, 0.0) + share * value.detach()
         average_gradients(weights, ranks)
         if schedule.clip is not None:
             nn.utils.clip_grad_norm_(weights, schedule.clip)
         optimizer.step()
-        return {name: value.detach() for name, value in found.items()}
+        return means
+
+    def checked(steps: int) -> None:
+        if training.step - first == MEASURED_STEPS:
+            seconds = (time.monotonic() - started) / MEASURED_STEPS * (training.steps - training.step)
+            if seconds > LONG_SECONDS:
+                about = f"{training.steps:,} steps of {count_of(batch_size, 'image')} take about {duration(seconds)}"
+                say(f"{about} on this machine; --quick is for a first look, --steps sets their number")
+        advance(steps)
 
     def rates(step: int) -> list[float]:
         return [rate * schedule.factor(step) for rate in first_rates]
@@ -133,6 +152,7 @@ def fine_tune(
         with closing(samples.training(model, batch_size, seed=seed, steps=range(first, schedule.steps))) as rest:
             yield from rest
 
+    first, started = training.step, time.monotonic()
     with resumable.track(
         "training", training.steps - training.step, "steps", state=training.state, together=True
     ) as advance:
@@ -144,7 +164,7 @@ def fine_tune(
             rates=rates,
             smallest=0,
             reports=(ceil(schedule.steps / REPORTS), report),
-            advance=advance,
+            advance=checked,
         )
     if kept is None or kept["step"] < training.steps:
         # What comes after it may be stopped; and the first of several ranks goes on alone.
