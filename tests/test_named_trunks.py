@@ -15,8 +15,8 @@ from trunk_contract import TrunkContract, images, trunk_of
 from deepcluster.core.errors import InputError
 from deepcluster.models.archs import ARCHITECTURES, check_arch, make_trunk
 from deepcluster.models.named import NamedTrunk, misfit
+from deepcluster.models.receptive_field import stage_shapes
 from deepcluster.models.trunk import FEATURES
-from deepcluster.visualization.receptive_field import stage_shapes
 
 # One of each kind that is small enough: convolutions, pre-activation, tokens, channels last.
 NAMED = (

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.models.archs import make_trunk
+from deepcluster.models.receptive_field import ReceptiveField, StageShape, stage_shapes
 from deepcluster.models.trunk import Trunk
-from deepcluster.visualization.receptive_field import ReceptiveField, StageShape, stage_shapes
 
 # Architecture, with Sobel or not, and the least image that it is made for.
 CASES = [("alexnet", False, 64), ("alexnet-small", True, 32), ("vgg16", False, 32), ("resnet18", False, 32)]

@@ -14,11 +14,11 @@ from torch import Tensor
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.views import ClusterView
+from deepcluster.models.receptive_field import ReceptiveField, StageShape, stage_shapes
 from deepcluster.models.trunk import normalise
 from deepcluster.run.features import FEATURE_BATCH
 from deepcluster.run.model import Model
 from deepcluster.visualization.options import TopImagesOptions
-from deepcluster.visualization.receptive_field import ReceptiveField, StageShape, stage_shapes
 from deepcluster.visualization.stages import parse_channels
 
 NONE = -1

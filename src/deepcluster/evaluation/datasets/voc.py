@@ -66,7 +66,7 @@ class Devkit:
         """Return whether the list is there, and an annotation of its first image; VOC 2012 has none of its test images."""
         if split not in self.lists():
             return False
-        names, _ = _read_list(self._list_file(split))
+        names, _ = read_list(self._list_file(split))
         return self.annotation(names[0]).is_file()
 
     def split(self, name: str) -> VocSplit:
@@ -93,9 +93,9 @@ class Devkit:
         if not file.is_file():
             known = " and ".join(f"{one}.txt" for one in self.lists()) or f"none of {', '.join(f'{s}.txt' for s in SPLITS)}"
             raise InputError(f"{file} does not exist; {self.root / LISTS} has {known}")
-        names, notes = _read_list(file)
-        _check_there(names, self.root / "JPEGImages", ".jpg", file)
-        _check_there(names, self.root / "Annotations", ".xml", file)
+        names, notes = read_list(file)
+        check_there(names, self.root / "JPEGImages", ".jpg", file)
+        check_there(names, self.root / "Annotations", ".xml", file)
         paths = PackedNames(f"{image}.jpg" for image in names)
         return FileSource(self.root / "JPEGImages", paths, None, f"of {self.title(name)}"), names, notes
 
@@ -208,7 +208,7 @@ def without_positives(labels_NC: Tensor, classes: Sequence[str] = CLASSES) -> li
     return [name for name, labels_N in zip(classes, labels_NC.T, strict=True) if not (labels_N == PRESENT).any()]
 
 
-def _read_list(file: Path) -> tuple[list[str], list[str]]:
+def read_list(file: Path) -> tuple[list[str], list[str]]:
     """Return the images of a list, and notes. Lists of a class have a second column, which repeats the annotations."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -222,7 +222,7 @@ def _read_list(file: Path) -> tuple[list[str], list[str]]:
     return names, [f"{count_of(repeated, 'repeated line')} of {file.name} skipped"] if repeated else []
 
 
-def _check_there(names: list[str], folder: Path, ending: str, listed_in: Path) -> None:
+def check_there(names: list[str], folder: Path, ending: str, listed_in: Path) -> None:
     there = {path.name for path in folder.iterdir()}
     missing = [name for name in names if name + ending not in there]
     if missing:

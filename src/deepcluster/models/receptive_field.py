@@ -3,19 +3,20 @@
 C channels, H and W pixels. The trunk processes one blank image, and each torch operation is noted. Convolutions and pools
 widen the field; operations on single positions keep it; where paths meet, as in a residual block, it is the union of both.
 After any other operation, such as an average of the whole map or attention, a unit sees the whole image: a field may be too
-large, never too small.
+large, never too small. `models.geometry` asks for the direct path only, on which gates and residual attention are passed by.
 
 The arithmetic of sizes, strides and offsets: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning"
 (arXiv 1603.07285); Araujo, Norris and Sim, "Computing receptive fields of convolutional neural networks" (Distill, 2019).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +25,9 @@ from deepcluster.models.trunk import Trunk
 # Operations on single positions that lack torch's tag `pointwise`.
 POINTWISE = ("batch_norm", "dropout", "clone", "detach", "alias", "_to_copy", "contiguous", "hardswish", "prelu")
 WINDOWS = ("convolution", "max_pool2d_with_indices", "avg_pool2d")
+PADS = ("constant_pad_nd", "reflection_pad2d", "replication_pad2d")
+# Views that may leave rows and columns as they are: channels that are split or shuffled.
+VIEWS = ("view", "_unsafe_view", "transpose", "slice", "split", "split_with_sizes")
 
 
 @dataclass(frozen=True)
@@ -58,25 +62,41 @@ class StageShape:
     field: ReceptiveField
 
 
-def stage_shapes(trunk: Trunk, names: Sequence[str], image_size: int) -> dict[str, StageShape]:
+def stage_shapes(trunk: Trunk, names: Sequence[str], image_size: int, *, direct: bool = False) -> dict[str, StageShape]:
     """Return the shapes of the stages `names` for square images of `image_size` pixels a side.
+
+    Args:
+        direct: follow the path on which positions are kept where it meets one that sees the whole image (a gate, as
+            squeeze-and-excitation has, or attention beside a residual): fields are then those of convolutions and pools.
 
     Raises:
         InputError: the trunk has no such stage.
     """
-    blank_1CHW = torch.zeros(1, 3, image_size, image_size, device=next(trunk.parameters()).device)
-    trunk.eval()
-    with torch.no_grad(), _Trace(blank_1CHW) as trace:
+    blank_1CHW = next(trunk.parameters()).new_zeros(1, 3, image_size, image_size)
+    with in_eval_mode(trunk), torch.no_grad(), Trace(blank_1CHW, direct=direct) as trace:
         maps = trunk.maps(blank_1CHW, names)
     found = ((name, maps[name].shape, trace.field(maps[name])) for name in names)
     return {name: StageShape(shape[1], shape[2], shape[3], field) for name, shape, field in found}
 
 
-class _Trace(TorchDispatchMode):
+@contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network in eval mode, and each of its layers back afterwards."""
+    training = [layer for layer in network.modules() if layer.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.training = True
+
+
+class Trace(TorchDispatchMode):
     """Notes the receptive field of each tensor that is computed from an image; None: the whole image."""
 
-    def __init__(self, image_1CHW: Tensor) -> None:
+    def __init__(self, image_1CHW: Tensor, *, direct: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._direct = direct
         self._image_size = image_1CHW.shape[-1]
         pixel = ReceptiveField(size=1, stride=1, offset=0)
         # Holding the tensors prevents their ids from being used again.
@@ -102,8 +122,13 @@ class _Trace(TorchDispatchMode):
         field = None
         if name in WINDOWS:
             field = _through_window(fields[0], given) if len(fields) == 1 else None
+        elif name in PADS and self._direct:
+            field = _padded(fields[0], given)
         elif torch.Tag.pointwise in func.tags or joins_channels or any(part in name for part in POINTWISE):
-            field = reduce(_union, fields)
+            known = [one for one in fields if one is not None] if self._direct else []
+            field = reduce(_union, known or fields)
+        elif name in VIEWS and _keeps_positions(inputs[0], result, given):
+            field = fields[0]
         self._traced |= {id(one): (one, field) for one in tree_leaves(result) if isinstance(one, Tensor)}
         return result
 
@@ -121,6 +146,21 @@ def _through_window(field: ReceptiveField | None, given: Mapping[str, Any]) -> R
         for long, step, pad, wide in zip(kernel, stride, padding, dilation, strict=True)
     )
     return _union(rows, columns)
+
+
+def _padded(field: ReceptiveField | None, given: Mapping[str, Any]) -> ReceptiveField | None:
+    """Return the field after a padding; None where rows and columns, or other axes, are padded differently."""
+    left, _, top, *_ = given.get("pad", given.get("padding"))
+    if field is None or left != top:
+        return None
+    return replace(field, offset=field.offset - left * field.stride)
+
+
+def _keeps_positions(given: Tensor, result: Any, arguments: Mapping[str, Any]) -> bool:
+    """Return True if a view leaves the last two axes, rows and columns, as they are."""
+    axes = [arguments[name] % given.ndim for name in ("dim", "dim0", "dim1") if name in arguments]
+    parts = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+    return all(axis < given.ndim - 2 for axis in axes) and all(one.shape[-2:] == given.shape[-2:] for one in parts)
 
 
 def _union(one: ReceptiveField | None, other: ReceptiveField | None) -> ReceptiveField | None:
