@@ -57,7 +57,9 @@ class Voc07DetectionOptions(DetectionOptions):
 
     finetune: str = option("all", "train the whole network, or only the box head", choices=("all", "fc6-8"))
     proposals: str | None = option(
-        None, "file of regions that may show objects, such as selective search's (default: a region proposal network)"
+        None,
+        "file, or folder of files, of regions that may show objects, such as selective search's (default: a region proposal "
+        "network)",
     )
     lr_drops: tuple[int, ...] = option(
         (), "steps at which the learning rate is divided by 10 (default: after 1/3 and 2/3 of them)", at_least=1
