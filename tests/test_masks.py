@@ -322,7 +322,7 @@ def test_cityscapes_is_read_as_by_torchvision(tmp_path: Path, train_ids: bool) -
     table = np.full(256, 255, np.uint8)
     for one in Cityscapes.classes:
         table[one.id] = one.train_id if 0 <= one.train_id < 255 else 255
-    parts = open_masks(tmp_path)
+    parts = open_masks(tmp_path / "cityscapes")
     assert (len(parts.train), len(parts.test), parts.layout) == (5, 2, "cityscapes")
     for part, split in ((parts.train, "train"), (parts.test, "val")):
         theirs = Cityscapes(str(tmp_path / "cityscapes"), split=split, mode="fine", target_type="semantic")
@@ -404,8 +404,8 @@ def write_panoptic(root: Path, part: str, *, categories: Sequence[object] = CATE
 
 
 def test_panoptic_by_hand(tmp_path: Path) -> None:
-    write_panoptic(tmp_path / "coco", "train2017")
-    expected = write_panoptic(tmp_path / "coco", "val2017")
+    write_panoptic(tmp_path, "train2017")
+    expected = write_panoptic(tmp_path, "val2017")
     parts = open_masks(tmp_path)
     assert (parts.layout, parts.train.name, parts.test.name) == ("coco", "COCO train2017", "COCO val2017")
     assert parts.test.class_names == ("person", "toothbrush", "rug-merged")

@@ -75,7 +75,7 @@ def distinct(names: Sequence[str], *, before_ending: bool = True) -> list[str]:
 
 def count_of(number: int, noun: str) -> str:
     """Write `1 image` or `1,234 images`."""
-    plural = noun + ("es" if noun.endswith("s") else "s")
+    plural = noun + ("es" if noun.endswith(("s", "x")) else "s")
     return f"{number:,} {noun if number == 1 else plural}"
 
 

@@ -24,8 +24,8 @@ def dilated(trunk: Trunk, stage: str, stride: int) -> Trunk:
 
     Every n-th cell of the new map is that of the old one, at the borders too, in eval mode. (Gates, as those of
     squeeze-and-excitation, average a denser map: with them it is nearly that one.) Weights are not touched. Later stages
-    have the same stride, earlier ones theirs up to it. Fully connected layers no longer fit: "features" of AlexNet and VGG-16
-    are lost, those of a ResNet are averages of a denser map.
+    have the same stride, earlier ones theirs up to it. Fully connected layers no longer fit: "features" of AlexNet and
+    VGG-16 are lost, those of a ResNet are averages of a denser map.
 
     Raises:
         InputError: no such stage, a stride that it can't have, or a network that can't be dilated, which is left as it was.

@@ -41,10 +41,9 @@ CLASS_NAMES = tuple(NAMES.values())
 LABEL_IDS = 34
 
 
-def find_cityscapes(data: Path) -> Path | None:
-    """Return the folder with leftImg8bit and gtFine: `data` or one in it."""
-    folders = (data, *(sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else ()))
-    return next((path for path in folders if (path / IMAGES).is_dir() and (path / MASKS).is_dir()), None)
+def is_cityscapes(data: Path) -> bool:
+    """Return whether leftImg8bit and gtFine are in a folder."""
+    return (data / IMAGES).is_dir() and (data / MASKS).is_dir()
 
 
 @cache

@@ -26,10 +26,9 @@ from deepcluster.evaluation.datasets.mask_files import Mask, check_files, check_
 ANNOTATIONS = "annotations"
 
 
-def find_coco(data: Path) -> Path | None:
-    """Return the folder with panoptic_*.json in its annotations: `data` or one in it."""
-    folders = (data, *(sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else ()))
-    return next((path for path in folders if any((path / ANNOTATIONS).glob("panoptic_*.json"))), None)
+def is_coco_panoptic(data: Path) -> bool:
+    """Return whether panoptic_*.json is in the annotations of a folder."""
+    return any((data / ANNOTATIONS).glob("panoptic_*.json"))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.datasets.cityscapes import Cityscapes, find_cityscapes
-from deepcluster.evaluation.datasets.coco_masks import CocoPanoptic, find_coco
+from deepcluster.evaluation.datasets.cityscapes import Cityscapes, is_cityscapes
+from deepcluster.evaluation.datasets.coco_masks import CocoPanoptic, is_coco_panoptic
 from deepcluster.evaluation.datasets.dense import MaskSet
 from deepcluster.evaluation.datasets.labelled import contents_of
 from deepcluster.evaluation.datasets.voc_masks import MASKS, find_devkits, find_sbd, voc_parts
@@ -50,11 +50,11 @@ class _Layout:
 
 
 def _cityscapes(data: Path, lists: str, _: bool) -> tuple[MaskSet, MaskSet]:
-    return Cityscapes(find_cityscapes(data) or data).parts(lists)
+    return Cityscapes(data).parts(lists)
 
 
 def _coco(data: Path, lists: str, _: bool) -> tuple[MaskSet, MaskSet]:
-    return CocoPanoptic(find_coco(data) or data).parts(lists)
+    return CocoPanoptic(data).parts(lists)
 
 
 LAYOUTS: dict[str, _Layout] = {
@@ -64,10 +64,8 @@ LAYOUTS: dict[str, _Layout] = {
         voc_parts,
     ),
     "sbd": _Layout("SBD with cls and img", lambda data: find_sbd(data) is not None, voc_parts),
-    "cityscapes": _Layout(
-        "Cityscapes with leftImg8bit and gtFine", lambda data: find_cityscapes(data) is not None, _cityscapes
-    ),
-    "coco": _Layout("COCO with annotations/panoptic_*.json", lambda data: find_coco(data) is not None, _coco),
+    "cityscapes": _Layout("Cityscapes with leftImg8bit and gtFine", is_cityscapes, _cityscapes),
+    "coco": _Layout("COCO with annotations/panoptic_*.json", is_coco_panoptic, _coco),
 }
 
 

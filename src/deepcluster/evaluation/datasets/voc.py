@@ -5,7 +5,7 @@ N images, C = 20 classes.
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Devkit:
         if split not in self.lists():
             return False
         names, _ = read_list(self._list_file(split))
-        return (self.root / "Annotations" / f"{names[0]}.xml").is_file()
+        return self.annotation(names[0]).is_file()
 
     def split(self, name: str) -> VocSplit:
         """Return the images of the list `name` (train, val, trainval or test) and their labels.
@@ -75,6 +75,17 @@ class Devkit:
         Raises:
             InputError: no such list, it is empty, an image or an annotation that it names is missing, or an annotation
                 does not parse.
+        """
+        source, names, notes = self.images(name)
+        unknown: Counter[str] = Counter()
+        rows = [_labels_of(self.annotation(image), unknown) for image in names]
+        return VocSplit(source, torch.tensor(rows, dtype=torch.int8), names, (*notes, *note_on(unknown, name)))
+
+    def images(self, name: str) -> tuple[FileSource, list[str], list[str]]:
+        """Return the images of the list `name`, their names without ending, and notes on the list.
+
+        Raises:
+            InputError: no such list, it is empty, or an image or an annotation that it names is missing.
         """
         if name not in SPLITS:
             raise InputError(f"unknown split {name!r}{did_you_mean(name, SPLITS)}: use one of {', '.join(SPLITS)}")
@@ -85,14 +96,16 @@ class Devkit:
         names, notes = read_list(file)
         check_there(names, self.root / "JPEGImages", ".jpg", file)
         check_there(names, self.root / "Annotations", ".xml", file)
-        unknown: Counter[str] = Counter()
-        rows = [_labels_of(self.root / "Annotations" / f"{image}.xml", unknown) for image in names]
-        if unknown:
-            found = ", ".join(f"{one} ({count:,})" for one, count in sorted(unknown.items())[:5])
-            notes.append(f"objects of other classes than VOC's 20 are left out of {name}: {found}")
         paths = PackedNames(f"{image}.jpg" for image in names)
-        source = FileSource(self.root / "JPEGImages", paths, None, f"of {self.name or self.root.name} {name}")
-        return VocSplit(source, torch.tensor(rows, dtype=torch.int8), names, tuple(notes))
+        return FileSource(self.root / "JPEGImages", paths, None, f"of {self.title(name)}"), names, notes
+
+    def annotation(self, image: str) -> Path:
+        """Return the file with the objects of an image, which is named without ending."""
+        return self.root / "Annotations" / f"{image}.xml"
+
+    def title(self, split: str) -> str:
+        """Return how messages name a list: `VOC2012 val`."""
+        return f"{self.name or self.root.name} {split}"
 
     def _list_file(self, split: str) -> Path:
         return self.root / LISTS / f"{split}.txt"
@@ -105,20 +118,51 @@ def open_voc(data: Path) -> Devkit:
         InputError: there is none.
     """
     # The protocols are named after VOC2007, the one whose test annotations are public.
-    inside = [path for folder in (data, data / "VOCdevkit") for path in sorted(folder.glob("VOC20[0-9][0-9]"))]
-    candidates = [data, *sorted(inside, key=lambda path: path.name != "VOC2007")]
+    candidates = [data, *sorted(_by_year(data), key=lambda path: path.name != "VOC2007")]
     for path in candidates:
-        if all((path / part).is_dir() for part in PARTS):
+        if not _missing(path):
             return Devkit(path, path.resolve().name)
     wanted = ", ".join(map(str, PARTS))
     for path in candidates:
-        missing = [str(part) for part in PARTS if not (path / part).is_dir()]
+        missing = _missing(path)
         if len(missing) < len(PARTS):
             raise InputError(f"{path} is not a whole VOC devkit: {' and '.join(missing)} not there, of {wanted}")
     raise InputError(
         f"{data} is no VOC devkit: looked for folders {wanted} in it, in VOC2007 or VOC20xx, and in VOCdevkit/VOC20xx; "
         f"{contents_of(data)}"
     )
+
+
+def open_vocs(data: Path) -> list[Devkit]:
+    """Return all devkits in `data` or in its `VOCdevkit`, by year; the folder itself if it is one.
+
+    Of 2008 to 2012 only the last is returned: since 2009, each year has the images of those before it, from 2008 on.
+
+    Raises:
+        InputError: there is none, or one of them is not whole.
+    """
+    first = open_voc(data)
+    years = sorted(_by_year(data), key=lambda path: path.name)
+    if first.root == data or not years:
+        return [first]
+    cumulative = [path.name for path in years if "VOC2008" <= path.name <= "VOC2012"]
+    years = [path for path in years if path.name not in cumulative[:-1]]
+    for path in years:
+        if missing := _missing(path):
+            raise InputError(
+                f"{path} is not a whole VOC devkit, which {first.name} beside it is: {' and '.join(missing)} not there; "
+                f"unpack it again, or give {first.root} alone"
+            )
+    return [Devkit(path, path.resolve().name) for path in years]
+
+
+def _by_year(data: Path) -> list[Path]:
+    return [path for folder in (data, data / "VOCdevkit") for path in sorted(folder.glob("VOC20[0-9][0-9]"))]
+
+
+def _missing(folder: Path) -> list[str]:
+    """Return which parts of a devkit a folder lacks."""
+    return [str(part) for part in PARTS if not (folder / part).is_dir()]
 
 
 def is_voc(data: Path) -> bool:
@@ -136,6 +180,16 @@ def splits_for(devkit: Devkit, split: str) -> tuple[VocSplit, VocSplit]:
     Raises:
         InputError: a list is missing, or what `Devkit.split` raises.
     """
+    train, held_out = lists_for(devkit, split)
+    return devkit.split(train), devkit.split(held_out)
+
+
+def lists_for(devkit: Devkit, split: str) -> tuple[str, str]:
+    """Return the lists to train and to test on: train and val, or trainval and test.
+
+    Raises:
+        InputError: one of them is missing.
+    """
     train, held_out = {"train": ("train", "val"), "trainval": ("trainval", "test")}[split]
     lists = devkit.lists()
     missing = [name for name in (train, held_out) if name not in lists]
@@ -146,7 +200,7 @@ def splits_for(devkit: Devkit, split: str) -> tuple[VocSplit, VocSplit]:
             f"{devkit.root / LISTS} has no {' and no '.join(f'{name}.txt' for name in missing)}; there are "
             f"{', '.join(f'{name}.txt' for name in lists) or 'none of the lists train, val, trainval and test'}{hint}"
         )
-    return devkit.split(train), devkit.split(held_out)
+    return train, held_out
 
 
 def without_positives(labels_NC: Tensor, classes: Sequence[str] = CLASSES) -> list[str]:
@@ -181,20 +235,34 @@ def check_there(names: list[str], folder: Path, ending: str, listed_in: Path) ->
 def _labels_of(file: Path, unknown: Counter[str]) -> list[int]:
     """Return one label per class, of the objects of an annotation; count those of `unknown` classes."""
     best = dict.fromkeys(CLASSES, ABSENT)
-    for element in _parsed(file).iter("object"):
+    for _, name, difficult in objects_in(annotation(file), file, unknown):
+        best[name] = max(best[name], DIFFICULT if difficult else PRESENT)
+    return list(best.values())
+
+
+def objects_in(
+    root: ElementTree.Element, file: Path, unknown: Counter[str]
+) -> Iterator[tuple[ElementTree.Element, str, bool]]:
+    """Yield each object of VOC's classes, its class, and whether it is difficult; count the others by class."""
+    for element in root.iter("object"):
         name = (element.findtext("name") or "").strip()
-        if name not in best:
+        if name not in CLASSES:
             unknown[name or "without a name"] += 1
             continue
         # VOC omits the tag where nothing was judged difficult.
         difficult = (element.findtext("difficult") or "0").strip()
         if difficult not in ("0", "1"):
             raise InputError(f"{file}: <difficult> of a {name} is {difficult!r}; it must be 0 or 1")
-        best[name] = max(best[name], DIFFICULT if difficult == "1" else PRESENT)
-    return list(best.values())
+        yield element, name, difficult == "1"
 
 
-def _parsed(file: Path) -> ElementTree.Element:
+def note_on(unknown: Counter[str], split: str) -> list[str]:
+    """Return a note on the objects of unknown classes; no note if there are none."""
+    found = ", ".join(f"{one} ({count:,})" for one, count in sorted(unknown.items())[:5])
+    return [f"objects of other classes than VOC's 20 are left out of {split}: {found}"] if unknown else []
+
+
+def annotation(file: Path) -> ElementTree.Element:
     """Return the root of an annotation. Document types are refused: VOC has none, and entities can blow up a small file."""
     try:
         with file.open("rb") as opened:

@@ -162,7 +162,8 @@ def _write(
         place = next((place for place in places if not any(_overlap(place, other) for other in taken)), None)
         if place is not None:
             taken.append(place)
-            draw.rectangle(tuple(round(one) for one in place), fill=colour)
+            left, top, right, bottom = map(round, place)
+            draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
             draw.text((place[0] + 4, place[1] + height / 2), text, fill=ink_on(colour), font=font, anchor="lm")
             return
 
