@@ -110,6 +110,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_drawn(tmp_path_factory.mktemp("drawn"))
 
 
+def whole(values_CIJ: Tensor, pair: tuple[Axis, Axis]) -> Tensor:
+    return torch.cat([*upsampled(values_CIJ.permute(1, 2, 0), pair)]).permute(2, 0, 1)
+
+
 axes = st.builds(
     lambda stride, offset, cells, pixels, scaled: Axis(Geometry(stride, offset), cells, pixels, scaled),
     st.integers(1, 9),
@@ -154,7 +158,7 @@ def test_pixels_between_cells_are_those_of_a_loop(pair: tuple[Axis, Axis], seed:
         centres = [axis.geometry.centre(number) for number in range(axis.cells)]
         places = [(pixel + 0.5) * axis.scaled / axis.pixels - 0.5 for pixel in range(axis.pixels)]
         positions.append((centres, places))
-    found, cells = upsampled(values, pair), nearest_cells(pair)
+    found, cells = whole(values, pair), nearest_cells(pair)
     assert found.shape == (2, pair[0].pixels, pair[1].pixels)
     (rows, down), (columns, across) = positions
     for channel in range(2):
@@ -172,14 +176,14 @@ def test_cells_of_a_whole_grid_are_interpolated_as_by_torch() -> None:
     values = torch.randn(3, 4, 5, dtype=torch.float64)
     pair = Axis(Geometry(8, 3.5), 4, 32, 32), Axis(Geometry(8, 3.5), 5, 40, 40)
     expected = interpolate(values[None], size=(32, 40), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(upsampled(values, pair), expected)
+    torch.testing.assert_close(whole(values, pair), expected)
 
 
 def test_a_cell_of_alexnet_is_brightest_at_the_centre_of_its_receptive_field() -> None:
     place = geometry(make_trunk("alexnet", image_size=224, sobel=True), "conv5")
     lit = torch.zeros(1, 13, 13)
     lit[0, 2, 5] = 1
-    image = upsampled(lit, (Axis(place, 13, 224, 224), Axis(place, 13, 224, 224)))[0]
+    image = whole(lit, (Axis(place, 13, 224, 224), Axis(place, 13, 224, 224)))[0]
     assert divmod(int(image.argmax()), 224) == (15 + 16 * 2, 15 + 16 * 5)
     assert float(image.max()) == 1.0 and float(image[15 + 16 * 2 + 8, 15 + 16 * 5]) == 0.5
 
@@ -194,7 +198,7 @@ def test_a_map_that_is_the_image_gives_the_image(drawn: Path, tmp_path: Path) ->
         for image in images:
             pair, map_CHW = image.axes["image"], image.maps["image"]
             assert map_CHW.shape[1:] == image.mask_HW.shape
-            assert torch.equal(upsampled(map_CHW, pair), map_CHW)
+            assert torch.equal(whole(map_CHW, pair), map_CHW)
             found, mask = shares(image.mask_HW.numpy(), pair, 21), image.mask_HW.flatten().long()
             assert torch.equal(found[mask != 255], one_hot(mask[mask != 255], 21).float())
             assert not found[mask == 255].any()

@@ -54,8 +54,8 @@ def predictions(images: Sequence[ImageCells], stage: str, score: Score) -> Itera
     scores_NC = score(stage, torch.cat(rows))
     for image, some_NC in zip(images, scores_NC.split([len(one) for one in rows]), strict=True):
         down, across = image.axes[stage]
-        scores_CIJ = some_NC.T.reshape(-1, down.cells, across.cells)
-        yield upsampled(scores_CIJ, (down, across)).argmax(0).cpu()
+        scores_IJC = some_NC.reshape(down.cells, across.cells, -1)
+        yield torch.cat([scores.argmax(2) for scores in upsampled(scores_IJC, (down, across))]).cpu()
 
 
 def test_stages(frozen: FrozenMaps, data: MaskSet, score: Score, what: str, *facts: object) -> Tested:
