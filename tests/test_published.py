@@ -20,7 +20,7 @@ from deepcluster.evaluation.published import (
 )
 from deepcluster.models.archs import ARCHITECTURES, TIMM
 
-DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
+PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("evaluation.md", "dense.md")]
 # A paper with its table, or a repository with its file, thread or pull request.
 SOURCE = re.compile(r"(.+ (et al\.|and \w+), .+, table .+)|([\w.-]+/[\w.-]+, (\S+\.(md|rst)|(issue|pull request) \d+).*)")
 
@@ -148,7 +148,8 @@ def test_a_table_row_by_hand() -> None:
 def test_the_documentation_shows_this_very_table(protocol: str) -> None:
     table = published_table(protocol)
     assert table is not None
-    section = DOCS.read_text(encoding="utf-8").split(f"\n## `{protocol}`\n")[1].split("\n## ")[0]
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    section = pages.split(f"\n## `{protocol}`\n")[1].split("\n## ")[0]
     assert table.render("markdown") in section
 
 
