@@ -15,7 +15,7 @@ class DetectionOptions(Checked):
     steps: int = option(150_000, "steps of SGD", at_least=1)
     batch_size: int = option(2, "images per step", at_least=1)
     lr: float = option(
-        0.001, "learning rate after the warm-up, for batches of this size: half of both is the same", at_least=0
+        0.001, "learning rate after the warm-up, for 2 images per step: scale it with their number", at_least=0
     )
     lr_drops: tuple[int, ...] = option((), "steps at which the learning rate is divided by 10", at_least=1)
     warmup: int = option(0, "steps during which the learning rate rises to its value", at_least=0)
@@ -57,7 +57,9 @@ class Voc07DetectionOptions(DetectionOptions):
 
     finetune: str = option("all", "train the whole network, or only the box head", choices=("all", "fc6-8"))
     proposals: str | None = option(
-        None, "file of regions that may show objects, such as selective search's (default: a region proposal network)"
+        None,
+        "file (.mat, .npz, .csv, .parquet), or folder of files, with regions of all images that may show objects, such as "
+        "selective search's (default: those of a region proposal network)",
     )
     lr_drops: tuple[int, ...] = option(
         (), "steps at which the learning rate is divided by 10 (default: after 1/3 and 2/3 of them)", at_least=1
@@ -87,7 +89,9 @@ class Voc0712DetectionOptions(DetectionOptions):
     )
     steps: int = option(24_000, "steps of SGD", at_least=1)
     batch_size: int = option(16, "images per step", at_least=1)
-    lr: float = option(0.02, "learning rate after the warm-up, for 16 images per step: half for 8", at_least=0)
+    lr: float = option(
+        0.02, "learning rate after the warm-up, for 16 images per step: scale it with their number", at_least=0
+    )
     lr_drops: tuple[int, ...] = option(
         (), "steps at which the learning rate is divided by 10 (default: after 3/4 and 11/12 of them)", at_least=1
     )
