@@ -22,7 +22,7 @@ def test_every_row_is_complete(row: Published) -> None:
     assert row.protocol in PROTOCOLS
     assert SOURCE.fullmatch(row.source)
     assert row.numbers and all(0 < value < 100 for value in row.numbers.values())
-    assert row.data and row.system and row.arch in ARCHITECTURES
+    assert row.data and row.system and (row.arch in ARCHITECTURES or row.arch.startswith("timm:"))
 
 
 def test_every_protocol_has_rows_that_were_checked() -> None:
@@ -72,13 +72,29 @@ def test_only_the_same_data_and_network_are_compared(name: str) -> None:
     assert table is not None and [row[3] for row in table.rows] == ["k=200 84.2", "k=200 88.4"]
 
 
-def test_what_was_not_checked_is_never_compared() -> None:
-    assert len(published_for("linear", "ImageNet", "alexnet")) == 3
+def test_what_was_not_checked_is_compared_with_its_mark() -> None:
     table = comparable_table("linear", "ImageNet", "alexnet")
-    assert table is not None and [row[0] for row in table.rows] == ["SeLa, 10,000 clusters"]
-    assert comparable_table("linear", "Places205", "alexnet") is None, "both rows are remembered"
-    assert comparable_table("linear", "imagenet", "alexnet", 1000) is not None
-    assert comparable_table("linear", "imagenet", "alexnet", 4) is None, "a part of it under the same name"
+    assert table is not None
+    assert [(row[0], row[-1]) for row in table.rows] == [
+        ("DeepCluster", "from memory of Caron et al., arXiv 1807.05520v2, table 1, not checked"),
+        ("DeepCluster", "from memory of Caron et al., ECCV 2018, table 1, not checked"),
+        ("SeLa, 10,000 clusters", "yukimasano/self-label, README.md"),
+    ]
+
+
+def test_a_part_of_a_data_set_under_its_name_is_not_compared() -> None:
+    assert comparable_table("linear", "imagenet", "alexnet", {"classes": 1000}) is not None
+    assert comparable_table("linear", "imagenet", "alexnet", {"classes": 4}) is None
+
+
+@pytest.mark.parametrize("folder", ["VOCdevkit", "VOC2007", "my data", "VOC07 test"])
+def test_a_data_set_in_a_folder_of_any_name_is_known_by_the_images_tested_on(folder: str) -> None:
+    """VOC's 20 classes are also in a small part of it, such as `voc2012-mini`; so are all of COCO's and Cityscapes'."""
+    table = comparable_table("voc07-svm", folder, "resnet50", {"classes": 20, "test_images": 4_952})
+    assert table is not None and len(table.rows) == len(published_for("voc07-svm", "VOC07 test", "resnet50")) > 2
+    for counts in ({"classes": 20, "test_images": 49}, {"classes": 20}, {}, {"test_images": 4_951}):
+        assert comparable_table("voc07-svm", folder, "resnet50", counts) is None
+    assert comparable_table("voc07-svm", folder, "alexnet", {"test_images": 4_952}) is None
 
 
 def test_unknown_protocols_have_none() -> None:

@@ -148,8 +148,8 @@ def _show(evaluation: Any, form: str) -> None:
     for note in results.notes:
         echo(f"note: {note}")
     # Published numbers: rows of a table, or lines that fit a terminal.
-    data_name, n_classes = Path(evaluation.data).resolve().name, results.data.get("classes")
-    table = comparable_table(results.protocol, data_name, str(results.settings["arch"]), n_classes)
+    data_name = Path(evaluation.data).resolve().name
+    table = comparable_table(results.protocol, data_name, str(results.settings["arch"]), results.data)
     if table is not None:
         lines = [
             f"- {system}; {network}, {where}: {numbers} ({source})" for system, where, network, numbers, source in table.rows

@@ -92,6 +92,7 @@ def fit_logistic(
     *,
     seed: int,
     l2: float | None = None,
+    held_N: Tensor | None = None,
     device: torch.device | None = None,
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = TOLERANCE,
@@ -101,20 +102,23 @@ def fit_logistic(
 
     Args:
         rows_ND: of any floating type, on any device, possibly in a file; read in blocks.
-        labels_N: 0 … C-1; rows with -1, which may hold NaN, are left out.
+        labels_N: 0 … C-1; rows with -1, which may hold NaN, are left out. Or the share of each class in each row, (N, C).
         seed: of the choice of rows on which the strength is chosen.
         l2: strength; None: the one of `STRENGTHS` with the least cross-entropy on a held-out fifth of the rows.
+        held_N: bool; the rows that are held out to choose the strength, instead of a random fifth.
         device: of the computation; must support float64.
         max_iterations, tolerance: of L-BFGS; the search ends when no component of the gradient is larger.
         advance: called before each pass over the rows; may raise to stop.
     """
     device = device or torch.device("cpu")
-    used_M = (labels_N >= 0).nonzero()[:, 0]
+    used_M = (labels_N.reshape(len(labels_N), -1) >= 0).all(dim=1).nonzero()[:, 0]
     chooses = l2 is None and len(used_M) >= FEWEST_TO_CHOOSE
     order_M = np.random.default_rng([seed, 20]).permutation(len(used_M))
     n_held = round(HELD_OUT * len(used_M)) if chooses else 0
     is_held_M = torch.zeros(len(used_M), dtype=torch.bool)
     is_held_M[torch.from_numpy(order_M[:n_held])] = True
+    if chooses and held_N is not None:
+        is_held_M = held_N[used_M]
     keep = len(used_M) * rows_ND.shape[1] * 4 < _room(device)
     learned, held = (_Rows(rows_ND, labels_N, used_M[which_M], device, keep=keep) for which_M in (~is_held_M, is_held_M))
     scaling = _Scaling.of([learned, held], rows_ND.shape[1], device)
@@ -263,9 +267,13 @@ class _Objective:
         for part in self.data:
             for rows_BD, labels_B in part:
                 log_BC = torch.addmm(bias_C, rows_BD, weight_CD.T).log_softmax(1)
-                loss -= log_BC.gather(1, labels_B[:, None]).double().sum()
-                errors_BC = log_BC.exp_()
-                errors_BC[torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
+                if labels_B.is_floating_point():
+                    loss -= (log_BC * labels_B).double().sum()
+                    errors_BC = log_BC.exp_().sub_(labels_B)
+                else:
+                    loss -= log_BC.gather(1, labels_B[:, None]).double().sum()
+                    errors_BC = log_BC.exp_()
+                    errors_BC[torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
                 gradient_CD.addmm_(errors_BC.T, rows_BD)
                 gradient_C += errors_BC.sum(0)
         count = max(1, sum(part.count for part in self.data))

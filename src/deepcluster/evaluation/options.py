@@ -9,8 +9,7 @@ from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked, option
-from deepcluster.evaluation.dense.detection_options import QUICK as QUICK_DETECTION
-from deepcluster.evaluation.dense.detection_options import Voc07DetectionOptions, Voc0712DetectionOptions
+from deepcluster.evaluation.dense import coco_options, detection_options, frozen_options, segmentation_options
 
 FORMATS = ("text", "markdown", "latex")
 
@@ -178,6 +177,37 @@ PROTOCOLS: dict[str, Protocol] = {
         quick={"trunk_lr": (0.01,), "head_lr_factor": (1.0, 10.0)},
     ),
     "retrieval": Protocol(RetrievalOptions, f"{HERE}.retrieval", "buildings", quick={"size": 512}),
-    "voc07-detection": Protocol(Voc07DetectionOptions, f"{HERE}.dense.voc07_detection", "voc", quick=QUICK_DETECTION),
-    "voc0712-detection": Protocol(Voc0712DetectionOptions, f"{HERE}.dense.voc0712_detection", "voc", quick=QUICK_DETECTION),
+    "segmentation-linear": Protocol(
+        frozen_options.SegmentationLinearOptions, f"{HERE}.dense.segmentation_linear", "masks", quick={"cells": 20_480}
+    ),
+    "segmentation-knn": Protocol(
+        frozen_options.SegmentationKnnOptions, f"{HERE}.dense.segmentation_knn", "masks", quick={"memory": 20_480}
+    ),
+    "segmentation-clusters": Protocol(
+        frozen_options.SegmentationClustersOptions,
+        f"{HERE}.dense.segmentation_clusters",
+        "masks",
+        quick={"cells": 20_480, "overclusters": 100, "runs": 2},
+    ),
+    "voc12-segmentation": Protocol(
+        segmentation_options.Voc12SegmentationOptions,
+        f"{HERE}.dense.voc12_segmentation",
+        "voc masks",
+        quick=segmentation_options.QUICK,
+    ),
+    "cityscapes-segmentation": Protocol(
+        segmentation_options.CityscapesSegmentationOptions,
+        f"{HERE}.dense.cityscapes_segmentation",
+        "cityscapes",
+        quick=segmentation_options.QUICK,
+    ),
+    "voc07-detection": Protocol(
+        detection_options.Voc07DetectionOptions, f"{HERE}.dense.voc07_detection", "voc", quick=detection_options.QUICK
+    ),
+    "voc0712-detection": Protocol(
+        detection_options.Voc0712DetectionOptions, f"{HERE}.dense.voc0712_detection", "voc", quick=detection_options.QUICK
+    ),
+    "coco-detection": Protocol(
+        coco_options.CocoDetectionOptions, f"{HERE}.dense.coco_detection", "coco", quick=coco_options.QUICK
+    ),
 }

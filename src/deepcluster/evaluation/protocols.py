@@ -16,7 +16,10 @@ from deepcluster.core.options import Checked
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import joined_work
 from deepcluster.evaluation.datasets.buildings import is_buildings
+from deepcluster.evaluation.datasets.coco import is_coco
 from deepcluster.evaluation.datasets.labelled import contents_of, has_train_val
+from deepcluster.evaluation.datasets.masks import LAYOUTS as MASK_LAYOUTS
+from deepcluster.evaluation.datasets.masks import is_masks
 from deepcluster.evaluation.datasets.voc import is_voc
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.results import Results, Table, by_case, shown
@@ -29,7 +32,14 @@ from deepcluster.run.resumable import digest_of
 LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "classes": ("class folders in train/ and val/", has_train_val),
     "voc": ("a Pascal VOC devkit", is_voc),
+    "masks": ("images with a class per pixel: VOC, Cityscapes or COCO", is_masks),
     "buildings": ("Oxford or Paris buildings with their ground truth", is_buildings),
+    "coco": ("COCO's annotations/instances_*.json and images", is_coco),
+    "voc masks": (
+        f"{MASK_LAYOUTS['voc'].wanted}, or {MASK_LAYOUTS['sbd'].wanted}",
+        lambda data: MASK_LAYOUTS["voc"].fits(data) or MASK_LAYOUTS["sbd"].fits(data),
+    ),
+    "cityscapes": (MASK_LAYOUTS["cityscapes"].wanted, MASK_LAYOUTS["cityscapes"].fits),
 }
 
 

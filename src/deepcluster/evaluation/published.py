@@ -1,8 +1,8 @@
 """Numbers published by others, by protocol; each with its source. They are in `published.csv`, and in docs/evaluation.md.
 
-All are in percent. Rows that are `checked` were read at their source, or where the source is quoted; `evaluate` prints those
-of the same data set and network. The others are remembered from a paper's table: only the documentation has them, with a
-mark that says so.
+All are in percent. Rows that are `checked` were read at their source, or where the source is quoted. The others are
+remembered from a paper's table, and marked so wherever they are printed. `evaluate` prints those of the same data set and
+network.
 """
 
 import csv
@@ -44,6 +44,14 @@ class Published:
 
 # Number of classes of data sets, by their plain name.
 CLASSES = {"imagenet": 1000, "imagenet1k": 1000, "places205": 205, "cifar10": 10, "cifar100": 100, "tinyimagenet": 200}
+# Number of images to test on, of data sets whose folder may have any name, such as VOCdevkit or coco.
+TEST_IMAGES = {
+    "VOC07 test": 4_952,
+    "VOC12 val": 1_449,
+    "VOC11 seg11valid": 736,
+    "COCO val2017": 5_000,
+    "Cityscapes val": 500,
+}
 
 
 @cache
@@ -77,16 +85,21 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def comparable_table(protocol: str, data_name: str, arch: str, n_classes: int | None = None) -> Table | None:
-    """Return the rows that were checked, of the same protocol, data set and architecture; None if there are none.
+def comparable_table(protocol: str, data_name: str, arch: str, counts: Mapping[str, Any] | None = None) -> Table | None:
+    """Return the rows of the same protocol, data set and architecture; None if there are none.
 
     Args:
         data_name: name of the folder. One that is named after a data set may be a part of it.
-        n_classes: number of classes in it; None: not known.
+        counts: `Results.data`: its `classes` and `test_images`, where it has them, tell a data set from a part of it.
     """
-    if n_classes not in (None, CLASSES.get(_plain(data_name), n_classes)):
-        return None
-    return _table([row for row in published_for(protocol, data_name, arch) if row.checked])
+    counts = counts or {}
+    n_classes = counts.get("classes")
+    is_whole = n_classes in (None, CLASSES.get(_plain(data_name), n_classes))
+    named = published_for(protocol, data_name, arch) if is_whole else []
+    counted = [
+        row for row in published_for(protocol, None, arch) if counts.get("test_images", 0) == TEST_IMAGES.get(row.data)
+    ]
+    return _table([*(row for row in named if row.data not in TEST_IMAGES), *counted])
 
 
 def published_table(protocol: str) -> Table | None:

@@ -10,6 +10,11 @@ from deepcluster.models.trunk import FEATURES, Trunk
 _OWN_SIZE = 64
 
 
+def traced_size(trunk: Trunk) -> int:
+    """Return the side of images with which a trunk is traced: the size that it was made for, where that matters."""
+    return getattr(trunk, "image_size", _OWN_SIZE)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Along either axis, cell `i` of a map is centred at pixel `offset + stride * i`; pixel 0 is centred at 0.
@@ -50,7 +55,7 @@ def geometry(trunk: Trunk, stage: str) -> Geometry:
 def _geometry(trunk: Trunk, stage: str) -> Geometry | None:
     if stage == FEATURES:
         return None
-    size = getattr(trunk, "image_size", _OWN_SIZE)
+    size = traced_size(trunk)
     field = (shape := _shape(trunk, stage, size)).field
     if field.stride:
         return Geometry(field.stride, field.offset + (field.size - 1) / 2)

@@ -72,16 +72,16 @@ def stage_shapes(trunk: Trunk, names: Sequence[str], image_size: int, *, direct:
     Raises:
         InputError: the trunk has no such stage.
     """
-    weight = next(trunk.parameters())
-    blank_1CHW = torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
-    with _in_eval_mode(trunk), torch.no_grad(), _Trace(blank_1CHW, direct=direct) as trace:
+    blank_1CHW = next(trunk.parameters()).new_zeros(1, 3, image_size, image_size)
+    with in_eval_mode(trunk), torch.no_grad(), Trace(blank_1CHW, direct=direct) as trace:
         maps = trunk.maps(blank_1CHW, names)
     found = ((name, maps[name].shape, trace.field(maps[name])) for name in names)
     return {name: StageShape(shape[1], shape[2], shape[3], field) for name, shape, field in found}
 
 
 @contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network in eval mode, and each of its layers back afterwards."""
     training = [layer for layer in network.modules() if layer.training]
     network.eval()
     try:
@@ -91,7 +91,7 @@ def _in_eval_mode(network: nn.Module) -> Iterator[None]:
             layer.training = True
 
 
-class _Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):
     """Notes the receptive field of each tensor that is computed from an image; None: the whole image."""
 
     def __init__(self, image_1CHW: Tensor, *, direct: bool) -> None:

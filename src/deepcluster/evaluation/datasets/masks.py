@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
+from deepcluster.evaluation.datasets.cityscapes import Cityscapes, is_cityscapes
+from deepcluster.evaluation.datasets.coco_masks import CocoPanoptic, is_coco_panoptic
 from deepcluster.evaluation.datasets.dense import MaskSet
 from deepcluster.evaluation.datasets.labelled import contents_of
 from deepcluster.evaluation.datasets.voc_masks import MASKS, find_devkits, find_sbd, voc_parts
@@ -47,12 +49,23 @@ class _Layout:
     parts: Callable[[Path, str, bool], tuple[MaskSet, MaskSet]]
 
 
+def _cityscapes(data: Path, lists: str, _: bool) -> tuple[MaskSet, MaskSet]:
+    return Cityscapes(data).parts(lists)
+
+
+def _coco(data: Path, lists: str, _: bool) -> tuple[MaskSet, MaskSet]:
+    return CocoPanoptic(data).parts(lists)
+
+
 LAYOUTS: dict[str, _Layout] = {
     "voc": _Layout(
-        f"a VOC devkit with {MASKS} and ImageSets/Segmentation, or SBD with cls and img",
-        lambda data: next(find_devkits(data), None) is not None or find_sbd(data) is not None,
-        lambda data, lists, more: voc_parts(data, lists, more=more),
+        f"a VOC devkit with {MASKS} and ImageSets/Segmentation",
+        lambda data: next(find_devkits(data), None) is not None,
+        voc_parts,
     ),
+    "sbd": _Layout("SBD with cls and img", lambda data: find_sbd(data) is not None, voc_parts),
+    "cityscapes": _Layout("Cityscapes with leftImg8bit and gtFine", is_cityscapes, _cityscapes),
+    "coco": _Layout("COCO with annotations/panoptic_*.json", is_coco_panoptic, _coco),
 }
 
 
@@ -73,16 +86,22 @@ def open_masks(data: Path, lists: str = "auto", *, more: bool = True) -> MaskPar
             train, test = layout.parts(data, lists, more)
             return MaskParts(train, test, name)
     wanted = "; ".join(layout.wanted for layout in LAYOUTS.values())
-    boxes = [
-        path
-        for path in (data, *data.glob("VOC20[0-9][0-9]"), *data.glob("VOCdevkit/VOC20[0-9][0-9]"))
-        if (path / "Annotations").is_dir()
-    ]
-    if boxes:
-        raise InputError(
-            f"{boxes[0]} has boxes (Annotations) and no masks: its folder {MASKS} is not there. Looked for: {wanted}"
-        )
-    raise InputError(f"{data} has no masks: {contents_of(data)}. Looked for: {wanted}")
+    raise InputError(f"{data} has no masks: {_what_is_there(data)}. Looked for: {wanted}")
+
+
+def _what_is_there(data: Path) -> str:
+    """Return what a folder without masks has of a data set with masks, else its contents."""
+    devkits = [data, *sorted(data.glob("VOC20[0-9][0-9]")), *sorted(data.glob("VOCdevkit/VOC20[0-9][0-9]"))]
+    for path in devkits:
+        if (path / "Annotations").is_dir():
+            return f"{path} is a devkit with boxes (Annotations) and without {MASKS}"
+    instances = sorted(data.glob("annotations/instances_*.json"))
+    if instances:
+        return f"{instances[0]} has objects, and panoptic_*.json is not beside it (panoptic_annotations_trainval2017.zip)"
+    for one, other in (("leftImg8bit", "gtFine"), ("gtFine", "leftImg8bit"), ("cls", "img")):
+        if (data / one).is_dir():
+            return f"{data / one} is there, and {other} is not"
+    return contents_of(data)
 
 
 def is_masks(data: Path) -> bool:

@@ -172,7 +172,7 @@ class VocMasks:
         return replace(part, names=[name for name in part.names if name not in tested])
 
 
-def voc_parts(data: Path, lists: str, *, more: bool) -> tuple[MaskSet, MaskSet]:
+def voc_parts(data: Path, lists: str, more: bool) -> tuple[MaskSet, MaskSet]:
     """Return the parts (`VocMasks.parts`) of the devkit in `data`, or those of SBD where no devkit is there.
 
     Raises:

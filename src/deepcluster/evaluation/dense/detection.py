@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from deepcluster.core.work import Advance
 from deepcluster.evaluation.datasets.dense import Detections, ObjectSet
+from deepcluster.evaluation.dense.pasting import encoded_masks
 from deepcluster.evaluation.dense.samples import Augment, Sample, SampleBatch, Samples, Target
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.trainer import Diverged
@@ -240,7 +241,9 @@ def detections_of(model: Model, network: nn.Module) -> Callable[[Sample], Detect
         with torch.inference_mode(), model.machine.autocast():
             (found,) = network(*on_device(model, SampleBatch([sample], {})))
         boxes_D4, scores_D, labels_D = (found[name].cpu() for name in ("boxes", "scores", "labels"))
-        return Detections(to_original(boxes_D4, sample), scores_D.float(), labels_D)
+        boxes_D4 = to_original(boxes_D4, sample)
+        masks = encoded_masks(found["masks"][:, 0], boxes_D4, sample.size) if "masks" in found else None
+        return Detections(boxes_D4, scores_D.float(), labels_D, masks)
 
     return detect
 

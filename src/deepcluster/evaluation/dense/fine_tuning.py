@@ -71,6 +71,7 @@ def fine_tune(
     *,
     batch_size: int,
     seed: int,
+    at_once: int | None = None,
     facts: Sequence[object] = (),
 ) -> tuple[Training[Any], ResumableState]:
     """Train a network, or continue where an earlier call was stopped; all ranks together.
@@ -82,6 +83,7 @@ def fine_tune(
         losses: of a batch, by name; their sum is minimised. Called under autocast, with torch's random generator seeded by
             the step. With several ranks, each has a part of the batch, and gradients are averaged.
         batch_size: B, images of a step over all ranks.
+        at_once: number of images that `losses` gets; gradients are the mean over the batch. All by default.
         facts: what the training depends on beside model, options and images (the annotations).
 
     Raises:
@@ -112,18 +114,24 @@ def fine_tune(
             raise InputError(
                 f"{len(training.unreadable):,} of {source.describe()} can't be read, as {source.name(index)}: {why}"
             )
-        found: Mapping[str, Tensor] = {}
+        # A rank without images would leave the others waiting in a synchronised BatchNorm.
+        if ranks.size > 1 and ranks.sum(torch.tensor(int(not batch.samples))):
+            return {}
+        means: dict[str, Tensor] = {}
         optimizer.zero_grad(set_to_none=True)
         with seeded(seed_of(seed, number, ranks.rank), machine.device):
-            if batch.samples:
+            for part in batch.split(at_once or batch_size):
                 with machine.autocast():
-                    found = losses(batch)
-                torch.stack([*found.values()]).sum().backward()
+                    found = losses(part)
+                share = len(part.samples) / len(batch.samples)
+                (share * torch.stack([*found.values()]).sum()).backward()
+                for name, value in found.items():
+                    means[name] = means.get(name, 0.0) + share * value.detach()
         average_gradients(weights, ranks)
         if schedule.clip is not None:
             nn.utils.clip_grad_norm_(weights, schedule.clip)
         optimizer.step()
-        return {name: value.detach() for name, value in found.items()}
+        return means
 
     def checked(steps: int) -> None:
         if training.step - first == MEASURED_STEPS:

@@ -5,14 +5,13 @@ H and W pixels of an image, h and w of its picture.
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from deepcluster.evaluation.datasets.dense import IGNORED, Detections, Objects
-from deepcluster.evaluation.dense.boxes_drawn import LEAST_SCORE, SHOWN, draw_boxes, labels_in
+from deepcluster.evaluation.dense.boxes_drawn import LEAST_SCORE, MOST, Shown, draw_boxes, draw_frame, shown
 from deepcluster.evaluation.dense.palette import FAINT, INK, PAPER, Colour, colours_of, font_of, shortened
 
 Pixels = NDArray[np.uint8]
@@ -28,7 +27,7 @@ def with_boxes(
     class_names: Sequence[str],
     *,
     least_score: float = LEAST_SCORE,
-    most: int = SHOWN,
+    most: int = MOST,
     side: int = SIDE,
 ) -> Image.Image:
     """Return an image with the boxes (and masks) of its objects, each with its class, and its score where it has one.
@@ -39,9 +38,9 @@ def with_boxes(
         most: number of boxes drawn: those of highest score, or the largest ones of the truth.
         side: longer side of the picture in pixels; the image is enlarged or reduced to it.
     """
-    photo = _photo(image_HWC, side)
-    colours = colours_of(labels_in(objects, least_score, most), class_names)
-    return draw_boxes(photo, objects, image_HWC.shape[:2], class_names, colours, least_score, most)
+    what = shown(objects, least_score, most)
+    colours = colours_of((one.label for one in what.objects), class_names)
+    return draw_boxes(_photo(image_HWC, side), what, image_HWC.shape[:2], class_names, colours)
 
 
 def with_mask(image_HWC: Pixels, mask_HW: Pixels, class_names: Sequence[str], *, side: int = SIDE) -> Image.Image:
@@ -61,7 +60,7 @@ def compared(
     *,
     title: str = "",
     least_score: float = LEAST_SCORE,
-    most: int = SHOWN,
+    most: int = MOST,
     side: int = SIDE,
     across: int = ACROSS,
 ) -> Image.Image:
@@ -75,17 +74,23 @@ def compared(
         across: most pictures in a row.
     """
     photo = _photo(image_HWC, side)
-    colours = colours_of({one for panel in panels.values() for one in _classes(panel, least_score, most)}, class_names)
+    drawn: dict[str, Pixels | Shown] = {
+        caption: panel if isinstance(panel, np.ndarray) else shown(panel, least_score, most)
+        for caption, panel in panels.items()
+    }
+    colours = colours_of({number for one in drawn.values() for number in _classes(one)}, class_names)
     pictures = [(title or "image", photo)]
-    for caption, panel in panels.items():
-        if isinstance(panel, np.ndarray):
-            picture = _coloured(photo, panel, colours)
+    names: list[tuple[str, Colour | str]] = [(class_names[number], colour) for number, colour in colours.items()]
+    for caption, one in drawn.items():
+        if isinstance(one, np.ndarray):
+            pictures.append((caption, _coloured(photo, one, colours)))
         else:
-            picture = draw_boxes(photo, panel, image_HWC.shape[:2], class_names, colours, least_score, most)
-        pictures.append((caption, picture))
-    names = [(class_names[number], colour) for number, colour in colours.items()]
-    is_striped = any(isinstance(panel, np.ndarray) and bool((panel == IGNORED).any()) for panel in panels.values())
-    return _sheet(pictures, names, across, is_striped=is_striped)
+            pictures.append((caption, draw_boxes(photo, one, image_HWC.shape[:2], class_names, colours)))
+    if any(isinstance(one, np.ndarray) and bool((one == IGNORED).any()) for one in drawn.values()):
+        names.append(("not counted", "striped"))
+    if any(isinstance(one, Shown) and any(box.is_dashed for box in one.objects) for one in drawn.values()):
+        names.append(("difficult or crowd: not counted", "dashed"))
+    return _sheet(pictures, names, across)
 
 
 def _photo(image_HWC: Pixels, side: int) -> Image.Image:
@@ -95,8 +100,8 @@ def _photo(image_HWC: Pixels, side: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image_HWC)).resize(size, Image.Resampling.LANCZOS)
 
 
-def _classes(panel: Pixels | Detections | Objects, least_score: float, most: int) -> Iterable[int]:
-    return np.unique(panel).tolist() if isinstance(panel, np.ndarray) else labels_in(panel, least_score, most)
+def _classes(one: Pixels | Shown) -> Iterable[int]:
+    return np.unique(one).tolist() if isinstance(one, np.ndarray) else [box.label for box in one.objects]
 
 
 def _coloured(photo: Image.Image, mask_HW: Pixels, colours: Mapping[int, Colour]) -> Image.Image:
@@ -121,65 +126,58 @@ def _stripes(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _borders(mask_hw: Pixels) -> NDArray[np.bool_]:
-    """Return the pixels beside a border of two classes, neither of which is `IGNORED`."""
+    """Return the pixels below or right of a border of two classes, neither of which is `IGNORED`."""
     lines = np.zeros(mask_hw.shape, bool)
-    for axis in (0, 1):
-        before, after = (np.take(mask_hw, range(*ends), axis) for ends in _shifted(mask_hw.shape[axis]))
-        differ = (before != after) & (before != IGNORED) & (after != IGNORED)
-        first, second = (lines[:-1], lines[1:]) if axis == 0 else (lines[:, :-1], lines[:, 1:])
-        first |= differ
-        second |= differ
+    for before, after, line in (
+        (mask_hw[:-1], mask_hw[1:], lines[1:]),
+        (mask_hw[:, :-1], mask_hw[:, 1:], lines[:, 1:]),
+    ):
+        line |= (before != after) & (before != IGNORED) & (after != IGNORED)
     return lines
 
 
-def _shifted(length: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (0, length - 1), (1, length)
-
-
 def _sheet(
-    pictures: Sequence[tuple[str, Image.Image]], names: Sequence[tuple[str, Colour]], across: int, *, is_striped: bool
+    pictures: Sequence[tuple[str, Image.Image]], names: Sequence[tuple[str, Colour | str]], across: int
 ) -> Image.Image:
     """Return pictures of one size in rows, each under its caption, and a legend below."""
     width, height = pictures[0][1].size
     across = min(across, len(pictures))
     rows = ceil(len(pictures) / across)
     total = across * width + (across + 1) * GAP
-    legend = _legend(names, total - 2 * GAP, is_striped=is_striped)
     top = rows * (CAPTION + height) + GAP
-    sheet = Image.new("RGB", (total, top + (legend.height + GAP if legend else 0)), PAPER)
+    legend = _legend(names, total - 2 * GAP) if names else Image.new("RGB", (1, 0))
+    sheet = Image.new("RGB", (total, top + legend.height + GAP * bool(names)), PAPER)
     draw, font = ImageDraw.Draw(sheet), font_of(LETTERS)
     for number, (caption, picture) in enumerate(pictures):
         row, column = divmod(number, across)
         x, y = GAP + column * (width + GAP), row * (CAPTION + height)
         draw.text((x, y + CAPTION / 2 + 1), shortened(caption, font, width), fill=INK, font=font, anchor="lm")
         sheet.paste(picture, (x, y + CAPTION))
-    if legend:
-        sheet.paste(legend, (GAP, top))
+    sheet.paste(legend, (GAP, top))
     return sheet
 
 
-def _legend(names: Sequence[tuple[str, Colour]], width: int, *, is_striped: bool) -> Image.Image | None:
-    """Return the names of colours in lines of a width."""
+def _legend(names: Sequence[tuple[str, Colour | str]], width: int) -> Image.Image:
+    """Return names, each beside its colour (or what is "striped" or "dashed"), in lines of a width."""
     font, square, line = font_of(LETTERS), LETTERS, LETTERS + 8
-    entries: list[tuple[str, Any]] = [*names, *([("not counted", None)] if is_striped else [])]
-    if not entries:
-        return None
     places, x, y = [], 0.0, 0
-    for name, colour in entries:
+    for name, look in names:
         text = shortened(name, font, width - square - 6)
         needed = square + 6 + font.getlength(text)
         if x and x + needed > width:
             x, y = 0.0, y + line
-        places.append((round(x), y, text, colour))
+        places.append((round(x), y, text, look))
         x += needed + 16
     legend = Image.new("RGB", (width, y + line), PAPER)
     draw = ImageDraw.Draw(legend)
-    for left, upper, text, colour in places:
-        box = (left, upper + 4, left + square - 1, upper + 4 + square - 1)
-        if colour is None:
+    for left, upper, text, look in places:
+        box = (left, upper + 4, left + square - 1, upper + 3 + square)
+        if look == "striped":
             legend.paste(Image.fromarray(_stripes((square, square)).astype(np.uint8)), box[:2])
             draw.rectangle(box, outline=FAINT)
+        elif look == "dashed":
+            draw_frame(draw, (left, upper + 4, left + square, upper + 4 + square), FAINT, is_dashed=True)
         else:
-            draw.rectangle(box, fill=colour)
+            draw.rectangle(box, fill=look)
         draw.text((left + square + 6, upper + line / 2), text, fill=INK, font=font, anchor="lm")
     return legend

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from deepcluster.core.distributed import Ranks, part_of
-from deepcluster.core.errors import UnreadableImage
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.processes import start_method
 from deepcluster.data.decode import decode
 from deepcluster.evaluation.datasets.dense import DenseSet
@@ -57,6 +57,10 @@ class SampleBatch:
     def indices_B(self) -> Tensor:
         """Return the index of each image."""
         return torch.tensor([sample.index for sample in self.samples], dtype=torch.int64)
+
+    def split(self, size: int) -> "list[SampleBatch]":
+        """Return batches of at most `size` of the samples."""
+        return [SampleBatch(self.samples[first : first + size], {}) for first in range(0, len(self.samples), size)]
 
 
 # Index of an image and the seed of its random view.
@@ -112,6 +116,8 @@ class Samples:
         for packed in loader:
             found, faults = [], {}
             for one in packed:
+                if isinstance(one, InputError):
+                    raise one
                 if isinstance(one[1], str):
                     faults[one[0]] = one[1]
                     continue
@@ -127,11 +133,13 @@ class _Decoding(Dataset[Any]):
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
 
-    def __getitem__(self, key: _Key) -> _Packed | tuple[int, str]:
+    def __getitem__(self, key: _Key) -> _Packed | tuple[int, str] | InputError:
         try:
             one = self._samples.sample(*key)
         except UnreadableImage as fault:
             return key[0], str(fault)
+        except InputError as fault:  # Raised here, it would come with the traceback of the worker in its message.
+            return fault
         target = {name: value.contiguous().numpy() for name, value in one.target.items()}
         return one.index, one.image_CHW.contiguous().numpy(), target, one.size
 

@@ -18,26 +18,33 @@ class Spans:
     Args:
         count: number of images.
         facts: everything that the results depend on, beside the model's weights.
+        span: number of images computed at a time.
     """
 
-    def __init__(self, model: Model, count: int, *facts: object) -> None:
-        key = digest_of(model.weights, count, SPAN, *facts)
+    def __init__(self, model: Model, count: int, *facts: object, span: int = SPAN) -> None:
+        key = digest_of(model.weights, count, span, *facts)
         self._model = model
-        self.spans = [range(first, min(first + SPAN, count)) for first in range(0, count, SPAN)]
+        self.spans = [range(first, min(first + span, count)) for first in range(0, count, span)]
         self._files = [model.cache / FOLDER / f"{key}-{number:05}.pt" for number in range(len(self.spans))]
 
-    def compute(self, what: str, make: Callable[[range, Advance], dict[str, Any]]) -> list[dict[str, Any]]:
+    def compute(
+        self, what: str, make: Callable[[range, Advance], dict[str, Any]], *, unit: str = "images"
+    ) -> list[dict[str, Any]]:
         """Return the result of each span, in order, on every rank; those on disk are not made again.
 
         Args:
             what: name of the work, for the progress line.
             make: returns tensors and plain values of the images of a span; calls its second argument with the number of
                 images done.
+            unit: noun of what is counted.
+
+        Returns:
+            results whose tensors lie in files: those of other spans do not take memory while one is read.
         """
         ranks, work = self._model.work.ranks, self._model.work
         mine = [number for number in range(len(self.spans)) if number % ranks.size == ranks.rank]
         missing = [number for number in mine if self._kept(number) is None]
-        with work.track(what, sum(len(self.spans[number]) for number in missing)) as advance:
+        with work.track(what, sum(len(self.spans[number]) for number in missing), unit) as advance:
             for number in missing:
                 made = make(self.spans[number], advance)
                 self._files[number].parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +60,7 @@ class Spans:
 
     def _kept(self, number: int) -> dict[str, Any] | None:
         try:
-            return load_tensors(self._files[number]) if self._files[number].is_file() else None
+            return load_tensors(self._files[number], mapped=True) if self._files[number].is_file() else None
         except InputError:
             return None
 

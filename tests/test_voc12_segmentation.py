@@ -1,0 +1,199 @@
+"""Fine-tuning for segmentation: whole runs on drawn images, stopped and resumed, on ranks, and on bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models_helper import make_model
+from PIL import Image
+from ranks_helper import At, in_ranks
+
+from deepcluster.core.distributed import joined
+from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.work import Work
+from deepcluster.evaluation import protocols
+from deepcluster.evaluation.dense import voc12_segmentation
+from deepcluster.evaluation.dense.segmentation import make_network, pixel_loss, schedule_of, train
+from deepcluster.evaluation.dense.segmentation_options import VOC12, Voc12SegmentationOptions
+from deepcluster.evaluation.dense.voc12_segmentation import NAME, task_of
+from deepcluster.evaluation.results import tables_of
+from deepcluster.interop.loading import loaded, new_interruption
+from deepcluster.run.resumable import weights_hash
+
+COLOURS = {0: (60, 60, 70), 3: (40, 60, 220), 8: (220, 50, 40), 12: (40, 200, 60)}
+TINY: dict[str, Any] = {"short_side": 32, "batch_size": 4, "steps": 8, "lr": 0.02}
+
+
+def write_masks(root: Path, lists: dict[str, int], *, side: int = 40, seed: int = 0) -> Path:
+    """A VOC devkit of drawn images: a rectangle of a bird, a cat or a dog each, with a border that does not count."""
+    rng, devkit = np.random.default_rng(seed), root / "VOCdevkit" / "VOC2012"
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (devkit / part).mkdir(parents=True)
+    for name, count in lists.items():
+        (devkit / "ImageSets" / "Segmentation" / f"{name}.txt").write_text(
+            "".join(f"{name}_{number}\n" for number in range(count))
+        )
+        for number in range(count):
+            mask = np.zeros((side - 8 * (number % 2), side), np.uint8)
+            top, left = rng.integers(2, 10, 2)
+            mask[top : top + 17, left : left + 21] = 255
+            mask[top + 1 : top + 16, left + 1 : left + 20] = (3, 8, 12)[number % 3]
+            palette = np.zeros((256, 3))
+            for one, colour in COLOURS.items():
+                palette[one] = colour
+            pixels = np.clip(palette[np.where(mask == 255, 0, mask)] + rng.normal(0, 12, (*mask.shape, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(devkit / "JPEGImages" / f"{name}_{number}.jpg", quality=95)
+            Image.fromarray(mask).save(devkit / "SegmentationClass" / f"{name}_{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_masks(tmp_path_factory.mktemp("voc"), {"train": 9, "val": 5})
+
+
+def test_a_whole_run(devkit: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "cache", workers=0)
+    before = weights_hash(model.trunk)
+    found = protocols.evaluate(NAME, model, devkit, out=tmp_path / "out", **TINY)
+    assert weights_hash(model.trunk) == before, "a copy is trained"
+    results = found.results
+    assert results.data | {} == {
+        "train": "VOC2012 train",
+        "test": "VOC2012 val",
+        "train_images": 9,
+        "test_images": 5,
+        "classes": 21,
+    }
+    assert (results.settings["recipe"], results.settings["crop"], results.settings["schedule"]) == ("fcn-d8", 32, "poly")
+    ious: Any = results.results["IoU"]
+    assert results.best() == pytest.approx(sum(ious.values()) / len(ious))
+    assert {"background", "bird", "cat", "dog"} <= ious.keys()
+    assert 0 < results.results["pixel accuracy"] <= 1  # type: ignore[operator]
+    assert any(note.startswith("no image to test on shows aeroplane, bicycle, boat") for note in results.notes)
+    written = json.loads((tmp_path / "out" / f"{NAME}.json").read_text())
+    assert written["results"]["mIoU"] == results.best()
+    assert "mIoU" in tables_of(results.results)[0].render()
+    assert not [*(tmp_path / "cache" / "unfinished").glob("*")], "what was kept is deleted"
+    pictures = sorted((tmp_path / "out" / NAME).glob("*.png"))
+    assert len(pictures) == 4
+    assert all(Image.open(path).width > 40 for path in pictures)
+
+
+def test_stops_and_resumes_change_nothing(devkit: Path, tmp_path: Path) -> None:
+    options = Voc12SegmentationOptions(**TINY)
+    whole = voc12_segmentation.prepare(make_model(tmp_path / "whole", workers=0), devkit, options)
+    for moment in (("training", 5), ("testing", 2)):
+        interruption = new_interruption()
+        stopped = make_model(tmp_path / "cache", workers=0, reporter=At(*moment), interruption=interruption)
+        with interruption.listening(), pytest.raises(Interrupted):
+            voc12_segmentation.prepare(stopped, devkit, options)
+    again = voc12_segmentation.prepare(make_model(tmp_path / "cache", workers=1), devkit, options)
+    assert weights_hash(again.training.network) == weights_hash(whole.training.network)
+    assert torch.equal(again.counts_CC, whole.counts_CC)
+
+
+# Two images to a step, one of which can't be read in some steps: one process then has none.
+PAIRS = Voc12SegmentationOptions(**{**TINY, "batch_size": 2, "steps": 12})
+
+
+def in_one_of_two(devkit: Path, folder: Path) -> None:
+    with joined() as ranks:
+        model = loaded("untrained:alexnet-small", device="cpu", workers=0, work=Work(ranks=ranks))
+        made = voc12_segmentation.prepare(model, devkit, PAIRS)
+        torch.save((made.training.network.state_dict(), made.counts_CC), folder / f"{ranks.rank}.pt")
+
+
+def test_two_processes_train_one_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "cache"))
+    devkit = write_masks(tmp_path / "data", {"train": 12, "val": 2})
+    (devkit / "VOCdevkit" / "VOC2012" / "JPEGImages" / "train_3.jpg").write_bytes(b"nothing")
+    in_ranks(2, tmp_path / "store", in_one_of_two, devkit, tmp_path)
+    (one, counts), (other, other_counts) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(counts, other_counts)
+    # The first process goes on alone, and finds everything done.
+    model = loaded("untrained:alexnet-small", device="cpu", workers=0)
+    kept = voc12_segmentation.prepare(model, devkit, PAIRS)
+    assert all(torch.equal(one[name], value) for name, value in kept.training.network.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ["alexnet-small", "alexnet"])
+def test_frozen_convolutions_keep_weights_and_statistics(devkit: Path, tmp_path: Path, arch: str) -> None:
+    model = make_model(tmp_path, workers=0, arch=arch, image_size=64)
+    options = Voc12SegmentationOptions(finetune="fc6-8", batchnorm="train", **{**TINY, "steps": 2})
+    network = train(model, task_of(model, devkit, options))[0].network
+    state, before = network.state_dict(), model.trunk.state_dict()
+    convolutions = {id(value) for value in model.trunk.convolutions().state_dict(keep_vars=True).values()}
+    names = [name for name, value in model.trunk.state_dict(keep_vars=True).items() if id(value) in convolutions]
+    assert len(names) > 20
+    assert all(torch.equal(state[f"trunk.{name}"], before[name]) for name in names)
+    new = make_network(model, task_of(model, devkit, options)).state_dict()
+    assert any(not torch.equal(state[name], value) for name, value in new.items()), "something is trained"
+
+
+def test_the_loss_is_the_mean_over_the_pixels_with_a_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores_BCHW = torch.randn(2, 4, 5, 6, generator=generator)
+    truth_BHW = torch.randint(0, 4, (2, 5, 6), generator=generator)
+    truth_BHW[0, :3] = 255
+    naive = [
+        -torch.log_softmax(scores_BCHW[b, :, i, j].double(), dim=0)[truth_BHW[b, i, j]]
+        for b in range(2)
+        for i in range(5)
+        for j in range(6)
+        if truth_BHW[b, i, j] != 255
+    ]
+    assert float(pixel_loss(scores_BCHW, truth_BHW)) == pytest.approx(float(torch.stack(naive).mean()), abs=1e-6)
+    assert float(pixel_loss(scores_BCHW, torch.full_like(truth_BHW, 255))) == 0
+
+
+def test_schedules() -> None:
+    def factors(recipe: str, **options: Any) -> list[float]:
+        schedule = schedule_of(Voc12SegmentationOptions(**options).completed(VOC12[recipe]))
+        return [schedule.factor(step) for step in (0, schedule.steps // 3, schedule.steps - 1)]
+
+    assert factors("fcn32") == [1, 1, 1]
+    assert factors("fcn32", schedule="thirds") == pytest.approx([1, 0.1, 0.01])
+    assert Voc12SegmentationOptions(schedule="thirds").completed(VOC12["fcn32"]).steps == 150_000
+    start, third, end = factors("fcn-d8")
+    assert (start, third) == (1, pytest.approx(0.99 * (1 - 6666 / 20_000) ** 0.9 + 0.01))
+    assert 0.01 < end < 0.011
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"recipe": "fcn32", "crop": 64}, "--crop 64: fcn32 trains on whole images"),
+        ({"recipe": "fcn32", "batchnorm": "sync"}, "--batchnorm sync: fcn32 sees one image at a time"),
+        ({"recipe": "fcn-d8", "short_side": 0}, "--short-side 0: fcn-d8 trains on crops of resized images"),
+        ({"lists": "seg11valid"}, r"seg11valid\.txt does not exist; .* has train\.txt, val\.txt"),
+        ({"recipe": "fcn"}, "unknown recipe 'fcn'"),
+        ({"steps": 0}, "steps=0 is too small"),
+    ],
+)
+def test_options_that_do_not_go(devkit: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        protocols.evaluate(NAME, make_model(tmp_path, workers=0), devkit, **options)
+
+
+def test_data_that_can_not_be_used(devkit: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "cache", workers=1)
+    boxes = tmp_path / "boxes" / "VOC2012"
+    (boxes / "Annotations").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"has boxes .* and no masks"):
+        protocols.evaluate(NAME, model, tmp_path / "boxes", **TINY)
+    wrong = write_masks(tmp_path / "wrong", {"train": 4, "val": 2})
+    Image.new("L", (7, 5)).save(wrong / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "train_2.png")
+    with pytest.raises(InputError, match=r"train_2\.png is 7 x 5 pixels") as fault:
+        protocols.evaluate(NAME, model, wrong, **TINY)
+    assert "Traceback" not in str(fault.value), "it comes from a process that reads images"
+
+
+def test_crops_that_are_too_small(devkit: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path, workers=0, arch="alexnet", image_size=64)
+    with pytest.raises(InputError, match="--crop 8: too small for alexnet; use larger crops"):
+        protocols.evaluate(NAME, model, devkit, **{**TINY, "recipe": "fcn-d8", "crop": 8})
