@@ -123,6 +123,7 @@ QUICK: dict[str, Any] = {
     "steps": 400,
     "batch_size": 2,
     "lr": 0.005,
+    "lr_drops": (300,),
     "warmup": 100,
     "clip": 10.0,
     "short_sides": (224,),
