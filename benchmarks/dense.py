@@ -44,9 +44,7 @@ def measure(protocol: str, model: str, data: Path, seed: int, more: list[str]) -
     """Run one command and return what it printed and used."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
-        words = [protocol, model, "--data", str(data), "--quick", "--out", str(out), *more]
-        if protocol != "segmentation-clusters":
-            words += ["--seed", str(seed)]
+        words = [protocol, model, "--data", str(data), "--quick", "--out", str(out), "--seed", str(seed), *more]
         environment = {**os.environ, "DEEPCLUSTER_CACHE": folder}
         started, moments = time.perf_counter(), list[tuple[float, int]]()
         process = subprocess.Popen(
@@ -103,14 +101,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", help="protocols, separated by commas")
-    parser.add_argument("more", nargs="*", help="options of every command, after --")
-    arguments = parser.parse_args()
+    words = sys.argv[1:]
+    ours = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:ours])
+    more = words[ours + 1 :]
     print("| protocol | data | measure | trained | untrained | s/step | wall s | CPU s | MB |")
     print("|---|---|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for protocol, data in jobs(arguments):
         models = (str(arguments.run), f"untrained:{arguments.run}")
         seeds = range(31, 31 + arguments.seeds)
-        trained, untrained = ([measure(protocol, one, data, seed, arguments.more) for seed in seeds] for one in models)
+        trained, untrained = ([measure(protocol, one, data, seed, more) for seed in seeds] for one in models)
         every = trained + untrained
         costs = (
             f"{statistics.median(one.step_seconds for one in every):.2f}",

@@ -50,7 +50,7 @@ def check(trunk: Trunk, stage: str, stride: int, sizes: list[tuple[int, int]]) -
 
 @pytest.mark.parametrize(("arch", "stride"), [("resnet50", 8), ("resnet18", 8), ("resnet18", 16)])
 def test_resnets(arch: str, stride: int) -> None:
-    check(trunk_of(arch, 64), "layer4", stride, [(64, 64), (75, 49)])
+    check(trunk_of(arch, 64), "layer4", stride, [(67, 41)])
 
 
 @pytest.mark.parametrize(
@@ -59,18 +59,17 @@ def test_resnets(arch: str, stride: int) -> None:
         ("resnet18-small", "layer4", 4, 32),
         ("alexnet-small", "conv5", 4, 32),
         ("alexnet-small", "conv3", 2, 32),
-        ("torchvision:resnext50_32x4d", "layer4", 8, 64),
         ("torchvision:shufflenet_v2_x0_5", "stage4", 8, 64),
         ("timm:resnet18", "layer4", 8, 64),
     ],
 )
 def test_other_networks(arch: str, stage: str, stride: int, made_for: int) -> None:
-    check(trunk_of(arch, made_for, sobel=True), stage, stride, [(67, 50)])
+    check(trunk_of(arch, made_for, sobel=True), stage, stride, [(35, 26) if made_for == 32 else (67, 41)])
 
 
 @pytest.mark.parametrize(("arch", "stage", "stride", "made_for"), [("alexnet", "conv5", 8, 64), ("vgg16", "conv13", 8, 32)])
 def test_networks_with_pools(arch: str, stage: str, stride: int, made_for: int) -> None:
-    check(trunk_of(arch, made_for, sobel=True), stage, stride, [(75, 90)])
+    check(trunk_of(arch, made_for, sobel=True), stage, stride, [(70, 49)])
 
 
 def test_a_resnet_has_the_dilations_of_the_published_d8() -> None:

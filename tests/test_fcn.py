@@ -223,9 +223,7 @@ def test_only_the_seed_fixes_new_weights() -> None:
 
 def test_recipes_that_do_not_fit_are_refused() -> None:
     trunk = make_trunk("alexnet-small", image_size=32)
-    with pytest.raises(
-        InputError, match=r"fcn32 is for networks with fully connected layers.*alexnet-small has not; use fcn-d8"
-    ):
+    with pytest.raises(InputError, match=r"fcn32 needs fully connected layers.*alexnet-small has none: use fcn-d8$"):
         make_fcn(trunk, "fcn32", CLASSES, seed=1)
     for arch in ("timm:resnet18d", "torchvision:convnext_tiny", "timm:test_vit,patch_size=16"):
         with pytest.raises(InputError, match=rf"{arch} can't (be dilated: its layer|have stride 8 at)"):

@@ -7,14 +7,22 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import timm
 
 from deepcluster.evaluation.options import PROTOCOLS
-from deepcluster.evaluation.published import Published, comparable_table, published, published_for, published_table
-from deepcluster.models.archs import ARCHITECTURES
+from deepcluster.evaluation.published import (
+    IMAGES,
+    Published,
+    comparable_table,
+    published,
+    published_for,
+    published_table,
+)
+from deepcluster.models.archs import ARCHITECTURES, TIMM
 
-DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
+PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("evaluation.md", "dense.md")]
 # A paper with its table, or a repository with its file, thread or pull request.
-SOURCE = re.compile(r"(.+ et al\., .+, table .+)|([\w.-]+/[\w.-]+, (\S+\.(md|rst)|(issue|pull request) \d+).*)")
+SOURCE = re.compile(r"(.+ (et al\.|and \w+), .+, table .+)|([\w.-]+/[\w.-]+, (\S+\.(md|rst)|(issue|pull request) \d+).*)")
 
 
 @pytest.mark.parametrize("row", published(), ids=lambda row: f"{row.protocol}-{row.data}-{row.system}"[:60])
@@ -22,7 +30,13 @@ def test_every_row_is_complete(row: Published) -> None:
     assert row.protocol in PROTOCOLS
     assert SOURCE.fullmatch(row.source)
     assert row.numbers and all(0 < value < 100 for value in row.numbers.values())
-    assert row.data and row.system and (row.arch in ARCHITECTURES or row.arch.startswith("timm:"))
+    assert row.data and row.system and is_known(row.arch)
+    assert row.data in IMAGES or not re.match(r"VOC|COCO|Cityscapes", row.data)
+
+
+def is_known(arch: str) -> bool:
+    """Whether `train --arch` takes it; timm's names are asked of timm."""
+    return arch in ARCHITECTURES or (arch.startswith(TIMM) and timm.is_model(arch.removeprefix(TIMM)))
 
 
 def test_every_protocol_has_rows_that_were_checked() -> None:
@@ -37,7 +51,8 @@ def test_no_row_is_there_twice() -> None:
 
 def test_more_labelled_images_and_better_features_mean_more() -> None:
     """Slips of the pen: of each table, labels beat DeepCluster, which beats random weights (the best of each row)."""
-    for protocol in ("linear", "voc07-classification", "voc07-svm", "semi-supervised", "retrieval"):
+    dense = ("voc07-detection", "voc0712-detection", "voc12-segmentation")
+    for protocol in ("linear", "voc07-classification", "voc07-svm", "semi-supervised", "retrieval", *dense):
         for data in dict.fromkeys(row.data for row in published_for(protocol)):
             for arch in ("alexnet", "resnet50", "vgg16"):
                 rows = [row for row in published_for(protocol) if (row.data, row.arch) == (data, arch)]
@@ -97,6 +112,21 @@ def test_a_data_set_in_a_folder_of_any_name_is_known_by_the_images_tested_on(fol
     assert comparable_table("voc07-svm", folder, "alexnet", {"test_images": 4_952}) is None
 
 
+@pytest.mark.parametrize(
+    ("protocol", "whole", "others"),
+    [
+        ("voc0712-detection", {"train_images": 16_551, "test_images": 4_952}, [5_011, 11_540]),
+        ("voc12-segmentation", {"train_images": 10_582, "test_images": 1_449}, [1_464]),
+    ],
+)
+def test_what_was_trained_on_more_images_is_not_compared(protocol: str, whole: dict[str, int], others: list[int]) -> None:
+    """Such as VOC 2007 alone, or VOC 2012 without the masks of SBD."""
+    table = comparable_table(protocol, "VOCdevkit", "resnet50", whole)
+    assert table is not None and len(table.rows) > 8
+    for count in others:
+        assert comparable_table(protocol, "VOCdevkit", "resnet50", whole | {"train_images": count}) is None
+
+
 def test_unknown_protocols_have_none() -> None:
     assert published_for("guessing") == []
     assert published_table("guessing") is None
@@ -118,7 +148,8 @@ def test_a_table_row_by_hand() -> None:
 def test_the_documentation_shows_this_very_table(protocol: str) -> None:
     table = published_table(protocol)
     assert table is not None
-    section = DOCS.read_text(encoding="utf-8").split(f"\n## `{protocol}`\n")[1].split("\n## ")[0]
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    section = pages.split(f"\n## `{protocol}`\n")[1].split("\n## ")[0]
     assert table.render("markdown") in section
 
 

@@ -25,7 +25,7 @@ from deepcluster.core.options import Checked
 from deepcluster.core.work import Work
 from deepcluster.evaluation.datasets.masks import open_masks
 from deepcluster.evaluation.dense import segmentation_clusters, segmentation_knn, segmentation_linear
-from deepcluster.evaluation.dense.cells import Cells, sample_cells
+from deepcluster.evaluation.dense.cells import sample_cells
 from deepcluster.evaluation.dense.frozen_maps import frozen_maps
 from deepcluster.evaluation.dense.frozen_options import (
     SegmentationClustersOptions,
@@ -36,7 +36,7 @@ from deepcluster.evaluation.dense.places import Axis, inside, nearest_cells, sha
 from deepcluster.evaluation.dense.predictions import predictions
 from deepcluster.evaluation.dense.segmentation_clusters import match, merged
 from deepcluster.evaluation.dense.segmentation_knn import vote
-from deepcluster.evaluation.dense.segmentation_linear import fit_cells
+from deepcluster.evaluation.logistic import fit_logistic
 from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import Results
 from deepcluster.models.archs import make_trunk
@@ -96,7 +96,8 @@ def write_drawn(root: Path, *, seed: int = 0, train: int = 8, val: int = 6, size
             ImageDraw.Draw(image).rectangle(box, fill=COLOURS[int(kind)])
             ImageDraw.Draw(mask).rectangle(box, fill=int(kind))
         ImageDraw.Draw(mask).rectangle((0, 0, width - 1, height - 1), outline=255)
-        image.save(folder / "JPEGImages" / f"{name}.jpg", quality=98, subsampling=0)
+        noisy = np.array(image) + rng.integers(0, 12, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noisy).save(folder / "JPEGImages" / f"{name}.jpg", quality=98, subsampling=0)
         mask.save(folder / "SegmentationClass" / f"{name}.png")
     lists = folder / "ImageSets/Segmentation"
     (lists / "train.txt").write_text("\n".join(names[:train]))
@@ -107,6 +108,10 @@ def write_drawn(root: Path, *, seed: int = 0, train: int = 8, val: int = 6, size
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_drawn(tmp_path_factory.mktemp("drawn"))
+
+
+def whole(values_CIJ: Tensor, pair: tuple[Axis, Axis]) -> Tensor:
+    return torch.cat([*upsampled(values_CIJ.permute(1, 2, 0), pair)]).permute(2, 0, 1)
 
 
 axes = st.builds(
@@ -153,7 +158,7 @@ def test_pixels_between_cells_are_those_of_a_loop(pair: tuple[Axis, Axis], seed:
         centres = [axis.geometry.centre(number) for number in range(axis.cells)]
         places = [(pixel + 0.5) * axis.scaled / axis.pixels - 0.5 for pixel in range(axis.pixels)]
         positions.append((centres, places))
-    found, cells = upsampled(values, pair), nearest_cells(pair)
+    found, cells = whole(values, pair), nearest_cells(pair)
     assert found.shape == (2, pair[0].pixels, pair[1].pixels)
     (rows, down), (columns, across) = positions
     for channel in range(2):
@@ -171,14 +176,14 @@ def test_cells_of_a_whole_grid_are_interpolated_as_by_torch() -> None:
     values = torch.randn(3, 4, 5, dtype=torch.float64)
     pair = Axis(Geometry(8, 3.5), 4, 32, 32), Axis(Geometry(8, 3.5), 5, 40, 40)
     expected = interpolate(values[None], size=(32, 40), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(upsampled(values, pair), expected)
+    torch.testing.assert_close(whole(values, pair), expected)
 
 
 def test_a_cell_of_alexnet_is_brightest_at_the_centre_of_its_receptive_field() -> None:
     place = geometry(make_trunk("alexnet", image_size=224, sobel=True), "conv5")
     lit = torch.zeros(1, 13, 13)
     lit[0, 2, 5] = 1
-    image = upsampled(lit, (Axis(place, 13, 224, 224), Axis(place, 13, 224, 224)))[0]
+    image = whole(lit, (Axis(place, 13, 224, 224), Axis(place, 13, 224, 224)))[0]
     assert divmod(int(image.argmax()), 224) == (15 + 16 * 2, 15 + 16 * 5)
     assert float(image.max()) == 1.0 and float(image[15 + 16 * 2 + 8, 15 + 16 * 5]) == 0.5
 
@@ -193,7 +198,7 @@ def test_a_map_that_is_the_image_gives_the_image(drawn: Path, tmp_path: Path) ->
         for image in images:
             pair, map_CHW = image.axes["image"], image.maps["image"]
             assert map_CHW.shape[1:] == image.mask_HW.shape
-            assert torch.equal(upsampled(map_CHW, pair), map_CHW)
+            assert torch.equal(whole(map_CHW, pair), map_CHW)
             found, mask = shares(image.mask_HW.numpy(), pair, 21), image.mask_HW.flatten().long()
             assert torch.equal(found[mask != 255], one_hot(mask[mask != 255], 21).float())
             assert not found[mask == 255].any()
@@ -209,24 +214,12 @@ def test_soft_classes_are_fitted_as_by_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(120, 4)) * [1, 2, 0.5, 3]
     parts = rng.dirichlet([0.5] * 3, 120).astype(np.float32)
-    found = segmentation_linear.fit_logistic(torch.from_numpy(rows), torch.from_numpy(parts), 3, seed=0, l2=0.05)
+    found = fit_logistic(torch.from_numpy(rows), torch.from_numpy(parts), 3, seed=0, l2=0.05)
     scaled = (rows - rows.mean(0)) / rows.std(0)
     oracle = LogisticRegression(C=1 / (0.05 * 120), tol=1e-8, max_iter=1000)
     oracle.fit(np.repeat(scaled, 3, 0), np.tile(range(3), 120), sample_weight=parts.flatten())
     ours = found.scores(torch.from_numpy(rows)).softmax(1)
     np.testing.assert_allclose(ours, oracle.predict_proba(scaled), atol=2e-3)
-
-
-def test_the_penalty_is_chosen_on_other_images() -> None:
-    """What tells images apart, and not classes, is penalised; held-out cells of the same images would not show it."""
-    rng = np.random.default_rng(0)
-    images = torch.arange(12).repeat_interleave(40)
-    classes = torch.from_numpy(rng.integers(2, size=12))[images]
-    rows = torch.cat([one_hot(images, 12).float(), torch.from_numpy(rng.normal(size=(480, 3))).float()], 1)
-    cells = Cells(rows, one_hot(classes, 2).float(), images)
-    device = torch.device("cpu")
-    assert fit_cells(cells, 2, seed=1, device=device, advance=lambda _: None).l2 >= 1
-    assert segmentation_linear.fit_logistic(rows, classes, 2, seed=1).l2 < 1
 
 
 def test_votes_are_those_of_scikit_learn() -> None:
@@ -300,7 +293,7 @@ def test_colours_are_told_apart_without_training(drawn: Path, tmp_path: Path) ->
         assert len(found.pictures) == 6 and all(one.width > 480 for one in found.pictures.values())
     assert weights_hash(model.trunk) == before
     whitened = SegmentationClustersOptions(side=48, cells=2_000, overclusters=20, runs=1, pca=2)
-    assert CLUSTERS.evaluate(model, drawn, whitened).best() > 0.97
+    assert CLUSTERS.evaluate(model, drawn, whitened).results["overclustering mIoU"]["image"] > 0.6
     for protocol in (LINEAR, KNN):
         assert evaluate(protocol, drawn, tmp_path).best() > 0.85
     assert not [*(tmp_path / "unfinished").iterdir()]
@@ -309,13 +302,15 @@ def test_colours_are_told_apart_without_training(drawn: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("protocol", SMALL, ids=lambda one: one.NAME)
 def test_workers_and_a_stop_change_nothing(protocol: Any, drawn: Path, tmp_path: Path) -> None:
     expected = evaluate(protocol, drawn, tmp_path / "whole")
-    for what, call in (("cells", 2), ("fitting", 3), ("k-means", 2), ("testing", 2), ("counting", 2)):
+    stops = 0
+    for what, call in (("cells", 1), ("fitting", 3), ("k-means", 2), ("testing", 1), ("counting", 1), ("none", 1)):
         model = make_model(tmp_path / "stopped", workers=2, reporter=At(what, call))
         with model.work.interruption.listening():
             try:
                 found = protocol.evaluate(model, drawn, SMALL[protocol])
             except Interrupted:
-                continue
+                stops += 1
+    assert stops == {LINEAR: 3, KNN: 2, CLUSTERS: 3}[protocol]
     assert found.as_dict() == expected.as_dict()
 
 

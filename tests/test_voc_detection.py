@@ -17,7 +17,7 @@ from deepcluster.core.distributed import joined
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
 from deepcluster.core.work import Work
 from deepcluster.evaluation.dense import voc07_detection, voc0712_detection, voc_detection
-from deepcluster.evaluation.dense.detection_options import QUICK, Voc07DetectionOptions, Voc0712DetectionOptions
+from deepcluster.evaluation.dense.detection_options import QUICK, QUICK_0712, Voc07DetectionOptions, Voc0712DetectionOptions
 from deepcluster.evaluation.protocols import evaluate
 from deepcluster.interop.loading import new_interruption
 
@@ -67,7 +67,7 @@ def test_the_settings_are_the_published_ones() -> None:
     assert moco.drops == (18_000, 22_000) and moco.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     assert Voc0712DetectionOptions(steps=1200).drops == (900, 1100)
     assert replace(paper, lr_drops=(7,)).drops == (7,)
-    Voc07DetectionOptions(**QUICK), Voc0712DetectionOptions(**QUICK)
+    Voc07DetectionOptions(**QUICK), Voc0712DetectionOptions(**QUICK_0712)
     with pytest.raises(InputError, match="long_side=500 must be at least the shorter side, 1200"):
         Voc07DetectionOptions(long_side=500)
 

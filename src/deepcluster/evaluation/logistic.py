@@ -92,7 +92,6 @@ def fit_logistic(
     *,
     seed: int,
     l2: float | None = None,
-    held_N: Tensor | None = None,
     device: torch.device | None = None,
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = TOLERANCE,
@@ -105,7 +104,6 @@ def fit_logistic(
         labels_N: 0 … C-1; rows with -1, which may hold NaN, are left out. Or the share of each class in each row, (N, C).
         seed: of the choice of rows on which the strength is chosen.
         l2: strength; None: the one of `STRENGTHS` with the least cross-entropy on a held-out fifth of the rows.
-        held_N: bool; the rows that are held out to choose the strength, instead of a random fifth.
         device: of the computation; must support float64.
         max_iterations, tolerance: of L-BFGS; the search ends when no component of the gradient is larger.
         advance: called before each pass over the rows; may raise to stop.
@@ -117,8 +115,6 @@ def fit_logistic(
     n_held = round(HELD_OUT * len(used_M)) if chooses else 0
     is_held_M = torch.zeros(len(used_M), dtype=torch.bool)
     is_held_M[torch.from_numpy(order_M[:n_held])] = True
-    if chooses and held_N is not None:
-        is_held_M = held_N[used_M]
     keep = len(used_M) * rows_ND.shape[1] * 4 < _room(device)
     learned, held = (_Rows(rows_ND, labels_N, used_M[which_M], device, keep=keep) for which_M in (~is_held_M, is_held_M))
     scaling = _Scaling.of([learned, held], rows_ND.shape[1], device)

@@ -205,7 +205,10 @@ PROTOCOLS: dict[str, Protocol] = {
         detection_options.Voc07DetectionOptions, f"{HERE}.dense.voc07_detection", "voc", quick=detection_options.QUICK
     ),
     "voc0712-detection": Protocol(
-        detection_options.Voc0712DetectionOptions, f"{HERE}.dense.voc0712_detection", "voc", quick=detection_options.QUICK
+        detection_options.Voc0712DetectionOptions,
+        f"{HERE}.dense.voc0712_detection",
+        "voc",
+        quick=detection_options.QUICK_0712,
     ),
     "coco-detection": Protocol(
         coco_options.CocoDetectionOptions, f"{HERE}.dense.coco_detection", "coco", quick=coco_options.QUICK

@@ -44,13 +44,15 @@ class Published:
 
 # Number of classes of data sets, by their plain name.
 CLASSES = {"imagenet": 1000, "imagenet1k": 1000, "places205": 205, "cifar10": 10, "cifar100": 100, "tinyimagenet": 200}
-# Number of images to test on, of data sets whose folder may have any name, such as VOCdevkit or coco.
-TEST_IMAGES = {
-    "VOC07 test": 4_952,
-    "VOC12 val": 1_449,
-    "VOC11 seg11valid": 736,
-    "COCO val2017": 5_000,
-    "Cityscapes val": 500,
+# Numbers of images to train (None: any) and to test on, of data sets whose folder may have any name: VOCdevkit, coco, ...
+IMAGES = {
+    "VOC07 test": (None, 4_952),
+    "VOC07 test, trained on VOC07+12": (16_551, 4_952),
+    "VOC12 val": (None, 1_449),
+    "VOC12 val, trained on VOC12 aug": (10_582, 1_449),
+    "VOC11 seg11valid": (None, 736),
+    "COCO val2017": (None, 5_000),
+    "Cityscapes val": (None, 500),
 }
 
 
@@ -90,16 +92,20 @@ def comparable_table(protocol: str, data_name: str, arch: str, counts: Mapping[s
 
     Args:
         data_name: name of the folder. One that is named after a data set may be a part of it.
-        counts: `Results.data`: its `classes` and `test_images`, where it has them, tell a data set from a part of it.
+        counts: `Results.data`: its `classes`, `train_images` and `test_images`, where it has them, tell a data set from a
+            part of it.
     """
     counts = counts or {}
-    n_classes = counts.get("classes")
-    is_whole = n_classes in (None, CLASSES.get(_plain(data_name), n_classes))
-    named = published_for(protocol, data_name, arch) if is_whole else []
-    counted = [
-        row for row in published_for(protocol, None, arch) if counts.get("test_images", 0) == TEST_IMAGES.get(row.data)
-    ]
-    return _table([*(row for row in named if row.data not in TEST_IMAGES), *counted])
+
+    def has_its_size(data: str) -> bool:
+        if data not in IMAGES:
+            return counts.get("classes") in (None, CLASSES.get(_plain(data_name), counts.get("classes")))
+        train, test = IMAGES[data]
+        return counts.get("test_images") == test and train in (None, counts.get("train_images"))
+
+    rows = published_for(protocol, None, arch)
+    named = published_for(protocol, data_name, arch)
+    return _table([row for row in rows if (row.data in IMAGES or row in named) and has_its_size(row.data)])
 
 
 def published_table(protocol: str) -> Table | None:

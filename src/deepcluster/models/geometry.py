@@ -38,7 +38,8 @@ def geometry(trunk: Trunk, stage: str) -> Geometry:
     """Return the geometry of the maps of a stage: the centres of its receptive fields.
 
     Where positions can't be traced through the network, as in a transformer, whose units see the whole image, the cells are
-    equal squares that cover the image: their stride is the size of the image over that of the map.
+    equal squares that cover the image: their stride is the size of the image over that of the map. (For patches this is
+    exact; convolutions that overlap, which a few such networks begin with, are centred up to half a cell further up.)
 
     Raises:
         InputError: there is no such stage, or its map has no fixed stride ("features"); stages that work are named.

@@ -75,7 +75,7 @@ def read_proposals(path: Path, data: DenseSet) -> Proposals:
         if content.names is None and len(content.boxes) != len(data) and not path.is_dir():
             raise InputError(
                 f"{file} has boxes of {count_of(len(content.boxes), 'image')} without their names, but {data.name} has "
-                f"{len(data):,}: give the file that was made for this list"
+                f"{len(data):,}: give the file that was made for this list, or a folder with a file for each list"
             )
         if content.names is None:
             places: list[int | None] = [*range(len(data))] if len(content.boxes) == len(data) else []

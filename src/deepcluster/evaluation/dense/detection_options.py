@@ -1,6 +1,7 @@
 """Options of the detection protocols on Pascal VOC; nothing here imports torch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked, option
@@ -15,7 +16,7 @@ class DetectionOptions(Checked):
     steps: int = option(150_000, "steps of SGD", at_least=1)
     batch_size: int = option(2, "images per step", at_least=1)
     lr: float = option(
-        0.001, "learning rate after the warm-up, for batches of this size: half of both is the same", at_least=0
+        0.001, "learning rate after the warm-up, for 2 images per step: scale it with their number", at_least=0
     )
     lr_drops: tuple[int, ...] = option((), "steps at which the learning rate is divided by 10", at_least=1)
     warmup: int = option(0, "steps during which the learning rate rises to its value", at_least=0)
@@ -57,7 +58,14 @@ class Voc07DetectionOptions(DetectionOptions):
 
     finetune: str = option("all", "train the whole network, or only the box head", choices=("all", "fc6-8"))
     proposals: str | None = option(
-        None, "file of regions that may show objects, such as selective search's (default: a region proposal network)"
+        None,
+<<<<<<< HEAD
+        "file, or folder of files, of regions that may show objects, such as selective search's (default: a region proposal "
+        "network)",
+=======
+        "file (.mat, .npz, .csv, .parquet), or folder of files, with regions of all images that may show objects, such as "
+        "selective search's (default: those of a region proposal network)",
+>>>>>>> wt-detect
     )
     lr_drops: tuple[int, ...] = option(
         (), "steps at which the learning rate is divided by 10 (default: after 1/3 and 2/3 of them)", at_least=1
@@ -87,7 +95,9 @@ class Voc0712DetectionOptions(DetectionOptions):
     )
     steps: int = option(24_000, "steps of SGD", at_least=1)
     batch_size: int = option(16, "images per step", at_least=1)
-    lr: float = option(0.02, "learning rate after the warm-up, for 16 images per step: half for 8", at_least=0)
+    lr: float = option(
+        0.02, "learning rate after the warm-up, for 16 images per step: scale it with their number", at_least=0
+    )
     lr_drops: tuple[int, ...] = option(
         (), "steps at which the learning rate is divided by 10 (default: after 3/4 and 11/12 of them)", at_least=1
     )
@@ -113,11 +123,12 @@ class Voc0712DetectionOptions(DetectionOptions):
         return self.lr_drops or (self.steps * 3 // 4, self.steps * 11 // 12)
 
 
-# A look on a processor: minutes. The rate and the clipping suit weights of any scale.
-QUICK = {
+# A look on a processor: minutes. The rates and the clipping suit weights of any scale, and two images per step.
+QUICK: dict[str, Any] = {
     "steps": 400,
     "batch_size": 2,
     "lr": 0.005,
+    "lr_drops": (300,),
     "warmup": 100,
     "clip": 10.0,
     "short_sides": (224,),
@@ -127,3 +138,5 @@ QUICK = {
     "regions": 64,
     "test_regions": 100,
 }
+# Trained BatchNorm bears larger steps than frozen.
+QUICK_0712: dict[str, Any] = {**QUICK, "lr": 0.02}

@@ -50,7 +50,7 @@ def make_fcn(trunk: Trunk, recipe: str, classes: int, *, seed: int) -> nn.Module
         recipe = "fcn32" if has_layers else "fcn-d8"
     if recipe == "fcn32" and not has_layers:
         raise InputError(
-            f"fcn32 is for networks with fully connected layers (alexnet, vgg16), which {trunk.arch} has not; use fcn-d8"
+            f"fcn32 needs fully connected layers, which alexnet and vgg16 have; {trunk.arch} has none: use fcn-d8"
         )
     weight = next(trunk.parameters())
     with seeded(seed, torch.device("cpu")):

@@ -24,9 +24,8 @@ class SegmentationLinearOptions(Checked):
     lists: str = option("auto", f"{TESTED}; trained on train, or on trainval for test")
     side: int | None = option(None, SIDE, at_least=1)
     cells: int = option(CELLS, "number of cells to train on, the same number from each image", at_least=1)
-    seed: int = option(
-        31, f"{SEED}, and of the images on which the strength of the penalty is chosen", at_least=0, below=2**63
-    )
+    l2: float = option(1e-3, "strength of the penalty on the weights of standardised channels", at_least=0)
+    seed: int = option(31, SEED, at_least=0, below=2**63)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 N cells, D channels of a stage, C classes, H and W pixels of an image at its own size.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -54,8 +54,8 @@ def predictions(images: Sequence[ImageCells], stage: str, score: Score) -> Itera
     scores_NC = score(stage, torch.cat(rows))
     for image, some_NC in zip(images, scores_NC.split([len(one) for one in rows]), strict=True):
         down, across = image.axes[stage]
-        scores_CIJ = some_NC.T.reshape(-1, down.cells, across.cells)
-        yield upsampled(scores_CIJ, (down, across)).argmax(0).cpu()
+        scores_IJC = some_NC.reshape(down.cells, across.cells, -1)
+        yield torch.cat([scores.argmax(2) for scores in upsampled(scores_IJC, (down, across))]).cpu()
 
 
 def test_stages(frozen: FrozenMaps, data: MaskSet, score: Score, what: str, *facts: object) -> Tested:
@@ -97,13 +97,11 @@ def results_of(
     learned: CellSample,
     tested: Tested,
     score: Score,
-    settings: Mapping[str, object] | None = None,
 ) -> Results:
     """Return the scores of each stage; the headline and the pictures are of the one with the highest mIoU.
 
     Args:
         learned: the cells of the training images.
-        settings: more of them.
     """
     names = parts.test.class_names
     scores = {stage: segmentation_scores(pixels_CC, names) for stage, pixels_CC in tested.pixels_CC.items()}
@@ -122,7 +120,7 @@ def results_of(
         scores[best].absent,
         f"no pixel to test on ({parts.test.name}) shows them; only where they are predicted are they in the mean, as 0",
     )
-    shown = options.as_dict() | frozen.settings() | dict(settings or {})
+    shown = options.as_dict() | frozen.settings()
 
     def classes_of(images: Sequence[ImageCells]) -> Iterator[Tensor]:
         return predictions(images, best, score)
