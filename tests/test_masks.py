@@ -137,6 +137,15 @@ def test_aug_is_added_to_train_and_val_stays_out(tmp_path: Path, as_paths: bool)
     assert stems(open_masks(tmp_path, more=False).train) == ["a", "b"]
 
 
+def test_aug_without_a_list_is_all_of_its_folder_but_val(tmp_path: Path) -> None:
+    root = write_devkit(tmp_path / "VOC2012", {"train": ["a", "b"], "val": ["v"]})
+    write_devkit(root, {"aug": ["a", "x", "y", "v"]}, "SegmentationClassAug")
+    (root / "ImageSets" / "Segmentation" / "aug.txt").unlink()
+    parts = open_masks(tmp_path)
+    assert stems(parts.train) == ["a", "b", "x", "y"]
+    assert "has no aug.txt: trained on all masks of SegmentationClassAug but those of val.txt" in parts.notes[0]
+
+
 def test_trainaug_as_given_has_all_its_masks_of_aug(tmp_path: Path) -> None:
     root = write_devkit(tmp_path / "VOC2012", {"train": ["a"], "val": ["v"]})
     write_devkit(root, {"trainaug": ["a", "x"]}, "SegmentationClassAug")

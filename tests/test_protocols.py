@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from models_helper import write_classes
 from small_runs import train_small
+from street_images import write_streets
 
 import deepcluster
 from deepcluster.cli import cli, main
@@ -18,7 +19,7 @@ from deepcluster.cli.evaluate import _protocol_command, evaluate_group
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.options import PROTOCOLS, Protocol
-from deepcluster.evaluation.protocols import compare
+from deepcluster.evaluation.protocols import _find_data, compare
 
 KNN = ["--k", "1,3"]
 
@@ -280,3 +281,25 @@ def test_evaluation_on_the_way_changes_nothing_of_a_run(classes: Path, tmp_path:
     assert all(0.3 < line[way] <= 1 for line in lines)
     assert all(way not in json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines())
     assert f"{'k-NN' if way == 'knn' else 'linear'} " in (watched / "train.log").read_text()
+
+
+def test_each_data_set_is_found_once_and_only_as_what_it_is(classes: Path, tmp_path: Path) -> None:
+    write_streets(tmp_path / "streets", train=1, val=1)
+    devkit = tmp_path / "VOCdevkit" / "VOC2007"
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (devkit / part).mkdir(parents=True)
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for part in ("train", "val"):
+        (tmp_path / "coco" / f"{part}2017").mkdir()
+        (tmp_path / "coco" / "annotations" / f"instances_{part}2017.json").write_text("{}")
+    (tmp_path / "colours").symlink_to(classes)
+    found = {(protocol, folder.name) for protocol, folder, _ in _find_data(tmp_path, ())}
+    frozen = {(name, "streets") for name in ("segmentation-linear", "segmentation-knn", "segmentation-clusters")}
+    labelled = {(name, "colours") for name in ("linear", "knn", "clusters", "semi-supervised")}
+    on_voc = {name for name, known in PROTOCOLS.items() if known.layout == "voc"}
+    voc = {(name, tmp_path.name) for name in on_voc}
+    assert {"voc07-detection", "voc0712-detection"} < on_voc
+    assert found == frozen | labelled | voc | {("cityscapes-segmentation", "streets"), ("coco-detection", "coco")}
+    assert {folder.name for _, folder, _ in _find_data(tmp_path / "streets", ())} == {"streets"}
+    files = [name for _, _, name in _find_data(tmp_path, ())]
+    assert len(files) == len(set(files))

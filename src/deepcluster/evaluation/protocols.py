@@ -28,9 +28,15 @@ from deepcluster.run.folder import RunFolder
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import digest_of
 
+
+def has_classes(data: Path) -> bool:
+    """Return whether there are two parts with class folders; the parts of COCO and Cityscapes have none."""
+    return has_train_val(data) and not is_coco(data) and not MASK_LAYOUTS["cityscapes"].fits(data.parent)
+
+
 # What the folder of a data set looks like, in words and as a check.
 LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
-    "classes": ("class folders in train/ and val/", has_train_val),
+    "classes": ("class folders in train/ and val/", has_classes),
     "voc": ("a Pascal VOC devkit", is_voc),
     "masks": ("images with a class per pixel: VOC, Cityscapes or COCO", is_masks),
     "buildings": ("Oxford or Paris buildings with their ground truth", is_buildings),
@@ -299,8 +305,12 @@ def _find_data(root: Path, only: Sequence[str]) -> Iterator[tuple[str, Path, str
     """Yield protocol, folder of its data, and the name of its file: with that of the data where there are several."""
     for protocol in only:
         _options(protocol, {})
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
-    by_layout = {name: [folder for folder in folders if fits(folder)] for name, (_, fits) in LAYOUTS.items()}
+    inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    # What fits by what is in it, as VOC does by its VOCdevkit, is not looked for in there again.
+    by_layout = {
+        name: [root] if root.is_dir() and fits(root) else [folder for folder in inside if fits(folder)]
+        for name, (_, fits) in LAYOUTS.items()
+    }
     for protocol in only or PROTOCOLS:
         fitting = by_layout[PROTOCOLS[protocol].layout]
         for folder in fitting:

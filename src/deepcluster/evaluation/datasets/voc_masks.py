@@ -39,6 +39,7 @@ IMAGES = "JPEGImages"
 # The list to train on, where the other one is tested on; `train` with any other list.
 TRAIN_OF = {"val": "train", "test": "trainval"}
 SEG11VALID = "seg11valid"
+VOID_AS_GREY = 220
 SBD_INSIDE = ("", "dataset", "benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/dataset", "sbd/benchmark_RELEASE/dataset")
 
 
@@ -161,9 +162,13 @@ class VocMasks:
 
     def _added(self) -> _Part | None:
         """Return the images of which there are masks of SBD, without those of val.txt; None if there are none."""
-        listed = [name for name in AUG_LISTS if name in self.lists()]
-        if listed and (self.root / AUG).is_dir():
+        listed, folder = [name for name in AUG_LISTS if name in self.lists()], self.root / AUG
+        if listed and folder.is_dir():
             part = self._part(listed[0])
+        elif folder.is_dir():
+            names = sorted(path.stem for path in folder.glob("*.png"))
+            note = f"{self.root / LISTS} has no aug.txt: trained on all masks of {AUG} but those of val.txt"
+            part = _Part("aug", names, self.root / IMAGES, folder, ".png", folder, (note,))
         elif self.sbd is not None:
             part = sbd_part(self.sbd, ("train", "val"))
         else:
@@ -256,10 +261,11 @@ def read_voc_mask(path: Path) -> Mask:
     pixels, mode = read_png(path)
     if mode == "RGB":
         return decoded_colours(pixels.astype(np.uint8), _numbers_of_colours(), path, "VOC's palette")
-    values = set(np.unique(pixels).tolist()) - {0, IGNORED, 220, 221}
     hint = ""
-    if mode == "L" and values and values <= _greys():
-        hint = ". These are VOC's colours turned into grey: use the original files"
+    if mode == "L":
+        values = set(np.unique(pixels).tolist()) - {0, IGNORED, VOID_AS_GREY}
+        if values and values <= _greys():
+            hint = ". These are VOC's colours turned into grey: use the original files"
     return check_classes(pixels, len(CLASS_NAMES), path, hint)
 
 
