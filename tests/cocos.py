@@ -12,8 +12,20 @@ CATEGORIES = {90: "never", 7: "square", 3: "disc"}
 COLOURS = {"disc": (210, 40, 40), "square": (40, 60, 210)}
 
 
-def write_coco(root: Path, *, train: int = 4, val: int = 3, side: int = 64, seed: int = 0, masks: bool = True) -> Path:
-    """A folder with train2017 and val2017; the last image of each part is empty, the first one has a crowd of squares."""
+def write_coco(
+    root: Path,
+    *,
+    train: int = 4,
+    val: int = 3,
+    side: int = 64,
+    objects: int = 2,
+    seed: int = 0,
+    masks: bool = True,
+) -> Path:
+    """A folder with train2017 and val2017; the last image of each part is empty, the first one has a crowd.
+
+    Every other image has one object more than `objects`.
+    """
     rng = np.random.default_rng(seed)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for part, count in {"train2017": train, "val2017": val}.items():
@@ -23,7 +35,7 @@ def write_coco(root: Path, *, train: int = 4, val: int = 3, side: int = 64, seed
             height, width = side, side + 8 * (number % 3)
             name, image_id = f"{number:012}.png", 100 + 10 * number
             images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-            pixels, found = draw(rng, height, width, 0 if number == count - 1 else 2 + number % 2, crowd=number == 0)
+            pixels, found = draw(rng, height, width, 0 if number == count - 1 else objects + number % 2, crowd=number == 0)
             Image.fromarray(pixels).save(root / part / name)
             for category, mask_HW, is_crowd in found:
                 one = annotation(category, mask_HW, len(annotations), is_crowd=is_crowd)
@@ -50,7 +62,7 @@ def draw(
     """Pixels, and category, mask and whether it is a crowd of each object; objects do not overlap."""
     image = Image.new("RGB", (width, height), (120, 120, 120))
     found = []
-    wide = width // max(count + crowd, 1)
+    wide = min(width // max(count + crowd, 1), height)
     for place in range(count + crowd):
         size = int(rng.integers(wide // 2, wide - 2))
         left, top = place * wide + int(rng.integers(0, wide - size)), int(rng.integers(0, height - size))

@@ -76,10 +76,10 @@ def test_biases_or_norms_are_treated_apart() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
     network[0].weight.requires_grad_(False)
     options = Voc07DetectionOptions(lr=0.5)
-    usual, special = voc_detection.weight_groups(network, options, free_biases=True)
+    usual, special = voc_detection.weight_groups(network, options.lr, free_biases=True)
     assert [one.shape for one in special["params"]] == [(4,), (4,), (2,)]  # type: ignore[attr-defined]
     assert (special["lr"], special["weight_decay"], usual["lr"]) == (1.0, 0.0, 0.5)
-    usual, special = voc_detection.weight_groups(network, options, free_biases=False)
+    usual, special = voc_detection.weight_groups(network, options.lr, free_biases=False)
     assert {id(one) for one in special["params"]} == {id(one) for one in network[1].parameters()}  # type: ignore[attr-defined]
     assert (special["lr"], special["weight_decay"]) == (0.5, 0.0) and len(usual["params"]) == 3  # type: ignore[arg-type]
 

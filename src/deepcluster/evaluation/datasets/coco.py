@@ -262,13 +262,19 @@ def image_sizes(data: ObjectSet) -> NDArray[np.int64]:
 
 
 def with_objects(data: ObjectSet) -> ObjectSet:
-    """Return the images of a set from `read_coco` that have objects; crowds do not count. It has no `coco`."""
+    """Return the images of a set from `read_coco` that have objects, with a note on the others.
+
+    Crowds do not count. It has no `coco`, which needs much memory.
+    """
     packed = cast(PackedObjects, data.read_objects)
     before_A = np.concatenate([[0], (~packed.crowd_A).cumsum()])
     chosen_M = np.flatnonzero(before_A[packed.ends_N] > before_A[packed.starts_N])
     starts_M, ends_M, sizes_M2 = (one[chosen_M] for one in (packed.starts_N, packed.ends_N, packed.sizes_N2))
     objects = replace(packed, starts_N=starts_M, ends_N=ends_M, sizes_N2=sizes_M2)
-    return replace(data, source=ChosenImages(data.source, chosen_M, about="with objects"), read_objects=objects, coco=None)
+    without = len(data) - len(chosen_M)
+    notes = [f"{data.name}: {count_of(without, 'image')} without objects left out"] if without else []
+    source = ChosenImages(data.source, chosen_M, about="with objects")
+    return replace(data, source=source, read_objects=objects, coco=None, notes=(*data.notes, *notes))
 
 
 def crowds(data: ObjectSet) -> int:

@@ -7,7 +7,6 @@ It differs in three points: colours are the trunk's own; images are padded by th
 zeros); and BatchNorm in the test uses its running averages, not statistics of another 200 batches ("precise BN").
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,15 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.core.errors import InputError, TrainingError, UnreadableImage
 from deepcluster.core.text import count_of
-from deepcluster.data.decode import decode
-from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.coco import (
+    CocoFolder,
     check_same_classes,
     crowds,
     image_sizes,
@@ -31,7 +26,7 @@ from deepcluster.evaluation.datasets.coco import (
     read_coco,
     with_objects,
 )
-from deepcluster.evaluation.datasets.dense import Detections, Objects, ObjectSet
+from deepcluster.evaluation.datasets.dense import ObjectSet
 from deepcluster.evaluation.dense.coco_options import CocoDetectionOptions
 from deepcluster.evaluation.dense.detection import (
     Detector,
@@ -45,38 +40,14 @@ from deepcluster.evaluation.dense.detection import (
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
 from deepcluster.evaluation.dense.freezing import train_from
 from deepcluster.evaluation.dense.mask_rcnn import mask_rcnn, pyramid_stages
-from deepcluster.evaluation.dense.pictures import Pixels, compared
 from deepcluster.evaluation.dense.samples import Samples, Target
-from deepcluster.evaluation.dense.spans import Spans
+from deepcluster.evaluation.dense.voc_detection import Tested, explained, pictures_of, weight_groups
 from deepcluster.evaluation.measures.coco import CocoPrecisions, coco_precisions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Diverged, seeded
 from deepcluster.run.model import Model
-from deepcluster.run.resumable import ResumableState
 
 NAME = "coco-detection"
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A detector after its training and its test.
-
-    Attributes:
-        train: images that have objects.
-        without: number of images to train on that have none.
-        detections: of each image to test on.
-        untrained, unreadable: why images to train on, and to test on, can't be read, by index.
-    """
-
-    train: ObjectSet
-    test: ObjectSet
-    without: int
-    stages: list[str]
-    detections: list[Detections]
-    untrained: dict[int, str]
-    unreadable: dict[int, str]
-    spans: Spans
-    resumable: ResumableState
 
 
 @dataclass(frozen=True)
@@ -94,6 +65,20 @@ class SizedTargets:
         return self.targets(index, height, width)
 
 
+def open_sets(folder: CocoFolder, *, masks: bool) -> tuple[ObjectSet, ObjectSet]:
+    """Return the images to train on, which have objects, and those to test on.
+
+    Raises:
+        InputError: there are no masks, or not the same classes.
+    """
+    train, test = (read_coco(part, masks=masks) for part in (folder.train, folder.val))
+    check_same_classes(train, test)
+    for one in (train, test):
+        if masks and not one.has_masks:
+            raise InputError(f"{one.name}: no object has a mask; --boxes-only trains and tests without masks")
+    return with_objects(train), test
+
+
 def prepare(model: Model, data: Path, options: CocoDetectionOptions) -> Tested:
     """Train a copy of the model on the training images, and find objects in the others; on all ranks.
 
@@ -102,19 +87,12 @@ def prepare(model: Model, data: Path, options: CocoDetectionOptions) -> Tested:
         TrainingError: the loss is no longer a finite number.
         Interrupted: what is done is kept; the same call continues to exactly the result it would have had.
     """
-    stages = [*pyramid_stages(model.trunk)]
+    stages, masks, drops = [*pyramid_stages(model.trunk)], not options.boxes_only, options.drops
     folder = open_coco(data)
-    masks = not options.boxes_only
-    whole, test = (read_coco(part, masks=masks) for part in (folder.train, folder.val))
-    check_same_classes(whole, test)
-    for one in (whole, test):
-        if masks and not one.has_masks:
-            raise InputError(f"{one.name}: no object has a mask; --boxes-only trains and tests without masks")
-    train = with_objects(whole)
-    model.work.reporter.say(f"training on {count_of(len(train), 'image')}, testing on {len(test):,}")
+    train, test = open_sets(folder, masks=masks)
     known = [sha256(part.annotations.read_bytes()).hexdigest() for part in (folder.train, folder.val)]
+    model.work.reporter.say(f"training on {count_of(len(train), 'image')}, testing on {len(test):,}")
     detector = make_detector(model, len(train.class_names), options)
-    drops = options.drops
     schedule = Schedule(
         options.steps,
         lambda step: 0.1 ** sum(step >= drop for drop in drops),
@@ -123,16 +101,14 @@ def prepare(model: Model, data: Path, options: CocoDetectionOptions) -> Tested:
         warmup=options.warmup,
         clip=options.clip or None,
     )
-    samples = Samples(
-        train, SizedTargets(Targets(train, masks), image_sizes(train)), training_view(options.short_sides, options.long_side)
-    )
+    targets = SizedTargets(Targets(train, masks), image_sizes(train))
     try:
         training, resumable = fine_tune(
             model,
             NAME,
             detector,
-            [*weight_groups(detector, options)],
-            samples,
+            [*weight_groups(detector, options.lr, free_biases=False)],
+            Samples(train, targets, training_view(options.short_sides, options.long_side)),
             losses_of(model, detector),
             schedule,
             options,
@@ -141,15 +117,19 @@ def prepare(model: Model, data: Path, options: CocoDetectionOptions) -> Tested:
             facts=known[:1],
         )
     except Diverged as fault:
-        advice = "or --batchnorm train" if options.batchnorm == "frozen" else "or clip the gradient (--clip 10)"
-        raise TrainingError(f"{fault}; {advice}") from fault
+        raise TrainingError(explained(fault, chosen_batchnorm(options), options.lr)) from fault
     detector.eval()
     sides = options.test_short_side, options.test_long_side
     bare = replace(test, coco=None)
     testing = Samples(bare, SizedTargets(Targets(bare, objects=False), image_sizes(test)), test_view(*sides))
     found, unreadable, spans = detect_all(model, detector, testing, detections_of(model, detector), sides, *known)
-    empty = len(whole) - len(train)
-    return Tested(train, test, empty, stages, found, training.unreadable, unreadable, spans, resumable)
+    about = {"stages": stages, "lr_drops": [*drops], "batchnorm": chosen_batchnorm(options)}
+    return Tested(train, test, found, unreadable, training.unreadable, spans, resumable, about)
+
+
+def chosen_batchnorm(options: CocoDetectionOptions) -> str:
+    """Return the mode of BatchNorm: statistics of all processes, unless the user chose another."""
+    return "sync" if options.batchnorm == "auto" else options.batchnorm
 
 
 def make_detector(model: Model, classes: int, options: CocoDetectionOptions) -> Detector:
@@ -166,20 +146,8 @@ def make_detector(model: Model, classes: int, options: CocoDetectionOptions) -> 
         )
     train_from(trunk, "", [*pyramid_stages(trunk)][-1], model.image_size)
     detector.to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    set_batch_norms(detector, "sync" if options.batchnorm == "auto" else options.batchnorm, model.work.ranks)
+    set_batch_norms(detector, chosen_batchnorm(options), model.work.ranks)
     return detector
-
-
-def weight_groups(network: nn.Module, options: CocoDetectionOptions) -> Iterator[dict[str, object]]:
-    """Yield the weights that are trained, those of BatchNorm last and without decay."""
-    usual: list[nn.Parameter] = []
-    norms: list[nn.Parameter] = []
-    for layer in network.modules():
-        chosen = norms if isinstance(layer, _BatchNorm) else usual
-        chosen += [weight for weight in layer.parameters(recurse=False) if weight.requires_grad]
-    yield {"params": usual, "lr": options.lr}
-    if norms:
-        yield {"params": norms, "lr": options.lr, "weight_decay": 0.0}
 
 
 def evaluate(model: Model, data: Path, options: CocoDetectionOptions) -> Results:
@@ -202,34 +170,15 @@ def evaluate(model: Model, data: Path, options: CocoDetectionOptions) -> Results
         measures |= {f"{kind} {name}": value for name, value in _named(one).items()}
     measures |= {f"{kind} AP by class": one.by_class for kind, one in found.items()}
     notes = [*tested.train.notes, *test.notes]
-    if tested.without:
-        notes.append(f"{count_of(tested.without, 'training image')} without objects left out, as in the published set-ups")
     if found["box"].without_objects:
         notes.append(f"classes without objects to test on, left out of the mean: {', '.join(found['box'].without_objects)}")
     notes += tested.train.left_out(tested.untrained) + test.left_out(tested.unreadable)
     counts = {"train_images": len(tested.train), "test_images": len(readable), "classes": len(test.class_names) - 1}
     about = {"train": tested.train.source.describe(), "test": test.source.describe(), **counts, "test_crowds": crowds(test)}
-    batchnorm = "sync" if options.batchnorm == "auto" else options.batchnorm
-    settings = {**options.as_dict(), "lr_drops": [*options.drops], "stages": tested.stages, "batchnorm": batchnorm}
-    pictures = drawn(test, tested.detections, even_sample(readable, options.pictures), masks=not options.boxes_only)
-    tested.spans.done()
-    tested.resumable.done()
+    settings = {**options.as_dict(), **tested.settings}
+    pictures = pictures_of(test, tested.detections, readable, masks=not options.boxes_only)
+    tested.done()
     return Results(NAME, about, settings, measures, ("box AP",), notes, pictures)
-
-
-def drawn(
-    data: ObjectSet, detections: Sequence[Detections], images: Sequence[int], *, masks: bool
-) -> dict[str, Image.Image]:
-    """Return truth and predictions of some images of a set side by side, by name of the image."""
-    found = {}
-    for index in images:
-        panels: dict[str, Pixels | Detections | Objects] = {
-            "truth": data.read_objects(index, masks),
-            "predictions": detections[index],
-        }
-        name = data.source.name(index)
-        found[Path(name).stem] = compared(decode(data.source.read(index)), panels, data.class_names, title=name)
-    return found
 
 
 def _named(found: CocoPrecisions) -> dict[str, float]:

@@ -36,7 +36,6 @@ class CocoDetectionOptions(Checked):
         choices=("auto", "train", "frozen", "sync"),
     )
     boxes_only: bool = option(False, "no masks: for annotations that have boxes only, or to save time")
-    pictures: int = option(8, "test images whose predictions are drawn", at_least=0)
     seed: int = option(31, "seed of order, views, regions and new layers", at_least=0, below=2**63)
 
     def __post_init__(self) -> None:

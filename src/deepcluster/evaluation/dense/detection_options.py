@@ -59,13 +59,8 @@ class Voc07DetectionOptions(DetectionOptions):
     finetune: str = option("all", "train the whole network, or only the box head", choices=("all", "fc6-8"))
     proposals: str | None = option(
         None,
-<<<<<<< HEAD
-        "file, or folder of files, of regions that may show objects, such as selective search's (default: a region proposal "
-        "network)",
-=======
         "file (.mat, .npz, .csv, .parquet), or folder of files, with regions of all images that may show objects, such as "
         "selective search's (default: those of a region proposal network)",
->>>>>>> wt-detect
     )
     lr_drops: tuple[int, ...] = option(
         (), "steps at which the learning rate is divided by 10 (default: after 1/3 and 2/3 of them)", at_least=1

@@ -1,4 +1,4 @@
-"""What the detection protocols on Pascal VOC share: a detector of a trunk, its training, its test and the results."""
+"""What the detection protocols share: a detector of a trunk, its training, its test; and the results on Pascal VOC."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -118,7 +118,7 @@ def train_and_test(
     """
     train, test = sets
     detector = make_detector(model, parts, recipe, options, given=proposals[0] is not None, classes=len(train.class_names))
-    groups = [*weight_groups(detector, options, free_biases=recipe.free_biases)]
+    groups = [*weight_groups(detector, options.lr, free_biases=recipe.free_biases)]
     drops = options.drops
     schedule = Schedule(
         steps=options.steps,
@@ -146,7 +146,7 @@ def train_and_test(
             facts=[recipe, digest_of_targets(targets)],
         )
     except Diverged as fault:
-        raise TrainingError(_explained(fault, chosen_batchnorm(options, recipe), options)) from fault
+        raise TrainingError(explained(fault, chosen_batchnorm(options, recipe), options.lr)) from fault
     detector.eval()
     given = Targets(test, proposals=proposals[1], objects=False)
     testing = Samples(test, given, test_view(options.test_short_side, options.test_long_side))
@@ -202,7 +202,7 @@ def chosen_batchnorm(options: DetectionOptions, recipe: Recipe) -> str:
     return recipe.batchnorm if options.batchnorm == "auto" else options.batchnorm
 
 
-def weight_groups(network: nn.Module, options: DetectionOptions, *, free_biases: bool) -> Iterator[dict[str, object]]:
+def weight_groups(network: nn.Module, lr: float, *, free_biases: bool) -> Iterator[dict[str, object]]:
     """Yield the weights that are trained, in groups with a learning rate and a weight decay each."""
     usual: list[nn.Parameter] = []
     special: list[nn.Parameter] = []
@@ -211,9 +211,9 @@ def weight_groups(network: nn.Module, options: DetectionOptions, *, free_biases:
             if weight.requires_grad:
                 is_special = name == "bias" if free_biases else isinstance(layer, _BatchNorm)
                 (special if is_special else usual).append(weight)
-    yield {"params": usual, "lr": options.lr}
+    yield {"params": usual, "lr": lr}
     if special:
-        yield {"params": special, "lr": options.lr * (2 if free_biases else 1), "weight_decay": 0.0}
+        yield {"params": special, "lr": lr * (2 if free_biases else 1), "weight_decay": 0.0}
 
 
 def digest_of_targets(targets: Targets) -> str:
@@ -249,13 +249,15 @@ def results_of(name: str, tested: Tested, options: DetectionOptions, notes: list
     return Results(name, about, settings, _measures(found, coco_like=coco_like), headline, every, pictures)
 
 
-def pictures_of(test: ObjectSet, detections: list[Detections], readable: list[int]) -> dict[str, Image]:
+def pictures_of(
+    test: ObjectSet, detections: list[Detections], readable: list[int], *, masks: bool = False
+) -> dict[str, Image]:
     """Return truth and detections of a few readable images of a set, side by side."""
     pictures = {}
     for index in even_sample(range(len(readable)), PICTURES):
         image = readable[index]
         panels: dict[str, Pixels | Detections | Objects] = {
-            "truth": test.read_objects(image, False),
+            "truth": test.read_objects(image, masks),
             "detections": detections[image],
         }
         title = test.source.name(image)
@@ -272,10 +274,11 @@ def _measures(found: BoxPrecisions, *, coco_like: bool) -> dict[str, Measured]:
     return {**means, "AP by class": found.by_class(), "AP50 by class": found.by_class(0.5)}
 
 
-def _explained(fault: Diverged, batchnorm: str, options: DetectionOptions) -> str:
+def explained(fault: Diverged, batchnorm: str, lr: float) -> str:
+    """Return what to do about a loss that is not finite, in a mode of BatchNorm and at a learning rate."""
     if batchnorm == "frozen":
         return (
-            f"{fault}. The statistics of BatchNorm are frozen (--batchnorm frozen), with which a rate of {options.lr:g} may "
-            f"be too high: use --lr {options.lr / 10:g}, or --batchnorm train"
+            f"{fault}. The statistics of BatchNorm are frozen (--batchnorm frozen), with which a rate of {lr:g} may be too "
+            f"high: use --lr {lr / 10:g}, or --batchnorm train"
         )
     return f"{fault}; or clip the gradient (--clip 10)"
