@@ -15,8 +15,8 @@ from torch import Tensor
 
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation import protocols
-from deepcluster.evaluation.dense.cityscapes_segmentation import NAME
-from deepcluster.evaluation.dense.segmentation_test import slide, windows
+from deepcluster.evaluation.dense.segmentation.cityscapes import NAME
+from deepcluster.evaluation.dense.segmentation.test import slide, windows
 
 
 @given(st.integers(1, 4_000), st.integers(1, 1_000))

@@ -27,14 +27,14 @@ from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.work import Work
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.datasets.coco import crowds, image_sizes, open_coco, read_coco, with_objects
-from deepcluster.evaluation.dense.coco_detection import SizedTargets, evaluate, make_detector, prepare
-from deepcluster.evaluation.dense.coco_options import CocoDetectionOptions
-from deepcluster.evaluation.dense.detection import Targets, training_view
-from deepcluster.evaluation.dense.mask_rcnn import mask_rcnn, pyramid_stages
-from deepcluster.evaluation.dense.pasting import encoded_masks, pasted
-from deepcluster.evaluation.dense.roi import AlignedPooler
+from deepcluster.evaluation.dense.detection.coco import SizedTargets, evaluate, make_detector, prepare
+from deepcluster.evaluation.dense.detection.coco_options import CocoDetectionOptions
+from deepcluster.evaluation.dense.detection.mask_rcnn import mask_rcnn, pyramid_stages
+from deepcluster.evaluation.dense.detection.parts import Targets, training_view
+from deepcluster.evaluation.dense.detection.pasting import encoded_masks, pasted
+from deepcluster.evaluation.dense.detection.roi import AlignedPooler
+from deepcluster.evaluation.dense.detection.training import weight_groups
 from deepcluster.evaluation.dense.samples import Samples
-from deepcluster.evaluation.dense.voc_detection import weight_groups
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.model import Model

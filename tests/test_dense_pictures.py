@@ -17,8 +17,8 @@ from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.cityscapes import CLASS_NAMES as STREETS
 from deepcluster.evaluation.datasets.dense import Detections, Objects
 from deepcluster.evaluation.datasets.voc_masks import CLASS_NAMES, voc_palette
-from deepcluster.evaluation.dense.palette import PALETTE, colours_of, font_of, ink_on, shortened
-from deepcluster.evaluation.dense.pictures import compared, with_boxes, with_mask
+from deepcluster.evaluation.dense.pictures.compared import compared, with_boxes, with_mask
+from deepcluster.evaluation.dense.pictures.palette import PALETTE, colours_of, font_of, ink_on, shortened
 
 GREY = 100
 H, W = 60, 90

@@ -18,11 +18,11 @@ from deepcluster.evaluation.datasets.dense import Objects, ObjectSet
 from deepcluster.evaluation.datasets.voc import open_voc
 from deepcluster.evaluation.datasets.voc_boxes import objects_of
 from deepcluster.evaluation.dense import detection as d
-from deepcluster.evaluation.dense.box_heads import parts_of
-from deepcluster.evaluation.dense.detection_options import Voc0712DetectionOptions
-from deepcluster.evaluation.dense.faster_rcnn import BETA, BoxHeads, RegionProposals, box_losses
+from deepcluster.evaluation.dense.detection.box_heads import parts_of
+from deepcluster.evaluation.dense.detection.faster_rcnn import BETA, BoxHeads, RegionProposals, box_losses
+from deepcluster.evaluation.dense.detection.training import Recipe, make_detector
+from deepcluster.evaluation.dense.detection.voc_options import Voc0712DetectionOptions
 from deepcluster.evaluation.dense.samples import Samples
-from deepcluster.evaluation.dense.voc_detection import Recipe, make_detector
 from deepcluster.evaluation.trainer import Diverged
 from deepcluster.models.archs import make_trunk
 from deepcluster.models.geometry import Geometry

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu, unfold
 
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.dense.fcn import FCN32s, FCNd8, bilinear_kernel, make_fcn, upsampled
+from deepcluster.evaluation.dense.segmentation.fcn import FCN32s, FCNd8, bilinear_kernel, make_fcn, upsampled
 from deepcluster.models.archs import make_trunk
 from deepcluster.models.convnets import sobel_layer
 from deepcluster.models.geometry import geometry

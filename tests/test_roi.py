@@ -8,10 +8,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool
 
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.dense.box_heads import parts_of
-from deepcluster.evaluation.dense.detection import FixedAnchors
-from deepcluster.evaluation.dense.freezing import keep_frozen_statistics, train_from
-from deepcluster.evaluation.dense.roi import AlignedPooler, MaxPooler
+from deepcluster.evaluation.dense.detection.box_heads import parts_of
+from deepcluster.evaluation.dense.detection.freezing import keep_frozen_statistics, train_from
+from deepcluster.evaluation.dense.detection.parts import FixedAnchors
+from deepcluster.evaluation.dense.detection.roi import AlignedPooler, MaxPooler
 from deepcluster.models.archs import make_trunk
 from deepcluster.models.geometry import Geometry
 from deepcluster.models.trunk import Trunk

@@ -25,17 +25,17 @@ from deepcluster.core.options import Checked
 from deepcluster.core.work import Work
 from deepcluster.evaluation.datasets.masks import open_masks
 from deepcluster.evaluation.dense import segmentation_clusters, segmentation_knn, segmentation_linear
-from deepcluster.evaluation.dense.cells import sample_cells
-from deepcluster.evaluation.dense.frozen_maps import frozen_maps
-from deepcluster.evaluation.dense.frozen_options import (
+from deepcluster.evaluation.dense.frozen.cells import sample_cells
+from deepcluster.evaluation.dense.frozen.clusters import match, merged
+from deepcluster.evaluation.dense.frozen.knn import vote
+from deepcluster.evaluation.dense.frozen.maps import frozen_maps
+from deepcluster.evaluation.dense.frozen.options import (
     SegmentationClustersOptions,
     SegmentationKnnOptions,
     SegmentationLinearOptions,
 )
-from deepcluster.evaluation.dense.places import Axis, inside, nearest_cells, shares, upsampled
-from deepcluster.evaluation.dense.predictions import predictions
-from deepcluster.evaluation.dense.segmentation_clusters import match, merged
-from deepcluster.evaluation.dense.segmentation_knn import vote
+from deepcluster.evaluation.dense.frozen.places import Axis, inside, nearest_cells, shares, upsampled
+from deepcluster.evaluation.dense.frozen.predictions import predictions
 from deepcluster.evaluation.logistic import fit_logistic
 from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import Results

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from deepcluster.evaluation.dense.segmentation_views import PADDING, Scale, TrainingCrop, WholeImage
+from deepcluster.evaluation.dense.segmentation.views import PADDING, Scale, TrainingCrop, WholeImage
 from deepcluster.models.trunk import normalise
 
 SIDES = st.integers(1, 90)

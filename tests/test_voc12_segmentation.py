@@ -18,12 +18,12 @@ from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.work import Work
 from deepcluster.evaluation import protocols
 from deepcluster.evaluation.dense import voc12_segmentation
-from deepcluster.evaluation.dense.segmentation import train_and_test
-from deepcluster.evaluation.dense.segmentation_options import VOC12, Voc12SegmentationOptions
-from deepcluster.evaluation.dense.segmentation_task import Task
-from deepcluster.evaluation.dense.segmentation_training import make_network, pixel_loss, schedule_of, train
-from deepcluster.evaluation.dense.segmentation_views import WholeImage
-from deepcluster.evaluation.dense.voc12_segmentation import NAME, task_of
+from deepcluster.evaluation.dense.segmentation.options import VOC12, Voc12SegmentationOptions
+from deepcluster.evaluation.dense.segmentation.protocol import train_and_test
+from deepcluster.evaluation.dense.segmentation.task import Task
+from deepcluster.evaluation.dense.segmentation.training import make_network, pixel_loss, schedule_of, train
+from deepcluster.evaluation.dense.segmentation.views import WholeImage
+from deepcluster.evaluation.dense.segmentation.voc12 import NAME, task_of
 from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import tables_of
 from deepcluster.interop.loading import loaded, new_interruption

@@ -17,7 +17,12 @@ from deepcluster.core.distributed import joined
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
 from deepcluster.core.work import Work
 from deepcluster.evaluation.dense import voc07_detection, voc0712_detection, voc_detection
-from deepcluster.evaluation.dense.detection_options import QUICK, QUICK_0712, Voc07DetectionOptions, Voc0712DetectionOptions
+from deepcluster.evaluation.dense.detection.voc_options import (
+    QUICK,
+    QUICK_0712,
+    Voc07DetectionOptions,
+    Voc0712DetectionOptions,
+)
 from deepcluster.evaluation.protocols import evaluate
 from deepcluster.interop.loading import new_interruption
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import Checked, option
-from deepcluster.evaluation.dense import coco_options, detection_options, frozen_options, segmentation_options
+from deepcluster.evaluation.dense.detection import coco_options, voc_options
+from deepcluster.evaluation.dense.frozen import options as frozen_options
+from deepcluster.evaluation.dense.segmentation import options as segmentation_options
 
 FORMATS = ("text", "markdown", "latex")
 
@@ -178,39 +180,39 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "retrieval": Protocol(RetrievalOptions, f"{HERE}.retrieval", "buildings", quick={"size": 512}),
     "segmentation-linear": Protocol(
-        frozen_options.SegmentationLinearOptions, f"{HERE}.dense.segmentation_linear", "masks", quick={"cells": 20_480}
+        frozen_options.SegmentationLinearOptions, f"{HERE}.dense.frozen.linear", "masks", quick={"cells": 20_480}
     ),
     "segmentation-knn": Protocol(
-        frozen_options.SegmentationKnnOptions, f"{HERE}.dense.segmentation_knn", "masks", quick={"memory": 20_480}
+        frozen_options.SegmentationKnnOptions, f"{HERE}.dense.frozen.knn", "masks", quick={"memory": 20_480}
     ),
     "segmentation-clusters": Protocol(
         frozen_options.SegmentationClustersOptions,
-        f"{HERE}.dense.segmentation_clusters",
+        f"{HERE}.dense.frozen.clusters",
         "masks",
         quick={"cells": 20_480, "overclusters": 100, "runs": 2},
     ),
     "voc12-segmentation": Protocol(
         segmentation_options.Voc12SegmentationOptions,
-        f"{HERE}.dense.voc12_segmentation",
+        f"{HERE}.dense.segmentation.voc12",
         "voc masks",
         quick=segmentation_options.QUICK,
     ),
     "cityscapes-segmentation": Protocol(
         segmentation_options.CityscapesSegmentationOptions,
-        f"{HERE}.dense.cityscapes_segmentation",
+        f"{HERE}.dense.segmentation.cityscapes",
         "cityscapes",
         quick=segmentation_options.QUICK,
     ),
     "voc07-detection": Protocol(
-        detection_options.Voc07DetectionOptions, f"{HERE}.dense.voc07_detection", "voc", quick=detection_options.QUICK
+        voc_options.Voc07DetectionOptions, f"{HERE}.dense.detection.voc07", "voc", quick=voc_options.QUICK
     ),
     "voc0712-detection": Protocol(
-        detection_options.Voc0712DetectionOptions,
-        f"{HERE}.dense.voc0712_detection",
+        voc_options.Voc0712DetectionOptions,
+        f"{HERE}.dense.detection.voc0712",
         "voc",
-        quick=detection_options.QUICK_0712,
+        quick=voc_options.QUICK_0712,
     ),
     "coco-detection": Protocol(
-        coco_options.CocoDetectionOptions, f"{HERE}.dense.coco_detection", "coco", quick=coco_options.QUICK
+        coco_options.CocoDetectionOptions, f"{HERE}.dense.detection.coco", "coco", quick=coco_options.QUICK
     ),
 }

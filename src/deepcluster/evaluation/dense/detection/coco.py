@@ -27,8 +27,10 @@ from deepcluster.evaluation.datasets.coco import (
     with_objects,
 )
 from deepcluster.evaluation.datasets.dense import ObjectSet
-from deepcluster.evaluation.dense.coco_options import CocoDetectionOptions
-from deepcluster.evaluation.dense.detection import (
+from deepcluster.evaluation.dense.detection.coco_options import CocoDetectionOptions
+from deepcluster.evaluation.dense.detection.freezing import train_from
+from deepcluster.evaluation.dense.detection.mask_rcnn import mask_rcnn, pyramid_stages
+from deepcluster.evaluation.dense.detection.parts import (
     Detector,
     Targets,
     detect_all,
@@ -37,11 +39,9 @@ from deepcluster.evaluation.dense.detection import (
     test_view,
     training_view,
 )
+from deepcluster.evaluation.dense.detection.training import Tested, explained, pictures_of, weight_groups
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
-from deepcluster.evaluation.dense.freezing import train_from
-from deepcluster.evaluation.dense.mask_rcnn import mask_rcnn, pyramid_stages
 from deepcluster.evaluation.dense.samples import Samples, Target
-from deepcluster.evaluation.dense.voc_detection import Tested, explained, pictures_of, weight_groups
 from deepcluster.evaluation.measures.coco import CocoPrecisions, coco_precisions
 from deepcluster.evaluation.results import Measured, Results
 from deepcluster.evaluation.trainer import Diverged, seeded
@@ -87,8 +87,8 @@ def prepare(model: Model, data: Path, options: CocoDetectionOptions) -> Tested:
         TrainingError: the loss is no longer a finite number.
         Interrupted: what is done is kept; the same call continues to exactly the result it would have had.
     """
-    stages, masks, drops = [*pyramid_stages(model.trunk)], not options.boxes_only, options.drops
     folder = open_coco(data)
+    stages, masks, drops = [*pyramid_stages(model.trunk)], not options.boxes_only, options.drops
     train, test = open_sets(folder, masks=masks)
     known = [sha256(part.annotations.read_bytes()).hexdigest() for part in (folder.train, folder.val)]
     model.work.reporter.say(f"training on {count_of(len(train), 'image')}, testing on {len(test):,}")

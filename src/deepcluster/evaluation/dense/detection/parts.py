@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from deepcluster.core.work import Advance
 from deepcluster.evaluation.datasets.dense import Detections, ObjectSet
-from deepcluster.evaluation.dense.pasting import encoded_masks
+from deepcluster.evaluation.dense.detection.pasting import encoded_masks
 from deepcluster.evaluation.dense.samples import Augment, Sample, SampleBatch, Samples, Target
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.trainer import Diverged

@@ -8,10 +8,10 @@ self-supervised benchmark.
 
 from pathlib import Path
 
-from deepcluster.evaluation.dense.segmentation import Segmentation, evaluate_task, train_and_test
-from deepcluster.evaluation.dense.segmentation_options import FCN32, FCN_D8, VOC12, Voc12SegmentationOptions, check_recipe
-from deepcluster.evaluation.dense.segmentation_task import Task, open_layout
-from deepcluster.evaluation.dense.segmentation_views import Scale
+from deepcluster.evaluation.dense.segmentation.options import FCN32, FCN_D8, VOC12, Voc12SegmentationOptions, check_recipe
+from deepcluster.evaluation.dense.segmentation.protocol import Segmentation, evaluate_task, train_and_test
+from deepcluster.evaluation.dense.segmentation.task import Task, open_layout
+from deepcluster.evaluation.dense.segmentation.views import Scale
 from deepcluster.evaluation.results import Results
 from deepcluster.evaluation.voc07_classification import fully_connected
 from deepcluster.run.model import Model

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from deepcluster.evaluation.datasets.dense import IGNORED, Detections, Objects
-from deepcluster.evaluation.dense.boxes_drawn import LEAST_SCORE, MOST, Shown, draw_boxes, draw_frame, shown
-from deepcluster.evaluation.dense.palette import FAINT, INK, PAPER, Colour, colours_of, font_of, shortened
+from deepcluster.evaluation.dense.pictures.boxes import LEAST_SCORE, MOST, Shown, draw_boxes, draw_frame, shown
+from deepcluster.evaluation.dense.pictures.palette import FAINT, INK, PAPER, Colour, colours_of, font_of, shortened
 
 Pixels = NDArray[np.uint8]
 # Longer side of a picture; three of them fill a common screen.

@@ -17,10 +17,10 @@ from deepcluster.core.work import Advance
 from deepcluster.data.decode import decode
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import IGNORED
-from deepcluster.evaluation.dense.pictures import compared
+from deepcluster.evaluation.dense.pictures.compared import compared
 from deepcluster.evaluation.dense.samples import Sample
-from deepcluster.evaluation.dense.segmentation_task import Task, resized, samples_of
-from deepcluster.evaluation.dense.segmentation_views import MASK, WholeImage
+from deepcluster.evaluation.dense.segmentation.task import Task, resized, samples_of
+from deepcluster.evaluation.dense.segmentation.views import MASK, WholeImage
 from deepcluster.evaluation.measures.confusion import confusion
 from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model

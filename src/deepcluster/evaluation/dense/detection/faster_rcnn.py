@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou
 
-from deepcluster.evaluation.dense.detection import PROPOSALS, FixedAnchors, at_least_float32
+from deepcluster.evaluation.dense.detection.parts import PROPOSALS, FixedAnchors, at_least_float32
 
 # A smooth L1 loss is quadratic below it: torchvision's, Fast R-CNN's and detectron2's (0: plain L1).
 BETA = 1 / 9

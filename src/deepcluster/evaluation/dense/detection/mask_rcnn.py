@@ -14,9 +14,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.dense.detection import Batching, Detector, FixedAnchors, at_least_float32
-from deepcluster.evaluation.dense.faster_rcnn import BoxHeads, FloatPredictor, RegionProposals
-from deepcluster.evaluation.dense.roi import AlignedPooler
+from deepcluster.evaluation.dense.detection.faster_rcnn import BoxHeads, FloatPredictor, RegionProposals
+from deepcluster.evaluation.dense.detection.parts import Batching, Detector, FixedAnchors, at_least_float32
+from deepcluster.evaluation.dense.detection.roi import AlignedPooler
 from deepcluster.models.geometry import Geometry, geometry
 from deepcluster.models.trunk import FEATURES, Trunk
 

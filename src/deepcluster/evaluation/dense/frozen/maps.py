@@ -20,8 +20,8 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.work import Advance
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import MaskSet
-from deepcluster.evaluation.dense.frozen_options import LAST
-from deepcluster.evaluation.dense.places import Axis
+from deepcluster.evaluation.dense.frozen.options import LAST
+from deepcluster.evaluation.dense.frozen.places import Axis
 from deepcluster.evaluation.dense.samples import Samples, Target
 from deepcluster.evaluation.regions import padded
 from deepcluster.models.geometry import Geometry, geometry

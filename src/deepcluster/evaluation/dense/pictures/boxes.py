@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.dense import Detections, Objects
-from deepcluster.evaluation.dense.palette import PAPER, Colour, font_of, ink_on, shortened
+from deepcluster.evaluation.dense.pictures.palette import PAPER, Colour, font_of, ink_on, shortened
 
 LEAST_SCORE, MOST = 0.3, 20
 LETTERS, DASH = 11, 5

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from deepcluster.core.errors import InputError
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance
-from deepcluster.evaluation.dense.segmentation_options import FCN32
-from deepcluster.evaluation.dense.segmentation_task import Task, masks_key
-from deepcluster.evaluation.dense.segmentation_test import pictures_of, test_span
-from deepcluster.evaluation.dense.segmentation_training import train
+from deepcluster.evaluation.dense.segmentation.options import FCN32
+from deepcluster.evaluation.dense.segmentation.task import Task, masks_key
+from deepcluster.evaluation.dense.segmentation.test import pictures_of, test_span
+from deepcluster.evaluation.dense.segmentation.training import train
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import Results

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from deepcluster.core.work import Advance
 from deepcluster.evaluation.datasets.masks import MaskParts, open_masks
-from deepcluster.evaluation.dense.cells import CellSample, sample_cells
-from deepcluster.evaluation.dense.frozen_maps import FrozenMaps, frozen_maps
-from deepcluster.evaluation.dense.frozen_options import SegmentationLinearOptions
-from deepcluster.evaluation.dense.predictions import Score, Tested, results_of, test_stages
+from deepcluster.evaluation.dense.frozen.cells import CellSample, sample_cells
+from deepcluster.evaluation.dense.frozen.maps import FrozenMaps, frozen_maps
+from deepcluster.evaluation.dense.frozen.options import SegmentationLinearOptions
+from deepcluster.evaluation.dense.frozen.predictions import Score, Tested, results_of, test_stages
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.logistic import Logistic, fit_logistic
 from deepcluster.evaluation.results import Results

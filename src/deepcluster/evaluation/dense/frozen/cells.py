@@ -14,8 +14,8 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.work import Advance
 from deepcluster.data.survey import MOST_UNREADABLE
 from deepcluster.evaluation.datasets.dense import IGNORED, MaskSet
-from deepcluster.evaluation.dense.frozen_maps import FrozenMaps
-from deepcluster.evaluation.dense.places import inside, shares
+from deepcluster.evaluation.dense.frozen.maps import FrozenMaps
+from deepcluster.evaluation.dense.frozen.places import inside, shares
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.trainer import seed_of
 

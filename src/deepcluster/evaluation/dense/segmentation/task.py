@@ -19,8 +19,8 @@ from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import MaskSet
 from deepcluster.evaluation.datasets.masks import LAYOUTS, MaskParts, open_masks
 from deepcluster.evaluation.dense.samples import Augment, Samples, Target
-from deepcluster.evaluation.dense.segmentation_options import FCN32, SegmentationOptions
-from deepcluster.evaluation.dense.segmentation_views import MASK, Scale, TrainingCrop, WholeImage
+from deepcluster.evaluation.dense.segmentation.options import FCN32, SegmentationOptions
+from deepcluster.evaluation.dense.segmentation.views import MASK, Scale, TrainingCrop, WholeImage
 
 # So many masks tell whether the annotations are the same ones.
 MASKS_IN_KEY = 64

@@ -17,10 +17,10 @@ from torch import Tensor
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation.datasets.masks import MaskParts, open_masks
-from deepcluster.evaluation.dense.cells import CellSample, sample_cells
-from deepcluster.evaluation.dense.frozen_maps import FrozenMaps, frozen_maps
-from deepcluster.evaluation.dense.frozen_options import SegmentationKnnOptions
-from deepcluster.evaluation.dense.predictions import Score, Tested, results_of, test_stages
+from deepcluster.evaluation.dense.frozen.cells import CellSample, sample_cells
+from deepcluster.evaluation.dense.frozen.maps import FrozenMaps, frozen_maps
+from deepcluster.evaluation.dense.frozen.options import SegmentationKnnOptions
+from deepcluster.evaluation.dense.frozen.predictions import Score, Tested, results_of, test_stages
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
 

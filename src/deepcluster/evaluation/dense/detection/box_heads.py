@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from deepcluster.core.errors import InputError
-from deepcluster.evaluation.dense.roi import AlignedPooler, MaxPooler
+from deepcluster.evaluation.dense.detection.roi import AlignedPooler, MaxPooler
 from deepcluster.evaluation.trainer import seeded
 from deepcluster.models.convnets import ConvNet, ResNet
 from deepcluster.models.geometry import Geometry, geometry

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from deepcluster.evaluation.datasets.voc import open_vocs
 from deepcluster.evaluation.datasets.voc_boxes import splits_for
-from deepcluster.evaluation.dense.box_heads import parts_of
-from deepcluster.evaluation.dense.detection_options import Voc0712DetectionOptions
-from deepcluster.evaluation.dense.voc_detection import Recipe, Tested, results_of, train_and_test
+from deepcluster.evaluation.dense.detection.box_heads import parts_of
+from deepcluster.evaluation.dense.detection.training import Recipe, Tested, results_of, train_and_test
+from deepcluster.evaluation.dense.detection.voc_options import Voc0712DetectionOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
 

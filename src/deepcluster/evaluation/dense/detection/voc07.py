@@ -16,10 +16,10 @@ from deepcluster.core.files import user_path
 from deepcluster.evaluation.datasets.proposals import read_proposals
 from deepcluster.evaluation.datasets.voc import open_voc
 from deepcluster.evaluation.datasets.voc_boxes import splits_for
-from deepcluster.evaluation.dense.box_heads import parts_of
-from deepcluster.evaluation.dense.detection_options import Voc07DetectionOptions
-from deepcluster.evaluation.dense.faster_rcnn import BETA
-from deepcluster.evaluation.dense.voc_detection import Recipe, Tested, results_of, train_and_test
+from deepcluster.evaluation.dense.detection.box_heads import parts_of
+from deepcluster.evaluation.dense.detection.faster_rcnn import BETA
+from deepcluster.evaluation.dense.detection.training import Recipe, Tested, results_of, train_and_test
+from deepcluster.evaluation.dense.detection.voc_options import Voc07DetectionOptions
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
 

@@ -18,10 +18,10 @@ from deepcluster.data.decode import decode
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import MaskSet
 from deepcluster.evaluation.datasets.masks import MaskParts
-from deepcluster.evaluation.dense.cells import SPAN, CellSample, check_readable
-from deepcluster.evaluation.dense.frozen_maps import FrozenMaps, ImageCells
-from deepcluster.evaluation.dense.pictures import compared
-from deepcluster.evaluation.dense.places import upsampled
+from deepcluster.evaluation.dense.frozen.cells import SPAN, CellSample, check_readable
+from deepcluster.evaluation.dense.frozen.maps import FrozenMaps, ImageCells
+from deepcluster.evaluation.dense.frozen.places import upsampled
+from deepcluster.evaluation.dense.pictures.compared import compared
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.measures.confusion import confusion, segmentation_scores
 from deepcluster.evaluation.results import Measured, Results

@@ -28,11 +28,11 @@ from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance
 from deepcluster.evaluation.datasets.dense import IGNORED
 from deepcluster.evaluation.datasets.masks import MaskParts, open_masks
-from deepcluster.evaluation.dense.cells import SPAN, CellSample, sample_cells
-from deepcluster.evaluation.dense.frozen_maps import FrozenMaps, ImageCells, frozen_maps
-from deepcluster.evaluation.dense.frozen_options import SegmentationClustersOptions
-from deepcluster.evaluation.dense.places import nearest_cells
-from deepcluster.evaluation.dense.predictions import draw, missing_classes
+from deepcluster.evaluation.dense.frozen.cells import SPAN, CellSample, sample_cells
+from deepcluster.evaluation.dense.frozen.maps import FrozenMaps, ImageCells, frozen_maps
+from deepcluster.evaluation.dense.frozen.options import SegmentationClustersOptions
+from deepcluster.evaluation.dense.frozen.places import nearest_cells
+from deepcluster.evaluation.dense.frozen.predictions import draw, missing_classes
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import Results

@@ -16,8 +16,10 @@ from deepcluster.core.text import count_of
 from deepcluster.data.decode import decode
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import Detections, Objects, ObjectSet
-from deepcluster.evaluation.dense.box_heads import LastLayer, Parts
-from deepcluster.evaluation.dense.detection import (
+from deepcluster.evaluation.dense.detection.box_heads import LastLayer, Parts
+from deepcluster.evaluation.dense.detection.faster_rcnn import BoxHeads, FloatPredictor, GivenProposals, RegionProposals
+from deepcluster.evaluation.dense.detection.freezing import keep_frozen_statistics, train_from
+from deepcluster.evaluation.dense.detection.parts import (
     Batching,
     Detector,
     FixedAnchors,
@@ -30,11 +32,9 @@ from deepcluster.evaluation.dense.detection import (
     test_view,
     training_view,
 )
-from deepcluster.evaluation.dense.detection_options import DetectionOptions
-from deepcluster.evaluation.dense.faster_rcnn import BoxHeads, FloatPredictor, GivenProposals, RegionProposals
+from deepcluster.evaluation.dense.detection.voc_options import DetectionOptions
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
-from deepcluster.evaluation.dense.freezing import keep_frozen_statistics, train_from
-from deepcluster.evaluation.dense.pictures import Pixels, compared
+from deepcluster.evaluation.dense.pictures.compared import Pixels, compared
 from deepcluster.evaluation.dense.samples import Samples
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.measures.boxes import BoxPrecisions, box_precisions

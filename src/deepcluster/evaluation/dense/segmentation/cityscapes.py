@@ -7,10 +7,10 @@ steps of 8; windows of 769 px, 513 px apart, whose scores are averaged.
 from dataclasses import replace
 from pathlib import Path
 
-from deepcluster.evaluation.dense.segmentation import Segmentation, evaluate_task, train_and_test
-from deepcluster.evaluation.dense.segmentation_options import CITYSCAPES, FCN_D8, CityscapesSegmentationOptions
-from deepcluster.evaluation.dense.segmentation_task import Task, open_layout
-from deepcluster.evaluation.dense.segmentation_views import Scale
+from deepcluster.evaluation.dense.segmentation.options import CITYSCAPES, FCN_D8, CityscapesSegmentationOptions
+from deepcluster.evaluation.dense.segmentation.protocol import Segmentation, evaluate_task, train_and_test
+from deepcluster.evaluation.dense.segmentation.task import Task, open_layout
+from deepcluster.evaluation.dense.segmentation.views import Scale
 from deepcluster.evaluation.results import Results
 from deepcluster.run.model import Model
 

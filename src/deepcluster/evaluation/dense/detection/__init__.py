@@ -1,0 +1,1 @@
+"""Fine-tuning for detection: networks of two stages."""

@@ -1,0 +1,1 @@
+"""Frozen segmentation: what a linear classifier, neighbours or clusters make of the cells of a stage."""
