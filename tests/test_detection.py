@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from deepcluster.evaluation.datasets.dense import Objects, ObjectSet
 from deepcluster.evaluation.datasets.voc import open_voc
 from deepcluster.evaluation.datasets.voc_boxes import objects_of
-from deepcluster.evaluation.dense import detection as d
+from deepcluster.evaluation.dense.detection import parts as d
 from deepcluster.evaluation.dense.detection.box_heads import parts_of
 from deepcluster.evaluation.dense.detection.faster_rcnn import BETA, BoxHeads, RegionProposals, box_losses
 from deepcluster.evaluation.dense.detection.training import Recipe, make_detector

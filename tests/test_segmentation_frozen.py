@@ -24,7 +24,9 @@ from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.options import Checked
 from deepcluster.core.work import Work
 from deepcluster.evaluation.datasets.masks import open_masks
-from deepcluster.evaluation.dense import segmentation_clusters, segmentation_knn, segmentation_linear
+from deepcluster.evaluation.dense.frozen import clusters as segmentation_clusters
+from deepcluster.evaluation.dense.frozen import knn as segmentation_knn
+from deepcluster.evaluation.dense.frozen import linear as segmentation_linear
 from deepcluster.evaluation.dense.frozen.cells import sample_cells
 from deepcluster.evaluation.dense.frozen.clusters import match, merged
 from deepcluster.evaluation.dense.frozen.knn import vote

@@ -17,7 +17,7 @@ from deepcluster.core.distributed import joined
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.work import Work
 from deepcluster.evaluation import protocols
-from deepcluster.evaluation.dense import voc12_segmentation
+from deepcluster.evaluation.dense.segmentation import voc12 as voc12_segmentation
 from deepcluster.evaluation.dense.segmentation.options import VOC12, Voc12SegmentationOptions
 from deepcluster.evaluation.dense.segmentation.protocol import train_and_test
 from deepcluster.evaluation.dense.segmentation.task import Task

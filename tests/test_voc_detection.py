@@ -16,7 +16,9 @@ from torch import nn
 from deepcluster.core.distributed import joined
 from deepcluster.core.errors import InputError, Interrupted, TrainingError
 from deepcluster.core.work import Work
-from deepcluster.evaluation.dense import voc07_detection, voc0712_detection, voc_detection
+from deepcluster.evaluation.dense.detection import training as voc_detection
+from deepcluster.evaluation.dense.detection import voc07 as voc07_detection
+from deepcluster.evaluation.dense.detection import voc0712 as voc0712_detection
 from deepcluster.evaluation.dense.detection.voc_options import (
     QUICK,
     QUICK_0712,
