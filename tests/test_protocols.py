@@ -53,7 +53,7 @@ def test_a_protocol_prints_a_table_and_writes_its_file(run: Path, classes: Path)
     assert f"knn of {run}: " in result.output
     assert "top-1" in result.output
     assert "ublished" not in result.output, "nobody published numbers of these images"
-    command = f"deepcluster evaluate knn untrained:{run} --data {classes} --out baseline"
+    command = f"deepcluster evaluate knn untrained:{run} --data {classes} --k 1,3 --out baseline"
     assert result.output.endswith(f"A number says little without the untrained network's: {command}\n")
     assert str(run / "evaluation" / "knn.json") in result.output
     found = content(run / "evaluation" / "knn.json")

@@ -18,7 +18,7 @@ from deepcluster.cli.options import (
     with_settings,
 )
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.core.options import parse
+from deepcluster.core.options import flag, parse
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import duration
 from deepcluster.evaluation.options import FORMATS, PROTOCOLS
@@ -56,7 +56,8 @@ def _protocol_command(protocol: str) -> click.Command:
         arguments = {"reporter": reporter, "quick": quick, **user_options(options)}
         if started_ranks() == 1 or protocols.prepare(protocol, model, data, **arguments):
             _show(protocols.evaluate(protocol, model, data, **arguments), form)
-            _show_baseline(reporter, model, protocol, "--data", str(data))
+            given = [word for name, value in user_options(options).items() for word in _words(name, value)]
+            _show_baseline(reporter, model, protocol, "--data", str(data), *["--quick"] * quick, *given)
 
     text = PROTOCOLS[protocol].options.__doc__ or ""
     made = click.command(protocol, cls=GroupedCommand, help=text, short_help=re.split(r" \(|[.,;]", text)[0])(command)
@@ -161,6 +162,15 @@ def _show(evaluation: Any, form: str) -> None:
         echo(f"\npictures of {len(results.pictures)} images: {folder or 'not written'}")
     where = f"{evaluation.path}, " if evaluation.path else "not written (--out names a file or folder), "
     echo(f"\n{where}{duration(evaluation.seconds)}")
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """Return an option as it is typed; none for that of the results, which the baseline must not overwrite."""
+    if name == "out":
+        return []
+    if isinstance(value, bool):
+        return [flag(name) if value else flag(f"no_{name}")]
+    return [flag(name), ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
 
 
 def _show_baseline(reporter: Reporter, model: str, *arguments: str) -> None:

@@ -106,12 +106,19 @@ class Reporter:
 
             def advance(done: int) -> None:
                 speed = bar.tasks[0].speed
-                bar.update(task, advance=done, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+                bar.update(task, advance=done, rate=rate_of(speed, unit) if speed else "")
 
             try:
                 yield advance
             finally:
                 self._bar = None
+
+
+def rate_of(rate: float, unit: str) -> str:
+    """Write a rate: 27 images/s, 1.4 steps/s, or the seconds of one where it is slower than one a second."""
+    if rate >= 10 or not rate:
+        return f"{rate:,.0f} {unit}/s"
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.0f} s/{unit.removesuffix('s')}"
 
 
 class Meter:
@@ -137,7 +144,7 @@ class PlainMeter(Meter):
         self.printed = now
         rate = self.done / (now - self.started)
         if self.total is None:
-            self.reporter.say(f"  {self.what} {self.done:,}, {rate:,.0f} {self.unit}/s")
+            self.reporter.say(f"  {self.what} {self.done:,}, {rate_of(rate, self.unit)}")
             return
         left = duration((self.total - self.done) / rate) if rate else "?"
-        self.reporter.say(f"  {self.what} {self.done:,}/{self.total:,}, {rate:,.0f} {self.unit}/s, {left} left")
+        self.reporter.say(f"  {self.what} {self.done:,}/{self.total:,}, {rate_of(rate, self.unit)}, {left} left")

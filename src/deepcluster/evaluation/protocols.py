@@ -170,7 +170,10 @@ def _target(model: str | Path | Model, protocol: str, out: str | Path | None) ->
     """Return the file to write; nothing is created yet."""
     if out is None:
         run = user_path(model.name if isinstance(model, Model) else model)
-        return run / "evaluation" / f"{protocol}.json" if RunFolder(run).is_run() else None
+        folder = run / "evaluation"
+        return (
+            output_path(folder, "the results in", is_folder=True) / f"{protocol}.json" if RunFolder(run).is_run() else None
+        )
     out = user_path(out)
     if out.is_dir() or out.suffix != ".json":
         return output_path(out, "--out", is_folder=True) / f"{protocol}.json"
@@ -270,7 +273,8 @@ def _all(
     }
     found = list(find_data(user_path(data_root), only))
     if not found:
-        wanted, there = "; ".join(text for text, _ in LAYOUTS.values()), contents_of(Path(data_root))
+        layouts = dict.fromkeys(PROTOCOLS[protocol].layout for protocol in only or PROTOCOLS)
+        wanted, there = "; ".join(LAYOUTS[name][0] for name in layouts), contents_of(Path(data_root))
         raise InputError(f"{data_root}: no protocol finds its data there ({there}). Looked for: {wanted}")
     return chosen, found
 

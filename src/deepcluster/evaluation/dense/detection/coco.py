@@ -38,7 +38,7 @@ from deepcluster.evaluation.dense.detection.parts import (
     test_view,
     training_view,
 )
-from deepcluster.evaluation.dense.detection.training import Tested, pictures_of, train_detector, weight_groups
+from deepcluster.evaluation.dense.detection.training import Tested, check_objects, pictures_of, train_detector, weight_groups
 from deepcluster.evaluation.dense.fine_tuning import set_batch_norms
 from deepcluster.evaluation.dense.samples import Samples, Target
 from deepcluster.evaluation.measures.coco import CocoPrecisions, coco_precisions
@@ -89,6 +89,7 @@ def prepare(model: Model, data: Path, options: CocoDetectionOptions) -> Tested:
     folder = open_coco(data)
     stages, masks = [*pyramid_stages(model.trunk)], not options.boxes_only
     train, test = open_sets(folder, masks=masks)
+    check_objects(train, test)
     known = [sha256(part.annotations.read_bytes()).hexdigest() for part in (folder.train, folder.val)]
     model.work.reporter.say(f"training on {count_of(len(train), 'image')}, testing on {len(test):,}")
     detector = make_detector(model, len(train.class_names), options)

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deepcluster.core.errors import TrainingError
+from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.text import count_of
 from deepcluster.data.decode import decode
 from deepcluster.data.survey import even_sample
@@ -118,6 +118,7 @@ def train_and_test(
         TrainingError: a loss is no longer a finite number.
     """
     train, test = sets
+    check_objects(*sets)
     detector = make_detector(model, parts, recipe, options, given=proposals[0] is not None, classes=len(train.class_names))
     batchnorm = chosen_batchnorm(options, recipe)
     groups = [*weight_groups(detector, options.lr, free_biases=recipe.free_biases)]
@@ -141,6 +142,14 @@ def train_and_test(
     return Tested(train, test, found, unreadable, training.unreadable, spans, resumable, about)
 
 
+def check_objects(*sets: ObjectSet) -> None:
+    """Raise `InputError` where no image of a set has an object that counts: nothing could be learned, or tested."""
+    for one in sets:
+        objects = (one.read_objects(index, False) for index in range(len(one)))
+        if not any((~(found.difficult_M | found.crowd_M)).any() for found in objects):
+            raise InputError(f"none of {one.source.describe()} has an object of a known class that counts ({one.name})")
+
+
 def train_detector(
     model: Model,
     name: str,
@@ -161,6 +170,10 @@ def train_detector(
         TrainingError: a loss is no longer a finite number.
     """
     drops = options.drops
+    late = [f"--warmup {options.warmup}"] if options.warmup >= options.steps else []
+    late += [f"--lr-drops {','.join(map(str, drops))}"] if max(drops, default=0) >= options.steps else []
+    if late:
+        model.work.reporter.warn(f"{' and '.join(late)} reach beyond --steps {options.steps}: set them too")
     schedule = Schedule(
         steps=options.steps,
         rate=lambda step: 0.1 ** sum(step >= drop for drop in drops),

@@ -54,11 +54,13 @@ def train_and_test(model: Model, task: Task) -> Segmentation:
         Interrupted: what was done is kept; the same call continues to exactly the result it would have had.
     """
     images = f"{count_of(len(task.parts.train), 'image')}, testing on {len(task.parts.test):,}"
-    model.work.reporter.say(f"{task.protocol} ({task.recipe}): {task.options.steps:,} steps on {images}")
-    training, resumable = train(model, task)
     test = task.parts.test
+    # All masks of the test, so that what is wrong with one is known before the training.
+    test_masks = masks_key(test, len(test))
+    model.work.reporter.say(f"{task.protocol} ({task.recipe}): {count_of(task.options.steps or 0, 'step')} on {images}")
+    training, resumable = train(model, task)
     facts = (task.protocol, task.key(), sorted(task.options.as_dict().items()), data_key(task.parts.train.source))
-    spans = Spans(model, len(test), *facts, data_key(test.source), masks_key(test))
+    spans = Spans(model, len(test), *facts, data_key(test.source), test_masks)
 
     def of_span(span: range, advance: Advance) -> dict[str, Any]:
         return test_span(model, training.network, task, span, advance)

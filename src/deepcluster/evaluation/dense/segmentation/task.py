@@ -78,10 +78,14 @@ def open_layout(data: Path, layouts: Sequence[str], lists: str = "auto") -> Mask
     return parts
 
 
-def masks_key(data: MaskSet) -> str:
-    """Return digits that change with the masks, judging by some of them, and with the classes."""
+def masks_key(data: MaskSet, at_most: int = MASKS_IN_KEY) -> str:
+    """Return digits that change with the masks, judging by so many of them, and with the classes.
+
+    Raises:
+        InputError: one of these masks can't be used.
+    """
     digest = sha256(repr(data.class_names).encode())
-    for index in even_sample(range(len(data)), MASKS_IN_KEY):
+    for index in even_sample(range(len(data)), at_most):
         digest.update(data.read_mask(index).tobytes())
     return digest.hexdigest()
 
