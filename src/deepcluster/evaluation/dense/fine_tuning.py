@@ -106,6 +106,7 @@ def fine_tune(
     if kept is not None:
         training.load(kept)
         say(f"resuming after {training.where}")
+    ranks.check_same("options, images or cache folder", f"{resumable.path.stem[:8]} at {training.where}")
 
     def learn(batch: Any, number: int) -> dict[str, Tensor]:
         training.unreadable.update(batch.unreadable)
@@ -114,8 +115,9 @@ def fine_tune(
             raise InputError(
                 f"{len(training.unreadable):,} of {source.describe()} can't be read, as {source.name(index)}: {why}"
             )
+        missing, count = ranks.sum(torch.tensor([not batch.samples, len(batch.samples)], dtype=torch.int64)).tolist()
         # A rank without images would leave the others waiting in a synchronised BatchNorm.
-        if ranks.size > 1 and ranks.sum(torch.tensor(int(not batch.samples))):
+        if missing:
             return {}
         means: dict[str, Tensor] = {}
         optimizer.zero_grad(set_to_none=True)
@@ -124,7 +126,9 @@ def fine_tune(
                 with machine.autocast():
                     found = losses(part)
                 share = len(part.samples) / len(batch.samples)
-                (share * torch.stack([*found.values()]).sum()).backward()
+                # Each image counts the same, also where ranks have different numbers of them.
+                weight = len(part.samples) * ranks.size / count
+                (weight * torch.stack([*found.values()]).sum()).backward()
                 for name, value in found.items():
                     means[name] = means.get(name, 0.0) + share * value.detach()
         average_gradients(weights, ranks)
@@ -167,6 +171,7 @@ def fine_tune(
             advance=checked,
         )
     if kept is None or kept["step"] < training.steps:
+        share_state(training, ranks)
         # What comes after it may be stopped; and the first of several ranks goes on alone.
         if ranks.is_main:
             resumable.save(training.state)
@@ -188,6 +193,19 @@ def set_batch_norms(network: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
                 layer.eval().requires_grad_(False)
         return network
     return network if mode == "train" else synchronise_batch_norms(network, ranks)
+
+
+def share_state(training: Training[Any], ranks: Ranks) -> None:
+    """Give all ranks the network of the first, and the unreadable images of all.
+
+    Statistics of BatchNorm are of a rank's own images where they are not synchronised.
+    """
+    if ranks.size == 1:
+        return
+    for value in training.network.state_dict().values():
+        ranks.sum(value if ranks.is_main else value.zero_())
+    for found in ranks.gather_objects(training.unreadable):
+        training.unreadable.update(found)
 
 
 def average_gradients(weights: Sequence[Tensor], ranks: Ranks) -> None:
