@@ -188,6 +188,14 @@ def work_of_ranks(folder: Path, out: Path) -> None:
             torch.save(dict(train(model, folder, **settings)[0].state_dict()), out / f"{name}-{rank}.pt")
         spans = Spans(model, 5 * SPAN + 3, "toy").compute("testing", lambda span, advance: {"span": [*span], "by": rank})
         torch.save(spans, out / f"spans-{rank}.pt")
+
+        def refuse(span: range, advance: Any) -> dict[str, Any]:
+            if rank:
+                raise InputError("a mask is damaged")
+            return {}
+
+        with pytest.raises(InputError, match="a mask is damaged"):
+            Spans(model, 2 * SPAN, "damaged").compute("testing", refuse)
         shared, lone = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
         shared.grad = torch.full((2,), 1.0 + rank)
         lone.grad = torch.full((2,), 4.0) if rank else None
