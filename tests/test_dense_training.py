@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,12 @@ class Segmenter(nn.Module):
 
 
 def train(
-    model: Model, folder: Path, steps: int = STEPS, batchnorm: str = "auto", batch_size: int = 4
+    model: Model,
+    folder: Path,
+    steps: int = STEPS,
+    batchnorm: str = "auto",
+    batch_size: int = 4,
+    samples: Samples | None = None,
 ) -> tuple[nn.Module, Any]:
     network = Segmenter(model, batchnorm)
 
@@ -107,7 +113,7 @@ def train(
         "toy",
         network,
         groups,
-        samples_of(folder),
+        samples or samples_of(folder),
         losses,
         schedule,
         KnnOptions(),
@@ -173,6 +179,13 @@ def test_a_stop_and_a_resume_change_nothing(photos: Path, monkeypatch: pytest.Mo
     assert not resumable.path.exists()
 
 
+def without(read: Any, index: int, height: int, width: int) -> Any:
+    """The target of an image; there is none of image 3, which one of two ranks meets first."""
+    if index == 3:
+        raise InputError("no mask of image 3")
+    return read(index, height, width)
+
+
 UNLIKE: dict[str, dict[str, Any]] = {
     "statistics of each rank": {"batchnorm": "train", "steps": 2},
     "parts of one and two images": {"batch_size": 3},
@@ -188,6 +201,11 @@ def work_of_ranks(folder: Path, out: Path) -> None:
             torch.save(dict(train(model, folder, **settings)[0].state_dict()), out / f"{name}-{rank}.pt")
         spans = Spans(model, 5 * SPAN + 3, "toy").compute("testing", lambda span, advance: {"span": [*span], "by": rank})
         torch.save(spans, out / f"spans-{rank}.pt")
+        damaged = samples_of(folder)
+        with pytest.raises(InputError, match="no mask of image 3"):
+            train(
+                model, folder, 6, batch_size=2, samples=replace(damaged, read_target=partial(without, damaged.read_target))
+            )
 
         def refuse(span: range, advance: Any) -> dict[str, Any]:
             if rank:

@@ -108,14 +108,21 @@ def fine_tune(
         say(f"resuming after {training.where}")
     ranks.check_same("options, images or cache folder", f"{resumable.path.stem[:8]} at {training.where}")
 
+    faults: list[InputError] = []
+
     def learn(batch: Any, number: int) -> dict[str, Tensor]:
         training.unreadable.update(batch.unreadable)
         if len(training.unreadable) > MOST_UNREADABLE * len(samples.data):
             source, (index, why) = samples.data.source, next(iter(training.unreadable.items()))
-            raise InputError(
-                f"{len(training.unreadable):,} of {source.describe()} can't be read, as {source.name(index)}: {why}"
+            faults.append(
+                InputError(
+                    f"{len(training.unreadable):,} of {source.describe()} can't be read, as {source.name(index)}: {why}"
+                )
             )
-        missing, count = ranks.sum(torch.tensor([not batch.samples, len(batch.samples)], dtype=torch.int64)).tolist()
+        numbers = torch.tensor([len(faults), not batch.samples, len(batch.samples)], dtype=torch.int64)
+        faulty, missing, count = ranks.sum(numbers).tolist()
+        if faulty:  # Of any rank: the others would wait for it.
+            raise next(one[0] for one in ranks.gather_objects(faults) if one)
         # A rank without images would leave the others waiting in a synchronised BatchNorm.
         if missing:
             return {}
@@ -154,7 +161,11 @@ def fine_tune(
 
     def batches(epoch: int, first: int) -> Generator[Any, None, None]:
         with closing(samples.training(model, batch_size, seed=seed, steps=range(first, schedule.steps))) as rest:
-            yield from rest
+            try:
+                yield from rest
+            except InputError as fault:
+                faults.append(fault)
+                yield SampleBatch([], {})
 
     first, started = training.step, time.monotonic()
     with resumable.track(
