@@ -24,7 +24,9 @@ Prints a table with the rows of these parts, the most important first:
 - views: images per second of crops, colours and blur on the device; whether they make the CPU wait for the GPU; the largest
   difference of their pixels from the CPU's, of 255;
 - input: images per second by the number of worker processes (input.py), decoded and from the pack, at 32 and 224 px;
-- triton: the fused kernel of the nearest centroids beside plain products, by type.
+- triton: the fused kernel of the nearest centroids beside plain products, by type;
+- dense: seconds a step and memory of detection and segmentation at their published sizes and batches, on drawn annotations
+  (gpu_dense.py); best alone: `--only dense`.
 
 Each part runs in a process of its own with a time limit, and keeps the rows that it has printed when it fails. `--out`
 gets the table (gpu.txt), its rows as lines of JSON (gpu.jsonl) and what the parts wrote to stderr (gpu.log). Needs the
@@ -50,6 +52,13 @@ from gpu_checks import gpu_tests, smoke
 from gpu_parts import Job, clustering, data, environment, input_rates, minutes, triton, views, whole_epochs
 
 
+def dense(job: Job) -> None:
+    """Measure the dense protocols (gpu_dense.py, which imports torch)."""
+    from gpu_dense import dense
+
+    dense(job)
+
+
 def steps(job: Job) -> None:
     """Measure training steps (gpu_steps.py, which imports torch)."""
     from gpu_steps import steps
@@ -71,6 +80,7 @@ PARTS: dict[str, Callable[[Job], None]] = {
     "views": views,
     "input": input_rates,
     "triton": triton,
+    "dense": dense,
 }
 # Most seconds of each part, where all have 6 minutes together; those that matter less come last, and get what is left.
 LIMITS = {
@@ -87,6 +97,7 @@ LIMITS = {
     "views": 30,
     "input": 60,
     "triton": 40,
+    "dense": 150,
 }
 
 

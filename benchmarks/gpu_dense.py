@@ -56,7 +56,7 @@ def dense(job: Job) -> None:
     folder = Path(job.folder, "dense")
     draw_sets(folder, *((8, 2) if job.quick else (TRAIN, TEST)))
     for protocol, arch, data, settings in CASES:
-        options = settings | ({**QUICK, **quick_sizes(protocol)} if job.quick and settings else {})
+        options = settings | (QUICK if job.quick and settings else {})
         reporter = Steps()
         peak_GiB(job.device)
         started = time.perf_counter()
@@ -69,11 +69,6 @@ def dense(job: Job) -> None:
             row |= {"step_seconds": reporter.seconds(), "finite": all(map(math.isfinite, reporter.losses))}
             row |= {"batch": found.results.settings.get("batch_size", 0)}
         report(f"{protocol} {small}", **row)
-
-
-def quick_sizes(protocol: str) -> dict[str, Any]:
-    """Return settings that make steps tiny; the protocol's own quick ones otherwise."""
-    return {}
 
 
 def draw_sets(folder: Path, train: int, test: int) -> None:

@@ -25,7 +25,6 @@ from deepcluster.cli import main
 from deepcluster.core.distributed import joined
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.work import Work
-from deepcluster.evaluation import protocols
 from deepcluster.evaluation.datasets.coco import crowds, image_sizes, open_coco, read_coco, with_objects
 from deepcluster.evaluation.dense.detection.coco import SizedTargets, evaluate, make_detector, prepare
 from deepcluster.evaluation.dense.detection.coco_options import CocoDetectionOptions
@@ -35,6 +34,7 @@ from deepcluster.evaluation.dense.detection.pasting import encoded_masks, pasted
 from deepcluster.evaluation.dense.detection.roi import AlignedPooler
 from deepcluster.evaluation.dense.detection.training import weight_groups
 from deepcluster.evaluation.dense.samples import Samples
+from deepcluster.evaluation.layouts import find_data
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.model import Model
@@ -349,5 +349,5 @@ def test_two_processes(folder: Path, cache: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_all_finds_the_folder(folder: Path) -> None:
-    assert [name for name, _, _ in protocols._find_data(folder, ["coco-detection"])] == ["coco-detection"]
-    assert [name for name, _, _ in protocols._find_data(folder.parent, [])].count("coco-detection") == 1
+    assert [name for name, _, _ in find_data(folder, ["coco-detection"])] == ["coco-detection"]
+    assert [name for name, _, _ in find_data(folder.parent, [])].count("coco-detection") == 1

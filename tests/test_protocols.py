@@ -18,8 +18,9 @@ from deepcluster.cli import cli, main
 from deepcluster.cli.evaluate import _protocol_command, evaluate_group
 from deepcluster.core.errors import InputError
 from deepcluster.evaluation import protocols
+from deepcluster.evaluation.layouts import find_data
 from deepcluster.evaluation.options import PROTOCOLS, Protocol
-from deepcluster.evaluation.protocols import _find_data, compare
+from deepcluster.evaluation.protocols import compare
 
 KNN = ["--k", "1,3"]
 
@@ -293,13 +294,13 @@ def test_each_data_set_is_found_once_and_only_as_what_it_is(classes: Path, tmp_p
         (tmp_path / "coco" / f"{part}2017").mkdir()
         (tmp_path / "coco" / "annotations" / f"instances_{part}2017.json").write_text("{}")
     (tmp_path / "colours").symlink_to(classes)
-    found = {(protocol, folder.name) for protocol, folder, _ in _find_data(tmp_path, ())}
+    found = {(protocol, folder.name) for protocol, folder, _ in find_data(tmp_path, ())}
     frozen = {(name, "streets") for name in ("segmentation-linear", "segmentation-knn", "segmentation-clusters")}
     labelled = {(name, "colours") for name in ("linear", "knn", "clusters", "semi-supervised")}
     on_voc = {name for name, known in PROTOCOLS.items() if known.layout == "voc"}
     voc = {(name, tmp_path.name) for name in on_voc}
     assert {"voc07-detection", "voc0712-detection"} < on_voc
     assert found == frozen | labelled | voc | {("cityscapes-segmentation", "streets"), ("coco-detection", "coco")}
-    assert {folder.name for _, folder, _ in _find_data(tmp_path / "streets", ())} == {"streets"}
-    files = [name for _, _, name in _find_data(tmp_path, ())]
+    assert {folder.name for _, folder, _ in find_data(tmp_path / "streets", ())} == {"streets"}
+    files = [name for _, _, name in find_data(tmp_path, ())]
     assert len(files) == len(set(files))

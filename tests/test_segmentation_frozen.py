@@ -330,6 +330,7 @@ def model_with(ranks: Ranks, cache: Path) -> Model:
     return model
 
 
+@pytest.mark.slow
 def test_two_ranks_do_what_one_does(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_ranks(2, tmp_path / "store", in_a_rank, drawn, tmp_path)
     assert (tmp_path / "done-0").exists() and (tmp_path / "done-1").exists()

@@ -123,6 +123,7 @@ def in_one_of_two(devkit: Path, folder: Path) -> None:
         torch.save((made.training.network.state_dict(), made.counts_CC), folder / f"{ranks.rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "cache"))
     devkit = write_masks(tmp_path / "data", {"train": 12, "val": 2})

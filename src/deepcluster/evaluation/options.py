@@ -151,7 +151,7 @@ class Protocol:
         options: a class of options; its docstring is the help of the command.
         module: has `evaluate(model, data, options) -> Results`; and `prepare`, with the same arguments, if several processes
             can do its long work together: they leave it in the cache folder, where `evaluate` finds it.
-        layout: a name in `protocols.LAYOUTS`: on which folders `evaluate all` runs it.
+        layout: a name in `layouts.LAYOUTS`: on which folders `evaluate all` runs it.
         quick: shorter settings, for a first look; the results record them.
         in_all: what `evaluate all` changes of the defaults.
     """

@@ -3,7 +3,7 @@
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,38 +15,14 @@ from deepcluster.core.files import output_path, user_path, write_whole
 from deepcluster.core.options import Checked
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import joined_work
-from deepcluster.evaluation.datasets.buildings import is_buildings
-from deepcluster.evaluation.datasets.coco import is_coco
-from deepcluster.evaluation.datasets.labelled import contents_of, has_train_val
-from deepcluster.evaluation.datasets.masks import LAYOUTS as MASK_LAYOUTS
-from deepcluster.evaluation.datasets.masks import is_masks
-from deepcluster.evaluation.datasets.voc import is_voc
+from deepcluster.evaluation.datasets.labelled import contents_of
+from deepcluster.evaluation.layouts import LAYOUTS, find_data
 from deepcluster.evaluation.options import PROTOCOLS
 from deepcluster.evaluation.results import Results, Table, by_case, shown
 from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import digest_of
-
-
-def has_classes(data: Path) -> bool:
-    """Return whether there are two parts with class folders; the parts of COCO and Cityscapes have none."""
-    return has_train_val(data) and not is_coco(data) and not MASK_LAYOUTS["cityscapes"].fits(data.parent)
-
-
-# What the folder of a data set looks like, in words and as a check.
-LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
-    "classes": ("class folders in train/ and val/", has_classes),
-    "voc": ("a Pascal VOC devkit", is_voc),
-    "masks": ("images with a class per pixel: VOC, Cityscapes or COCO", is_masks),
-    "buildings": ("Oxford or Paris buildings with their ground truth", is_buildings),
-    "coco": ("COCO's annotations/instances_*.json and images", is_coco),
-    "voc masks": (
-        f"{MASK_LAYOUTS['voc'].wanted}, or {MASK_LAYOUTS['sbd'].wanted}",
-        lambda data: MASK_LAYOUTS["voc"].fits(data) or MASK_LAYOUTS["sbd"].fits(data),
-    ),
-    "cityscapes": (MASK_LAYOUTS["cityscapes"].wanted, MASK_LAYOUTS["cityscapes"].fits),
-}
 
 
 @dataclass(frozen=True)
@@ -285,12 +261,14 @@ def prepare_all(
 def _all(
     data_root: str | Path, only: Sequence[str], *, quick: bool, options: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Checked], list[tuple[str, Path, str]]]:
-    """Return the options of each protocol, and what `_find_data` finds."""
+    """Return the options of each protocol, and what `find_data` finds."""
+    for protocol in only:
+        _options(protocol, {})
     chosen = {
         name: _options(name, {**known.in_all, **(known.quick if quick else {}), **options.get(name, {})})
         for name, known in PROTOCOLS.items()
     }
-    found = list(_find_data(user_path(data_root), only))
+    found = list(find_data(user_path(data_root), only))
     if not found:
         wanted, there = "; ".join(text for text, _ in LAYOUTS.values()), contents_of(Path(data_root))
         raise InputError(f"{data_root}: no protocol finds its data there ({there}). Looked for: {wanted}")
@@ -299,22 +277,6 @@ def _all(
 
 def _target_of_all(model: str | Path | Model, name: str, out: str | Path | None) -> Path | None:
     return _target(model, name, Path(out) / f"{name}.json" if out is not None else None)
-
-
-def _find_data(root: Path, only: Sequence[str]) -> Iterator[tuple[str, Path, str]]:
-    """Yield protocol, folder of its data, and the name of its file: with that of the data where there are several."""
-    for protocol in only:
-        _options(protocol, {})
-    inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    # What fits by what is in it, as VOC does by its VOCdevkit, is not looked for in there again.
-    by_layout = {
-        name: [root] if root.is_dir() and fits(root) else [folder for folder in inside if fits(folder)]
-        for name, (_, fits) in LAYOUTS.items()
-    }
-    for protocol in only or PROTOCOLS:
-        fitting = by_layout[PROTOCOLS[protocol].layout]
-        for folder in fitting:
-            yield protocol, folder, protocol if len(fitting) == 1 else f"{protocol}-{folder.resolve().name}"
 
 
 def summary(evaluations: Sequence[Evaluation]) -> Table:

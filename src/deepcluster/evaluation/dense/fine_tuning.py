@@ -6,7 +6,7 @@ B batch, S steps.
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -91,58 +91,26 @@ def fine_tune(
         InputError: more than 10 % of the images can't be read, or there are more ranks than images in a batch.
         Interrupted: the state is kept; the same call continues to exactly the result it would have had.
     """
-    ranks, machine, say = model.work.ranks, model.machine, model.work.reporter.say
+    ranks, say = model.work.ranks, model.work.reporter.say
     if ranks.size > batch_size:
         raise InputError(
             f"{ranks.size} processes are more than the {count_of(batch_size, 'image')} of a step: raise --batch-size"
         )
-    optimizer = sgd(groups, machine, lr=0.0, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
-    first_rates = [group["lr"] for group in optimizer.param_groups]
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    optimizer = sgd(groups, model.machine, lr=0.0, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
     training = Training(network, optimizer, schedule.steps)
     known = (sorted(options.as_dict().items()), data_key(samples.data.source), *facts)
     resumable = model.resumable(protocol, STATE_FORMAT, *known)
+    first_rates = [group["lr"] for group in optimizer.param_groups]
     kept = resumable.load()
     if kept is not None:
         training.load(kept)
         say(f"resuming after {training.where}")
     ranks.check_same("options, images or cache folder", f"{resumable.path.stem[:8]} at {training.where}")
+    first, started = training.step, time.monotonic()
+    step = _Step(model, training, samples, losses, schedule, batch_size, seed, at_once or batch_size)
 
-    faults: list[InputError] = []
-
-    def learn(batch: Any, number: int) -> dict[str, Tensor]:
-        training.unreadable.update(batch.unreadable)
-        if len(training.unreadable) > MOST_UNREADABLE * len(samples.data):
-            source, (index, why) = samples.data.source, next(iter(training.unreadable.items()))
-            faults.append(
-                InputError(
-                    f"{len(training.unreadable):,} of {source.describe()} can't be read, as {source.name(index)}: {why}"
-                )
-            )
-        numbers = torch.tensor([len(faults), not batch.samples, len(batch.samples)], dtype=torch.int64)
-        faulty, missing, count = ranks.sum(numbers).tolist()
-        if faulty:  # Of any rank: the others would wait for it.
-            raise next(one[0] for one in ranks.gather_objects(faults) if one)
-        # A rank without images would leave the others waiting in a synchronised BatchNorm.
-        if missing:
-            return {}
-        means: dict[str, Tensor] = {}
-        optimizer.zero_grad(set_to_none=True)
-        with seeded(seed_of(seed, number, ranks.rank), machine.device):
-            for part in batch.split(at_once or batch_size):
-                with machine.autocast():
-                    found = losses(part)
-                share = len(part.samples) / len(batch.samples)
-                # Each image counts the same, also where ranks have different numbers of them.
-                weight = len(part.samples) * ranks.size / count
-                (weight * torch.stack([*found.values()]).sum()).backward()
-                for name, value in found.items():
-                    means[name] = means.get(name, 0.0) + share * value.detach()
-        average_gradients(weights, ranks)
-        if schedule.clip is not None:
-            nn.utils.clip_grad_norm_(weights, schedule.clip)
-        optimizer.step()
-        return means
+    def rates(number: int) -> list[float]:
+        return [rate * schedule.factor(number) for rate in first_rates]
 
     def checked(steps: int) -> None:
         if training.step - first == MEASURED_STEPS:
@@ -152,42 +120,87 @@ def fine_tune(
                 say(f"{about} on this machine; --quick is for a first look, --steps sets their number")
         advance(steps)
 
-    def rates(step: int) -> list[float]:
-        return [rate * schedule.factor(step) for rate in first_rates]
-
-    def report(means: Mapping[str, float]) -> None:
-        parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-        say(f"{training.where}  loss {sum(means.values()):.3f}  ({parts})  lr {optimizer.param_groups[0]['lr']:.3g}")
-
-    def batches(epoch: int, first: int) -> Generator[Any, None, None]:
-        with closing(samples.training(model, batch_size, seed=seed, steps=range(first, schedule.steps))) as rest:
-            try:
-                yield from rest
-            except InputError as fault:
-                faults.append(fault)
-                yield SampleBatch([], {})
-
-    first, started = training.step, time.monotonic()
-    with resumable.track(
-        "training", training.steps - training.step, "steps", state=training.state, together=True
-    ) as advance:
-        fit(
-            training,
-            batches,
-            learn,
-            steps_per_epoch=schedule.steps,
-            rates=rates,
-            smallest=0,
-            reports=(ceil(schedule.steps / REPORTS), report),
-            advance=checked,
-        )
-    if kept is None or kept["step"] < training.steps:
+    left, reports = training.steps - training.step, (ceil(schedule.steps / REPORTS), step.report)
+    with resumable.track("training", left, "steps", state=training.state, together=True) as advance:
+        one_epoch: dict[str, Any] = {"steps_per_epoch": schedule.steps, "smallest": 0, "reports": reports}
+        fit(training, step.batches, step.learn, rates=rates, advance=checked, **one_epoch)
+    if left:
         share_state(training, ranks)
         # What comes after it may be stopped; and the first of several ranks goes on alone.
         if ranks.is_main:
             resumable.save(training.state)
         ranks.barrier()
     return training, resumable
+
+
+@dataclass
+class _Step:
+    """What a step of `fine_tune` does, whose arguments these are."""
+
+    model: Model
+    training: Training[Any]
+    samples: Samples
+    losses: Callable[[SampleBatch], Mapping[str, Tensor]]
+    schedule: Schedule
+    batch_size: int
+    seed: int
+    at_once: int
+    faults: list[InputError] = field(default_factory=list)
+
+    def batches(self, epoch: int, first: int) -> Generator[Any, None, None]:
+        """Yield the batches from a step on; all steps are one epoch of `fit`."""
+        steps = range(first, self.schedule.steps)
+        with closing(self.samples.training(self.model, self.batch_size, seed=self.seed, steps=steps)) as rest:
+            try:
+                yield from rest
+            except InputError as fault:
+                self.faults.append(fault)
+                yield SampleBatch([], {})
+
+    def learn(self, batch: Any, number: int) -> dict[str, Tensor]:
+        """Take a step; return the losses by name, none where nothing was learned."""
+        self._check_readable(batch)
+        ranks, optimizer, machine = self.model.work.ranks, self.training.optimizer, self.model.machine
+        numbers = torch.tensor([len(self.faults), not batch.samples, len(batch.samples)], dtype=torch.int64)
+        faulty, missing, count = ranks.sum(numbers).tolist()
+        if faulty:  # Of any rank: the others would wait for it.
+            raise next(one[0] for one in ranks.gather_objects(self.faults) if one)
+        # A rank without images would leave the others waiting in a synchronised BatchNorm.
+        if missing:
+            return {}
+        means: dict[str, Tensor] = {}
+        optimizer.zero_grad(set_to_none=True)
+        with seeded(seed_of(self.seed, number, ranks.rank), machine.device):
+            for part in batch.split(self.at_once):
+                with machine.autocast():
+                    found = self.losses(part)
+                share = len(part.samples) / len(batch.samples)
+                # Each image counts the same, also where ranks have different numbers of them.
+                weight = len(part.samples) * ranks.size / count
+                (weight * torch.stack([*found.values()]).sum()).backward()
+                for name, value in found.items():
+                    means[name] = means.get(name, 0.0) + share * value.detach()
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        average_gradients(weights, ranks)
+        if self.schedule.clip is not None:
+            nn.utils.clip_grad_norm_(weights, self.schedule.clip)
+        optimizer.step()
+        return means
+
+    def _check_readable(self, batch: Any) -> None:
+        unreadable, source = self.training.unreadable, self.samples.data.source
+        unreadable.update(batch.unreadable)
+        if len(unreadable) > MOST_UNREADABLE * len(source):
+            index, why = next(iter(unreadable.items()))
+            about = f"{len(unreadable):,} of {source.describe()} can't be read"
+            self.faults.append(InputError(f"{about}, as {source.name(index)}: {why}"))
+
+    def report(self, means: Mapping[str, float]) -> None:
+        """Print the mean losses since the last report."""
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        each = f"  ({parts})" if len(means) > 1 else ""
+        rate = self.training.optimizer.param_groups[0]["lr"]
+        self.model.work.reporter.say(f"{self.training.where}  loss {sum(means.values()):.3f}{each}  lr {rate:.3g}")
 
 
 def set_batch_norms(network: nn.Module, mode: str, ranks: Ranks) -> nn.Module:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepcluster.core.errors import InputError, TrainingError, UnreadableImage
+from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.text import count_of
 from deepcluster.evaluation.datasets.coco import (
     CocoFolder,
@@ -35,16 +35,15 @@ from deepcluster.evaluation.dense.detection.parts import (
     Targets,
     detect_all,
     detections_of,
-    losses_of,
     test_view,
     training_view,
 )
-from deepcluster.evaluation.dense.detection.training import Tested, explained, pictures_of, weight_groups
-from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
+from deepcluster.evaluation.dense.detection.training import Tested, pictures_of, train_detector, weight_groups
+from deepcluster.evaluation.dense.fine_tuning import set_batch_norms
 from deepcluster.evaluation.dense.samples import Samples, Target
 from deepcluster.evaluation.measures.coco import CocoPrecisions, coco_precisions
 from deepcluster.evaluation.results import Measured, Results
-from deepcluster.evaluation.trainer import Diverged, seeded
+from deepcluster.evaluation.trainer import seeded
 from deepcluster.run.model import Model
 
 NAME = "coco-detection"
@@ -88,42 +87,21 @@ def prepare(model: Model, data: Path, options: CocoDetectionOptions) -> Tested:
         Interrupted: what is done is kept; the same call continues to exactly the result it would have had.
     """
     folder = open_coco(data)
-    stages, masks, drops = [*pyramid_stages(model.trunk)], not options.boxes_only, options.drops
+    stages, masks = [*pyramid_stages(model.trunk)], not options.boxes_only
     train, test = open_sets(folder, masks=masks)
     known = [sha256(part.annotations.read_bytes()).hexdigest() for part in (folder.train, folder.val)]
     model.work.reporter.say(f"training on {count_of(len(train), 'image')}, testing on {len(test):,}")
     detector = make_detector(model, len(train.class_names), options)
-    schedule = Schedule(
-        options.steps,
-        lambda step: 0.1 ** sum(step >= drop for drop in drops),
-        options.momentum,
-        options.weight_decay,
-        warmup=options.warmup,
-        clip=options.clip or None,
-    )
+    groups = [*weight_groups(detector, options.lr, free_biases=False)]
     targets = SizedTargets(Targets(train, masks), image_sizes(train))
-    try:
-        training, resumable = fine_tune(
-            model,
-            NAME,
-            detector,
-            [*weight_groups(detector, options.lr, free_biases=False)],
-            Samples(train, targets, training_view(options.short_sides, options.long_side)),
-            losses_of(model, detector),
-            schedule,
-            options,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            facts=known[:1],
-        )
-    except Diverged as fault:
-        raise TrainingError(explained(fault, chosen_batchnorm(options), options.lr)) from fault
-    detector.eval()
+    samples = Samples(train, targets, training_view(options.short_sides, options.long_side))
+    batchnorm = chosen_batchnorm(options)
+    training, resumable = train_detector(model, NAME, detector, groups, samples, options, batchnorm, [known[0]])
     sides = options.test_short_side, options.test_long_side
     bare = replace(test, coco=None)
     testing = Samples(bare, SizedTargets(Targets(bare, objects=False), image_sizes(test)), test_view(*sides))
     found, unreadable, spans = detect_all(model, detector, testing, detections_of(model, detector), sides, *known)
-    about = {"stages": stages, "lr_drops": [*drops], "batchnorm": chosen_batchnorm(options)}
+    about = {"stages": stages, "lr_drops": [*options.drops], "batchnorm": batchnorm}
     return Tested(train, test, found, unreadable, training.unreadable, spans, resumable, about)
 
 

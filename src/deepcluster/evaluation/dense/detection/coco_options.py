@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deepcluster.core.errors import InputError
-from deepcluster.core.options import Checked, option
+from deepcluster.core.options import option
+from deepcluster.evaluation.dense.detection.options import SgdOptions
 
 
 @dataclass(frozen=True)
-class CocoDetectionOptions(Checked):
+class CocoDetectionOptions(SgdOptions):
     """Mask R-CNN with a feature pyramid (FPN) on COCO 2017, the "1x" schedule, as MoCo's and mmselfsup's tables."""
 
     steps: int = option(90_000, "steps of SGD", at_least=1)
@@ -19,9 +19,7 @@ class CocoDetectionOptions(Checked):
         (), "steps at which the learning rate is divided by 10 (default: after 2/3 and 8/9 of them)", at_least=1
     )
     warmup: int = option(1_000, "steps during which the learning rate rises from 1/1000 of its value", at_least=0)
-    momentum: float = option(0.9, "momentum of SGD", at_least=0, below=1)
     weight_decay: float = option(1e-4, "weight decay; BatchNorm has none", at_least=0)
-    clip: float = option(0.0, "clip the norm of the gradient (0: off)", at_least=0)
     short_sides: tuple[int, ...] = option(
         tuple(range(640, 801, 32)), "shorter sides in pixels to which images are scaled in training", at_least=32
     )
@@ -36,13 +34,6 @@ class CocoDetectionOptions(Checked):
         choices=("auto", "train", "frozen", "sync"),
     )
     boxes_only: bool = option(False, "no masks: for annotations that have boxes only, or to save time")
-    seed: int = option(31, "seed of order, views, regions and new layers", at_least=0, below=2**63)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("long_side", max(self.short_sides)), ("test_long_side", self.test_short_side)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)} must be at least the shorter side, {least}")
 
     @property
     def drops(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from deepcluster.evaluation.datasets.dense import Detections, Objects, ObjectSet
 from deepcluster.evaluation.dense.detection.box_heads import LastLayer, Parts
 from deepcluster.evaluation.dense.detection.faster_rcnn import BoxHeads, FloatPredictor, GivenProposals, RegionProposals
 from deepcluster.evaluation.dense.detection.freezing import keep_frozen_statistics, train_from
+from deepcluster.evaluation.dense.detection.options import SgdOptions
 from deepcluster.evaluation.dense.detection.parts import (
     Batching,
     Detector,
@@ -39,7 +40,7 @@ from deepcluster.evaluation.dense.samples import Samples
 from deepcluster.evaluation.dense.spans import Spans
 from deepcluster.evaluation.measures.boxes import BoxPrecisions, box_precisions
 from deepcluster.evaluation.results import Measured, Results
-from deepcluster.evaluation.trainer import Diverged, seeded
+from deepcluster.evaluation.trainer import Diverged, Training, seeded
 from deepcluster.run.model import Model
 from deepcluster.run.resumable import ResumableState
 
@@ -118,7 +119,47 @@ def train_and_test(
     """
     train, test = sets
     detector = make_detector(model, parts, recipe, options, given=proposals[0] is not None, classes=len(train.class_names))
+    batchnorm = chosen_batchnorm(options, recipe)
     groups = [*weight_groups(detector, options.lr, free_biases=recipe.free_biases)]
+    targets = Targets(train, difficult=recipe.difficult, proposals=proposals[0])
+    samples = Samples(train, targets, training_view(options.short_sides, options.long_side))
+    model.work.reporter.say(f"training on {count_of(len(train), 'image')}, testing on {len(test):,}")
+    facts = [recipe, digest_of_targets(targets)]
+    training, resumable = train_detector(model, name, detector, groups, samples, options, batchnorm, facts)
+    given = Targets(test, proposals=proposals[1], objects=False)
+    testing = Samples(test, given, test_view(options.test_short_side, options.test_long_side))
+    facts = [options.test_short_side, options.test_long_side, options.test_regions, recipe, digest_of_targets(given)]
+    found, unreadable, spans = detect_all(model, detector, testing, detections_of(model, detector), *facts)
+    about = {
+        "stage": parts.stage,
+        "stride": parts.cells.stride,
+        "region_cells": parts.pooler.size,
+        "box_head": parts.head_name,
+        "lr_drops": list(options.drops),
+        "batchnorm": batchnorm,
+    }
+    return Tested(train, test, found, unreadable, training.unreadable, spans, resumable, about)
+
+
+def train_detector(
+    model: Model,
+    name: str,
+    detector: Detector,
+    groups: list[dict[str, object]],
+    samples: Samples,
+    options: SgdOptions,
+    batchnorm: str,
+    facts: list[object],
+) -> tuple[Training[Any], ResumableState]:
+    """Train a detector, or continue where an earlier call was stopped, and put it into eval mode; on all ranks.
+
+    Args:
+        name, groups, samples, facts: as in `fine_tune`.
+        batchnorm: the mode that was chosen.
+
+    Raises:
+        TrainingError: a loss is no longer a finite number.
+    """
     drops = options.drops
     schedule = Schedule(
         steps=options.steps,
@@ -128,39 +169,13 @@ def train_and_test(
         warmup=options.warmup,
         clip=options.clip or None,
     )
-    targets = Targets(train, difficult=recipe.difficult, proposals=proposals[0])
-    samples = Samples(train, targets, training_view(options.short_sides, options.long_side))
-    model.work.reporter.say(f"training on {count_of(len(train), 'image')}, testing on {len(test):,}")
+    losses, known = losses_of(model, detector), {"batch_size": options.batch_size, "seed": options.seed}
     try:
-        training, resumable = fine_tune(
-            model,
-            name,
-            detector,
-            groups,
-            samples,
-            losses_of(model, detector),
-            schedule,
-            options,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            facts=[recipe, digest_of_targets(targets)],
-        )
+        trained = fine_tune(model, name, detector, groups, samples, losses, schedule, options, facts=facts, **known)
     except Diverged as fault:
-        raise TrainingError(explained(fault, chosen_batchnorm(options, recipe), options.lr)) from fault
+        raise TrainingError(explained(fault, batchnorm, options.lr)) from fault
     detector.eval()
-    given = Targets(test, proposals=proposals[1], objects=False)
-    testing = Samples(test, given, test_view(options.test_short_side, options.test_long_side))
-    facts = (options.test_short_side, options.test_long_side, options.test_regions, recipe, digest_of_targets(given))
-    found, unreadable, spans = detect_all(model, detector, testing, detections_of(model, detector), *facts)
-    about = {
-        "stage": parts.stage,
-        "stride": parts.cells.stride,
-        "region_cells": parts.pooler.size,
-        "box_head": parts.head_name,
-        "lr_drops": list(drops),
-        "batchnorm": chosen_batchnorm(options, recipe),
-    }
-    return Tested(train, test, found, unreadable, training.unreadable, spans, resumable, about)
+    return trained
 
 
 def make_detector(
