@@ -1,7 +1,11 @@
 """Foundations of the dense protocols: samples, fine-tuning that resumes and is shared by ranks, results in spans."""
 
+import multiprocessing
+import os
 import shutil
+import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from deepcluster.core.distributed import joined
-from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.core.errors import InputError, Interrupted, WorkerLost
 from deepcluster.core.work import Work
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation.datasets.dense import MaskSet
@@ -77,16 +81,23 @@ def model_of(work: Work | None = None, workers: int = 0) -> Model:
 
 
 class Segmenter(nn.Module):
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, batchnorm: str = "auto") -> None:
         super().__init__()
-        self.trunk = set_batch_norms(model.copy_of_trunk(), "auto", model.work.ranks)
+        self.trunk = set_batch_norms(model.copy_of_trunk(), batchnorm, model.work.ranks)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.score = nn.Conv2d(256, 2, 1)
 
 
-def train(model: Model, folder: Path, steps: int = STEPS) -> tuple[nn.Module, Any]:
-    network = Segmenter(model)
+def train(
+    model: Model,
+    folder: Path,
+    steps: int = STEPS,
+    batchnorm: str = "auto",
+    batch_size: int = 4,
+    samples: Samples | None = None,
+) -> tuple[nn.Module, Any]:
+    network = Segmenter(model, batchnorm)
 
     def losses(batch: SampleBatch) -> dict[str, Tensor]:
         images_BCHW = torch.stack([one.image_CHW for one in batch.samples])
@@ -98,7 +109,17 @@ def train(model: Model, folder: Path, steps: int = STEPS) -> tuple[nn.Module, An
     groups = [{"params": [weight for weight in network.parameters() if weight.requires_grad], "lr": 0.01}]
     schedule = Schedule(steps, lambda step: 1 - step / steps, 0.9, 1e-4, warmup=2)
     _, resumable = fine_tune(
-        model, "toy", network, groups, samples_of(folder), losses, schedule, KnnOptions(), batch_size=4, seed=3
+        model,
+        "toy",
+        network,
+        groups,
+        samples or samples_of(folder),
+        losses,
+        schedule,
+        KnnOptions(),
+        batch_size=batch_size,
+        seed=3,
+        facts=[batchnorm, batch_size],
     )
     return network, resumable
 
@@ -158,13 +179,41 @@ def test_a_stop_and_a_resume_change_nothing(photos: Path, monkeypatch: pytest.Mo
     assert not resumable.path.exists()
 
 
+def without(read: Any, index: int, height: int, width: int) -> Any:
+    """The target of an image; there is none of image 3, which one of two ranks meets first."""
+    if index == 3:
+        raise InputError("no mask of image 3")
+    return read(index, height, width)
+
+
+UNLIKE: dict[str, dict[str, Any]] = {
+    "statistics of each rank": {"batchnorm": "train", "steps": 2},
+    "parts of one and two images": {"batch_size": 3},
+}
+
+
 def work_of_ranks(folder: Path, out: Path) -> None:
     with joined() as ranks:
         model, rank = model_of(Work(ranks=ranks)), ranks.rank
         network, _ = train(model, folder)
         torch.save(dict(network.state_dict()), out / f"{rank}.pt")
+        for name, settings in UNLIKE.items():
+            torch.save(dict(train(model, folder, **settings)[0].state_dict()), out / f"{name}-{rank}.pt")
         spans = Spans(model, 5 * SPAN + 3, "toy").compute("testing", lambda span, advance: {"span": [*span], "by": rank})
         torch.save(spans, out / f"spans-{rank}.pt")
+        damaged = samples_of(folder)
+        with pytest.raises(InputError, match="no mask of image 3"):
+            train(
+                model, folder, 6, batch_size=2, samples=replace(damaged, read_target=partial(without, damaged.read_target))
+            )
+
+        def refuse(span: range, advance: Any) -> dict[str, Any]:
+            if rank:
+                raise InputError("a mask is damaged")
+            return {}
+
+        with pytest.raises(InputError, match="a mask is damaged"):
+            Spans(model, 2 * SPAN, "damaged").compute("testing", refuse)
         shared, lone = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
         shared.grad = torch.full((2,), 1.0 + rank)
         lone.grad = torch.full((2,), 4.0) if rank else None
@@ -185,6 +234,11 @@ def test_two_ranks_train_and_compute_what_one_process_does(
     alone, _ = train(model_of(), photos)
     assert weights_hash(Segmenter(model_of())) != weights_hash(alone)
     # Sums over two parts of a batch are rounded in another order.
+    assert max((one[name].double() - value.double()).abs().max() for name, value in alone.state_dict().items()) < 1e-3
+    for name in UNLIKE:
+        one, other = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2))
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    alone, _ = train(model_of(), photos, batch_size=3)
     assert max((one[name].double() - value.double()).abs().max() for name, value in alone.state_dict().items()) < 1e-3
     spans = torch.load(tmp_path / "spans-0.pt")
     assert spans == torch.load(tmp_path / "spans-1.pt")
@@ -241,3 +295,28 @@ def test_more_ranks_than_images_of_a_step(photos: Path) -> None:
     crowded = replace(model, work=Work(ranks=Many()))
     with pytest.raises(InputError, match="5 processes are more than the 4 images of a step: raise --batch-size"):
         train(crowded, photos)
+
+
+def test_a_killed_worker_ends_the_training_with_a_sentence(photos: Path) -> None:
+    batches = samples_of(photos).training(model_of(workers=1), 2, seed=0, steps=range(1000))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    worker.join()
+    with pytest.raises(WorkerLost, match="killed, perhaps because memory is short: use fewer --workers"):
+        list(batches)
+
+
+def two_caches(folder: Path, out: Path) -> None:
+    with joined() as ranks:
+        os.environ["DEEPCLUSTER_CACHE"] = str(out / f"cache-{ranks.rank}")
+        if ranks.is_main:  # Only the first process finds a training that was done.
+            train(model_of(), folder, 1)
+        with pytest.raises(InputError, match="cache folder of process 1 differ"):
+            train(model_of(Work(ranks=ranks)), folder, 1)
+        (out / f"refused-{ranks.rank}").touch()
+
+
+def test_ranks_with_caches_of_their_own_are_refused(photos: Path, tmp_path: Path) -> None:
+    in_ranks(2, tmp_path / "store", two_caches, photos, tmp_path)
+    assert all((tmp_path / f"refused-{rank}").is_file() for rank in range(2))

@@ -1,6 +1,7 @@
 """Fine-tuning for segmentation: whole runs on drawn images, stopped and resumed, on ranks, and on bad input."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from deepcluster.core.distributed import joined
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.work import Work
 from deepcluster.evaluation import protocols
+from deepcluster.evaluation.datasets.masks import open_masks
 from deepcluster.evaluation.dense.segmentation import voc12 as voc12_segmentation
 from deepcluster.evaluation.dense.segmentation.options import VOC12, Voc12SegmentationOptions
 from deepcluster.evaluation.dense.segmentation.protocol import train_and_test
-from deepcluster.evaluation.dense.segmentation.task import Task
+from deepcluster.evaluation.dense.segmentation.task import Task, samples_of
 from deepcluster.evaluation.dense.segmentation.training import make_network, pixel_loss, schedule_of, train
-from deepcluster.evaluation.dense.segmentation.views import WholeImage
+from deepcluster.evaluation.dense.segmentation.views import Scale, TrainingCrop, WholeImage
 from deepcluster.evaluation.dense.segmentation.voc12 import NAME, task_of
 from deepcluster.evaluation.measures.confusion import segmentation_scores
 from deepcluster.evaluation.results import tables_of
@@ -60,6 +62,13 @@ def write_masks(root: Path, lists: dict[str, int], *, side: int = 40, seed: int 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_masks(tmp_path_factory.mktemp("voc"), {"train": 9, "val": 5})
+
+
+def test_samples_can_be_sent_to_workers_that_are_not_forked(devkit: Path) -> None:
+    samples = samples_of(open_masks(devkit).train, TrainingCrop(Scale(32, 128), 32))
+    one, again = samples.sample(2, 5), pickle.loads(pickle.dumps(samples)).sample(2, 5)
+    assert torch.equal(one.image_CHW, again.image_CHW)
+    assert torch.equal(one.target["mask"], again.target["mask"])
 
 
 def test_a_whole_run(devkit: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ B batch, S steps.
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -105,6 +105,7 @@ def fine_tune(
     if kept is not None:
         training.load(kept)
         say(f"resuming after {training.where}")
+    ranks.check_same("options, images or cache folder", f"{resumable.path.stem[:8]} at {training.where}")
     first, started = training.step, time.monotonic()
     step = _Step(model, training, samples, losses, schedule, batch_size, seed, at_once or batch_size)
 
@@ -124,6 +125,7 @@ def fine_tune(
         one_epoch: dict[str, Any] = {"steps_per_epoch": schedule.steps, "smallest": 0, "reports": reports}
         fit(training, step.batches, step.learn, rates=rates, advance=checked, **one_epoch)
     if left:
+        share_state(training, ranks)
         # What comes after it may be stopped; and the first of several ranks goes on alone.
         if ranks.is_main:
             resumable.save(training.state)
@@ -143,19 +145,28 @@ class _Step:
     batch_size: int
     seed: int
     at_once: int
+    faults: list[InputError] = field(default_factory=list)
 
     def batches(self, epoch: int, first: int) -> Generator[Any, None, None]:
         """Yield the batches from a step on; all steps are one epoch of `fit`."""
         steps = range(first, self.schedule.steps)
         with closing(self.samples.training(self.model, self.batch_size, seed=self.seed, steps=steps)) as rest:
-            yield from rest
+            try:
+                yield from rest
+            except InputError as fault:
+                self.faults.append(fault)
+                yield SampleBatch([], {})
 
     def learn(self, batch: Any, number: int) -> dict[str, Tensor]:
         """Take a step; return the losses by name, none where nothing was learned."""
         self._check_readable(batch)
         ranks, optimizer, machine = self.model.work.ranks, self.training.optimizer, self.model.machine
+        numbers = torch.tensor([len(self.faults), not batch.samples, len(batch.samples)], dtype=torch.int64)
+        faulty, missing, count = ranks.sum(numbers).tolist()
+        if faulty:  # Of any rank: the others would wait for it.
+            raise next(one[0] for one in ranks.gather_objects(self.faults) if one)
         # A rank without images would leave the others waiting in a synchronised BatchNorm.
-        if ranks.size > 1 and ranks.sum(torch.tensor(int(not batch.samples))):
+        if missing:
             return {}
         means: dict[str, Tensor] = {}
         optimizer.zero_grad(set_to_none=True)
@@ -164,7 +175,9 @@ class _Step:
                 with machine.autocast():
                     found = self.losses(part)
                 share = len(part.samples) / len(batch.samples)
-                (share * torch.stack([*found.values()]).sum()).backward()
+                # Each image counts the same, also where ranks have different numbers of them.
+                weight = len(part.samples) * ranks.size / count
+                (weight * torch.stack([*found.values()]).sum()).backward()
                 for name, value in found.items():
                     means[name] = means.get(name, 0.0) + share * value.detach()
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -179,7 +192,8 @@ class _Step:
         unreadable.update(batch.unreadable)
         if len(unreadable) > MOST_UNREADABLE * len(source):
             index, why = next(iter(unreadable.items()))
-            raise InputError(f"{len(unreadable):,} of {source.describe()} can't be read, as {source.name(index)}: {why}")
+            about = f"{len(unreadable):,} of {source.describe()} can't be read"
+            self.faults.append(InputError(f"{about}, as {source.name(index)}: {why}"))
 
     def report(self, means: Mapping[str, float]) -> None:
         """Print the mean losses since the last report."""
@@ -203,6 +217,19 @@ def set_batch_norms(network: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
                 layer.eval().requires_grad_(False)
         return network
     return network if mode == "train" else synchronise_batch_norms(network, ranks)
+
+
+def share_state(training: Training[Any], ranks: Ranks) -> None:
+    """Give all ranks the network of the first, and the unreadable images of all.
+
+    Statistics of BatchNorm are of a rank's own images where they are not synchronised.
+    """
+    if ranks.size == 1:
+        return
+    for value in training.network.state_dict().values():
+        ranks.sum(value if ranks.is_main else value.zero_())
+    for found in ranks.gather_objects(training.unreadable):
+        training.unreadable.update(found)
 
 
 def average_gradients(weights: Sequence[Tensor], ranks: Ranks) -> None:

@@ -5,6 +5,7 @@ N images of a set, B batch.
 """
 
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from deepcluster.core.distributed import Ranks, part_of
-from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.processes import start_method
+from deepcluster.core.errors import InputError, UnreadableImage, WorkerLost
+from deepcluster.core.processes import leave_signals_to_parent, start_method
 from deepcluster.data.decode import decode
-from deepcluster.evaluation.datasets.dense import DenseSet
+from deepcluster.evaluation.datasets.dense import DenseSet, MaskSet
 from deepcluster.evaluation.trainer import order_of, seed_of, seeded
 from deepcluster.run.model import Model
 
@@ -29,6 +30,8 @@ Target = dict[str, Tensor]
 Augment = Callable[[tv_tensors.Image, Target], tuple[Tensor, Target]]
 # Returns the target of an image, given its index, height and width.
 ReadTarget = Callable[[int, int, int], Target]
+# The name of the mask of an image among its targets.
+MASK = "mask"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ class SampleBatch:
     def split(self, size: int) -> "list[SampleBatch]":
         """Return batches of at most `size` of the samples."""
         return [SampleBatch(self.samples[first : first + size], {}) for first in range(0, len(self.samples), size)]
+
+
+@dataclass(frozen=True)
+class ReadMask:
+    """Reads the mask of an image at its own size, as the target `MASK`."""
+
+    data: MaskSet
+
+    def __call__(self, index: int, height: int, width: int) -> Target:
+        """Return the target of an image of a height and width; raise `InputError` if its mask has another size."""
+        mask_HW = self.data.read_mask(index)
+        if mask_HW.shape != (height, width):
+            wrong = f"{mask_HW.shape[1]} x {mask_HW.shape[0]} pixels, the image {width} x {height}"
+            raise InputError(f"{self.data.source.name(index)}: its mask has {wrong}; a mask must have the size of its image")
+        return {MASK: tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask_HW)))}
 
 
 # Index of an image and the seed of its random view.
@@ -113,7 +131,7 @@ class Samples:
         workers = model.workers
         several: dict[str, Any] = {"multiprocessing_context": start_method(), "worker_init_fn": _begin} if workers else {}
         loader: Any = DataLoader(_Decoding(self), batch_sampler=keys, num_workers=workers, collate_fn=list, **several)
-        for packed in loader:
+        for packed in _until_a_worker_dies(loader):
             found, faults = [], {}
             for one in packed:
                 if isinstance(one, InputError):
@@ -171,5 +189,27 @@ class _TrainingKeys:
 
 
 def _begin(number: int) -> None:
-    """Begin a worker: Ctrl-C goes to all processes of a terminal, but only the caller answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
+
+
+def _until_a_worker_dies(loader: Any) -> Iterator[Any]:
+    """Yield what torch's loader does.
+
+    Raises:
+        WorkerLost: a worker process was killed.
+    """
+    # torch would raise its error wherever the caller is just then; without its handler it does so where it waits.
+    is_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+    handler = signal.getsignal(signal.SIGCHLD) if is_main else None
+    batches = iter(loader)
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield from batches
+    except RuntimeError as fault:
+        if not str(fault).startswith("DataLoader worker"):
+            raise
+        raise WorkerLost(
+            "a process that prepares images was killed, perhaps because memory is short: use fewer --workers, or "
+            "--workers 0 for none"
+        ) from fault

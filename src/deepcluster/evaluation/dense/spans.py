@@ -40,16 +40,25 @@ class Spans:
 
         Returns:
             results whose tensors lie in files: those of other spans do not take memory while one is read.
+
+        Raises:
+            InputError: `make` raised it on any rank.
         """
         ranks, work = self._model.work.ranks, self._model.work
         mine = [number for number in range(len(self.spans)) if number % ranks.size == ranks.rank]
         missing = [number for number in mine if self._kept(number) is None]
-        with work.track(what, sum(len(self.spans[number]) for number in missing), unit) as advance:
-            for number in missing:
-                made = make(self.spans[number], advance)
-                self._files[number].parent.mkdir(parents=True, exist_ok=True)
-                save_tensors(self._files[number], made)
-        ranks.barrier()
+        fault: InputError | None = None
+        try:
+            with work.track(what, sum(len(self.spans[number]) for number in missing), unit) as advance:
+                for number in missing:
+                    made = make(self.spans[number], advance)
+                    self._files[number].parent.mkdir(parents=True, exist_ok=True)
+                    save_tensors(self._files[number], made)
+        except InputError as found_here:
+            fault = found_here
+        for found_there in ranks.gather_objects(fault):
+            if found_there is not None:
+                raise found_there
         found = [self._kept(number) for number in range(len(self.spans))]
         lost = [number for number, one in enumerate(found) if one is None]
         if lost:

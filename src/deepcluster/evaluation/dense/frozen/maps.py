@@ -22,7 +22,7 @@ from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import MaskSet
 from deepcluster.evaluation.dense.frozen.options import LAST
 from deepcluster.evaluation.dense.frozen.places import Axis
-from deepcluster.evaluation.dense.samples import Samples, Target
+from deepcluster.evaluation.dense.samples import MASK, ReadMask, Samples, Target
 from deepcluster.evaluation.regions import padded
 from deepcluster.models.geometry import Geometry, geometry
 from deepcluster.models.trunk import FEATURES
@@ -74,20 +74,6 @@ class Scaling:
         """Return the scaled image, and the target as it is."""
         scaled_CHW = resize(image_CHW, [*self.size(*image_CHW.shape[1:])], antialias=True)
         return padded(scaled_CHW, self.smallest), target
-
-
-@dataclass(frozen=True)
-class ReadMask:
-    """Reads the mask of an image at its own size, as the target of a sample."""
-
-    data: MaskSet
-
-    def __call__(self, index: int, height: int, width: int) -> Target:
-        mask_HW = self.data.read_mask(index)
-        if mask_HW.shape != (height, width):
-            wrong = f"{mask_HW.shape[1]} x {mask_HW.shape[0]} pixels, the image {width} x {height}"
-            raise InputError(f"{self.data.source.name(index)}: its mask has {wrong}; a mask must have the size of its image")
-        return {"mask": torch.from_numpy(mask_HW)}
 
 
 @dataclass(frozen=True)
@@ -164,7 +150,7 @@ class FrozenMaps:
                         )
                         for stage, place in self.geometries.items()
                     }
-                    found.append(ImageCells(one.index, one.target["mask"], maps, axes))
+                    found.append(ImageCells(one.index, one.target[MASK], maps, axes))
                 faults.update(batch.unreadable)
                 yield found
                 advance(len(batch.samples) + len(batch.unreadable))

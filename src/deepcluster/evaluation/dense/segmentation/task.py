@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision import tv_tensors
 
 from deepcluster.core.errors import InputError
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import MaskSet
 from deepcluster.evaluation.datasets.masks import LAYOUTS, MaskParts, open_masks
-from deepcluster.evaluation.dense.samples import Augment, Samples, Target
+from deepcluster.evaluation.dense.samples import Augment, ReadMask, Samples
 from deepcluster.evaluation.dense.segmentation.options import FCN32, SegmentationOptions
-from deepcluster.evaluation.dense.segmentation.views import MASK, Scale, TrainingCrop, WholeImage
+from deepcluster.evaluation.dense.segmentation.views import Scale, TrainingCrop, WholeImage
 
 # So many masks tell whether the annotations are the same ones.
 MASKS_IN_KEY = 64
@@ -92,11 +89,7 @@ def masks_key(data: MaskSet, at_most: int = MASKS_IN_KEY) -> str:
 
 def samples_of(data: MaskSet, view: Augment) -> Samples:
     """Return images with their masks."""
-
-    def read_target(index: int, height: int, width: int) -> Target:
-        return {MASK: tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(data.read_mask(index))))}
-
-    return Samples(data, read_target, view)
+    return Samples(data, ReadMask(data), view)
 
 
 def resized(map_BCHW: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:

@@ -18,9 +18,9 @@ from deepcluster.data.decode import decode
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import IGNORED
 from deepcluster.evaluation.dense.pictures.compared import compared
-from deepcluster.evaluation.dense.samples import Sample
+from deepcluster.evaluation.dense.samples import MASK, Sample
 from deepcluster.evaluation.dense.segmentation.task import Task, resized, samples_of
-from deepcluster.evaluation.dense.segmentation.views import MASK, WholeImage
+from deepcluster.evaluation.dense.segmentation.views import WholeImage
 from deepcluster.evaluation.measures.confusion import confusion
 from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model

@@ -15,11 +15,10 @@ from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.data.survey import even_sample
 from deepcluster.evaluation.datasets.dense import IGNORED
 from deepcluster.evaluation.dense.fine_tuning import Schedule, fine_tune, set_batch_norms
-from deepcluster.evaluation.dense.samples import SampleBatch, Samples
+from deepcluster.evaluation.dense.samples import MASK, SampleBatch, Samples
 from deepcluster.evaluation.dense.segmentation.fcn import make_fcn
 from deepcluster.evaluation.dense.segmentation.options import FCN32, SegmentationOptions
 from deepcluster.evaluation.dense.segmentation.task import Task, resized, samples_of
-from deepcluster.evaluation.dense.segmentation.views import MASK
 from deepcluster.evaluation.trainer import Training, seed_of, seeded
 from deepcluster.models.trunk import normalise
 from deepcluster.run.model import Model

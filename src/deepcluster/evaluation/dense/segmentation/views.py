@@ -15,10 +15,9 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from deepcluster.evaluation.datasets.dense import IGNORED
-from deepcluster.evaluation.dense.samples import Target
+from deepcluster.evaluation.dense.samples import MASK, Target
 from deepcluster.models.statistics import IMAGENET_MEAN
 
-MASK = "mask"
 RATIOS = (0.5, 2.0)
 MOST_OF_ONE_CLASS, TRIES = 0.75, 10
 # Zero after `normalise`, up to rounding.
