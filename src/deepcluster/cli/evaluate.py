@@ -165,8 +165,8 @@ def _show(evaluation: Any, form: str) -> None:
 
 
 def _words(name: str, value: Any) -> list[str]:
-    """Return an option as it is typed; none for that of the results, which the baseline must not overwrite."""
-    if name == "out":
+    """Return an option as it is typed; nothing for those that do not belong to the protocol."""
+    if name in ("out", "device", "workers"):
         return []
     if isinstance(value, bool):
         return [flag(name) if value else flag(f"no_{name}")]
