@@ -104,7 +104,8 @@ def fine_tune(
     kept = resumable.load()
     if kept is not None:
         training.load(kept)
-        say(f"resuming after {training.where}")
+        if training.step < training.steps:
+            say(f"resuming after {training.where}")
     ranks.check_same("options, images or cache folder", f"{resumable.path.stem[:8]} at {training.where}")
     first, started = training.step, time.monotonic()
     step = _Step(model, training, samples, losses, schedule, batch_size, seed, at_once or batch_size)
