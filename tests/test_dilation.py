@@ -111,16 +111,16 @@ def test_gates_average_a_denser_map() -> None:
         ("resnet18", "layer4", 12, "stage layer4 of resnet18 has stride 32, which can't become 12; use 1, 2, 4, 8, 16, 32$"),
         ("resnet18", "layer2", 16, "stage layer2 of resnet18 has stride 8, which can't become 16; use 1, 2, 4, 8$"),
         ("resnet18", "features", 8, "features of resnet18 has no fixed stride"),
-        ("resnet18", "layer4", 1, "resnet18 can't have stride 1 at layer4; the project's own networks and the ResNets"),
+        ("resnet18", "layer4", 1, "resnet18 can't have stride 1 at layer4; plain convolutions networks and the ResNets"),
         (
             "timm:resnet18d",
             "layer4",
             8,
             r"timm:resnet18d can't be dilated: its layer \S+downsample.0 \(AvgPool2d\) can't; the",
         ),
-        ("timm:resnetblur50", "layer4", 8, "timm:resnetblur50 can't have stride 8 at layer4; the project's own"),
-        ("timm:tf_efficientnet_b0", "blocks.6", 8, "can't have stride 8 at blocks.6; the project's own"),
-        ("timm:test_vit,patch_size=4", "blocks.5", 2, "can't have stride 2 at blocks.5; the project's own"),
+        ("timm:resnetblur50", "layer4", 8, "timm:resnetblur50 can't have stride 8 at layer4; plain convolutions"),
+        ("timm:tf_efficientnet_b0", "blocks.6", 8, "can't have stride 8 at blocks.6; plain convolutions"),
+        ("timm:test_vit,patch_size=4", "blocks.5", 2, "can't have stride 2 at blocks.5; plain convolutions"),
     ],
 )
 def test_what_can_not_be_dilated_is_refused_and_left_as_it_was(arch: str, stage: str, stride: int, message: str) -> None:

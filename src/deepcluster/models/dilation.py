@@ -16,7 +16,7 @@ from deepcluster.models.geometry import Geometry, geometry, traced_size
 from deepcluster.models.receptive_field import Trace, in_eval_mode
 from deepcluster.models.trunk import Trunk
 
-_WORKS = "plain convolutions and max pools can (docs/dense.md): alexnet, vgg16, resnet18, resnet50, many of torchvision and timm"
+_WORKS = "plain convolutions and max pools can (docs/dense.md): alexnet, vgg16, resnet18, resnet50, most of torchvision"
 
 
 def dilated(trunk: Trunk, stage: str, stride: int) -> Trunk:
