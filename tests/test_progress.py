@@ -95,3 +95,11 @@ def test_on_a_terminal_there_is_a_bar_and_lines_stand_above_it() -> None:
     assert "features" in stream.getvalue()
     assert "100/100" in stream.getvalue()
     assert "a line [with brackets] between" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(1234.4, "1,234 steps/s"), (27.4, "27 steps/s"), (1.44, "1.4 steps/s"), (0.05, "20 s/step"), (0.0, "0 steps/s")],
+)
+def test_slow_work_is_measured_in_seconds(rate: float, text: str) -> None:
+    assert progress.rate_of(rate, "steps") == text

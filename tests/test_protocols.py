@@ -196,6 +196,14 @@ def test_all_without_any_data_says_what_was_looked_for(run: Path) -> None:
         InputError, match=r"no protocol finds its data there .*Looked for: class folders in train/ and val/; "
     ):
         protocols.evaluate_all(run, run)
+    with pytest.raises(InputError, match=r"Looked for: class folders in train/ and val/$"):
+        protocols.evaluate_all(run, run, only=["knn", "linear"])
+
+
+def test_a_run_that_can_not_be_written_to_is_refused_before_the_work(run: Path, classes: Path) -> None:
+    (run / "evaluation").write_text("a file")
+    with pytest.raises(InputError, match=r"the results in .*evaluation is a file or can't be written to"):
+        evaluate("knn", run, "--data", classes)
 
 
 def test_runs_side_by_side(run: Path, classes: Path, tmp_path: Path) -> None:

@@ -281,3 +281,15 @@ def test_four_images_can_be_learned_by_heart(tmp_path: Path) -> None:
     made = train_and_test(model, ByHeart(**{**vars(task), "parts": parts}))
     scores = segmentation_scores(made.counts_CC, task.parts.test.class_names)
     assert scores.miou >= 0.85, scores
+
+
+def test_a_wrong_mask_of_the_test_is_found_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_masks(tmp_path, {"train": 4, "val": 80})
+    wrong = data / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "val_37.png"
+    Image.new("L", (12, 10)).save(wrong)
+    model = make_model(tmp_path / "cache", workers=0)
+    said: list[str] = []
+    monkeypatch.setattr(model.work.reporter, "say", said.append)
+    with pytest.raises(InputError, match=r"val_37.png is 12 x 10 pixels, its image .*: a mask must have the size"):
+        protocols.evaluate(NAME, model, data, **TINY)
+    assert said == []

@@ -153,7 +153,7 @@ def test_a_stop_and_workers_change_nothing(kit: Path, tmp_path: Path) -> None:
 
     resumed = voc0712_detection.prepare(replace(again, work=Work(Listening("never", 1))), kit, VOC0712)
     assert everything(resumed) == wanted
-    assert f"resuming after step {STEPS}/{STEPS}" in lines
+    assert not any(line.startswith("step ") for line in lines), "the training is over"
 
 
 def in_two(folder: Path, kit: Path) -> None:
@@ -247,3 +247,16 @@ def test_a_detector_learns_eight_images_by_heart(tmp_path: Path) -> None:
     )
     results = voc0712_detection.evaluate(model, kit, options)
     assert results.results["AP50"] >= 0.95
+
+
+def test_a_set_without_objects_and_a_schedule_that_is_too_short(kit: Path, tmp_path: Path) -> None:
+    empty = write_devkit(tmp_path / "VOC2007", {"train": 2, "val": 2}, empty=2)
+    model, said = make_model(tmp_path, workers=0), list[str]()
+    model.work.reporter.say = model.work.reporter.warn = said.append  # type: ignore[method-assign]
+    with pytest.raises(
+        InputError, match=r"none of 2 images .* has an object of a known class that counts \(VOC2007 train\)"
+    ):
+        voc07_detection.prepare(model, empty, VOC07)
+    assert said == [], "before the training"
+    voc07_detection.prepare(model, kit, replace(VOC07, steps=1, warmup=2, lr_drops=(1,)))
+    assert "--warmup 2 and --lr-drops 1 reach beyond --steps 1: set them too" in said
