@@ -247,7 +247,7 @@ def test_a_stop_and_a_resume_change_nothing(
     again = model_of()
     monkeypatch.setattr(again.work.reporter, "say", said.append)
     found = evaluate(again, folder, OPTIONS)
-    assert "resuming after step 4/4" in said
+    assert not any(line.startswith("step ") for line in said), "the training is over"
     known = json.loads((whole[0] / "coco-detection.json").read_text())
     assert found.as_dict()["results"] == known["results"]
     assert not [*(cache / "unfinished").iterdir()]
