@@ -266,6 +266,8 @@ def test_images_too_small_for_the_trunk(root: Path) -> None:
     model = make_model(root / "cache", arch="alexnet", image_size=64)
     reader = RegionReader(model, "conv5", 3)
     assert reader.smallest == 31
+    library = make_model(root / "cache", arch="torchvision:alexnet", image_size=64)
+    assert RegionReader(library, library.trunk.stages[-2], 3).smallest == 31, "which has its own kind of error"
     source = open_source(root / "others")
     with pytest.raises(InputError, match="images of 30 px are too small for conv5 of alexnet; use 31 or more"):
         list(reader.parts(source, [View(0)], 30, "images"))

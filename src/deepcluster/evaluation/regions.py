@@ -181,7 +181,7 @@ class RegionReader:
         for side in range(1, LARGEST_SMALLEST):
             try:
                 self.model.extract(torch.zeros(1, 3, side, side, dtype=torch.uint8), [Pooled(self.stage)])
-            except RuntimeError:  # A pool or a convolution is wider than its input.
+            except (RuntimeError, InputError):  # A pool or a convolution is wider than its input.
                 continue
             return side
         raise InputError(f"{self.stage} of {self.model.trunk.arch} has no map of an image of {LARGEST_SMALLEST} px")
