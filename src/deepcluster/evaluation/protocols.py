@@ -129,6 +129,11 @@ def _options(protocol: str, options: Mapping[str, Any], *, quick: bool = False) 
 def _evaluate(protocol: str, model: Model, data: Path, options: Checked, path: Path | None) -> Evaluation:
     module = importlib.import_module(PROTOCOLS[protocol].module)
     started = time.monotonic()
+    if path is not None:
+        try:
+            output_path(path.parent, "the results in", is_folder=True)
+        except InputError as fault:  # Long work should not end with this news.
+            model.work.reporter.warn(f"{fault} by --out; they will be printed only")
     found: Results = module.evaluate(model, data, options)
     machine = {"device": model.machine.device.type, "precision": model.machine.precision}
     results = replace(found, settings={"arch": model.trunk.arch, **found.settings, **machine})
@@ -170,10 +175,7 @@ def _target(model: str | Path | Model, protocol: str, out: str | Path | None) ->
     """Return the file to write; nothing is created yet."""
     if out is None:
         run = user_path(model.name if isinstance(model, Model) else model)
-        folder = run / "evaluation"
-        return (
-            output_path(folder, "the results in", is_folder=True) / f"{protocol}.json" if RunFolder(run).is_run() else None
-        )
+        return run / "evaluation" / f"{protocol}.json" if RunFolder(run).is_run() else None
     out = user_path(out)
     if out.is_dir() or out.suffix != ".json":
         return output_path(out, "--out", is_folder=True) / f"{protocol}.json"
