@@ -127,7 +127,7 @@ def fine_tune(
         fit(training, step.batches, step.learn, rates=rates, advance=checked, **one_epoch)
     if left:
         share_state(training, ranks)
-        # What comes after it may be stopped; and the first of several ranks goes on alone.
+        # The test that follows may be stopped, and of several ranks the first one does it alone.
         if ranks.is_main:
             resumable.save(training.state)
         ranks.barrier()
