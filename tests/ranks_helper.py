@@ -19,6 +19,7 @@ from small_runs import train_small
 from spoiled_images import half
 from torch.multiprocessing import spawn
 
+from deepcluster.core.distributed import group
 from deepcluster.core.errors import Interrupted
 from deepcluster.core.progress import Meter, Reporter
 
@@ -100,9 +101,8 @@ def _run_jobs(jobs: Sequence[Job]) -> None:
 
 def _in_group(rank: int, world: int, folder: Path, function: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
-    function(*args)
-    dist.destroy_process_group()
+    with group(dist.FileStore(str(folder / "store"), world), rank, world):
+        function(*args)
 
 
 def in_ranks(world: int, folder: Path, function: Callable[..., None], *args: Any) -> None:

@@ -20,7 +20,7 @@ from deepcluster.clustering import parallel
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.balanced import BalancedKMeans
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.core.distributed import ONE_PROCESS, Ranks, TorchRanks
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, group
 from deepcluster.core.errors import InputError
 
 
@@ -225,11 +225,10 @@ def test_ranks_find_what_one_process_finds(bounds: list[int]) -> None:
 def work(rank: int, folder: Path) -> None:
     """The fit of one of two processes, kept in a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    own_NP = skewed()[slice(*((0, 400), (400, 1500))[rank])]
-    found = BalancedKMeans(20, max_iter=5).cluster(own_NP, ranks=TorchRanks())
-    torch.save(found.state_dict(), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    with group(dist.FileStore(str(folder / "store"), 2), rank, 2) as ranks:
+        own_NP = skewed()[slice(*((0, 400), (400, 1500))[rank])]
+        found = BalancedKMeans(20, max_iter=5).cluster(own_NP, ranks=ranks)
+        torch.save(found.state_dict(), folder / f"{rank}.pt")
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:

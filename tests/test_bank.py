@@ -10,7 +10,7 @@ from small_runs import assert_equal
 from torch import Tensor
 from torch.multiprocessing import spawn
 
-from deepcluster.core.distributed import TorchRanks
+from deepcluster.core.distributed import group
 from deepcluster.run.folder import RunFolder, load_checkpoint
 from deepcluster.run.settings import Settings
 from deepcluster.training.bank import Bank
@@ -97,19 +97,18 @@ EPOCH = draws(40, 7)
 def on_rank(rank: int, world: int, folder: Path) -> None:
     """Train an epoch in batches of ten, of which each rank has its part; the state is saved at the epoch's end."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
-    ranks, bank = TorchRanks(), Bank(CPU)
-    for start in range(0, 40, 10):
-        some = EPOCH[start + 10 * rank // world : start + 10 * (rank + 1) // world]
-        indices_B, positions_B = torch.tensor(some).T
-        rows_BC = torch.tensor([row_of(*draw) for draw in some], dtype=torch.float32)
-        bank.write(indices_B, positions_B, rows_BC[:, None])
-    run = RunFolder(folder, ranks)
-    run.save_checkpoint(
-        {"settings": Settings().as_dict(), "epoch": 1, "batch": 4, "labelled": True, "rows": {"bank": bank.state_dict()}}
-    )
-    torch.save(bank.at_owners(N, (1, WIDTH), ranks), folder / f"owned-{rank}.pt")
-    dist.destroy_process_group()
+    with group(dist.FileStore(str(folder / "store"), world), rank, world) as ranks:
+        bank = Bank(CPU)
+        for start in range(0, 40, 10):
+            some = EPOCH[start + 10 * rank // world : start + 10 * (rank + 1) // world]
+            indices_B, positions_B = torch.tensor(some).T
+            rows_BC = torch.tensor([row_of(*draw) for draw in some], dtype=torch.float32)
+            bank.write(indices_B, positions_B, rows_BC[:, None])
+        run = RunFolder(folder, ranks)
+        run.save_checkpoint(
+            {"settings": Settings().as_dict(), "epoch": 1, "batch": 4, "labelled": True, "rows": {"bank": bank.state_dict()}}
+        )
+        torch.save(bank.at_owners(N, (1, WIDTH), ranks), folder / f"owned-{rank}.pt")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch.multiprocessing import spawn
 
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.core.distributed import TorchRanks
+from deepcluster.core.distributed import group
 from deepcluster.core.errors import InputError
 
 N, CLUSTERS = 600, 30
@@ -54,16 +54,15 @@ def kmeans_of(name: str) -> KMeans:
 def work(rank: int, world: int, folder: Path) -> None:
     """All fits of one rank, kept in a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
-    found: dict[tuple[str, str], Assignment] = {}
-    for shares, bounds in SHARES[world].items():
-        own_NP = points()[bounds[rank] : bounds[rank + 1]]
-        for name in FITS:
-            found[shares, name] = kmeans_of(name).cluster(own_NP, seed=3, ranks=TorchRanks())
-        with pytest.raises(InputError, match=f"clusters={N} .* {N - 5} points"):
-            KMeans(N).cluster(own_NP, ranks=TorchRanks())
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    with group(dist.FileStore(str(folder / "store"), world), rank, world) as ranks:
+        found: dict[tuple[str, str], Assignment] = {}
+        for shares, bounds in SHARES[world].items():
+            own_NP = points()[bounds[rank] : bounds[rank + 1]]
+            for name in FITS:
+                found[shares, name] = kmeans_of(name).cluster(own_NP, seed=3, ranks=ranks)
+            with pytest.raises(InputError, match=f"clusters={N} .* {N - 5} points"):
+                KMeans(N).cluster(own_NP, ranks=ranks)
+        torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module", params=SHARES, ids="{} ranks".format)

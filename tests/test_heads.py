@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
-from deepcluster.core.distributed import ONE_PROCESS, Ranks, TorchRanks
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, group
 from deepcluster.core.errors import InputError
 from deepcluster.models.heads import ClusterHead, HeadLoss, HierarchicalHead, make_head
 
@@ -239,9 +239,8 @@ def train(kind: str, ranks: Ranks) -> dict[str, Any]:
 
 def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
-    torch.save({kind: train(kind, TorchRanks()) for kind in SIZES}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    with group(dist.FileStore(str(folder / "store"), world), rank, world) as ranks:
+        torch.save({kind: train(kind, ranks) for kind in SIZES}, folder / f"{rank}.pt")
 
 
 def test_ranks_learn_what_one_process_learns(tmp_path: Path) -> None:

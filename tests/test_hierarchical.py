@@ -19,7 +19,7 @@ from torch.multiprocessing import spawn
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.hierarchical import HierarchicalKMeans, shares_of
 from deepcluster.clustering.kmeans import KMeans
-from deepcluster.core.distributed import ONE_PROCESS, Ranks, TorchRanks
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, group
 from deepcluster.core.errors import InputError
 
 N = 501
@@ -207,16 +207,15 @@ def work(rank: int, folder: Path) -> None:
     for world, bounds in BOUNDS.items():
         if rank >= world:
             continue
-        dist.init_process_group("gloo", store=dist.FileStore(str(folder / f"{world}"), world), rank=rank, world_size=world)
-        found, rows = {}, slice(*bounds[rank : rank + 2])
-        for name in FITS:
-            units: list[int] = []
-            found[name] = fit(name, rows, TorchRanks(), units), units
-        with pytest.raises(InputError, match="on all ranks or on none"):
-            rotations_N = rotations()[rows] if rank else None
-            HierarchicalKMeans(45, super_clusters=2).cluster(points()[rows], rotations_N=rotations_N, ranks=TorchRanks())
-        torch.save(found, folder / f"{world}-{rank}.pt")
-        dist.destroy_process_group()
+        with group(dist.FileStore(str(folder / f"{world}"), world), rank, world) as ranks:
+            found, rows = {}, slice(*bounds[rank : rank + 2])
+            for name in FITS:
+                units: list[int] = []
+                found[name] = fit(name, rows, ranks, units), units
+            with pytest.raises(InputError, match="on all ranks or on none"):
+                rotations_N = rotations()[rows] if rank else None
+                HierarchicalKMeans(45, super_clusters=2).cluster(points()[rows], rotations_N=rotations_N, ranks=ranks)
+            torch.save(found, folder / f"{world}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from deepcluster.core.distributed import ONE_PROCESS, Ranks, TorchRanks
+from deepcluster.core.distributed import ONE_PROCESS, Ranks, group
 from deepcluster.core.errors import InputError
 from deepcluster.models.synchronised import SynchronisedBatchNorm, synchronise_batch_norms
 
@@ -109,16 +109,15 @@ def cases() -> list[tuple[str, str, torch.dtype]]:
 
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    found = {}
-    for name, parts, dtype in cases():
-        rows = slice(0, PARTS[parts]) if rank == 0 else slice(PARTS[parts], N)
-        synchronised = synchronise_batch_norms(network(name, dtype), TorchRanks())
-        found[name, parts, dtype] = train(
-            DistributedDataParallel(synchronised, broadcast_buffers=False), dtype, rows, ranks=2
-        )
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    with group(dist.FileStore(str(folder / "store"), 2), rank, 2) as ranks:
+        found = {}
+        for name, parts, dtype in cases():
+            rows = slice(0, PARTS[parts]) if rank == 0 else slice(PARTS[parts], N)
+            synchronised = synchronise_batch_norms(network(name, dtype), ranks)
+            found[name, parts, dtype] = train(
+                DistributedDataParallel(synchronised, broadcast_buffers=False), dtype, rows, ranks=2
+            )
+        torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")

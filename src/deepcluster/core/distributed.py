@@ -3,6 +3,7 @@
 The only module that imports torch.distributed. M rows of this rank, T rows of all ranks.
 """
 
+import gc
 import os
 import time
 import warnings
@@ -183,12 +184,10 @@ def joined() -> Iterator[Ranks]:
     if started_ranks() == 1 or _is_initialised():
         yield TorchRanks() if _is_initialised() else ONE_PROCESS
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store, number, count = next(torch.distributed.rendezvous("env://", timeout=JOIN_TIMEOUT))  # type: ignore[attr-defined]
-        place = _fresh_store(store, number, count)
-        torch.distributed.init_process_group(backend, store=place, rank=number, world_size=count, timeout=TIMEOUT)
-        yield TorchRanks()
+        with group(_fresh_store(store, number, count), number, count) as ranks:
+            yield ranks
     except RuntimeError as fault:
         # Only errors of exchanges between processes.
         if not isinstance(fault, torch.distributed.DistError) and not any(word in str(fault) for word in ("gloo", "NCCL")):
@@ -196,9 +195,25 @@ def joined() -> Iterator[Ranks]:
         raise LostProcess(
             f"another of the {started_ranks()} processes has ended, or can't be reached; what it printed says why"
         ) from fault
+
+
+@contextmanager
+def group(store: Any, rank: int, size: int) -> Iterator[Ranks]:
+    """Form the group of the processes that meet in a store of torch.distributed, and end it, with its threads.
+
+    This module is first imported within a group by DistributedDataParallel, and keeps that group as a default argument for
+    ever (torch 2.14). A thread of gloo that outlives `destroy_process_group` aborts the process now and then, at its exit.
+    """
+    import torch.distributed.nn  # Takes no time: torch is loaded.
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        yield TorchRanks()
     finally:
         if _is_initialised():  # It ends the waiting of the other processes.
             torch.distributed.destroy_process_group()
+            gc.collect()  # Networks in circles of references hold it too.
 
 
 def _fresh_store(store: Any, number: int, count: int) -> Any:
