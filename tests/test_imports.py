@@ -20,7 +20,7 @@ LAYERS = (
     {"data", "models", "clustering"},
     {"run"},
     {"interop"},
-    {"training", "evaluation", "visualization"},
+    {"training", "evaluation", "visualization", "applied"},
     {"api", "info"},
     {"demo"},
     {"cli", RELEASE},

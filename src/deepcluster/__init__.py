@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from deepcluster.api import Clusters as Clusters
-    from deepcluster.api import Embeddings as Embeddings
-    from deepcluster.api import assign as assign
-    from deepcluster.api import embed as embed
     from deepcluster.api import train as train
+    from deepcluster.applied.assigning import assign as assign
+    from deepcluster.applied.embedding import embed as embed
+    from deepcluster.applied.rows import Clusters as Clusters
+    from deepcluster.applied.rows import Embeddings as Embeddings
     from deepcluster.clustering.assignment import Assignment as Assignment
     from deepcluster.clustering.balanced import BalancedKMeans as BalancedKMeans
     from deepcluster.clustering.kmeans import KMeans as KMeans
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "train": "api",
-    "embed": "api",
-    "assign": "api",
-    "Embeddings": "api",
-    "Clusters": "api",
+    "embed": "applied.embedding",
+    "assign": "applied.assigning",
+    "Embeddings": "applied.rows",
+    "Clusters": "applied.rows",
     "evaluate": "evaluation.protocols",
     "report": "visualization.report.command",
     "export": "interop.exports",

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.api import embed, train
+from deepcluster.api import train
+from deepcluster.applied.embedding import embed
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError, Interrupted

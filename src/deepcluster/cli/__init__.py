@@ -98,9 +98,9 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
     MODEL is a run folder, a checkpoint, another program's file of weights, untrained:ARCH or untrained:RUN (random
     weights).
     """
-    from deepcluster import api
+    from deepcluster.applied import embedding
 
-    api.embed(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
+    embedding.embed(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
 
 
 @cli.command(short_help="Write the cluster of each image.")
@@ -113,11 +113,11 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @verbosity_options
 def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Write the cluster of each image of DATA. The images may be others than those that MODEL was trained on."""
-    from deepcluster import api
+    from deepcluster.applied import assigning
 
     if options["out"] is None and options["folders"] is None:
         raise InputError("assign has nothing to write: give --out TABLE.parquet, --folders DIR, or both")
-    api.assign(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
+    assigning.assign(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
 
 
 for command in (evaluate_group, visualize_group, report, import_command, export, download):
