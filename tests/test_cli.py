@@ -101,7 +101,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
     ),
     "list of missing": (lambda i, r: ["train", list_of_missing()], ("7", "gone/0.jpg", "gone/2.jpg")),
     "mostly spoiled": (lambda i, r: ["train", mostly_spoiled()], ("5 of 25 images can't be read, more than 10%",)),
-    "a single image": (lambda i, r: ["train", next(i.iterdir())], ("is a single image",)),
+    "a single image": (lambda i, r: ["train", next(i.iterdir())], ("1 readable image is too few",)),
     "array of floats": (lambda i, r: ["train", array("a.npy", np.zeros((9, 8, 8)))], ("float64", "uint8")),
     "array of rows": (lambda i, r: ["train", array("a.npy", np.zeros((9, 64), np.uint8))], ("9 x 64", "uint8")),
     "array of objects": (lambda i, r: ["train", array("a.npy", np.array([Trap()]))], ("Python objects",)),

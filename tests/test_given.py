@@ -31,12 +31,8 @@ TAKEN: dict[str, tuple[Any, Any]] = {
     "empty": ((), []),
 }
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "images": (lambda: np.zeros((24, 8, 8, 3), np.uint8), "an array of 24 x 8 x 8 x 3 numbers.*numpy.save"),
-    "a tensor": (lambda: torch.zeros(2, 3, 8, 8), "an array of 2 x 3 x 8 x 8 numbers"),
     "an empty array": (lambda: np.zeros(0), "an array of 0 numbers"),
-    "an image": (lambda: Image.new("RGB", (8, 8)), "type PIL Image"),
-    "a list of images": (lambda: [Image.new("RGB", (8, 8))], "type PIL Image"),
-    "a list of arrays": (lambda: [np.zeros((8, 8), np.uint8)], "type numpy ndarray"),
+    "images and paths": (lambda: [Image.new("RGB", (8, 8)), "a.png"], "at place 1 a value of type str"),
     "a list of lists": (lambda: [["a"]], "type list"),
     "a data set": (lambda: torch.utils.data.TensorDataset(torch.zeros(2, 1)), "type torch TensorDataset"),
     "a table": (lambda: pd.DataFrame({"path": ["a"]}), "a table"),

@@ -562,9 +562,8 @@ def test_files_of_many_images_that_are_not_there_are_named(data: str | Path, wor
     assert words in complaint(data)
 
 
-def test_single_images_unknown_endings_and_no_data_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "a.JPG", "a.docx", "bare")
-    assert "is a single image; give its folder" in complaint(tmp_path / "a.JPG")
+def test_unknown_endings_and_no_data_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.docx", "bare")
     assert "files ending in .docx are not known" in complaint(tmp_path / "a.docx")
     assert "files ending in nothing are not known" in complaint(tmp_path / "bare")
     assert "no data given" in complaint([])

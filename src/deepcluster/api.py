@@ -15,7 +15,7 @@ from deepcluster.core.addresses import is_address
 from deepcluster.core.files import user_path
 from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
-from deepcluster.data.sources import name_of, open_source
+from deepcluster.data.sources import ImageSource, name_of, open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
@@ -88,6 +88,8 @@ def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
 def default_run(data: Data) -> Path:
     """Return `runs/NAME-OF-DATA`: a link keeps its own name; `..`, `.` and `~` get that of the folder they stand for."""
     some = given_data(data)
+    if isinstance(some, ImageSource):
+        return Path("runs") / "images"
     if not some:
         open_source(some)  # It says what may be given.
     first = some[0] if isinstance(some, list) else some

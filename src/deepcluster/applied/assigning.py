@@ -63,7 +63,11 @@ def assign(
         if place is None:
             rows, unreadable = model.in_memory(one, source)
             return Clusters(
-                names_of(source), rows["cluster"], rows["distance"], reasons_by_name(unreadable, source, model), source
+                names_of(source),
+                rows["cluster"],
+                rows["distance"],
+                reasons_by_name(unreadable, source, model),
+                images=source,
             )
         if links is not None:
             ranks.from_main(lambda: check_new_folder(links, "--folders"))
@@ -79,7 +83,7 @@ def assign(
                     link_clusters(links, source, made, n_clusters=assignment.n_clusters)
                 model.work.reporter.say(f"{_counts(made, assignment.n_clusters)}: {place}")
             names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
-        return Clusters(names, rows["cluster"], rows["distance"], reasons_by_name(unreadable, source, model), source)
+        return Clusters(names, rows["cluster"], rows["distance"], reasons_by_name(unreadable, source, model), images=source)
 
 
 def _counts(made: Parts, n_clusters: int) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import output_path, user_path
@@ -13,7 +14,8 @@ from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.interop.loading import load, new_interruption
 from deepcluster.run.model import Model
 
-Data = str | Path | Sequence[str | Path]
+# Also arrays, tensors and images of Pillow, which have no type of their own here (`data.sources.given`).
+Data = str | Path | Sequence[Any] | Any
 # Advice of a stop.
 PARTS_KEPT = "the finished parts are kept: the same command continues from there"
 

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import free_disk_bytes, free_memory_bytes
 from deepcluster.core.distributed import ONE_PROCESS, Ranks, ranks_here
 from deepcluster.core.errors import UnreadableImage
@@ -28,6 +27,7 @@ from deepcluster.data.decode import decode
 from deepcluster.data.pack import DISK_RESERVE, Pack
 from deepcluster.data.resample import Ragged
 from deepcluster.data.sources import ImageSource, fingerprint
+from deepcluster.data.sources.given import Data, addresses_of
 
 # Of the free memory, what decoded images may take: by default, and where the user asks for it. Of a disk, by default.
 AUTO_SHARE, MEMORY_SHARE, DISK_SHARE = 0.25, 0.5, 0.5
@@ -74,7 +74,7 @@ def plan_cache(
     source: ImageSource,
     *,
     reduce_to: int,
-    data: str | Path | Sequence[str | Path],
+    data: Data | Sequence[str | Path],
 ) -> CachePlan:
     """Return where `cache` (auto, memory, none, or a folder) keeps decoded images.
 
@@ -87,7 +87,7 @@ def plan_cache(
         data: what the source was opened from.
     """
     needed_bytes = int(SAFETY * needed_bytes)
-    places = [whole_address(one) for one in ([data] if isinstance(data, str | Path) else data)]
+    places = addresses_of(data)
     about = f"decoded images of {', '.join(places)}" + (f", shorter side at most {reduce_to}" if reduce_to else "")
     name = f"images/{_name_of(source, about)}{ENDING}"
     if folder is not None:

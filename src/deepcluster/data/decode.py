@@ -65,15 +65,26 @@ def decode(encoded: bytes | Pixels, max_pixels: int = MAX_PIXELS, *, shorter_sid
         return _reduce(_decode_array(encoded), encoded.shape[:2], shorter_side)
     try:
         image_HWC, size, orientation = _decode_jpeg(encoded, max_pixels, shorter_side) or _decode_any(encoded, max_pixels)
-        image_HWC = _reduce(image_HWC, size, shorter_side)
-        if orientation == 1:
-            return image_HWC
-        return np.asarray(Image.fromarray(image_HWC).transpose(Image.Transpose[_TURNS[orientation - 2]]))
+        return _upright(_reduce(image_HWC, size, shorter_side), orientation)
     except UnreadableImage:
         raise
     # Not a list of types: on damaged files Pillow's readers raise some fifteen different ones.
     except Exception as error:
         raise UnreadableImage(_reason(encoded, error)) from error
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """Return the pixels (H, W, 3) of an image of Pillow, as `decode` gives them of its file."""
+    _prepare_pillow()
+    image.load()
+    return _upright(_to_rgb(image), _orientation(image))
+
+
+def _upright(image_HWC: Pixels, orientation: int) -> Pixels:
+    """Return an image turned as its EXIF orientation says."""
+    if orientation == 1:
+        return image_HWC
+    return np.asarray(Image.fromarray(image_HWC).transpose(Image.Transpose[_TURNS[orientation - 2]]))
 
 
 def _decode_jpeg(encoded: bytes, max_pixels: int, shorter_side: int | None) -> _Decoded | None:

@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deepcluster.core.addresses import is_address
 from deepcluster.core.errors import InputError
@@ -22,13 +22,6 @@ if sys.platform == "win32":
     from pathlib import WindowsPath as _Path
 else:
     from pathlib import PosixPath as _Path
-
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Clusters(Protocol):
-        """`deepcluster.applied.rows.Clusters`, of a higher floor."""
-
 
 # Epochs that a notebook shows; `Run.metrics` has all.
 SHOWN_EPOCHS = 10
@@ -103,8 +96,8 @@ class Run(_Path):
         return Metrics(self._folder.read_metrics())
 
     @property
-    def clusters(self) -> "Clusters":
-        """The cluster of each image of the run: of the finished trunk, or of the last epoch before.
+    def clusters(self) -> Any:
+        """`Clusters` of the images of the run: of the finished trunk, or of the last epoch before.
 
         Raises:
             InputError: there are none yet.
@@ -120,10 +113,9 @@ class Run(_Path):
         if folder.unreadable.is_file():
             with folder.unreadable.open(newline="", encoding="utf-8") as file:
                 unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
-        clusters: type = import_module("deepcluster.applied.rows").Clusters  # On a higher floor, as below.
+        clusters = import_module("deepcluster.applied.rows").Clusters  # On a higher floor, as below.
         numbers = (rows.column(name).to_numpy() for name in ("cluster", "distance"))
-        made: Clusters = clusters(rows.column("name").to_pylist(), *numbers, unreadable, images=self.images)
-        return made
+        return clusters(rows.column("name").to_pylist(), *numbers, unreadable, images=self.images)
 
     def images(self) -> ImageSource | None:
         """Return the images of the run; None where they are not on this machine, or others by now."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import Machine, free_memory_bytes
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import read_table
@@ -19,6 +18,8 @@ from deepcluster.data.cache import CachePlan, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.folders import difference
+from deepcluster.data.sources.given import Data as Given
+from deepcluster.data.sources.given import addresses_of
 from deepcluster.data.survey import SAMPLE, check_images, survey
 from deepcluster.models.trunk import Trunk, has_batch_norm
 from deepcluster.run.auto import choose_settings, fit_to_trunk, hints, settings_before_data
@@ -29,7 +30,7 @@ from deepcluster.run.recipes import Change, by_reason
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
 
-Data = str | Path | Sequence[str | Path]
+Data = Given | Sequence[str | Path]
 
 # Share of the free memory that features may take by default.
 MEMORY_SHARE = 0.6
@@ -76,13 +77,12 @@ class Plan:
         changed = {change.option: {"value": change.value, "reason": change.reason} for change in self.changes}
         if self.resumed:
             changed = self.folder.read_config().get("changed_by_recipe", {})
-        data = [self.data] if isinstance(self.data, str | Path) else self.data
         facts = {
             "description": self.source.describe(),
             "images": len(self.source),
             "classes": self.source.class_names,
             "fingerprint": fingerprint(self.source),
-            "address": [whole_address(one) for one in data],
+            "address": addresses_of(self.data),
         }
         self.folder.write_config(self.settings, changed, facts)
 
@@ -283,9 +283,11 @@ def say_finished(plan: Plan) -> None:
 def say_done(plan: Plan, table: Path) -> None:
     """Print what the finished run has, and the commands that use it."""
     run, say = plan.folder.path, plan.work.reporter.say
+    say(f"done: {run}. Clusters of the finished trunk: {table}")
+    if isinstance(plan.data, ImageSource):  # No command can name them.
+        return
     data = [plan.data] if isinstance(plan.data, str | Path) else plan.data
     assign = shlex.join(["deepcluster", "assign", str(run), *map(str, data), "--folders", "by-cluster"])
-    say(f"done: {run}. Clusters of the finished trunk: {table}")
     say(f"see them: {shlex.join(['deepcluster', 'report', str(run)])}; as folders of links: {assign}")
 
 

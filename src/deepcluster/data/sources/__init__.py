@@ -11,16 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from deepcluster.core.addresses import expand, host_of, is_address, path_of, shown
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import check_file, user_path, usual_cache_folder
+from deepcluster.core.names import PackedNames
 from deepcluster.core.retry import tell_troubles_to
 from deepcluster.data.sources.arrays import ArraySource
-from deepcluster.data.sources.files import IMAGE_ENDINGS
+from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource, count_endings, describe_files
 from deepcluster.data.sources.folders import NoImages, open_folder
-from deepcluster.data.sources.given import given_data
+from deepcluster.data.sources.given import IN_MEMORY, given_data
 from deepcluster.data.sources.image_source import ImageSource
 from deepcluster.data.sources.joined import JoinedSource, LimitedSource
 from deepcluster.data.sources.lists import open_list
@@ -47,7 +48,7 @@ F = TypeVar("F", Path, StoredFile)
 
 
 def open_source(
-    data: str | Path | Sequence[str | Path],
+    data: Any,
     limit: int | None = None,
     *,
     cache: Path | None = None,
@@ -60,7 +61,7 @@ def open_source(
     No image is opened.
 
     Args:
-        data: a path, an address, a pattern of either, or several of these.
+        data: a path, an address, a pattern of either, or several of these; an image or several in memory (`given_data`).
         limit: number of images; None: all.
         cache: folder for lists, indexes and copies of remote and compressed parts; None: the usual one.
         cache_bytes: bound on these copies; None: 20 GiB, or a quarter of what is free on that disk if that is less.
@@ -75,16 +76,22 @@ def open_source(
         tell_troubles_to(on_trouble)
     opener = _Opener(cache, BlockStore(cache / "blocks", cache_bytes), on_found)
     given = given_data(data)
-    some = given if isinstance(given, list) else [given]
-    if not some:
-        raise InputError(f"no data given; give {SUPPORTED}")
-    source = _joined([(name_of(one), opener.open(one)) for one in some])
+    if isinstance(given, ImageSource):
+        source = given
+    else:
+        some = given if isinstance(given, list) else [given]
+        if not some:
+            raise InputError(f"no data given; give {SUPPORTED}")
+        files = [one for one in some if _is_image_file(one)]
+        others = [one for one in some if one not in files] if files else some
+        images = [opener.images(files)] if files else []
+        source = _joined([*images, *((name_of(one), opener.open(one)) for one in others)])
     return source if limit is None or limit >= len(source) else LimitedSource(source, limit)
 
 
 def fingerprint(source: ImageSource) -> str:
     """Return 16 hex digits that change with the number, the names and the order of the images."""
-    digest = hashlib.sha256(f"{len(source)}".encode())
+    digest = hashlib.sha256(f"{len(source)}{source.content()}".encode())
     names = map(source.name, range(len(source)))
     while some := list(islice(names, 10_000)):
         digest.update(("\0" + "\0".join(some)).encode())
@@ -112,6 +119,8 @@ class _Opener:
 
     def open(self, data: str | Path) -> ImageSource:
         text = str(data)
+        if text == IN_MEMORY:
+            raise InputError("the images were in the memory of another process: give them again as data")
         if isinstance(data, Path) and not data.exists():  # which makes one slash of the two in an address
             text = re.sub(r"^([A-Za-z][\w+.-]+):/(?!/)", r"\1://", text)
         if is_address(text):
@@ -125,6 +134,21 @@ class _Opener:
             return self._files(text, paths)
         except OSError as error:  # No permission on the way there, or a name that is too long.
             raise InputError(f"{data} can't be opened: {(error.strerror or str(error)).lower()}") from error
+
+    def images(self, files: Sequence[str | Path]) -> tuple[str, ImageSource]:
+        """Return image files as one source, in their order, with the name of their folder."""
+        paths = [os.path.abspath(user_path(one)) for one in files]  # noqa: PTH100 (links keep their names)
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+        if len(set(paths)) < len(paths):
+            twice = next(path for path in paths if paths.count(path) > 1)
+            raise InputError(f"{twice} is given twice: give each image once")
+        for path in paths:
+            if not os.path.exists(path):  # noqa: PTH110
+                self._path(path, Path(path))  # It says so.
+        names = [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
+        folders = len({os.path.dirname(path) for path in paths})  # noqa: PTH120
+        details = describe_files(folders, count_endings(names), [])
+        return os.path.basename(root) or "root", FileSource(Path(root), PackedNames(names), None, details)  # noqa: PTH119
 
     def _path(self, data: str, path: Path) -> ImageSource:
         if path.is_dir():
@@ -143,13 +167,13 @@ class _Opener:
                 near = did_you_mean(path.name, (other.name for other in islice(path.parent.iterdir(), 1000)))
             raise InputError(f"{data} does not exist{near}; looked in {path.absolute().parent}")
         check_file(path)
-        if path.suffix.lower()[1:] in IMAGE_ENDINGS:
-            raise InputError(f"{data} is a single image; give its folder, or a list of images (.txt, .csv)")
         return self._files(data, [path])
 
     def _files(self, data: str, paths: Sequence[Path], below: Path | None = None) -> ImageSource:
         """Open files: shards of one kind together, each list and each array by itself."""
-        sources: list[tuple[str, ImageSource]] = []
+        images = [path for path in paths if _is_image_file(path)]
+        sources: list[tuple[str, ImageSource]] = [self.images(images)] if images else []
+        paths = [path for path in paths if not _is_image_file(path)] if images else paths
         for kind, some in _by_kind(paths).items():
             if kind in HOLDERS:
                 top = (below or Path(os.path.commonpath([path.absolute().parent for path in some]))).absolute()
@@ -180,6 +204,14 @@ class _Opener:
         if kind == ".parquet":
             return open_parquet(files, on_found=self.on_found, without_ours=without_ours)
         return open_shards(files, cache=self.cache, on_found=self.on_found)
+
+
+def _is_image_file(one: str | Path) -> bool:
+    """Return whether this names one image file on this machine, which may be missing."""
+    path = user_path(one)
+    if path.suffix.lower()[1:] not in IMAGE_ENDINGS or is_address(str(one)) or path.is_dir():
+        return False
+    return path.is_file() or not set("*?[{") & set(str(one))
 
 
 def _by_kind(files: Iterable[F]) -> dict[str, list[F]]:

@@ -1,40 +1,53 @@
-"""Data as Python code gives it: paths and addresses of any kind, one or several."""
+"""Data as Python code gives it: paths and addresses of any kind, one or several; images in memory."""
 
 import os
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from deepcluster.core.addresses import whole_address
 from deepcluster.core.errors import InputError
+from deepcluster.data.sources.image_source import ImageSource
+from deepcluster.data.sources.memory import is_image, memory_image, memory_images
 
-Data = str | Path | list[str | Path]
+# Stands for images in memory in the configuration of a run.
+IN_MEMORY = "images in memory"
+Data = str | Path | ImageSource | list[str | Path]
 
 
 def given_data(data: Any) -> Data:
-    """Return one path or address, or a list of the paths that a collection, an array or a generator holds.
+    """Return one path or address, a list of the paths that a collection, an array or a generator holds, or images.
 
     Raises:
-        InputError: there are other things than paths, such as images.
+        InputError: there are other things than paths and images.
     """
     if data is None:
         return []
+    if isinstance(data, ImageSource):
+        return data
     if hasattr(data, "columns"):
         raise InputError("data is a table, not a path: save it as .csv or .parquet, and give the file")
-    shape = tuple(getattr(data, "shape", ()))
-    kind = getattr(getattr(data, "dtype", None), "kind", "O" if not shape else "")
-    if kind not in tuple("OSTU") and not isinstance(data, str | bytes):  # Text or objects, in terms of NumPy.
-        raise InputError(
-            f"data is an array of {' x '.join(map(str, shape))} numbers, not a path: save images as uint8 with "
-            "numpy.save('images.npy', array), and give 'images.npy'"
-        )
+    if is_image(data):
+        return memory_image(data)
     if hasattr(data, "tolist") and not isinstance(data, str):
         data = data.tolist()
     if isinstance(data, str | bytes | os.PathLike):
         return _path(data)
     if isinstance(data, Iterable) and not isinstance(data, Mapping):
-        some = [_path(one) for one in data]
+        given = list(data)
+        if any(map(is_image, given)):
+            return memory_images(given)
+        some = [_path(one) for one in given]
         return sorted(some, key=str) if isinstance(data, Set) else some  # A set has no order of its own.
     return _path(data)
+
+
+def addresses_of(data: Any) -> list[str]:
+    """Return what finds the data again from any folder; of images in memory, a text that stands for them."""
+    given = given_data(data)
+    if isinstance(given, ImageSource):
+        return [IN_MEMORY]
+    return [whole_address(one) for one in (given if isinstance(given, list) else [given])]
 
 
 def _path(one: Any) -> str | Path:
@@ -43,4 +56,4 @@ def _path(one: Any) -> str | Path:
         return text if isinstance(one, str | bytes) else Path(text)
     package = type(one).__module__.partition(".")[0]
     name = type(one).__name__ if package == "builtins" else f"{package} {type(one).__name__}"
-    raise InputError(f"data is or holds a value of type {name}, not a path: give files or folders")
+    raise InputError(f"data is or holds a value of type {name}, not a path or an image: give files, folders, or images")

@@ -69,6 +69,10 @@ class ImageSource(ABC):
     def stamp(self, index: int) -> str:
         """Return a text that changes with the content of an image, such as size and time of its file; "" if it is gone."""
 
+    def content(self) -> str:
+        """Return a text that changes with the content of all images, where their names say nothing of it; else ""."""
+        return ""
+
     def changed(self) -> str | None:
         """Describe which images have come, changed or gone since the source was opened; None if none have."""
         return None

@@ -45,6 +45,9 @@ class JoinedSource(ImageSource):
         part, inner = place_of(index, self._ends)
         return self._parts[part].stamp(inner)
 
+    def content(self) -> str:
+        return " ".join(filter(None, (part.content() for part in self._parts)))
+
     def changed(self) -> str | None:
         changes = ((name, part.changed()) for name, part in zip(self._names, self._parts, strict=True))
         named = [text if text.startswith(name) else f"{name}: {text}" for name, text in changes if text]
@@ -78,6 +81,9 @@ class ChosenImages(ImageSource):
 
     def stamp(self, index: int) -> str:
         return self._source.stamp(int(self._indices[index]))
+
+    def content(self) -> str:
+        return self._source.content()
 
     def changed(self) -> str | None:
         return self._source.changed()
