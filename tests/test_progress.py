@@ -8,7 +8,7 @@ import pytest
 
 from deepcluster.core import progress
 from deepcluster.core.progress import Reporter
-from deepcluster.core.text import duration, size
+from deepcluster.core.text import duration, rate_of, size
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 
@@ -102,4 +102,4 @@ def test_on_a_terminal_there_is_a_bar_and_lines_stand_above_it() -> None:
     [(1234.4, "1,234 steps/s"), (27.4, "27 steps/s"), (1.44, "1.4 steps/s"), (0.05, "20 s/step"), (0.0, "0 steps/s")],
 )
 def test_slow_work_is_measured_in_seconds(rate: float, text: str) -> None:
-    assert progress.rate_of(rate, "steps") == text
+    assert rate_of(rate, "steps") == text

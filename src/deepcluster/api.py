@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -15,6 +16,7 @@ from deepcluster.core.addresses import is_address
 from deepcluster.core.files import user_path
 from deepcluster.core.options import types_of
 from deepcluster.core.progress import Reporter
+from deepcluster.core.wording import in_python
 from deepcluster.data.sources import ImageSource, name_of, open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.evaluation.knn import leave_one_out_accuracy
@@ -33,6 +35,13 @@ def _with_settings(function: F) -> F:
     options = [
         inspect.Parameter(one.name, kind, default=one.default, annotation=types[one.name]) for one in fields(Settings)
     ]
+    texts = []
+    for one in fields(Settings):
+        choices = f" ({', '.join(one.metadata['choices'])})" if one.metadata["choices"] else ""
+        text = f"{one.name}: {in_python(one.metadata['help'])}{choices}"
+        texts.append(textwrap.fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 12))
+    described = "\n".join(["\n\n    Options:", *texts])
+    function.__doc__ = (function.__doc__ or "").rstrip() + described + "\n"
     function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
     return function
 

@@ -7,11 +7,21 @@ traceback, and ends with its `exit_status`.
 import difflib
 from collections.abc import Iterable
 
+from deepcluster.core.wording import in_python, notebook
+
 
 class DeepClusterError(Exception):
     """An error with a message for the user."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        """Return the message; in a notebook with options as Python has them."""
+        return super().__str__() if notebook() is None else in_python(super().__str__())
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what notebooks and IPython show: the message without the way it came."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class InputError(DeepClusterError):

@@ -1,4 +1,4 @@
-"""What the user sees during long work: lines, and on a terminal a bar with rate and time left."""
+"""What the user sees during long work: lines, and a bar with rate and time left; in a notebook one output that updates."""
 
 import sys
 import time
@@ -7,8 +7,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
+from deepcluster.core.notebook import NotebookDisplay
 from deepcluster.core.output import Output
-from deepcluster.core.text import duration, visible
+from deepcluster.core.text import as_row, duration, rate_of, visible
+from deepcluster.core.wording import notebook
 
 # Without a terminal, a line at this interval shows that work continues, without filling a log.
 PLAIN_LINE_SECONDS = 30.0
@@ -31,6 +33,7 @@ class Reporter:
         self._log: BinaryIO | None = None
         self._early: list[str] = []
         self._bar: Any = None
+        self._display: NotebookDisplay | None = None
 
     def log_to(self, path: Path) -> None:
         """Append all lines, including earlier ones, to a file from now on.
@@ -54,6 +57,10 @@ class Reporter:
         """Print a line."""
         self._write(line, show=not self.quiet)
 
+    def row(self, cells: Mapping[str, str]) -> None:
+        """Print the cells of a row, by title, as a line; in a notebook the rows are a table."""
+        self._write(as_row(cells), show=not self.quiet, cells=cells)
+
     def detail(self, line: str) -> None:
         """Print a line with `--verbose`; the log always has it."""
         self._write(line, show=self.verbose)
@@ -62,7 +69,7 @@ class Reporter:
         """Print a warning, even with `--quiet`."""
         self._write(f"warning: {line}", show=True, stream=Output.of(sys.stderr))
 
-    def _write(self, line: str, *, show: bool, stream: Any = None) -> None:
+    def _write(self, line: str, *, show: bool, stream: Any = None, cells: Mapping[str, str] | None = None) -> None:
         line = visible(line)
         stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
         if self._log is None:
@@ -71,7 +78,14 @@ class Reporter:
             self._write_log(stamped)
         if not show or self.silent:
             return
-        if self._bar is not None:
+        if (display := self._notebook()) is not None:
+            if cells is not None:
+                display.row(cells)
+            elif stream is not None:
+                display.warn(line.removeprefix("warning: "))
+            else:
+                display.say(line)
+        elif self._bar is not None:
             self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             self._output(stream).line(line)
@@ -84,11 +98,25 @@ class Reporter:
     def _output(self, stream: Any = None) -> Output:
         return Output.of(stream or (sys.stdout if self.stream is None else self.stream))
 
+    def _notebook(self) -> NotebookDisplay | None:
+        """Return the output of the cell that runs, in a notebook; None elsewhere, and where a stream was chosen."""
+        shell = notebook() if self.stream is None and not self.silent else None
+        if shell is None:
+            return None
+        if self._display is None or not self._display.is_current():
+            self._display = NotebookDisplay(shell)
+        return self._display
+
     @contextmanager
     def track(self, what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """Yield a meter, called with the number of units done, that shows the progress of `what`. `total` None: unknown."""
         if self.quiet:
             yield Meter()
+        elif (display := self._notebook()) is not None:
+            try:
+                yield NotebookMeter(display, what, total, unit)
+            finally:
+                display.end_progress()
         elif self._output().isatty():
             yield from self._bar_meter(what, total, unit)
         else:
@@ -114,23 +142,23 @@ class Reporter:
                 self._bar = None
 
 
-def as_row(cells: Mapping[str, str]) -> str:
-    """Return the cells of a row of a table as one line."""
-    return "  ".join(f"{title} {text}" for title, text in cells.items())
-
-
-def rate_of(rate: float, unit: str) -> str:
-    """Write a rate: 27 images/s, 1.4 steps/s, or the seconds of one where it is slower than one a second."""
-    if rate >= 10 or not rate:
-        return f"{rate:,.0f} {unit}/s"
-    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.0f} s/{unit.removesuffix('s')}"
-
-
 class Meter:
     """Counts units done. This one shows nothing."""
 
     def __call__(self, done: int) -> None:
         """Count `done` more units."""
+
+
+class NotebookMeter(Meter):
+    """A bar in the output of a cell."""
+
+    def __init__(self, display: NotebookDisplay, what: str, total: int | None, unit: str) -> None:
+        self.display, self.what, self.total, self.unit = display, what, total, unit
+        self.done, self.started = 0, time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        self.done += done
+        self.display.progress(self.what, self.done, self.total, self.unit, self.started)
 
 
 class PlainMeter(Meter):

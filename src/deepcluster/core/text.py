@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 # Control characters (of terminals, too), line separators, marks that turn the direction of text, lone surrogates.
@@ -112,3 +112,15 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} GB"
+
+
+def as_row(cells: Mapping[str, str]) -> str:
+    """Return the cells of a row of a table as one line."""
+    return "  ".join(f"{title} {text}" for title, text in cells.items())
+
+
+def rate_of(rate: float, unit: str) -> str:
+    """Write a rate: 27 images/s, 1.4 steps/s, or the seconds of one where it is slower than one a second."""
+    if rate >= 10 or not rate:
+        return f"{rate:,.0f} {unit}/s"
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.0f} s/{unit.removesuffix('s')}"

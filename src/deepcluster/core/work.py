@@ -12,6 +12,7 @@ import torch
 from deepcluster.core.distributed import ONE_PROCESS, Ranks, is_passed_on, joined
 from deepcluster.core.errors import Interrupted, LostProcess
 from deepcluster.core.progress import Reporter
+from deepcluster.core.wording import notebook
 
 # Called with the number of units (images, iterations) done since the last call. May raise `Interrupted`.
 Advance = Callable[[int], None]
@@ -122,7 +123,7 @@ class Work:
     """Progress, stop requests and timing of one piece of long work.
 
     Args:
-        reporter: prints lines and progress; quiet by default.
+        reporter: prints lines and progress; by default quiet, but for notebooks.
         interruption: the request to stop; none by default.
         ranks: the processes that do the work together.
     """
@@ -130,7 +131,7 @@ class Work:
     def __init__(
         self, reporter: Reporter | None = None, interruption: Interruption | None = None, ranks: Ranks = ONE_PROCESS
     ) -> None:
-        self.reporter = reporter or Reporter(quiet=True)
+        self.reporter = reporter or Reporter(quiet=notebook() is None)
         self.interruption = interruption or Interruption()
         self.ranks = ranks
         self.clock = Clock()

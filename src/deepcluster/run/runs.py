@@ -1,7 +1,6 @@
 """`Run`: a run folder in the hand of a Python user, as `train` returns it: a path with settings, metrics and clusters."""
 
 import csv
-import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -9,19 +8,15 @@ from typing import Any
 
 from deepcluster.core.addresses import is_address
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import read_table, user_path
+from deepcluster.core.files import read_table
 from deepcluster.core.html import block, curve, line, pandas, safe, table
+from deepcluster.core.paths import ResultPath
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.metrics import epoch_cells
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
-
-if sys.platform == "win32":
-    from pathlib import WindowsPath as _Path
-else:
-    from pathlib import PosixPath as _Path
 
 # Epochs that a notebook shows; `Run.metrics` has all.
 SHOWN_EPOCHS = 10
@@ -45,7 +40,7 @@ class Metrics(list[dict[str, Any]]):
         return block(*note, table(epoch_cells(one, epochs) for one in self[-SHOWN_EPOCHS:]))
 
 
-class Run(_Path):
+class Run(ResultPath):
     """A run folder: a path (`run / "metrics.jsonl"`, `str(run)`), which also gives what is in it.
 
     Every function that takes a model takes it.
@@ -54,27 +49,10 @@ class Run(_Path):
         InputError: there is no run in the folder.
     """
 
-    def __new__(cls, folder: str | Path) -> "Run":
-        """Expand `~`."""
-        return super().__new__(cls, user_path(folder))
-
     def __init__(self, folder: str | Path) -> None:
         """Open the run in `folder`."""
-        if sys.version_info >= (3, 12):
-            super().__init__(user_path(folder))
+        super().__init__(folder)
         self._folder.read_config()
-
-    # Paths that are derived from it are plain paths.
-    if sys.version_info < (3, 12):
-        _from_parsed_parts = getattr(_Path, "_from_parsed_parts")  # noqa: B009 (private, of Python 3.11)
-
-    def with_segments(self, *segments: Any) -> Path:
-        """Return another path."""
-        return Path(*segments)
-
-    def __reduce__(self) -> Any:
-        """Pickle the path."""
-        return Run, (str(self),)
 
     @property
     def _folder(self) -> RunFolder:

@@ -21,7 +21,7 @@ from deepcluster.data.survey import check_unreadable, even_sample
 from deepcluster.run.features import feature_batches, image_features
 from deepcluster.run.folder import RunFolder, save_assignment
 from deepcluster.run.lock import RunLock
-from deepcluster.run.metrics import epoch_line, health
+from deepcluster.run.metrics import epoch_cells, health
 from deepcluster.run.space import Space, space_state
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
@@ -183,7 +183,7 @@ def _record_epoch(
             check_unreadable(plan.loader, len(plan.source))
         folder.append_metrics(metrics)
         save_assignment(folder.assignment(epoch), plan.names(), loop.method.current)
-        reporter.say(epoch_line(metrics, settings.epochs))
+        reporter.row(epoch_cells(metrics, settings.epochs))
         history = folder.read_metrics()
         complaint = health(history, settings.as_dict())
         if complaint and (len(history) == 1 or not health(history[:-1], settings.as_dict())):  # Once.

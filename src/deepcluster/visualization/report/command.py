@@ -18,6 +18,7 @@ from deepcluster.run.folder import RunFolder
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context, build_report
 from deepcluster.visualization.report.collection import RunFacts
+from deepcluster.visualization.report.inline import Page
 from deepcluster.visualization.report.page import needs_report_extra
 from deepcluster.visualization.report.run import Data, cluster_tables, read_run
 from deepcluster.visualization.report.table import read_table
@@ -37,7 +38,7 @@ def report(
     workers: int | None = None,
     reporter: Reporter | None = None,
     **options: Any,
-) -> Path:
+) -> Page:
     """Make one self-contained HTML page, as `deepcluster report` does.
 
     Args:
@@ -52,7 +53,7 @@ def report(
         options: `deepcluster.visualization.options.ReportOptions`.
 
     Returns:
-        the path of the page.
+        the path of the page, which a notebook shows.
 
     Raises:
         InputError: there is nothing to show, or an option can't be used.
@@ -73,7 +74,7 @@ def report(
             n_unreadable, sizes_K = len(table.unreadable), table.sizes_K()
             facts = RunFacts(table.title, str(path), n_images=len(table), n_unreadable=n_unreadable, sizes_K=sizes_K)
             _write(page, Context(table, facts, options=checked, workers=workers, work=work), show=show)
-            return page
+            return Page(page)
         folder = RunFolder(path)
 
         def read() -> Context:
@@ -83,7 +84,7 @@ def report(
             _watch(page, folder, read, work, show=show)
         else:
             _write(page, read(), show=show)
-    return page
+    return Page(page)
 
 
 def _page(path: Path, out: str | Path | None, *, is_run: bool) -> Path:
