@@ -20,7 +20,7 @@ from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.interop.loading import load
-from deepcluster.run.embedding_tables import EmbeddingTable, is_table, open_table
+from deepcluster.run.embedding_tables import NO_NUMBERS, EmbeddingTable, is_table, open_table
 from deepcluster.run.features import Pooled
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.kept_features import kept_rows
@@ -168,7 +168,7 @@ class TableSubject(Subject):
         return self.table.names()
 
     def reasons(self, missing: Sequence[int]) -> dict[int, str]:
-        return dict.fromkeys(missing, "its embedding is missing, or holds values that are not finite numbers")
+        return dict.fromkeys(missing, NO_NUMBERS)
 
     def describe(self) -> str:
         return self.table.describe()

@@ -20,6 +20,9 @@ from deepcluster.core.text import count_of, of_line, printable
 PARQUET, ARRAY = ".parquet", ".npy"
 # Column names that `embed` writes. Another column of embeddings is used if it is the only one.
 EMBEDDING, NAME = "embedding", "name"
+# Rows that are read at once.
+BLOCK_ROWS = 8_192
+NO_NUMBERS = "its embedding is missing, or holds values that are not finite numbers"
 
 
 def is_table(model: object) -> bool:
@@ -67,6 +70,14 @@ class EmbeddingTable:
     def read(self, part: slice, at_once: int) -> Iterator[Tensor]:
         """Yield rows (B, D), float32, of a part of the table: `at_once` of them, fewer at the end; NaN where missing."""
         raise NotImplementedError
+
+    def take(self, rows_M: Tensor) -> Tensor:
+        """Return some rows (M, D), ascending."""
+        found, first = list[Tensor](), 0
+        for rows_BD in self.read(slice(0, len(self)), BLOCK_ROWS):
+            found.append(rows_BD[rows_M[(rows_M >= first) & (rows_M < first + len(rows_BD))] - first])
+            first += len(rows_BD)
+        return torch.cat(found)
 
     def describe(self) -> str:
         """Return what it is, in words."""
