@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from deepcluster.api import train as train
     from deepcluster.applied.assigning import assign as assign
+    from deepcluster.applied.clustering import cluster as cluster
     from deepcluster.applied.embedding import embed as embed
     from deepcluster.applied.rows import Clusters as Clusters
     from deepcluster.applied.rows import Embeddings as Embeddings
@@ -35,6 +36,7 @@ _HOMES = {
     "train": "api",
     "embed": "applied.embedding",
     "assign": "applied.assigning",
+    "cluster": "applied.clustering",
     "Embeddings": "applied.rows",
     "Clusters": "applied.rows",
     "evaluate": "evaluation.protocols",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepcluster.applied.assigning_tables import assign_table, is_run_of_table
 from deepcluster.applied.opening import Data, names_of, opened, output_target, reasons_by_name
 from deepcluster.applied.rows import Clusters
 from deepcluster.clustering.assignment import UNASSIGNED
@@ -11,6 +12,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import check_new_folder, output_path, user_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
+from deepcluster.core.work import Work
 from deepcluster.interop.loading import load
 from deepcluster.run.model import Model
 from deepcluster.run.parts import Parts
@@ -52,6 +54,10 @@ def assign(
     target = None if out is None else output_target(out, (".parquet",), parts=parts)
     if parts and target is None:
         raise InputError("parts are written into a folder: name one with out")
+    if is_run_of_table(model):
+        if folders is not None or parts:
+            raise InputError("--folders and --parts need images, and this run is of a table of embeddings: use --out alone")
+        return assign_table(model, data, target, limit=limit, work=Work(reporter))  # type: ignore[arg-type]
     model = model if isinstance(model, Model) else load(model)
     _, assignment = model.clusters()
     links = None if folders is None else user_path(folders)
