@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deepcluster.interop.importing import import_file as import_file
     from deepcluster.interop.loading import load as load
     from deepcluster.run.model import Model as Model
+    from deepcluster.run.runs import Run as Run
     from deepcluster.run.settings import Settings as Settings
     from deepcluster.visualization.report.command import report as report
 
@@ -46,6 +47,7 @@ _HOMES = {
     "download": "interop.download",
     "import_file": "interop.importing",
     "Model": "run.model",
+    "Run": "run.runs",
     "KMeans": "clustering.kmeans",
     "BalancedKMeans": "clustering.balanced",
     "PowerIterationClustering": "clustering.pic",

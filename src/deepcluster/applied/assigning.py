@@ -68,7 +68,9 @@ def assign(
         ranks, one = model.work.ranks, model.nearest_clusters(batch_size)
         if place is None:
             rows, unreadable = model.in_memory(one, source)
-            return Clusters(names_of(source), rows["cluster"], rows["distance"], reasons_by_name(unreadable, source, model))
+            return Clusters(
+                names_of(source), rows["cluster"], rows["distance"], reasons_by_name(unreadable, source, model), source
+            )
         if links is not None:
             ranks.from_main(lambda: check_new_folder(links, "--folders"))
             if source.path(0) is None:
@@ -83,7 +85,7 @@ def assign(
                     link_clusters(links, source, made, n_clusters=assignment.n_clusters)
                 model.work.reporter.say(f"{_counts(made, assignment.n_clusters)}: {place}")
             names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
-        return Clusters(names, rows["cluster"], rows["distance"], reasons_by_name(unreadable, source, model))
+        return Clusters(names, rows["cluster"], rows["distance"], reasons_by_name(unreadable, source, model), source)
 
 
 def _counts(made: Parts, n_clusters: int) -> str:
