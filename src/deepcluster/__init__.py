@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from deepcluster.api import train as train
     from deepcluster.applied.assigning import assign as assign
     from deepcluster.applied.embedding import embed as embed
+    from deepcluster.applied.naming import name_clusters as name_clusters
     from deepcluster.applied.rows import Clusters as Clusters
     from deepcluster.applied.rows import Embeddings as Embeddings
     from deepcluster.clustering.assignment import Assignment as Assignment
@@ -35,6 +36,7 @@ _HOMES = {
     "train": "api",
     "embed": "applied.embedding",
     "assign": "applied.assigning",
+    "name_clusters": "applied.naming",
     "Embeddings": "applied.rows",
     "Clusters": "applied.rows",
     "evaluate": "evaluation.protocols",

@@ -1,6 +1,6 @@
 """Results with one row per image. N images, D features."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +38,19 @@ class Clusters:
         distance_N: Euclidean distance to the centroid after whitening, or on deepcluster-v2's sphere; NaN for unreadable
             images.
         unreadable: why images can't be read, by name.
+        second_N, second_distance_N: the second nearest cluster, -1 where there is none, and the distance to its centroid.
+        confidence_N: 1 - distance / second distance: 0 half-way between two clusters, 1 at a centroid.
+        cluster_names: names that were given to clusters, by number.
     """
 
     names: list[str]
     cluster_N: NDArray[np.int64]
     distance_N: NDArray[np.float32]
     unreadable: dict[str, str]
+    second_N: NDArray[np.int64] | None = None
+    second_distance_N: NDArray[np.float32] | None = None
+    confidence_N: NDArray[np.float32] | None = None
+    cluster_names: dict[int, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         used = np.unique(self.cluster_N[self.cluster_N != UNASSIGNED])

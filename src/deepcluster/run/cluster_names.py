@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_file, write_whole
+from deepcluster.core.files import check_file, user_path, write_whole
 from deepcluster.core.text import printable, visible
 from deepcluster.data.sources.text_tables import TextTable, decode, of_windows, read_text_table
 
@@ -44,6 +44,15 @@ def read_names(folder: Path) -> dict[int, str]:
         if name:
             names[number] = name
     return names
+
+
+def names_of_model(model: str) -> dict[int, str]:
+    """Return the names of the clusters of a run folder, or of its `checkpoints/last.pt`; none for other models."""
+    path = user_path(model)
+    for folder in (path, path.parent.parent):
+        if (folder / "config.json").is_file() and path in (folder, folder / "checkpoints" / "last.pt"):
+            return read_names(folder)
+    return {}
 
 
 def _rows(table: TextTable, path: Path) -> list[tuple[str, str]]:

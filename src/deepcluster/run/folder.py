@@ -30,7 +30,7 @@ from deepcluster.run.settings import Settings
 CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes. config.json is last, so that an interrupted deletion leaves a run that can be overwritten.
 WRITTEN_FOLDERS = ("checkpoints", "assignments", "evaluation", "tensorboard")
-WRITTEN_FILES = ("metrics.jsonl", "train.log", "unreadable.csv", "report.html", "config.json")
+WRITTEN_FILES = ("metrics.jsonl", "train.log", "unreadable.csv", "names.csv", "report.html", "config.json")
 # The file of the lock of a run that is being trained.
 IN_USE = "in-use.json"
 
