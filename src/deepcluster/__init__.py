@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from deepcluster.applied.assigning import assign as assign
     from deepcluster.applied.clustering import cluster as cluster
     from deepcluster.applied.embedding import embed as embed
+    from deepcluster.applied.naming import name_clusters as name_clusters
     from deepcluster.applied.rows import Clusters as Clusters
     from deepcluster.applied.rows import Embeddings as Embeddings
     from deepcluster.clustering.assignment import Assignment as Assignment
@@ -38,6 +39,7 @@ _HOMES = {
     "embed": "applied.embedding",
     "assign": "applied.assigning",
     "cluster": "applied.clustering",
+    "name_clusters": "applied.naming",
     "Embeddings": "applied.rows",
     "Clusters": "applied.rows",
     "evaluate": "evaluation.protocols",

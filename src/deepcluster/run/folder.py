@@ -32,7 +32,7 @@ CHECKPOINT_FORMAT = "deepcluster-1"
 WRITTEN_FOLDERS = ("checkpoints", "assignments", "evaluation", "tensorboard")
 WRITTEN_FILES = (
     *("metrics.jsonl", "train.log", "unreadable.csv", "clusters.parquet", "comparison.csv", "comparison.json"),
-    *("report.html", "config.json"),
+    *("names.csv", "report.html", "config.json"),
 )
 # The file of the lock of a run that is being trained.
 IN_USE = "in-use.json"
