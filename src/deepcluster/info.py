@@ -22,7 +22,7 @@ from deepcluster.core.text import count_of, size
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import Look, even_sample, looks
-from deepcluster.interop.loading import UNTRAINED, load
+from deepcluster.interop.loading import UNTRAINED, arch_and_path, load
 from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, TORCH_FILES, has_hub_files
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.models.trunk import Trunk
@@ -41,7 +41,7 @@ BAR = 30
 
 
 def info(path: str, *, everything: bool = False, reporter: Reporter | None = None) -> str:
-    """Describe a run folder, a checkpoint, `untrained:ARCH`, an architecture, or images.
+    """Describe a run folder, a checkpoint, `untrained:ARCH`, `ARCH@pretrained`, an architecture, or images.
 
     Args:
         everything: read all images instead of a sample of 10,000.
@@ -54,6 +54,7 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
         path.startswith(UNTRAINED)
         or path.endswith((*TORCH_FILES, *CAFFE_FILES, SAFETENSORS))
         or has_hub_files(user_path(path))
+        or arch_and_path(path)[0]
     ):
         return _about_model(load(path))
     if (path in ARCHITECTURES or path.startswith(LIBRARIES)) and not Path(path).exists():
