@@ -72,11 +72,13 @@ def cli(context: click.Context) -> None:
 @click.option("--out", "--exp", "out", type=Path, help="the run folder  [runs/NAME-OF-DATA]")
 @click.option("--resume", is_flag=True, help="continue the run in --out, or begin it where there is none")
 @click.option("--overwrite", is_flag=True, help="delete the run in --out first")
+@click.option(
+    "--config", type=Path, help="start from the settings of a run, or of a file (.json, .toml); other options override them"
+)
+@click.option("--dry-run", is_flag=True, help="print the plan, and what time, memory and disk it will take; write nothing")
 @verbosity_options
 @with_settings(Settings)
-def train(
-    data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, quiet: bool, verbose: bool, **options: Any
-) -> None:
+def train(data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Learn from the images of DATA: a folder, a list (.txt) or table (.csv) of paths, tar shards, Parquet, arrays, an
     address (https://, s3://, ...) of these, or several of them.
 
@@ -86,7 +88,7 @@ def train(
     from deepcluster import api
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **user_options(options))
+    api.train(_data(data), reporter=reporter, **user_options(options))
 
 
 @cli.command(short_help="Write the features of images.")

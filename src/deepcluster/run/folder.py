@@ -29,10 +29,12 @@ from deepcluster.run.settings import Settings
 
 CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes. config.json is last, so that an interrupted deletion leaves a run that can be overwritten.
-WRITTEN_FOLDERS = ("checkpoints", "assignments", "evaluation", "tensorboard")
+WRITTEN_FOLDERS = ("checkpoints", "assignments", "evaluation", "tensorboard", "wandb")
+# The names under which services of `--log-to` know the run.
+LOGGER_IDS = "loggers.json"
 WRITTEN_FILES = (
     *("metrics.jsonl", "train.log", "unreadable.csv", "clusters.parquet", "comparison.csv", "comparison.json"),
-    *("names.csv", "report.html", "config.json"),
+    *("names.csv", "report.html", LOGGER_IDS, "config.json"),
 )
 # The file of the lock of a run that is being trained.
 IN_USE = "in-use.json"
