@@ -30,6 +30,7 @@ from deepcluster.cli.options import (
     verbosity_options,
     with_settings,
 )
+from deepcluster.cli.similar import COMMANDS as SIMILAR_COMMANDS
 from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
 from deepcluster.core.output import Output, open_standard_files, safe_streams, silence
@@ -120,7 +121,7 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     assigning.assign(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
 
 
-for command in (evaluate_group, visualize_group, report, import_command, export, download):
+for command in (*SIMILAR_COMMANDS, evaluate_group, visualize_group, report, import_command, export, download):
     cli.add_command(command)
 
 
