@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from deepcluster.api import train as train
     from deepcluster.applied.assigning import assign as assign
+    from deepcluster.applied.clustering import cluster as cluster
     from deepcluster.applied.comparing import compare as compare
     from deepcluster.applied.duplicates import duplicates as duplicates
     from deepcluster.applied.embedding import embed as embed
@@ -43,6 +44,7 @@ _HOMES = {
     "duplicates": "applied.duplicates",
     "sample": "applied.sample",
     "compare": "applied.comparing",
+    "cluster": "applied.clustering",
     "Embeddings": "applied.rows",
     "Clusters": "applied.rows",
     "evaluate": "evaluation.protocols",

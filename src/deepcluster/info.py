@@ -109,6 +109,8 @@ def _about_images(source: ImageSource, found: Sequence[tuple[int, Look]]) -> Ite
 
 def _about_run(folder: RunFolder) -> str:
     config, metrics = folder.read_config(), folder.read_metrics()
+    if clustered := folder.clustered():
+        return _about_clustered(folder, config, clustered)
     settings = Settings.from_saved(config["settings"])
     usual = Settings().as_dict()
     others = []
@@ -130,8 +132,30 @@ def _about_run(folder: RunFolder) -> str:
         lines.append(epoch_line(metrics[-1], settings.epochs))
     lines += [f"checkpoint {path}, {size(path.stat().st_size)}" for path in sorted(folder.checkpoints.glob("*.pt"))]
     tables = sorted((folder.path / "assignments").glob("*.parquet"))
+    tables = [folder.clusters] if folder.clusters.is_file() else tables
     lines += [f"clusters of each image: {tables[-1]}"] if tables else []
     return "\n".join(lines)
+
+
+def _about_clustered(folder: RunFolder, config: dict[str, Any], clustered: dict[str, Any]) -> str:
+    """Describe a run that `deepcluster cluster` made."""
+    settings = Settings.from_saved(config["settings"])
+    whitened = f"{settings.pca} whitened components" if clustered["whitened"] else "rows of unit length"
+    lines = [
+        f"run {folder.path}: {config['data']['description']}",
+        f"clustered, not trained: {settings.describe_clusters()} of {whitened}, by {settings.clustering}",
+    ]
+    if clustered["stage"]:
+        lines.append(
+            f"features: stage {clustered['stage']} of {clustered['model']}: "
+            f"{settings.arch}{' with Sobel' if settings.sobel else ''} at {settings.image_size} px"
+        )
+        with suppress(InputError):  # The library of its trunk may be missing here.
+            lines += _about_stages(make_run_trunk(settings), settings)
+    else:
+        lines.append(f"features: the table {clustered['model']}; the run has no network")
+    lines += [f"checkpoint {folder.last}, {size(folder.last.stat().st_size)}"] if folder.last.is_file() else []
+    return "\n".join([*lines, f"clusters of each image: {folder.clusters}"])
 
 
 def _about_model(model: Model) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from deepcluster import __version__
+from deepcluster.cli.cluster import cluster
 from deepcluster.cli.download import download
 from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.export import export
@@ -39,9 +40,9 @@ from deepcluster.core.text import visible
 from deepcluster.run.settings import REMOVED, Settings
 
 # Commands that several processes, which `torchrun` starts, do together.
-OVER_RANKS = ("train", "embed", "assign", "evaluate")
+OVER_RANKS = ("train", "cluster", "embed", "assign", "evaluate")
 # Commands that write files. The others have done nothing if their output can't be written.
-WRITE_FILES = ("train", "embed", "assign", "visualize", "report", "import", "export", "download", "demo")
+WRITE_FILES = ("train", "cluster", "embed", "assign", "visualize", "report", "import", "export", "download", "demo")
 # Exit status of a program whose output goes into a pipe that is closed, as shells show it.
 BROKEN_PIPE = 128 + 13
 # Seconds that the processes after the first wait before they report an error.
@@ -121,7 +122,7 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     assigning.assign(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
 
 
-for command in (*SIMILAR_COMMANDS, evaluate_group, visualize_group, report, import_command, export, download):
+for command in (cluster, *SIMILAR_COMMANDS, evaluate_group, visualize_group, report, import_command, export, download):
     cli.add_command(command)
 
 

@@ -85,6 +85,11 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Mode
     Raises:
         InputError: the checkpoint can't be used.
     """
+    if "table" in state:
+        raise InputError(
+            f"{name} has clusters of a table of embeddings ({state['table']}), and no network: use assign with another table "
+            "of such embeddings, report, info, or cluster with another --clusters"
+        )
     try:
         settings = Settings.from_saved(state["settings"])
     except (KeyError, InputError) as fault:
