@@ -19,12 +19,14 @@ from deepcluster.run.folder import RunFolder
 # What changes over the epochs, by its name in metrics.jsonl.
 CURVES = {
     "loss": "loss",
-    "nmi_previous": "NMI to the clusters before",
-    "nmi_labels": "NMI to the labels",
-    "knn": "k-NN accuracy",
-    "linear": "linear accuracy",
-    "largest_cluster_share": "share of the largest cluster",
+    "nmi_previous": "nmi(prev)",
+    "nmi_labels": "nmi(labels)",
+    "knn": "k-NN",
+    "linear": "linear",
+    "largest_cluster_share": "largest",
 }
+# Of these only epochs that clustered count; others repeat the value before (--reassign-every).
+OF_CLUSTERS = ("nmi_previous", "nmi_labels", "largest_cluster_share")
 # Epochs that are printed; the page shows all.
 MOST_EPOCHS = 12
 Tables = dict[str, tuple[list[str], list[list[str]]]]
@@ -52,6 +54,8 @@ class ComparedRun:
     def values(self, metric: str) -> tuple[list[int], list[float]]:
         """Return the epochs that have a metric, and its values."""
         known = [line for line in self.metrics if line.get(metric) is not None]
+        if metric in OF_CLUSTERS:
+            known = [line for line in known if (line.get("seconds") or {}).get("clustering", 1) > 0]
         return [line["epoch"] for line in known], [line[metric] for line in known]
 
 
@@ -67,7 +71,7 @@ def read_run(path: Path, name: str) -> ComparedRun:
         return ComparedRun(name, *_clusters(path))
     folder = RunFolder(path)
     config = folder.read_config()
-    tables = sorted(folder.assignments.glob("epoch-*.parquet"))
+    tables = [*sorted(folder.assignments.glob("epoch-*.parquet")), *path.glob(folder.clusters.name)]  # The newest last.
     names, cluster_N = _clusters(tables[-1]) if tables else ([], np.zeros(0, np.int64))
     evaluations = {}
     for file in sorted(path.glob("evaluation/*.json")):
@@ -91,14 +95,26 @@ def run_tables(runs: Sequence[ComparedRun]) -> Tables:
     """Return what is printed of the runs themselves, by title: settings that differ, epochs, evaluations."""
     with_config = [run for run in runs if run.config]
     header = ["", *(run.name for run in with_config)]
-    tables: Tables = {}
+    tables: Tables = {
+        "Runs": (["", "epochs", "images", "clusters"], [_row(number, run) for number, run in enumerate(runs, 1)])
+    }
     if rows := differing([_facts(run) for run in with_config]):
         tables["Settings that differ"] = header, rows
-    if rows := [row for metric, title in CURVES.items() for row in _epochs(with_config, metric, title)]:
-        tables["Epochs"] = header, rows
+    if len((epochs := _epochs(runs))[1]):
+        tables["Epochs"] = epochs
     if rows := _evaluations(with_config):
         tables["Evaluations"] = header, rows
     return tables
+
+
+def _row(number: int, run: ComparedRun) -> list[str]:
+    n_clusters = len(np.unique(run.cluster_N[run.cluster_N >= 0]))
+    return [
+        f"{number}  {run.name}",
+        f"{len(run.metrics):,}" if run.config else "–",
+        f"{len(run.names):,}",
+        f"{n_clusters:,}",
+    ]
 
 
 def _facts(run: ComparedRun) -> dict[str, Any]:
@@ -130,15 +146,19 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _epochs(runs: Sequence[ComparedRun], metric: str, title: str) -> list[list[str]]:
-    """Return rows of a metric: some epochs, evenly spread, the last one among them."""
-    values = [dict(zip(*run.values(metric), strict=True)) for run in runs]
-    epochs = sorted({epoch for one in values for epoch in one})
+def _epochs(runs: Sequence[ComparedRun]) -> tuple[list[str], list[list[str]]]:
+    """Return a row for some epochs, evenly spread, the last one among them; the metrics of the runs stand side by side."""
+    header, columns = ["epoch"], list[dict[int, float]]()
+    for metric, title in CURVES.items():
+        for number, run in enumerate(runs, start=1):
+            if run.config and any(one.values(metric)[0] for one in runs):
+                header.append(f"{title} {number}")
+                columns.append(dict(zip(*run.values(metric), strict=True)))
+    epochs = sorted({epoch for column in columns for epoch in column})
     if len(epochs) > MOST_EPOCHS:
         epochs = sorted({*(epochs[place] for place in even_sample(range(len(epochs)), MOST_EPOCHS - 1)), epochs[-1]})
-    return [
-        [f"{title}, epoch {epoch}", *(f"{one[epoch]:.3f}" if epoch in one else "–" for one in values)] for epoch in epochs
-    ]
+    rows = [[str(epoch), *(f"{one[epoch]:.3f}" if epoch in one else "–" for one in columns)] for epoch in epochs]
+    return header, rows
 
 
 def _evaluations(runs: Sequence[ComparedRun]) -> list[list[str]]:

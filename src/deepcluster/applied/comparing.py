@@ -119,7 +119,7 @@ def compare(
     target, page_target = checked_outputs(out, page, endings=(PARQUET, CSV))
     work = Work(reporter, Interruption(advice="nothing was written"))
     with work.interruption.listening():
-        read = [read_run(path, str(run)) for path, run in zip(paths, runs, strict=True)]
+        read = [read_run(path, str(path)) for path in paths]
         with work.track("comparing clusters", None, "pairs") as advance:
             agreements = []
             for one, other in combinations(read, 2):
