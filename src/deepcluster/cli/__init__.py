@@ -33,6 +33,7 @@ from deepcluster.cli.options import (
     verbosity_options,
     with_settings,
 )
+from deepcluster.cli.similar import COMMANDS as SIMILAR_COMMANDS
 from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
 from deepcluster.core.output import Output, open_standard_files, safe_streams, silence
@@ -148,7 +149,8 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     _say_next(reporter, options["out"], data)
 
 
-for command in (cluster, evaluate_group, visualize_group, report, names, import_command, export, download):
+USING = (cluster, *SIMILAR_COMMANDS, evaluate_group, visualize_group, report, names)
+for command in (*USING, import_command, export, download):
     cli.add_command(command)
 
 

@@ -23,6 +23,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import read_table
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.by_name import pictures_by_name
 from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import model_of_checkpoint
 from deepcluster.run.embedding_tables import open_table
@@ -32,7 +33,7 @@ from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context
-from deepcluster.visualization.report.collection import Collection, Past, RunFacts, pictures_by_name
+from deepcluster.visualization.report.collection import Collection, Past, RunFacts
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.pictures import read_json
 from deepcluster.visualization.stages import PICTURES
