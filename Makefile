@@ -4,7 +4,7 @@ VENV ?= .venv
 READY := $(VENV)/.ready
 LOWEST := $(VENV)-lowest
 
-.PHONY: demo test test-slow test-lowest lint clean
+.PHONY: demo test test-slow test-lowest lint docs docs-serve clean
 
 demo: $(READY)
 	$(VENV)/bin/deepcluster demo
@@ -25,6 +25,13 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+# The documentation site, in site/: open site/index.html. The variable silences an advertisement of the theme.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs serve
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "deepcluster needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
@@ -39,4 +46,4 @@ $(LOWEST)/.ready: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs
+	rm -rf $(VENV) $(LOWEST) runs site
