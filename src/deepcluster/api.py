@@ -19,6 +19,7 @@ from deepcluster.data.sources import name_of, open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
+from deepcluster.run.runs import Run
 from deepcluster.run.settings import Settings
 from deepcluster.training import launch, tensorboard
 
@@ -45,7 +46,7 @@ def train(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     **options: Any,
-) -> Path:
+) -> Run:
     """Learn features and clusters of the images of `data`, as `deepcluster train` does.
 
     Args:
@@ -57,7 +58,7 @@ def train(
         options: the settings of `deepcluster.Settings`. The recipe chooses those left out, so the defaults shown may change.
 
     Returns:
-        the run folder.
+        the run: a path, with `.metrics`, `.clusters`, `.settings`, `.model()` and `.report()`.
 
     Raises:
         InputError: data, settings or folder can't be used, or `tensorboard` is not installed; nothing was written.
@@ -67,7 +68,7 @@ def train(
     if options.get("tensorboard"):
         tensorboard.needs_tensorboard_extra()
     data = given_data(data)  # Once: a generator gives its paths only once.
-    return launch.train(
+    run = launch.train(
         data,
         out=user_path(out) if out is not None else default_run(data),
         user_options=options,
@@ -76,6 +77,7 @@ def train(
         reporter=reporter or Reporter(),
         evaluate={"knn": _knn, "linear": partial(probe_accuracy, seed=0)},
     )
+    return Run(run)
 
 
 def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:

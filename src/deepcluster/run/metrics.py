@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any
 
+from deepcluster.core.progress import as_row
 from deepcluster.run.settings import Settings
 
 EVALUATED = (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"), ("linear", "linear"))
@@ -27,20 +28,24 @@ def legend(settings: Settings, *, has_labels: bool) -> str:
     )
 
 
+def epoch_cells(metrics: Mapping[str, Any], epochs: int) -> dict[str, str]:
+    """Return what is shown of an epoch, by title."""
+    seconds = metrics["seconds"]
+    cells = {"epoch": f"{metrics['epoch']:>{len(str(epochs))}}/{epochs}", "loss": f"{metrics['loss']:.3f}"}
+    cells |= {title: f"{metrics[name]:.3f}" for title, name in EVALUATED if metrics.get(name) is not None}
+    return cells | {
+        "clusters": f"{metrics['clusters_nonempty']:,}/{metrics['clusters']:,}",
+        "largest": f"{metrics['largest_cluster_share']:.1%}",
+        "features": f"{seconds['features']:.0f}s",
+        "cluster": f"{seconds['whitening'] + seconds['clustering']:.0f}s",
+        "train": f"{seconds['training']:.0f}s",
+        "data-wait": f"{metrics['data_wait_share']:.0%}",
+    }
+
+
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     """Return an epoch as one line."""
-    seconds = metrics["seconds"]
-    parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.3f}"]
-    parts += [f"{title} {metrics[name]:.3f}" for title, name in EVALUATED if metrics.get(name) is not None]
-    parts += [
-        f"clusters {metrics['clusters_nonempty']:,}/{metrics['clusters']:,}",
-        f"largest {metrics['largest_cluster_share']:.1%}",
-        f"features {seconds['features']:.0f}s",
-        f"cluster {seconds['whitening'] + seconds['clustering']:.0f}s",
-        f"train {seconds['training']:.0f}s",
-        f"data-wait {metrics['data_wait_share']:.0%}",
-    ]
-    return "  ".join(parts)
+    return as_row(epoch_cells(metrics, epochs))
 
 
 def health(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str | None:

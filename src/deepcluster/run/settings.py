@@ -16,7 +16,7 @@ from deepcluster.clustering import CLUSTERERS, clusterer
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.options import Checked, flag, option
 from deepcluster.models.archs import ARCHITECTURES, check_arch
-from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
+from deepcluster.models.statistics import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
 from deepcluster.run.crops import parse_crops
 
 CACHES = ("auto", "memory", "none")
@@ -83,7 +83,9 @@ class Settings(Checked):
         "torchvision:NAME or timm:NAME",
     )
     init: str | None = _trunk(
-        None, "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights (default: random)"
+        None,
+        "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights, also as ARCH@FILE; "
+        "pretrained, the published weights of --arch; or timm:NAME@pretrained, which chooses --arch too (default: random)",
     )
     image_size: int = _trunk(224, "side in pixels of the images that the network sees", at_least=8)
     reduce_to: int = _trunk(
@@ -97,6 +99,14 @@ class Settings(Checked):
         IMAGENET_MEAN, "mean of red, green and blue (0 to 1) by which images are normalised; that of the weights of --init"
     )
     std: tuple[float, float, float] = _trunk(IMAGENET_STD, "standard deviation of red, green and blue, as --mean")
+    interpolation: str = _trunk(
+        "bilinear",
+        "how images are resized for the features; that of the weights, where --init names published ones",
+        choices=("bilinear", "bicubic"),
+    )
+    crop_pct: float = _trunk(
+        CROP_PCT, "share of the resized image's shorter side that the centre crop for the features shows, as --interpolation"
+    )
     dropout: float = _trunk(0.5, "dropout in the fully connected layers", at_least=0, below=1)
 
     clustering: str = _clustering(
@@ -353,6 +363,8 @@ class Settings(Checked):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise InputError(f"{name}={low:g},{high:g} must be two shares with 0 < least <= largest <= 1")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct={self.crop_pct:g} must be more than 0 and at most 1; 0.875 is usual")
         if min(self.std) <= 0:
             raise InputError(f"std={','.join(f'{one:g}' for one in self.std)} must be more than 0 for each channel")
         if self.temperature <= 0:

@@ -201,6 +201,7 @@ def _finish(plan: Plan, loop: Loop, board: TensorBoard | None) -> None:
     table = folder.assignment(epochs + 1)
     if is_main:
         save_assignment(table, plan.names(), assignment)
+        folder.write_clusters(plan.names(), assignment)
     final = {"assignment": assignment.state_dict(), **space_state(space)}
     folder.save_checkpoint({**_checkpoint(loop), "final": final})
     if is_main and board is not None:
@@ -208,7 +209,7 @@ def _finish(plan: Plan, loop: Loop, board: TensorBoard | None) -> None:
         board.finish(
             epochs + 1, assignment, plan.loader.images, lambda count: _points(plan, space, even_sample(clustered, count))
         )
-    say_done(plan, table)
+    say_done(plan)
 
 
 def _points(plan: Plan, space: Space, images: list[int]) -> tuple[Tensor, Tensor]:

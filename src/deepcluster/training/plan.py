@@ -280,12 +280,12 @@ def say_finished(plan: Plan) -> None:
     plan.work.reporter.say(f"{path} is finished; {further}")
 
 
-def say_done(plan: Plan, table: Path) -> None:
+def say_done(plan: Plan) -> None:
     """Print what the finished run has, and the commands that use it."""
     run, say = plan.folder.path, plan.work.reporter.say
     data = [plan.data] if isinstance(plan.data, str | Path) else plan.data
     assign = shlex.join(["deepcluster", "assign", str(run), *map(str, data), "--folders", "by-cluster"])
-    say(f"done: {run}. Clusters of the finished trunk: {table}")
+    say(f"done: {run}. The cluster of each image: {plan.folder.clusters}")
     say(f"see them: {shlex.join(['deepcluster', 'report', str(run)])}; as folders of links: {assign}")
 
 
