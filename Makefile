@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 LOWEST := $(VENV)-lowest
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-slow test-lowest lint check-package clean
+.PHONY: demo test test-slow test-lowest lint docs docs-serve check-package clean
 
 demo: $(READY)
 	$(VENV)/bin/deepcluster demo
@@ -25,6 +25,13 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# The documentation site, in site/: open site/index.html. The variable silences an advertisement of the theme.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs serve
 
 # The wheel and the sdist, in dist/, and whether they install and run the demo in a fresh environment.
 check-package: $(READY)
