@@ -78,7 +78,7 @@ def test_embed_writes_what_it_returns(images: Path, trained: Path, tmp_path: Pat
     assert result.embedding_ND.dtype == np.float32 and len(result.embedding_ND) == 60
     assert not result.unreadable
     table = pq.read_table(tmp_path / "e.parquet")
-    assert table.column_names == ["name", "embedding"]
+    assert table.column_names == ["name", "embedding", "path"]
     assert table["name"].to_pylist() == result.names
     assert np.array_equal(np.stack(table["embedding"].to_pylist()).astype(np.float32), result.embedding_ND)
 
@@ -119,7 +119,7 @@ def test_assign_gives_the_run_s_last_table_again(images: Path, trained: Path, tm
     assert result.cluster_N.tolist() == final["cluster"]
     np.testing.assert_allclose(result.distance_N, final["distance"], atol=1e-4)
     table = pq.read_table(tmp_path / "c.parquet").to_pydict()
-    assert list(table) == ["name", "cluster", "distance"]
+    assert list(table) == ["name", "cluster", "distance", "second", "second_distance", "confidence", "path"]
     assert table["cluster"] == final["cluster"]
 
 
@@ -193,7 +193,7 @@ def test_info_of_a_run(trained: Path) -> None:
     assert "alexnet-small at 16 px, 5 clusters, 2 of 2 epochs" in text
     assert "clusters=5" in text and f"lr={SMALL['lr']}" in text
     assert "epoch 2/2  loss" in text
-    assert text.splitlines()[-1].endswith("epoch-0003.parquet")
+    assert text.splitlines()[-1].endswith("clusters.parquet")
 
 
 def test_info_of_a_checkpoint_and_of_random_weights(trained: Path) -> None:

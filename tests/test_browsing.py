@@ -12,6 +12,7 @@ from spoiled_images import write_good_images, write_spoiled_images
 import deepcluster
 from deepcluster.core.progress import Reporter
 
+TABLE = ["name", "cluster", "distance", "second", "second_distance", "confidence", "path"]
 TEXT = (Path(__file__).parents[1] / "docs" / "browsing.md").read_text(encoding="utf-8")
 
 
@@ -40,8 +41,8 @@ def run(code: str, folder: Path) -> str:
 
 
 def test_the_tables_are_as_the_page_says(folder: Path) -> None:
-    assert pq.read_schema(folder / "clusters.parquet").names == ["name", "cluster", "distance"]
-    assert pq.read_schema(folder / "features.parquet").names == ["name", "embedding"]
+    assert pq.read_schema(folder / "clusters.parquet").names == TABLE
+    assert pq.read_schema(folder / "features.parquet").names == ["name", "embedding", "path"]
     clusters, features = (pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("clusters", "features"))
     assert clusters["name"] == features["name"]
     unread = [cluster == -1 for cluster in clusters["cluster"]]

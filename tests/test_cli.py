@@ -203,7 +203,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
         lambda i, r: ["embed", r, i, "--stage", "conv55", "--out", "e.npy"],
         ("no stage 'conv55' (did you mean conv5?)",),
     ),
-    "embed to an unknown ending": (lambda i, r: ["embed", r, i, "--out", "e.csv"], (".parquet or .npy",)),
+    "embed to an unknown ending": (lambda i, r: ["embed", r, i, "--out", "e.txt"], (".parquet or .csv or .jsonl or .npy",)),
     "embed to nowhere": (lambda i, r: ["embed", r, i, "--out", "no/e.npy"], ("does not exist",)),
     "embed to a folder": (lambda i, r: ["embed", r, i, "--out", folder_of("e.npy")], ("e.npy is a folder",)),
     "embed without out": (lambda i, r: ["embed", r, i], ("--out",)),
@@ -218,7 +218,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
     ),
     "folders of an array": (
         lambda i, r: ["assign", r, array("a.npy", np.zeros((9, 8, 8), np.uint8)), "--folders", "groups"],
-        ("an array has none",),
+        ("these images are none: --copy writes files",),
     ),
     "negative workers of embed": (lambda i, r: ["embed", r, i, "--out", "e.npy", "--workers", "-1"], ("--workers",)),
     "info of nothing": (lambda i, r: ["info", "nothing-here"], ("nothing-here does not exist",)),

@@ -1,7 +1,6 @@
 """Folders of real life: what systems and this program put between the images of a folder, and how data sets are laid out."""
 
 import csv
-import os
 import subprocess
 import sys
 import unicodedata
@@ -22,7 +21,6 @@ from deepcluster.core.text import as_line, of_line
 from deepcluster.data.sources import open_source
 from deepcluster.evaluation.datasets.labelled import open_train_val
 from deepcluster.run.folder import RunFolder
-from deepcluster.run.tables import _link_name
 
 QUIET = Reporter(quiet=True)
 SYSTEM = (
@@ -178,15 +176,6 @@ def test_names_with_line_breaks_in_the_table_of_unreadable_images(tmp_path: Path
     with folder.unreadable.open(newline="", encoding="utf-8") as file:
         assert {row["name"]: row["reason"] for row in csv.DictReader(file)} == reasons
     assert folder.unreadable.read_bytes().endswith(b"\nl.jpg,of 'l.jpg'\n")
-
-
-def test_names_of_links_have_at_most_255_bytes_and_keep_their_endings() -> None:
-    assert _link_name("a/b.jpg", "") == "a__b.jpg"
-    assert _link_name("a.b/c", "-7") == "a-7.b__c"
-    for name in ("x/" * 200 + "y.jpg", "é" * 200 + ".JPEG", "😀" * 90):
-        short = _link_name(name, "-12")
-        assert 250 < len(os.fsencode(short)) <= 255
-        assert short.endswith(("-12.jpg", "-12.JPEG", "-12"))
 
 
 def test_links_differ_on_systems_where_names_that_look_equal_are_equal(trained: Path, images: Path, tmp_path: Path) -> None:

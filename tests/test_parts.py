@@ -67,7 +67,7 @@ def test_parts_are_the_table_that_is_returned_and_joined(trained: Path, mixed: P
     rows, groups = deepcluster.embed(trained, mixed, **BATCH), deepcluster.assign(trained, mixed, **BATCH)
     assert len(rows.unreadable) == 5
     for table in (pq.read_table(whole / "e.parquet"), ds.dataset(whole / "e").to_table()):
-        assert table.column_names == ["name", "embedding"]
+        assert table.column_names == ["name", "embedding", "path"]
         assert table["name"].to_pylist() == rows.names
         embedding_ND = np.array(table["embedding"].to_pylist(), np.float32)
         assert np.array_equal(embedding_ND, rows.embedding_ND, equal_nan=True)
@@ -235,7 +235,7 @@ def test_tables_are_joined_without_holding_them(tmp_path: Path, monkeypatch: pyt
             yield item
 
     monkeypatch.setattr(made, "read", watched)
-    tables.join_to_parquet(made, source, tmp_path / "e.parquet", Work())
+    tables.join_to_table(made, source, tmp_path / "e.parquet", Work(), {})
     assert max(peaks) < 16 << 20
     file = pq.ParquetFile(tmp_path / "e.parquet")
     assert (file.metadata.num_rows, file.num_row_groups) == (64, 16)

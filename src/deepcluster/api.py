@@ -3,7 +3,7 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ from deepcluster.data.sources import ImageSource, name_of, open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
+from deepcluster.run.config_files import with_config
 from deepcluster.run.runs import Run
 from deepcluster.run.settings import Settings
-from deepcluster.training import launch, tensorboard
+from deepcluster.training import launch
+from deepcluster.training.loggers import Logger, check_loggers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,6 +55,9 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    config: str | Path | None = None,
+    dry_run: bool = False,
+    loggers: Sequence[Logger] = (),
     reporter: Reporter | None = None,
     **options: Any,
 ) -> Run:
@@ -63,6 +68,9 @@ def train(
         out: the run folder; `runs/NAME-OF-DATA` by default.
         resume: continue the run in `out`, or begin it where there is none.
         overwrite: delete the run in `out` first.
+        config: settings to start from: a run folder, its config.json, or a file .json or .toml; `options` win.
+        dry_run: print the plan, and an estimate of what the run takes, and write nothing.
+        loggers: objects that follow the run (`deepcluster.training.loggers.Logger`), besides those of `log_to`.
         reporter: prints lines and progress; to the standard output by default.
         options: the settings of `deepcluster.Settings`. The recipe chooses those left out, so the defaults shown may change.
 
@@ -70,12 +78,13 @@ def train(
         the run: a path, with `.metrics`, `.clusters`, `.settings`, `.model()` and `.report()`.
 
     Raises:
-        InputError: data, settings or folder can't be used, or `tensorboard` is not installed; nothing was written.
+        InputError: data, settings or folder can't be used, or the package of a logger is missing; nothing was written.
         TrainingError: the loss is not finite, or the disk is full; the last good state is kept.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
-    if options.get("tensorboard"):
-        tensorboard.needs_tensorboard_extra()
+    options = with_config(config, options)
+    named: dict[str, Any] = {name: value for name, value in options.items() if name in ("log_to", "tensorboard")}
+    check_loggers(Settings.from_dict(named).loggers, loggers)
     data = given_data(data)  # Once: a generator gives its paths only once.
     run = launch.train(
         data,
@@ -83,10 +92,12 @@ def train(
         user_options=options,
         resume=resume,
         overwrite=overwrite,
+        loggers=loggers,
+        dry_run=dry_run,
         reporter=reporter or Reporter(),
         evaluate={"knn": _knn, "linear": partial(probe_accuracy, seed=0)},
     )
-    return Run(run)
+    return Run(run, planned=dry_run)
 
 
 def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:

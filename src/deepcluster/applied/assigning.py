@@ -1,20 +1,35 @@
 """`assign`: the cluster of each image. N images, K clusters."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from deepcluster.applied.assigning_tables import assign_table, is_run_of_table
 from deepcluster.applied.opening import Data, names_of, opened, output_target, reasons_by_name
 from deepcluster.applied.rows import Clusters
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_new_folder, output_path, user_path
+from deepcluster.core.files import output_path
 from deepcluster.core.progress import Reporter
-from deepcluster.core.text import count_of
+from deepcluster.core.text import count_of, visible
+from deepcluster.core.work import Work
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.given import given_data
 from deepcluster.interop.loading import load
+from deepcluster.run.cluster_folders import Folders, check_folders, make_folders
+from deepcluster.run.cluster_names import names_of_model
 from deepcluster.run.model import Model
 from deepcluster.run.parts import Parts
-from deepcluster.run.tables import join_to_parquet, link_clusters, parts_of_table, result_of
+from deepcluster.run.resumable import digest_of
+from deepcluster.run.table_writers import ENDINGS
+from deepcluster.run.tables import join_to_table, parts_of_table, result_of
+
+# Images whose clusters are printed, where no file is to be written.
+FEW = 20
 
 
 def assign(
@@ -23,6 +38,12 @@ def assign(
     *,
     out: str | Path | None = None,
     folders: str | Path | None = None,
+    copy: bool = False,
+    hardlink: bool = False,
+    absolute: bool = False,
+    ranked: bool = False,
+    add: bool = False,
+    overwrite: bool = False,
     parts: bool = False,
     return_rows: bool = True,
     device: str = "auto",
@@ -38,8 +59,11 @@ def assign(
     Args:
         model: whatever `load` opens, or its result.
         data: any images, not only those of the run.
-        out: also write a table (`.parquet`: name, cluster, distance).
-        folders: also make a folder of links per cluster in this folder.
+        out: also write a table (`.parquet`, `.csv` or `.jsonl`; its columns are in docs/browsing.md).
+        folders: also put links to the images into a folder per cluster in this folder (docs/folders.md).
+        copy, hardlink, absolute: `folders` gets copies, hard links, or links with absolute paths.
+        ranked: names in `folders` begin with the rank by the distance to the centroid.
+        add, overwrite: put images beside those of an earlier call in `folders`, or replace these.
         parts, return_rows: as in `embed`.
         device, batch_size, workers: how the work is done.
         limit: use only this many images, spread evenly.
@@ -49,41 +73,114 @@ def assign(
         InputError: model, data or file can't be used, or the model has no clusters.
         Interrupted: Ctrl-C or SIGTERM while `out` or `folders` was written; the same call continues.
     """
-    target = None if out is None else output_target(out, (".parquet",), parts=parts)
+    target = None if out is None else output_target(out, ENDINGS, parts=parts)
     if parts and target is None:
         raise InputError("parts are written into a folder: name one with out")
+    kinds = {"copy": copy, "hardlink": hardlink, "absolute": absolute}
+    wanted = _folders(folders, kinds, ranked=ranked, add=add, overwrite=overwrite)
+    if is_run_of_table(model):
+        if wanted or parts:
+            raise InputError("--folders and --parts need images, and this run is of a table of embeddings: use --out alone")
+        return assign_table(model, data, target, limit=limit, work=Work(reporter))  # type: ignore[arg-type]
     model = model if isinstance(model, Model) else load(model)
     _, assignment = model.clusters()
-    links = None if folders is None else user_path(folders)
-    place = target or links
-    if links is not None:
-        output_path(links, "--folders", is_folder=True)
+    names = names_of_model(model.name)
+    place = target or (wanted.place if wanted else None)
     with opened(model, data, limit, reporter, shared=place is not None, device=device, workers=workers) as (model, source):
-        ranks, one = model.work.ranks, model.nearest_clusters(batch_size)
+        one = replace(model.nearest_clusters(batch_size), names=names)
         if place is None:
             rows, unreadable = model.in_memory(one, source)
-            return Clusters(
-                names_of(source),
-                rows["cluster"],
-                rows["distance"],
-                reasons_by_name(unreadable, source, model),
-                images=source,
-            )
-        if links is not None:
-            ranks.from_main(lambda: check_new_folder(links, "--folders"))
-            if source.path(0) is None:
-                raise InputError(
-                    "--folders makes links to image files, and an array has none; the table of --out has all that is known"
-                )
+            return _result(names_of(source), rows, names, reasons_by_name(unreadable, source, model), source)
+        ranks, work = model.work.ranks, model.work
+        if wanted:
+            ranks.from_main(lambda: check_folders(wanted, source, work))
         with parts_of_table(model, one, source, place, are_result=parts) as made:
             if ranks.is_main:
                 if target is not None and not parts:
-                    join_to_parquet(made, source, target, model.work)
-                if links is not None:
-                    link_clusters(links, source, made, n_clusters=assignment.n_clusters)
-                model.work.reporter.say(f"{_counts(made, assignment.n_clusters)}: {place}")
-            names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
-        return Clusters(names, rows["cluster"], rows["distance"], reasons_by_name(unreadable, source, model), images=source)
+                    join_to_table(made, source, target, work, names)
+                work.reporter.say(f"{_counts(made, assignment.n_clusters)}{'' if target is None else f': {target}'}")
+                if wanted:
+                    clusters = digest_of(model.weights, *one.facts)
+                    n_clusters = assignment.n_clusters
+                    done = make_folders(wanted, source, made, names, clusters, work, n_clusters=n_clusters)
+                    work.reporter.say(f"{wanted.given}: {done}")
+            image_names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
+        return _result(image_names, rows, names, reasons_by_name(unreadable, source, model), source)
+
+
+def few_clusters(model: str | Path | Model, data: Data, *, reporter: Reporter | None = None, **options: Any) -> str:
+    """Return the clusters of a few images as lines to print; options as in `assign`.
+
+    Raises:
+        InputError: as `assign`, or there are more than `FEW` images.
+    """
+    data = given_data(data)
+    if (count := len(open_source(data, options.get("limit")))) > FEW:
+        raise InputError(
+            f"assign has nothing to write, and {count:,} images are too many to print (at most {FEW}): give --out "
+            "TABLE.csv, --folders DIR, or both"
+        )
+    return clusters_table(assign(model, data, reporter=reporter, **options))
+
+
+def clusters_table(found: Clusters) -> str:
+    """Return clusters as lines to print: the nearest and the second nearest of each image, and how clear the choice is."""
+
+    def cluster(number: int) -> str:
+        name = found.cluster_names.get(number, "")
+        return "-" if number == UNASSIGNED else f"{number} {name}".rstrip()
+
+    def number(value: float) -> str:
+        return "-" if np.isnan(value) else f"{value:.3f}"
+
+    if found.second_N is None or found.second_distance_N is None or found.confidence_N is None:
+        raise InputError("these clusters have no second ones: make them with assign")
+    rows = [("name", "cluster", "distance", "second", "distance", "confidence")]
+    for row, name in enumerate(found.names):
+        near, far = (number(column[row]) for column in (found.distance_N, found.second_distance_N))
+        one, two = (cluster(int(column[row])) for column in (found.cluster_N, found.second_N))
+        rows.append((visible(name), one, near, two, far, number(found.confidence_N[row])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _folders(
+    folders: str | Path | None, kinds: Mapping[str, bool], *, ranked: bool, add: bool, overwrite: bool
+) -> Folders | None:
+    """Return the folders that options name; refuse options that do not go together."""
+    chosen = [name for name, is_chosen in kinds.items() if is_chosen]
+    options = {**kinds, "ranked": ranked, "add": add, "overwrite": overwrite}
+    if folders is None:
+        if given := [f"--{name}" for name, is_given in options.items() if is_given]:
+            raise InputError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for --folders DIR: name one")
+        return None
+    if len(chosen) > 1:
+        raise InputError(f"--folders gets links or copies of one kind: choose --{' or --'.join(chosen)}")
+    if add and overwrite:
+        raise InputError("--add keeps what is in --folders and --overwrite replaces it: use one of them")
+    wanted = Folders(Path(folders), kind=chosen[0] if chosen else "link", ranked=ranked, add=add, overwrite=overwrite)
+    output_path(wanted.place, "--folders", is_folder=True)
+    return wanted
+
+
+def _result(
+    image_names: list[str],
+    rows: Mapping[str, NDArray[Any]],
+    names: Mapping[int, str],
+    unreadable: dict[str, str],
+    images: ImageSource,
+) -> Clusters:
+    return Clusters(
+        image_names,
+        rows["cluster"],
+        rows["distance"],
+        unreadable,
+        second_N=rows["second"],
+        second_distance_N=rows["second_distance"],
+        confidence_N=rows["confidence"],
+        cluster_names=dict(names),
+        images=images,
+    )
 
 
 def _counts(made: Parts, n_clusters: int) -> str:

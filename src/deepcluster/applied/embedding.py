@@ -7,7 +7,8 @@ from deepcluster.applied.rows import Embeddings
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
 from deepcluster.run.model import Model
-from deepcluster.run.tables import join_to_parquet, parts_of_table, result_of, write_array
+from deepcluster.run.table_writers import ENDINGS
+from deepcluster.run.tables import join_to_table, parts_of_table, result_of, write_array
 
 
 def embed(
@@ -32,7 +33,8 @@ def embed(
     Args:
         model: whatever `load` opens, or its result.
         data: any images, not only those of the run.
-        out: also write a table (`.parquet`: name, embedding) or an array (`.npy`, with the names beside in `.names.txt`).
+        out: also write a table (`.parquet`, `.jsonl`: name, embedding, path; `.csv`: a column per number) or an array
+            (`.npy`, with the names beside in `.names.txt`).
         parts: `out` is a folder instead, of numbered Parquet files that are one table.
         return_rows: False returns no rows and no names: `out` may be larger than memory. So it is for several processes.
         stage: stage of the trunk, averaged over its map; `Trunk.embed_stage`, which measured best, by default.
@@ -44,7 +46,7 @@ def embed(
         InputError: model, data, stage or file can't be used.
         Interrupted: Ctrl-C or SIGTERM while `out` was written; the same call continues.
     """
-    target = None if out is None else output_target(out, (".parquet", ".npy"), parts=parts)
+    target = None if out is None else output_target(out, (*ENDINGS, ".npy"), parts=parts)
     with opened(model, data, limit, reporter, shared=out is not None, device=device, workers=workers) as (model, source):
         one = model.embedding(stage, batch_size)
         if target is None:
@@ -55,7 +57,7 @@ def embed(
                 if target.suffix == ".npy":
                     write_array(made, one, source, target, model.work)
                 else:
-                    join_to_parquet(made, source, target, model.work)
+                    join_to_table(made, source, target, model.work, {})
             names, rows, unreadable = result_of(made, one, source, model.work.ranks, return_rows=return_rows)
         model.work.reporter.say(
             f"{target}: {count_of(len(source), 'row')} of {count_of(rows['embedding'].shape[1], 'number')}"

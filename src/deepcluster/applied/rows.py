@@ -31,7 +31,7 @@ class Rows:
         return {
             name.removesuffix("D").removesuffix("_N") if "_N" in name else name.removesuffix("s"): value
             for name, value in found.items()
-            if value is not None and name not in ("unreadable", "images")
+            if value is not None and not isinstance(value, dict) and name != "images"
         }
 
     def __len__(self) -> int:
@@ -69,8 +69,12 @@ class Rows:
 
     def _about(self, what: str) -> str:
         unreadable = f", {len(self.unreadable):,} unreadable" if self.unreadable else ""
-        names = ", ".join(f".{one.name}" for one in fields(self) if getattr(self, one.name) is not None)  # type: ignore[arg-type]
-        return f"{type(self).__name__}({what}{unreadable}: {names.removesuffix(', .images')})"
+        known = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        hidden = {
+            "images",
+            *(name for name, value in known.items() if value is None or (name == "cluster_names" and not value)),
+        }
+        return f"{type(self).__name__}({what}{unreadable}: {', '.join(f'.{name}' for name in known if name not in hidden)})"
 
 
 def _plain(value: Any) -> Any:
@@ -124,6 +128,9 @@ class Clusters(Rows):
         distance_N: Euclidean distance to the centroid after whitening, or on deepcluster-v2's sphere; NaN for unreadable
             images.
         unreadable: why images can't be read, by name.
+        second_N, second_distance_N: the second nearest cluster, -1 where there is none, and the distance to its centroid.
+        confidence_N: 1 - distance / second distance: 0 half-way between two clusters, 1 at a centroid.
+        cluster_names: names that were given to clusters, by number.
         images: where the pictures are, for notebooks.
     """
 
@@ -131,7 +138,16 @@ class Clusters(Rows):
     cluster_N: NDArray[np.int64]
     distance_N: NDArray[np.float32]
     unreadable: dict[str, str]
+    second_N: NDArray[np.int64] | None = None
+    second_distance_N: NDArray[np.float32] | None = None
+    confidence_N: NDArray[np.float32] | None = None
+    cluster_names: dict[int, str] = field(default_factory=dict)
     images: Images = field(default=None)
+
+    def columns(self) -> dict[str, Any]:
+        """Return lists and arrays of N rows by name: `name`, `cluster`, ..., and `cluster_name` where names are given."""
+        named = {"cluster_name": [self.cluster_names.get(one, "") for one in self.cluster_N.tolist()]}
+        return super().columns() | (named if self.cluster_names else {})
 
     def to_pandas(self) -> Any:
         """Return a data frame with one row per image: `name`, `cluster`, `distance`, ...

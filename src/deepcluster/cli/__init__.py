@@ -6,6 +6,7 @@ The options of `train` are derived from `run.settings.Settings`. Nothing here im
 import errno
 import gc
 import os
+import shlex
 import signal
 import sys
 import time
@@ -17,10 +18,12 @@ from typing import Any
 import click
 
 from deepcluster import __version__
+from deepcluster.cli.cluster import cluster
 from deepcluster.cli.download import download
 from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.export import export
 from deepcluster.cli.importing import import_command
+from deepcluster.cli.names import names
 from deepcluster.cli.options import (
     GroupedCommand,
     batch_options,
@@ -30,6 +33,7 @@ from deepcluster.cli.options import (
     verbosity_options,
     with_settings,
 )
+from deepcluster.cli.similar import COMMANDS as SIMILAR_COMMANDS
 from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
 from deepcluster.core.output import Output, open_standard_files, safe_streams, silence
@@ -38,9 +42,11 @@ from deepcluster.core.text import visible
 from deepcluster.run.settings import REMOVED, Settings
 
 # Commands that several processes, which `torchrun` starts, do together.
-OVER_RANKS = ("train", "embed", "assign", "evaluate")
+OVER_RANKS = ("train", "cluster", "embed", "assign", "evaluate")
 # Commands that write files. The others have done nothing if their output can't be written.
-WRITE_FILES = ("train", "embed", "assign", "visualize", "report", "import", "export", "download", "demo")
+WRITE_FILES = (
+    *("train", "cluster", "embed", "assign", "visualize", "report", "names", "import", "export", "download", "demo"),
+)
 # Exit status of a program whose output goes into a pipe that is closed, as shells show it.
 BROKEN_PIPE = 128 + 13
 # Seconds that the processes after the first wait before they report an error.
@@ -67,11 +73,13 @@ def cli(context: click.Context) -> None:
 @click.option("--out", "--exp", "out", type=Path, help="the run folder  [runs/NAME-OF-DATA]")
 @click.option("--resume", is_flag=True, help="continue the run in --out, or begin it where there is none")
 @click.option("--overwrite", is_flag=True, help="delete the run in --out first")
+@click.option(
+    "--config", type=Path, help="start from the settings of a run, or of a file (.json, .toml); other options override them"
+)
+@click.option("--dry-run", is_flag=True, help="print the plan, and what time, memory and disk it will take; write nothing")
 @verbosity_options
 @with_settings(Settings)
-def train(
-    data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, quiet: bool, verbose: bool, **options: Any
-) -> None:
+def train(data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Learn from the images of DATA: a folder, a list (.txt) or table (.csv) of paths, tar shards, Parquet, arrays, an
     address (https://, s3://, ...) of these, or several of them.
 
@@ -81,13 +89,13 @@ def train(
     from deepcluster import api
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **user_options(options))
+    api.train(_data(data), reporter=reporter, **user_options(options))
 
 
 @cli.command(short_help="Write the features of images.")
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@click.option("--out", type=Path, required=True, help="the table (.parquet: name, embedding) or array (.npy) to write")
+@click.option("--out", type=Path, required=True, help="the table (.parquet, .csv or .jsonl) or array (.npy) to write")
 @click.option("--stage", help="stage of the trunk, averaged over its map (deepcluster info MODEL lists them)")
 @click.option("--parts", is_flag=True, help="--out is a folder, for numbered Parquet files that are one table")
 @batch_options
@@ -100,27 +108,49 @@ def embed(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **optio
     """
     from deepcluster.applied import embedding
 
-    embedding.embed(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    embedding.embed(model, _data(data), reporter=reporter, return_rows=False, **options)
+    _say_next(reporter, options["out"], data)
+
+
+def _say_next(reporter: Reporter, table: Path | None, data: tuple[str, ...]) -> None:
+    """Print the command that shows a table, where there is one for its format."""
+    if table is not None and started_ranks() == 1:
+        where = ["--data", data[0]] if len(data) == 1 else []
+        reporter.say(f"see it as a page: {shlex.join(['deepcluster', 'report', str(table), *where])}")
 
 
 @cli.command(short_help="Write the cluster of each image.")
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@click.option("--out", type=Path, help="the table to write (.parquet: name, cluster, distance)")
-@click.option("--folders", type=Path, help="also make a folder of links to the images per cluster here")
+@click.option("--out", type=Path, help="the table to write (.parquet, .csv for spreadsheets, or .jsonl)")
+@click.option("--folders", type=Path, help="also make a folder per cluster here, with links to its images")
+@click.option("--copy", is_flag=True, help="--folders gets copies instead of links")
+@click.option("--hardlink", is_flag=True, help="--folders gets hard links (of one disk; they take no space)")
+@click.option("--absolute", is_flag=True, help="--folders gets links with absolute paths")
+@click.option("--ranked", is_flag=True, help="names in --folders begin with the rank by distance to the centre: 001_")
+@click.option("--add", is_flag=True, help="put the images beside those of an earlier command in --folders, none twice")
+@click.option("--overwrite", is_flag=True, help="replace what an earlier command has put into --folders")
 @click.option("--parts", is_flag=True, help="--out is a folder, for numbered Parquet files that are one table")
 @batch_options
 @verbosity_options
 def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
-    """Write the cluster of each image of DATA. The images may be others than those that MODEL was trained on."""
+    """Write the cluster of each image of DATA. The images may be others than those that MODEL was trained on.
+
+    Without --out and --folders, the clusters of up to 20 images are printed.
+    """
     from deepcluster.applied import assigning
 
+    reporter = Reporter(quiet=quiet, verbose=verbose)
     if options["out"] is None and options["folders"] is None:
-        raise InputError("assign has nothing to write: give --out TABLE.parquet, --folders DIR, or both")
-    assigning.assign(model, _data(data), reporter=Reporter(quiet=quiet, verbose=verbose), return_rows=False, **options)
+        echo(assigning.few_clusters(model, _data(data), reporter=reporter, **options))
+        return
+    assigning.assign(model, _data(data), reporter=reporter, return_rows=False, **options)
+    _say_next(reporter, options["out"], data)
 
 
-for command in (evaluate_group, visualize_group, report, import_command, export, download):
+USING = (cluster, *SIMILAR_COMMANDS, evaluate_group, visualize_group, report, names)
+for command in (*USING, import_command, export, download):
     cli.add_command(command)
 
 

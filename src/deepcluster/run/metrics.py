@@ -1,6 +1,6 @@
-"""Lines of metrics.jsonl as text: the line per epoch, and a warning where training looks like a collapse."""
+"""Lines of metrics.jsonl as text, as numbers for loggers, and a warning where training looks like a collapse."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import log
 from typing import Any
 
@@ -14,6 +14,23 @@ GIANT_SHARE = 0.5
 # A loss of this many times ln K diverges. One of ln K, but for chance, or more in this many epochs, after this share of the
 # run, that does not fall by this share of ln K, is stuck.
 DIVERGED, CHANCE, STUCK_EPOCHS, STUCK_AFTER, STUCK_FALL = 1.5, 0.998, 3, 0.25, 0.005
+
+
+# Tags of the numbers in metrics.jsonl; others are shown under their own names.
+TAGS = {
+    "nmi_previous": "nmi/previous",
+    "nmi_labels": "nmi/labels",
+    "inertia": "clusters/inertia",
+    "clusters": "clusters/number",
+    "clusters_nonempty": "clusters/nonempty",
+    "clusters_repaired": "clusters/repaired",
+    "largest_cluster_share": "clusters/largest_share",
+    "knn": "accuracy/knn",
+    "linear": "accuracy/linear",
+    "images_per_second": "speed/images_per_second",
+    "data_wait_share": "speed/data_wait_share",
+    "peak_memory_bytes": "speed/peak_memory_bytes",
+}
 
 
 def legend(settings: Settings, *, has_labels: bool) -> str:
@@ -80,3 +97,12 @@ def health(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
             f"learn its labels. Try {cure}, or fewer --clusters"
         )
     return None
+
+
+def scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield tag and value of every number in a line of metrics.jsonl except the epoch."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{part}", float(number)) for part, number in value.items())
+        elif name != "epoch" and isinstance(value, int | float):
+            yield TAGS.get(name, name), float(value)

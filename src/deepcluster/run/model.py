@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepcluster.clustering.assignment import UNASSIGNED, Assignment
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.located import UNLOCATED, located
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import usual_cache_folder
@@ -38,7 +39,7 @@ from deepcluster.run.features import (
     make_run_trunk,
     stage_width,
 )
-from deepcluster.run.parts import Columns, ParquetParts, Parts, spans_of
+from deepcluster.run.parts import ParquetParts, Parts, spans_of
 from deepcluster.run.passes import Pass
 from deepcluster.run.resumable import ResumableState, digest_of, state_hash, weights_hash
 from deepcluster.run.settings import Settings
@@ -234,7 +235,7 @@ class Model:
         return self.space, self.assignment
 
     def nearest_clusters(self, batch_size: int = FEATURE_BATCH) -> Pass:
-        """Return the pass that makes the columns `cluster`, int64, and `distance` to its centroid, float32.
+        """Return the pass that makes the columns of `located`: cluster, distance, second cluster, confidence.
 
         Raises:
             InputError: the model has no clusters.
@@ -245,15 +246,14 @@ class Model:
         def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
             rows_BD = self._stage_rows(images_BCHW, stage)
             finite_B = torch.isfinite(rows_BD).all(dim=1)
-            cluster_B, distance_B = torch.full((len(rows_BD),), UNASSIGNED), torch.full((len(rows_BD),), torch.nan)
-            labels, squared = assignment.nearest(self.points(rows_BD[finite_B]))
-            cluster_B[finite_B], distance_B[finite_B] = labels, squared.sqrt()
-            return {"cluster": cluster_B, "distance": distance_B}
+            rows = {name: torch.from_numpy(np.full(len(rows_BD), empty)) for name, empty in UNLOCATED.items()}
+            for name, values in located(assignment, self.points(rows_BD[finite_B])).items():
+                rows[name][finite_B] = values
+            return rows
 
-        empty: Columns = {"cluster": np.array(UNASSIGNED, np.int64), "distance": np.array(np.nan, np.float32)}
         clusters = {"centroids": assignment.centroids_KP, "supers": assignment.super_of_cluster_K}
-        facts = ("clusters", stage, state_hash({**clusters, **space_state(space)}))
-        return Pass(empty, compute, self.image_size, plain(batch_size), facts)
+        facts = ("clusters and second ones", stage, state_hash({**clusters, **space_state(space)}))
+        return Pass(UNLOCATED, compute, self.image_size, plain(batch_size), facts)
 
     def in_memory(self, one: Pass, source: ImageSource) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
         """Return what a pass makes of all images, by column, and why some can't be read. One process makes all."""
@@ -275,10 +275,10 @@ class Model:
         ranks, count = self.work.ranks, len(source)
         names = digest_of(*(source.name(index) for index in even_sample(range(count), COMPARED_NAMES)))
         ranks.check_same("the model and the images", f"{self.weights[:8]}, {count:,} images {names[:8]}")
-        facts = (self.weights, self.image_size, self.settings.reduce_to, one.batch_size, one.facts)
+        facts = (self.weights, self.image_size, self.settings.reduce_to, one.batch_size, one.facts, parquet and one.names)
         key = ranks.from_main(lambda: digest_of(data_key(source), *facts))
         spans = spans_of(count, one.row_bytes, one.batch_size)
-        parts = ParquetParts(folder, key, spans, source) if parquet else Parts(folder, key, spans)
+        parts = ParquetParts(folder, key, spans, source, one.names) if parquet else Parts(folder, key, spans)
         one.into(parts, lambda: self.loader(source, keep=keep), self.work)
         return parts
 

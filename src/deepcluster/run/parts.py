@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deepcluster.core.distributed import Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import load_tensors, read_table, save_tensors, write_table
+from deepcluster.core.text import printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 
@@ -127,13 +128,16 @@ class ParquetParts(Parts):
 
     Args:
         source: has the name of each row.
+        names: names of clusters.
     """
 
     ending = ".parquet"
 
-    def __init__(self, folder: Path, key: str, spans: Sequence[range], source: ImageSource) -> None:
+    def __init__(
+        self, folder: Path, key: str, spans: Sequence[range], source: ImageSource, names: Mapping[int, str] | None = None
+    ) -> None:
         super().__init__(folder, key, spans)
-        self.source = source
+        self.source, self.names = source, names
 
     def missing(self) -> list[int]:
         """Return the numbers of the parts to be made, and make the folder.
@@ -163,24 +167,31 @@ class ParquetParts(Parts):
 
     def write(self, number: int, columns: Columns, unreadable: dict[int, str]) -> None:
         facts = json.dumps({"key": self.key, "unreadable": unreadable})
-        write_table(named(columns, self.source, self.spans[number]), self.path(number), {"deepcluster": facts})
+        write_table(named(columns, self.source, self.spans[number], self.names), self.path(number), {"deepcluster": facts})
 
     def _columns(self, path: Path) -> Columns:
         table, columns = read_table(path), dict[str, NDArray[Any]]()
-        for name in table.column_names[1:]:
+        for name in set(table.column_names) - {"name", "cluster_name", "path"}:
             rows, width = table[name].combine_chunks(), getattr(table[name].type, "list_size", None)
             columns[name] = rows.to_numpy() if width is None else rows.flatten().to_numpy().reshape(-1, width)
         return columns
 
 
-def named(columns: Columns, source: ImageSource, span: range) -> dict[str, Any]:
-    """Return the columns of a Parquet table of some rows: the names of the images, then the columns."""
+def named(columns: Columns, source: ImageSource, span: range, names: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """Return the columns of a table of some rows: names of the images, the columns, names of their clusters, paths.
+
+    A path is absolute; null for an image that is not a file of its own.
+    """
     import pyarrow as pa
 
     def column(rows: NDArray[Any]) -> Any:
         return pa.array(rows) if rows.ndim == 1 else pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
 
-    return {"name": [source.name(index) for index in span]} | {name: column(rows) for name, rows in columns.items()}
+    table = {"name": [source.name(index) for index in span]} | {name: column(rows) for name, rows in columns.items()}
+    if names:
+        table["cluster_name"] = pa.array([names.get(cluster) for cluster in columns["cluster"].tolist()], pa.string())
+    paths = (source.path(index) for index in span)
+    return table | {"path": pa.array([None if path is None else printable(str(path)) for path in paths], pa.string())}
 
 
 def join_to_array(parts: Parts, name: str, beside: Path, row: NDArray[Any], work: Work) -> None:

@@ -5,7 +5,7 @@ N images, B batch.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Pass:
         image_size: side S of the view in pixels.
         batch_size: images per batch. Results depend on it in their last digits.
         facts: what tells the rows from those of other passes over the same images.
+        names: names of clusters, for tables.
     """
 
     empty: Columns
@@ -39,6 +40,7 @@ class Pass:
     image_size: int
     batch_size: int
     facts: tuple[object, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def row_bytes(self) -> int:

@@ -13,6 +13,7 @@ from deepcluster.core.html import block, curve, line, pandas, safe, table
 from deepcluster.core.paths import ResultPath
 from deepcluster.core.text import count_of
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
+from deepcluster.run.cluster_names import read_names
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.metrics import epoch_cells
 from deepcluster.run.model import Model
@@ -49,10 +50,11 @@ class Run(ResultPath):
         InputError: there is no run in the folder.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Open the run in `folder`."""
+    def __init__(self, folder: str | Path, *, planned: bool = False) -> None:
+        """Open the run in `folder`; of one that is only planned there is nothing yet."""
         super().__init__(folder)
-        self._folder.read_config()
+        if not planned:
+            self._folder.read_config()
 
     @property
     def _folder(self) -> RunFolder:
@@ -81,7 +83,7 @@ class Run(ResultPath):
             InputError: there are none yet.
         """
         folder = self._folder
-        tables = [path for path in (folder.path / "clusters.parquet",) if path.is_file()]
+        tables = [folder.clusters] if folder.clusters.is_file() else []
         tables = tables or sorted(folder.assignments.glob("*.parquet"))
         if not tables:
             raise InputError(
@@ -93,7 +95,8 @@ class Run(ResultPath):
                 unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
         clusters = import_module("deepcluster.applied.rows").Clusters  # On a higher floor, as below.
         numbers = (rows.column(name).to_numpy() for name in ("cluster", "distance"))
-        return clusters(rows.column("name").to_pylist(), *numbers, unreadable, images=self.images)
+        names = read_names(folder.path)
+        return clusters(rows.column("name").to_pylist(), *numbers, unreadable, cluster_names=names, images=self.images)
 
     def images(self) -> ImageSource | None:
         """Return the images of the run; None where they are not on this machine, or others by now."""
