@@ -2,10 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from deepcluster.cli import cli
+
+DOCS = Path(__file__).resolve().parents[1]
+# A page that a text names.
+PAGE = re.compile(r"\bdocs/(\w[\w-]*)\.md\b")
 
 
 def command_pages() -> dict[str, str]:
@@ -97,4 +102,8 @@ def _escape(text: str) -> str:
     """Return text as Markdown: words in backticks stay code, pages become links."""
     parts = re.split(r"(`[^`]*`)", text)
     plain = [part if part.startswith("`") else re.sub(r"([\\*_{}\[\]<>#|])", r"\\\1", part) for part in parts]
-    return re.sub(r"docs/(\w[\w-]*)\.md", r"[\1](../../\1.md)", "".join(plain))
+    return re.sub(
+        PAGE,
+        lambda page: f"[{page[1]}](../../{page[1]}.md)" if (DOCS / f"{page[1]}.md").exists() else page[1],
+        "".join(plain),
+    )
