@@ -89,7 +89,8 @@ def _slug(*words: str) -> str:
 
 
 def _help(text: str) -> str:
-    """Return the help of an option; its default, in brackets at the end, as code."""
+    """Return the help of an option; other options in it, and its default in brackets at the end, as code."""
+    text = re.sub(r"(?<![\w`-])(--[a-z][\w-]*)(?![^\[]*\]$)", r"`\1`", text)
     found = re.fullmatch(r"(.*?)\s*(?<!\])\[([^\[\]]+)\]", text, flags=re.DOTALL)
     return f"{_escape(found[1])} `[{found[2]}]`".strip() if found else _escape(text) or "–"
 

@@ -61,6 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Make the links that lead out of docs/ lead to pages of the site."""
     uri = page.file.src_uri
+    if uri == "index.md":
+        page.meta["hide"] = ["navigation"]
     home = {there: name for name, there in PAGES.items() if there.startswith("project/")}
     path = ROOT / home[uri] if uri in home else ROOT / "docs" / uri
 
