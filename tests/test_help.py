@@ -124,7 +124,7 @@ def test_packages_that_messages_advise_are_those_of_the_extras() -> None:
     extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     known = {re.split("[>=]", one)[0] for extra in extras.values() for one in extra} | {"fiftyone", "embedding-atlas"}
     advised = set[str]()
-    for path in (*(root / "src").rglob("*.py"), *root.glob("*.md"), *(root / "docs").glob("*.md")):
+    for path in (*(root / "src").rglob("*.py"), *root.glob("*.md"), *(root / "docs").rglob("*.md")):
         if path.name == "CHANGELOG.md":
             continue
         for words in re.findall(r"pip install (?!\{|'?\.|--)([\w\[\]'\- ]+)", path.read_text(encoding="utf-8")):

@@ -98,7 +98,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_the_links_of_all_pages_lead_somewhere() -> None:
-    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))):
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
             there = page.parent / target if target else page
             assert there.exists(), f"{page.name}: {target}"
@@ -107,7 +107,7 @@ def test_the_links_of_all_pages_lead_somewhere() -> None:
 
 def test_pages_name_no_file_of_ours_that_is_missing() -> None:
     """A page that names `training/loop.py` or `benchmarks/kmeans.py` names a file that exists."""
-    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))):
         if page.name in ("CHANGELOG.md", "benchmarks.md"):
             continue  # They also name files that were removed.
         for name in re.findall(r"`((?:\w+/)+\w+\.py)[`:]", page.read_text(encoding="utf-8")):

@@ -91,7 +91,7 @@ def test_every_public_name_is_there_with_its_docstring(site: Path) -> None:
     for name in deepcluster.__all__:
         assert f"deepcluster.{name}" in page.ids, name
         first = (getattr(deepcluster, name).__doc__ or "").strip().split("\n\n")[0]
-        plain = " ".join(re.sub(r"`", "", first).split())
+        plain = " ".join(re.sub(r"docs/([\w-]+)\.md", r"\1", first).replace("`", "").split())
         assert plain and plain in text, name
     for setting in deepcluster.Settings.__dataclass_fields__:
         assert setting in text

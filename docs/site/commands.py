@@ -2,10 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from deepcluster.cli import cli
+
+DOCS = Path(__file__).resolve().parents[1]
+# A page that a text names.
+PAGE = re.compile(r"\bdocs/(\w[\w-]*)\.md\b")
 
 
 def command_pages() -> dict[str, str]:
@@ -84,7 +89,8 @@ def _slug(*words: str) -> str:
 
 
 def _help(text: str) -> str:
-    """Return the help of an option; its default, in brackets at the end, as code."""
+    """Return the help of an option; other options in it, and its default in brackets at the end, as code."""
+    text = re.sub(r"(?<![\w`-])(--[a-z][\w-]*)(?![^\[]*\]$)", r"`\1`", text)
     found = re.fullmatch(r"(.*?)\s*(?<!\])\[([^\[\]]+)\]", text, flags=re.DOTALL)
     return f"{_escape(found[1])} `[{found[2]}]`".strip() if found else _escape(text) or "–"
 
@@ -97,4 +103,8 @@ def _escape(text: str) -> str:
     """Return text as Markdown: words in backticks stay code, pages become links."""
     parts = re.split(r"(`[^`]*`)", text)
     plain = [part if part.startswith("`") else re.sub(r"([\\*_{}\[\]<>#|])", r"\\\1", part) for part in parts]
-    return re.sub(r"docs/(\w[\w-]*)\.md", r"[\1](../../\1.md)", "".join(plain))
+    return re.sub(
+        PAGE,
+        lambda page: f"[{page[1]}](../../{page[1]}.md)" if (DOCS / f"{page[1]}.md").exists() else page[1],
+        "".join(plain),
+    )

@@ -8,7 +8,7 @@ from deepcluster.core.options import flag, plain_type
 # Sections of the page, and the names in them. A name that none of them has comes under "More".
 SECTIONS = {
     "Train and use a model": ("train", "embed", "assign", "cluster", "load", "Model", "register"),
-    "Results": ("Run", "Embeddings", "Clusters"),
+    "Results": ("Run", "Embeddings", "Clusters", "name_clusters"),
     "Find and choose images": ("similar", "duplicates", "sample", "compare"),
     "See and evaluate": ("report", "evaluate"),
     "Other programs": ("export", "import_file", "download"),

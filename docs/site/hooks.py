@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from commands import command_pages
+from commands import PAGE, command_pages
 from functions import functions_page
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -61,6 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Make the links that lead out of docs/ lead to pages of the site."""
     uri = page.file.src_uri
+    if uri == "index.md":
+        page.meta["hide"] = ["navigation"]
     home = {there: name for name, there in PAGES.items() if there.startswith("project/")}
     path = ROOT / home[uri] if uri in home else ROOT / "docs" / uri
 
@@ -82,7 +84,8 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
     """Make links of the pages that docstrings name."""
     if page.file.src_uri != "reference/python.md":
         return html
-    return re.sub(r"\bdocs/([\w-]+)\.md\b", r'<a href="../\1.html">\1</a>', html)
+    there = {one.src_uri for one in files.documentation_pages()}
+    return PAGE.sub(lambda name: f'<a href="../{name[1]}.html">{name[1]}</a>' if f"{name[1]}.md" in there else name[1], html)
 
 
 def _navigation(entries: Any, commands: set[str]) -> Any:
