@@ -110,14 +110,21 @@ class RunFolder:
         for folder in (self.checkpoints, self.assignments):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def write_config(self, settings: Settings, changed_by_recipe: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Write config.json; when a run is resumed, the time of its start and the commands so far are kept."""
+    def write_config(
+        self, settings: Settings, changed_by_recipe: Mapping[str, Any], data: Mapping[str, Any], *, weights: str = ""
+    ) -> None:
+        """Write config.json; when a run is resumed, the time of its start and the commands so far are kept.
+
+        Args:
+            weights: the published weights that the run starts from, with their licence.
+        """
         before = self.read_config() if self.is_run() else {}
         commands = [*before.get("earlier_commands", ()), *([before["command"]] if "command" in before else ())]
         content = {
             "settings": settings.as_dict(),
             "changed_by_recipe": dict(changed_by_recipe),
             "data": dict(data),
+            **({"weights": weights} if weights else {}),
             "versions": versions(),
             "started": before.get("started") if before else datetime.now().isoformat(timespec="seconds"),
             "command": shlex.join(sys.argv),
