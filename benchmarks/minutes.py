@@ -36,6 +36,7 @@ from deepcluster.data.cache import CachePlan, decoded_images
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
 from deepcluster.data.survey import survey
+from deepcluster.data.views import ClusterView
 from deepcluster.evaluation.knn import knn_accuracy
 from deepcluster.evaluation.logistic import fit_logistic
 from deepcluster.models.trunk import Trunk
@@ -130,7 +131,7 @@ def scores(trunk: Trunk, machine: Machine, size: int, loaders: Sequence[Loader])
     """Return the k-NN and linear top-1 on the images of the second loader, from those of the first."""
     started, rows, labels = time.perf_counter(), [], []
     for loader in loaders:
-        rows.append(image_features(trunk, loader, machine, trunk.embed_stage, size).float())
+        rows.append(image_features(trunk, loader, machine, trunk.embed_stage, ClusterView(size)).float())
         labels.append(torch.from_numpy(loader.images.source.labels_N))
     knn = knn_accuracy(rows[0], labels[0], rows[1], labels[1])
     linear = fit_logistic(rows[0], labels[0], int(labels[0].max()) + 1, seed=0, device=machine.clustering_device)

@@ -16,6 +16,7 @@ from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.sources import open_source
+from deepcluster.data.views import ClusterView
 from deepcluster.models.heads import ClusterHead, HierarchicalHead
 from deepcluster.models.trunk import FEATURES, normalise
 from deepcluster.run.features import feature_batches, make_run_trunk
@@ -177,8 +178,6 @@ def test_images_are_clustered_and_trained_on_with_the_same_rotations(photos: Pat
 
 
 def _view() -> Any:
-    from deepcluster.data.views import ClusterView
-
     return ClusterView(16)
 
 
@@ -189,7 +188,7 @@ def test_the_finished_trunk_groups_upright_images(photos: Path) -> None:
     quarters_N = method.quarters_N
     assert quarters_N is not None
     assignment, whitening = method.final_clusters(epoch=2)
-    rows = feature_batches(method.trunk, method.loader, method.machine, "conv5", 16)
+    rows = feature_batches(method.trunk, method.loader, method.machine, "conv5", ClusterView(16))
     rows_MD, indices_M = (torch.cat(parts) for parts in zip(*rows, strict=True))
     points_MP = whitening.transform(rows_MD)
     distances_M = (points_MP - assignment.centroids_KP[assignment.labels_N[indices_M]]).norm(dim=1)

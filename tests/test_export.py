@@ -33,6 +33,7 @@ from deepcluster.cli import cli, main
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
+from deepcluster.data.views import ClusterView
 from deepcluster.info import info
 from deepcluster.interop.cluster_files import read_clusters
 from deepcluster.interop.exports import FORMATS, export
@@ -140,7 +141,7 @@ def test_a_card_claims_no_training_of_other_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 160, 224, 227, 299, 384])
 def test_timm_resizes_to_the_size_of_the_view_that_is_clustered(size: int) -> None:
-    transform = create_transform((3, size, size), crop_pct=crop_share(size), interpolation="bilinear")
+    transform = create_transform((3, size, size), crop_pct=crop_share(ClusterView(size)), interpolation="bilinear")
     assert transform.transforms[0].size == round(size * 256 / 224)
     assert transform.transforms[1].size in (size, [size, size], (size, size))
 

@@ -188,7 +188,9 @@ def test_a_box_in_the_view_is_found_in_the_photo(height: int, width: int, reduce
     small_HWC = decode(photo_HWC, shorter_side=reduce_to or None)
     view_CHW = ClusterView(32)([torch.from_numpy(small_HWC.copy())])[0]
     for down, across in ((3, 3), (16, 5), (9, 28), (28, 28)):
-        left, top, right, bottom = photo_box((across, down, across + 1, down + 1), 32, height, width, reduce_to=reduce_to)
+        left, top, right, bottom = photo_box(
+            (across, down, across + 1, down + 1), ClusterView(32), height, width, reduce_to=reduce_to
+        )
         pixel = 1 / scale + max(height, width) * 0.004  # of rounding, twice
         assert view_CHW[0, down, across] / scale == pytest.approx((left + right) / 2, abs=2 * pixel)
         assert view_CHW[1, down, across] / scale == pytest.approx((top + bottom) / 2, abs=2 * pixel)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.device import to_device
-from deepcluster.data.resample import SIGMAS, Ragged, Windows, blur, resample, resize, resize_alike
+from deepcluster.data.resample import BILINEAR, SIGMAS, Ragged, Windows, blur, resample, resize, resize_alike
 
 CROP_ATTEMPTS = 10
 # Ten attempts at a crop (area, ratio), its place (x, y), flip, five of colour, whether these are used, and blur.
@@ -78,10 +78,15 @@ def cut(
         rows: the image of each view; view v is of image v by default.
         room: memory for views that are cut on the CPU.
     """
-    if isinstance(images, Ragged):
+    by_products = windows.mode == BILINEAR
+    if isinstance(images, Ragged) and by_products:
         return resample(images if rows is None else images.take(rows), windows, size)
-    views = room(len(windows.flips_B), size).permute(0, 3, 1, 2)
-    if isinstance(images, Tensor):
+    count = len(windows.flips_B)
+    if isinstance(images, Ragged):
+        views = torch.empty(count, size, size, 3, dtype=torch.uint8, device=images.pixels_P3.device).permute(0, 3, 1, 2)
+    else:
+        views = room(count, size).permute(0, 3, 1, 2)
+    if isinstance(images, Tensor) and by_products:
         if len(images) and windows.are_equal():
             top, left, height, width = windows.boxes_B4[0].tolist()
             some = images if rows is None else images[torch.from_numpy(rows)]
@@ -89,13 +94,13 @@ def cut(
             top, left = windows.places_B2[0].tolist()
             return views.copy_(scaled_BCHW[..., top : top + size, left : left + size])
         return resample(images if rows is None else images[torch.from_numpy(rows)], windows, size, out=views)
-    rows = np.arange(len(views)) if rows is None else rows
+    rows = np.arange(count) if rows is None else rows
     fields = (field.tolist() for field in (rows, windows.boxes_B4, windows.grids_B2, windows.places_B2, windows.flips_B))
     known, scaled_CHW = None, views
     for view_CHW, row, box, grid, (y, x), is_turned in zip(views, *fields, strict=True):
         if known != (row, box, grid):  # Several views of an image may be parts of the same grid.
             known, (top, left, height, width) = (row, box, grid), box
-            scaled_CHW = resize(images[row][top : top + height, left : left + width], tuple(grid))
+            scaled_CHW = resize(images[row][top : top + height, left : left + width], tuple(grid), windows.mode)
         window_CHW = scaled_CHW[:, y : y + size, x : x + size]
         view_CHW.copy_(window_CHW.flip(2) if is_turned else window_CHW)
     return views
@@ -106,14 +111,20 @@ class ClusterView:
     """The view that is clustered: shorter side to 256/224 of `size`, then the centre crop of `size` (section 3).
 
     Of a very long strip only the middle is seen.
+
+    Attributes:
+        crop_pct: share of the resized shorter side that the crop shows; 224/256 in the paper.
+        interpolation: "bilinear" or "bicubic", antialiased.
     """
 
     size: int
+    crop_pct: float = 224 / 256
+    interpolation: str = BILINEAR
 
     @property
     def resized(self) -> int:
         """What the shorter side is scaled to."""
-        return round(self.size * 256 / 224)
+        return round(self.size / self.crop_pct)
 
     def windows(self, sides_B2: NDArray[np.int64], side: int | None = None) -> Windows:
         """Return the centre square of images of these sizes, of `side` pixels (`size` by default)."""
@@ -123,7 +134,9 @@ class ClusterView:
         # In whole numbers: height * (resized / shorter) loses a row to rounding at some sizes, as at 98 x 49.
         grids_B2 = self.resized * boxes_B2 // boxes_B2.min(1, keepdims=True)
         places_B2 = np.rint((grids_B2 - (side or self.size)) / 2).astype(np.int64)
-        return Windows(np.concatenate([tops_B2, boxes_B2], 1), grids_B2, places_B2, np.zeros(len(sides_B2), bool))
+        return Windows(
+            np.concatenate([tops_B2, boxes_B2], 1), grids_B2, places_B2, np.zeros(len(sides_B2), bool), self.interpolation
+        )
 
     def __call__(self, images: Images, draws_BR: Draws | None = None, room: Room = new_room) -> Tensor:
         """Return the views (B, 3, S, S), uint8, channels last in memory."""

@@ -177,7 +177,7 @@ def score_heads(
     with (
         model.loader(val.source) as loader,
         kept.track("testing", len(val.source), state=trained.state) as advance,
-        closing(_test_batches(loader, model.image_size, options)) as batches,
+        closing(_test_batches(loader, model.view, options)) as batches,
     ):
         for batch in batches:
             if len(batch.indices_B):
@@ -192,12 +192,12 @@ def score_heads(
         return {one: [int(n) / seen for n in right_T] for one, right_T in right.items()}, dict(loader.unreadable)
 
 
-def _test_batches(loader: Loader, image_size: int, options: LinearOptions) -> Generator[Batch, None, None]:
+def _test_batches(loader: Loader, view: ClusterView, options: LinearOptions) -> Generator[Batch, None, None]:
     """Return batches of the centre crop of each image, or of its ten crops: (B, V, 3, S, S)."""
     all_N = torch.arange(len(loader.images))
     if not options.ten_crops:
-        return loader.cluster_views(ClusterView(image_size), all_N, options.batch_size)
-    return loader.training_views(TenCrops(image_size), all_N, -(-options.batch_size // CROPS), seed=options.seed, epoch=0)
+        return loader.cluster_views(view, all_N, options.batch_size)
+    return loader.training_views(TenCrops(view.size), all_N, -(-options.batch_size // CROPS), seed=options.seed, epoch=0)
 
 
 def _fast(model: Model, parts: TrainVal, options: LinearOptions, wanted: list[Pooled]) -> tuple[Shares, list[str]]:

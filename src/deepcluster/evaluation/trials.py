@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.data.loader import Batch, Loader
-from deepcluster.data.views import ClusterView, TrainingView
+from deepcluster.data.views import TrainingView
 from deepcluster.evaluation.classifier import Classifier, logits_of, step
 from deepcluster.evaluation.logistic import right_among, top_of
 from deepcluster.evaluation.options import SemiSupervisedOptions
@@ -196,7 +196,7 @@ class Trials:
         """Return the score of a network on the centre crops of a test set."""
         top = top_of(self.n_classes)
         right_T, loss, count = torch.zeros(len(top), dtype=torch.int64), 0.0, 0
-        view, labels_N = ClusterView(self.model.image_size), test_set.labels_N.to(self.model.machine.device)
+        view, labels_N = self.model.view, test_set.labels_N.to(self.model.machine.device)
         with closing(test_set.loader.cluster_views(view, test_set.indices_M, FEATURE_BATCH)) as batches:
             for batch in batches:
                 scores_BC = logits_of(classifier, batch.images_BCHW, self.model.machine)

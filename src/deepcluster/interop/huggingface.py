@@ -10,6 +10,7 @@ from typing import Any
 
 from deepcluster import __version__
 from deepcluster.core.errors import InputError
+from deepcluster.data.views import ClusterView
 from deepcluster.interop.cluster_files import NAME as CLUSTERS
 from deepcluster.interop.cluster_files import write_clusters
 from deepcluster.interop.exports import Written
@@ -17,7 +18,6 @@ from deepcluster.interop.safetensors_files import (
     SETTINGS,
     metadata,
     normalisation,
-    resized,
     settings_to_share,
 )
 from deepcluster.interop.state_dicts import LibraryNetwork, library_network, save_state, state_of
@@ -47,8 +47,8 @@ tags:
 ```python
 {reading}```
 
-Images are RGB. The shorter side is resized to {resized} pixels (bilinear, antialiased), the centre of {side} × {side} is cut
-out, and values in [0, 1] are normalised by the mean {mean} and the standard deviation {deviation}.
+Images are RGB. The shorter side is resized to {resized} pixels ({interpolation}, antialiased), the centre of {side} × {side}
+is cut out, and values in [0, 1] are normalised by the mean {mean} and the standard deviation {deviation}.
 {file_of_clusters}"""
 TAGS = "- self-supervised-learning\n- deepcluster\n"
 ABOUT_RUNS = """# {arch} trained by {method}
@@ -60,7 +60,7 @@ Visual features learned from images without labels: {arch}{edges}, without a cla
 ABOUT_OTHERS = """# {arch}
 
 {arch}{edges}, without a classifier, {features} features. The weights were not trained with deepcluster {version}, which only
-wrote them in this layout, from `{origin}`: say here where they are from, and how they were trained.
+wrote them in this layout, from `{origin}`{remark}: say here where they are from, and how they were trained.
 """
 CARD_OF_CLUSTERS = """
 `clusters.safetensors` holds the centroids of {count:,} clusters, what takes features to the space they are in, and the
@@ -105,8 +105,8 @@ def config(model: Model, network: LibraryNetwork | None) -> dict[str, Any]:
             **_layers(model),
             "input_size": [3, side, side],
             "fixed_input_size": bool(network and network.options.get("img_size")),
-            "interpolation": "bilinear",
-            "crop_pct": crop_share(side),
+            "interpolation": model.view.interpolation,
+            "crop_pct": crop_share(model.view),
             "crop_mode": "center",
             "mean": mean,
             "std": deviation,
@@ -123,9 +123,9 @@ def _layers(model: Model) -> dict[str, Any]:
     return names or ({"first_conv": "conv1", "classifier": "fc"} if model.trunk.arch.startswith("resnet") else {})
 
 
-def crop_share(side: int) -> float:
+def crop_share(view: ClusterView) -> float:
     """Return the share of the resized image that the crop shows, from which timm finds the size that it resizes to."""
-    wanted = resized(side)
+    side, wanted = view.size, view.resized
     return next(one for one in (USUAL_CROP, side / wanted, side / (wanted + 0.5)) if int(side / one) == wanted)
 
 
@@ -135,6 +135,7 @@ def card(model: Model, network: LibraryNetwork | None, licence: str) -> str:
     mean, deviation = normalisation(settings)
     about = (ABOUT_RUNS if model.trained else ABOUT_OTHERS).format(
         origin=Path(model.name).name,
+        remark=f" ({model.remark})" if model.remark else "",
         arch=model.trunk.arch,
         method="DeepCluster-v2" if settings.method == "deepcluster-v2" else "DeepCluster",
         edges=" on the edges of the fixed Sobel layer" if model.trunk.sobel is not None else "",
@@ -150,7 +151,8 @@ def card(model: Model, network: LibraryNetwork | None, licence: str) -> str:
         about=about,
         reading=READ_BY_TIMM if network else READ_BY_US,
         side=model.image_size,
-        resized=resized(model.image_size),
+        resized=model.view.resized,
+        interpolation=model.view.interpolation,
         mean=mean,
         deviation=deviation,
         file_of_clusters="" if assignment is None else CARD_OF_CLUSTERS.format(count=assignment.n_clusters),

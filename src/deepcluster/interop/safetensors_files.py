@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster import __version__
-from deepcluster.data.views import ClusterView
 from deepcluster.interop.exports import Written
 from deepcluster.interop.sobel_folding import fold_sobel as folded_sobel
 from deepcluster.interop.state_dicts import save_state, state_of
@@ -50,7 +49,7 @@ def metadata(model: Model) -> dict[str, str]:
         "sobel": str(model.trunk.sobel is not None).lower(),
         "mean": json.dumps(mean),
         "std": json.dumps(deviation),
-        "crop": f"shorter side to {resized(model.image_size)}, centre crop of {model.image_size}, bilinear",
+        "crop": f"shorter side to {model.view.resized}, centre crop of {model.image_size}, {model.view.interpolation}",
         "deepcluster_version": __version__,
         SETTINGS: json.dumps(settings_to_share(model)),
     }
@@ -64,8 +63,3 @@ def settings_to_share(model: Model) -> dict[str, Any]:
 def normalisation(settings: Settings) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation, per channel, by which images in [0, 1] are normalised."""
     return [float(value) for value in settings.mean], [float(value) for value in settings.std]
-
-
-def resized(image_size: int) -> int:
-    """Return the length to which the shorter side of an image is scaled before the centre crop."""
-    return ClusterView(image_size).resized

@@ -1,6 +1,6 @@
 """`--recipe auto`: the paper's settings adapted to images, network and device, each change with its reason."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,16 +56,21 @@ GREY_SHARE = 0.95
 
 
 def choose_settings(
-    user_options: Mapping[str, Any], sample: Survey, *, device: str | None = None
+    user_options: Mapping[str, Any], sample: Survey, *, device: str | None = None, weights: Sequence[Change] = ()
 ) -> tuple[Settings, list[Change]]:
-    """Return the settings of a run, and what was adapted. User options override the recipe, which overrides the paper's.
+    """Return the settings of a run, and what was adapted.
+
+    User options override what the initial weights fix, which overrides the recipe, which overrides the paper's.
 
     Args:
+        weights: what the weights of `--init` fix.
         device: cpu, cuda or mps; by default what `--device` is on this machine.
 
     Raises:
         InputError: a value is out of range for its option, or for these images.
     """
+    fixed = [change for change in weights if change.option not in user_options]
+    user_options = {**{change.option: change.value for change in fixed}, **user_options}
     recipe, is_v2 = user_options.get("recipe", "auto"), user_options.get("method") == "deepcluster-v2"
     device = device or Machine.choose(user_options.get("device", Settings.device)).device.type
     fit: Iterator[Change] = iter(())
@@ -88,7 +93,7 @@ def choose_settings(
             f"epoch_length={settings.epoch_length:g} of {sample.n_images:,} images leaves fewer than 2 per epoch; "
             f"use --epoch-length {2 / sample.n_images:.2g} or more"
         )
-    return settings, changes
+    return settings, [*fixed, *changes]
 
 
 def hints(user_options: Mapping[str, Any], settings: Settings, sample: Survey) -> list[str]:
@@ -100,7 +105,8 @@ def hints(user_options: Mapping[str, Any], settings: Settings, sample: Survey) -
             f"use {LEAST_OF_A_PHOTO} or more"
         )
     glyphs = small_image and sample.grey_share > GREY_SHARE
-    if "method" in user_options or settings.recipe != "auto" or glyphs or sample.n_images >= FEW_PHOTOS:
+    chosen = "method" in user_options or settings.recipe != "auto" or settings.init is not None
+    if chosen or glyphs or sample.n_images >= FEW_PHOTOS:
         return said
     figures = "linear 0.566 instead of 0.538 on 20,000 images of 32 px"
     if not small_image:
@@ -186,7 +192,7 @@ def _fit(user_options: Mapping[str, Any], sample: Survey) -> Iterator[Change]:
     if is_own and few:
         yield _image_size_for(arch, side)
     if side > KEPT_SIDE:
-        needed = ClusterView(user_options.get("image_size", Settings.image_size)).resized
+        needed = _resized(user_options, Settings.image_size)
         yield Change("reduce_to", max(KEPT_SIDE, needed), f"photos of {side} px take long to read, and much memory")
     if sample.n_images < PAPER_IMAGES and user_options.get("clustering") != "pic":
         clusters = _clusters(sample.n_images)
@@ -222,10 +228,13 @@ def _fit_v2(user_options: Mapping[str, Any], sample: Survey, device: str) -> Ite
     arch = user_options.get("arch", settings["arch"])
     fitted = _image_size_for(arch, side) if few else Change("image_size", settings["image_size"], "as published")
     yield fitted
+    large = user_options.get("image_size", fitted.value)
+    if "crops" in settings and large != settings["image_size"]:
+        yield Change("crops", f"2x{large}", f"the small crops of the recipe go with {settings['image_size']} px")
     if small_image and sample.grey_share > GREY_SHARE:
         yield from (change for change in GLYPHS if change.option in ("flip", "crop_scale"))
     if side > KEPT_SIDE:
-        needed = ClusterView(user_options.get("image_size", fitted.value)).resized
+        needed = _resized(user_options, fitted.value)
         yield Change("reduce_to", max(KEPT_SIDE, needed), f"photos of {side} px take long to read, and much memory")
     if sample.n_images < PAPER_IMAGES:
         heads = len(settings["clusters"])
@@ -259,6 +268,11 @@ def _fit_gpu(user_options: Mapping[str, Any], n_images: int) -> Iterator[Change]
     )
     yield Change("lr", GPU_LR * batch / GPU_BATCH, "in proportion to the batch")
     yield Change("epochs", epochs, f"{epochs * n_images:,} images in all, as a GPU has the time for them")
+
+
+def _resized(user_options: Mapping[str, Any], image_size: int) -> int:
+    """Return the shorter side to which images are scaled for their features."""
+    return ClusterView(user_options.get("image_size", image_size), user_options.get("crop_pct", Settings.crop_pct)).resized
 
 
 def _image_size_for(arch: str, side: int) -> Change:

@@ -59,6 +59,11 @@ def make_run_trunk(settings: Settings) -> Trunk:
     return make_trunk(settings.arch, **own)
 
 
+def centre_view(settings: Settings) -> ClusterView:
+    """Return the view of an image of which a run's features are made."""
+    return ClusterView(settings.image_size, settings.crop_pct, settings.interpolation)
+
+
 @torch.no_grad()
 def extract(trunk: Trunk, machine: Machine, images_BCHW: Tensor, wanted: Sequence[Pooled]) -> dict[Pooled, Tensor]:
     """Return rows (B, D), on the device, of uint8 images for each of `wanted`, in one pass and the machine's precision."""
@@ -92,7 +97,7 @@ def feature_batches(
     loader: Loader,
     machine: Machine,
     stage: str,
-    image_size: int,
+    view: ClusterView,
     *,
     batch_size: int = FEATURE_BATCH,
     indices: Tensor | None = None,
@@ -104,14 +109,14 @@ def feature_batches(
     Unreadable images are left out of their batch, and so are batches without any readable image.
 
     Args:
-        image_size: side of the view in pixels.
+        view: what the trunk sees of an image.
         indices: only these images; all by default.
         quarters_N: number of quarter turns by which each image of the source is rotated; None: images stay upright.
         advance: called with the number of images after each batch.
     """
     trunk.eval()
     indices = torch.arange(len(loader.images)) if indices is None else indices
-    for batch in loader.cluster_views(ClusterView(image_size), indices, batch_size):
+    for batch in loader.cluster_views(view, indices, batch_size):
         if len(batch.indices_B):
             images_BCHW = batch.images_BCHW
             if quarters_N is not None:
@@ -125,7 +130,7 @@ def image_features(
     loader: Loader,
     machine: Machine,
     stage: str,
-    image_size: int,
+    view: ClusterView,
     *,
     batch_size: int = FEATURE_BATCH,
     indices: Tensor | None = None,
@@ -136,10 +141,10 @@ def image_features(
     Returns:
         features_ND, bfloat16 where the machine computes in bf16; NaN for unreadable images and those not in `indices`.
     """
-    dim = stage_width(trunk, machine, stage, image_size)
+    dim = stage_width(trunk, machine, stage, view.size)
     features_ND = torch.full((len(loader.images), dim), torch.nan, dtype=machine.feature_dtype)
     for rows_BD, indices_B in feature_batches(
-        trunk, loader, machine, stage, image_size, batch_size=batch_size, indices=indices, advance=advance
+        trunk, loader, machine, stage, view, batch_size=batch_size, indices=indices, advance=advance
     ):
         features_ND[indices_B] = rows_BD.to("cpu", machine.feature_dtype)
     return features_ND

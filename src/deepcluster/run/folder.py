@@ -126,6 +126,7 @@ class RunFolder:
         data: Mapping[str, Any],
         *,
         clustered: Mapping[str, Any] | None = None,
+        weights: str = "",
     ) -> None:
         """Write config.json; when a run is resumed, the time of its start and the commands so far are kept.
 
@@ -134,6 +135,7 @@ class RunFolder:
             changed_by_recipe: values and reasons by option.
             data: the images.
             clustered: of a run that was clustered without training: its model, and how it was clustered.
+            weights: the published weights that the run starts from, with their licence.
         """
         before = self.read_config() if self.is_run() else {}
         commands = [*before.get("earlier_commands", ()), *([before["command"]] if "command" in before else ())]
@@ -142,6 +144,7 @@ class RunFolder:
             **({} if clustered is None else {"clustered": dict(clustered)}),
             "changed_by_recipe": dict(changed_by_recipe),
             "data": dict(data),
+            **({"weights": weights} if weights else {}),
             "versions": versions(),
             "started": before.get("started") if before else datetime.now().isoformat(timespec="seconds"),
             "command": shlex.join(sys.argv),

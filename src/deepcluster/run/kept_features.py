@@ -75,7 +75,7 @@ def _extract_all(model: Model, source: ImageSource, files: dict[Pooled, Path], b
         made = model.extract(images_BCHW, list(files)).items()
         return {names[one]: _for_numpy(rows_BD.to("cpu", kind)) for one, rows_BD in made}
 
-    one = Pass(empty, compute, model.image_size, batch_size, ("rows", *names.values()))
+    one = Pass(empty, compute, model.view, batch_size, ("rows", *names.values()))
     total = one.row_bytes * len(source)
     folder = model.cache / FEATURES_FOLDER
     # The parts, and what is made of them.

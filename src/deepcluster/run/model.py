@@ -29,10 +29,12 @@ from deepcluster.data.cache import CachePlan, DecodedImages, decoded_images, pla
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.survey import even_sample, survey
+from deepcluster.data.views import ClusterView
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import (
     FEATURE_BATCH,
     Pooled,
+    centre_view,
     extract,
     extract_stage,
     feature_batches,
@@ -47,6 +49,8 @@ from deepcluster.run.space import ProjectedSpace, Space, space_state
 
 # Of so many images the names are compared between processes.
 COMPARED_NAMES = 1_000
+# Settings of the form of a network's images, beside their size.
+FORM = ("mean", "std", "interpolation", "crop_pct")
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,22 @@ class Model:
         return self.settings.image_size
 
     @property
+    def view(self) -> ClusterView:
+        """The view of an image of which features are made."""
+        return centre_view(self.settings)
+
+    @property
     def centroids_KP(self) -> Tensor | None:
         """Centroids of its clusters; None without clusters."""
         return None if self.assignment is None else self.assignment.centroids_KP
 
     @cached_property
     def weights(self) -> str:
-        """32 hex digits that change with the weights, the architecture, the device type and the precision."""
-        machine = f"{self.machine.device.type} {self.machine.precision}"
-        return hashlib.sha256(f"{weights_hash(self.trunk)} {self.trunk.arch} {machine}".encode()).hexdigest()[:32]
+        """32 hex digits that change with the weights, the architecture, device type, precision and form of the images."""
+        facts = [weights_hash(self.trunk), self.trunk.arch, self.machine.device.type, self.machine.precision]
+        usual, mine = Settings(), self.settings
+        form = [f"{name}={getattr(mine, name)}" for name in FORM if getattr(mine, name) != getattr(usual, name)]
+        return hashlib.sha256(" ".join([*facts, *form]).encode()).hexdigest()[:32]
 
     def stages(self, names: str | None, *, usual: str = "all") -> tuple[str, ...]:
         """Return the stages that an option names: "all", or names separated by commas; `usual` for None.
@@ -194,7 +205,7 @@ class Model:
         def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
             return {"embedding": self._stage_rows(images_BCHW, stage)}
 
-        return Pass({"embedding": empty}, compute, self.image_size, plain(batch_size), ("embedding", stage))
+        return Pass({"embedding": empty}, compute, self.view, plain(batch_size), ("embedding", stage))
 
     def _stage_rows(self, images_BCHW: Tensor, stage: str) -> Tensor:
         rows_BD = extract_stage(self.trunk, self.machine, images_BCHW, stage)
@@ -204,10 +215,10 @@ class Model:
         self, source: ImageSource, indices: Tensor, *, quarters_N: Tensor | None = None
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Yield rows_BD of the clustered stage, on the device, and indices_B of some images of a source."""
-        stage, size = self.settings.cluster_stage, self.image_size
+        stage, view = self.settings.cluster_stage, self.view
         with self.loader(source, keep=False) as loader, self.work.track("features", len(indices)) as advance:
             yield from feature_batches(
-                self.trunk, loader, self.machine, stage, size, indices=indices, quarters_N=quarters_N, advance=advance
+                self.trunk, loader, self.machine, stage, view, indices=indices, quarters_N=quarters_N, advance=advance
             )
 
     def points(self, features_ND: Tensor) -> Tensor:
@@ -253,7 +264,7 @@ class Model:
 
         clusters = {"centroids": assignment.centroids_KP, "supers": assignment.super_of_cluster_K}
         facts = ("clusters and second ones", stage, state_hash({**clusters, **space_state(space)}))
-        return Pass(UNLOCATED, compute, self.image_size, plain(batch_size), facts)
+        return Pass(UNLOCATED, compute, self.view, plain(batch_size), facts)
 
     def in_memory(self, one: Pass, source: ImageSource) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
         """Return what a pass makes of all images, by column, and why some can't be read. One process makes all."""

@@ -29,7 +29,7 @@ class Pass:
     Attributes:
         empty: the row of an unreadable image by column: its shape, its type and its values.
         compute: takes uint8 images (B, 3, S, S) to rows (B, …) by column, on the CPU.
-        image_size: side S of the view in pixels.
+        view: what is computed from, of side S.
         batch_size: images per batch. Results depend on it in their last digits.
         facts: what tells the rows from those of other passes over the same images.
         names: names of clusters, for tables.
@@ -37,7 +37,7 @@ class Pass:
 
     empty: Columns
     compute: Callable[[Tensor], Mapping[str, Tensor]]
-    image_size: int
+    view: ClusterView
     batch_size: int
     facts: tuple[object, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Pass:
             return
         indices = torch.cat([torch.arange(span.start, span.stop) for span in spans])
         try:
-            with closing(loader.cluster_views(ClusterView(self.image_size), indices, self.batch_size)) as batches:
+            with closing(loader.cluster_views(self.view, indices, self.batch_size)) as batches:
                 for span in spans:
                     rows = {name: np.full((len(span), *row.shape), row, row.dtype) for name, row in self.empty.items()}
                     for start in range(0, len(span), self.batch_size):

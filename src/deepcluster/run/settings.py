@@ -16,7 +16,7 @@ from deepcluster.clustering import CLUSTERERS, clusterer
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.options import Checked, flag, option
 from deepcluster.models.archs import ARCHITECTURES, check_arch
-from deepcluster.models.statistics import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
+from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 from deepcluster.run.crops import parse_crops
 
 LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")
@@ -106,7 +106,7 @@ class Settings(Checked):
         choices=("bilinear", "bicubic"),
     )
     crop_pct: float = _trunk(
-        CROP_PCT, "share of the resized image's shorter side that the centre crop for the features shows, as --interpolation"
+        0.875, "share of the resized image's shorter side that the centre crop for the features shows, as --interpolation"
     )
     dropout: float = _trunk(0.5, "dropout in the fully connected layers", at_least=0, below=1)
 

@@ -21,7 +21,7 @@ from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.views import TrainingView, rotate_quarters
 from deepcluster.models.heads import Head, HeadLoss, make_head
 from deepcluster.models.trunk import Trunk
-from deepcluster.run.features import FEATURE_BATCH, feature_batches, stage_width
+from deepcluster.run.features import FEATURE_BATCH, centre_view, feature_batches, stage_width
 from deepcluster.run.settings import Settings
 from deepcluster.training.feature_rows import MemoryPlan, as_kept, plan_memory
 from deepcluster.training.method import Method, Step, labels_of
@@ -83,7 +83,7 @@ class DeepCluster(Method):
         rows_MD, whitening = self.memory.allocate(), Whitening(self.settings.pca)
         seen_M = torch.zeros(len(rows_MD), dtype=torch.bool)
         n_bad = 0
-        one_pass = (self.trunk, self.loader, self.machine, self.settings.cluster_stage, self.settings.image_size)
+        one_pass = (self.trunk, self.loader, self.machine, self.settings.cluster_stage, centre_view(self.settings))
         mine_M = torch.arange(self.mine.start, self.mine.stop)
         with self.work.track("features", len(rows_MD), step="features") as advance:
             for rows_BD, indices_B in feature_batches(*one_pass, indices=mine_M, quarters_N=quarters_N, advance=advance):

@@ -20,10 +20,9 @@ from deepcluster.core.text import size
 from deepcluster.core.work import Work
 from deepcluster.data.loader import Batch, Loader
 from deepcluster.data.multi_crop import MultiCropView
-from deepcluster.data.views import ClusterView
 from deepcluster.models.heads import CropPoints, Projection, prototype_losses
 from deepcluster.models.trunk import FEATURES, Trunk
-from deepcluster.run.features import feature_batches
+from deepcluster.run.features import centre_view, feature_batches
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import ProjectedSpace
 from deepcluster.training.bank import Bank
@@ -118,7 +117,7 @@ class DeepClusterV2(Method):
             network.train()
         again = self.settings.look_again
         large = MultiCropView(self.view.crops[:1], self.view.scales[:1], flip=self.view.flip)
-        view = ClusterView(self.settings.image_size) if again else large
+        view = centre_view(self.settings) if again else large
         order_N, network = self.draw_images(epoch), CropPoints(self.trunk, self.projection)
         batches = even_batches(len(order_N), self.settings.batch_size, self.ranks)
         seed = self.settings.seed
@@ -230,7 +229,7 @@ class DeepClusterV2(Method):
     def final_clusters(self, epoch: int) -> tuple[Assignment, ProjectedSpace]:
         """Return the clusters of the finished trunk's centre views, and their space. Training state does not change."""
         space = ProjectedSpace(self.projection.eval(), self.machine)
-        one_pass = (self.trunk, self.loader, self.machine, FEATURES, self.settings.image_size)
+        one_pass = (self.trunk, self.loader, self.machine, FEATURES, centre_view(self.settings))
         mine_M = torch.arange(self.mine.start, self.mine.stop)
         points_MP = torch.full((len(mine_M), self.settings.projection[1]), torch.nan)
         with self.work.track("features", len(mine_M), step="features") as advance:

@@ -21,8 +21,7 @@ from deepcluster.core.device import free_disk_bytes, free_memory_bytes
 from deepcluster.core.seeds import seed_of
 from deepcluster.core.text import count_of, duration, size
 from deepcluster.data.survey import even_sample
-from deepcluster.data.views import ClusterView
-from deepcluster.run.features import FEATURE_BATCH, feature_batches
+from deepcluster.run.features import FEATURE_BATCH, centre_view, feature_batches
 from deepcluster.run.settings import V2
 from deepcluster.training import deepcluster_v2
 from deepcluster.training.batches import even_batches, training_batches
@@ -121,7 +120,7 @@ def _features(plan: Plan, images: Tensor) -> tuple[float, float, float]:
     """Return seconds per image to read it for the first time, to extract its features, and to whiten them."""
     settings, machine = plan.settings, plan.machine
     n = CPU_BATCH if machine.device.type == "cpu" else FEATURE_BATCH
-    view = ClusterView(settings.image_size)
+    view = centre_view(settings)
     with plan.work.track("reading some images", None) as advance:
         views = plan.loader.cluster_views(view, images, n)
         with closing(views):
@@ -135,7 +134,7 @@ def _features(plan: Plan, images: Tensor) -> tuple[float, float, float]:
         return len(batch[1])
 
     with plan.work.track("extracting some features", None) as advance:
-        batches = feature_batches(plan.trunk, plan.loader, machine, stage, settings.image_size, batch_size=n, indices=some)
+        batches = feature_batches(plan.trunk, plan.loader, machine, stage, view, batch_size=n, indices=some)
         with closing(batches):
             features = _seconds_each(_counted(batches, keep, advance))
     whitening = Whitening(1)

@@ -18,7 +18,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import ConnectionLost, end_waits
 from deepcluster.core.work import RESUME, Interruption, joined_work
 from deepcluster.data.survey import check_unreadable, even_sample
-from deepcluster.run.features import feature_batches, image_features
+from deepcluster.run.features import centre_view, feature_batches, image_features
 from deepcluster.run.folder import RunFolder, save_assignment
 from deepcluster.run.lock import RunLock
 from deepcluster.run.metrics import epoch_cells, health
@@ -243,9 +243,10 @@ def _finish(plan: Plan, loop: Loop, session: Session) -> None:
 
 def _points(plan: Plan, space: Space, images: list[int]) -> tuple[Tensor, Tensor]:
     """Return indices_M of the readable ones of some images, and their points (M, P) in the space that was clustered."""
-    sample, stage, size = torch.tensor(images), plan.settings.cluster_stage, plan.settings.image_size
+    sample, stage = torch.tensor(images), plan.settings.cluster_stage
+    view = centre_view(plan.settings)
     indices, points = [sample[:0]], [torch.empty(0, space.n_components)]
-    for rows_BD, indices_B in feature_batches(plan.trunk, plan.loader, plan.machine, stage, size, indices=sample):
+    for rows_BD, indices_B in feature_batches(plan.trunk, plan.loader, plan.machine, stage, view, indices=sample):
         indices.append(indices_B)
         points.append(space.transform(rows_BD.to(plan.machine.clustering_device)).cpu())
     return torch.cat(indices), torch.cat(points)
@@ -265,7 +266,7 @@ def _score(plan: Plan, evaluate: Evaluate) -> float | None:
     if plan.source.labels_N is None:
         return None
     known = torch.tensor(even_sample(np.flatnonzero(plan.source.labels_N >= 0).tolist(), EVALUATED_IMAGES))
-    stage, size = plan.trunk.embed_stage, plan.settings.image_size
-    features_ND = image_features(plan.trunk, plan.loader, plan.machine, stage, size, indices=known)
+    stage, view = plan.trunk.embed_stage, centre_view(plan.settings)
+    features_ND = image_features(plan.trunk, plan.loader, plan.machine, stage, view, indices=known)
     known = known[torch.isfinite(features_ND[known]).all(dim=1)]
     return evaluate[plan.settings.eval_with](features_ND[known].float(), torch.from_numpy(plan.source.labels_N)[known])

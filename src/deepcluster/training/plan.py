@@ -27,6 +27,7 @@ from deepcluster.run.metrics import legend
 from deepcluster.run.recipes import Change, by_reason
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
+from deepcluster.training.initial import InitialWeights, initial_weights
 from deepcluster.training.resuming import check_same_data, saved_settings, saved_state
 
 Data = Given | Sequence[str | Path]
@@ -43,6 +44,7 @@ class Plan:
         changes: what the recipe changed.
         advice: hints on the settings, for the opening lines.
         state: the checkpoint to resume from; None at the start.
+        initial: the weights that it starts from, where they are not random.
     """
 
     folder: RunFolder
@@ -57,6 +59,7 @@ class Plan:
     resumed: bool
     advice: Sequence[str] = ()
     state: dict[str, Any] | None = None
+    initial: InitialWeights | None = None
 
     @property
     def source(self) -> ImageSource:
@@ -83,7 +86,7 @@ class Plan:
             "fingerprint": fingerprint(self.source),
             "address": addresses_of(self.data),
         }
-        self.folder.write_config(self.settings, changed, facts)
+        self.folder.write_config(self.settings, changed, facts, weights=self.initial.about if self.initial else "")
 
     def check_unchanged(self) -> None:
         """Raise `InputError` if images have appeared or disappeared since the run began."""
@@ -124,13 +127,15 @@ def plan_run(
     saved = saved_settings(folder, user_options) if resume and folder.is_run() else None
     early = saved or settings_before_data(user_options)
     machine = Machine.choose(early.device, early.precision)
+    initial = initial_weights(saved.as_dict() if saved else user_options)
+    fixed = initial.fetched(work.ranks) if initial and not saved else []
     source = _open_source(data, early, work)
     if saved is not None:
         check_same_data(folder, source)
     workers = usual_workers() if early.workers is None else early.workers
     with work.track("reading a sample", min(SAMPLE, len(source))) as advance:
         sample = survey(source, workers=workers, on_images=advance)
-    settings = saved or choose_settings(user_options, sample)[0]
+    settings = saved or choose_settings(user_options, sample, weights=fixed)[0]
     needed, reduce_to = sample.decoded_bytes(settings.reduce_to), settings.reduce_to
     cache = plan_cache(settings.cache, settings.cache_folder(), needed, source, reduce_to=reduce_to, data=data)
     warn = work.reporter.warn
@@ -146,7 +151,7 @@ def plan_run(
         work.ranks.barrier()
         if saved is None:
             say_unreadable(loader, sample.looked_at, work.reporter)
-            settings, changes = choose_settings(user_options, sample)
+            settings, changes = choose_settings(user_options, sample, weights=fixed)
             advice = hints(user_options, settings, sample)
             trunk = make_run_trunk(settings)
             width = stage_width(trunk, machine, settings.cluster_stage, settings.image_size)
@@ -163,14 +168,11 @@ def plan_run(
             folder.check_state()
             state = saved_state(folder, saved, len(source)) if folder.last.is_file() else None
             trunk = make_run_trunk(saved)
-        if state is None and settings.init is not None:  # Start from these weights instead of random ones.
-            from deepcluster.interop.weight_files import read_weights
-            from deepcluster.models.weights import take_weights
-
-            work.reporter.say(take_weights(trunk, read_weights(settings.init), name=settings.init))
+        if state is None and initial is not None:  # Start from these weights instead of random ones.
+            work.reporter.say(initial.into(trunk))
         resumed = saved is not None
         where = (loader, cache, machine, trunk, work)
-        yield Plan(folder, data, settings, changes, *where, resumed=resumed, advice=advice, state=state)
+        yield Plan(folder, data, settings, changes, *where, resumed=resumed, advice=advice, state=state, initial=initial)
 
 
 def _open_source(data: Data, settings: Settings, work: Work) -> ImageSource:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.data.sources import ImageSource
-from deepcluster.data.views import ClusterView
 from deepcluster.models.receptive_field import ReceptiveField, StageShape, stage_shapes
 from deepcluster.models.trunk import normalise
 from deepcluster.run.features import FEATURE_BATCH
@@ -88,7 +87,7 @@ def find_top_images(
     best = {name: Best.none(shape.channels, options.count, model.machine.device) for name, shape in shapes.items()}
     deepest, indices_N = max(shapes, key=model.trunk.stages.index), torch.arange(len(source))
     with model.loader(source) as loader, model.work.track("top images", len(source)) as advance:
-        for batch in loader.cluster_views(ClusterView(model.image_size), indices_N, batch_size):
+        for batch in loader.cluster_views(model.view, indices_N, batch_size):
             with torch.no_grad(), model.machine.autocast():
                 images_BCHW = normalise(model.machine.put(batch.images_BCHW))
                 # Stage by stage, so that the maps of only one are in memory.

@@ -141,22 +141,22 @@ def _draw_frame(picture: Image.Image, view: Box, part: Box) -> None:
             draw.rectangle(corners, outline=colour)
 
 
-def photo_box(view_box: Box, image_size: int, height: int, width: int, *, reduce_to: int = 0) -> Box:
+def photo_box(view_box: Box, view: ClusterView, height: int, width: int, *, reduce_to: int = 0) -> Box:
     """Return the box in a photo of `height` x `width` pixels that corresponds to a box in its centre view.
 
     Args:
-        image_size: side of the view.
+        view: how the view was cut out.
         reduce_to: shorter side to which a larger photo was reduced before the view was made; 0: not reduced.
     """
 
-    def place(view: float, side: int, other: int) -> float:
+    def place(at: float, side: int, other: int) -> float:
         """Return the place along a side that `decode` reduced, and `ClusterView` cut to its middle, resized and cropped."""
         shorter, small, small_other = min(side, other), side, other
         if 0 < reduce_to < shorter:
             small, small_other = side * reduce_to // shorter, other * reduce_to // shorter
-        cut = ClusterView(image_size).windows(np.array([[small, small_other]]))
+        cut = view.windows(np.array([[small, small_other]]))
         (middle, _, part, _), resized, crop = cut.boxes_B4[0].tolist(), int(cut.grids_B2[0, 0]), int(cut.places_B2[0, 0])
-        return float(((view + crop) * (part / resized) + middle) * (side / small))
+        return float(((at + crop) * (part / resized) + middle) * (side / small))
 
     left, top, right, bottom = view_box
     return place(left, width, height), place(top, height, width), place(right, width, height), place(bottom, height, width)

@@ -184,7 +184,7 @@ def _draw(top: TopImages, stage: StageImages, row: int, rank: int, photo_HWC: ND
     if photo_HWC is not None:
         height, width = photo_HWC.shape[:2]
         reduce_to = top.model.settings.reduce_to
-        view, part = (photo_box(one, size, height, width, reduce_to=reduce_to) for one in (view, part))
+        view, part = (photo_box(one, top.model.view, height, width, reduce_to=reduce_to) for one in (view, part))
         # The pixels that the receptive field touches.
         box = [max(0, floor(part[0])), max(0, floor(part[1])), min(width, ceil(part[2])), min(height, ceil(part[3]))]
     # A receptive field as wide as the view omits a strip at most: the patch would show the whole image again.

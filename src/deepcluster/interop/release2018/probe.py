@@ -19,7 +19,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import save_tensors, written_beside
 from deepcluster.data.loader import Batch
 from deepcluster.data.survey import check_unreadable
-from deepcluster.data.views import ClusterView, ShiftedView, TenCrops
+from deepcluster.data.views import ShiftedView, TenCrops
 from deepcluster.evaluation.datasets.labelled import TrainVal
 from deepcluster.evaluation.linear import CROPS, LinearHeads, learning_rate
 from deepcluster.evaluation.logistic import right_among, top_of
@@ -147,7 +147,7 @@ class Probe:
         if self.training.tests >= epochs:
             return
         images, size = self.parts.val.source, max(1, self.options.batch_size // 2)
-        all_N, view, n_batches = torch.arange(len(images)), ClusterView(self.model.image_size), -(-len(images) // size)
+        all_N, view, n_batches = torch.arange(len(images)), self.model.view, -(-len(images) // size)
         batches = self.val_loader.cluster_views(view, all_N, size)
         if self.options.ten_crops:
             crops = TenCrops(self.model.image_size)

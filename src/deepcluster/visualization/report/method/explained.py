@@ -20,7 +20,7 @@ from deepcluster.data.multi_crop import MultiCropView
 from deepcluster.data.views import ClusterView, Colours, rotate_quarters
 from deepcluster.models.heads import Head, HierarchicalHead, Projection, make_head
 from deepcluster.models.trunk import normalise
-from deepcluster.run.features import extract_stage
+from deepcluster.run.features import centre_view, extract_stage
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
 from deepcluster.run.space import ProjectedSpace
@@ -133,7 +133,7 @@ class Explained:
     @property
     def cluster_view(self) -> ClusterView:
         """The view that is clustered."""
-        return ClusterView(self.settings.image_size)
+        return centre_view(self.settings)
 
     @cached_property
     def view(self) -> MultiCropView:
