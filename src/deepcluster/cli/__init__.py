@@ -23,6 +23,7 @@ from deepcluster.cli.export import export
 from deepcluster.cli.importing import import_command
 from deepcluster.cli.options import (
     GroupedCommand,
+    as_typed,
     batch_options,
     echo,
     started_ranks,
@@ -243,7 +244,7 @@ def _report(fault: BaseException, verbose: bool) -> int:
         case DeepClusterError():
             if verbose:
                 traceback.print_exception(fault)
-            return _complain(str(fault), fault.exit_status)
+            return _complain(as_typed(str(fault), cli), fault.exit_status)
         case click.exceptions.NoArgsIsHelpError():
             print(fault.format_message(), file=sys.stderr)
             return fault.exit_code
