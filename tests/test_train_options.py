@@ -125,12 +125,6 @@ def test_a_recipe_beside_all_settings_is_refused(images: Path, other: Path, tmp_
 
 V2: dict[str, Any] = {"recipe": "v2-small-set", "cluster_stage": "features", "projection": (16, 8), "pca": 8}
 V2["clusters"] = (5, 4)
-    "recipe": "v2-small-set",
-    "cluster_stage": "features",
-    "projection": (16, 8),
-    "clusters": (5, 4),
-    "pca": 8,
-}
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         open_standard_files()
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # `__main__` has set it for the time of the imports.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     words = sys.argv[1:] if arguments is None else list(arguments)
     with safe_streams() as outputs:
         try:
