@@ -106,18 +106,18 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
     "array of rows": (lambda i, r: ["train", array("a.npy", np.zeros((9, 64), np.uint8))], ("9 x 64", "uint8")),
     "array of objects": (lambda i, r: ["train", array("a.npy", np.array([Trap()]))], ("Python objects",)),
     # settings
-    "one cluster": (lambda i, r: ["train", i, "--clusters", "1"], ("clusters=1 is too small; use 2 or more",)),
+    "one cluster": (lambda i, r: ["train", i, "--clusters", "1"], ("--clusters 1 is too small; use 2 or more",)),
     "more clusters than images": (
         lambda i, r: ["train", i, "--clusters", "61"],
-        ("clusters=61 is more than the 60 images", "--clusters 60"),
+        ("--clusters 61 is more than the 60 images", "--clusters 60"),
     ),
-    "wide pca": (lambda i, r: ["train", i, *flags(pca=60)], ("pca=60 is too wide", "--pca 59")),
+    "wide pca": (lambda i, r: ["train", i, *flags(pca=60)], ("--pca 60 is too wide", "--pca 59")),
     "small image size": (
         lambda i, r: ["train", i, "--arch", "alexnet", "--image-size", "32", "--clusters", "5"],
-        ("image_size=32 is too small for alexnet", "use 63 or more"),
+        ("--image-size 32 is too small for alexnet", "use 63 or more"),
     ),
-    "tiny image size": (lambda i, r: ["train", i, "--image-size", "4"], ("image_size=4 is too small",)),
-    "memory that is no size": (lambda i, r: ["train", i, "--memory", "lots"], ("memory='lots' is not a size", "such as 8G")),
+    "tiny image size": (lambda i, r: ["train", i, "--image-size", "4"], ("--image-size 4 is too small",)),
+    "memory that is no size": (lambda i, r: ["train", i, "--memory", "lots"], ("--memory 'lots' is not", "such as 8G")),
     "too little memory": (
         lambda i, r: ["train", i, *flags(memory="1M")],
         ("--memory 1 MB is too small: the points of 60 images", "use --memory "),
@@ -132,7 +132,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
     "unknown command": (lambda i, r: ["trian", i], ("'trian'", "Did you mean 'train'")),
     "not a number": (lambda i, r: ["train", i, "--clusters", "ten"], ("'--clusters'", "'ten'")),
     "not a fraction": (lambda i, r: ["train", i, "--lr", "nan"], ("lr=nan",)),
-    "negative decay": (lambda i, r: ["train", i, "--wd", "-5"], ("weight_decay=-5.0 is too small",)),
+    "negative decay": (lambda i, r: ["train", i, "--wd", "-5"], ("--weight-decay -5.0 is too small",)),
     "half a crop": (lambda i, r: ["train", i, "--crop-scale", "0.5"], ("'0.5' should be two numbers",)),
     "negative workers": (lambda i, r: ["train", i, "--workers", "-1"], ("workers=-1",)),
     "no images left": (lambda i, r: ["train", i, "--limit", "0"], ("limit=0",)),

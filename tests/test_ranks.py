@@ -340,7 +340,7 @@ def test_wrong_input_is_told_once(classes: Path, tmp_path: Path) -> None:
     result = torchrun(2, *words(classes, tmp_path / "run", clusters=1000))
     assert result.returncode != 0
     (complaint,) = complaints(result.stderr)
-    assert "clusters=1000 is more than" in complaint
+    assert "--clusters 1000 is more than" in complaint
     assert "deepcluster/" not in result.stderr.replace(str(classes), "")
     assert re.search(r"exitcode\s*: 2", result.stderr)
     assert not (tmp_path / "run").exists()

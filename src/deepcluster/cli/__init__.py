@@ -26,6 +26,7 @@ from deepcluster.cli.importing import import_command
 from deepcluster.cli.names import names
 from deepcluster.cli.options import (
     GroupedCommand,
+    as_typed,
     batch_options,
     echo,
     started_ranks,
@@ -226,6 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         open_standard_files()
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # `__main__` has set it for the time of the imports.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     words = sys.argv[1:] if arguments is None else list(arguments)
     with safe_streams() as outputs:
         try:
@@ -271,7 +274,7 @@ def _report(fault: BaseException, verbose: bool) -> int:
         case DeepClusterError():
             if verbose:
                 traceback.print_exception(fault)
-            return _complain(str(fault), fault.exit_status)
+            return _complain(as_typed(str(fault), cli), fault.exit_status)
         case click.exceptions.NoArgsIsHelpError():
             print(fault.format_message(), file=sys.stderr)
             return fault.exit_code

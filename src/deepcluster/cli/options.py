@@ -1,7 +1,8 @@
 """Options of the commands: derived from the fields of dataclasses, or shared by several commands."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -107,6 +108,22 @@ def with_settings(owner: Any) -> Callable[[Callable[..., Any]], Callable[..., An
         return command
 
     return add
+
+
+def as_typed(message: str, command: click.Command) -> str:
+    """Return a message with options as they are typed, `--name value` for the `name=value` of Python."""
+    names = {parameter.name for one in _all_commands(command) for parameter in one.params if parameter.name}
+    return re.sub(
+        r"(?<!\S)([a-z][a-z0-9_]*)=(?=\S)",
+        lambda found: f"{flag(found[1])} " if found[1] in names else found[0],
+        message,
+    )
+
+
+def _all_commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    for one in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from _all_commands(one)
 
 
 def user_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -61,8 +61,7 @@ def with_config(config: str | Path | None, user_options: Mapping[str, Any]) -> d
 
 def _of_run(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings of a run's config.json, whatever version wrote it."""
-    settings = Settings.from_saved(content["settings"]).as_dict()
-    return {name: value for name, value in settings.items() if name != "limit" or value is not None}
+    return Settings.from_saved(content["settings"]).as_dict()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def say_dry_run(plan: Plan, loop: Loop) -> None:
     """Print the size of the networks, and an estimate of the time, memory and disk that the run takes."""
     say, settings, n_images = plan.work.reporter.say, plan.settings, len(plan.source)
     costs = measure(plan, loop)
-    networks = [sum(weight.numel() for weight in one.parameters()) for one in loop.method.networks]
+    networks = [sum(w.numel() for w in one.parameters() if w.requires_grad) for one in loop.method.networks]
     head = "projection" if settings.method == V2 else "head"
     say(f"network: {sum(networks):,} parameters: trunk {networks[0]:,}, {head} {sum(networks[1:]):,}")
     say(f"memory now: this process at most {size(peak_memory_bytes())} so far; free {size(free_memory_bytes())}")
