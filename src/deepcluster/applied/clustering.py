@@ -20,6 +20,7 @@ from deepcluster.applied.clustering_subject import Subject, open_subject
 from deepcluster.applied.opening import Data
 from deepcluster.clustering import clusterer
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
+from deepcluster.clustering.starts import plus_plus
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import user_path
@@ -122,10 +123,7 @@ class _Fit:
         return self.subject.settings(self.options, clusters=clusters, pca=self.width)
 
     def _algorithm(self, clusters: int) -> Any:
-        algorithm = clusterer(self.options.clustering).from_settings(self.settings(clusters))
-        if clusters <= CAREFUL_START_CLUSTERS and "init" in algorithm.get_params():
-            algorithm.set_params(init="k-means++")
-        return algorithm
+        return clusterer(self.options.clustering).from_settings(self.settings(clusters))
 
     def most_steps(self, clusters: int) -> int:
         """Return the number of units of progress."""
@@ -134,8 +132,12 @@ class _Fit:
     def cluster(
         self, points_FP: Tensor, clusters: int, seed: int, *, ranks: Ranks = ONE_PROCESS, advance: Advance
     ) -> Assignment:
-        """Return the clusters of points, the largest first, where numbers have no other meaning."""
-        found: Assignment = self._algorithm(clusters).cluster(points_FP, seed=seed, ranks=ranks, advance=advance)
+        """Return the clusters of points. k-means starts from k-means++ on a sample, which is the same for all ranks."""
+        algorithm = self._algorithm(clusters)
+        if clusters <= CAREFUL_START_CLUSTERS and "init" in algorithm.get_params():
+            sample_SP = choice.sample_of(points_FP, clusters, ranks)
+            algorithm.set_params(init=plus_plus(sample_SP, clusters, seed=seed, ranks=ONE_PROCESS))
+        found: Assignment = algorithm.cluster(points_FP, seed=seed, ranks=ranks, advance=advance)
         return found
 
 

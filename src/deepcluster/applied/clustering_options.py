@@ -32,7 +32,7 @@ class ClusterOptions(Checked):
         "(k-means then goes by the cosine)",
     )
     pca: int | None = _as_in_a_run(
-        "pca", default=None, help="components after PCA and whitening (default: 64; from 50,000 images on 256)"
+        "pca", default=None, help="components after PCA and whitening (default: one per 100 images, 8 to 256)"
     )
     kmeans_iterations: int = _as_in_a_run("kmeans_iterations")
     seed: int = _as_in_a_run("seed")

@@ -20,8 +20,8 @@ from deepcluster.run.features import FEATURE_BATCH
 
 # Rows that are read at once.
 BLOCK_ROWS = 32 * FEATURE_BATCH
-# More components of few images add noise to the clusters (docs/benchmarks.md).
-FEW_IMAGES, FEW_COMPONENTS, COMPONENTS = 50_000, 64, 256
+# One component per so many images, within bounds: more components of few images add noise to the clusters (docs/cluster.md).
+IMAGES_PER_COMPONENT, FEWEST_COMPONENTS, MOST_COMPONENTS = 100, 8, 256
 # Memory per point that k-means takes beside the points: as 8-bit integers, and some numbers per point.
 BYTES_PER_POINT = 100
 
@@ -89,7 +89,8 @@ def n_components(n_rows: int, dim: int, options: ClusterOptions) -> int:
         raise InputError(
             f"pca={options.pca} is too wide: there are {dim:,} features of {n_rows:,} images; use --pca {most} or less"
         )
-    return options.pca or min(most, FEW_COMPONENTS if n_rows < FEW_IMAGES else COMPONENTS)
+    usual = max(FEWEST_COMPONENTS, min(MOST_COMPONENTS, n_rows // IMAGES_PER_COMPONENT))
+    return options.pca or min(most, usual)
 
 
 def make_points(rows: FeatureRows, options: ClusterOptions, work: Work, device: torch.device) -> PointRows:

@@ -213,7 +213,7 @@ class ParquetTable(EmbeddingTable):
         """Return rows (B, D) of a column, whose first one is row `first` of the table; NaN where an embedding is missing."""
         import pyarrow.compute as pc
 
-        length_B = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+        length_B = np.nan_to_num(pc.list_value_length(column).to_numpy(zero_copy_only=False)).astype(np.int64)
         there = np.flatnonzero(length_B)
         if len(other := there[length_B[there] != self.dim]):
             raise InputError(
