@@ -353,7 +353,7 @@ def test_copies_of_images_in_tables_and_arrays(trained: Path, photos: Path, tmp_
     np.save(tmp_path / "a.npy", array)
     for _ in range(2):
         deepcluster.assign(trained, tmp_path / "a.npy", folders=tmp_path / "by", copy=True, add=True, **QUIET)
-        made = [path for path in visible(tmp_path / "by").values() if path.name.startswith("0")]
+        made = [path for path in visible(tmp_path / "by").values() if path.name.startswith("a.npy")]
         assert {Image.open(path).tobytes() for path in made} == {one.tobytes() for one in array}
         assert len(made) == 6 and all(path.suffix == ".png" for path in made)
     refused("these images are none: --copy writes files", trained, tmp_path / "t.parquet", folders=tmp_path / "l")

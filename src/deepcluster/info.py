@@ -5,8 +5,9 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, TORCH_FIL
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.cache_report import clear, kept
+from deepcluster.run.cluster_names import read_names
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder, versions
 from deepcluster.run.metrics import epoch_line
@@ -38,6 +40,7 @@ from deepcluster.run.space import PredictionSpace, ProjectedSpace
 MOST = 10_000
 SHOWN = 5
 BAR = 30
+MOMENT = "%Y-%m-%d %H:%M"
 
 
 def info(path: str, *, everything: bool = False, reporter: Reporter | None = None) -> str:
@@ -128,10 +131,27 @@ def _about_run(folder: RunFolder) -> str:
         lines += _about_stages(make_run_trunk(settings), settings)
     if metrics:
         lines.append(epoch_line(metrics[-1], settings.epochs))
+    lines += _about_commands(folder, config)
+    names = read_names(folder.path)
+    lines += [f"{count_of(len(names), 'cluster')} with a name: deepcluster names {folder.path} shows them"] if names else []
     lines += [f"checkpoint {path}, {size(path.stat().st_size)}" for path in sorted(folder.checkpoints.glob("*.pt"))]
     tables = sorted((folder.path / "assignments").glob("*.parquet"))
     lines += [f"clusters of each image: {tables[-1]}"] if tables else []
     return "\n".join(lines)
+
+
+def _about_commands(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield when a run was started, when its last epoch ended, and the commands that made it."""
+    moments = []
+    with suppress(TypeError, ValueError):  # Earlier versions did not write it.
+        moments.append(f"started {datetime.fromisoformat(config.get('started')):{MOMENT}}")  # type: ignore[arg-type]
+    with suppress(OSError):
+        moments.append(f"last epoch ended {datetime.fromtimestamp(folder.metrics.stat().st_mtime):{MOMENT}}")
+    if moments:
+        yield "; ".join(moments)
+    commands = [*(config.get("earlier_commands") or ()), *filter(None, [config.get("command")])]
+    for number, command in enumerate(commands, 1):
+        yield f"command{f' {number} of {len(commands)}' if len(commands) > 1 else ''}: {command}"
 
 
 def _about_model(model: Model) -> str:

@@ -86,15 +86,15 @@ def assign(
             rows, unreadable = model.in_memory(one, source)
             return _result(names_of(source), rows, names, reasons_by_name(unreadable, source, model))
         ranks, work = model.work.ranks, model.work
+        clusters = digest_of(model.weights, *one.facts)
         if wanted:
-            ranks.from_main(lambda: check_folders(wanted, source, work))
+            ranks.from_main(lambda: check_folders(wanted, source, clusters, work))
         with parts_of_table(model, one, source, place, are_result=parts) as made:
             if ranks.is_main:
                 if target is not None and not parts:
                     join_to_table(made, source, target, work, names)
                 work.reporter.say(f"{_counts(made, assignment.n_clusters)}{'' if target is None else f': {target}'}")
                 if wanted:
-                    clusters = digest_of(model.weights, *one.facts)
                     n_clusters = assignment.n_clusters
                     done = make_folders(wanted, source, made, names, clusters, work, n_clusters=n_clusters)
                     work.reporter.say(f"{wanted.given}: {done}")

@@ -61,8 +61,11 @@ class Folders:
         return self.place.with_name(f"{self.place.name}.part")
 
 
-def check_folders(wanted: Folders, source: ImageSource, work: Work) -> None:
+def check_folders(wanted: Folders, source: ImageSource, clusters: str, work: Work) -> None:
     """Find out before long work what is in the way of folders, or of links and copies in them.
+
+    Args:
+        clusters: changes with the clusters; images are only added to folders of the same.
 
     Raises:
         InputError: something is; nothing was written or deleted.
@@ -79,6 +82,8 @@ def check_folders(wanted: Folders, source: ImageSource, work: Work) -> None:
         raise InputError(
             f"{what} has clusters of an earlier command: --add puts new images beside them, --overwrite replaces them"
         )
+    if wanted.add and record and record.facts.get("clusters") != clusters:
+        raise InputError(f"{what} has clusters of another model: --overwrite replaces them")
     if wanted.add and wanted.ranked and record and record.facts.get("ranked") != "True":
         raise InputError(f"{what} was made without --ranked: use --overwrite to rank all images, or leave out --ranked")
     if wanted.unfinished.exists() and not (wanted.unfinished / MARK).is_file():
@@ -127,15 +132,12 @@ def make_folders(
     Args:
         made: has the cluster and the distance of each image.
         names: names of clusters.
-        clusters: changes with the clusters; images are only added to folders of the same.
+        clusters: as in `check_folders`.
 
     Raises:
-        InputError: images are to be added to folders of other clusters.
         Interrupted: the same command continues.
     """
     place, before = wanted.place, Record.of(wanted.place) if wanted.add else None
-    if before and before.facts["clusters"] != clusters:
-        raise InputError(f"--folders {wanted.given} has clusters of another model: --overwrite replaces them")
     is_new = before is None
     folder = wanted.unfinished if is_new else place
     record = before or Record({"clusters": clusters, "ranked": str(wanted.ranked)})
