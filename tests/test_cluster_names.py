@@ -1,6 +1,7 @@
 """Names for clusters: what spreadsheets make of `names.csv`, what is refused, and what the commands do with it."""
 
 import csv
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ import deepcluster
 from deepcluster.cli import main
 from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
+from deepcluster.info import info
 from deepcluster.run.cluster_names import FILE, clean_name, read_names, write_names
 
 NAMES = {0: "dogs, large", 3: 'a "quoted" one', 12: "Kühe; 牛"}
@@ -156,5 +158,11 @@ def test_a_run_that_is_overwritten_loses_its_names(images: Path, tmp_path: Path)
     assert deepcluster.assign(run, images, reporter=Reporter(quiet=True)).cluster_names == {1: "dogs"}
     last = run / "checkpoints" / "last.pt"
     assert deepcluster.assign(last, images, reporter=Reporter(quiet=True)).cluster_names == {1: "dogs"}
+    train_small(images, run, epochs=2, resume=True)
+    assert read_names(run) == {1: "dogs"}
+    described = info(str(run)).splitlines()
+    assert sum(line.startswith(("command 1 of 2: ", "command 2 of 2: ")) for line in described) == 2
+    assert any(re.match(r"started \d{4}-.*; last line of its log \d{4}-", line) for line in described)
+    assert f"1 cluster with a name: deepcluster names {run} shows them" in described
     train_small(images, run, epochs=1, overwrite=True)
     assert read_names(run) == {}

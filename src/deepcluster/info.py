@@ -141,12 +141,13 @@ def _about_run(folder: RunFolder) -> str:
 
 
 def _about_commands(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield when a run was started, when its last epoch ended, and the commands that made it."""
+    """Yield when a run was started, when it last wrote into its log, and the commands that made it."""
     moments = []
     with suppress(TypeError, ValueError):  # Earlier versions did not write it.
         moments.append(f"started {datetime.fromisoformat(config.get('started')):{MOMENT}}")  # type: ignore[arg-type]
-    with suppress(OSError):
-        moments.append(f"last epoch ended {datetime.fromtimestamp(folder.metrics.stat().st_mtime):{MOMENT}}")
+    with suppress(OSError, IndexError, ValueError):
+        last = folder.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+        moments.append(f"last line of its log {datetime.fromisoformat(last[:19]):{MOMENT}}")
     if moments:
         yield "; ".join(moments)
     commands = [*(config.get("earlier_commands") or ()), *filter(None, [config.get("command")])]

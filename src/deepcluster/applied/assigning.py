@@ -154,7 +154,7 @@ def _folders(
         raise InputError("--add keeps what is in --folders and --overwrite replaces it: use one of them")
     wanted = Folders(Path(folders), kind=chosen[0] if chosen else "link", ranked=ranked, add=add, overwrite=overwrite)
     output_path(wanted.place, "--folders", is_folder=True)
-    return wanted
+    return wanted.as_there()
 
 
 def _result(

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class Folders:
     ranked: bool = False
     add: bool = False
     overwrite: bool = False
+
+    def as_there(self) -> "Folders":
+        """Return what is to be made, of the kind that the folder has where images are added without naming one."""
+        facts = Record.facts_of(self.place) if self.add and self.kind == "link" else {}
+        return replace(self, kind=facts.get("kind", self.kind))
 
     @property
     def place(self) -> Path:
@@ -140,7 +145,7 @@ def make_folders(
     place, before = wanted.place, Record.of(wanted.place) if wanted.add else None
     is_new = before is None
     folder = wanted.unfinished if is_new else place
-    record = before or Record({"clusters": clusters, "ranked": str(wanted.ranked)})
+    record = before or Record({"clusters": clusters, "ranked": str(wanted.ranked), "kind": wanted.kind})
     if is_new:
         plan = "\n".join([made.key, wanted.kind, str(wanted.ranked), *(f"{k} {name}" for k, name in sorted(names.items()))])
         _begin(folder, plan)
@@ -238,7 +243,7 @@ class Filling:
             entries.work.reporter.warn(
                 f"{are(n_failed, 'image')} left out of the folders: gone, or without a file of its own (--copy writes these)"
             )
-        return f"{count_of(n_added, 'image')} added, {n_there:,} were there" if n_there else count_of(n_added, "image")
+        return f"{count_of(n_added, 'image')} added, {n_there:,} were there" if known else count_of(n_added, "image")
 
     def _put(self, index: int, cluster: int, name: str, entries: Entries) -> Path | None:
         """Make the entry of an image, and return it; None if the image has no file to link to."""
