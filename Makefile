@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
 LOWEST := $(VENV)-lowest
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-slow test-lowest lint clean
+.PHONY: demo test test-slow test-lowest lint docs docs-serve check-package clean
 
 demo: $(READY)
 	$(VENV)/bin/deepcluster demo
@@ -25,11 +26,24 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+# The documentation site, in site/: open site/index.html. The variable silences an advertisement of the theme.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs serve
+
+# The wheel and the sdist, in dist/, and whether they install and run the demo in a fresh environment.
+check-package: $(READY)
+	rm -rf dist
+	$(VENV)/bin/python -m build --outdir dist
+	DIST=dist $(VENV)/bin/python -m pytest -m slow tests/test_packaging.py
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "deepcluster needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 $(LOWEST)/.ready: pyproject.toml
@@ -39,4 +53,4 @@ $(LOWEST)/.ready: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs
+	rm -rf $(VENV) $(LOWEST) runs dist build site

@@ -193,7 +193,7 @@ def test_info_of_a_run(trained: Path) -> None:
     assert "alexnet-small at 16 px, 5 clusters, 2 of 2 epochs" in text
     assert "clusters=5" in text and f"lr={SMALL['lr']}" in text
     assert "epoch 2/2  loss" in text
-    assert text.splitlines()[-1].endswith("epoch-0003.parquet")
+    assert text.splitlines()[-1].endswith("clusters.parquet")
 
 
 def test_info_of_a_checkpoint_and_of_random_weights(trained: Path) -> None:

@@ -394,9 +394,10 @@ def test_with_a_pass_before_each_clustering(photos: Path, tmp_path: Path) -> Non
     assert_same_run(tmp_path / "run", run)
 
 
-def test_epochs_belong_to_the_falling_rate(photos: Path, whole: Path) -> None:
-    with pytest.raises(InputError, match=r"--epochs is 2 in this run \(its --lr-schedule cosine ends there\), not 3"):
-        train_v2(photos, whole, epochs=3, resume=True)
+def test_a_finished_run_is_extended_by_a_second_cosine(photos: Path, whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    train_v2(photos, run, epochs=3, resume=True)
+    assert_same_run(run, train_v2(photos, tmp_path / "at-once", epochs=3, lr_restarts=(2,)))
     with pytest.raises(InputError, match="holds a run already"):
         train_v2(photos, whole)
 

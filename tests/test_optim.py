@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepcluster.clustering.assignment import Assignment
@@ -44,20 +46,38 @@ def test_the_rate_rises_then_falls_as_the_formula_says(schedule: str, warmup: fl
     for epoch in np.arange(0, 8, 0.25):
         after = 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (8 - warmup))) if schedule == "cosine" else 1.0
         expected = epoch / warmup if epoch < warmup else after
-        assert learning_factor(settings, epoch / 8) == pytest.approx(expected, abs=1e-12)
+        assert learning_factor(settings, epoch) == pytest.approx(expected, abs=1e-12)
 
 
 def test_some_rates_by_hand() -> None:
     settings = Settings(epochs=10, warmup_epochs=2.0, lr_schedule="cosine")
-    found = [learning_factor(settings, epoch / 10) for epoch in (0, 1, 2, 6, 10)]
+    found = [learning_factor(settings, epoch) for epoch in (0, 1, 2, 6, 10)]
     np.testing.assert_allclose(found, [0, 0.5, 1, 0.5, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize("warmup", [4.0, 9.0])
 def test_a_warm_up_of_the_whole_run_never_falls(warmup: float) -> None:
     settings = Settings(epochs=4, warmup_epochs=warmup, lr_schedule="cosine")
-    found = [learning_factor(settings, epoch / 4) for epoch in (0, 1, 2, 3)]
+    found = [learning_factor(settings, epoch) for epoch in (0, 1, 2, 3)]
     np.testing.assert_allclose(found, np.arange(4) / warmup)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 63).map(lambda n: n / 64))
+def test_a_cosine_that_begins_again_is_that_of_a_run_of_each_part(parts: list[int], place: float) -> None:
+    """From a third of the rate, without a warm-up; the first part is what it is without the others."""
+    ends = np.cumsum(parts)
+    settings = Settings(epochs=int(ends[-1]), lr_restarts=tuple(ends[:-1].tolist()), lr_schedule="cosine", warmup_epochs=0.5)
+    alone = Settings(epochs=parts[0], lr_schedule="cosine", warmup_epochs=0.5)
+    assert learning_factor(settings, place * parts[0]) == learning_factor(alone, place * parts[0])
+    for first, length in zip(ends[:-1], parts[1:], strict=True):
+        expected = (1 + math.cos(math.pi * place)) / 6
+        assert learning_factor(settings, first + place * length) == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.floats(0, 3), st.integers(1, 30), st.integers(1, 30), st.floats(0, 1))
+def test_a_constant_rate_does_not_depend_on_the_epochs_to_come(warmup: float, few: int, more: int, place: float) -> None:
+    short, long = (Settings(epochs=epochs, warmup_epochs=warmup) for epochs in (few, few + more))
+    assert learning_factor(short, place * few) == learning_factor(long, place * few)
 
 
 # Going down

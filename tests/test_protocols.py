@@ -228,7 +228,7 @@ def test_results_that_were_not_measured_alike_are_told(run: Path, classes: Path,
     evaluate("knn", run, "--data", classes, *KNN)
     evaluate("knn", run, "--data", classes, "--k", "1,3", "--temperature", "0.1", "--out", tmp_path / "other")
     _, remarks = compare([run, tmp_path / "other"])
-    assert remarks == ["knn: not the same settings (temperature)"]
+    assert remarks == ["knn: not the same settings (temperature: 0.07 / 0.2)"]
 
 
 TOY = '''

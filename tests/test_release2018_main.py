@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -520,7 +519,7 @@ def test_checkpoints_that_do_not_fit(
 
 def test_the_command_beside_main_py_has_its_settings() -> None:
     """But for what no result depends on: how many of our own checkpoints are kept."""
-    old, new = re.findall(r"`main\.py (DIR --arch.+)` is\n\n    deepcluster train (DIR(?:.|\n)+?)\n\n", PAGE)[0]
+    old, new = re.findall(r"`main\.py (DIR --arch.+)` is\n\n```bash\ndeepcluster train (DIR(?:.|\n)+?)\n```", PAGE)[0]
     with cli.commands["train"].make_context("train", shlex.split(new.replace("\\\n", " "))) as context:  # type: ignore[attr-defined]
         given = {name: value for name, value in context.params.items() if value is not None and name in Settings().as_dict()}
     here = settings_before_data(given).as_dict()
@@ -530,9 +529,9 @@ def test_the_command_beside_main_py_has_its_settings() -> None:
 
 
 def test_the_code_that_reads_clusters_names_its_images(old_run: tuple[Path, str], photos: Path) -> None:
-    code = re.search(r"\n    import csv, pickle\n(?:    .*\n)+", PAGE)
+    code = re.search(r"\nimport csv, pickle\n(?:.*\n)+?(?=```)", PAGE)
     assert code is not None
-    program = textwrap.dedent(code[0]).replace("EXP/", f"{old_run[0]}/").replace("[-1][17]", "[-1][3]")
+    program = code[0].replace("EXP/", f"{old_run[0]}/").replace("[-1][17]", "[-1][3]")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     images = [path for path, _ in ImageFolder(photos, allow_empty=True).imgs]
     assert done.stdout == f"{[images[number] for number in log_of(old_run[0])[-1][3]]}\n"

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or out of disk goes on from its last whole state, and ends as if nothing had happened."""
 
+import io
 import json
 import os
 import random
@@ -275,10 +276,28 @@ def test_more_epochs_are_as_if_they_had_been_asked_for(epochs: int, mixed: Path,
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_epochs_belong_to_a_falling_rate(mixed: Path, tmp_path: Path) -> None:
-    train_small(mixed, tmp_path / "run", epochs=1, lr_schedule="cosine")
-    with pytest.raises(InputError, match=r"--epochs is 1 in this run \(its --lr-schedule cosine ends there\), not 2"):
-        train_small(mixed, tmp_path / "run", epochs=2, lr_schedule="cosine", resume=True)
+def test_epochs_belong_to_a_falling_rate_until_it_has_ended(mixed: Path, tmp_path: Path) -> None:
+    """Then the cosine begins again: as in a run that was begun so, also if the extension is stopped and resumed."""
+    run, options = tmp_path / "run", {"lr_schedule": "cosine", "head_norm": True}
+    with pytest.raises(Interrupted):
+        train_small(mixed, run, epochs=1, reporter=Stopper("epoch 1", 3), **options)
+    with pytest.raises(
+        InputError, match=r"--epochs is 1 in this run \(its --lr-schedule cosine ends there\).*finish it first"
+    ):
+        train_small(mixed, run, epochs=3, resume=True, **options)
+    said = io.StringIO()
+    for _ in range(2):
+        train_small(mixed, run, epochs=1, resume=True, reporter=Reporter(stream=said), **options)
+    assert f"{run} is finished; --resume with more --epochs than 1 continues it, with a second cosine" in said.getvalue()
+    for what, call in (("say resuming", 1), ("epoch 2", 3)):  # Before a state of the extension is saved, and after.
+        with pytest.raises(Interrupted):
+            train_small(mixed, run, epochs=3, resume=True, reporter=Stopper(what, call), **options)
+    train_small(mixed, run, epochs=3, resume=True, **options)
+    at_once = train_small(mixed, tmp_path / "at-once", epochs=3, lr_restarts=(1,), **options)
+    assert_same_run(run, at_once)
+    assert checkpoint(run)["settings"] == checkpoint(at_once)["settings"]
+    with pytest.raises(InputError, match="--epochs is 3 in this run"):
+        train_small(mixed, run, epochs=2, resume=True, **options)
 
 
 def test_fewer_epochs_than_begun_are_refused(mixed: Path, tmp_path: Path) -> None:

@@ -10,10 +10,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from deepcluster.api import train as train
     from deepcluster.applied.assigning import assign as assign
+    from deepcluster.applied.clustering import cluster as cluster
+    from deepcluster.applied.comparing import compare as compare
+    from deepcluster.applied.duplicates import duplicates as duplicates
     from deepcluster.applied.embedding import embed as embed
     from deepcluster.applied.naming import name_clusters as name_clusters
     from deepcluster.applied.rows import Clusters as Clusters
     from deepcluster.applied.rows import Embeddings as Embeddings
+    from deepcluster.applied.sample import sample as sample
+    from deepcluster.applied.similar import similar as similar
     from deepcluster.clustering.assignment import Assignment as Assignment
     from deepcluster.clustering.balanced import BalancedKMeans as BalancedKMeans
     from deepcluster.clustering.kmeans import KMeans as KMeans
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from deepcluster.interop.importing import import_file as import_file
     from deepcluster.interop.loading import load as load
     from deepcluster.run.model import Model as Model
+    from deepcluster.run.runs import Run as Run
     from deepcluster.run.settings import Settings as Settings
     from deepcluster.visualization.report.command import report as report
 
@@ -36,6 +42,11 @@ _HOMES = {
     "train": "api",
     "embed": "applied.embedding",
     "assign": "applied.assigning",
+    "similar": "applied.similar",
+    "duplicates": "applied.duplicates",
+    "sample": "applied.sample",
+    "compare": "applied.comparing",
+    "cluster": "applied.clustering",
     "name_clusters": "applied.naming",
     "Embeddings": "applied.rows",
     "Clusters": "applied.rows",
@@ -46,6 +57,7 @@ _HOMES = {
     "download": "interop.download",
     "import_file": "interop.importing",
     "Model": "run.model",
+    "Run": "run.runs",
     "KMeans": "clustering.kmeans",
     "BalancedKMeans": "clustering.balanced",
     "PowerIterationClustering": "clustering.pic",

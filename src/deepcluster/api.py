@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,11 @@ from deepcluster.data.sources import name_of, open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.evaluation.knn import leave_one_out_accuracy
 from deepcluster.evaluation.logistic import probe_accuracy
+from deepcluster.run.config_files import with_config
+from deepcluster.run.runs import Run
 from deepcluster.run.settings import Settings
-from deepcluster.training import launch, tensorboard
+from deepcluster.training import launch
+from deepcluster.training.loggers import Logger, check_loggers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,9 +46,12 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    config: str | Path | None = None,
+    dry_run: bool = False,
+    loggers: Sequence[Logger] = (),
     reporter: Reporter | None = None,
     **options: Any,
-) -> Path:
+) -> Run:
     """Learn features and clusters of the images of `data`, as `deepcluster train` does.
 
     Args:
@@ -53,29 +59,36 @@ def train(
         out: the run folder; `runs/NAME-OF-DATA` by default.
         resume: continue the run in `out`, or begin it where there is none.
         overwrite: delete the run in `out` first.
+        config: settings to start from: a run folder, its config.json, or a file .json or .toml; `options` win.
+        dry_run: print the plan, and an estimate of what the run takes, and write nothing.
+        loggers: objects that follow the run (`deepcluster.training.loggers.Logger`), besides those of `log_to`.
         reporter: prints lines and progress; to the standard output by default.
         options: the settings of `deepcluster.Settings`. The recipe chooses those left out, so the defaults shown may change.
 
     Returns:
-        the run folder.
+        the run: a path, with `.metrics`, `.clusters`, `.settings`, `.model()` and `.report()`.
 
     Raises:
-        InputError: data, settings or folder can't be used, or `tensorboard` is not installed; nothing was written.
+        InputError: data, settings or folder can't be used, or the package of a logger is missing; nothing was written.
         TrainingError: the loss is not finite, or the disk is full; the last good state is kept.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
-    if options.get("tensorboard"):
-        tensorboard.needs_tensorboard_extra()
+    options = with_config(config, options)
+    named: dict[str, Any] = {name: value for name, value in options.items() if name in ("log_to", "tensorboard")}
+    check_loggers(Settings.from_dict(named).loggers, loggers)
     data = given_data(data)  # Once: a generator gives its paths only once.
-    return launch.train(
+    run = launch.train(
         data,
         out=user_path(out) if out is not None else default_run(data),
         user_options=options,
         resume=resume,
         overwrite=overwrite,
+        loggers=loggers,
+        dry_run=dry_run,
         reporter=reporter or Reporter(),
         evaluate={"knn": _knn, "linear": partial(probe_accuracy, seed=0)},
     )
+    return Run(run)
 
 
 def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:

@@ -23,7 +23,7 @@ from deepcluster.core.text import count_of, size
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import Look, even_sample, looks
-from deepcluster.interop.loading import UNTRAINED, load
+from deepcluster.interop.loading import UNTRAINED, arch_and_path, load
 from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, TORCH_FILES, has_hub_files
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.models.trunk import Trunk
@@ -44,7 +44,7 @@ MOMENT = "%Y-%m-%d %H:%M"
 
 
 def info(path: str, *, everything: bool = False, reporter: Reporter | None = None) -> str:
-    """Describe a run folder, a checkpoint, `untrained:ARCH`, an architecture, or images.
+    """Describe a run folder, a checkpoint, `untrained:ARCH`, `ARCH@pretrained`, an architecture, or images.
 
     Args:
         everything: read all images instead of a sample of 10,000.
@@ -57,6 +57,7 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
         path.startswith(UNTRAINED)
         or path.endswith((*TORCH_FILES, *CAFFE_FILES, SAFETENSORS))
         or has_hub_files(user_path(path))
+        or arch_and_path(path)[0]
     ):
         return _about_model(load(path))
     if (path in ARCHITECTURES or path.startswith(LIBRARIES)) and not Path(path).exists():
@@ -112,6 +113,8 @@ def _about_images(source: ImageSource, found: Sequence[tuple[int, Look]]) -> Ite
 
 def _about_run(folder: RunFolder) -> str:
     config, metrics = folder.read_config(), folder.read_metrics()
+    if clustered := folder.clustered():
+        return _about_clustered(folder, config, clustered)
     settings = Settings.from_saved(config["settings"])
     usual = Settings().as_dict()
     others = []
@@ -132,16 +135,15 @@ def _about_run(folder: RunFolder) -> str:
     if metrics:
         lines.append(epoch_line(metrics[-1], settings.epochs))
     lines += _about_commands(folder, config)
-    names = read_names(folder.path)
-    lines += [f"{count_of(len(names), 'cluster')} with a name: deepcluster names {folder.path} shows them"] if names else []
     lines += [f"checkpoint {path}, {size(path.stat().st_size)}" for path in sorted(folder.checkpoints.glob("*.pt"))]
     tables = sorted((folder.path / "assignments").glob("*.parquet"))
+    tables = [folder.clusters] if folder.clusters.is_file() else tables
     lines += [f"clusters of each image: {tables[-1]}"] if tables else []
     return "\n".join(lines)
 
 
 def _about_commands(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield when a run was started, when it last wrote into its log, and the commands that made it."""
+    """Yield when a run was started, when it last wrote into its log, the commands that made it, and names of clusters."""
     moments = []
     with suppress(TypeError, ValueError):  # Earlier versions did not write it.
         moments.append(f"started {datetime.fromisoformat(config.get('started')):{MOMENT}}")  # type: ignore[arg-type]
@@ -153,6 +155,30 @@ def _about_commands(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[st
     commands = [*(config.get("earlier_commands") or ()), *filter(None, [config.get("command")])]
     for number, command in enumerate(commands, 1):
         yield f"command{f' {number} of {len(commands)}' if len(commands) > 1 else ''}: {command}"
+    if names := read_names(folder.path):
+        yield f"{count_of(len(names), 'cluster')} with a name: deepcluster names {folder.path} shows them"
+
+
+def _about_clustered(folder: RunFolder, config: dict[str, Any], clustered: dict[str, Any]) -> str:
+    """Describe a run that `deepcluster cluster` made."""
+    settings = Settings.from_saved(config["settings"])
+    whitened = f"{settings.pca} whitened components" if clustered["whitened"] else "rows of unit length"
+    lines = [
+        f"run {folder.path}: {config['data']['description']}",
+        f"clustered, not trained: {settings.describe_clusters()} of {whitened}, by {settings.clustering}",
+    ]
+    if clustered["stage"]:
+        lines.append(
+            f"features: stage {clustered['stage']} of {clustered['model']}: "
+            f"{settings.arch}{' with Sobel' if settings.sobel else ''} at {settings.image_size} px"
+        )
+        with suppress(InputError):  # The library of its trunk may be missing here.
+            lines += _about_stages(make_run_trunk(settings), settings)
+    else:
+        lines.append(f"features: the table {clustered['model']}; the run has no network")
+    lines += _about_commands(folder, config)
+    lines += [f"checkpoint {folder.last}, {size(folder.last.stat().st_size)}"] if folder.last.is_file() else []
+    return "\n".join([*lines, f"clusters of each image: {folder.clusters}"])
 
 
 def _about_model(model: Model) -> str:

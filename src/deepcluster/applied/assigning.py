@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deepcluster.applied.assigning_tables import assign_table, is_run_of_table
 from deepcluster.applied.opening import Data, names_of, opened, output_target, reasons_by_name
-from deepcluster.applied.rows import Clusters
+from deepcluster.applied.rows import Clusters, clusters_of
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import output_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, visible
+from deepcluster.core.work import Work
 from deepcluster.data.sources import open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.interop.loading import load
@@ -76,6 +77,10 @@ def assign(
         raise InputError("parts are written into a folder: name one with out")
     kinds = {"copy": copy, "hardlink": hardlink, "absolute": absolute}
     wanted = _folders(folders, kinds, ranked=ranked, add=add, overwrite=overwrite)
+    if is_run_of_table(model):
+        if wanted or parts:
+            raise InputError("--folders and --parts need images, and this run is of a table of embeddings: use --out alone")
+        return assign_table(model, data, target, limit=limit, work=Work(reporter))  # type: ignore[arg-type]
     model = model if isinstance(model, Model) else load(model)
     _, assignment = model.clusters()
     names = names_of_model(model.name)
@@ -84,7 +89,7 @@ def assign(
         one = replace(model.nearest_clusters(batch_size), names=names)
         if place is None:
             rows, unreadable = model.in_memory(one, source)
-            return _result(names_of(source), rows, names, reasons_by_name(unreadable, source, model))
+            return clusters_of(names_of(source), rows, names, reasons_by_name(unreadable, source, model), source)
         ranks, work = model.work.ranks, model.work
         clusters = digest_of(model.weights, *one.facts)
         if wanted:
@@ -99,7 +104,7 @@ def assign(
                     done = make_folders(wanted, source, made, names, clusters, work, n_clusters=n_clusters)
                     work.reporter.say(f"{wanted.given}: {done}")
             image_names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
-        return _result(image_names, rows, names, reasons_by_name(unreadable, source, model))
+        return clusters_of(image_names, rows, names, reasons_by_name(unreadable, source, model), source)
 
 
 def few_clusters(model: str | Path | Model, data: Data, *, reporter: Reporter | None = None, **options: Any) -> str:
@@ -155,21 +160,6 @@ def _folders(
     wanted = Folders(Path(folders), kind=chosen[0] if chosen else "link", ranked=ranked, add=add, overwrite=overwrite)
     output_path(wanted.place, "--folders", is_folder=True)
     return wanted.as_there()
-
-
-def _result(
-    image_names: list[str], rows: Mapping[str, NDArray[Any]], names: Mapping[int, str], unreadable: dict[str, str]
-) -> Clusters:
-    return Clusters(
-        image_names,
-        rows["cluster"],
-        rows["distance"],
-        unreadable,
-        second_N=rows["second"],
-        second_distance_N=rows["second_distance"],
-        confidence_N=rows["confidence"],
-        cluster_names=dict(names),
-    )
 
 
 def _counts(made: Parts, n_clusters: int) -> str:

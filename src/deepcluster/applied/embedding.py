@@ -51,7 +51,7 @@ def embed(
         one = model.embedding(stage, batch_size)
         if target is None:
             rows, unreadable = model.in_memory(one, source)
-            return Embeddings(names_of(source), rows["embedding"], reasons_by_name(unreadable, source, model))
+            return Embeddings(names_of(source), rows["embedding"], reasons_by_name(unreadable, source, model), source)
         with parts_of_table(model, one, source, target, are_result=parts) as made:
             if model.work.ranks.is_main and not parts:
                 if target.suffix == ".npy":
@@ -62,4 +62,4 @@ def embed(
         model.work.reporter.say(
             f"{target}: {count_of(len(source), 'row')} of {count_of(rows['embedding'].shape[1], 'number')}"
         )
-        return Embeddings(names, rows["embedding"], reasons_by_name(unreadable, source, model))
+        return Embeddings(names, rows["embedding"], reasons_by_name(unreadable, source, model), source)

@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from deepcluster import __version__
+from deepcluster.cli.cluster import cluster
 from deepcluster.cli.download import download
 from deepcluster.cli.evaluate import evaluate_group
 from deepcluster.cli.export import export
@@ -32,6 +33,7 @@ from deepcluster.cli.options import (
     verbosity_options,
     with_settings,
 )
+from deepcluster.cli.similar import COMMANDS as SIMILAR_COMMANDS
 from deepcluster.cli.visualize import report, visualize_group
 from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, LostProcess
 from deepcluster.core.output import Output, open_standard_files, safe_streams, silence
@@ -40,9 +42,11 @@ from deepcluster.core.text import visible
 from deepcluster.run.settings import REMOVED, Settings
 
 # Commands that several processes, which `torchrun` starts, do together.
-OVER_RANKS = ("train", "embed", "assign", "evaluate")
+OVER_RANKS = ("train", "cluster", "embed", "assign", "evaluate")
 # Commands that write files. The others have done nothing if their output can't be written.
-WRITE_FILES = ("train", "embed", "assign", "visualize", "report", "names", "import", "export", "download", "demo")
+WRITE_FILES = (
+    *("train", "cluster", "embed", "assign", "visualize", "report", "names", "import", "export", "download", "demo"),
+)
 # Exit status of a program whose output goes into a pipe that is closed, as shells show it.
 BROKEN_PIPE = 128 + 13
 # Seconds that the processes after the first wait before they report an error.
@@ -69,11 +73,13 @@ def cli(context: click.Context) -> None:
 @click.option("--out", "--exp", "out", type=Path, help="the run folder  [runs/NAME-OF-DATA]")
 @click.option("--resume", is_flag=True, help="continue the run in --out, or begin it where there is none")
 @click.option("--overwrite", is_flag=True, help="delete the run in --out first")
+@click.option(
+    "--config", type=Path, help="start from the settings of a run, or of a file (.json, .toml); other options override them"
+)
+@click.option("--dry-run", is_flag=True, help="print the plan, and what time, memory and disk it will take; write nothing")
 @verbosity_options
 @with_settings(Settings)
-def train(
-    data: tuple[str, ...], out: Path | None, resume: bool, overwrite: bool, quiet: bool, verbose: bool, **options: Any
-) -> None:
+def train(data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Learn from the images of DATA: a folder, a list (.txt) or table (.csv) of paths, tar shards, Parquet, arrays, an
     address (https://, s3://, ...) of these, or several of them.
 
@@ -83,7 +89,7 @@ def train(
     from deepcluster import api
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    api.train(_data(data), out=out, resume=resume, overwrite=overwrite, reporter=reporter, **user_options(options))
+    api.train(_data(data), reporter=reporter, **user_options(options))
 
 
 @cli.command(short_help="Write the features of images.")
@@ -143,7 +149,8 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     _say_next(reporter, options["out"], data)
 
 
-for command in (evaluate_group, visualize_group, report, names, import_command, export, download):
+USING = (cluster, *SIMILAR_COMMANDS, evaluate_group, visualize_group, report, names)
+for command in (*USING, import_command, export, download):
     cli.add_command(command)
 
 

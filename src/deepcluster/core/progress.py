@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
@@ -112,6 +112,11 @@ class Reporter:
                 yield advance
             finally:
                 self._bar = None
+
+
+def as_row(cells: Mapping[str, str]) -> str:
+    """Return the cells of a row of a table as one line."""
+    return "  ".join(f"{title} {text}" for title, text in cells.items())
 
 
 def rate_of(rate: float, unit: str) -> str:

@@ -56,6 +56,11 @@ class CachePlan:
     file: Path | None = None
     about: str = ""
 
+    @property
+    def is_kept(self) -> bool:
+        """True if any images are kept."""
+        return self.file is not None or self.memory_bytes > 0
+
     def describe(self) -> str:
         """Return the plan in a few words, for the opening lines."""
         if self.file is not None:

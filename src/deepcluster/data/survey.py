@@ -126,7 +126,14 @@ def _look(source: ImageSource, whole: bool, index: int) -> Look:
     return Look(None, sides, bool((image_HWC == image_HWC[..., :1]).all()), digest)
 
 
-def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None], ranks: Ranks = ONE_PROCESS) -> Survey:
+def check_images(
+    loader: Loader,
+    seen: Survey,
+    on_images: Callable[[int], None],
+    ranks: Ranks = ONE_PROCESS,
+    *,
+    everything: bool = True,
+) -> Survey:
     """Decode all images once if they are kept or at most 10,000, which finds the unreadable ones; else the survey counts.
 
     The loader's `unreadable` is filled.
@@ -134,12 +141,13 @@ def check_images(loader: Loader, seen: Survey, on_images: Callable[[int], None],
     Args:
         on_images: called with the number of images done; may raise to stop.
         ranks: all of them call this.
+        everything: if False, the survey counts whatever the number of images.
 
     Raises:
         InputError: more than 10 % are unreadable, or fewer than two are left.
     """
     count = len(loader.images)
-    if count <= CHECK_ALL or loader.images.pack is not None:
+    if everything and (count <= CHECK_ALL or loader.images.pack is not None):
         loader.fill(on_images, ranks)
         seen = replace(seen, n_images=count - len(loader.unreadable), looked_at=count)
     else:

@@ -313,9 +313,11 @@ def compare(runs: Sequence[str | Path], *, everything: bool = False) -> tuple[Ta
         found = [content.get(name) for content in contents]
         there = [one for one in found if one is not None]
         for part in ("data", "settings"):
-            differing = sorted({key for one in there for key in one[part] if one[part][key] != there[0][part].get(key)})
+            keys = sorted({key for one in there for key in one[part]})
+            values = {key: list(dict.fromkeys(str(one[part].get(key, "–")) for one in found if one)) for key in keys}
+            differing = [f"{key}: {' / '.join(some)}" for key, some in values.items() if len(some) > 1]
             if differing:
-                remarks.append(f"{name}: not the same {part} ({', '.join(differing)})")
+                remarks.append(f"{name}: not the same {part} ({'; '.join(differing)})")
         # Measures with the stages (or other cases) of each, in the order of the files.
         cases = {
             (measure, case): None

@@ -17,6 +17,7 @@ from deepcluster.core.text import count_of, size
 from deepcluster.interop.loading import load
 from deepcluster.interop.release2018_files import image_folder
 from deepcluster.run.folder import CHECKPOINT_FORMAT, RunFolder
+from deepcluster.run.runs import Run
 from deepcluster.run.space import space_state
 
 TABLE = ".parquet"
@@ -44,7 +45,7 @@ def import_file(
         reporter: prints what was made.
 
     Returns:
-        the run folder, or the table.
+        the run (a path with what is in it), or the path of the table.
 
     Raises:
         InputError: the file, the data or `out` can't be used.
@@ -77,7 +78,7 @@ def _import_model(name: str, folder: RunFolder, *, overwrite: bool, reporter: Re
         state["final"] = {"assignment": model.assignment.state_dict(), **space_state(model.space)}
     save_tensors(folder.last, {"format": CHECKPOINT_FORMAT, **state})
     reporter.say(f"{folder.path}: {about}")
-    return folder.path
+    return Run(folder.path)
 
 
 def _clusters_of(file: Path, data: Path | None, epoch: int | None) -> tuple[list[str], NDArray[np.int64]]:

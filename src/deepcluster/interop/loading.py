@@ -11,8 +11,10 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import end_waits
 from deepcluster.core.work import Interruption, Work
 from deepcluster.interop.foreign import model_of_file
+from deepcluster.interop.pretrained import model_of
 from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, file_of, has_hub_files, read_file
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
+from deepcluster.models.pretrained import published
 from deepcluster.models.weights import Undrawn
 from deepcluster.run.auto import PAPER_TRUNKS
 from deepcluster.run.features import make_run_trunk
@@ -27,10 +29,11 @@ USUAL_IMAGE_SIZE = {"alexnet-small": 32, "resnet18-small": 32}
 
 
 def load(model: str | Path) -> Model:
-    """Return the model of a run folder, a checkpoint, another program's file, or `untrained:ARCH`; on the CPU.
+    """Return the model of a run, a checkpoint, another program's file, `untrained:ARCH` or `ARCH@pretrained`; on the CPU.
 
     `untrained:ARCH` has random weights; `untrained:RUN` is the trunk of a run before its first epoch. `ARCH@FILE` names the
-    network of a file that does not show it, as in `timm:vit_small_patch16_224@weights.pth`.
+    network of a file that does not show it, as in `timm:vit_small_patch16_224@weights.pth`. `ARCH@pretrained` has weights
+    that torchvision or timm publishes, from its cache, or downloaded into it (`models.pretrained`).
 
     Raises:
         InputError: there is no such model, or the file can't be used.
@@ -50,11 +53,14 @@ def load(model: str | Path) -> Model:
             )
         machine = Machine.choose("cpu", settings.precision)
         return Model(str(model), make_run_trunk(settings).eval(), settings, machine, trained=False)
-    arch, path = _arch_and_path(str(model))
+    arch, path = arch_and_path(str(model))
     if not path.exists():
+        weights = published(str(model))
+        if weights is not None:
+            return model_of(weights)
         raise InputError(
             f"{path} does not exist: a model is a run folder, a checkpoint file, another program's file of weights, "
-            "or untrained:ARCH"
+            "untrained:ARCH, or published weights, such as torchvision:resnet50@pretrained or timm:NAME@pretrained"
         )
     if path.is_dir() and not has_hub_files(path):
         folder = RunFolder(path)
@@ -70,8 +76,8 @@ def load(model: str | Path) -> Model:
     return model_of_file(file_of(state, path), name=str(model), arch=arch)
 
 
-def _arch_and_path(model: str) -> tuple[str | None, Path]:
-    """Split `ARCH@FILE`, where there is no file with such a name."""
+def arch_and_path(model: str) -> tuple[str | None, Path]:
+    """Return the network and the rest of `ARCH@FILE` or `ARCH@pretrained`; no network where a file has that name."""
     arch, at, file = model.partition("@")
     if at and not user_path(model).exists() and (arch in ARCHITECTURES or arch.startswith(LIBRARIES)):
         check_arch(arch)
@@ -85,6 +91,11 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, *, name: str) -> Mode
     Raises:
         InputError: the checkpoint can't be used.
     """
+    if "table" in state:
+        raise InputError(
+            f"{name} has clusters of a table of embeddings ({state['table']}), and no network: assign takes another table "
+            "of such embeddings; report, info, and cluster with another --clusters work, too"
+        )
     try:
         settings = Settings.from_saved(state["settings"])
     except (KeyError, InputError) as fault:

@@ -17,12 +17,12 @@ from deepcluster.interop.exports import TAKE_ANY, Written
 from deepcluster.interop.sobel_folding import Folded, fold_sobel
 from deepcluster.models.archs import TIMM, TORCHVISION
 from deepcluster.models.named import NamedTrunk, name_and_options
+from deepcluster.models.pretrained import IN_TORCHVISION
 from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.model import Model
 
-# Our networks that a library has as well, under its names.
-IN_TORCHVISION = {"resnet18": "resnet18", "resnet50": "resnet50", "vgg16": "vgg16_bn"}
+# Our networks that timm has as well, under its names.
 IN_TIMM = {"resnet18": "resnet18", "resnet50": "resnet50"}
 # The ReLU after the last layer of our VGG-16, whose features are taken before it.
 RELU_AFTER = {"vgg16": "classifier.4"}

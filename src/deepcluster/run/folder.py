@@ -29,8 +29,13 @@ from deepcluster.run.settings import Settings
 
 CHECKPOINT_FORMAT = "deepcluster-1"
 # What a run writes. config.json is last, so that an interrupted deletion leaves a run that can be overwritten.
-WRITTEN_FOLDERS = ("checkpoints", "assignments", "evaluation", "tensorboard")
-WRITTEN_FILES = ("metrics.jsonl", "train.log", "unreadable.csv", "names.csv", "report.html", "config.json")
+WRITTEN_FOLDERS = ("checkpoints", "assignments", "evaluation", "tensorboard", "wandb")
+# The names under which services of `--log-to` know the run.
+LOGGER_IDS = "loggers.json"
+WRITTEN_FILES = (
+    *("metrics.jsonl", "train.log", "unreadable.csv", "clusters.parquet", "comparison.csv", "comparison.json"),
+    *("names.csv", "report.html", LOGGER_IDS, "config.json"),
+)
 # The file of the lock of a run that is being trained.
 IN_USE = "in-use.json"
 
@@ -51,6 +56,7 @@ class RunFolder:
         self.unreadable = path / "unreadable.csv"
         self.checkpoints = path / "checkpoints"
         self.assignments = path / "assignments"
+        self.clusters = path / "clusters.parquet"
         self.last = self.checkpoints / "last.pt"
         self._has_loaded = False  # A checkpoint of this object has been loaded again.
 
@@ -81,6 +87,9 @@ class RunFolder:
         if self.is_run() and not (resume or overwrite):
             ways = "--overwrite deletes it first" if resume is None else "--resume continues it, --overwrite starts again"
             raise InputError(f"{self.path} holds a run already: {ways}, --out names another")
+        if resume and self.is_run() and self.clustered():
+            start = f"use --init {self.path} and another --out" if self.clustered()["stage"] else "start one with --out"
+            raise InputError(f"{self.path} was clustered, not trained: there is no training to resume; {start}")
         if resume and self.is_run() and not self.read_config()["data"].get("address", True):
             raise InputError(
                 f"{self.path} is an imported model, without training to resume: use --init {self.path} and another --out"
@@ -110,12 +119,27 @@ class RunFolder:
         for folder in (self.checkpoints, self.assignments):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def write_config(self, settings: Settings, changed_by_recipe: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Write config.json; when a run is resumed, the time of its start and the commands so far are kept."""
+    def write_config(
+        self,
+        settings: Settings | Mapping[str, Any],
+        changed_by_recipe: Mapping[str, Any],
+        data: Mapping[str, Any],
+        *,
+        clustered: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write config.json; when a run is resumed, the time of its start and the commands so far are kept.
+
+        Args:
+            settings: all settings, or those that apply.
+            changed_by_recipe: values and reasons by option.
+            data: the images.
+            clustered: of a run that was clustered without training: its model, and how it was clustered.
+        """
         before = self.read_config() if self.is_run() else {}
         commands = [*before.get("earlier_commands", ()), *([before["command"]] if "command" in before else ())]
         content = {
-            "settings": settings.as_dict(),
+            "settings": settings.as_dict() if isinstance(settings, Settings) else dict(settings),
+            **({} if clustered is None else {"clustered": dict(clustered)}),
             "changed_by_recipe": dict(changed_by_recipe),
             "data": dict(data),
             "versions": versions(),
@@ -141,6 +165,14 @@ class RunFolder:
         if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in ("settings", "data")):
             raise InputError(f"{self.config} is not a run's config.json: it has no settings, or no data")
         return content
+
+    def clustered(self) -> dict[str, Any]:
+        """Return what `deepcluster cluster` noted of the run: model, stage, options; empty if the run was trained.
+
+        A run of a table of embeddings has the table as its model, and no stage.
+        """
+        facts = self.read_config().get("clustered")
+        return facts if isinstance(facts, dict) else {}
 
     def check_state(self) -> None:
         """Raise `InputError` if the run has no checkpoint, although it must have had one."""
@@ -183,6 +215,10 @@ class RunFolder:
                 if isinstance(line, dict) and "epoch" in line:
                     lines.append(line)
         return lines
+
+    def write_clusters(self, names: Sequence[str], assignment: Assignment) -> None:
+        """Write clusters.parquet, the clusters of a finished run: `name, cluster, distance`."""
+        save_assignment(self.clusters, names, assignment)
 
     def write_unreadable(self, reasons: Mapping[str, str]) -> None:
         """Write unreadable.csv, `name, reason`, if there are any."""

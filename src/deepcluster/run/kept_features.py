@@ -30,18 +30,23 @@ FEATURES_FOLDER = "features"
 DISK_RESERVE = 2 << 30
 
 
-def kept_rows(model: Model, source: ImageSource, wanted: Sequence[Pooled]) -> dict[Pooled, Tensor]:
+def kept_rows(
+    model: Model, source: ImageSource, wanted: Sequence[Pooled], *, batch_size: int = FEATURE_BATCH
+) -> dict[Pooled, Tensor]:
     """Return frozen features of the centre view of each image, extracted in one pass and kept on disk by content.
+
+    Args:
+        batch_size: images per batch, on which the last digits depend.
 
     Returns:
         for each of `wanted` rows (N, D), bfloat16 or float32, on the CPU; NaN for unreadable images. They may lie in a
         file: read them in parts where N × D is large, and do not write to them.
     """
     ranks = model.work.ranks
-    keys = ranks.from_main(lambda: _keys(model, source, wanted))
+    keys = ranks.from_main(lambda: _keys(model, source, wanted, batch_size))
     files = {one: model.cache / FEATURES_FOLDER / f"{key}.npy" for one, key in zip(wanted, keys, strict=True)}
     missing = ranks.from_main(lambda: [one for one in files if not files[one].is_file()])
-    made = _extract_all(model, source, {one: files[one] for one in missing}) if missing else {}
+    made = _extract_all(model, source, {one: files[one] for one in missing}, batch_size) if missing else {}
     kept = [file for one, file in files.items() if one not in made]
     seen = ranks.gather_objects(all(file.is_file() for file in kept))
     if not all(seen):
@@ -52,13 +57,14 @@ def kept_rows(model: Model, source: ImageSource, wanted: Sequence[Pooled]) -> di
     return {one: made[one] if one in made else _mapped(files[one]) for one in wanted}
 
 
-def _keys(model: Model, source: ImageSource, wanted: Sequence[Pooled]) -> list[str]:
-    facts = (model.weights, data_key(source), model.image_size, model.settings.reduce_to)
+def _keys(model: Model, source: ImageSource, wanted: Sequence[Pooled], batch_size: int) -> list[str]:
+    batch = () if batch_size == FEATURE_BATCH else (batch_size,)
+    facts = (model.weights, data_key(source), model.image_size, model.settings.reduce_to, *batch)
     texts = ("\n".join(map(str, (*facts, one, "features-2"))) for one in wanted)
     return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
 
 
-def _extract_all(model: Model, source: ImageSource, files: dict[Pooled, Path]) -> dict[Pooled, Tensor]:
+def _extract_all(model: Model, source: ImageSource, files: dict[Pooled, Path], batch_size: int) -> dict[Pooled, Tensor]:
     """Extract features into files of the cache; return those that are in memory, because the disk has no room."""
     names, ranks = {one: file.stem for one, file in files.items()}, model.work.ranks
     kind = model.machine.feature_dtype
@@ -69,7 +75,7 @@ def _extract_all(model: Model, source: ImageSource, files: dict[Pooled, Path]) -
         made = model.extract(images_BCHW, list(files)).items()
         return {names[one]: _for_numpy(rows_BD.to("cpu", kind)) for one, rows_BD in made}
 
-    one = Pass(empty, compute, model.image_size, FEATURE_BATCH, ("rows", *names.values()))
+    one = Pass(empty, compute, model.image_size, batch_size, ("rows", *names.values()))
     total = one.row_bytes * len(source)
     folder = model.cache / FEATURES_FOLDER
     # The parts, and what is made of them.

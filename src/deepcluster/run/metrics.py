@@ -1,9 +1,10 @@
-"""Lines of metrics.jsonl as text: the line per epoch, and a warning where training looks like a collapse."""
+"""Lines of metrics.jsonl as text, as numbers for loggers, and a warning where training looks like a collapse."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import log
 from typing import Any
 
+from deepcluster.core.progress import as_row
 from deepcluster.run.settings import Settings
 
 EVALUATED = (("nmi(prev)", "nmi_previous"), ("nmi(labels)", "nmi_labels"), ("k-NN", "knn"), ("linear", "linear"))
@@ -13,6 +14,23 @@ GIANT_SHARE = 0.5
 # A loss of this many times ln K diverges. One of ln K, but for chance, or more in this many epochs, after this share of the
 # run, that does not fall by this share of ln K, is stuck.
 DIVERGED, CHANCE, STUCK_EPOCHS, STUCK_AFTER, STUCK_FALL = 1.5, 0.998, 3, 0.25, 0.005
+
+
+# Tags of the numbers in metrics.jsonl; others are shown under their own names.
+TAGS = {
+    "nmi_previous": "nmi/previous",
+    "nmi_labels": "nmi/labels",
+    "inertia": "clusters/inertia",
+    "clusters": "clusters/number",
+    "clusters_nonempty": "clusters/nonempty",
+    "clusters_repaired": "clusters/repaired",
+    "largest_cluster_share": "clusters/largest_share",
+    "knn": "accuracy/knn",
+    "linear": "accuracy/linear",
+    "images_per_second": "speed/images_per_second",
+    "data_wait_share": "speed/data_wait_share",
+    "peak_memory_bytes": "speed/peak_memory_bytes",
+}
 
 
 def legend(settings: Settings, *, has_labels: bool) -> str:
@@ -27,20 +45,24 @@ def legend(settings: Settings, *, has_labels: bool) -> str:
     )
 
 
+def epoch_cells(metrics: Mapping[str, Any], epochs: int) -> dict[str, str]:
+    """Return what is shown of an epoch, by title."""
+    seconds = metrics["seconds"]
+    cells = {"epoch": f"{metrics['epoch']:>{len(str(epochs))}}/{epochs}", "loss": f"{metrics['loss']:.3f}"}
+    cells |= {title: f"{metrics[name]:.3f}" for title, name in EVALUATED if metrics.get(name) is not None}
+    return cells | {
+        "clusters": f"{metrics['clusters_nonempty']:,}/{metrics['clusters']:,}",
+        "largest": f"{metrics['largest_cluster_share']:.1%}",
+        "features": f"{seconds['features']:.0f}s",
+        "cluster": f"{seconds['whitening'] + seconds['clustering']:.0f}s",
+        "train": f"{seconds['training']:.0f}s",
+        "data-wait": f"{metrics['data_wait_share']:.0%}",
+    }
+
+
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     """Return an epoch as one line."""
-    seconds = metrics["seconds"]
-    parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss']:.3f}"]
-    parts += [f"{title} {metrics[name]:.3f}" for title, name in EVALUATED if metrics.get(name) is not None]
-    parts += [
-        f"clusters {metrics['clusters_nonempty']:,}/{metrics['clusters']:,}",
-        f"largest {metrics['largest_cluster_share']:.1%}",
-        f"features {seconds['features']:.0f}s",
-        f"cluster {seconds['whitening'] + seconds['clustering']:.0f}s",
-        f"train {seconds['training']:.0f}s",
-        f"data-wait {metrics['data_wait_share']:.0%}",
-    ]
-    return "  ".join(parts)
+    return as_row(epoch_cells(metrics, epochs))
 
 
 def health(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str | None:
@@ -75,3 +97,12 @@ def health(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
             f"learn its labels. Try {cure}, or fewer --clusters"
         )
     return None
+
+
+def scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield tag and value of every number in a line of metrics.jsonl except the epoch."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{part}", float(number)) for part, number in value.items())
+        elif name != "epoch" and isinstance(value, int | float):
+            yield TAGS.get(name, name), float(value)

@@ -16,9 +16,10 @@ from deepcluster.clustering import CLUSTERERS, clusterer
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.options import Checked, flag, option
 from deepcluster.models.archs import ARCHITECTURES, check_arch
-from deepcluster.models.statistics import IMAGENET_MEAN, IMAGENET_STD
+from deepcluster.models.statistics import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
 from deepcluster.run.crops import parse_crops
 
+LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")
 CACHES = ("auto", "memory", "none")
 V2_RECIPES = ("v2-resnet50", "v2-small-images", "v2-small-set")
 RECIPES = ("auto", "paper-alexnet", "paper-vgg16", "small-images", "tiny-imagenet", "small-set", *V2_RECIPES)
@@ -83,7 +84,9 @@ class Settings(Checked):
         "torchvision:NAME or timm:NAME",
     )
     init: str | None = _trunk(
-        None, "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights (default: random)"
+        None,
+        "weights to start from: a run, a checkpoint, or a file of torchvision's or timm's weights, also as ARCH@FILE; "
+        "pretrained, the published weights of --arch; or timm:NAME@pretrained, which chooses --arch too (default: random)",
     )
     image_size: int = _trunk(224, "side in pixels of the images that the network sees", at_least=8)
     reduce_to: int = _trunk(
@@ -97,6 +100,14 @@ class Settings(Checked):
         IMAGENET_MEAN, "mean of red, green and blue (0 to 1) by which images are normalised; that of the weights of --init"
     )
     std: tuple[float, float, float] = _trunk(IMAGENET_STD, "standard deviation of red, green and blue, as --mean")
+    interpolation: str = _trunk(
+        "bilinear",
+        "how images are resized for the features; that of the weights, where --init names published ones",
+        choices=("bilinear", "bicubic"),
+    )
+    crop_pct: float = _trunk(
+        CROP_PCT, "share of the resized image's shorter side that the centre crop for the features shows, as --interpolation"
+    )
     dropout: float = _trunk(0.5, "dropout in the fully connected layers", at_least=0, below=1)
 
     clustering: str = _clustering(
@@ -154,6 +165,12 @@ class Settings(Checked):
     lr: float = _training(0.05, "learning rate of trunk and head", at_least=0)
     lr_schedule: str = _training(
         "constant", "schedule of the trunk's learning rate; cosine falls to zero", choices=("constant", "cosine")
+    )
+    lr_restarts: tuple[int, ...] = _training(
+        (),
+        "epochs after which --lr-schedule cosine begins again, at a third of --lr; --resume of a finished run with more "
+        "--epochs adds one",
+        at_least=1,
     )
     warmup_epochs: float = _training(0.0, "epochs of linear warm-up of the learning rate", at_least=0)
     optimizer: str = _training("sgd", "sgd, or lars, for batches of thousands", choices=("sgd", "lars"))
@@ -251,11 +268,13 @@ class Settings(Checked):
         at_least=0,
         resumable=True,
     )
-    tensorboard: bool = _run(
-        False,
-        "also write scalars, clusters and a projector for TensorBoard into RUN/tensorboard (needs the extra tensorboard)",
+    log_to: str = _run(
+        "",
+        f"loggers, separated by commas: {', '.join(LOGGER_NAMES)}; TensorBoard gets scalars, clusters and a projector in "
+        "RUN/tensorboard, the others the numbers of each epoch",
         resumable=True,
     )
+    tensorboard: bool = _run(False, "the same as --log-to tensorboard", resumable=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -318,6 +337,12 @@ class Settings(Checked):
         """Return how many images an epoch trains on."""
         return int(self.epoch_length * n_images)
 
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Names of the loggers that follow the run."""
+        named = [name.strip() for name in self.log_to.split(",") if name.strip()]
+        return tuple(dict.fromkeys([*named, *["tensorboard"] * self.tensorboard]))
+
     def cache_folder(self) -> Path | None:
         """Return the folder that `cache` names, if it names one.
 
@@ -347,14 +372,27 @@ class Settings(Checked):
         for name in ("memory", "cache_size"):
             size_in_bytes(name, getattr(self, name))
         self.cache_folder()
+        for name in self.loggers:
+            if name not in LOGGER_NAMES:
+                near = did_you_mean(name, LOGGER_NAMES)
+                raise InputError(f"log_to={self.log_to}: unknown logger {name!r}{near}; use {', '.join(LOGGER_NAMES)}")
         if self.crops:
             parse_crops(self.crops)
         for name in ("crop_scale", "small_crop_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise InputError(f"{name}={low:g},{high:g} must be two shares with 0 < least <= largest <= 1")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct={self.crop_pct:g} must be more than 0 and at most 1; 0.875 is usual")
         if min(self.std) <= 0:
             raise InputError(f"std={','.join(f'{one:g}' for one in self.std)} must be more than 0 for each channel")
+        ends = (*self.lr_restarts, self.epochs)
+        if self.lr_restarts and self.lr_schedule != "cosine":
+            raise InputError(f"lr_restarts={_listed(self.lr_restarts)} goes only with --lr-schedule cosine; leave it out")
+        if list(ends) != sorted(set(ends)):
+            raise InputError(
+                f"lr_restarts={_listed(self.lr_restarts)} must be ascending, and less than epochs={self.epochs}"
+            )
         if self.temperature <= 0:
             raise InputError(f"temperature={self.temperature:g} must be more than 0; 0.1 is usual")
         for name in ("grey", "jitter", "jitter_share", "blur"):
@@ -393,6 +431,10 @@ class Settings(Checked):
             raise InputError(f"super_clusters={self.super_clusters} is more than clusters={self.n_clusters}")
         if self.rotations and not hierarchical:
             raise InputError("rotations are learned with --clustering hierarchical and --super-clusters, such as 4")
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def size_in_bytes(name: str, text: str) -> int | None:

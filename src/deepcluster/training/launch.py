@@ -2,8 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.core.distributed import is_restart
+from deepcluster.core.distributed import is_restart, started_ranks
 from deepcluster.core.errors import InputError, TrainingError
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
@@ -26,10 +26,13 @@ from deepcluster.run.space import Space, space_state
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
+from deepcluster.training.dry_run import say_dry_run
+from deepcluster.training.loggers import LOGGERS, Logger, LoggerGroup
 from deepcluster.training.loop import Loop, Observer
 from deepcluster.training.method import Method
+from deepcluster.training.optim import RESTART
 from deepcluster.training.plan import Data, Plan, plan_run, say_done, say_finished, say_plan, say_time_left, say_unreadable
-from deepcluster.training.tensorboard import TensorBoard
+from deepcluster.training.tensorboard import Session
 
 # (features_MD, labels_M) → score, by the name that `--eval-with` gives
 Evaluate = Mapping[str, Callable[[Tensor, Tensor], float]]
@@ -48,6 +51,8 @@ def train(
     overwrite: bool,
     reporter: Reporter,
     evaluate: Evaluate,
+    loggers: Sequence[Logger] = (),
+    dry_run: bool = False,
     observer: Observer | None = None,
 ) -> Path:
     """Train on `data` and return the run folder. `deepcluster.train` documents the arguments.
@@ -58,6 +63,8 @@ def train(
         observer: is called at the events of the run.
     """
     user_options = {name: plain(value) for name, value in user_options.items()}
+    if dry_run:
+        return _dry_run(RunFolder(out), data, user_options, resume=resume, overwrite=overwrite, reporter=reporter)
     # While a server is waited for, the thread that asks for batches would wait as long.
     interruption = Interruption(
         on_request=end_waits, advice="training had not begun: the same command with --resume continues"
@@ -78,24 +85,50 @@ def train(
                 say_finished(plan)
                 return out
             loop.observer.begin(loop)
-            with (
-                closing(TensorBoard(reporter))
-                if plan.settings.tensorboard and work.ranks.is_main
-                else nullcontext() as board
-            ):
-                _begin(plan, loop, lock, board, overwrite=overwrite)
+            session = Session(reporter, loop.epoch, plan.loader.images, lambda: loop.method.current)
+            named = [LOGGERS[name][-1](session) for name in plan.settings.loggers]
+            log = LoggerGroup([*named, *loggers] if is_main else [], reporter)
+            with log.ended():
+                _begin(plan, loop, lock, log, overwrite=overwrite)
                 first = loop.epoch
                 while loop.epoch <= plan.settings.epochs:
                     n_unreadable = len(plan.loader.unreadable)
                     plan.check_unchanged()
                     with _saved_when_offline(loop):
                         metrics = loop.run_epoch()
-                    _record_epoch(plan, loop, metrics, n_unreadable, evaluate, board)
+                    _record_epoch(plan, loop, metrics, n_unreadable, evaluate, log)
                     loop.observer.after_epoch(loop, metrics)
                     if loop.epoch == first + 1 and is_main:
                         say_time_left(folder, plan.settings, reporter)
-                _finish(plan, loop, board)
+                _finish(plan, loop, session)
+            say_done(plan)
     return out
+
+
+def _dry_run(
+    folder: RunFolder,
+    data: Data,
+    user_options: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    reporter: Reporter,
+) -> Path:
+    """Print the plan of a run, and what it will take; write nothing."""
+    if started_ranks() > 1:
+        raise InputError("--dry-run measures one process: leave out torchrun; N processes take about an N-th of the time")
+    interruption = Interruption(on_request=end_waits, advice="nothing was written")
+    with joined_work(reporter, interruption) as work:
+        folder.check_free(resume=resume, overwrite=overwrite)
+        with plan_run(folder, data, user_options, work, resume=resume, dry_run=True) as plan:
+            loop = _loop(plan, None)
+            if plan.state is not None and "final" in plan.state and loop.epoch > plan.settings.epochs:
+                say_finished(plan)
+                return folder.path
+            interruption.advice = "nothing was written"
+            say_plan(plan, loop.method.describe_memory(), dry_run=True)
+            say_dry_run(plan, loop)
+    return folder.path
 
 
 @contextmanager
@@ -143,7 +176,7 @@ def _loop(plan: Plan, observer: Observer | None) -> Loop:
     return loop
 
 
-def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, overwrite: bool) -> None:
+def _begin(plan: Plan, loop: Loop, lock: RunLock, log: LoggerGroup, *, overwrite: bool) -> None:
     """Write the run folder, and print what will be done."""
     folder, ranks, reporter = plan.folder, plan.work.ranks, plan.work.reporter
     n_readable = len(plan.loader.images) - len(plan.loader.unreadable)
@@ -159,17 +192,18 @@ def _begin(plan: Plan, loop: Loop, lock: RunLock, board: TensorBoard | None, *, 
         reporter.log_to(folder.log)
         say_plan(plan, loop.method.describe_memory())
         if plan.state is not None:
-            reporter.say(f"resuming with epoch {loop.epoch}, batch {loop.batch}")
+            again = f": the cosine begins again, at a rate of {plan.settings.lr * RESTART:.3g}"
+            again = again if loop.epoch - 1 in plan.settings.lr_restarts else ""
+            reporter.say(f"resuming with epoch {loop.epoch}, batch {loop.batch}{again}")
             for lost in folder.lost_results(loop.epoch - 1):
                 reporter.warn(f"{folder.path}: {lost}; weights and clusters are whole, and the run continues")
         folder.drop_metrics_from(loop.epoch)
-        if board is not None:
-            board.begin(folder.path, loop.epoch, folder.read_metrics())
+        log.begin(folder.path, plan.settings.as_dict(), folder.read_metrics())
     ranks.barrier()
 
 
 def _record_epoch(
-    plan: Plan, loop: Loop, metrics: dict[str, Any], n_unreadable: int, evaluate: Evaluate, board: TensorBoard | None
+    plan: Plan, loop: Loop, metrics: dict[str, Any], n_unreadable: int, evaluate: Evaluate, log: LoggerGroup
 ) -> None:
     """Evaluate an epoch if due, write and print its results, and save the state."""
     settings, folder, reporter, epoch = plan.settings, plan.folder, plan.work.reporter, metrics["epoch"]
@@ -188,27 +222,23 @@ def _record_epoch(
         complaint = health(history, settings.as_dict())
         if complaint and (len(history) == 1 or not health(history[:-1], settings.as_dict())):  # Once.
             reporter.warn(complaint)
-        if board is not None:
-            board.after_epoch(metrics, loop.method.current, plan.loader.images)
+        log.epoch(metrics)
     keep = settings.checkpoint_every and epoch % settings.checkpoint_every == 0
     _save(plan, loop, keep_as_epoch=epoch if keep or epoch == 1 else None)
 
 
-def _finish(plan: Plan, loop: Loop, board: TensorBoard | None) -> None:
+def _finish(plan: Plan, loop: Loop, session: Session) -> None:
     """Cluster once more with the finished trunk: these are the clusters for use."""
-    folder, epochs, is_main = plan.folder, plan.settings.epochs, plan.work.ranks.is_main
+    folder = plan.folder
     assignment, space = loop.final_clusters()
-    table = folder.assignment(epochs + 1)
-    if is_main:
-        save_assignment(table, plan.names(), assignment)
+    if plan.work.ranks.is_main:
+        save_assignment(folder.assignment(plan.settings.epochs + 1), plan.names(), assignment)
+        folder.write_clusters(plan.names(), assignment)
     final = {"assignment": assignment.state_dict(), **space_state(space)}
     folder.save_checkpoint({**_checkpoint(loop), "final": final})
-    if is_main and board is not None:
-        clustered = assignment.labels_N.ge(0).nonzero().flatten().tolist()
-        board.finish(
-            epochs + 1, assignment, plan.loader.images, lambda count: _points(plan, space, even_sample(clustered, count))
-        )
-    say_done(plan, table)
+    clustered = assignment.labels_N.ge(0).nonzero().flatten().tolist()
+    session.assignment = lambda: assignment
+    session.points = lambda count: _points(plan, space, even_sample(clustered, count))
 
 
 def _points(plan: Plan, space: Space, images: list[int]) -> tuple[Tensor, Tensor]:

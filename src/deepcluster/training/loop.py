@@ -122,7 +122,7 @@ class Loop:
                 n_images = self.synchronise(len(batch.indices_B))
                 self.observer.before_step(self, number, len(batches))
                 if n_images >= 2:  # BatchNorm needs two images.
-                    factor = learning_factor(settings, (epoch - 1 + number / len(batches)) / settings.epochs)
+                    factor = learning_factor(settings, epoch - 1 + number / len(batches))
                     step = Step(epoch, positions, factor, seed_of_rank(ranks, settings.seed, epoch, number), n_images)
                     loss = method.train_step(batch if len(batch.indices_B) else method.blank_batch(), step)
                     self.losses.add(loss, n_images, self.where)

@@ -1,5 +1,6 @@
 """Optimizers of a training step, and the learning rate over the run."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from math import cos, pi
 from typing import Any
@@ -11,6 +12,9 @@ from deepcluster.core.device import Machine
 from deepcluster.core.errors import TrainingError
 from deepcluster.run.settings import Settings
 from deepcluster.training.lars import LARS
+
+# Factor of the learning rate where a cosine begins again: what is learned should not be lost (docs/train.md).
+RESTART = 1 / 3
 
 
 def make_optimizer(groups: Iterable[Any], settings: Settings, machine: Machine, *, momentum: float) -> torch.optim.Optimizer:
@@ -56,13 +60,22 @@ class Optimizers:
             optimizer.step()
 
 
-def learning_factor(settings: Settings, share: float) -> float:
-    """Return the factor of the learning rate after a share (0 … 1) of the run: a linear warm-up, then the schedule."""
-    warmup = settings.warmup_epochs / settings.epochs
+def learning_factor(settings: Settings, done: float) -> float:
+    """Return the factor of the learning rate after `done` epochs: a linear warm-up, then the schedule.
+
+    A cosine falls from 1 to 0 until the first of `lr_restarts`, and from `RESTART` to 0 from each of them to the next, or to
+    the end (warm restarts: Loshchilov and Hutter, ICLR 2017, arXiv 1608.03983).
+    """
+    if settings.lr_schedule == "constant":
+        return min(1.0, done / settings.warmup_epochs) if settings.warmup_epochs else 1.0
+    starts = (0, *settings.lr_restarts)
+    cycle = bisect_right(starts, done) - 1
+    length = (*starts, settings.epochs)[cycle + 1] - starts[cycle]
+    if cycle:
+        return RESTART * 0.5 * (1 + cos(pi * (done - starts[cycle]) / length))
+    share, warmup = done / length, settings.warmup_epochs / length
     if share < warmup:
         return share / warmup
-    if settings.lr_schedule == "constant":
-        return 1.0
     return 0.5 * (1 + cos(pi * (share - warmup) / max(1e-9, 1 - warmup)))
 
 

@@ -11,23 +11,22 @@ from typing import Any
 from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import Machine, free_memory_bytes
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import read_table
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, duration, size
 from deepcluster.core.work import Work
 from deepcluster.data.cache import CachePlan, decoded_images, plan_cache
 from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
-from deepcluster.data.sources.folders import difference
 from deepcluster.data.survey import SAMPLE, check_images, survey
 from deepcluster.models.trunk import Trunk, has_batch_norm
 from deepcluster.run.auto import choose_settings, fit_to_trunk, hints, settings_before_data
 from deepcluster.run.features import make_run_trunk, stage_width
-from deepcluster.run.folder import RunFolder, differing_settings, load_checkpoint
+from deepcluster.run.folder import RunFolder
 from deepcluster.run.metrics import legend
 from deepcluster.run.recipes import Change, by_reason
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
+from deepcluster.training.resuming import check_same_data, saved_settings, saved_state
 
 Data = str | Path | Sequence[str | Path]
 
@@ -110,21 +109,24 @@ class Plan:
 
 
 @contextmanager
-def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], work: Work, *, resume: bool) -> Iterator[Plan]:
+def plan_run(
+    folder: RunFolder, data: Data, user_options: Mapping[str, Any], work: Work, *, resume: bool, dry_run: bool = False
+) -> Iterator[Plan]:
     """Yield the plan of a run on `data`, or of resuming the one in the folder. Nothing is written.
 
     Args:
         user_options: the settings that the user chose.
+        dry_run: read only a sample of the images, and keep those in memory.
 
     Raises:
         InputError: data or settings can't be used, or are not those of the run.
     """
-    saved = _saved_settings(folder, user_options) if resume and folder.is_run() else None
+    saved = saved_settings(folder, user_options) if resume and folder.is_run() else None
     early = saved or settings_before_data(user_options)
     machine = Machine.choose(early.device, early.precision)
     source = _open_source(data, early, work)
     if saved is not None:
-        _check_same_data(folder, source)
+        check_same_data(folder, source)
     workers = usual_workers() if early.workers is None else early.workers
     with work.track("reading a sample", min(SAMPLE, len(source))) as advance:
         sample = survey(source, workers=workers, on_images=advance)
@@ -132,14 +134,15 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
     needed, reduce_to = sample.decoded_bytes(settings.reduce_to), settings.reduce_to
     cache = plan_cache(settings.cache, settings.cache_folder(), needed, source, reduce_to=reduce_to, data=data)
     warn = work.reporter.warn
-    images = decoded_images(source, cache, reduce_to=reduce_to, ranks=work.ranks, tell=warn)
+    place = replace(cache, file=None, memory_bytes=cache.memory_bytes or needed) if dry_run and cache.is_kept else cache
+    images = decoded_images(source, place, reduce_to=reduce_to, ranks=work.ranks, tell=warn)
     if images.pack is None:  # None is wanted, or its place can't be written to.
         cache = CachePlan(cache.needed_bytes)
     with closing(Loader(images, workers=workers, device=machine.device, tell=warn)) as loader:
         changes: list[Change] = []
         advice, state = list[str](), None
         with work.track("reading images", len(images)) as advance:
-            sample = check_images(loader, sample, advance, work.ranks)
+            sample = check_images(loader, sample, advance, work.ranks, everything=not dry_run)
         work.ranks.barrier()
         if saved is None:
             say_unreadable(loader, sample.looked_at, work.reporter)
@@ -158,7 +161,7 @@ def plan_run(folder: RunFolder, data: Data, user_options: Mapping[str, Any], wor
                 with folder.unreadable.open(newline="", encoding="utf-8") as file:
                     loader.unreadable.update({index[row["name"]]: row["reason"] for row in csv.DictReader(file)})
             folder.check_state()
-            state = _saved_state(folder, saved, len(source)) if folder.last.is_file() else None
+            state = saved_state(folder, saved, len(source)) if folder.last.is_file() else None
             trunk = make_run_trunk(saved)
         if state is None and settings.init is not None:  # Start from these weights instead of random ones.
             from deepcluster.interop.weight_files import read_weights
@@ -201,53 +204,7 @@ def say_unreadable(loader: Loader, n_read: int, reporter: Reporter) -> None:
         )
 
 
-def _saved_settings(folder: RunFolder, user_options: Mapping[str, Any]) -> Settings:
-    """Return the settings of the run that is resumed, with the changes that a resume may make."""
-    saved = Settings.from_saved(folder.read_config()["settings"], resume=True)
-    # The precision that auto chose at the start is kept, whatever this machine would choose.
-    asked = {name: value for name, value in user_options.items() if (name, value) != ("precision", "auto")}
-    changed = differing_settings(asked, saved)
-    if changed:
-        start = f" and --init {folder.path}, from its weights" if changed[0].startswith("--epochs") else ""
-        raise InputError(
-            f"a resumed run keeps its settings: {'; '.join(changed)}. Leave them out, or start another run with --out{start}"
-        )
-    return Settings.from_dict({**saved.as_dict(), **asked})
-
-
-def _check_same_data(folder: RunFolder, source: ImageSource) -> None:
-    """Refuse to resume with other images."""
-    saved = folder.read_config()["data"]
-    if saved["fingerprint"] == fingerprint(source):
-        return
-    change = ", or their names have changed"
-    tables = sorted(folder.assignments.glob("*.parquet"))
-    if tables:  # They have the names of the run's images.
-        before = sorted(read_table(tables[0], ["name"]).column("name").to_pylist())
-        now = sorted(source.name(index) for index in range(len(source)))
-        change = "; " + (difference(before, now) or "they are the same in another order")
-    raise InputError(
-        f"the images are not those of this run: it has {saved['images']:,}, here are {len(source):,}{change}. "
-        "Restore them, or start another run with --out"
-    )
-
-
-def _saved_state(folder: RunFolder, settings: Settings, n_images: int) -> dict[str, Any]:
-    """Return the last checkpoint with the rows of this rank. It must be of this run and not beyond its epochs."""
-    state = load_checkpoint(folder.last)
-    state["rows"] = folder.read_rows(state, folder.ranks.part(n_images))
-    others = differing_settings(Settings.from_saved(state["settings"]).as_dict(), settings)
-    if others:
-        raise InputError(f"{folder.last} is the checkpoint of another run: {'; '.join(others)}")
-    epoch, begun = state["epoch"], state["labelled"]
-    if epoch + begun > settings.epochs + 1:
-        raise InputError(
-            f"--epochs {settings.epochs} is fewer than this run has begun; use --epochs {epoch - 1 + begun} or more"
-        )
-    return state
-
-
-def say_plan(plan: Plan, memory: str) -> None:
+def say_plan(plan: Plan, memory: str, *, dry_run: bool = False) -> None:
     """Print the opening lines: what will be done, with what, and how much memory it takes."""
     settings, say, n_ranks = plan.settings, plan.work.reporter.say, plan.work.ranks.size
     processes = f"{n_ranks} processes, each on " if n_ranks > 1 else ""
@@ -265,27 +222,23 @@ def say_plan(plan: Plan, memory: str) -> None:
         say(hint)
     weights = sum(weight.nbytes for weight in plan.trunk.parameters()) + 4 * plan.trunk.dim * settings.n_clusters
     say(f"memory: {memory}, weights, gradients and momentum {size(3 * weights)}; decoded images: {plan.cache.describe()}")
-    say(legend(settings, has_labels=plan.source.labels_N is not None))
+    if not dry_run:
+        say(legend(settings, has_labels=plan.source.labels_N is not None))
 
 
 def say_finished(plan: Plan) -> None:
     """Print that there is nothing left to do, and how to train further."""
     path, settings = plan.folder.path, plan.settings
-    further = f"--resume with more --epochs than {settings.epochs} continues it"
-    if settings.lr_schedule != "constant":
-        further = (
-            f"its --lr-schedule {settings.lr_schedule} has ended. To train further, start another run from its weights: "
-            f"--init {path} with another --out"
-        )
-    plan.work.reporter.say(f"{path} is finished; {further}")
+    again = "" if settings.lr_schedule == "constant" else ", with a second cosine from a third of --lr"
+    plan.work.reporter.say(f"{path} is finished; --resume with more --epochs than {settings.epochs} continues it{again}")
 
 
-def say_done(plan: Plan, table: Path) -> None:
+def say_done(plan: Plan) -> None:
     """Print what the finished run has, and the commands that use it."""
     run, say = plan.folder.path, plan.work.reporter.say
     data = [plan.data] if isinstance(plan.data, str | Path) else plan.data
     assign = shlex.join(["deepcluster", "assign", str(run), *map(str, data), "--folders", "by-cluster"])
-    say(f"done: {run}. Clusters of the finished trunk: {table}")
+    say(f"done: {run}. The cluster of each image: {plan.folder.clusters}")
     say(f"see them: {shlex.join(['deepcluster', 'report', str(run)])}; as folders of links: {assign}")
 
 

@@ -1,12 +1,12 @@
-"""`train --tensorboard`: scalars, sizes and pictures of clusters, and a projector, in RUN/tensorboard.
+"""`train --log-to tensorboard`: scalars, sizes and pictures of clusters, and a projector, in RUN/tensorboard.
 
 N images, M of them sampled, P components, K clusters, S side of a small picture in pixels.
 """
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,32 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.core.errors import DeepClusterError, InputError, UnreadableImage
+from deepcluster.core.errors import UnreadableImage
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import printable
 from deepcluster.data.cache import DecodedImages
 from deepcluster.data.loader import image_threads, usual_workers
 from deepcluster.data.views import ClusterView
+from deepcluster.run.metrics import scalars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
-# Tags of the numbers in metrics.jsonl; others are shown under their own names.
-TAGS = {
-    "nmi_previous": "nmi/previous",
-    "nmi_labels": "nmi/labels",
-    "inertia": "clusters/inertia",
-    "clusters": "clusters/number",
-    "clusters_nonempty": "clusters/nonempty",
-    "clusters_repaired": "clusters/repaired",
-    "largest_cluster_share": "clusters/largest_share",
-    "knn": "accuracy/knn",
-    "linear": "accuracy/linear",
-    "images_per_second": "speed/images_per_second",
-    "data_wait_share": "speed/data_wait_share",
-    "peak_memory_bytes": "speed/peak_memory_bytes",
-}
 # The gallery: a row per cluster with the images nearest to its centroid, then others of the cluster. 64 images in all.
 GALLERY_CLUSTERS, NEAREST, OTHERS, GALLERY_SIDE, GAP = 8, 4, 4, 64, 2
 # A browser does not draw more points well. The sprite of the projector is one square WebGL texture (tensorboard#670), of at
@@ -59,96 +45,72 @@ PROJECTOR_CONFIG = """embeddings {{
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
-def needs_tensorboard_extra() -> None:
-    """Raise `InputError` unless the package tensorboard is installed."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as fault:
-        raise InputError(
-            f"--tensorboard needs the package tensorboard ({fault}); install it with: pip install tensorboard"
-        ) from None
+@dataclass
+class Session:
+    """What a logger may show of a run besides its settings and numbers.
+
+    Attributes:
+        epoch: the first epoch that will be logged.
+        images: the images of the run.
+        assignment: returns the clusters that the network is trained on, and at the end those of the finished trunk.
+        points: returns indices_M of at most so many images and their points_MP in the space that was clustered last; None
+            until the run has finished.
+    """
+
+    reporter: Reporter
+    epoch: int
+    images: DecodedImages
+    assignment: Callable[[], Assignment]
+    points: Callable[[int], tuple[Tensor, Tensor]] | None = None
 
 
 class TensorBoard:
-    """Writes the events of a run while it trains; needs the extra. An error is reported once, and never ends the run."""
+    """Writes the events of a run while it trains: numbers, sizes and a gallery of the clusters, and a projector."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        needs_tensorboard_extra()
-        self.reporter, self.folder = reporter, Path(FOLDER)
+    def __init__(self, session: Session) -> None:
+        self.session, self.folder = session, Path(FOLDER)
         self.writer: SummaryWriter | None = None
         self.shown: Assignment | None = None
+        self.last = 0
 
-    def begin(self, folder: Path, epoch: int, history: Sequence[Mapping[str, Any]]) -> None:
-        """Continue the events of the run, without those of `epoch` and later; start with `history` if there are none."""
+    def begin(self, run: Path, settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Continue the events of the run, without those of later epochs; start with `history` if there are none."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder / FOLDER
+        self.folder = run / FOLDER
         exists = any(self.folder.glob("events.out.tfevents.*"))
-        with self._errors_reported():
-            self.writer = SummaryWriter(str(self.folder), purge_step=epoch if exists else None)
-            for metrics in () if exists else history:
-                for tag, value in scalars(metrics):
-                    self.writer.add_scalar(tag, value, metrics["epoch"])
-            self.writer.flush()
-            self.reporter.say(f"to watch the run: tensorboard --logdir {folder}")
+        self.last = settings["epochs"]
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.session.epoch if exists else None)
+        for metrics in () if exists else history:
+            self._add(metrics)
+        self.writer.flush()
+        self.session.reporter.say(f"to watch the run: tensorboard --logdir {run}")
 
-    def after_epoch(self, metrics: Mapping[str, Any], assignment: Assignment, images: DecodedImages) -> None:
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of an epoch and, after a new clustering, the sizes and a gallery of its clusters."""
-        if self.writer is None:
-            return
-        with self._errors_reported():
-            for tag, value in scalars(metrics):
-                self.writer.add_scalar(tag, value, metrics["epoch"])
-            if assignment is not self.shown:
-                write_clusters(self.writer, metrics["epoch"], assignment, images)
-                self.shown = assignment
-            self.writer.flush()
+        self._add(metrics)
+        if (assignment := self.session.assignment()) is not self.shown:
+            write_clusters(self.writer, metrics["epoch"], assignment, self.session.images)
+            self.shown = assignment
+        self.writer.flush()  # type: ignore[union-attr]
 
-    def finish(
-        self, epoch: int, assignment: Assignment, images: DecodedImages, points: Callable[[int], tuple[Tensor, Tensor]]
-    ) -> None:
-        """Write sizes and gallery of the clusters of the trained trunk, and the projector.
-
-        `points` returns at most so many images, indices_M, and their points_MP in the clustered space.
-        """
-        if self.writer is None:
-            return
-        with self._errors_reported():
-            write_clusters(self.writer, epoch, assignment, images)
-            self.writer.flush()
-            indices_M, points_MP = points(MOST_POINTS)
-            write_projector(self.folder, indices_M, points_MP, assignment, images)
-
-    def close(self) -> None:
-        """Write pending events and end the writing thread."""
-        if self.writer is not None:
-            with self._errors_reported():
-                self.writer.close()
-
-    @contextmanager
-    def _errors_reported(self) -> Iterator[None]:
-        """Report errors instead of raising them; after an error, nothing is written any more."""
+    def end(self, status: str) -> None:
+        """Write sizes and gallery of the clusters of the finished trunk, and the projector; end the writing thread."""
         try:
-            yield
-        except DeepClusterError:
-            raise
-        # Errors of files, protocol buffers and pictures must not end hours of training.
-        except Exception as fault:
-            self.writer = None
-            problem = f"TensorBoard's events could not be written to {self.folder} ({fault!r})"
-            self.reporter.warn(f"{problem}: training continues without them")
+            if status == "finished" and self.session.points is not None:
+                assignment = self.session.assignment()
+                write_clusters(self.writer, self.last + 1, assignment, self.session.images)
+                indices_M, points_MP = self.session.points(MOST_POINTS)
+                write_projector(self.folder, indices_M, points_MP, assignment, self.session.images)
+        finally:
+            self.writer.close()  # type: ignore[union-attr]
+
+    def _add(self, metrics: Mapping[str, Any]) -> None:
+        for tag, value in scalars(metrics):
+            self.writer.add_scalar(tag, value, metrics["epoch"])  # type: ignore[union-attr]
 
 
-def scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield tag and value of every number in a line of metrics.jsonl except the epoch."""
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}/{part}", float(number)) for part, number in value.items())
-        elif name != "epoch" and isinstance(value, int | float):
-            yield TAGS.get(name, name), float(value)
-
-
-def write_clusters(writer: "SummaryWriter", epoch: int, assignment: Assignment, images: DecodedImages) -> None:
+def write_clusters(writer: Any, epoch: int, assignment: Assignment, images: DecodedImages) -> None:
     """Write a histogram of the sizes of the clusters, and a gallery of the largest ones."""
     sizes_K = assignment.sizes_K()
     writer.add_histogram("clusters/sizes", sizes_K, epoch)

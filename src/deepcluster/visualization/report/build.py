@@ -101,7 +101,7 @@ class Context:
 def _how_it_works(context: Context) -> Section | None:
     if context.explained is not None:
         return method_section(context.collection, context.explained, work=context.work)
-    if not context.run.config:
+    if not context.run.config or context.run.config.get("clustered"):  # Nothing was trained.
         return None
     return without_image("The run's images or its checkpoint are not at hand, so none can be followed (--data names them).")
 

@@ -45,6 +45,8 @@ def _when(run: RunFacts) -> str:
     made = f"This page was made on {run.made_at:{MOMENT}}."
     if not run.metrics and not run.config:
         return made
+    if run.config.get("clustered"):
+        return f"Clustered{f' on {run.started:{MOMENT}}' if run.started else ''}; nothing was trained. {made}"
     parts = [f"Started {run.started:{MOMENT}}"] if run.started else []
     if run.finished:
         parts.append(f"finished {run.ended:{MOMENT}}" if run.ended else "finished")

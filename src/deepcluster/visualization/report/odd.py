@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import from_numpy
 
+from deepcluster.clustering.near import NEAR_SHARE, typical_distance
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance, no_advance
@@ -22,11 +23,6 @@ from deepcluster.visualization.report.page import Section, render, shown
 # Points that are compared, all with all: 20,000 of 256 components took 2.8 s on a core.
 MOST_POINTS: Final = 20_000
 NEIGHBOURS: Final = 10
-# Two images are near-duplicates below this share of the typical distance of two images. Measured on 80 photos of a trained
-# run (4,500 of 48 px, 64 whitened components, typical distance 1.41): the same bytes or a PNG of them lie at 0; saved again
-# as JPEG (quality 75 or 95) at 0.015 at most, at half the size at 0.021; with 1 % cut off each side at 0.059 (median); the
-# two nearest of different photos at 0.159. Here 0.028.
-NEAR_SHARE: Final = 0.02
 # A cluster needs this many images before one of them can be far from the others.
 LEAST_SIZE: Final = 5
 GIANT_SHARE: Final = 0.5
@@ -131,13 +127,6 @@ def find_odd(collection: Collection, *, most: int = 60, advance: Advance = no_ad
         empty=np.flatnonzero(sizes_K == 0).tolist(),
         copies=sorted(copies),
     )
-
-
-def typical_distance(points_MP: NDArray[np.float32]) -> float:
-    """Return the root mean squared distance of two points drawn at random: √2 times their spread about the mean."""
-    if len(points_MP) == 0:
-        return 0.0
-    return float(np.sqrt(2 * np.var(points_MP, axis=0, dtype=np.float64).sum()))
 
 
 def _duplicates(

@@ -121,8 +121,8 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, refresh_s
 
     blobs = {name: blob for section in sections for name, blob in section.blobs.items()}
     figures = {name: json.loads(figure) for section in sections for name, figure in section.figures.items()}
-    blobs["figures"] = json_blob(figures)
-    blobs["plotly"] = Blob(get_plotlyjs().encode())
+    if figures:
+        blobs |= {"figures": json_blob(figures), "plotly": Blob(get_plotlyjs().encode())}
     scripts = [*map(asset, SCRIPTS), *(script for section in sections for script in section.scripts)]
     styles = [*map(asset, STYLES), *(style for section in sections for style in section.styles)]
     text = render(

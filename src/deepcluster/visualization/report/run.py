@@ -15,20 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import read_table
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.by_name import pictures_by_name
 from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import model_of_checkpoint
+from deepcluster.run.embedding_tables import open_table
 from deepcluster.run.folder import RunFolder, load_checkpoint
 from deepcluster.run.metrics import health
 from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context
-from deepcluster.visualization.report.collection import Collection, Past, RunFacts, pictures_by_name
+from deepcluster.visualization.report.collection import Collection, Past, RunFacts
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.pictures import read_json
 from deepcluster.visualization.stages import PICTURES
@@ -60,8 +65,8 @@ def read_run(
     state = load_checkpoint(folder.last) if folder.last.is_file() else {}
     # The epoch whose labels were trained on last; a state between two epochs counts the next one.
     trained_epoch = int(state["epoch"]) - (not state["labelled"]) if state else 0
-    model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state else None
-    epoch, current = _clusters(model, state, tables, settings.epochs, trained_epoch)
+    model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state.get("trunk") else None
+    epoch, current = _clusters(state, tables, settings.epochs, trained_epoch)
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
     images = _images(config, settings, names, data, work)
     unreadable = {}
@@ -78,13 +83,18 @@ def read_run(
         past=[Past(past, partial(_clusters_of, tables[past])) for past in tables if past < epoch and past in clustered],
         images=images,
         unreadable=unreadable,
-        table=f"assignments/{tables.get(epoch, tables[newest]).name}",
+        table=_table(folder, state, tables.get(epoch, tables[newest])),
     )
-    explained = None
+    explained, facts_of_clusters = None, folder.clustered()
     if images is not None and model is not None and model.assignment is not None:
         model = model.on(device, workers=workers, work=work)
-        explained = Explained.of(model, state, clusters_epoch=epoch, trained_epoch=trained_epoch)
-        collection, explained = _with_points(collection, explained, images, options.map_images)
+        if not facts_of_clusters:
+            explained = Explained.of(model, state, clusters_epoch=epoch, trained_epoch=trained_epoch)
+        quarters_N = explained.clustered_quarters_N if explained else None
+        collection, features_MD = _with_points(collection, model, images, options.map_images, quarters_N)
+        explained = replace(explained, features_MD=features_MD) if explained else None
+    elif state.get("table"):
+        collection = _with_points_of_table(collection, Path(facts_of_clusters["model"]), state, options.map_images, work)
     run = _facts(folder, config, metrics, collection, finished=epoch > settings.epochs)
     return Context(collection, run, explained, folder.path / PICTURES, options, workers, work)
 
@@ -101,12 +111,10 @@ def cluster_tables(folder: RunFolder) -> dict[int, Path]:
     return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.assignments.glob("epoch-*.parquet"))}
 
 
-def _clusters(
-    model: Model | None, state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int
-) -> tuple[int, dict[str, Any]]:
+def _clusters(state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int) -> tuple[int, dict[str, Any]]:
     """Return the epoch of the current clusters, and the clusters: those of the finished trunk, if it is finished."""
-    if model is not None and model.assignment is not None:
-        found = model.assignment
+    if saved := state.get("final", state).get("assignment"):
+        found = Assignment.from_state_dict(saved)
         return epochs + 1 if "final" in state else trained_epoch, {
             "cluster_N": found.labels_N.numpy(),
             "distance_N": found.distances_N.float().numpy(),
@@ -151,20 +159,40 @@ def _labels(images: ImageSource | None, names: list[str], classes: list[str]) ->
     return np.array([number.get(folder[0], -1) if folder else -1 for folder in folders], np.int64), classes
 
 
+def _table(folder: RunFolder, state: dict[str, Any], of_epoch: Path) -> str:
+    """Return the file with the current cluster of every image, relative to the run folder."""
+    file = folder.clusters if "final" in state and folder.clusters.is_file() else of_epoch
+    return file.relative_to(folder.path).as_posix()
+
+
 def _with_points(
-    collection: Collection, explained: Explained, images: ImageSource, sample: int
-) -> tuple[Collection, Explained]:
-    """Return both with features and points of a sample of the images, extracted by the current trunk."""
-    chosen = torch.tensor(even_sample(np.flatnonzero(collection.cluster_N >= 0).tolist(), sample), dtype=torch.int64)
-    model = explained.model
-    batches = model.batches(images, chosen, quarters_N=explained.clustered_quarters_N) if len(chosen) else ()
+    collection: Collection, model: Model, images: ImageSource, sample: int, quarters_N: Tensor | None
+) -> tuple[Collection, Tensor | None]:
+    """Return the collection with points of a sample of the images, and the features that they are of."""
+    chosen = _sample(collection, sample)
+    batches = model.batches(images, chosen, quarters_N=quarters_N) if len(chosen) else ()
     parts = [(indices_B, rows_BD.to(model.machine.feature_dtype).cpu()) for rows_BD, indices_B in batches]
     if not parts:
-        return collection, explained
+        return collection, None
     indices_M, features_MD = (torch.cat(part) for part in zip(*parts, strict=True))
     points_MP = model.points(features_MD).numpy()
-    collection = replace(collection, sample_M=indices_M.numpy(), points_MP=points_MP)
-    return collection, replace(explained, features_MD=features_MD)
+    return replace(collection, sample_M=indices_M.numpy(), points_MP=points_MP), features_MD
+
+
+def _with_points_of_table(collection: Collection, table: Path, state: dict[str, Any], sample: int, work: Work) -> Collection:
+    """Return the collection with points of a sample of the rows of the table that was clustered."""
+    chosen = _sample(collection, sample)
+    try:
+        rows_MD = open_table(table).take(chosen)
+    except InputError as error:
+        work.reporter.warn(f"no map: {error}")
+        return collection
+    points_MP = Whitening.from_state_dict(state["final"]["whitening"]).transform(rows_MD).numpy()
+    return replace(collection, sample_M=chosen.numpy(), points_MP=points_MP)
+
+
+def _sample(collection: Collection, count: int) -> Tensor:
+    return torch.tensor(even_sample(np.flatnonzero(collection.cluster_N >= 0).tolist(), count), dtype=torch.int64)
 
 
 def _facts(

@@ -25,11 +25,12 @@ from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.text import count_of, printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
+from deepcluster.data.sources.by_name import pictures_by_name
 from deepcluster.data.sources.labels import class_names, in_order
 from deepcluster.data.sources.text_tables import LABELS, PATHS, keys_of
 from deepcluster.data.survey import even_sample
 from deepcluster.visualization.options import ReportOptions
-from deepcluster.visualization.report.collection import Collection, pictures_by_name
+from deepcluster.visualization.report.collection import Collection
 from deepcluster.visualization.report.table_files import ARRAYS, TEXTS, numbered_columns, read_file, with_vectors
 
 MISSING = "its embedding is missing"

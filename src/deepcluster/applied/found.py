@@ -1,0 +1,102 @@
+"""Tables that commands print, write and return. R rows."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from deepcluster.applied.opening import output_target
+from deepcluster.core.errors import InputError
+from deepcluster.core.files import output_path, write_table, write_whole
+from deepcluster.core.text import as_line, printable
+from deepcluster.core.work import Work
+from deepcluster.data.sources import ImageSource
+
+PARQUET, CSV, LIST = ".parquet", ".csv", ".txt"
+
+
+class Found:
+    """A result with columns of R rows; frozen dataclasses derive from it."""
+
+    def columns(self) -> dict[str, Any]:
+        """Return lists and arrays of R values by the name of the column, as they are written."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns().values())))
+
+    def to_pandas(self) -> Any:
+        """Return a data frame with the columns that are written.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            raise InputError("to_pandas needs the package pandas: pip install pandas") from None
+        return pandas.DataFrame(self.columns())
+
+    def _repr_html_(self) -> str:
+        html: str = self.to_pandas()._repr_html_()
+        return html
+
+
+def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings: tuple[str, ...]) -> tuple[Any, Any]:
+    """Return the paths of the table and of the page to write; nothing is made yet.
+
+    Raises:
+        InputError: one can't be written, or the packages of the page are not installed.
+    """
+    target = None if out is None else output_target(out, endings, parts=False)
+    if page is None:
+        return target, None
+    import_module("deepcluster.visualization.report.page").needs_report_extra()
+    return target, output_path(page, "--page", endings=(".html", ".htm"))
+
+
+def write_found(found: Found, target: Path) -> None:
+    """Write a table as Parquet or CSV."""
+    columns = found.columns()
+    if target.suffix == PARQUET:
+        import pyarrow as pa
+
+        words = {
+            name: pa.array(map(printable, column), pa.string())
+            for name, column in columns.items()
+            if isinstance(column, list)
+        }
+        write_table({**columns, **words}, target)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    plain = [column if isinstance(column, list) else _numbers(column) for column in columns.values()]
+    writer.writerows(zip(*plain, strict=True))
+    write_whole(target, printable(text.getvalue()))
+
+
+def _numbers(column: Any) -> list[Any]:
+    """Return an array as numbers that CSV shows as short as their type allows."""
+    values = column.tolist()
+    return [f"{value:.6g}" for value in values] if column.dtype.kind == "f" else values
+
+
+def write_list(names: Sequence[str], target: Path) -> None:
+    """Write one name, or path, per line, as DATA takes them."""
+    write_whole(target, "".join(f"{as_line(printable(name))}\n" for name in names))
+
+
+def write_page(
+    page: Path, title: str, parts: Sequence[Mapping[str, Any]], images: ImageSource | None, *, workers: int, work: Work
+) -> None:
+    """Write a page, as `write_picture_page` in `visualization` does, on a floor beside this one."""
+    module = import_module("deepcluster.visualization.picture_page")
+    module.write_picture_page(page, title, parts, images, workers=workers, work=work)
+
+
+def picture(index: int, name: str, caption: str, *, marked: bool = False) -> dict[str, Any]:
+    """Return a picture of a page: index among the images, and what is written below it."""
+    return {"index": index, "name": name, "caption": caption, "marked": marked}

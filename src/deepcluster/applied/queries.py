@@ -1,0 +1,129 @@
+"""The images that `similar` looks for: files, or images of the data. N images, Q queries."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster.applied.opening import Data
+from deepcluster.applied.vectors import why_unreadable
+from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.files import user_path
+from deepcluster.core.names import PackedNames
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource
+
+MOST_GUESSED = 10_000  # Names among which one like a wrong name is looked for.
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Q queries.
+
+    Attributes:
+        names: those of the images of the data, or the paths that were given.
+        index_Q: index of each among the images, -1 for other files.
+        others: the other files, in their order; None where there are none.
+    """
+
+    names: list[str]
+    index_Q: NDArray[np.int64]
+    others: FileSource | None
+
+
+def find_queries(query: Data, images: ImageSource | None, names: list[str], *, has_network: bool) -> Queries:
+    """Return the queries; each is looked for among the images by its file, or by its name.
+
+    Args:
+        query: image files, folders or lists of them, or names of images.
+        images: the images; None for a table without pictures.
+        names: their names.
+        has_network: whether there can be queries that are not among the images.
+
+    Raises:
+        InputError: there is no query, or one can't be read, or is not known.
+    """
+    given = _given(query)
+    index_by_name = {name: index for index, name in enumerate(names)}
+    same = _same_files([path for _, path in given if path is not None], images)
+    index_Q = np.full(len(given), -1)
+    for number, (name, path) in enumerate(given):
+        index = -1 if path is None else same.get(path, -1)
+        if index < 0 and (path is None or not has_network):
+            index = _named(name, index_by_name)
+            if index < 0 and path is None:
+                near = did_you_mean(name, islice(names, MOST_GUESSED))
+                raise InputError(f"query {name} is neither an image file nor the name of an image of the data{near}")
+            if index < 0:
+                raise InputError(
+                    f"query {name} is not in the table, which has no network for other images: name one that is, such as "
+                    f"{names[0]}, or give a model instead of the table"
+                )
+        index_Q[number] = index
+    strangers = [path for (_, path), index in zip(given, index_Q.tolist(), strict=True) if index < 0 and path is not None]
+    others = _files(strangers) if strangers else None
+    shown = [names[index] if index >= 0 else name for (name, _), index in zip(given, index_Q.tolist(), strict=True)]
+    queries = Queries(shown, index_Q, others)
+    for name, source, index in _pictures(queries, images):
+        if why := why_unreadable(source, index):
+            raise InputError(f"query {name} can't be read: {why}")
+    return queries
+
+
+def _given(query: Data) -> list[tuple[str, Path | None]]:
+    """Return each query as it was given, and its file where there is one."""
+    given: list[tuple[str, Path | None]] = []
+    for one in [query] if isinstance(query, str | Path) else query:
+        path = user_path(one)
+        if not path.is_dir() and not (path.is_file() and path.suffix.lower()[1:] not in IMAGE_ENDINGS):
+            given.append((str(one), path if path.is_file() else None))
+            continue
+        source = open_source(one)
+        places = [source.path(index) for index in range(len(source))]
+        if None in places:
+            raise InputError(f"query {one} holds images inside files; a query is an image file, or the name of an image")
+        given += [(str(place), place) for place in places]
+    if not given:
+        raise InputError("there is no query: name an image with --query")
+    return given
+
+
+def _named(name: str, index_by_name: Mapping[str, int]) -> int:
+    """Return the index of the image with a name, or with the end of a path as its name; -1 where there is none."""
+    parts = os.path.abspath(user_path(name)).replace(os.sep, "/").split("/")  # noqa: PTH100 (links stay)
+    ends = ("/".join(parts[first:]) for first in range(len(parts)))
+    return next((index_by_name[one] for one in (name, *ends) if one in index_by_name), -1)
+
+
+def _same_files(paths: list[Path], images: ImageSource | None) -> dict[Path, int]:
+    """Return the index of each file that is one of the images, however its path is written."""
+    if images is None or not paths:
+        return {}
+    by_base: dict[str, list[tuple[int, Path]]] = {path.name: [] for path in paths}
+    for index in range(len(images)):
+        place = images.path(index)
+        if place is not None and place.name in by_base:
+            by_base[place.name].append((index, place))
+    return {path: index for path in paths for index, place in by_base[path.name] if place.exists() and path.samefile(place)}
+
+
+def _files(paths: list[Path]) -> FileSource:
+    """Return image files of any folders as images."""
+    places = [path.absolute() for path in paths]
+    root = Path(os.path.commonpath([place.parent for place in places]))
+    return FileSource(root, PackedNames(place.relative_to(root).as_posix() for place in places), None, "queries")
+
+
+def _pictures(queries: Queries, images: ImageSource | None) -> Iterator[tuple[str, ImageSource, int]]:
+    """Yield the name, the source and the index in it of each query whose picture is at hand."""
+    n_others = 0
+    for name, index in zip(queries.names, queries.index_Q.tolist(), strict=True):
+        if index >= 0 and images is not None and images.stamp(index):
+            yield name, images, index
+        elif index < 0 and queries.others is not None:
+            yield name, queries.others, n_others
+            n_others += 1

@@ -1,0 +1,210 @@
+"""What images are compared by: one row of numbers each, extracted and kept, or read from a table of embeddings.
+
+N images, M of them known, P components.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from deepcluster.applied.opening import Data, names_of, opened, reasons_by_name
+from deepcluster.applied.rows import Embeddings
+from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
+from deepcluster.core.files import user_path
+from deepcluster.core.progress import Reporter
+from deepcluster.core.text import are
+from deepcluster.core.work import Work, joined_work
+from deepcluster.data.decode import decode
+from deepcluster.data.loader import usual_workers
+from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources.by_name import pictures_by_name
+from deepcluster.data.survey import even_sample
+from deepcluster.interop.loading import load, new_interruption
+from deepcluster.run.embedding_tables import is_table, open_table
+from deepcluster.run.features import Pooled
+from deepcluster.run.kept_features import kept_rows, readable
+from deepcluster.run.model import Model
+
+# Rows of unit length, whose Euclidean distance is √(2 - 2 cosine); or points in the space in which MODEL has its clusters.
+Space = Literal["embedding", "clusters"]
+SPACES: tuple[Space, ...] = get_args(Space)
+# Rows of a table that are read at once.
+ROWS_AT_ONCE = 16_384
+AGAIN = "nothing was written"
+NO_ROW = "its features are not finite numbers"
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Images as rows of numbers.
+
+    Attributes:
+        names: names of all N images.
+        rows_NP: float32, on the CPU; NaN for unreadable images.
+        space: what the rows are.
+        images: where the pictures are; None where they are not at hand.
+        unreadable: why images have no row, by name.
+        work: shows progress and answers requests to stop.
+        workers: threads that read pictures.
+        rows_of: takes other images to their rows; None for a table.
+    """
+
+    names: list[str]
+    rows_NP: Tensor
+    space: Space
+    images: ImageSource | None
+    unreadable: dict[str, str]
+    work: Work
+    workers: int
+    rows_of: Callable[[ImageSource], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def known_M(self) -> NDArray[np.int64]:
+        """Indices of the images that have a row."""
+        return torch.isfinite(self.rows_NP).all(dim=1).nonzero()[:, 0].numpy()
+
+    @cached_property
+    def known_MP(self) -> Tensor:
+        """Rows of the images that have one."""
+        return self.rows_NP if len(self.known_M) == len(self) else self.rows_NP[torch.from_numpy(self.known_M)]
+
+    @property
+    def measure(self) -> str:
+        """What is measured between two rows, in words."""
+        if self.space == "embedding":
+            return "distance of embeddings of unit length"
+        return "distance in the space of the clusters"
+
+    def path(self, index: int) -> str:
+        """Return the path of the file of an image; "" where it is none, or not known."""
+        path = None if self.images is None else self.images.path(index)
+        return "" if path is None else str(path)
+
+
+@contextmanager
+def vectors_of(
+    model: str | Path | Model | Embeddings,
+    data: Data | None,
+    *,
+    space: Space | None,
+    before: Callable[[ImageSource | None, list[str], Work], None] = lambda images, names, work: None,
+    limit: int | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[Vectors]:
+    """Yield the rows of images by a model, which are kept on disk for the next command; or those of a table of embeddings.
+
+    Args:
+        model: whatever `load` opens, or its result; a table of embeddings (.parquet, .npy), or what `embed` returned.
+        data: the images; with a table they are looked up by name, and may be left out.
+        space: None: that of the clusters where the model has any.
+        before: called with images and names before any long work, to check the input against them.
+        limit, device, workers, reporter: as in `embed`.
+
+    Raises:
+        InputError: model, data or space can't be used, or fewer than two images have a row.
+    """
+    if space is not None and space not in SPACES:
+        raise InputError(f"space={space!r} is unknown{did_you_mean(str(space), SPACES)}: use {' or '.join(SPACES)}")
+    if limit is not None and limit < 2:
+        raise InputError(f"limit={limit} is too small: use 2 or more")
+    if isinstance(model, Embeddings) or is_table(model):
+        if space == "clusters":
+            raise InputError("a table of embeddings has no space of clusters: leave out --space clusters, or give the model")
+        with joined_work(reporter, new_interruption(AGAIN)) as work:
+            yield _checked(_of_table(model, data, before, limit, usual_workers() if workers is None else workers, work))
+        return
+    model = model if isinstance(model, Model) else load(model)
+    if data is None:
+        raise InputError(f"{model.name} needs images: name a folder, a list, … as DATA")
+    if space == "clusters" or (space is None and model.assignment is not None):
+        model.clusters()
+        space = "clusters"
+    with opened(model, data, limit, reporter, shared=True, device=device, workers=workers) as (model, images):
+        before(images, names_of(images), model.work)
+        yield _checked(_of_model(model, images, space or "embedding"))
+
+
+def _of_model(model: Model, images: ImageSource, space: Space) -> Vectors:
+    stage = model.settings.cluster_stage if space == "clusters" else model.trunk.embed_stage
+
+    def points(features_ND: Tensor) -> Tensor:
+        known_N = readable(features_ND)
+        found_MP = model.points(features_ND[known_N]) if space == "clusters" else normalize(features_ND[known_N].float())
+        rows_NP = torch.full((len(features_ND), found_MP.shape[1]), torch.nan)
+        rows_NP[known_N] = found_MP
+        return rows_NP
+
+    def rows_of(others: ImageSource) -> Tensor:
+        return points(model.features(others, stage=stage)[0].to(model.machine.feature_dtype))
+
+    wanted = Pooled(stage)
+    rows_NP = points(kept_rows(model, images, [wanted])[wanted])
+    names = names_of(images)
+    lost = (~torch.isfinite(rows_NP[:, 0])).nonzero()[:, 0].tolist()
+    unreadable = reasons_by_name({index: why_unreadable(images, index) or NO_ROW for index in lost}, images, model)
+    return Vectors(names, rows_NP, space, images, unreadable, model.work, model.workers, rows_of)
+
+
+def why_unreadable(images: ImageSource, index: int) -> str | None:
+    """Return why an image can't be read; None if it can."""
+    try:
+        decode(images.read(index))
+    except (UnreadableImage, OSError) as fault:
+        return str(fault)
+    return None
+
+
+def _of_table(
+    table: Any,
+    data: Data | None,
+    before: Callable[[ImageSource | None, list[str], Work], None],
+    limit: int | None,
+    workers: int,
+    work: Work,
+) -> Vectors:
+    if isinstance(table, Embeddings):
+        names, rows_NP, what = list(table.names), torch.from_numpy(table.embedding_ND).float(), repr(table)
+    else:
+        opened_table = open_table(user_path(table))
+        names, what, rows_NP = opened_table.names(), opened_table.describe(), None
+    images = None if data is None else pictures_by_name(names, open_source(data, on_trouble=work.reporter.warn))
+    before(images, names, work)
+    work.reporter.say(what)
+    if rows_NP is None:
+        with work.track("reading the table", len(names), "rows") as advance:
+            parts = []
+            for rows_BP in opened_table.read(slice(0, len(names)), ROWS_AT_ONCE):
+                parts.append(rows_BP)
+                advance(len(rows_BP))
+        rows_NP = torch.cat(parts)
+    if limit is not None and limit < len(names):
+        chosen = even_sample(range(len(names)), limit)
+        names, rows_NP = [names[index] for index in chosen], rows_NP[chosen]
+        images = None if images is None else pictures_by_name(names, images)
+    lost = (~torch.isfinite(rows_NP).all(dim=1)).nonzero()[:, 0].tolist()
+    if lost:
+        work.reporter.warn(f"{are(len(lost), 'row')} without numbers, such as {names[lost[0]]}")
+    rows_NP = normalize(rows_NP)
+    rows_NP[lost] = torch.nan
+    unreadable = dict.fromkeys((names[index] for index in lost), "no embedding")
+    return Vectors(names, rows_NP, "embedding", images, unreadable, work, workers)
+
+
+def _checked(vectors: Vectors) -> Vectors:
+    if len(vectors.known_M) < 2:
+        raise InputError(f"{are(len(vectors.known_M), 'readable image')} too few: there must be 2 or more")
+    return vectors

@@ -1,0 +1,178 @@
+"""`Run`: a run folder in the hand of a Python user, as `train` returns it: a path with settings, metrics and clusters."""
+
+import csv
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepcluster.core.addresses import is_address
+from deepcluster.core.errors import InputError
+from deepcluster.core.files import read_table, user_path
+from deepcluster.core.html import block, curve, line, pandas, safe, table
+from deepcluster.core.text import count_of
+from deepcluster.data.sources import ImageSource, fingerprint, open_source
+from deepcluster.run.folder import RunFolder
+from deepcluster.run.metrics import epoch_cells
+from deepcluster.run.model import Model
+from deepcluster.run.settings import Settings
+
+if sys.platform == "win32":
+    from pathlib import WindowsPath as _Path
+else:
+    from pathlib import PosixPath as _Path
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Clusters(Protocol):
+        """`deepcluster.applied.rows.Clusters`, of a higher floor."""
+
+
+# Epochs that a notebook shows; `Run.metrics` has all.
+SHOWN_EPOCHS = 10
+
+
+class Metrics(list[dict[str, Any]]):
+    """The lines of `metrics.jsonl`, one mapping per epoch."""
+
+    def to_pandas(self) -> Any:
+        """Return a data frame with one row per epoch; `seconds` becomes the columns `seconds.features`, ...
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return pandas().json_normalize(list(self))
+
+    def _repr_html_(self) -> str:
+        epochs = self[-1]["epoch"] if self else 0
+        earlier = len(self) - SHOWN_EPOCHS
+        note = [line(f"the last {SHOWN_EPOCHS} of {count_of(len(self), 'epoch')}", faint=True)] if earlier > 0 else []
+        return block(*note, table(epoch_cells(one, epochs) for one in self[-SHOWN_EPOCHS:]))
+
+
+class Run(_Path):
+    """A run folder: a path (`run / "metrics.jsonl"`, `str(run)`), which also gives what is in it.
+
+    Every function that takes a model takes it.
+
+    Raises:
+        InputError: there is no run in the folder.
+    """
+
+    def __new__(cls, folder: str | Path) -> "Run":
+        """Expand `~`."""
+        return super().__new__(cls, user_path(folder))
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open the run in `folder`."""
+        if sys.version_info >= (3, 12):
+            super().__init__(user_path(folder))
+        self._folder.read_config()
+
+    # Paths that are derived from it are plain paths.
+    if sys.version_info < (3, 12):
+        _from_parsed_parts = getattr(_Path, "_from_parsed_parts")  # noqa: B009 (private, of Python 3.11)
+
+    def with_segments(self, *segments: Any) -> Path:
+        """Return another path."""
+        return Path(*segments)
+
+    def __reduce__(self) -> Any:
+        """Pickle the path."""
+        return Run, (str(self),)
+
+    @property
+    def _folder(self) -> RunFolder:
+        return RunFolder(Path(str(self)))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Content of config.json: settings, what the recipe changed and why, data, versions, command."""
+        return self._folder.read_config()
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the run."""
+        return Settings.from_saved(self.config["settings"])
+
+    @property
+    def metrics(self) -> Metrics:
+        """One mapping per finished epoch: `epoch`, `loss`, `nmi_previous`, `seconds`, ..."""
+        return Metrics(self._folder.read_metrics())
+
+    @property
+    def clusters(self) -> "Clusters":
+        """The cluster of each image of the run: of the finished trunk, or of the last epoch before.
+
+        Raises:
+            InputError: there are none yet.
+        """
+        folder = self._folder
+        tables = [path for path in (folder.path / "clusters.parquet",) if path.is_file()]
+        tables = tables or sorted(folder.assignments.glob("*.parquet"))
+        if not tables:
+            raise InputError(
+                f"{self} has no clusters{' yet: train an epoch first' if self.config['data']['images'] else ''}"
+            )
+        rows, unreadable = read_table(tables[-1], ["name", "cluster", "distance"]), dict[str, str]()
+        if folder.unreadable.is_file():
+            with folder.unreadable.open(newline="", encoding="utf-8") as file:
+                unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
+        clusters: type = import_module("deepcluster.applied.rows").Clusters  # On a higher floor, as below.
+        numbers = (rows.column(name).to_numpy() for name in ("cluster", "distance"))
+        made: Clusters = clusters(rows.column("name").to_pylist(), *numbers, unreadable, images=self.images)
+        return made
+
+    def images(self) -> ImageSource | None:
+        """Return the images of the run; None where they are not on this machine, or others by now."""
+        data = self.config["data"]
+        address = data.get("address") or []
+        if not address or any(map(is_address, address)):
+            return None
+        with suppress(InputError):
+            source = open_source(address, self.settings.limit)
+            return source if fingerprint(source) == data.get("fingerprint") else None
+        return None
+
+    def model(self) -> Model:
+        """Return the trained model, as `deepcluster.load` does."""
+        model: Model = import_module("deepcluster.interop.loading").load(self)
+        return model
+
+    def report(self, **options: Any) -> Path:
+        """Make the page of the run, as `deepcluster.report` does."""
+        page: Path = import_module("deepcluster.visualization.report.command").report(self, **options)
+        return page
+
+    def __repr__(self) -> str:
+        try:
+            return f"Run({str(self)!r}: {self._summary()})"
+        except (InputError, OSError):  # It was deleted meanwhile.
+            return f"Run({str(self)!r})"
+
+    def _summary(self) -> str:
+        settings, metrics = self.settings, self.metrics
+        facts = [f"{settings.arch} at {settings.image_size} px"]
+        if self.config["data"].get("images"):
+            facts.append(settings.describe_clusters())
+        if metrics:
+            facts.append(f"{len(metrics)} of {count_of(settings.epochs, 'epoch')}")
+        return ", ".join(facts)
+
+    def _repr_html_(self) -> str:
+        try:
+            summary, metrics, about = self._summary(), self.metrics, self.config["data"].get("description", "")
+        except (InputError, OSError):
+            return block(line(repr(self)))
+        names = {"loss": "loss", "nmi_previous": "nmi(prev)", "nmi_labels": "nmi(labels)", "knn": "k-NN", "linear": "linear"}
+        curves = []
+        for name, title in names.items():
+            values = [float("nan") if one.get(name) is None else float(one[name]) for one in metrics]
+            curves.append(curve(title, values, first=metrics[0]["epoch"] if metrics else 1))
+        last = (
+            f"<div>{safe('next:')} <code>.clusters</code> <code>.report()</code> <code>.metrics</code> <code>.model()</code>"
+        )
+        head = [line(f"run {self}", bold=True), line(summary), line(about, faint=True)]
+        return block(*head, *curves, f'{last} <code>/ "file"</code></div>')

@@ -1,0 +1,130 @@
+"""The pages: every command and every line of Python on them is run, or at least checked, or says why not."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+import torchvision
+from click.testing import CliRunner
+from models_helper import write_classes
+from snippets import PAGES, ROOT, blocks, check_command, check_python, command_lines
+from spoiled_images import write_good_images
+from torch.distributed.run import get_args_parser
+
+from deepcluster.cli import cli
+
+LANGUAGES = {"bash", "python", "text", "bibtex"}
+# Pages whose blocks are run in their order, and what makes their commands quick.
+RUN = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+QUICK_TRAINING = "--epochs 1 --clusters 5 --batch-size 16 --pca 8 --limit 60 --image-size 32"
+ONE_PROCESS = "--device cpu --workers 0"
+SMALL_NETWORK = "--arch alexnet-small"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_python_of_a_page_exist(page: Path) -> None:
+    wrong = []
+    for block in blocks(page):
+        if block.not_run is not None:
+            continue
+        if block.language not in LANGUAGES:
+            wrong.append(f"{block}: a block in {block.language or 'no language'}; one of {', '.join(sorted(LANGUAGES))}")
+        elif block.language == "python":
+            wrong += [f"{block}: {fault}" for fault in [check_python(block.text)] if fault]
+        elif block.language == "bash":
+            for words in command_lines(block.text):
+                wrong += [f"{block}: {fault}: {' '.join(words)}" for fault in [check_command(words)] if fault]
+        elif any(line.startswith("deepcluster ") for line in block.text.splitlines()):
+            wrong.append(f"{block}: a command in a block of text")
+    assert not wrong, "\n".join(wrong)
+
+
+def options_of(group: click.Group) -> Iterator[str]:
+    for command in group.commands.values():
+        for parameter in command.params:
+            yield from (*parameter.opts, *parameter.secondary_opts)
+        if isinstance(command, click.Group):
+            yield from options_of(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_that_a_page_names_exist(page: Path) -> None:
+    """Options in the text, between backticks: ours, or those of the programs that a page is about."""
+    if page.name in ("migrating.md", "benchmarks.md"):
+        pytest.skip("it names the options of many programs")
+    others = {"--help", "--version", "--force-directories", "--signal"}
+    launcher = {option for action in get_args_parser()._actions for option in action.option_strings}
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = {option for code in re.findall(r"`([^`]+)`", text) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
+    assert named <= {*options_of(cli), *launcher, *others}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_and_tables_mean_the_same_on_the_site(page: Path) -> None:
+    """The site's Markdown nests by four spaces, GitHub's by two; a list or table needs an empty line before it."""
+    lines, in_code = page.read_text(encoding="utf-8").splitlines(), False
+    for number, (before, line) in enumerate(pairwise(lines), 2):
+        where = f"{page.name}:{number}: {line}"
+        in_code ^= line.lstrip().startswith("```")
+        if in_code and not line.lstrip().startswith("```"):
+            continue
+        assert not re.match(r" {1,3}(```|[-*] |\d+\. |\|)", line), where
+        assert not re.match(r" {1,3}\S", line) or before.strip(), where
+        if re.match(r"([-*] |\|)", line) and before.strip():
+            assert re.match(r"([-*] |\d+\. |\|| )", before), where
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images and weights of which the tutorials speak, small."""
+    folder = tmp_path_factory.mktemp("tutorials")
+    write_good_images(folder / "photos", 40, size=(36, 32))
+    write_good_images(folder / "new-photos", 6, size=(36, 32))
+    write_classes(folder / "labelled" / "train", 6)
+    write_classes(folder / "labelled" / "val", 3, seed=1)
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pth")
+    return folder
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_the_blocks_of_a_tutorial_run(page: Path, material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one folder, in their order. Commands that install or use several machines are only checked, by the test above."""
+    shutil.copytree(material, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        if block.not_run is not None:
+            continue
+        if block.language == "python":
+            code = block.text.replace("range(10)", "range(1)")
+            code = re.sub(
+                r"epochs=\d+", "epochs=1, clusters=5, batch_size=16, arch='alexnet-small', image_size=32, pca=8", code
+            )
+            exec(compile(code, str(block), "exec"), names)
+        for words in command_lines(block.text) if block.language == "bash" else []:
+            if command := quick(words):
+                result = CliRunner().invoke(cli, command)
+                assert result.exit_code == 0, f"{block}: {' '.join(words)}\n{result.output}\n{result.exception}"
+
+
+def quick(words: list[str]) -> list[str] | None:
+    """Return a command as it is run here: small and in one process; None if it is not run."""
+    if words[0] not in ("deepcluster", "torchrun") or "--nnodes" in words:
+        return None
+    arguments = words[1:] if words[0] == "deepcluster" else words[words.index("deepcluster") + 1 :]
+    arguments = [word for word in arguments if word != "--open"]
+    if arguments[0] == "train":
+        return [
+            *arguments,
+            *QUICK_TRAINING.split(),
+            *([] if "--arch" in arguments else SMALL_NETWORK.split()),
+            *ONE_PROCESS.split(),
+        ]
+    of_one = arguments[0] in ("assign", "embed", "cluster", "similar", "report", "evaluate") and arguments[1] != "compare"
+    return [*arguments, *ONE_PROCESS.split()] if of_one else arguments
