@@ -5,8 +5,9 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, TORCH_FIL
 from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.cache_report import clear, kept
+from deepcluster.run.cluster_names import read_names
 from deepcluster.run.features import make_run_trunk
 from deepcluster.run.folder import RunFolder, versions
 from deepcluster.run.metrics import epoch_line
@@ -38,6 +40,7 @@ from deepcluster.run.space import PredictionSpace, ProjectedSpace
 MOST = 10_000
 SHOWN = 5
 BAR = 30
+MOMENT = "%Y-%m-%d %H:%M"
 
 
 def info(path: str, *, everything: bool = False, reporter: Reporter | None = None) -> str:
@@ -131,11 +134,29 @@ def _about_run(folder: RunFolder) -> str:
         lines += _about_stages(make_run_trunk(settings), settings)
     if metrics:
         lines.append(epoch_line(metrics[-1], settings.epochs))
+    lines += _about_commands(folder, config)
     lines += [f"checkpoint {path}, {size(path.stat().st_size)}" for path in sorted(folder.checkpoints.glob("*.pt"))]
     tables = sorted((folder.path / "assignments").glob("*.parquet"))
     tables = [folder.clusters] if folder.clusters.is_file() else tables
     lines += [f"clusters of each image: {tables[-1]}"] if tables else []
     return "\n".join(lines)
+
+
+def _about_commands(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield when a run was started, when it last wrote into its log, the commands that made it, and names of clusters."""
+    moments = []
+    with suppress(TypeError, ValueError):  # Earlier versions did not write it.
+        moments.append(f"started {datetime.fromisoformat(config.get('started')):{MOMENT}}")  # type: ignore[arg-type]
+    with suppress(OSError, IndexError, ValueError):
+        last = folder.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+        moments.append(f"last line of its log {datetime.fromisoformat(last[:19]):{MOMENT}}")
+    if moments:
+        yield "; ".join(moments)
+    commands = [*(config.get("earlier_commands") or ()), *filter(None, [config.get("command")])]
+    for number, command in enumerate(commands, 1):
+        yield f"command{f' {number} of {len(commands)}' if len(commands) > 1 else ''}: {command}"
+    if names := read_names(folder.path):
+        yield f"{count_of(len(names), 'cluster')} with a name: deepcluster names {folder.path} shows them"
 
 
 def _about_clustered(folder: RunFolder, config: dict[str, Any], clustered: dict[str, Any]) -> str:
@@ -155,6 +176,7 @@ def _about_clustered(folder: RunFolder, config: dict[str, Any], clustered: dict[
             lines += _about_stages(make_run_trunk(settings), settings)
     else:
         lines.append(f"features: the table {clustered['model']}; the run has no network")
+    lines += _about_commands(folder, config)
     lines += [f"checkpoint {folder.last}, {size(folder.last.stat().st_size)}"] if folder.last.is_file() else []
     return "\n".join([*lines, f"clusters of each image: {folder.clusters}"])
 

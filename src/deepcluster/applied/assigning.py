@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deepcluster.applied.assigning_tables import assign_table, is_run_of_table
 from deepcluster.applied.opening import Data, names_of, opened, output_target, reasons_by_name
-from deepcluster.applied.rows import Clusters
+from deepcluster.applied.rows import Clusters, clusters_of
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import output_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, visible
 from deepcluster.core.work import Work
-from deepcluster.data.sources import ImageSource, open_source
+from deepcluster.data.sources import open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.interop.loading import load
 from deepcluster.run.cluster_folders import Folders, check_folders, make_folders
@@ -90,22 +89,22 @@ def assign(
         one = replace(model.nearest_clusters(batch_size), names=names)
         if place is None:
             rows, unreadable = model.in_memory(one, source)
-            return _result(names_of(source), rows, names, reasons_by_name(unreadable, source, model), source)
+            return clusters_of(names_of(source), rows, names, reasons_by_name(unreadable, source, model), source)
         ranks, work = model.work.ranks, model.work
+        clusters = digest_of(model.weights, *one.facts)
         if wanted:
-            ranks.from_main(lambda: check_folders(wanted, source, work))
+            ranks.from_main(lambda: check_folders(wanted, source, clusters, work))
         with parts_of_table(model, one, source, place, are_result=parts) as made:
             if ranks.is_main:
                 if target is not None and not parts:
                     join_to_table(made, source, target, work, names)
                 work.reporter.say(f"{_counts(made, assignment.n_clusters)}{'' if target is None else f': {target}'}")
                 if wanted:
-                    clusters = digest_of(model.weights, *one.facts)
                     n_clusters = assignment.n_clusters
                     done = make_folders(wanted, source, made, names, clusters, work, n_clusters=n_clusters)
                     work.reporter.say(f"{wanted.given}: {done}")
             image_names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
-        return _result(image_names, rows, names, reasons_by_name(unreadable, source, model), source)
+        return clusters_of(image_names, rows, names, reasons_by_name(unreadable, source, model), source)
 
 
 def few_clusters(model: str | Path | Model, data: Data, *, reporter: Reporter | None = None, **options: Any) -> str:
@@ -160,27 +159,7 @@ def _folders(
         raise InputError("--add keeps what is in --folders and --overwrite replaces it: use one of them")
     wanted = Folders(Path(folders), kind=chosen[0] if chosen else "link", ranked=ranked, add=add, overwrite=overwrite)
     output_path(wanted.place, "--folders", is_folder=True)
-    return wanted
-
-
-def _result(
-    image_names: list[str],
-    rows: Mapping[str, NDArray[Any]],
-    names: Mapping[int, str],
-    unreadable: dict[str, str],
-    images: ImageSource,
-) -> Clusters:
-    return Clusters(
-        image_names,
-        rows["cluster"],
-        rows["distance"],
-        unreadable,
-        second_N=rows["second"],
-        second_distance_N=rows["second_distance"],
-        confidence_N=rows["confidence"],
-        cluster_names=dict(names),
-        images=images,
-    )
+    return wanted.as_there()
 
 
 def _counts(made: Parts, n_clusters: int) -> str:

@@ -6,16 +6,19 @@ import numpy as np
 
 from deepcluster.applied.clustering_rows import BLOCK_ROWS
 from deepcluster.applied.opening import Data
-from deepcluster.applied.rows import Clusters
-from deepcluster.clustering.assignment import UNASSIGNED, Assignment
+from deepcluster.applied.rows import Clusters, clusters_of
+from deepcluster.clustering.assignment import Assignment
+from deepcluster.clustering.located import UNLOCATED, located
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import user_path, write_table
+from deepcluster.core.files import user_path
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Work
+from deepcluster.run.cluster_names import read_names
 from deepcluster.run.embedding_tables import NO_NUMBERS, is_table, open_table
 from deepcluster.run.features import FEATURE_BATCH
 from deepcluster.run.folder import RunFolder, load_checkpoint
+from deepcluster.run.table_writers import write_rows
 
 
 def is_run_of_table(model: object) -> bool:
@@ -32,7 +35,7 @@ def assign_table(run: str | Path, data: Data, target: Path | None, *, limit: int
     Args:
         run: a run of a table.
         data: another table of embeddings of the same kind.
-        target: the table to write (.parquet: name, cluster, distance); None: none.
+        target: the table to write (.parquet, .csv or .jsonl); None: none.
         limit: only this many rows, spread evenly.
 
     Raises:
@@ -51,24 +54,27 @@ def assign_table(run: str | Path, data: Data, target: Path | None, *, limit: int
             f"{data} has embeddings of {table.dim:,} numbers, and {run} was made of {len(whitening.mean_D):,}: they are not "
             "of the same model"
         )
-    cluster_N, distance_N = np.full(len(table), UNASSIGNED, np.int64), np.full(len(table), np.nan, np.float32)
+    columns = {name: np.full(len(table), empty) for name, empty in UNLOCATED.items()}
     first = 0
     with work.track("rows", len(table), "rows") as advance:
         for block_BD in table.read(slice(0, len(table)), BLOCK_ROWS):
             for rows_BD in block_BD.split(FEATURE_BATCH):
                 finite_B = rows_BD.isfinite().all(dim=1)
-                labels, squared = assignment.nearest(whitening.transform(rows_BD[finite_B]))
                 rows = first + finite_B.nonzero().flatten().numpy()
-                cluster_N[rows], distance_N[rows] = labels.numpy(), squared.sqrt().numpy()
+                for name, values in located(assignment, whitening.transform(rows_BD[finite_B])).items():
+                    columns[name][rows] = values.numpy()
                 first += len(rows_BD)
                 advance(len(rows_BD))
     names = table.names()
     if limit is not None and limit < len(names):
         kept = np.arange(limit) * len(names) // limit
-        names, cluster_N, distance_N = [names[index] for index in kept], cluster_N[kept], distance_N[kept]
+        names, columns = [names[index] for index in kept], {name: column[kept] for name, column in columns.items()}
+    cluster_N, given = columns["cluster"], read_names(folder.path)
     if target is not None:
-        write_table({"name": names, "cluster": cluster_N, "distance": distance_N}, target)
+        named = {"cluster_name": [given.get(cluster) for cluster in cluster_N.tolist()]} if given else {}
+        write_rows({"name": names, **columns, **named}, target)
         known_N = cluster_N[cluster_N >= 0]
         used = count_of(len(np.unique(known_N)), "cluster")
         work.reporter.say(f"{count_of(len(known_N), 'row')} in {used}: {target}")
-    return Clusters(names, cluster_N, distance_N, {names[row]: NO_NUMBERS for row in np.flatnonzero(cluster_N < 0)})
+    unreadable = {names[row]: NO_NUMBERS for row in np.flatnonzero(cluster_N < 0)}
+    return clusters_of(names, columns, given, unreadable)

@@ -16,6 +16,7 @@ from deepcluster.data.sources.text_tables import decode, of_windows, pairs_of, r
 from deepcluster.interop.loading import load
 from deepcluster.run.cluster_names import FILE, clean_name, read_names, write_names
 from deepcluster.run.folder import RunFolder
+from deepcluster.run.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,14 @@ def name_clusters(
         InputError: the run has no clusters, there is no such cluster, or the table has no images of the run.
     """
     folder = RunFolder(user_path(run))
-    folder.read_config()
-    _, assignment = load(run).clusters()
+    config = folder.read_config()
+    if folder.clustered():  # Perhaps of a table: then there is no network to load.
+        sizes_K = np.zeros(Settings.from_saved(config["settings"]).n_clusters, np.int64)
+    else:
+        sizes_K = load(run).clusters()[1].sizes_K().numpy()
     image_names, cluster_N = _clusters_of(folder)
-    known_N = cluster_N[cluster_N >= 0]
-    sizes_K = np.bincount(known_N, minlength=assignment.n_clusters) if len(known_N) else assignment.sizes_K().numpy()
+    if len(cluster_N):
+        sizes_K = np.bincount(cluster_N[cluster_N >= 0], minlength=len(sizes_K))
     given = dict(names or {})
     for number in given:
         if not 0 <= number < len(sizes_K):
@@ -96,7 +100,7 @@ def name_clusters(
 
 def _clusters_of(folder: RunFolder) -> tuple[list[str], NDArray[np.int64]]:
     """Return names and clusters of the images of a run; none if it has no table of them, as imported models."""
-    tables = [folder.path / "clusters.parquet", *sorted(folder.assignments.glob("*.parquet"), reverse=True)]
+    tables = [folder.clusters, *sorted(folder.assignments.glob("*.parquet"), reverse=True)]
     table = next((path for path in tables if path.is_file()), None)
     if table is None:
         return [], np.empty(0, np.int64)

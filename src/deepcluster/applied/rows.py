@@ -1,6 +1,6 @@
 """Results with one row per image. N images, D features."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, overload
 
@@ -163,3 +163,15 @@ class Clusters(Rows):
 
     def _repr_html_(self) -> str:
         return shown.clusters_html(repr(self), self.columns(), self.unreadable, self.source)
+
+
+def clusters_of(
+    image_names: list[str],
+    columns: Mapping[str, NDArray[Any]],
+    cluster_names: Mapping[int, str],
+    unreadable: dict[str, str],
+    images: Images = None,
+) -> Clusters:
+    """Return clusters of the columns of `clustering.located`."""
+    rows = {f"{name}_N": column for name, column in columns.items()}
+    return Clusters(image_names, unreadable=unreadable, cluster_names=dict(cluster_names), images=images, **rows)

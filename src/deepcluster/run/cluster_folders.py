@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -50,6 +50,11 @@ class Folders:
     add: bool = False
     overwrite: bool = False
 
+    def as_there(self) -> "Folders":
+        """Return what is to be made, of the kind that the folder has where images are added without naming one."""
+        facts = Record.facts_of(self.place) if self.add and self.kind == "link" else {}
+        return replace(self, kind=facts.get("kind", self.kind))
+
     @property
     def place(self) -> Path:
         """The folder itself, where a link to it was given."""
@@ -61,8 +66,11 @@ class Folders:
         return self.place.with_name(f"{self.place.name}.part")
 
 
-def check_folders(wanted: Folders, source: ImageSource, work: Work) -> None:
+def check_folders(wanted: Folders, source: ImageSource, clusters: str, work: Work) -> None:
     """Find out before long work what is in the way of folders, or of links and copies in them.
+
+    Args:
+        clusters: changes with the clusters; images are only added to folders of the same.
 
     Raises:
         InputError: something is; nothing was written or deleted.
@@ -79,6 +87,8 @@ def check_folders(wanted: Folders, source: ImageSource, work: Work) -> None:
         raise InputError(
             f"{what} has clusters of an earlier command: --add puts new images beside them, --overwrite replaces them"
         )
+    if wanted.add and record and record.facts.get("clusters") != clusters:
+        raise InputError(f"{what} has clusters of another model: --overwrite replaces them")
     if wanted.add and wanted.ranked and record and record.facts.get("ranked") != "True":
         raise InputError(f"{what} was made without --ranked: use --overwrite to rank all images, or leave out --ranked")
     if wanted.unfinished.exists() and not (wanted.unfinished / MARK).is_file():
@@ -127,18 +137,15 @@ def make_folders(
     Args:
         made: has the cluster and the distance of each image.
         names: names of clusters.
-        clusters: changes with the clusters; images are only added to folders of the same.
+        clusters: as in `check_folders`.
 
     Raises:
-        InputError: images are to be added to folders of other clusters.
         Interrupted: the same command continues.
     """
     place, before = wanted.place, Record.of(wanted.place) if wanted.add else None
-    if before and before.facts["clusters"] != clusters:
-        raise InputError(f"--folders {wanted.given} has clusters of another model: --overwrite replaces them")
     is_new = before is None
     folder = wanted.unfinished if is_new else place
-    record = before or Record({"clusters": clusters, "ranked": str(wanted.ranked)})
+    record = before or Record({"clusters": clusters, "ranked": str(wanted.ranked), "kind": wanted.kind})
     if is_new:
         plan = "\n".join([made.key, wanted.kind, str(wanted.ranked), *(f"{k} {name}" for k, name in sorted(names.items()))])
         _begin(folder, plan)
@@ -236,7 +243,7 @@ class Filling:
             entries.work.reporter.warn(
                 f"{are(n_failed, 'image')} left out of the folders: gone, or without a file of its own (--copy writes these)"
             )
-        return f"{count_of(n_added, 'image')} added, {n_there:,} were there" if n_there else count_of(n_added, "image")
+        return f"{count_of(n_added, 'image')} added, {n_there:,} were there" if known else count_of(n_added, "image")
 
     def _put(self, index: int, cluster: int, name: str, entries: Entries) -> Path | None:
         """Make the entry of an image, and return it; None if the image has no file to link to."""

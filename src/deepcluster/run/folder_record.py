@@ -36,10 +36,20 @@ class Record:
 
         try:
             table = read_table(folder / RECORD)
-            facts = dict(part.split("=", 1) for part in table.schema.metadata[_FACTS].decode().split("\n"))
-            return cls(facts, {name: table[name].to_pylist() for name in cls().rows})
+            return cls(_facts(table.schema), {name: table[name].to_pylist() for name in cls().rows})
         except (OSError, pa.ArrowException, KeyError, ValueError):
             return None
+
+    @classmethod
+    def facts_of(cls, folder: Path) -> dict[str, str]:
+        """Return only the facts; none where there is no record."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return _facts(pq.read_schema(folder / RECORD))
+        except (OSError, pa.ArrowException, KeyError, ValueError):
+            return {}
 
     def write(self, folder: Path) -> None:
         """Write the record into its folder."""
@@ -54,6 +64,10 @@ class Record:
         places = (hash(path) for path in self.rows["path"] if path)
         stamps = (hash(pair) for pair in zip(self.rows["name"], self.rows["stamp"], strict=True) if pair[1])
         return {*places, *stamps}
+
+
+def _facts(schema: Any) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in schema.metadata[_FACTS].decode().split("\n"))
 
 
 def strangers(place: Path, record: Record) -> list[str]:

@@ -4,7 +4,9 @@ import os
 import re
 from unicodedata import normalize
 
-MOST_BYTES = 255
+from deepcluster.core.text import printable
+
+MOST_BYTES, MOST_BYTES_OF_ENDING = 255, 32
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 # Names of devices on Windows, with any ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", re.IGNORECASE)
@@ -12,7 +14,7 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", 
 
 def portable(text: str) -> str:
     """Return text as (part of) a name: what Windows forbids becomes `_`; no spaces or dots at its end; "" stays."""
-    return _FORBIDDEN.sub("_", text).rstrip(" .")
+    return _FORBIDDEN.sub("_", printable(text)).rstrip(" .")
 
 
 def entry_name(name: str, *, prefix: str = "", suffix: str = "") -> str:
@@ -25,7 +27,8 @@ def entry_name(name: str, *, prefix: str = "", suffix: str = "") -> str:
     """
     name = portable(name.replace("::", "__").replace("/", "__")) or "_"
     stem, dot, ending = name.rpartition(".")
-    stem, ending = (stem or ending) + suffix, dot + ending if stem else ""
+    is_ending = stem and len(os.fsencode(ending)) <= MOST_BYTES_OF_ENDING
+    stem, ending = (stem + suffix, dot + ending) if is_ending else (name + suffix, "")
     if not prefix and _DEVICES.match(stem + ending):
         stem = f"_{stem}"
     while stem and len(os.fsencode(prefix + stem + ending)) > MOST_BYTES:

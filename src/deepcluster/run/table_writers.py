@@ -1,8 +1,11 @@
 """Tables as files of several formats, written a few rows at a time."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
+from deepcluster.core.files import written_beside
 from deepcluster.run.cluster_names import EXCEL_MARK
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
@@ -17,6 +20,17 @@ def writer_of(ending: str, file: BinaryIO, schema: Any) -> Any:
     if ending == ".parquet":
         return pq.ParquetWriter(file, schema)
     return _CsvWriter(file) if ending == ".csv" else _JsonWriter(file)
+
+
+def write_rows(columns: Mapping[str, Any], target: Path) -> None:
+    """Write a table that is in memory, of columns by name."""
+    import pyarrow as pa
+
+    table = pa.table(columns, metadata={"deepcluster": "{}"})
+    with written_beside(target, durable=True) as beside, beside.open("wb") as file:
+        writer = writer_of(target.suffix, file, table.schema)
+        writer.write_table(table)
+        writer.close()
 
 
 class _CsvWriter:
