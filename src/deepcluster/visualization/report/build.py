@@ -23,12 +23,13 @@ from deepcluster.visualization.report.gallery.thumbnails import (
     sharpest_side,
     thumbnail_side,
 )
+from deepcluster.visualization.report.gallery.whole import whole_pictures
 from deepcluster.visualization.report.glance import glance_section
 from deepcluster.visualization.report.map import Layout, lay_out, map_section
 from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.method.how_it_works import method_section, without_image
 from deepcluster.visualization.report.odd import Odd, find_odd, odd_section
-from deepcluster.visualization.report.page import Section, write_page
+from deepcluster.visualization.report.page import Blob, Section, write_page
 from deepcluster.visualization.report.pictures import pictures_section
 
 
@@ -97,6 +98,23 @@ class Context:
         with self.work.track("thumbnails", len(wanted)) as advance:
             return make_thumbnails(images, wanted, side=side, workers=self.workers, advance=advance)
 
+    @cached_property
+    def whole(self) -> dict[int, Blob]:
+        """Whole pictures of the images that a reader opens first, as many as the page has room for."""
+        images, thumbnails = self.collection.images, self.thumbnails
+        if images is None:
+            return {}
+        indices = self.important_N[: len(self.listing)].tolist()  # Those that are listed.
+        with self.work.track("pictures", None) as advance:
+            return whole_pictures(
+                images,
+                indices,
+                above=thumbnails.side,
+                most_bytes=thumbnails.bytes_left,
+                workers=self.workers,
+                advance=advance,
+            )
+
 
 def _how_it_works(context: Context) -> Section | None:
     if context.explained is not None:
@@ -110,7 +128,7 @@ def _how_it_works(context: Context) -> Section | None:
 SECTIONS: tuple[Callable[[Context], Section | None], ...] = (
     lambda context: glance_section(context.run),
     lambda context: gallery_section(
-        context.collection, context.clusters, context.listing, context.thumbnails, context.odd.similar
+        context.collection, context.clusters, context.listing, context.thumbnails, context.odd.similar, context.whole
     ),
     lambda context: map_section(context.collection, context.layout, context.listing),
     _how_it_works,

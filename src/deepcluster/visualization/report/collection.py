@@ -51,6 +51,8 @@ class Collection:
         points_MP: float32, their points in the space that was clustered; empty (0, 0) where none are known.
         unreadable: reasons by name, of what the run could not read.
         table: the file that has the cluster of every image, as the user would look for it.
+        cluster_names: names that the user gave to clusters.
+        names_folder: where `names.csv` is read from, as the user would look for it; empty where it is not.
     """
 
     title: str
@@ -67,6 +69,8 @@ class Collection:
     points_MP: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     unreadable: Mapping[str, str] = field(default_factory=dict)
     table: str = ""
+    cluster_names: Mapping[int, str] = field(default_factory=dict)
+    names_folder: str = ""
 
     def __len__(self) -> int:
         return len(self.names)

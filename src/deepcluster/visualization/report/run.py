@@ -22,6 +22,7 @@ from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import model_of_checkpoint
+from deepcluster.run.cluster_names import read_names
 from deepcluster.run.folder import RunFolder, load_checkpoint
 from deepcluster.run.metrics import health
 from deepcluster.run.model import Model
@@ -70,7 +71,7 @@ def read_run(
             unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
     label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
     collection = Collection(
-        title=_title(folder, config),
+        title=options.title or _title(folder, config),
         names=names,
         **current,
         label_N=label_N,
@@ -79,6 +80,8 @@ def read_run(
         images=images,
         unreadable=unreadable,
         table=f"assignments/{tables.get(epoch, tables[newest]).name}",
+        cluster_names=read_names(folder.path),
+        names_folder=str(folder.path),
     )
     explained = None
     if images is not None and model is not None and model.assignment is not None:

@@ -27,6 +27,8 @@
   async function load() {
     const floats = async (name) => (deepcluster.has(name) ? new Float32Array(await deepcluster.bytes(name)) : null);
     [rows, dots] = [await deepcluster.rows(), new Int32Array(await deepcluster.bytes("map-rows"))];
+    await deepcluster.names;
+    deepcluster.onNames(offerGroups);
     places = { tsne: await floats("map-tsne"), pca: await floats("map-pca") };
     if (state.at >= dots.length) state.at = -1;
     for (const name of ["layout", "colour"]) {
@@ -42,7 +44,7 @@
 
   function groupName(group) {
     if (group < 0) return state.colour === "label" ? "no label" : "in no cluster";
-    return state.colour === "label" ? rows.about.labels[group] : `cluster ${group}`;
+    return state.colour === "label" ? rows.about.labels[group] : deepcluster.clusterName(group);
   }
 
   function groups() {
@@ -163,7 +165,7 @@
 
   function words(dot) {
     const row = dots[dot];
-    const cluster = rows.cluster[row] < 0 ? "in no cluster" : `cluster ${rows.cluster[row]}`;
+    const cluster = rows.cluster[row] < 0 ? "in no cluster" : deepcluster.clusterName(rows.cluster[row]);
     return { name: rows.name(row), facts: [cluster, rows.labelName(row)].filter(Boolean).join(" · ") };
   }
 
@@ -193,7 +195,7 @@
     const cluster = rows.cluster[row];
     const links = make("p", {}, make("a", { href: `#image=${row}` }, "open the image"));
     if (cluster >= 0) {
-      links.append(" · ", make("a", { href: `#cluster=${cluster}`, "data-cluster": cluster }, `open cluster ${cluster}`));
+      links.append(" · open ", deepcluster.clusterLink(cluster));
     }
     const label = rows.labelName(row);
     held.replaceChildren(
