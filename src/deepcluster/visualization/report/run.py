@@ -38,12 +38,20 @@ Data = str | Path | Sequence[str | Path]
 
 
 def read_run(
-    folder: RunFolder, options: ReportOptions, *, data: Data | None = None, device: str = "auto", workers: int, work: Work
+    folder: RunFolder,
+    options: ReportOptions,
+    *,
+    data: Data | None = None,
+    new: Data | None = None,
+    device: str = "auto",
+    workers: int,
+    work: Work,
 ) -> Context:
     """Return what the page of a run shows; a run that is being trained can be read again and again.
 
     Args:
         data: where the images are now; None: where they were when the run was started.
+        new: images that are not of the run, to be shown beside its clusters.
 
     Raises:
         InputError: it is no run, it has no clusters yet, or `data` are not its images.
@@ -65,6 +73,7 @@ def read_run(
     epoch, current = _clusters(model, state, tables, settings.epochs, trained_epoch)
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
     images = _images(config, settings, names, data, work)
+    newcomers = None if new is None else open_source(new, on_trouble=work.reporter.warn)
     unreadable = {}
     if folder.unreadable.is_file():
         with folder.unreadable.open(newline="", encoding="utf-8") as file:
@@ -88,8 +97,10 @@ def read_run(
         model = model.on(device, workers=workers, work=work)
         explained = Explained.of(model, state, clusters_epoch=epoch, trained_epoch=trained_epoch)
         collection, explained = _with_points(collection, explained, images, options.map_images)
+    if newcomers is not None and explained is None:
+        raise InputError(f"--new needs the checkpoint and the images of {folder.path} (--data names these)")
     run = _facts(folder, config, metrics, collection, finished=epoch > settings.epochs)
-    return Context(collection, run, explained, folder.path / PICTURES, options, workers, work)
+    return Context(collection, run, explained, folder.path / PICTURES, newcomers, options, workers, work)
 
 
 def _title(folder: RunFolder, config: dict[str, Any]) -> str:

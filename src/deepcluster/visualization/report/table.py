@@ -209,10 +209,7 @@ def _find_columns(path: Path, kinds: dict[str, pa.DataType], options: ReportOpti
 
 
 def _cluster_numbers(column: pa.ChunkedArray, work: Work) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Return the number of the cluster of each row, -1 where it is null, not a number or below 0, and names of clusters.
-
-    Words get numbers in their order, and are the names.
-    """
+    """Return cluster_N, -1 where it is null, not a number or below 0; and names, where clusters are words."""
     if is_text(column.type):
         names = class_names(column.to_pylist())
         known = in_order(set(names) - {""})

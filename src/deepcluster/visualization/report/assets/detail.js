@@ -125,7 +125,7 @@
     });
     return [
       make("h3", {}, "Where its images were before"),
-      make("p", { class: "soft" }, "The cluster of an earlier epoch that held most of these images, and which share of them:"),
+      make("p", { class: "soft" }, "Which cluster of an earlier epoch held most of these images, and which share of them. A number stays with a cluster only as far as its images do, so it may change from epoch to epoch."),
       make("ol", { class: "past" }, ...line),
     ];
   }

@@ -4,7 +4,7 @@
   const host = document.getElementById("gallery");
   if (!host || !deepcluster.has("clusters") || deepcluster.oldBrowser) return;
   const { make, number, plural, share } = deepcluster;
-  const CARDS = 24;
+  const CARDS = innerWidth < 600 ? 12 : 24;
   const MOST_HITS = 200;
   const KINDS = { nearest: "nearest", random: "random", farthest: "farthest", all: "all three" };
   const TIGHTNESS = "Mean distance of its images to its centre: the smaller, the more alike they are.";
@@ -89,6 +89,7 @@
       facts.append(make("span", { title: TIGHTNESS }, `mean distance ${deepcluster.distance(tightness)}`));
     }
     const pencil = level === "h3" ? deepcluster.renameButton(cluster, heading) : null;
+    if (pencil) pencil.tabIndex = -1; // With the keyboard on the cluster's own page: one stop less for each card.
     element.append(make("div", { class: "card-head" }, heading, pencil, facts));
     if (size && clusters.labels?.[cluster]?.length) element.append(mixBar(cluster), mixWords(cluster));
     element.append(...(size ? exemplars(cluster, show) : []));

@@ -16,8 +16,9 @@
   deepcluster.clusterName = (cluster) => name(cluster) || `cluster ${cluster}`;
   deepcluster.hasName = (cluster) => name(cluster) !== "";
   deepcluster.onNames = (listener) => listeners.push(listener);
-  deepcluster.clusterLink = (cluster, words = `cluster ${cluster}`) => {
-    const link = make("a", { "data-cluster": cluster, href: `#cluster=${cluster}` }, words);
+  const plainLink = deepcluster.clusterLink;
+  deepcluster.clusterLink = (cluster, words) => {
+    const link = plainLink(cluster, words);
     put(link);
     return link;
   };

@@ -84,6 +84,11 @@
 
   deepcluster.rows = () => (promised ??= load());
 
+  // Until the gallery knows the names of clusters (names.js).
+  deepcluster.clusterName = (cluster) => `cluster ${cluster}`;
+  deepcluster.clusterLink = (cluster, words = `cluster ${cluster}`) =>
+    make("a", { "data-cluster": cluster, href: `#cluster=${cluster}` }, words);
+
   // Rows whose names hold `words`: how many there are, and the first of them. `goesOn()` false ends it: null.
   deepcluster.search = async (words, most, goesOn) => {
     const rows = await deepcluster.rows();

@@ -174,7 +174,9 @@ def gallery_section(
         has_labels=collection.label_N is not None,
         has_distances=bool(np.isfinite(facts.tightness_K).any()),
     )
-    return Section("clusters", "The clusters", html, blobs, scripts=(asset("names.js"), asset("gallery.js"), asset("detail.js")))
+    return Section(
+        "clusters", "The clusters", html, blobs, scripts=(asset("names.js"), asset("gallery.js"), asset("detail.js"))
+    )
 
 
 def _columns(collection: Collection, facts: ClusterFacts, listing: Listing) -> Blob:

@@ -45,7 +45,9 @@ def whole_pictures(
     with image_threads(max(1, workers)) as pool:
         for first in range(0, len(indices), AT_ONCE):
             some = indices[first : first + AT_ONCE]
-            for index, blob in zip(some, pool.map(partial(whole_picture, images, side=side, above=above), some), strict=True):
+            for index, blob in zip(
+                some, pool.map(partial(whole_picture, images, side=side, above=above), some), strict=True
+            ):
                 advance(1)
                 if blob is None:
                     continue

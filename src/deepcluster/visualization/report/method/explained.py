@@ -65,7 +65,8 @@ class Explained:
         assignments = [Assignment.from_state_dict(one) for one in (*saved, *state.get("other_assignments", ()))]
         head: Head | None = None
         if model.settings.method != "deepcluster-v2" and assignments:
-            head = make_head(model.trunk.dim, assignments[0].n_clusters, assignments[0].super_of_cluster_K, seed=0)
+            n_clusters, supers_K = assignments[0].n_clusters, assignments[0].super_of_cluster_K
+            head = make_head(model.trunk.dim, n_clusters, supers_K, norm=model.settings.head_norm, seed=0)
             weights = {**state.get("head", {}), **state.get("parts", {}).get("head", {})}
             if set(head.state_dict()) <= set(weights):
                 head.load_state_dict(weights)

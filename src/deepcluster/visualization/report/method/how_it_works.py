@@ -82,7 +82,7 @@ def _section(collection: Collection, run: Explained, trace: Trace, images: Decod
         heights={name: json.loads(figure)["layout"]["height"] for name, figure in figures.items()},
         **parts,
     )
-    return Section(NAME, TITLE, html, figures=figures, styles=(asset("method.css"),))
+    return Section(NAME, TITLE, html, figures=figures, scripts=(asset("method.js"),), styles=(asset("method.css"),))
 
 
 def without_image(why: str) -> Section:
