@@ -134,6 +134,8 @@ def _how_it_works(context: Context) -> Section | None:
         return method_section(context.collection, context.explained, work=context.work)
     if not context.run.config:
         return None
+    if context.run.clustered.get("stage") == "":
+        return without_image("The embeddings of a table were clustered: no image went through a network here.")
     return without_image("The run's images or its checkpoint are not at hand, so none can be followed (--data names them).")
 
 

@@ -116,6 +116,7 @@ class RunFacts:
         n_images, n_unreadable: number of images, and how many of them could not be read.
         sizes_K: current number of images of each cluster.
         complaint: what looks like a collapse, in a sentence with what to change.
+        comparison: measures of the numbers of clusters that were compared, where there were several.
     """
 
     title: str
@@ -131,10 +132,16 @@ class RunFacts:
     n_unreadable: int = 0
     sizes_K: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     complaint: str | None = None
+    comparison: Sequence[Mapping[str, Any]] = ()
 
     def setting(self, name: str) -> Any:
         """Return a setting; None where it is not known."""
         return (self.config.get("settings") or {}).get(name)
+
+    @property
+    def clustered(self) -> Mapping[str, Any]:
+        """What was clustered without training: model, stage (empty: a table), whitened; empty where it was trained."""
+        return self.config.get("clustered") or {}
 
     @property
     def heads(self) -> tuple[int, ...]:

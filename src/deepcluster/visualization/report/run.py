@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import read_table
 from deepcluster.core.work import Work
@@ -25,15 +26,16 @@ from deepcluster.interop.loading import model_of_checkpoint
 from deepcluster.run.cluster_names import read_names
 from deepcluster.run.folder import RunFolder, load_checkpoint
 from deepcluster.run.metrics import health
-from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context
+from deepcluster.visualization.report.clustered import with_points_of_table
 from deepcluster.visualization.report.collection import Collection, Past, RunFacts, pictures_by_name
 from deepcluster.visualization.report.method.explained import Explained
-from deepcluster.visualization.report.pictures import read_json
+from deepcluster.visualization.report.pictures import read_json, read_list
 from deepcluster.visualization.stages import PICTURES
 
+CLUSTERS = "clusters.parquet"  # What a finished run has.
 Data = str | Path | Sequence[str | Path]
 
 
@@ -69,8 +71,10 @@ def read_run(
     state = load_checkpoint(folder.last) if folder.last.is_file() else {}
     # The epoch whose labels were trained on last; a state between two epochs counts the next one.
     trained_epoch = int(state["epoch"]) - (not state["labelled"]) if state else 0
-    model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state else None
-    epoch, current = _clusters(model, state, tables, settings.epochs, trained_epoch)
+    clustered_only, of_table = bool(config.get("clustered")), "table" in state
+    model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state and not of_table else None
+    epochs = 0 if clustered_only else settings.epochs
+    epoch, current = _clusters(state, tables, epochs, trained_epoch)
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
     images = _images(config, settings, names, data, work)
     newcomers = None if new is None else open_source(new, on_trouble=work.reporter.warn)
@@ -88,7 +92,7 @@ def read_run(
         past=[Past(past, partial(_clusters_of, tables[past])) for past in tables if past < epoch and past in clustered],
         images=images,
         unreadable=unreadable,
-        table=f"assignments/{tables.get(epoch, tables[newest]).name}",
+        table=_table_of_all(folder, tables.get(epoch, tables[newest]), finished="final" in state),
         cluster_names=read_names(folder.path),
         names_folder=str(folder.path),
     )
@@ -96,11 +100,22 @@ def read_run(
     if images is not None and model is not None and model.assignment is not None:
         model = model.on(device, workers=workers, work=work)
         explained = Explained.of(model, state, clusters_epoch=epoch, trained_epoch=trained_epoch)
+        explained = replace(explained, clustered=config.get("clustered") or {})
         collection, explained = _with_points(collection, explained, images, options.map_images)
+    elif of_table:
+        collection = with_points_of_table(collection, state, options.map_images, work)
     if newcomers is not None and explained is None:
         raise InputError(f"--new needs the checkpoint and the images of {folder.path} (--data names these)")
-    run = _facts(folder, config, metrics, collection, finished=epoch > settings.epochs)
-    return Context(collection, run, explained, folder.path / PICTURES, newcomers, options, workers, work)
+    run = _facts(folder, config, metrics, collection, finished=epoch > epochs)
+    return Context(
+        collection, run, explained, None if of_table else folder.path / PICTURES, newcomers, options, workers, work
+    )
+
+
+def _table_of_all(folder: RunFolder, newest: Path, *, finished: bool) -> str:
+    """Return the file that has the cluster of every image, as the user would look for it in the run folder."""
+    is_there = finished and (folder.path / CLUSTERS).is_file()
+    return CLUSTERS if is_there else f"assignments/{newest.name}"
 
 
 def _title(folder: RunFolder, config: dict[str, Any]) -> str:
@@ -115,12 +130,11 @@ def cluster_tables(folder: RunFolder) -> dict[int, Path]:
     return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.assignments.glob("epoch-*.parquet"))}
 
 
-def _clusters(
-    model: Model | None, state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int
-) -> tuple[int, dict[str, Any]]:
+def _clusters(state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int) -> tuple[int, dict[str, Any]]:
     """Return the epoch of the current clusters, and the clusters: those of the finished trunk, if it is finished."""
-    if model is not None and model.assignment is not None:
-        found = model.assignment
+    saved = state.get("final", state)
+    if "assignment" in saved:
+        found = Assignment.from_state_dict(saved["assignment"])
         return epochs + 1 if "final" in state else trained_epoch, {
             "cluster_N": found.labels_N.numpy(),
             "distance_N": found.distances_N.float().numpy(),
@@ -142,6 +156,9 @@ def _images(
 ) -> ImageSource | None:
     """Return where the pictures are; None, with a warning, where they can't be found."""
     address = config["data"].get("address") if data is None else data
+    if not address and config.get("clustered", {}).get("stage") == "":
+        work.reporter.say("the embeddings have names only: give their images with --data, to see pictures")
+        return None
     if not address:
         work.reporter.warn("the run does not say where its images are: name them with --data, to see pictures")
         return None
@@ -192,6 +209,7 @@ def _facts(
         title=collection.title,
         folder=str(folder.path),
         config=config,
+        comparison=read_list(folder.path / "comparison.json"),
         metrics=metrics,
         evaluations=[content for content in evaluations if content],
         finished=finished,

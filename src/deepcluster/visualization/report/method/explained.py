@@ -4,7 +4,7 @@ N images, B batch, D features, P components, K clusters, M images of a sample, G
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,7 @@ class Explained:
         prototypes: of DeepCluster-v2, (K, P) for each clustering, of unit length.
         quarters_N: number of quarter turns of each image in that epoch; None: images stayed upright.
         features_MD: features of the collection's sample, where they are known.
+        clustered: what `deepcluster cluster` notes of clusters that were made without training; empty otherwise.
     """
 
     model: Model
@@ -53,6 +54,7 @@ class Explained:
     prototypes: tuple[Tensor, ...] = ()
     quarters_N: Tensor | None = None
     features_MD: Tensor | None = None
+    clustered: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Model, state: Mapping[str, Any], *, clusters_epoch: int, trained_epoch: int) -> "Explained":
