@@ -463,7 +463,7 @@ def test_the_map_switches_places_and_colours(browser_page: Any) -> None:
     browser_page.check("input[value=label]")
     drawn(browser_page, "pca label -1")
     assert browser_page.locator("#map-legend button").all_inner_texts() == [EVIL, "second"]
-    browser_page.select_option("#map-highlight", "1")
+    browser_page.fill("#map-highlight", "second")
     drawn(browser_page, "pca label 1")
     assert browser_page.evaluate("document.getElementById('map-plot').data.map(t => t.x.length)") == [30, 30]
     browser_page.evaluate("dispatchEvent(new CustomEvent('deepcluster:cluster', {detail: 2}))")

@@ -60,6 +60,7 @@ def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **
 @click.argument("path", metavar="RUN")
 @click.option("--data", multiple=True, help="where the images are  [where they were when the run was started]")
 @click.option("--out", type=Path, help="the page to write  [RUN/report.html, or beside a table]")
+@click.option("--new", multiple=True, help="images that are not of the run: show each beside the cluster it falls into")
 @click.option("--open", "show", is_flag=True, help="open the page in the browser")
 @click.option("--watch", is_flag=True, help="rebuild the page after each epoch until the run ends; it reloads itself")
 @device_options
@@ -73,5 +74,5 @@ def report(path: str, quiet: bool, verbose: bool, **options: Any) -> None:
     from deepcluster.visualization.report import command as reports
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
-    data = options.pop("data")
-    reports.report(path, data=data or None, reporter=reporter, **user_options(options))
+    data, new = options.pop("data"), options.pop("new")
+    reports.report(path, data=data or None, new=new or None, reporter=reporter, **user_options(options))

@@ -44,9 +44,10 @@ class TopImagesOptions(Checked):
 class ReportOptions(Checked):
     """What the page holds."""
 
+    title: str | None = option(None, "heading of the page  [name of the run and of its data]")
     map_images: int = option(5_000, "images on the map, drawn at random from a larger set", at_least=0)
     thumbnail: int | None = option(
-        None, "side of the thumbnails in pixels (default: 64; 32 or 16 with many clusters)", at_least=16, below=513
+        None, "side of the thumbnails in pixels  [as large as fits: 128 to 16]", at_least=16, below=513
     )
     clusters: int | None = option(None, "of a table: cluster the embeddings into this many clusters", at_least=1)
     embedding_column: str | None = option(None, "of a table: the column of the embeddings")

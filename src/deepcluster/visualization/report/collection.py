@@ -49,6 +49,8 @@ class Collection:
         points_MP: float32, their points in the space that was clustered; empty (0, 0) where none are known.
         unreadable: reasons by name, of what the run could not read.
         table: the file that has the cluster of every image, as the user would look for it.
+        cluster_names: names that the user gave to clusters.
+        names_folder: where `names.csv` is read from, as the user would look for it; empty where it is not.
     """
 
     title: str
@@ -65,6 +67,8 @@ class Collection:
     points_MP: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     unreadable: Mapping[str, str] = field(default_factory=dict)
     table: str = ""
+    cluster_names: Mapping[int, str] = field(default_factory=dict)
+    names_folder: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,6 +114,7 @@ class RunFacts:
         n_images, n_unreadable: number of images, and how many of them could not be read.
         sizes_K: current number of images of each cluster.
         complaint: what looks like a collapse, in a sentence with what to change.
+        comparison: measures of the numbers of clusters that were compared, where there were several.
     """
 
     title: str
@@ -125,10 +130,16 @@ class RunFacts:
     n_unreadable: int = 0
     sizes_K: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     complaint: str | None = None
+    comparison: Sequence[Mapping[str, Any]] = ()
 
     def setting(self, name: str) -> Any:
         """Return a setting; None where it is not known."""
         return (self.config.get("settings") or {}).get(name)
+
+    @property
+    def clustered(self) -> Mapping[str, Any]:
+        """What was clustered without training: model, stage (empty: a table), whitened; empty where it was trained."""
+        return self.config.get("clustered") or {}
 
     @property
     def heads(self) -> tuple[int, ...]:

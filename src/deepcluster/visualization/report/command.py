@@ -3,6 +3,7 @@
 import time
 import webbrowser
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deepcluster.core.text import duration, size
 from deepcluster.core.work import Interruption, Work
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import open_source
+from deepcluster.run.cluster_names import read_names
 from deepcluster.run.folder import RunFolder
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context, build_report
@@ -34,6 +36,7 @@ def report(
     out: str | Path | None = None,
     show: bool = False,
     watch: bool = False,
+    new: Data | None = None,
     device: str = "auto",
     workers: int | None = None,
     reporter: Reporter | None = None,
@@ -48,6 +51,7 @@ def report(
         out: the page; RUN/report.html, or TABLE.report.html beside a table, by default.
         show: open it in the browser.
         watch: make it again after each epoch until the run is finished; the page reloads itself.
+        new: images that are not of the run: the page shows each beside the cluster that it falls into.
         device, workers: device, and number of processes that prepare images.
         reporter: prints lines and progress.
         options: `deepcluster.visualization.options.ReportOptions`.
@@ -66,19 +70,17 @@ def report(
     page = _page(path, out, is_run=is_run)
     if watch and not is_run:
         raise InputError(f"--watch follows a run during training, and {path} is no run folder")
+    if new is not None and not is_run:
+        raise InputError(f"--new needs a model for new images: give a run folder, and {path} is a table")
     work = Work(reporter or Reporter(), Interruption(on_request=end_waits, advice="the last page that was made is whole"))
     with work.interruption.listening():
         if not is_run:
-            images = open_source(data, on_trouble=work.reporter.warn) if data is not None else None
-            table = read_table(path, checked, images=images, work=work)
-            n_unreadable, sizes_K = len(table.unreadable), table.sizes_K()
-            facts = RunFacts(table.title, str(path), n_images=len(table), n_unreadable=n_unreadable, sizes_K=sizes_K)
-            _write(page, Context(table, facts, options=checked, workers=workers, work=work), show=show)
+            _write(page, _of_table(path, checked, data, workers, work), show=show)
             return Page(page)
         folder = RunFolder(path)
 
         def read() -> Context:
-            return read_run(folder, checked, data=data, device=device, workers=workers, work=work)
+            return read_run(folder, checked, data=data, new=new, device=device, workers=workers, work=work)
 
         if watch:
             _watch(page, folder, read, work, show=show)
@@ -95,6 +97,22 @@ def _page(path: Path, out: str | Path | None, *, is_run: bool) -> Path:
         raise InputError(f"{path} is neither a run folder (it has no config.json) nor a folder of Parquet files")
     usual = path / "report.html" if is_run else path.with_suffix(".report.html")
     return output_path(usual if out is None else out, "--out", endings=(".html", ".htm"))
+
+
+def _of_table(path: Path, options: ReportOptions, data: Data | None, workers: int, work: Work) -> Context:
+    """Return what the page of a table shows; names of its clusters may be in `names.csv` beside it."""
+    images = open_source(data, on_trouble=work.reporter.warn) if data is not None else None
+    table = read_table(path, options, images=images, work=work)
+    beside = path.absolute().parent
+    try:
+        names = {**table.cluster_names, **read_names(beside)}
+    except InputError as error:  # It may be a table of something else.
+        work.reporter.warn(f"names of clusters are left out: {error}")
+        names = dict(table.cluster_names)
+    table = replace(table, title=options.title or table.title, cluster_names=names, names_folder=str(path.parent))
+    n_unreadable, sizes_K = len(table.unreadable), table.sizes_K()
+    facts = RunFacts(table.title, str(path), n_images=len(table), n_unreadable=n_unreadable, sizes_K=sizes_K)
+    return Context(table, facts, options=options, workers=workers, work=work)
 
 
 def _write(page: Path, context: Context, *, show: bool, refresh_seconds: int = 0) -> None:

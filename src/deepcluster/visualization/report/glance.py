@@ -33,6 +33,7 @@ def glance_section(run: RunFacts) -> Section:
         when=_when(run),
         tiles=list(_tiles(run)),
         results=_results(run.evaluations),
+        comparison=_comparison(run.comparison),
         curves=curves,
         settings=settings,
         facts=_facts(run),
@@ -43,6 +44,10 @@ def glance_section(run: RunFacts) -> Section:
 
 def _when(run: RunFacts) -> str:
     made = f"This page was made on {run.made_at:{MOMENT}}."
+    if run.clustered:
+        moment = f" on {run.started:{MOMENT}}" if run.started else ""
+        what = "The features of a model" if run.clustered.get("stage") else "A table of embeddings"
+        return f"{what} were clustered{moment}; nothing was trained. {made}".replace("embeddings were", "embeddings was")
     if not run.metrics and not run.config:
         return made
     if run.config.get("clustered"):
@@ -75,6 +80,11 @@ def _tiles(run: RunFacts) -> Iterator[Tile]:
         if run.setting("super_clusters"):
             words += f" They lie in {run.setting('super_clusters'):,} super-clusters."
         yield f"{count:,}", "clusters", words
+    if run.clustered:
+        name = str(run.clustered.get("model", "")).rstrip("/").rpartition("/")[2]
+        words = "Its features were clustered" if run.clustered.get("stage") else "Its embeddings were clustered"
+        words += ", whitened." if run.clustered.get("whitened") else ", not whitened."
+        yield shown(name), "model" if run.clustered.get("stage") else "table", words
     yield from _training(run)
     previous = [line["nmi_previous"] for line in clusterings(run.metrics) if line.get("nmi_previous") is not None]
     if previous:
@@ -142,6 +152,19 @@ def _results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             "notes": "; ".join(map(str, content.get("notes") or ())),
         }
         rows.append({name: shown(text) for name, text in row.items()})
+    return rows
+
+
+def _comparison(measures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the table of numbers of clusters that were compared."""
+    rows = []
+    for line in measures:
+        if isinstance(line.get("clusters"), int):
+            number = {name: line.get(name) for name in ("stability", "silhouette", "largest")}
+            texts = {name: f"{value:.3f}" if isinstance(value, int | float) else "–" for name, value in number.items()}
+            if isinstance(number["largest"], int | float):
+                texts["largest"] = f"{number['largest']:.1%}"
+            rows.append({"clusters": f"{line['clusters']:,}", "used": bool(line.get("used")), **texts})
     return rows
 
 

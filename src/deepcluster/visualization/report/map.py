@@ -105,8 +105,8 @@ def map_section(collection: Collection, layout: Layout | None, listing: Listing)
     blobs = {f"map-{name}": Blob(column.tobytes()) for name, column in values.items()}
     count = int(here.sum())
     scope = f"{count:,} of {len(collection):,} images, one dot each"
-    if count == len(collection):
-        scope = f"All {count:,} images, one dot each."
+    if count in (len(collection), int(collection.sizes_K().sum())):
+        scope = f"All {count:,} images{'' if count == len(collection) else ' that could be read'}, one dot each."
     elif count == layout.n_known:
         scope += ": those whose features are known."
     else:

@@ -3,6 +3,8 @@
 N images, K clusters, M images whose points are known, P components, J neighbours, U outliers.
 """
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +20,7 @@ from deepcluster.core.text import count_of
 from deepcluster.core.work import Advance, no_advance
 from deepcluster.visualization.report.collection import Collection, Floats, Integers
 from deepcluster.visualization.report.gallery.rows import Listing, Similar
-from deepcluster.visualization.report.page import Section, render, shown
+from deepcluster.visualization.report.page import Blob, Section, asset, render, shown
 
 # Points that are compared, all with all: 20,000 of 256 components took 2.8 s on a core.
 MOST_POINTS: Final = 20_000
@@ -36,11 +38,16 @@ class Duplicates:
 
     Attributes:
         indices: all its images, ascending.
-        distance: largest distance from an image to its nearest in the set; 0 for the same pixels.
+        distances: of each to its nearest in the set; 0 for the same pixels.
     """
 
     indices: Integers
-    distance: float
+    distances: Floats
+
+    @property
+    def distance(self) -> float:
+        """The largest of the distances."""
+        return float(self.distances.max())
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,8 @@ def _duplicates(
     members = members[np.argsort(set_M[members], kind="stable")]
     starts = np.flatnonzero(np.diff(set_M[members], prepend=-1))
     sets = np.split(members, starts[1:])
-    found = [Duplicates(np.sort(indices_M[one]), float(distances_MJ[one, 0].max())) for one in sets]
+    # Indices ascend, and the order of a set's members is kept (stable).
+    found = [Duplicates(indices_M[one], distances_MJ[one, 0].astype(np.float64)) for one in sets]
     return sorted(found, key=lambda one: (one.distance, -len(one.indices), int(one.indices[0])))
 
 
@@ -195,13 +203,16 @@ def odd_section(collection: Collection, odd: Odd, listing: Listing, complaint: s
     """Return the section, in words and thumbnails."""
     if odd.n_compared < 2:
         scope = "Near-duplicates and outliers need the features of the images, which are not at hand."
-    elif odd.n_compared == len(collection):
-        scope = f"All {len(collection):,} images were compared with each other, by their features."
+    elif odd.n_compared == int(collection.sizes_K().sum()):
+        scope = f"All {odd.n_compared:,} images that could be read were compared with each other, by their features."
+        if odd.n_compared == len(collection):
+            scope = f"All {odd.n_compared:,} images were compared with each other, by their features."
     else:
         scope = (
             f"{odd.n_compared:,} of {len(collection):,} images were compared with each other, by their features; duplicates "
             "and outliers among the others are not found here."
         )
+    blobs = {"duplicates": Blob(duplicates_table(collection, odd).encode())} if odd.duplicates else {}
     html = render(
         "odd.html.jinja",
         complaint=complaint,
@@ -221,7 +232,18 @@ def odd_section(collection: Collection, odd: Odd, listing: Listing, complaint: s
         outliers=_shown_outliers(collection, listing, odd.outliers),
         cluster_outliers=_shown_outliers(collection, listing, odd.cluster_outliers),
     )
-    return Section("odd", "Odd ones", html)
+    return Section("odd", "Odd ones", html, blobs, scripts=(asset("odd.js"),))
+
+
+def duplicates_table(collection: Collection, odd: Odd) -> str:
+    """Return all near-duplicates as CSV: group, name, distance to the nearest of the group, and one of each to keep."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("group", "name", "distance", "keep"))
+    for group, one in enumerate(odd.duplicates):
+        for place, (index, distance) in enumerate(zip(one.indices.tolist(), one.distances.tolist(), strict=True)):
+            table.writerow((group, shown(collection.names[index]), f"{distance:.6g}", "no" if place else "yes"))
+    return text.getvalue()
 
 
 def _image(collection: Collection, listing: Listing, index: int) -> dict[str, Any]:

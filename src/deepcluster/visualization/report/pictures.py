@@ -96,6 +96,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """Return the objects that a file lists; none where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+
+
 def _pack(path: Path, max_bytes: int) -> dict[str, Any] | None:
     """Return the picture as WebP in a data address of at most `max_bytes`, as large as fits; None where none does."""
     from PIL import Image

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deepcluster.clustering.assignment import Assignment
-from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import read_table
 from deepcluster.core.work import Work
@@ -26,28 +24,37 @@ from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.by_name import pictures_by_name
 from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import model_of_checkpoint
-from deepcluster.run.embedding_tables import open_table
+from deepcluster.run.cluster_names import read_names
 from deepcluster.run.folder import RunFolder, load_checkpoint
 from deepcluster.run.metrics import health
-from deepcluster.run.model import Model
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.options import ReportOptions
 from deepcluster.visualization.report.build import Context
+from deepcluster.visualization.report.clustered import with_points_of_table
 from deepcluster.visualization.report.collection import Collection, Past, RunFacts
 from deepcluster.visualization.report.method.explained import Explained
-from deepcluster.visualization.report.pictures import read_json
+from deepcluster.visualization.report.pictures import read_json, read_list
 from deepcluster.visualization.stages import PICTURES
 
+CLUSTERS = "clusters.parquet"  # What a finished run has.
 Data = str | Path | Sequence[str | Path]
 
 
 def read_run(
-    folder: RunFolder, options: ReportOptions, *, data: Data | None = None, device: str = "auto", workers: int, work: Work
+    folder: RunFolder,
+    options: ReportOptions,
+    *,
+    data: Data | None = None,
+    new: Data | None = None,
+    device: str = "auto",
+    workers: int,
+    work: Work,
 ) -> Context:
     """Return what the page of a run shows; a run that is being trained can be read again and again.
 
     Args:
         data: where the images are now; None: where they were when the run was started.
+        new: images that are not of the run, to be shown beside its clusters.
 
     Raises:
         InputError: it is no run, it has no clusters yet, or `data` are not its images.
@@ -65,17 +72,20 @@ def read_run(
     state = load_checkpoint(folder.last) if folder.last.is_file() else {}
     # The epoch whose labels were trained on last; a state between two epochs counts the next one.
     trained_epoch = int(state["epoch"]) - (not state["labelled"]) if state else 0
-    model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state.get("trunk") else None
-    epoch, current = _clusters(state, tables, settings.epochs, trained_epoch)
+    clustered_only, of_table = bool(config.get("clustered")), "table" in state
+    model = model_of_checkpoint(state, folder.last, name=str(folder.path)) if state and not of_table else None
+    epochs = 0 if clustered_only else settings.epochs
+    epoch, current = _clusters(state, tables, epochs, trained_epoch)
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
     images = _images(config, settings, names, data, work)
+    newcomers = None if new is None else open_source(new, on_trouble=work.reporter.warn)
     unreadable = {}
     if folder.unreadable.is_file():
         with folder.unreadable.open(newline="", encoding="utf-8") as file:
             unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
     label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
     collection = Collection(
-        title=_title(folder, config),
+        title=options.title or _title(folder, config),
         names=names,
         **current,
         label_N=label_N,
@@ -83,20 +93,30 @@ def read_run(
         past=[Past(past, partial(_clusters_of, tables[past])) for past in tables if past < epoch and past in clustered],
         images=images,
         unreadable=unreadable,
-        table=_table(folder, state, tables.get(epoch, tables[newest])),
+        table=_table_of_all(folder, tables.get(epoch, tables[newest]), finished="final" in state),
+        cluster_names=read_names(folder.path),
+        names_folder=str(folder.path),
     )
-    explained, facts_of_clusters = None, folder.clustered()
+    explained = None
     if images is not None and model is not None and model.assignment is not None:
         model = model.on(device, workers=workers, work=work)
-        if not facts_of_clusters:
-            explained = Explained.of(model, state, clusters_epoch=epoch, trained_epoch=trained_epoch)
-        quarters_N = explained.clustered_quarters_N if explained else None
-        collection, features_MD = _with_points(collection, model, images, options.map_images, quarters_N)
-        explained = replace(explained, features_MD=features_MD) if explained else None
-    elif state.get("table"):
-        collection = _with_points_of_table(collection, Path(facts_of_clusters["model"]), state, options.map_images, work)
-    run = _facts(folder, config, metrics, collection, finished=epoch > settings.epochs)
-    return Context(collection, run, explained, folder.path / PICTURES, options, workers, work)
+        explained = Explained.of(model, state, clusters_epoch=epoch, trained_epoch=trained_epoch)
+        explained = replace(explained, clustered=config.get("clustered") or {})
+        collection, explained = _with_points(collection, explained, images, options.map_images)
+    elif of_table:
+        collection = with_points_of_table(collection, state, options.map_images, work)
+    if newcomers is not None and explained is None:
+        raise InputError(f"--new needs the checkpoint and the images of {folder.path} (--data names these)")
+    run = _facts(folder, config, metrics, collection, finished=epoch > epochs)
+    return Context(
+        collection, run, explained, None if of_table else folder.path / PICTURES, newcomers, options, workers, work
+    )
+
+
+def _table_of_all(folder: RunFolder, newest: Path, *, finished: bool) -> str:
+    """Return the file that has the cluster of every image, as the user would look for it in the run folder."""
+    is_there = finished and (folder.path / CLUSTERS).is_file()
+    return CLUSTERS if is_there else f"assignments/{newest.name}"
 
 
 def _title(folder: RunFolder, config: dict[str, Any]) -> str:
@@ -113,8 +133,9 @@ def cluster_tables(folder: RunFolder) -> dict[int, Path]:
 
 def _clusters(state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int) -> tuple[int, dict[str, Any]]:
     """Return the epoch of the current clusters, and the clusters: those of the finished trunk, if it is finished."""
-    if saved := state.get("final", state).get("assignment"):
-        found = Assignment.from_state_dict(saved)
+    saved = state.get("final", state)
+    if "assignment" in saved:
+        found = Assignment.from_state_dict(saved["assignment"])
         return epochs + 1 if "final" in state else trained_epoch, {
             "cluster_N": found.labels_N.numpy(),
             "distance_N": found.distances_N.float().numpy(),
@@ -136,6 +157,9 @@ def _images(
 ) -> ImageSource | None:
     """Return where the pictures are; None, with a warning, where they can't be found."""
     address = config["data"].get("address") if data is None else data
+    if not address and config.get("clustered", {}).get("stage") == "":
+        work.reporter.say("the embeddings have names only: give their images with --data, to see pictures")
+        return None
     if not address:
         work.reporter.warn("the run does not say where its images are: name them with --data, to see pictures")
         return None
@@ -159,40 +183,20 @@ def _labels(images: ImageSource | None, names: list[str], classes: list[str]) ->
     return np.array([number.get(folder[0], -1) if folder else -1 for folder in folders], np.int64), classes
 
 
-def _table(folder: RunFolder, state: dict[str, Any], of_epoch: Path) -> str:
-    """Return the file with the current cluster of every image, relative to the run folder."""
-    file = folder.clusters if "final" in state and folder.clusters.is_file() else of_epoch
-    return file.relative_to(folder.path).as_posix()
-
-
 def _with_points(
-    collection: Collection, model: Model, images: ImageSource, sample: int, quarters_N: Tensor | None
-) -> tuple[Collection, Tensor | None]:
-    """Return the collection with points of a sample of the images, and the features that they are of."""
-    chosen = _sample(collection, sample)
-    batches = model.batches(images, chosen, quarters_N=quarters_N) if len(chosen) else ()
+    collection: Collection, explained: Explained, images: ImageSource, sample: int
+) -> tuple[Collection, Explained]:
+    """Return both with features and points of a sample of the images, extracted by the current trunk."""
+    chosen = torch.tensor(even_sample(np.flatnonzero(collection.cluster_N >= 0).tolist(), sample), dtype=torch.int64)
+    model = explained.model
+    batches = model.batches(images, chosen, quarters_N=explained.clustered_quarters_N) if len(chosen) else ()
     parts = [(indices_B, rows_BD.to(model.machine.feature_dtype).cpu()) for rows_BD, indices_B in batches]
     if not parts:
-        return collection, None
+        return collection, explained
     indices_M, features_MD = (torch.cat(part) for part in zip(*parts, strict=True))
     points_MP = model.points(features_MD).numpy()
-    return replace(collection, sample_M=indices_M.numpy(), points_MP=points_MP), features_MD
-
-
-def _with_points_of_table(collection: Collection, table: Path, state: dict[str, Any], sample: int, work: Work) -> Collection:
-    """Return the collection with points of a sample of the rows of the table that was clustered."""
-    chosen = _sample(collection, sample)
-    try:
-        rows_MD = open_table(table).take(chosen)
-    except InputError as error:
-        work.reporter.warn(f"no map: {error}")
-        return collection
-    points_MP = Whitening.from_state_dict(state["final"]["whitening"]).transform(rows_MD).numpy()
-    return replace(collection, sample_M=chosen.numpy(), points_MP=points_MP)
-
-
-def _sample(collection: Collection, count: int) -> Tensor:
-    return torch.tensor(even_sample(np.flatnonzero(collection.cluster_N >= 0).tolist(), count), dtype=torch.int64)
+    collection = replace(collection, sample_M=indices_M.numpy(), points_MP=points_MP)
+    return collection, replace(explained, features_MD=features_MD)
 
 
 def _facts(
@@ -206,6 +210,7 @@ def _facts(
         title=collection.title,
         folder=str(folder.path),
         config=config,
+        comparison=read_list(folder.path / "comparison.json"),
         metrics=metrics,
         evaluations=[content for content in evaluations if content],
         finished=finished,

@@ -96,7 +96,7 @@ def read_table(path: Path, options: ReportOptions, *, images: ImageSource | None
     found = ", ".join(f"{kind} from column {column}" for kind, column in columns.items())
     work.reporter.say(f"{path}: {count_of(len(table), 'row')}; {found}")
     words = table[columns["name"]].cast(pa.large_string()).to_pylist() if "name" in columns else [None] * len(table)
-    given_N = _cluster_numbers(table[columns["cluster"]], work) if "cluster" in columns else None
+    given_N, given_names = _cluster_numbers(table[columns["cluster"]], work) if "cluster" in columns else (None, {})
     collection = Collection(
         title=path.name,
         names=[f"row {row}" if word is None else word for row, word in enumerate(words)],
@@ -104,6 +104,7 @@ def read_table(path: Path, options: ReportOptions, *, images: ImageSource | None
         distance_N=np.full(len(table), np.nan, np.float32),
         n_clusters=0 if given_N is None else int(given_N.max(initial=-1)) + 1,
         table="" if given_N is None else path.name,
+        cluster_names=given_names,
     )
     if "label" in columns:
         label_N, label_names = _label_numbers(table[columns["label"]])
@@ -208,8 +209,8 @@ def _find_columns(path: Path, kinds: dict[str, pa.DataType], options: ReportOpti
     return chosen
 
 
-def _cluster_numbers(column: pa.ChunkedArray, work: Work) -> NDArray[np.int64]:
-    """Return the number of the cluster of each row; -1 where it is null, not a number, or below 0. Words get numbers."""
+def _cluster_numbers(column: pa.ChunkedArray, work: Work) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Return cluster_N, -1 where it is null, not a number or below 0; and names, where clusters are words."""
     if is_text(column.type):
         names = class_names(column.to_pylist())
         known = in_order(set(names) - {""})
@@ -219,13 +220,13 @@ def _cluster_numbers(column: pa.ChunkedArray, work: Work) -> NDArray[np.int64]:
             number = {name: number for number, name in enumerate(known)}
             told = ", ".join(f"{number} = {printable(name)}" for number, name in enumerate(known[:5]))
             work.reporter.say(f"clusters are numbered in the order of their names: {told}{', …' if len(known) > 5 else ''}")
-            return np.array([number.get(name, UNASSIGNED) for name in names], np.int64)
+            return np.array([number.get(name, UNASSIGNED) for name in names], np.int64), dict(enumerate(known))
     values_N = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
     known_N = np.isfinite(values_N) & (values_N >= 0)
     wrong = values_N[known_N & ((values_N != np.floor(values_N)) | (values_N > MOST_NUMBER))]
     if len(wrong):
         raise InputError(f"{wrong[0]:g} is no number of a cluster; these are whole numbers from 0 to {MOST_NUMBER:,}")
-    return np.where(known_N, values_N, UNASSIGNED).astype(np.int64)
+    return np.where(known_N, values_N, UNASSIGNED).astype(np.int64), {}
 
 
 def _label_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:

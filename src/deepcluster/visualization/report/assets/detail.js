@@ -38,6 +38,14 @@
     return make("h2", { id: "detail-title", tabindex: -1 }, make("bdi", {}, words));
   }
 
+  // The heading of a cluster: its name, which can be changed, or its number.
+  function namedHeading(cluster) {
+    const words = make("bdi", { "data-cluster": cluster, "data-words": `Cluster ${cluster}` },
+      deepcluster.hasName(cluster) ? deepcluster.clusterName(cluster) : `Cluster ${cluster}`);
+    const title = make("h2", { id: "detail-title", tabindex: -1 }, words);
+    return make("div", { class: "named" }, title, deepcluster.renameButton(cluster, title));
+  }
+
   function mixList(gallery, cluster) {
     const parts = gallery.mix(cluster);
     if (!parts.length) return null;
@@ -117,7 +125,7 @@
     });
     return [
       make("h3", {}, "Where its images were before"),
-      make("p", { class: "soft" }, "The cluster of an earlier epoch that held most of these images, and which share of them:"),
+      make("p", { class: "soft" }, "Which cluster of an earlier epoch held most of these images, and which share of them. A number stays with a cluster only as far as its images do, so it may change from epoch to epoch."),
       make("ol", { class: "past" }, ...line),
     ];
   }
@@ -143,8 +151,8 @@
         make("span", { class: "soft" }, "The smaller, the more alike they are."));
     return [
       bar("cluster", cluster > 0 ? cluster - 1 : null, cluster < last ? cluster + 1 : null),
-      heading(`Cluster ${cluster}`),
-      make("p", { class: "truth" }, truth(gallery, cluster)), facts, mixList(gallery, cluster), mapButton(cluster),
+      namedHeading(cluster),
+      make("p", { class: "truth" }, deepcluster.clusterNumber(cluster), truth(gallery, cluster)), facts, mixList(gallery, cluster), mapButton(cluster),
       ...(clusters.listed[cluster] ? [make("h3", {}, "Images"), images(gallery, cluster)] : []),
       ...past(gallery, cluster),
       ...nearestClusters(gallery, cluster),
@@ -182,7 +190,7 @@
     const fact = (name, ...value) => facts.append(make("div", {}, make("dt", {}, name), make("dd", {}, ...value)));
     if (cluster < 0) fact("cluster", "none");
     else {
-      fact("cluster", make("a", { "data-cluster": cluster, href: `#cluster=${cluster}` }, `cluster ${cluster}`));
+      fact("cluster", deepcluster.clusterLink(cluster));
       fact("distance", deepcluster.distance(rows.distance[row]), make("span", { class: "soft" }, " to its centre"));
       const listed = count < clusters.size[cluster] ? " that are listed here" : "";
       fact("place", `${number(row - first + 1)} of ${number(count)}${listed}, `, make("span", { class: "soft" }, "nearest first"));
@@ -199,6 +207,19 @@
     return [make("h3", {}, "Most similar images"), deepcluster.thumbnails(some, "most similar images, the nearest first")];
   }
 
+  // The whole picture where the page has it, else the thumbnail.
+  function largePicture(row, name) {
+    const address = deepcluster.whole(row);
+    if (address === null) {
+      const thumbnail = deepcluster.thumbnail(row);
+      thumbnail.classList.add("large");
+      return thumbnail;
+    }
+    const picture = make("img", { class: "whole", alt: name });
+    address.then((there) => { picture.src = there; });
+    return picture;
+  }
+
   function imageView(gallery, row) {
     const { rows } = gallery;
     if (row >= rows.count) return missing(`There is no image ${number(row)} in this page.`);
@@ -211,8 +232,7 @@
     const current = beside.children[row - begin];
     current.setAttribute("aria-current", "true");
     const field = make("input", { id: "image-name", type: "text", readonly: true, value: name, dir: "auto" });
-    const large = deepcluster.thumbnail(row);
-    large.classList.add("large");
+    const large = largePicture(row, name);
     return [
       bar("image", row > first ? row - 1 : null, row < first + count - 1 ? row + 1 : null),
       heading(name.split("/").at(-1)),

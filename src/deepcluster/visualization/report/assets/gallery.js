@@ -4,7 +4,7 @@
   const host = document.getElementById("gallery");
   if (!host || !deepcluster.has("clusters") || deepcluster.oldBrowser) return;
   const { make, number, plural, share } = deepcluster;
-  const CARDS = 24;
+  const CARDS = innerWidth < 600 ? 12 : 24;
   const MOST_HITS = 200;
   const KINDS = { nearest: "nearest", random: "random", farthest: "farthest", all: "all three" };
   const TIGHTNESS = "Mean distance of its images to its centre: the smaller, the more alike they are.";
@@ -80,13 +80,17 @@
   function card(cluster, show = state.show, level = "h3") {
     const size = clusters.size[cluster];
     const element = make("div", { class: `card cluster show-${show}` });
-    const link = make("a", { "data-cluster": cluster, href: `#cluster=${cluster}` }, `Cluster ${cluster}`);
-    const facts = make("p", { class: "facts" }, make("span", {}, size ? plural(size, "image") : "no images"));
+    const link = deepcluster.clusterLink(cluster, `Cluster ${cluster}`);
+    const heading = make(level, {}, link);
+    const facts = make("p", { class: "facts" }, deepcluster.clusterNumber(cluster),
+      make("span", {}, size ? plural(size, "image") : "no images"));
     const tightness = clusters.tightness[cluster];
     if (tightness !== null) {
       facts.append(make("span", { title: TIGHTNESS }, `mean distance ${deepcluster.distance(tightness)}`));
     }
-    element.append(make("div", { class: "card-head" }, make(level, {}, link), facts));
+    const pencil = level === "h3" ? deepcluster.renameButton(cluster, heading) : null;
+    if (pencil) pencil.tabIndex = -1; // With the keyboard on the cluster's own page: one stop less for each card.
+    element.append(make("div", { class: "card-head" }, heading, pencil, facts));
     if (size && clusters.labels?.[cluster]?.length) element.append(mixBar(cluster), mixWords(cluster));
     element.append(...(size ? exemplars(cluster, show) : []));
     return element;
@@ -173,7 +177,7 @@
     const cluster = rows.cluster[row];
     const name = make("a", { href: `#image=${row}`, class: "name" }, make("bdi", {}, rows.name(row)));
     const where = cluster < 0 ? make("span", { class: "soft" }, "no cluster")
-      : make("a", { "data-cluster": cluster, href: `#cluster=${cluster}` }, `cluster ${cluster}`);
+      : deepcluster.clusterLink(cluster);
     return make("li", {}, deepcluster.thumbnail(row), name, where);
   }
 
@@ -186,8 +190,11 @@
     const more = found.count > found.rows.length ? `; the first ${number(found.rows.length)} are shown` : "";
     const among = rows.count < rows.about.images ? ` among the ${number(rows.count)} that are listed here` : "";
     const told = make("p", { role: "status" }, `${plural(found.count, "image")} found${among}${more}`);
+    const named = deepcluster.clustersNamed(words);
+    const links = named.flatMap((cluster, place) => [place ? ", " : "", deepcluster.clusterLink(cluster)]);
     hits.dataset.words = words;
-    hits.replaceChildren(told, make("ol", {}, ...found.rows.map(hit)));
+    hits.replaceChildren(...(named.length ? [make("p", {}, `${plural(named.length, "cluster")}: `, ...links)] : []), told,
+      make("ol", {}, ...found.rows.map(hit)));
   }
 
   function buildSearch() {
@@ -216,7 +223,7 @@
 
   // What the views of one cluster and of one image are made with, too.
   async function load() {
-    [clusters, rows] = await Promise.all([deepcluster.json("clusters"), deepcluster.rows()]);
+    [clusters, rows] = await Promise.all([deepcluster.json("clusters"), deepcluster.rows(), deepcluster.names]);
     return { clusters, rows, card, mix, TIGHTNESS };
   }
   deepcluster.gallery = load();

@@ -6,6 +6,7 @@
   const { make, plural } = deepcluster;
   const controls = document.getElementById("map-controls");
   const choice = document.getElementById("map-highlight");
+  const suggestions = document.getElementById("map-groups");
   const legend = document.getElementById("map-legend");
   const hover = document.getElementById("map-hover");
   const held = document.getElementById("map-held");
@@ -17,6 +18,7 @@
   };
   deepcluster.keep("map", () => state);
   let rows = null;
+  let colourNumbers = [];
   let dots = null;
   let places = null;
   let figure = null;
@@ -27,6 +29,10 @@
   async function load() {
     const floats = async (name) => (deepcluster.has(name) ? new Float32Array(await deepcluster.bytes(name)) : null);
     [rows, dots] = [await deepcluster.rows(), new Int32Array(await deepcluster.bytes("map-rows"))];
+    await deepcluster.names;
+    deepcluster.onNames?.(offerGroups);
+    const clusters = deepcluster.has("clusters") ? await deepcluster.json("clusters") : {};
+    if (clusters.neighbours?.length > deepcluster.colours().length) colourNumbers = apart(clusters);
     places = { tsne: await floats("map-tsne"), pca: await floats("map-pca") };
     if (state.at >= dots.length) state.at = -1;
     for (const name of ["layout", "colour"]) {
@@ -42,7 +48,7 @@
 
   function groupName(group) {
     if (group < 0) return state.colour === "label" ? "no label" : "in no cluster";
-    return state.colour === "label" ? rows.about.labels[group] : `cluster ${group}`;
+    return state.colour === "label" ? rows.about.labels[group] : deepcluster.clusterName(group);
   }
 
   function groups() {
@@ -52,9 +58,7 @@
 
   function offerGroups() {
     const all = groups();
-    choice.replaceChildren(
-      make("option", { value: "" }, "all"), ...all.map((group) => make("option", { value: String(group) }, groupName(group))),
-    );
+    suggestions.replaceChildren(...all.map((group) => make("option", { value: groupName(group) })));
     if (!all.includes(state.highlight)) state.highlight = -1;
     legend.hidden = all.length > MOST_NAMED;
     legend.replaceChildren(...(legend.hidden ? [] : all.map(legendEntry)));
@@ -69,14 +73,40 @@
   }
 
   function showChoice() {
-    choice.value = state.highlight < 0 ? "" : String(state.highlight);
+    if (document.activeElement !== choice) choice.value = state.highlight < 0 ? "" : groupName(state.highlight);
     for (const button of legend.querySelectorAll("button")) {
       button.setAttribute("aria-pressed", String(Number(button.dataset.group) === state.highlight));
     }
   }
 
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const colourOf = (group) => (group < 0 ? "#8a8f98" : deepcluster.colour(group));
+  const colourOf = (group) => {
+    if (group < 0) return "#8a8f98";
+    return deepcluster.colour(state.colour === "cluster" ? (colourNumbers[group] ?? group) : group);
+  };
+
+  // Clusters that are near to each other get different colours: each the one that is rarest among its neighbours so far.
+  function apart({ size, neighbours }) {
+    const count = deepcluster.colours().length;
+    const around = size.map(() => new Set());
+    for (const [cluster, near] of neighbours.entries()) {
+      for (const other of near) {
+        around[cluster].add(other);
+        around[other].add(cluster);
+      }
+    }
+    const numbers = [];
+    const used = new Array(count).fill(0);
+    for (const cluster of size.keys()) {
+      const taken = new Array(count).fill(0);
+      for (const other of around[cluster]) if (numbers[other] !== undefined) taken[numbers[other]] += 1;
+      const best = used.map((times, colour) => [taken[colour], times, colour]);
+      best.sort((one, other) => one[0] - other[0] || one[1] - other[1] || one[2] - other[2]);
+      numbers[cluster] = best[0][2];
+      used[numbers[cluster]] += 1;
+    }
+    return numbers;
+  }
 
   function trace(some, marker) {
     return {
@@ -163,7 +193,7 @@
 
   function words(dot) {
     const row = dots[dot];
-    const cluster = rows.cluster[row] < 0 ? "in no cluster" : `cluster ${rows.cluster[row]}`;
+    const cluster = rows.cluster[row] < 0 ? "in no cluster" : deepcluster.clusterName(rows.cluster[row]);
     return { name: rows.name(row), facts: [cluster, rows.labelName(row)].filter(Boolean).join(" · ") };
   }
 
@@ -193,7 +223,7 @@
     const cluster = rows.cluster[row];
     const links = make("p", {}, make("a", { href: `#image=${row}` }, "open the image"));
     if (cluster >= 0) {
-      links.append(" · ", make("a", { href: `#cluster=${cluster}`, "data-cluster": cluster }, `open cluster ${cluster}`));
+      links.append(" · open ", deepcluster.clusterLink(cluster));
     }
     const label = rows.labelName(row);
     held.replaceChildren(
@@ -271,10 +301,7 @@
   }
   controls.addEventListener("submit", (event) => event.preventDefault());
   controls.addEventListener("change", ({ target }) => {
-    if (target === choice) {
-      highlight(choice.value === "" ? -1 : Number(choice.value));
-      return;
-    }
+    if (target === choice) return;
     state[target.name] = target.value;
     if (target.name === "colour") {
       state.highlight = -1;
@@ -282,6 +309,19 @@
     }
     draw();
   });
+  // The group that a name or number stands for; -1 for none.
+  function chosen() {
+    const words = choice.value.trim().toLowerCase();
+    if (!rows || !words) return -1;
+    const all = groups();
+    return all.find((group) => groupName(group).toLowerCase() === words) ??
+      (state.colour === "cluster" && /^\d+$/.test(words) && all.includes(Number(words)) ? Number(words) : -1);
+  }
+  choice.addEventListener("input", () => {
+    const group = chosen();
+    if (group !== state.highlight) highlight(group);
+  });
+
   // The ring and the greys are the theme's.
   deepcluster.onTheme(() => { if (figure) draw(); });
 

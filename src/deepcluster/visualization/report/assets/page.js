@@ -68,9 +68,16 @@ const deepcluster = (() => {
     },
   };
 
+  // A file that the page holds is saved by the browser.
+  function download(file, text) {
+    const address = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    make("a", { href: address, download: file }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  }
+
   const oldBrowser = !("DecompressionStream" in window);
   document.getElementById("too-old").hidden = !oldBrowser;
-  return { bytes, has, text, json, make, number, plural, distance, share, say, kept, oldBrowser };
+  return { bytes, has, text, json, make, number, plural, distance, share, say, kept, download, oldBrowser };
 })();
 
 // The theme: the system's until the button is pressed.

@@ -2,6 +2,7 @@
 // The listed images: names, clusters, distances, thumbnails, and the search by name.
 (() => {
   const { make } = deepcluster;
+  const SHARP = 128;
   let promised = null;
   let loaded = null;
 
@@ -83,6 +84,11 @@
 
   deepcluster.rows = () => (promised ??= load());
 
+  // Until the gallery knows the names of clusters (names.js).
+  deepcluster.clusterName = (cluster) => `cluster ${cluster}`;
+  deepcluster.clusterLink = (cluster, words = `cluster ${cluster}`) =>
+    make("a", { "data-cluster": cluster, href: `#cluster=${cluster}` }, words);
+
   // Rows whose names hold `words`: how many there are, and the first of them. `goesOn()` false ends it: null.
   deepcluster.search = async (words, most, goesOn) => {
     const rows = await deepcluster.rows();
@@ -114,6 +120,24 @@
     return down;
   }
 
+  // The whole picture of a row, where the page has one: an address for an image.
+  const wholes = new Map();
+  deepcluster.whole = (row) => {
+    if (!deepcluster.has(`whole-${row}`)) return null;
+    const open = async () => {
+      const media = document.getElementById(`blob-whole-${row}`).dataset.mediaType;
+      return URL.createObjectURL(new Blob([await deepcluster.bytes(`whole-${row}`)], { type: media }));
+    };
+    if (!wholes.has(row)) wholes.set(row, open());
+    return wholes.get(row);
+  };
+
+  async function paintWhole(element, row) {
+    const address = await deepcluster.whole(row);
+    element.style.background = `url("${address}") center / cover`;
+    element.classList.add("seen");
+  }
+
   async function paint(element, tile) {
     const { a_sheet, across } = loaded.about.thumbnails;
     const sheet = Math.floor(tile / a_sheet);
@@ -130,7 +154,8 @@
       for (const { target, isIntersecting } of entries) {
         if (!isIntersecting) continue;
         seen.unobserve(target);
-        paint(target, Number(target.dataset.tile));
+        if (target.dataset.whole) paintWhole(target, Number(target.dataset.whole));
+        else paint(target, Number(target.dataset.tile));
       }
     },
     { rootMargin: "300px" },
@@ -141,7 +166,10 @@
     const tile = loaded.thumbnail ? loaded.thumbnail[row] : -1;
     element.setAttribute("aria-label", name);
     element.title = name;
-    if (tile >= 0) {
+    // Small thumbnails would be blurred.
+    const sharper = loaded.about.thumbnails.side < SHARP && deepcluster.has(`whole-${row}`);
+    if (sharper) element.dataset.whole = row;
+    if (tile >= 0 || sharper) {
       element.dataset.tile = tile;
       seen.observe(element);
     } else {

@@ -3,7 +3,8 @@
 N images, R rows (the images that are listed), K clusters, S exemplars of a kind, T labels, J neighbours, E earlier epochs.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -134,11 +135,23 @@ def rounded(distance_R: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def gallery_section(
-    collection: Collection, facts: ClusterFacts, listing: Listing, thumbnails: Thumbnails, similar: Similar | None = None
+    collection: Collection,
+    facts: ClusterFacts,
+    listing: Listing,
+    thumbnails: Thumbnails,
+    similar: Similar | None = None,
+    whole: Mapping[int, Blob] | None = None,
 ) -> Section:
-    """Return the gallery of a collection. `thumbnails` may be empty (`Thumbnails(side)`): names are shown then."""
+    """Return the gallery of a collection. `thumbnails` may be empty (`Thumbnails(side)`): names are shown then.
+
+    Args:
+        similar: the images most similar to each image.
+        whole: whole pictures of some images, by index.
+    """
     blobs: dict[str, Blob] = {"clusters": _columns(collection, facts, listing), **listing.blobs(thumbnails, similar)}
     blobs |= {f"sheet-{number}": sheet for number, sheet in enumerate(thumbnails.sheets)}
+    rows = listing.row_of(np.fromiter(whole or {}, np.int64)).tolist()
+    blobs |= {f"whole-{row}": blob for row, blob in zip(rows, (whole or {}).values(), strict=True)}
     n_empty, n_unassigned = int((facts.sizes_K == 0).sum()), int((collection.cluster_N < 0).sum())
     about = f"{count_of(len(collection) - n_unassigned, 'image')} in {count_of(collection.n_clusters, 'cluster')}"
     about += f", {n_empty:,} of them empty" if n_empty else ""
@@ -157,10 +170,13 @@ def gallery_section(
         about=about,
         left_out=left_out,
         without_pictures=collection.images is None,
+        names_folder=shown(collection.names_folder),
         has_labels=collection.label_N is not None,
         has_distances=bool(np.isfinite(facts.tightness_K).any()),
     )
-    return Section("clusters", "The clusters", html, blobs, scripts=(asset("gallery.js"), asset("detail.js")))
+    return Section(
+        "clusters", "The clusters", html, blobs, scripts=(asset("names.js"), asset("gallery.js"), asset("detail.js"))
+    )
 
 
 def _columns(collection: Collection, facts: ClusterFacts, listing: Listing) -> Blob:
@@ -174,6 +190,9 @@ def _columns(collection: Collection, facts: ClusterFacts, listing: Listing) -> B
         "listed": listed_K.tolist(),
         **{kind: _filled(listing.row_of(getattr(facts, f"{kind}_KS"))) for kind in ("nearest", "random", "farthest")},
         "neighbours": _filled(facts.neighbours_KJ),
+        "names": {str(cluster): shown(name) for cluster, name in collection.cluster_names.items()},
+        # Names that a browser keeps belong to these clusters only.
+        "signature": hashlib.sha256(collection.cluster_N.astype("<i8").tobytes()).hexdigest()[:16],
         "past": {
             "epochs": list(facts.past_epochs),
             "cluster": facts.past_cluster_KE.tolist(),

@@ -23,12 +23,13 @@ from deepcluster.visualization.report.page import Blob
 # Side in pixels by the number of clusters: each cluster should show at least its nearest image. 16 where there are more.
 SIDES: Final = ((5_000, 64), (15_000, 32))
 LEAST_SIDE: Final = 16
-# Sides for sets that are small enough for all their images: 192 is the side of an open image.
-LARGER_SIDES: Final = (96, 128, 192)
+# Sides for sets that are small enough for all their images; an open image has a picture of its own (`whole.py`).
+LARGER_SIDES: Final = (96, 128)
 SIDES_READ: Final = 9  # Images that are read to see how large they are.
 # Bytes of all thumbnails in the page, about; and of one of a photo, by its pixels and by its side (measured on imagenette
 # at 16 … 96 pixels), with its number.
 ALL_BYTES, BYTES_PER_PIXEL, BYTES_PER_SIDE, NUMBER_BYTES = 6.4e6, 0.18, 5.0, 8.0
+WITH_WHOLE_BYTES: Final = 9.0e6  # Of thumbnails and whole pictures together.
 ACROSS: Final = 16  # Thumbnails side by side in a sheet; and in a whole sheet.
 A_SHEET: Final = 256
 QUALITY: Final = 72
@@ -57,6 +58,11 @@ class Thumbnails:
     def count(self) -> int:
         """T."""
         return len(self.indices_T)
+
+    @property
+    def bytes_left(self) -> float:
+        """Bytes that the page has for whole pictures."""
+        return WITH_WHOLE_BYTES - sum(len(sheet.content) for sheet in self.sheets)
 
     def numbers_of(self, indices_R: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return numbers of images' thumbnails, -1 where they have none."""

@@ -4,7 +4,7 @@ N images, B batch, D features, P components, K clusters, M images of a sample, G
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,7 @@ class Explained:
         prototypes: of DeepCluster-v2, (K, P) for each clustering, of unit length.
         quarters_N: number of quarter turns of each image in that epoch; None: images stayed upright.
         features_MD: features of the collection's sample, where they are known.
+        clustered: what `deepcluster cluster` notes of clusters that were made without training; empty otherwise.
     """
 
     model: Model
@@ -53,6 +54,7 @@ class Explained:
     prototypes: tuple[Tensor, ...] = ()
     quarters_N: Tensor | None = None
     features_MD: Tensor | None = None
+    clustered: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Model, state: Mapping[str, Any], *, clusters_epoch: int, trained_epoch: int) -> "Explained":
@@ -65,7 +67,8 @@ class Explained:
         assignments = [Assignment.from_state_dict(one) for one in (*saved, *state.get("other_assignments", ()))]
         head: Head | None = None
         if model.settings.method != "deepcluster-v2" and assignments:
-            head = make_head(model.trunk.dim, assignments[0].n_clusters, assignments[0].super_of_cluster_K, seed=0)
+            n_clusters, supers_K = assignments[0].n_clusters, assignments[0].super_of_cluster_K
+            head = make_head(model.trunk.dim, n_clusters, supers_K, norm=model.settings.head_norm, seed=0)
             weights = {**state.get("head", {}), **state.get("parts", {}).get("head", {})}
             if set(head.state_dict()) <= set(weights):
                 head.load_state_dict(weights)

@@ -50,15 +50,17 @@ def method_section(collection: Collection, run: Explained, index: int | None = N
 def _section(collection: Collection, run: Explained, trace: Trace, images: DecodedImages, advance: Advance) -> Section:
     own, n_images = int(collection.cluster_N[trace.index]), int((collection.cluster_N >= 0).sum())
     features_SD = features_of_some(collection, run, images, advance)
-    views = training_views(run, trace.image_HWC, trace.index)
     figures: steps.Figures = {}
     parts: dict[str, Any] = {
         "image": steps.extract(run, trace, figures),
         "nearest": steps.nearest(collection, run, trace, figures),
-        "label": steps.label(collection, run, trace),
-        "learn": learn(run, trace, views, figures),
-        "again": steps.again(collection, own, cluster_history(collection, run, trace.index, advance), figures),
     }
+    if not run.clustered:
+        views = training_views(run, trace.image_HWC, trace.index)
+        parts["label"] = steps.label(collection, run, trace)
+        parts["learn"] = learn(run, trace, views, figures)
+        history = cluster_history(collection, run, trace.index, advance)
+        parts["again"] = steps.again(collection, own, history, figures)
     if run.version == 1:
         parts["whiten"] = steps.whiten(run, trace, features_SD, figures)
     else:
@@ -72,6 +74,7 @@ def _section(collection: Collection, run: Explained, trace: Trace, images: Decod
         run=run,
         settings=run.settings,
         arch=run.model.trunk.arch,
+        is_whitened=not run.clustered or bool(run.clustered.get("whitened")),
         name=shown(collection.names[trace.index]),
         own=own,
         explanation=clusterer(run.settings.clustering).explanation,
@@ -82,7 +85,7 @@ def _section(collection: Collection, run: Explained, trace: Trace, images: Decod
         heights={name: json.loads(figure)["layout"]["height"] for name, figure in figures.items()},
         **parts,
     )
-    return Section(NAME, TITLE, html, figures=figures, styles=(asset("method.css"),))
+    return Section(NAME, TITLE, html, figures=figures, scripts=(asset("method.js"),), styles=(asset("method.css"),))
 
 
 def without_image(why: str) -> Section:
