@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -75,7 +75,8 @@ def train(
         options: the settings of `deepcluster.Settings`. The recipe chooses those left out, so the defaults shown may change.
 
     Returns:
-        the run: a path, with `.metrics`, `.clusters`, `.settings`, `.model()` and `.report()`.
+        the run: a path, with `.metrics`, `.clusters`, `.settings`, `.model()` and `.report()`; a plain path
+            after a dry run.
 
     Raises:
         InputError: data, settings or folder can't be used, or the package of a logger is missing; nothing was written.
@@ -97,7 +98,7 @@ def train(
         reporter=reporter or Reporter(),
         evaluate={"knn": _knn, "linear": partial(probe_accuracy, seed=0)},
     )
-    return Run(run, planned=dry_run)
+    return cast(Run, run) if dry_run else Run(run)
 
 
 def _knn(features_ND: torch.Tensor, labels_N: torch.Tensor) -> float:

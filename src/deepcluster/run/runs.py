@@ -50,11 +50,10 @@ class Run(ResultPath):
         InputError: there is no run in the folder.
     """
 
-    def __init__(self, folder: str | Path, *, planned: bool = False) -> None:
-        """Open the run in `folder`; of one that is only planned there is nothing yet."""
+    def __init__(self, folder: str | Path) -> None:
+        """Open the run in `folder`."""
         super().__init__(folder)
-        if not planned:
-            self._folder.read_config()
+        self._folder.read_config()
 
     @property
     def _folder(self) -> RunFolder:
