@@ -181,7 +181,10 @@ def _of_table(
     else:
         opened_table = open_table(user_path(table))
         names, what, rows_NP = opened_table.names(), opened_table.describe(), None
-    images = None if data is None else pictures_by_name(names, open_source(data, on_trouble=work.reporter.warn))
+    pictures = table.source() if data is None and isinstance(table, Embeddings) else None
+    if data is not None:
+        pictures = open_source(data, on_trouble=work.reporter.warn)
+    images = None if pictures is None else pictures_by_name(names, pictures)
     before(images, names, work)
     work.reporter.say(what)
     if rows_NP is None:
