@@ -48,10 +48,12 @@ def clusters_html(
         for name in ("cluster", "images", "nearest to the centroid")
     )
     more = len(found_K) - SHOWN_CLUSTERS
-    shown = f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    style = "border-collapse:collapse;margin:4px 0"
+    shown = f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
     rest = [line(f"and {count_of(more, 'smaller cluster')}", faint=True)] if more > 0 else []
     rows = [{name: _text(column[index]) for name, column in columns.items()} for index in range(min(SHOWN_ROWS, len(names)))]
-    return block(line(title, bold=True), shown, *rest, folded("first rows", table(rows)), _unreadable(unreadable))
+    listed = table(rows) if len(rows) == len(names) else folded("first rows", table(rows))
+    return block(line(title, bold=True), shown, *rest, listed, _unreadable(unreadable))
 
 
 def embeddings_html(

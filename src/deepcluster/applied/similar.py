@@ -96,6 +96,8 @@ def similar(
         found.append(find_queries(query, images, names, has_network=not is_rows))
 
     is_rows = isinstance(model, Embeddings) or is_table(model)
+    if data is None and isinstance(model, Embeddings):
+        data = model.source()
     opened = vectors_of(
         model, data, space=space, before=before, limit=limit, device=device, workers=workers, reporter=reporter
     )

@@ -40,7 +40,8 @@ def folded(summary: str, *parts: str) -> str:
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return rows with the same columns, text of numbers to the right."""
     rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    # In the order of the row that has most of them: the first epoch lacks some.
+    columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     head = "".join(f'<th style="{CELL};{FAINT};font-weight:500">{safe(name)}</th>' for name in columns)
     body = "".join(
         "<tr>" + "".join(f'<td style="{CELL}">{safe(row.get(name, ""))}</td>' for name in columns) + "</tr>" for row in rows
