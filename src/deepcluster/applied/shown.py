@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import UnreadableImage
-from deepcluster.core.html import FAINT, bar, block, folded, line, picture, safe, table
+from deepcluster.core.html import FAINT, TABLE, bar, block, folded, line, picture, safe, table
 from deepcluster.core.text import count_of
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource
@@ -48,8 +48,7 @@ def clusters_html(
         for name in ("cluster", "images", "nearest to the centroid")
     )
     more = len(found_K) - SHOWN_CLUSTERS
-    style = "border-collapse:collapse;margin:4px 0"
-    shown = f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    shown = f'<table style="{TABLE}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
     rest = [line(f"and {count_of(more, 'smaller cluster')}", faint=True)] if more > 0 else []
     rows = [{name: _text(column[index]) for name, column in columns.items()} for index in range(min(SHOWN_ROWS, len(names)))]
     listed = table(rows) if len(rows) == len(names) else folded("first rows", table(rows))

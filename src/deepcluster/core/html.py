@@ -11,6 +11,7 @@ from deepcluster.core.text import visible
 
 FAINT = "opacity:.65"
 ACCENT = "#4c78a8"
+TABLE = "border-collapse:collapse;font:inherit;font-variant-numeric:tabular-nums;color:inherit;margin:4px 0"
 CELL = "text-align:right;padding:2px 10px 2px 0;white-space:nowrap"
 
 
@@ -46,9 +47,8 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     body = "".join(
         "<tr>" + "".join(f'<td style="{CELL}">{safe(row.get(name, ""))}</td>' for name in columns) + "</tr>" for row in rows
     )
-    style = "border-collapse:collapse;font-variant-numeric:tabular-nums;margin:4px 0"
     scroll = '<div style="overflow-x:auto">'
-    return f'{scroll}<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'{scroll}<table style="{TABLE}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def bar(share: float, *, width: str = "160px") -> str:
