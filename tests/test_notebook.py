@@ -19,7 +19,11 @@ from test_runs import text_of
 
 from deepcluster.applied.rows import Embeddings
 from deepcluster.applied.similar import similar
+from deepcluster.core.html import table
 from deepcluster.core.wording import in_python
+from deepcluster.data.sources import open_source
+from deepcluster.evaluation.protocols import Evaluation
+from deepcluster.evaluation.results import Results
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
@@ -180,12 +184,22 @@ def test_similar_images_are_shown(images: Path) -> None:
     """With pictures where they are known, without pandas, and short."""
     names = sorted(path.name for path in images.iterdir())
     rows_ND = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
-    from deepcluster.data.sources import open_source
-
     source = open_source(images)
-    table = Embeddings([source.name(index) for index in range(len(source))], rows_ND, {}, images=source)
-    html = similar(table, query=names[:9], count=30)._repr_html_()
+    rows = Embeddings([source.name(index) for index in range(len(source))], rows_ND, {}, images=source)
+    html = similar(rows, query=names[:9], count=30)._repr_html_()
     assert html.count("<img ") == 6 * 9 + 6 and len(html) < 300_000
     assert "and 3 more" in text_of(html) and "and 262 more rows" in text_of(html)
-    bare = similar(Embeddings(table.names, rows_ND, {}), query=names[0], count=3)
+    bare = similar(Embeddings(rows.names, rows_ND, {}), query=names[0], count=3)
     assert "<img" not in bare._repr_html_() and "1 query" in text_of(bare._repr_html_())
+
+
+def test_an_evaluation_is_shown() -> None:
+    results = Results("knn", {}, {}, {"accuracy": {"k=5": 0.5, "k=20": 0.25}}, ("accuracy", "k=5"), ["a <note>"])
+    evaluation = Evaluation(results, "run", "photos", 1.0, None)
+    assert repr(evaluation) == "Evaluation(knn of run on photos: accuracy k=5 0.5; .results, .path)"
+    assert text_of(evaluation._repr_html_()) == "run on photosknnk=5k=20accuracy50.0%25.0%a <note>"
+
+
+def test_columns_stand_in_the_order_of_the_fullest_row() -> None:
+    """The first epoch has no NMI, which stands between others."""
+    assert text_of(table([{"a": 1, "c": 3}, {"a": 4, "b": 5, "c": 6}])) == "abc13456"
