@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.applied.compared_runs import CURVES, ComparedRun, read_run, run_tables
-from deepcluster.applied.found import CSV, PARQUET, Found, checked_outputs, picture, write_found, write_page
+from deepcluster.applied.found import Found, checked_outputs, picture, write_found, write_page
 from deepcluster.applied.opening import Data
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.clustering.matching import match_clusters
@@ -22,6 +22,7 @@ from deepcluster.core.work import Interruption, Work
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.by_name import pictures_by_name
+from deepcluster.run.table_writers import ENDINGS
 
 # The adjustment for chance takes a step for each pair of clusters: a minute for more pairs than this.
 MOST_PAIRS = 4_000_000
@@ -105,7 +106,7 @@ def compare(
     Args:
         runs: two or more run folders, or tables that `assign` wrote. Images are the same if their names are.
         data: where the images are, for the pictures of `page`; by default where they were when the first run was started.
-        out: also write a table of the images that all have (`.parquet`, `.csv`: name, cluster_1, cluster_2, matched_2, …).
+        out: also write a table of the images that all have (`.parquet`, `.csv`, `.jsonl`: name, cluster_1, cluster_2, …).
         page: also write a page with curves, and with pictures of images that moved (`.html`).
         reporter: shows progress.
 
@@ -116,7 +117,7 @@ def compare(
     paths = [user_path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if len(paths) < 2:
         raise InputError(f"{' '.join(map(str, paths)) or 'nothing'} can't be compared alone: name two runs or more")
-    target, page_target = checked_outputs(out, page, endings=(PARQUET, CSV))
+    target, page_target = checked_outputs(out, page, endings=ENDINGS)
     work = Work(reporter, Interruption(advice="nothing was written"))
     with work.interruption.listening():
         read = [read_run(path, str(path)) for path in paths]
@@ -125,12 +126,14 @@ def compare(
             for one, other in combinations(read, 2):
                 if (agreement := _agreement(one, other)) is not None:
                     agreements.append(agreement)
+                elif one.names and other.names:
+                    work.reporter.warn(f"no image has a cluster in both {one.name} and {other.name}, by its name")
                 advance(1)
         found = _comparison(read, agreements)
         if target is not None:
             if not len(found.names):
                 raise InputError(f"no image is in the clusters of all runs: {target} would be empty")
-            write_found(found, target)
+            write_found(found, target, work)
             work.reporter.say(f"{target}: {count_of(len(found), 'row')}")
         if page_target is not None:
             _write_page(page_target, found, read, data, work)
