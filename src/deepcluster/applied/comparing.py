@@ -26,6 +26,11 @@ from deepcluster.run.table_writers import ENDINGS
 
 # The adjustment for chance takes a step for each pair of clusters: a minute for more pairs than this.
 MOST_PAIRS = 4_000_000
+AGREEMENT = "Agreement of the clusters"
+AGREEMENT_WORDS = (
+    "NMI, ARI and AMI say how far two clusterings agree: 1 is the same clusters, whatever their numbers; ARI and AMI are 0 "
+    "for clusters drawn at random. Moved images are in another cluster, after matching clusters so that the fewest are."
+)
 # Moves from one cluster to another that the page shows, and pictures of each.
 MOST_MOVES, PICTURES_OF_MOVE = 20, 12
 
@@ -182,7 +187,7 @@ def _comparison(read: Sequence[ComparedRun], agreements: list[Agreement]) -> Com
     tables = run_tables(read)
     if agreements:
         header = ["clusters of", "and of", "images", "NMI", "ARI", "AMI", "moved"]
-        tables["Agreement of the clusters"] = header, [_row(one) for one in agreements]
+        tables[AGREEMENT] = header, [_row(one) for one in agreements]
     return Comparison([run.name for run in read], names, cluster_RN, matched_RN, agreements, tables)
 
 
@@ -192,11 +197,15 @@ def _row(one: Agreement) -> list[str]:
 
 
 def _write_page(page: Path, found: Comparison, read: Sequence[ComparedRun], data: Data | None, work: Work) -> None:
-    parts: list[dict[str, Any]] = []
+    tables = {title: {"header": header, "rows": rows} for title, (header, rows) in found.tables.items()}
+    tables.pop("Epochs", None)  # The curves show all.
+    both = [tables.pop(title) for title in ("Runs", AGREEMENT) if title in tables]
+    words = AGREEMENT_WORDS if found.agreements else ""
+    parts: list[dict[str, Any]] = [{"name": "runs", "title": "Runs", "words": words, "tables": both}]
     if curves := _curves(read):
         parts.append({"name": "curves", "title": "Curves", "curves": curves})
-    for number, (title, (header, rows)) in enumerate(found.tables.items()):
-        parts.append({"name": f"table-{number}", "title": title, "tables": [{"header": header, "rows": rows}]})
+    for number, (title, table) in enumerate(tables.items()):
+        parts.append({"name": f"table-{number}", "title": title, "tables": [table]})
     moves = [move for number in range(1, len(read)) for move in _moves(found, number)]
     images = _images(read[0], found.names, data, work) if moves else None
     if moves:

@@ -114,7 +114,10 @@ class _File:
         if self.minus_pixels != kept.minus_pixels:
             return f"smaller: {self.sides or 'unknown size'}"
         if self.minus_bytes != kept.minus_bytes:
-            return f"smaller file: {size(-self.minus_bytes)} of {size(-kept.minus_bytes)}"
+            one, other = size(-self.minus_bytes), size(-kept.minus_bytes)
+            if one == other:
+                one, other = f"{-self.minus_bytes:,}", f"{-kept.minus_bytes:,} bytes"
+            return f"smaller file: {one} of {other}"
         return "as large, later by name"
 
 

@@ -155,7 +155,7 @@ def _chosen(vectors: Vectors, count: int, how: How, seed: int) -> Sample:
 def _write_page(page: Path, found: Sample, vectors: Vectors) -> None:
     index_of = {name: index for index, name in enumerate(vectors.names)}
     pictures = [
-        picture(index_of[name], name, f"stands for {count_of(count, 'image')}")
+        picture(index_of[name], name, f"stands for {count:,}")
         for name, count in zip(found.names, found.stands_for_R.tolist(), strict=True)
     ]
     words = f"{len(found):,} of {count_of(found.n_images, 'image')}: {WORDS[found.how]}."
