@@ -125,10 +125,14 @@ def test_data_in_memory(trained: Path, images: Path) -> None:
     assert deepcluster.similar(trained, some, query="image-000002", count=5, **CPU).names == found.names[1:]
 
 
-def test_a_folder_of_queries_in_the_order_of_their_names(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_a_folder_of_queries_in_the_order_of_their_names(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in (2, 1, 3):
         Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_bytes(b"no picture")
     found = deepcluster.similar(trained, images, query=tmp_path, count=1, **CPU)
+    assert "4.png is left out" in capsys.readouterr().err
     assert found.queries == [str(tmp_path / f"{number}.png") for number in (1, 2, 3)]
 
 
@@ -186,11 +190,13 @@ def test_wrong_input_is_one_line_and_writes_nothing(
     trained: Path, images: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "note.jpg").write_text("no picture")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "4.png").write_bytes(b"no picture")
     query = next(images.iterdir()).name
     wrong = {
         "note.jpg can't be read": [trained, images, "--query", tmp_path / "note.jpg"],
         "is neither an image file nor the name of an image of the data": [trained, images, "--query", "nothing.jpg"],
+        "there is no query: name a readable image": [trained, images, "--query", tmp_path / "bad"],
         "--count 0 is too small": [trained, images, "--query", query, "--count", 0],
         "should end in .parquet or .csv or .jsonl": [trained, images, "--query", query, "--out", tmp_path / "s.xlsx"],
         "should end in .html or .htm": [trained, images, "--query", query, "--page", tmp_path / "s.pdf"],
@@ -205,7 +211,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(
         shown = capsys.readouterr()
         assert message in " ".join(shown.err.split())
         assert "Traceback" not in shown.err + shown.out
-    assert {path.name for path in tmp_path.iterdir()} == {"note.jpg", "empty"}
+    assert {path.name for path in tmp_path.iterdir()} == {"note.jpg", "bad"}
 
 
 def test_images_in_memory_are_no_query_of_a_table(embeddings: Embeddings) -> None:

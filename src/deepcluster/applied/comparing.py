@@ -138,7 +138,7 @@ def compare(
         if target is not None:
             if not len(found.names):
                 raise InputError(f"no image is in the clusters of all runs: {target} would be empty")
-            write_found(found, target, work)
+            write_found(found, target)
             work.reporter.say(f"{target}: {count_of(len(found), 'row')}")
         if page_target is not None:
             _write_page(page_target, found, read, data, work)

@@ -173,10 +173,10 @@ def duplicates(
         groups = _groups(vectors.known_M, set_M)
         found = _found(vectors, groups, threshold)
         if target is not None:
-            write_found(found, target, vectors.work)
+            write_found(found, target)
             say(f"{target}: {count_of(len(found), 'row')}")
         if list_target is not None:
-            write_list(found.extra, list_target, vectors.work)
+            write_list(found.extra, list_target)
             say(f"{list_target}: {are(len(found.extra), 'file')} listed, which could go")
         if page_target is not None:
             _write_page(page_target, found, vectors)

@@ -56,26 +56,23 @@ def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings:
     return target, output_path(page, "--page", endings=(".html", ".htm"))
 
 
-def write_found(found: Found, target: Path, work: Work) -> None:
-    """Write a table; of several processes the first one does."""
-    if work.ranks.is_main:
-        columns = found.columns().items()
-        write_rows({name: list(map(printable, one)) if isinstance(one, list) else one for name, one in columns}, target)
+def write_found(found: Found, target: Path) -> None:
+    """Write a table."""
+    columns = found.columns().items()
+    write_rows({name: list(map(printable, one)) if isinstance(one, list) else one for name, one in columns}, target)
 
 
-def write_list(names: Sequence[str], target: Path, work: Work) -> None:
-    """Write one name, or path, per line, as DATA takes them; of several processes the first one does."""
-    if work.ranks.is_main:
-        write_whole(target, "".join(f"{as_line(printable(name))}\n" for name in names))
+def write_list(names: Sequence[str], target: Path) -> None:
+    """Write one name, or path, per line, as DATA takes them."""
+    write_whole(target, "".join(f"{as_line(printable(name))}\n" for name in names))
 
 
 def write_page(
     page: Path, title: str, parts: Sequence[Mapping[str, Any]], images: ImageSource | None, *, workers: int, work: Work
 ) -> None:
-    """Write a page, as `write_picture_page` in `visualization` does, on a floor beside this one; the first process does."""
+    """Write a page, as `write_picture_page` in `visualization` does, on a floor beside this one."""
     module = import_module("deepcluster.visualization.picture_page")
-    if work.ranks.is_main:
-        module.write_picture_page(page, title, parts, images, workers=workers, work=work)
+    module.write_picture_page(page, title, parts, images, workers=workers, work=work)
 
 
 def picture(index: int, name: str, caption: str, *, marked: bool = False) -> dict[str, Any]:

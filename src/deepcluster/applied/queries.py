@@ -1,7 +1,7 @@
 """The images that `similar` looks for: files, images of the data, or images in memory. N images, Q queries."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,9 @@ class Queries:
     others: ImageSource | None
 
 
-def find_queries(query: Data, images: ImageSource | None, names: list[str], *, has_network: bool) -> Queries:
+def find_queries(
+    query: Data, images: ImageSource | None, names: list[str], *, has_network: bool, warn: Callable[[str], None]
+) -> Queries:
     """Return the queries; each is looked for among the images by its file, or by its name.
 
     Args:
@@ -44,6 +46,7 @@ def find_queries(query: Data, images: ImageSource | None, names: list[str], *, h
         images: the images; None for a table without pictures.
         names: their names.
         has_network: whether there can be queries that are not among the images.
+        warn: is told of images of a folder or list that can't be read; they are left out.
 
     Raises:
         InputError: there is no query, or one can't be read, or is not known.
@@ -51,7 +54,7 @@ def find_queries(query: Data, images: ImageSource | None, names: list[str], *, h
     query = given_data(query)
     if isinstance(query, ImageSource):
         return _in_memory(query, has_network=has_network)
-    given = _given([query] if isinstance(query, str | Path) else query)
+    given = _given([query] if isinstance(query, str | Path) else query, warn)
     index_by_name = {name: index for index, name in enumerate(names)}
     same = _same_files([path for _, path in given if path is not None], images)
     index_Q = np.full(len(given), -1)
@@ -84,7 +87,7 @@ def _in_memory(images: ImageSource, *, has_network: bool) -> Queries:
     return Queries([images.name(number) for number in range(len(images))], np.full(len(images), -1), images)
 
 
-def _given(query: Sequence[str | Path]) -> list[tuple[str, Path | None]]:
+def _given(query: Sequence[str | Path], warn: Callable[[str], None]) -> list[tuple[str, Path | None]]:
     """Return each query as it was given, and its file where there is one."""
     given: list[tuple[str, Path | None]] = []
     for one in query:
@@ -96,9 +99,13 @@ def _given(query: Sequence[str | Path]) -> list[tuple[str, Path | None]]:
         places = [source.path(index) for index in range(len(source))]
         if None in places:
             raise InputError(f"query {one} holds images inside files; a query is an image file, or the name of an image")
-        given += [(str(place), place) for place in places]
+        for index, place in enumerate(places):
+            if why := why_unreadable(source, index):
+                warn(f"query {place} is left out: {why}")
+            else:
+                given.append((str(place), place))
     if not given:
-        raise InputError("there is no query: name an image with --query")
+        raise InputError("there is no query: name a readable image with --query")
     return given
 
 

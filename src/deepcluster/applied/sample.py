@@ -118,9 +118,9 @@ def sample(
         if target is not None:
             if target.suffix == LIST:
                 paths = [path or name for path, name in zip(found.paths, found.names, strict=True)]
-                write_list(paths, target, vectors.work)
+                write_list(paths, target)
             else:
-                write_found(found, target, vectors.work)
+                write_found(found, target)
             vectors.work.reporter.say(f"{target}: {len(found):,} of {count_of(len(vectors), 'image')}; {WORDS[how]}")
         if page_target is not None:
             _write_page(page_target, found, vectors)

@@ -91,7 +91,7 @@ def similar(
     found: list[Queries] = []
 
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
-        found.append(find_queries(query, images, names, has_network=not is_rows))
+        found.append(find_queries(query, images, names, has_network=not is_rows, warn=work.reporter.warn))
 
     is_rows = isinstance(model, Embeddings) or is_table(model)
     opened = vectors_of(
@@ -101,7 +101,7 @@ def similar(
         [queries] = found
         result, index_QK = _nearest(vectors, queries, min(count, len(vectors.known_M)))
         if target is not None:
-            write_found(result, target, vectors.work)
+            write_found(result, target)
             vectors.work.reporter.say(f"{target}: {count_of(len(result), 'row')}")
         if page_target is not None:
             _write_page(page_target, vectors, queries, result, index_QK)
