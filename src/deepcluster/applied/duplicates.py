@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.applied.found import (
-    CSV,
     LIST,
-    PARQUET,
     Found,
     checked_outputs,
     picture,
@@ -22,7 +20,7 @@ from deepcluster.applied.found import (
 )
 from deepcluster.applied.opening import Data
 from deepcluster.applied.rows import Embeddings
-from deepcluster.applied.vectors import Space, Vectors, vectors_of
+from deepcluster.applied.vectors import UNIT_LENGTH, Space, Vectors, vectors_of
 from deepcluster.clustering.near import NEAR_SHARE, near_sets, typical_distance
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.files import output_path
@@ -31,6 +29,7 @@ from deepcluster.core.text import are, count_of, size
 from deepcluster.data.decode import size_of
 from deepcluster.data.sources import ImageSource
 from deepcluster.run.model import Model
+from deepcluster.run.table_writers import ENDINGS
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,7 +114,10 @@ class _File:
         if self.minus_pixels != kept.minus_pixels:
             return f"smaller: {self.sides or 'unknown size'}"
         if self.minus_bytes != kept.minus_bytes:
-            return f"smaller file: {size(-self.minus_bytes)} of {size(-kept.minus_bytes)}"
+            one, other = size(-self.minus_bytes), size(-kept.minus_bytes)
+            if one == other:
+                one, other = f"{-self.minus_bytes:,}", f"{-kept.minus_bytes:,} bytes"
+            return f"smaller file: {one} of {other}"
         return "as large, later by name"
 
 
@@ -139,9 +141,9 @@ def duplicates(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; with a table only for sizes and pictures, and may be left out.
-        threshold: largest distance of near-duplicates; 2 % of the typical distance of two images by default.
-        out: also write a table (`.parquet`, `.csv`: group, name, distance, keep, reason, path).
+        data: the images; those of the run by default. With a table only for sizes and pictures, and may be left out.
+        threshold: largest distance of near-duplicates; 4 % of the typical distance of two images by default.
+        out: also write a table (`.parquet`, `.csv`, `.jsonl`: group, name, distance, keep, reason, path).
         page: also write a page with the pictures (`.html`).
         list: also write the paths of the images that could go, one per line (`.txt`).
         space: "clusters": the space in which the model has its clusters; "embedding": embeddings of unit length. The former
@@ -156,10 +158,12 @@ def duplicates(
     """
     if threshold is not None and not 0 <= threshold < float("inf"):
         raise InputError(f"threshold={threshold} is no distance: use a number of 0 or more")
-    target, page_target = checked_outputs(out, page, endings=(PARQUET, CSV))
+    target, page_target = checked_outputs(out, page, endings=ENDINGS)
     list_target = None if list is None else output_path(list, "--list", endings=(LIST,))
     with vectors_of(model, data, space=space, limit=limit, device=device, workers=workers, reporter=reporter) as vectors:
         say = vectors.work.reporter.say
+        if vectors.space == "embedding" and threshold is not None and threshold > 2:
+            raise InputError(f"threshold={threshold} is more than 2, the largest distance of {UNIT_LENGTH}")
         if threshold is None:
             typical = typical_distance(vectors.known_MP.numpy())
             threshold = NEAR_SHARE * typical
