@@ -7,7 +7,6 @@ from typing import Any
 
 from deepcluster.applied.opening import output_target
 from deepcluster.applied.shown import PictureRows, found_html
-from deepcluster.core.errors import InputError
 from deepcluster.core.files import output_path, write_whole
 from deepcluster.core.html import pandas
 from deepcluster.core.text import as_line, printable
