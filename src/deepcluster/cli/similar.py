@@ -48,7 +48,7 @@ def similar(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opt
 @click.option("--threshold", type=float, help="largest distance of near-duplicates  [2% of the typical distance]")
 @click.option("--space", type=click.Choice(SPACES), help="what is compared  [clusters where MODEL has any]")
 @click.option("--out", type=Path, help="the table to write (.parquet, .csv: group, name, distance, keep, reason, path)")
-@click.option("--list", type=Path, help="also write the paths of the images that could go, one per line (.txt)")
+@click.option("--list", type=Path, help="also write the paths of the images that could be removed, one per line (.txt)")
 @_images_of
 def duplicates(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """List all near-duplicates of DATA, in groups with one image to keep: the largest. All pairs are compared, exactly.
