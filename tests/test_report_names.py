@@ -1,4 +1,4 @@
-"""Names of clusters on the page in a real browser: shown, given, searched, saved as `names.csv`; duplicates saved as a table."""
+"""Names of clusters on the page in a real browser: shown, given, searched, saved as `names.csv`; a table of duplicates."""
 
 import csv
 from collections.abc import Iterator

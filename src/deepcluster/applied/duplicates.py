@@ -77,7 +77,8 @@ class Duplicates(Found):
             return f"no near-duplicates among {scope}"
         n_groups, n_extra = int(self.keep_R.sum()), int((~self.keep_R).sum())
         freed = f", which frees {size(self.n_bytes)}" if self.n_bytes else ""
-        return f"{count_of(n_groups, 'group')} of near-duplicates among {scope}: {count_of(n_extra, 'file')} could be removed{freed}"
+        found = f"{count_of(n_groups, 'group')} of near-duplicates among {scope}"
+        return f"{found}: {count_of(n_extra, 'file')} could be removed{freed}"
 
     def __repr__(self) -> str:
         return f"Duplicates({self.summary()}: .names, .group_R, .distance_R, .keep_R, .reasons, .paths)"
