@@ -122,6 +122,8 @@ const deepcluster = (() => {
 (() => {
   const menu = document.querySelector("#top nav");
   const links = new Map([...menu.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
+  // Names that are cut off at the left fade, as those at the right do.
+  menu.addEventListener("scroll", () => menu.classList.toggle("scrolled", menu.scrollLeft > 4), { passive: true });
 
   function mark(name) {
     for (const [section, link] of links) {
