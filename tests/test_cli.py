@@ -131,11 +131,11 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
     "unknown option": (lambda i, r: ["train", i, "--epoch", "3"], ("--epoch", "Did you mean", "--epochs")),
     "unknown command": (lambda i, r: ["trian", i], ("'trian'", "Did you mean 'train'")),
     "not a number": (lambda i, r: ["train", i, "--clusters", "ten"], ("'--clusters'", "'ten'")),
-    "not a fraction": (lambda i, r: ["train", i, "--lr", "nan"], ("lr=nan",)),
+    "not a fraction": (lambda i, r: ["train", i, "--lr", "nan"], ("--lr nan",)),
     "negative decay": (lambda i, r: ["train", i, "--wd", "-5"], ("--weight-decay -5.0 is too small",)),
     "half a crop": (lambda i, r: ["train", i, "--crop-scale", "0.5"], ("'0.5' should be two numbers",)),
-    "negative workers": (lambda i, r: ["train", i, "--workers", "-1"], ("workers=-1",)),
-    "no images left": (lambda i, r: ["train", i, "--limit", "0"], ("limit=0",)),
+    "negative workers": (lambda i, r: ["train", i, "--workers", "-1"], ("--workers -1",)),
+    "no images left": (lambda i, r: ["train", i, "--limit", "0"], ("--limit 0",)),
     # the run folder
     "run is a file": (lambda i, r: ["train", i, "--out", array("a.npy", [1])], ("a.npy is a file",)),
     "run below a file": (lambda i, r: ["train", i, "--out", array("a.npy", [1]) + "/run"], ("a.npy is a file",)),
@@ -332,9 +332,13 @@ def test_embed_and_assign_say_what_was_written(
     images: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("embed", trained, images, "--out", tmp_path / "e.parquet") == 0
-    assert re.search(r"e\.parquet: 60 rows of \d+ numbers$", capsys.readouterr().out.splitlines()[-1])
+    written, advice = capsys.readouterr().out.splitlines()[-2:]
+    assert re.search(r"e\.parquet: 60 rows of \d+ numbers$", written)
+    assert advice == f"see it as a page: deepcluster report {tmp_path / 'e.parquet'} --data {images}"
     assert run("assign", trained, images, "--out", tmp_path / "c.parquet") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"60 images in 5 clusters: {tmp_path / 'c.parquet'}"
+    written, advice = capsys.readouterr().out.splitlines()[-2:]
+    assert written == f"60 images in 5 clusters: {tmp_path / 'c.parquet'}"
+    assert advice == f"see it as a page: deepcluster report {tmp_path / 'c.parquet'} --data {images}"
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(images: Path, trained: Path, tmp_path: Path) -> None:
