@@ -93,7 +93,7 @@ def _steady(x: Sequence[float], value: float, name: str, form: str = "%{y:.3f}")
 def _are_few(traces: Sequence[Mapping[str, Any]]) -> bool:
     """Return True if there is room for the number of each epoch or cluster; else the library chooses, such as 3.5."""
     numbers = [number for trace in traces for number in trace["x"]]
-    return max(numbers) - min(numbers) <= 12
+    return bool(max(numbers) - min(numbers) <= 12)
 
 
 def _figure(traces: Sequence[Mapping[str, Any]], y: str, x: str = "epoch", **layout: Any) -> str:
