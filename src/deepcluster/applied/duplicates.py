@@ -41,9 +41,9 @@ class Duplicates(Found):
         group_R: number of the group, from 0: groups whose images are nearest come first.
         distance_R: float32; distance to the image to keep.
         keep_R: bool; the largest image, of equally large ones that with the largest file, of these the first by name.
-        reasons: why it is kept, or could go.
+        reasons: why it is kept, or could be removed.
         paths: files; "" where they are not known.
-        n_bytes: size of the files that could go.
+        n_bytes: size of the files that could be removed.
         threshold: distance up to which two images are near-duplicates.
         n_images: N.
     """
@@ -65,7 +65,7 @@ class Duplicates(Found):
 
     @property
     def extra(self) -> list[str]:
-        """The images that could go: their paths, or names where these are not known."""
+        """The images that could be removed: their paths, or names where these are not known."""
         rows = np.flatnonzero(~self.keep_R).tolist()
         return [self.paths[row] or self.names[row] for row in rows]
 
@@ -76,7 +76,8 @@ class Duplicates(Found):
             return f"no near-duplicates among {scope}"
         n_groups, n_extra = int(self.keep_R.sum()), int((~self.keep_R).sum())
         freed = f", which frees {size(self.n_bytes)}" if self.n_bytes else ""
-        return f"{count_of(n_groups, 'group')} of near-duplicates among {scope}: {count_of(n_extra, 'file')} could go{freed}"
+        found = f"{count_of(n_groups, 'group')} of near-duplicates among {scope}"
+        return f"{found}: {count_of(n_extra, 'file')} could be removed{freed}"
 
     def __repr__(self) -> str:
         return f"Duplicates({self.summary()}: .names, .group_R, .distance_R, .keep_R, .reasons, .paths)"
@@ -106,7 +107,7 @@ class _File:
         return cls(-height * width, -len(raw), name, f"{width} x {height}", hashlib.sha256(raw).hexdigest())
 
     def reason(self, kept: "_File") -> str:
-        """Return why an image could go, or, of the kept one, why it is kept."""
+        """Return why an image could be removed, or, of the kept one, why it is kept."""
         if self is kept:
             return f"kept: {self.sides}" if self.sides else "kept: the first by name"
         if self.sides and self.content == kept.content:
@@ -145,7 +146,7 @@ def duplicates(
         threshold: largest distance of near-duplicates; 4 % of the typical distance of two images by default.
         out: also write a table (`.parquet`, `.csv`, `.jsonl`: group, name, distance, keep, reason, path).
         page: also write a page with the pictures (`.html`).
-        list: also write the paths of the images that could go, one per line (`.txt`).
+        list: also write the paths of the images that could be removed, one per line (`.txt`).
         space: "clusters": the space in which the model has its clusters; "embedding": embeddings of unit length. The former
             where the model has clusters by default.
         device, workers: how the work is done.
@@ -177,7 +178,7 @@ def duplicates(
             say(f"{target}: {count_of(len(found), 'row')}")
         if list_target is not None:
             write_list(found.extra, list_target)
-            say(f"{list_target}: {are(len(found.extra), 'file')} listed, which could go")
+            say(f"{list_target}: {are(len(found.extra), 'file')} listed, which could be removed")
         if page_target is not None:
             _write_page(page_target, found, vectors)
     return found

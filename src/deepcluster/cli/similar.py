@@ -51,7 +51,7 @@ def similar(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opt
 @click.option(
     "--out", type=Path, help="the table to write (.parquet, .csv, .jsonl: group, name, distance, keep, reason, path)"
 )
-@click.option("--list", type=Path, help="also write the paths of the images that could go, one per line (.txt)")
+@click.option("--list", type=Path, help="also write the paths of the images that could be removed, one per line (.txt)")
 @_images_of
 def duplicates(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """List all near-duplicates of DATA, in groups with one image to keep. All pairs are compared, exactly.
