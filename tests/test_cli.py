@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from small_runs import SMALL, assert_same_run, flags, train_small
 from spoiled_images import write_good_images, write_spoiled_images
 
 from deepcluster.cli import main
+from deepcluster.core.errors import Interrupted
+from deepcluster.core.work import RESUME
 from deepcluster.run.settings import Settings
 
 
@@ -385,6 +388,20 @@ def test_there_are_at_most_seven_frames_from_the_command_to_backward(
     words = ["--method", method, "--epochs", "1", "--clusters", "4", "--workers", "0", "--quiet"]
     assert run("train", images, "--out", tmp_path / "run", *words) == 0
     assert stacks and max(map(len, stacks)) <= 7, stacks[0]
+
+
+def test_ctrl_c_while_a_stop_is_passed_on_still_says_how_to_continue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        try:
+            raise Interrupted(f"stopped by SIGINT; {RESUME}")
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("deepcluster.api.train", stopped)
+    assert main(["train", "photos"]) == 130
+    assert capsys.readouterr().err.strip() == f"deepcluster: stopped by SIGINT; {RESUME}"
 
 
 @pytest.mark.slow
