@@ -120,9 +120,7 @@ def test_a_table_of_the_same_features_gives_the_same_clusters(
 def test_whitened_components_are_uncorrelated_and_of_unit_variance(digits: Path, of_table: Path) -> None:
     state = load_checkpoint(of_table / "checkpoints" / "last.pt")["final"]["whitening"]
     rows_ND = open_table(digits).take(torch.arange(1797)).double()
-    components_DP = state["components"].double()
-    components_DP = components_DP if components_DP.shape[0] == rows_ND.shape[1] else components_DP.T
-    white_NP = (rows_ND - state["mean"].double()) @ components_DP / state["variance"].double().sqrt()
+    white_NP = (rows_ND - state["mean"].double()) @ state["components"].double()
     np.testing.assert_allclose(np.cov(white_NP.numpy(), rowvar=False), np.eye(white_NP.shape[1]), atol=2e-3)
 
 
@@ -166,7 +164,6 @@ def test_the_run_folder_is_whole(trained: Path, photos: Path, clustered: Path) -
 def test_other_commands_take_the_run(photos: Path, clustered: Path, tmp_path: Path) -> None:
     page = deepcluster.report(clustered, out=tmp_path / "page.html", reporter=Reporter(quiet=True), **QUIET).read_text()
     assert "nothing was trained" in page
-    assert ">How it works<" not in page
     classes = tmp_path / "classes"
     for number, path in enumerate(sorted(photos.iterdir())):
         (classes / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
@@ -234,14 +231,17 @@ def test_a_part_of_a_table_in_blocks(
 def test_a_run_of_a_table(digits: Path, of_table: Path, photos: Path, tmp_path: Path) -> None:
     found = deepcluster.assign(of_table, digits, out=tmp_path / "t.parquet")
     assert found.cluster_N.tolist() == table_of(of_table)["cluster"]
-    assigned = pq.read_table(tmp_path / "t.parquet", columns=["name", "cluster", "distance"])
-    assert assigned.equals(pq.read_table(of_table / "clusters.parquet"))
+    assigned = pq.read_table(tmp_path / "t.parquet")
+    assert assigned["name"].to_pylist() == table_of(of_table)["name"]
+    np.testing.assert_allclose(assigned["distance"].to_numpy(), table_of(of_table)["distance"], rtol=1e-4)
     assert "the run has no network" in info(str(of_table))
     assert deepcluster.report(of_table, reporter=Reporter(quiet=True), map_images=200).is_file()
     for call in (
         lambda: deepcluster.embed(of_table, photos),
         lambda: deepcluster.evaluate("knn", of_table, data=photos),
         lambda: deepcluster.assign(of_table, photos),
+        lambda: deepcluster.export(of_table, format="safetensors", out=tmp_path / "trunk.safetensors"),
+        lambda: train_small(photos, tmp_path / "run", init=str(of_table), epochs=1),
     ):
         with pytest.raises(InputError, match="no network"):
             call()
