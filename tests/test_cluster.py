@@ -337,6 +337,8 @@ def test_wrong_options(digits: Path, tmp_path: Path, capsys: Any, words: list[st
 def test_wrong_models_and_folders(trained: Path, images: Path, of_table: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs the images"):
         deepcluster.cluster("untrained:alexnet-small", clusters=3, out=tmp_path / "run")
+    with pytest.raises(InputError, match="name the model first, then the images"):
+        deepcluster.cluster(images, clusters=3, out=tmp_path / "run")
     with pytest.raises(InputError, match="holds a run already"):
         deepcluster.cluster(trained, images, clusters=3, out=of_table)
     with pytest.raises(InputError, match="MODEL itself"):
