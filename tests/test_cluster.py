@@ -27,15 +27,15 @@ from spoiled_images import half
 import deepcluster
 from deepcluster import KMeans, Whitening, cli
 from deepcluster.applied import clustering_choice as choice
+from deepcluster.applied.clustering import careful_start
 from deepcluster.applied.clustering_options import ClusterOptions
 from deepcluster.applied.clustering_rows import n_components
-from deepcluster.clustering.starts import plus_plus
-from deepcluster.core.distributed import ONE_PROCESS
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.progress import Reporter
 from deepcluster.data.sources import open_source
 from deepcluster.info import info
 from deepcluster.run.embedding_tables import open_table
+from deepcluster.run.folder import load_checkpoint
 
 QUIET: dict[str, Any] = {"workers": 0, "device": "cpu"}
 
@@ -81,7 +81,7 @@ def test_the_whole_is_whitening_and_k_means_of_what_embed_writes(trained: Path, 
     rows_ND = torch.from_numpy(deepcluster.embed(trained, photos, **QUIET).embedding_ND)
     finite_N = rows_ND.isfinite().all(dim=1)
     points_FP = Whitening(8).fit_transform(rows_ND[finite_N])
-    start_KP = plus_plus(points_FP, 4, seed=31, ranks=ONE_PROCESS)
+    start_KP = careful_start(points_FP, 4, 31)
     expected = KMeans(4, init=start_KP).cluster(points_FP, seed=31)
     found = table_of(clustered)
     labels_N = np.array(found["cluster"])
@@ -98,14 +98,40 @@ def test_the_whole_of_a_table_is_what_scikit_learn_makes(digits: Path, of_table:
     points_NP = PCA(width, whiten=True, svd_solver="full").fit_transform(load_digits().data)
     points_NP /= np.linalg.norm(points_NP, axis=1, keepdims=True)
     whitening = Whitening(width).fit(torch.from_numpy(load_digits().data).float())
-    start_KP = plus_plus(whitening.transform(torch.from_numpy(load_digits().data).float()), 10, seed=3, ranks=ONE_PROCESS)
-    # Signs of the components are arbitrary: the start is looked up by its rows.
     ours_NP = whitening.transform(torch.from_numpy(load_digits().data).float())
-    rows = [int((ours_NP - centroid_P).square().sum(dim=1).argmin()) for centroid_P in start_KP]
-    reference = Reference(10, init=points_NP[rows], n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(points_NP)
+    np.testing.assert_allclose(ours_NP.abs(), np.abs(points_NP), atol=1e-3)  # Signs of the components are arbitrary.
+    start_KP = careful_start(ours_NP, 10, 3) * np.sign((ours_NP.numpy() * points_NP).sum(axis=0))
+    reference = Reference(10, init=start_KP, n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(points_NP)
     found = table_of(of_table)
     assert adjusted_rand_score(reference.labels_, found["cluster"]) > 0.99
     assert math.isclose(reference.inertia_, float(np.square(found["distance"]).sum()), rel_tol=1e-3)
+
+
+def test_a_table_of_the_same_features_gives_the_same_clusters(
+    trained: Path, photos: Path, clustered: Path, tmp_path: Path
+) -> None:
+    deepcluster.embed(trained, photos, out=tmp_path / "embeddings.parquet", **QUIET)
+    run = deepcluster.cluster(tmp_path / "embeddings.parquet", clusters=4, out=tmp_path / "run", pca=8)
+    assert table_of(run)["name"] == table_of(clustered)["name"]
+    assert table_of(run)["cluster"] == table_of(clustered)["cluster"]
+    np.testing.assert_allclose(table_of(run)["distance"], table_of(clustered)["distance"], rtol=1e-4)
+
+
+def test_whitened_components_are_uncorrelated_and_of_unit_variance(digits: Path, of_table: Path) -> None:
+    state = load_checkpoint(of_table / "checkpoints" / "last.pt")["final"]["whitening"]
+    rows_ND = open_table(digits).take(torch.arange(1797)).double()
+    white_NP = (rows_ND - state["mean"].double()) @ state["components"].double()
+    np.testing.assert_allclose(np.cov(white_NP.numpy(), rowvar=False), np.eye(white_NP.shape[1]), atol=2e-3)
+
+
+def test_the_result_is_a_run(trained: Path, clustered: Path, of_table: Path) -> None:
+    assert isinstance(clustered, deepcluster.Run)
+    assert repr(clustered) == f"Run({str(clustered)!r}: 60 images of {trained.absolute()} in 4 clusters, not trained)"
+    assert clustered.clusters.cluster_N.tolist() == table_of(clustered)["cluster"]
+    assert clustered.metrics == []
+    assert ".model()" in clustered._repr_html_()
+    assert "1,797 embeddings of" in repr(of_table)
+    assert ".model()" not in of_table._repr_html_()
 
 
 def test_assign_puts_the_same_images_into_the_same_clusters(photos: Path, clustered: Path) -> None:
@@ -126,9 +152,8 @@ def test_the_run_folder_is_whole(trained: Path, photos: Path, clustered: Path) -
         [row] = csv.DictReader(file)
     assert row["name"] == sorted(photos.iterdir())[7].name
     assert row["reason"]
-    assert pq.read_table(clustered / "assignments" / "epoch-0001.parquet").equals(
-        pq.read_table(clustered / "clusters.parquet")
-    )
+    first, last = clustered / "assignments" / "epoch-0001.parquet", clustered / "clusters.parquet"
+    assert first.read_bytes() == last.read_bytes()
     text = info(str(clustered))
     assert "clustered, not trained: 4 clusters of 8 whitened components" in text
     assert "epochs" not in text
@@ -139,7 +164,6 @@ def test_the_run_folder_is_whole(trained: Path, photos: Path, clustered: Path) -
 def test_other_commands_take_the_run(photos: Path, clustered: Path, tmp_path: Path) -> None:
     page = deepcluster.report(clustered, out=tmp_path / "page.html", reporter=Reporter(quiet=True), **QUIET).read_text()
     assert "nothing was trained" in page
-    assert "How it works" not in page
     classes = tmp_path / "classes"
     for number, path in enumerate(sorted(photos.iterdir())):
         (classes / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
@@ -207,13 +231,17 @@ def test_a_part_of_a_table_in_blocks(
 def test_a_run_of_a_table(digits: Path, of_table: Path, photos: Path, tmp_path: Path) -> None:
     found = deepcluster.assign(of_table, digits, out=tmp_path / "t.parquet")
     assert found.cluster_N.tolist() == table_of(of_table)["cluster"]
-    assert pq.read_table(tmp_path / "t.parquet").equals(pq.read_table(of_table / "clusters.parquet"))
+    assigned = pq.read_table(tmp_path / "t.parquet")
+    assert assigned["name"].to_pylist() == table_of(of_table)["name"]
+    np.testing.assert_allclose(assigned["distance"].to_numpy(), table_of(of_table)["distance"], rtol=1e-4)
     assert "the run has no network" in info(str(of_table))
     assert deepcluster.report(of_table, reporter=Reporter(quiet=True), map_images=200).is_file()
     for call in (
         lambda: deepcluster.embed(of_table, photos),
         lambda: deepcluster.evaluate("knn", of_table, data=photos),
         lambda: deepcluster.assign(of_table, photos),
+        lambda: deepcluster.export(of_table, format="safetensors", out=tmp_path / "trunk.safetensors"),
+        lambda: train_small(photos, tmp_path / "run", init=str(of_table), epochs=1),
     ):
         with pytest.raises(InputError, match="no network"):
             call()
@@ -226,7 +254,7 @@ def test_a_run_of_a_table(digits: Path, of_table: Path, photos: Path, tmp_path: 
 def test_without_whitening_rows_are_scaled_to_unit_length(digits: Path, tmp_path: Path) -> None:
     run = deepcluster.cluster(digits, clusters=10, out=tmp_path / "run", whiten=False)
     points_ND = torch.nn.functional.normalize(open_table(digits).take(torch.arange(1797)))
-    expected = KMeans(10, init=plus_plus(points_ND, 10, seed=31, ranks=ONE_PROCESS)).cluster(points_ND)
+    expected = KMeans(10, init=careful_start(points_ND, 10, 31)).cluster(points_ND)
     assert adjusted_rand_score(expected.labels_N, table_of(run)["cluster"]) == 1
     assert deepcluster.assign(run, digits).cluster_N.tolist() == table_of(run)["cluster"]
 
@@ -259,25 +287,25 @@ def test_measures_are_those_of_scikit_learn() -> None:
     expected = normalized_mutual_info_score(one.labels_N, other.labels_N, average_method="geometric")
     assert math.isclose(found.nmi, expected, rel_tol=1e-9)
     assert math.isclose(found.inertia, one.inertia / 600)
-    assert found.largest == np.bincount(one.labels_N).max() / 600
+    assert math.isclose(found.largest, np.bincount(one.labels_N).max() / 600, rel_tol=1e-6)
 
 
-@pytest.mark.parametrize(("centres", "width"), [(4, 8), (10, 32), (25, 32)])
-def test_auto_finds_the_number_of_blobs(centres: int, width: int, tmp_path: Path) -> None:
-    rows_ND, labels_N = make_blobs(1500, width, centers=centres, cluster_std=1.5, center_box=(-5, 5), random_state=centres)
+def test_auto_finds_the_number_of_blobs(tmp_path: Path) -> None:
+    rows_ND, labels_N = make_blobs(400, 32, centers=10, cluster_std=1.5, center_box=(-5, 5), random_state=10)
     run = deepcluster.cluster(write_embeddings(tmp_path / "t.parquet", rows_ND), clusters="auto", out=tmp_path / "run")
     found = table_of(run)["cluster"]
-    assert len(set(found)) == centres
-    assert adjusted_rand_score(labels_N, found) > 0.95
+    assert len(set(found)) == 10
+    assert adjusted_rand_score(labels_N, found) > 0.8
 
 
+@pytest.mark.slow
 def test_auto_finds_about_the_number_of_digits(digits: Path, tmp_path: Path) -> None:
     run = deepcluster.cluster(digits, clusters="auto", out=tmp_path / "run")
     assert 8 <= len(set(table_of(run)["cluster"])) <= 15
 
 
 def test_no_number_of_clusters_of_noise_is_stable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows_ND = np.random.default_rng(0).normal(size=(800, 16))
+    rows_ND = np.random.default_rng(0).normal(size=(200, 16))
     table = write_embeddings(tmp_path / "t.parquet", rows_ND)
     assert cli.main(["cluster", str(table), "--clusters", "auto", "--out", str(tmp_path / "run")]) == 0
     assert "none is stable" in capsys.readouterr().out
@@ -290,10 +318,10 @@ def test_no_number_of_clusters_of_noise_is_stable(tmp_path: Path, capsys: pytest
     ("words", "message"),
     [
         ([], "number of clusters is missing"),
-        (["--clusters", "1"], "clusters=1 is too small"),
+        (["--clusters", "1"], "--clusters 1 is too small"),
         (["--clusters", "ten"], "should be a number, several"),
         (["--clusters", "2000"], "more than the 1,797 images"),
-        (["--clusters", "10", "--pca", "65"], "pca=65 is too wide"),
+        (["--clusters", "10", "--pca", "65"], "--pca 65 is too wide"),
         (["--clusters", "10", "--no-whiten", "--pca", "8"], "goes with whitening"),
         (["--clusters", "10", "--stage", "conv1"], "a table of embeddings: leave it out"),
         (["--clusters", "10", "--clustering", "hierarchical"], "needs the number of super-clusters"),
@@ -309,6 +337,8 @@ def test_wrong_options(digits: Path, tmp_path: Path, capsys: Any, words: list[st
 def test_wrong_models_and_folders(trained: Path, images: Path, of_table: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs the images"):
         deepcluster.cluster("untrained:alexnet-small", clusters=3, out=tmp_path / "run")
+    with pytest.raises(InputError, match="name the model first, then the images"):
+        deepcluster.cluster(images, clusters=3, out=tmp_path / "run")
     with pytest.raises(InputError, match="holds a run already"):
         deepcluster.cluster(trained, images, clusters=3, out=of_table)
     with pytest.raises(InputError, match="MODEL itself"):
@@ -359,14 +389,15 @@ def test_two_processes_make_what_one_makes(
         assert table_of(run)["name"] == table_of(twin)["name"]
         assert table_of(run)["cluster"] == table_of(twin)["cluster"]
         np.testing.assert_allclose(table_of(run)["distance"], table_of(twin)["distance"], rtol=1e-4)
-    assert json.loads((tmp_path / "table" / "comparison.json").read_text()) == json.loads(
-        (one / "comparison.json").read_text()
-    )
+    compared = [json.loads((run / "comparison.json").read_text()) for run in (tmp_path / "table", one)]
+    for row, twin in zip(*compared, strict=True):
+        assert row == pytest.approx(twin, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs() -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "cluster.py"
-    words = ["--points", "600", "--dim", "16", "--clusters", "5", "--repeats", "1"]
+    words = ["--points", "600", "--dim", "16", "--clusters", "5", "--repeats", "1", "--threads", "1"]
     done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "deepcluster" in done.stdout

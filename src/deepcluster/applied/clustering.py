@@ -20,11 +20,13 @@ from deepcluster.applied.clustering_subject import Subject, open_subject
 from deepcluster.applied.opening import Data
 from deepcluster.clustering import clusterer
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
+from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.starts import plus_plus
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import user_path
 from deepcluster.core.progress import Reporter
+from deepcluster.core.seeds import seed_of
 from deepcluster.core.work import Advance, Work, joined_work
 from deepcluster.interop.loading import new_interruption
 from deepcluster.run.folder import RunFolder
@@ -36,6 +38,8 @@ from deepcluster.run.settings import Settings
 FEATURES_KEPT = "the finished features are kept: the same command continues from there"
 # Above it, a careful start, a pass over the points for each cluster, takes longer than the iterations.
 CAREFUL_START_CLUSTERS = 1_000
+# With few clusters a start decides more, and costs little: so many are tried for some iterations on the sample.
+FEW_CLUSTERS, TRIED_STARTS, TRIED_ITERATIONS = 100, 3, 5
 
 
 def cluster(
@@ -70,7 +74,8 @@ def cluster(
         options: `deepcluster.applied.clustering_options.ClusterOptions`.
 
     Returns:
-        the run: a path, with `.clusters` and `.report()`.
+        the run: a path, with `.clusters`, `.settings`, `.model()` and `.report()`; if several numbers of clusters were
+            compared, the measures are in its `comparison.csv`.
 
     Raises:
         InputError: model, data, options or `out` can't be used; nothing was written.
@@ -133,13 +138,22 @@ class _Fit:
     def cluster(
         self, points_FP: Tensor, clusters: int, seed: int, *, ranks: Ranks = ONE_PROCESS, advance: Advance
     ) -> Assignment:
-        """Return the clusters of points. k-means starts from k-means++ on a sample, which is the same for all ranks."""
+        """Return the clusters of points; k-means starts from centroids of a sample, which is the same for all ranks."""
         algorithm = self._algorithm(clusters)
         if clusters <= CAREFUL_START_CLUSTERS and "init" in algorithm.get_params():
-            sample_SP = choice.sample_of(points_FP, clusters, ranks)
-            algorithm.set_params(init=plus_plus(sample_SP, clusters, seed=seed, ranks=ONE_PROCESS))
+            algorithm.set_params(init=careful_start(choice.sample_of(points_FP, clusters, ranks), clusters, seed))
         found: Assignment = algorithm.cluster(points_FP, seed=seed, ranks=ranks, advance=advance)
         return found
+
+
+def careful_start(sample_SP: Tensor, clusters: int, seed: int) -> Tensor:
+    """Return centroids by k-means++; with few clusters the best of several starts, after some iterations of k-means."""
+    starts = range(TRIED_STARTS if clusters <= FEW_CLUSTERS else 1)
+    drawn = [plus_plus(sample_SP, clusters, seed=seed_of(seed, number), ranks=ONE_PROCESS) for number in starts]
+    if len(drawn) == 1:
+        return drawn[0]
+    tried = (KMeans(clusters, init=start_KP, max_iter=TRIED_ITERATIONS).cluster(sample_SP) for start_KP in drawn)
+    return min(tried, key=lambda found: found.inertia).centroids_KP
 
 
 def _numbers(wanted: tuple[int, ...] | str | None, subject: Subject, options: ClusterOptions) -> tuple[int, ...]:

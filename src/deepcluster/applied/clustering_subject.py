@@ -219,6 +219,8 @@ def open_subject(
             raise InputError(f"--stage {stage} is of a network, and {model} is a table of embeddings: leave it out")
         table = open_table(facts["model"] if facts else model)  # type: ignore[arg-type]
         return TableSubject(table, Machine.choose(device, "fp32").clustering_device, source, address)
+    if source is None and run is not None and run.path.is_dir() and not run.is_run():
+        raise InputError(f"{model} is no run and no table of embeddings: name the model first, then the images")
     if source is None:
         wants = f"{model} does not remember any" if asked is None and run is not None and run.is_run() else "name them"
         raise InputError(f"cluster MODEL DATA needs the images to cluster: {wants}")

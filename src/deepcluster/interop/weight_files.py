@@ -106,6 +106,8 @@ def file_of(state: Mapping[str, Any], path: Path, facts: Mapping[str, Any] | Non
         InputError: there are none.
     """
     found = _tensors(state)
+    if not found and "table" in state:
+        raise InputError(f"{path} has clusters of a table of embeddings ({state['table']}), and no network to start from")
     if not found:
         names = ", ".join(map(str, list(state)[:_EXAMPLES])) or "nothing"
         raise InputError(f"{path} holds no weights of a network: it has {names}; looked for {', '.join(NESTED)}")

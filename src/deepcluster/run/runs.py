@@ -1,4 +1,4 @@
-"""`Run`: a run folder in the hand of a Python user, as `train` returns it: a path with settings, metrics and clusters."""
+"""`Run`: a run folder in the hand of a Python user, as `train` and `cluster` return it: a path with metrics and clusters."""
 
 import csv
 from contextlib import suppress
@@ -129,6 +129,9 @@ class Run(ResultPath):
 
     def _summary(self) -> str:
         settings, metrics = self.settings, self.metrics
+        if clustered := self._folder.clustered():
+            count = count_of(self.config["data"]["images"], "image" if clustered["stage"] else "embedding")
+            return f"{count} of {clustered['model']} in {settings.describe_clusters()}, not trained"
         facts = [f"{settings.arch} at {settings.image_size} px"]
         if self.config["data"].get("images"):
             facts.append(settings.describe_clusters())
@@ -146,8 +149,9 @@ class Run(ResultPath):
         for name, title in names.items():
             values = [float("nan") if one.get(name) is None else float(one[name]) for one in metrics]
             curves.append(curve(title, values, first=metrics[0]["epoch"] if metrics else 1))
-        last = (
-            f"<div>{safe('next:')} <code>.clusters</code> <code>.report()</code> <code>.metrics</code> <code>.model()</code>"
-        )
+        clustered = self._folder.clustered()
+        steps = [".clusters", ".report()", *([] if clustered else [".metrics"])]
+        steps += [] if clustered and not clustered["stage"] else [".model()"]  # A run of a table has no network.
+        last = " ".join([f"<div>{safe('next:')}", *(f"<code>{step}</code>" for step in steps)])
         head = [line(f"run {self}", bold=True), line(summary), line(about, faint=True)]
         return block(*head, *curves, f'{last} <code>/ "file"</code></div>')
