@@ -16,8 +16,8 @@ from deepcluster.interop.foreign import model_of_file
 from deepcluster.interop.modules import model_of_module
 from deepcluster.interop.pretrained import model_of
 from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, file_of, has_hub_files, read_file
-from deepcluster.models.archs import ARCHITECTURES, PREFIXES, check_arch
-from deepcluster.models.pretrained import published
+from deepcluster.models.archs import ARCHITECTURES, CUSTOM, PREFIXES, TIMM, check_arch
+from deepcluster.models.pretrained import PRETRAINED, published
 from deepcluster.models.weights import Undrawn
 from deepcluster.run.auto import PAPER_TRUNKS
 from deepcluster.run.features import make_run_trunk
@@ -87,10 +87,7 @@ def load(
         weights = published(str(model))
         if weights is not None:
             return model_of(weights)
-        raise InputError(
-            f"{path} does not exist: a model is a run folder, a checkpoint file, another program's file of weights, "
-            "untrained:ARCH, or published weights, such as torchvision:resnet50@pretrained or timm:NAME@pretrained"
-        )
+        raise InputError(_no_model(str(model), arch, path))
     if path.is_dir() and not has_hub_files(path):
         folder = RunFolder(path)
         folder.read_config()
@@ -103,6 +100,22 @@ def load(
     if arch is None and is_checkpoint(state):
         return model_of_checkpoint(checkpoint_of(state, path), path, name=str(model))
     return model_of_file(file_of(state, path), name=str(model), arch=arch)
+
+
+def _no_model(model: str, arch: str | None, path: Path) -> str:
+    """Return what is wrong with a name of neither a file nor weights, and what to write."""
+    if arch is not None:
+        tagged = arch.startswith(TIMM) and "." not in arch and path.name == str(path)
+        advice = f"; if that is a tag of timm, write {arch}.{path}@{PRETRAINED}" if tagged else ""
+        near = did_you_mean(str(path), [PRETRAINED])
+        return f"{model}: the file {path} does not exist{near}; for published weights write {arch}@{PRETRAINED}{advice}"
+    if model in ARCHITECTURES or model.startswith(PREFIXES):
+        published = "" if model.startswith(CUSTOM) else f"{model}@{PRETRAINED} for published weights, "
+        return f"{model} names a network, and not its weights: write {published}{model}@FILE, or {UNTRAINED}{model}"
+    return (
+        f"{path} does not exist: a model is a run folder, a checkpoint file, another program's file of weights, "
+        "untrained:ARCH, or published weights, such as torchvision:resnet50@pretrained or timm:NAME@pretrained"
+    )
 
 
 def arch_and_path(model: str) -> tuple[str | None, Path]:

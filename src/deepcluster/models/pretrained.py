@@ -213,7 +213,7 @@ def _explained(name: str, address: str, folder: Path, variable: str) -> Iterator
         reason = next((line for line in str(_origin(fault)).splitlines() if line.strip()), type(fault).__name__)
         arch = name.partition("@")[0]
         raise InputError(
-            f"{name}: the weights are not in {folder}, and {address} could not be read ({reason.strip()}). Run the same "
+            f"{name}: the weights are not in {folder}, and {address} could not be read ({reason.strip(' .')}). Run the same "
             f"where there is a network and copy that folder ({variable} names its place), or give a file: {arch}@FILE"
         ) from fault
 
