@@ -52,7 +52,7 @@ class CustomTrunk(TracedTrunk):
             return cls(arch, module, image_size=image_size, sobel=sobel)
         except MISFITS as fault:
 
-            def make(size: int) -> Self:
+            def make(size: int) -> "CustomTrunk":
                 return cls(arch, deepcopy(module).to("meta"), image_size=size, sobel=sobel)
 
             taken = "make it take normalised images (N, 3, H, W)"
