@@ -31,12 +31,17 @@ from deepcluster.data.resample import Ragged
 from deepcluster.data.survey import Survey
 from deepcluster.data.views import ClusterView
 from deepcluster.interop.loading import load
-from deepcluster.models.pretrained import _hub_file
+from deepcluster.models.archs import make_trunk
+from deepcluster.models.pretrained import _hub_file, published
+from deepcluster.models.trunk import normalise
 from deepcluster.run.auto import choose_settings
+from deepcluster.run.features import centre_view
 from deepcluster.run.settings import Settings
 from deepcluster.training.initial import initial_weights
 
 SMALL = "shufflenet_v2_x0_5"
+# Of the range of values, such as two of 255 steps of brightness.
+LARGEST = 0.01
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +116,10 @@ def test_our_own_networks_take_the_weights_of_torchvisions_of_the_same_name(hub:
         ("torchvision:resnet19@pretrained", "did you mean resnet18"),
         ("timm:resnet18.fb@pretrained", "timm has no weights 'fb' of resnet18"),
         ("timm:resnet10d@pretrained", "did you mean resnet"),
+        ("torchvision:resnet18@pretraind", "did you mean pretrained.*write torchvision:resnet18@pretrained"),
+        ("timm:resnet18@a1_in1k", "write timm:resnet18.a1_in1k@pretrained"),
+        ("timm:resnet18.a1_in1k", "write timm:resnet18.a1_in1k@pretrained for published weights"),
+        ("custom:mine", "write custom:mine@FILE, or untrained:custom:mine"),
     ],
 )
 def test_wrong_names_are_answered(name: str, complaint: str) -> None:
@@ -155,6 +164,59 @@ def test_a_damaged_file_in_the_cache_is_named(hub: Path) -> None:
     path.write_bytes(path.read_bytes()[:9999])
     with pytest.raises(InputError, match="; delete it, and"):
         load(f"torchvision:{SMALL}@pretrained")
+
+
+@pytest.mark.parametrize(
+    ("network", "weights", "size"),
+    [
+        ("mobilenet_v3_small", torchvision.models.MobileNet_V3_Small_Weights.IMAGENET1K_V1, 224),
+        ("efficientnet_b1", torchvision.models.EfficientNet_B1_Weights.IMAGENET1K_V2, 240),  # The crop is 94 % of the side.
+        ("efficientnet_b0", torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1, 224),  # Bicubic.
+        ("swin_v2_t", torchvision.models.Swin_V2_T_Weights.IMAGENET1K_V1, 256),
+    ],
+)
+def test_what_a_network_sees_is_what_torchvision_shows_it(network: str, weights: Any, size: int, photos: Path) -> None:
+    views = published_views(f"torchvision:{network}@{weights.name}", photos)
+    assert views.shape[2:] == (size, size)
+    compare_views(views, [weights.transforms()(image) for image in opened(photos)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18.a1_in1k",  # Bicubic, 95 % of the side.
+        "resnet50.tv_in1k",  # Bilinear.
+        "vit_base_patch16_224.augreg_in21k",  # Mean and deviation of 0.5.
+        "vit_base_patch16_clip_224.openai",  # CLIP's own.
+        "efficientnet_b3.ra2_in1k",
+        "vit_small_patch14_dinov2.lvd142m",  # The whole side.
+    ],
+)
+def test_what_a_network_sees_is_what_timm_shows_it(name: str, photos: Path) -> None:
+    config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    transform = timm.data.create_transform(**config)
+    views = published_views(f"timm:{name}@pretrained", photos)
+    assert views.shape[2:] == config["input_size"][1:]
+    compare_views(views, [transform(image) for image in opened(photos)])
+
+
+def published_views(name: str, photos: Path) -> Tensor:
+    """What the network of published weights is given of images: the view, normalised by their mean and deviation."""
+    weights = published(name)
+    assert weights is not None
+    settings = Settings.from_dict({**weights.settings(), "arch": "resnet18"})
+    trunk = make_trunk("resnet18", sobel=False, mean=settings.mean, std=settings.std)
+    pixels = [torch.from_numpy(np.array(image)) for image in opened(photos)]
+    return trunk.edges(normalise(centre_view(settings)(pixels)))
+
+
+def compare_views(views_BCHW: Tensor, expected: list[Tensor]) -> None:
+    """The same pixels up to rounding: libraries resize in two passes of whole numbers, and pad or cut at half pixels."""
+    theirs = torch.stack(expected)
+    assert views_BCHW.shape == theirs.shape
+    step = theirs.amax() - theirs.amin()
+    assert float((views_BCHW - theirs).abs().amax() / step) < LARGEST
+    assert cosine_similarity(views_BCHW.flatten(1), theirs.flatten(1)).min() > 0.9999
 
 
 def test_a_run_starts_from_published_weights(hub: Path, images: Path, tmp_path: Path) -> None:

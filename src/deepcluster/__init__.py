@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from deepcluster.interop.exports import export as export
     from deepcluster.interop.importing import import_file as import_file
     from deepcluster.interop.loading import load as load
+    from deepcluster.models.archs import register as register
     from deepcluster.run.model import Model as Model
     from deepcluster.run.runs import Run as Run
     from deepcluster.run.settings import Settings as Settings
@@ -54,6 +55,7 @@ _HOMES = {
     "report": "visualization.report.command",
     "export": "interop.exports",
     "load": "interop.loading",
+    "register": "models.archs",
     "download": "interop.download",
     "import_file": "interop.importing",
     "Model": "run.model",

@@ -25,7 +25,7 @@ from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.survey import Look, even_sample, looks
 from deepcluster.interop.loading import UNTRAINED, arch_and_path, load
 from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, TORCH_FILES, has_hub_files
-from deepcluster.models.archs import ARCHITECTURES, LIBRARIES
+from deepcluster.models.archs import ARCHITECTURES, PREFIXES
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.cache_report import clear, kept
 from deepcluster.run.cluster_names import read_names
@@ -60,7 +60,7 @@ def info(path: str, *, everything: bool = False, reporter: Reporter | None = Non
         or arch_and_path(path)[0]
     ):
         return _about_model(load(path))
-    if (path in ARCHITECTURES or path.startswith(LIBRARIES)) and not Path(path).exists():
+    if (path in ARCHITECTURES or path.startswith(PREFIXES)) and not Path(path).exists():
         return _about_model(load(UNTRAINED + path))
     if not is_address(path) and RunFolder(user_path(path)).is_run():
         return _about_run(RunFolder(user_path(path)))

@@ -65,7 +65,7 @@ def evaluate(model: Model, data: Path, options: RetrievalOptions) -> Results:
         InputError: it is no such data set, images are missing, a query can't be read, there is nothing to learn the
             whitening on, or the trunk has no such stage.
     """
-    stage = model.trunk.stages[-2] if options.stage is None else options.stage
+    stage = model.trunk.last_map if options.stage is None else options.stage
     model.trunk.check_stage(stage)
     if stage == FEATURES:
         others = ", ".join(model.trunk.stages[:-1])

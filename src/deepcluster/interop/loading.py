@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError, did_you_mean
@@ -11,10 +13,11 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import end_waits
 from deepcluster.core.work import Interruption, Work
 from deepcluster.interop.foreign import model_of_file
+from deepcluster.interop.modules import model_of_module
 from deepcluster.interop.pretrained import model_of
 from deepcluster.interop.weight_files import CAFFE_FILES, SAFETENSORS, file_of, has_hub_files, read_file
-from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, check_arch
-from deepcluster.models.pretrained import published
+from deepcluster.models.archs import ARCHITECTURES, CUSTOM, PREFIXES, TIMM, check_arch
+from deepcluster.models.pretrained import PRETRAINED, published
 from deepcluster.models.weights import Undrawn
 from deepcluster.run.auto import PAPER_TRUNKS
 from deepcluster.run.features import make_run_trunk
@@ -28,19 +31,45 @@ UNTRAINED = "untrained:"
 USUAL_IMAGE_SIZE = {"alexnet-small": 32, "resnet18-small": 32}
 
 
-def load(model: str | Path) -> Model:
-    """Return the model of a run, a checkpoint, another program's file, `untrained:ARCH` or `ARCH@pretrained`; on the CPU.
+def load(
+    model: str | Path | nn.Module,
+    *,
+    name: str | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
+) -> Model:
+    """Return the model of a run, a checkpoint, another program's file, a name of weights, or a module; on the CPU.
 
     `untrained:ARCH` has random weights; `untrained:RUN` is the trunk of a run before its first epoch. `ARCH@FILE` names the
     network of a file that does not show it, as in `timm:vit_small_patch16_224@weights.pth`. `ARCH@pretrained` has weights
     that torchvision or timm publishes, from its cache, or downloaded into it (`models.pretrained`).
 
+    A `torch.nn.Module` is copied. It takes normalised images (B, 3, H, W), and returns features (B, D), or a map
+    (B, C, H, W), of which the average is the features.
+
+    Args:
+        name: of a module: it becomes `custom:NAME`; its class by default.
+        image_size, mean, std, interpolation, crop_pct: of the images of a module, as in `Settings`. Networks of timm declare
+            them; otherwise those left out are 224 px, ImageNet's mean and deviation, "bilinear" and 0.875.
+
     Raises:
         InputError: there is no such model, or the file can't be used.
     """
+    given = {"image_size": image_size, "mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+    form = {key: value for key, value in given.items() if value is not None}
+    if isinstance(model, nn.Module):
+        return model_of_module(model, name, **form)
+    if callable(model):
+        raise InputError(f"{model!r} is no module yet, but what makes one: give its result")
+    if name is not None or form:
+        named = ", ".join(key for key, value in {"name": name, **given}.items() if value is not None)
+        raise InputError(f"{named}: for a torch.nn.Module only, and {model} has its own; leave it out")
     if str(model).startswith(UNTRAINED):
         name = str(model).removeprefix(UNTRAINED)
-        if name in ARCHITECTURES or name.startswith(LIBRARIES):
+        if name in ARCHITECTURES or name.startswith(PREFIXES):
             check_arch(name)
             image_size = USUAL_IMAGE_SIZE.get(name, 224)
             settings = Settings(arch=name, image_size=image_size, sobel=name in PAPER_TRUNKS)
@@ -58,10 +87,7 @@ def load(model: str | Path) -> Model:
         weights = published(str(model))
         if weights is not None:
             return model_of(weights)
-        raise InputError(
-            f"{path} does not exist: a model is a run folder, a checkpoint file, another program's file of weights, "
-            "untrained:ARCH, or published weights, such as torchvision:resnet50@pretrained or timm:NAME@pretrained"
-        )
+        raise InputError(_no_model(str(model), arch, path))
     if path.is_dir() and not has_hub_files(path):
         folder = RunFolder(path)
         folder.read_config()
@@ -76,10 +102,26 @@ def load(model: str | Path) -> Model:
     return model_of_file(file_of(state, path), name=str(model), arch=arch)
 
 
+def _no_model(model: str, arch: str | None, path: Path) -> str:
+    """Return what is wrong with a name of neither a file nor weights, and what to write."""
+    if arch is not None:
+        tagged = arch.startswith(TIMM) and "." not in arch and path.name == str(path)
+        advice = f"; if that is a tag of timm, write {arch}.{path}@{PRETRAINED}" if tagged else ""
+        near = did_you_mean(str(path), [PRETRAINED])
+        return f"{model}: the file {path} does not exist{near}; for published weights write {arch}@{PRETRAINED}{advice}"
+    if model in ARCHITECTURES or model.startswith(PREFIXES):
+        published = "" if model.startswith(CUSTOM) else f"{model}@{PRETRAINED} for published weights, "
+        return f"{model} names a network, and not its weights: write {published}{model}@FILE, or {UNTRAINED}{model}"
+    return (
+        f"{path} does not exist: a model is a run folder, a checkpoint file, another program's file of weights, "
+        "untrained:ARCH, or published weights, such as torchvision:resnet50@pretrained or timm:NAME@pretrained"
+    )
+
+
 def arch_and_path(model: str) -> tuple[str | None, Path]:
     """Return the network and the rest of `ARCH@FILE` or `ARCH@pretrained`; no network where a file has that name."""
     arch, at, file = model.partition("@")
-    if at and not user_path(model).exists() and (arch in ARCHITECTURES or arch.startswith(LIBRARIES)):
+    if at and not user_path(model).exists() and (arch in ARCHITECTURES or arch.startswith(PREFIXES)):
         check_arch(arch)
         return arch, user_path(file)
     return None, user_path(model)

@@ -5,32 +5,24 @@ The stages are those that timm declares; torchvision's are found by recording on
 B batch, C channels, H and W pixels, D features.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.models.named import NamedTrunk, check_options, name_and_options
+from deepcluster.models.traced import TracedTrunk, blocks_of
 from deepcluster.models.trunk import FEATURES
 
-# Where networks keep their blocks; everything else is a block itself.
-CONTAINERS = ("features", "layers", "blocks", "trunk_output", "encoder", "encoder.layers")
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
 _CLASSES = 1000
 # Transformers get the size of their grid, and where they can they fit their positions to other sizes (the small crops).
 _SIZE_OPTIONS: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
-class _AllRecorded(Exception):
-    """Ends a pass at the last map that is needed."""
-
-
-class TorchvisionTrunk(NamedTrunk):
+class TorchvisionTrunk(TracedTrunk):
     """A classifier of torchvision, `torchvision:NAME`, with random weights.
 
     A stage ends at each block of the network, and at each ReLU outside of blocks. A dropout right before the classifier is
@@ -63,43 +55,18 @@ class TorchvisionTrunk(NamedTrunk):
             # The first convolution keeps the weights that it drew for two of its three channels.
             first = next(layer for layer in self.backbone.modules() if isinstance(layer, nn.Conv2d))
             first.in_channels, first.weight = 2, nn.Parameter(first.weight.detach()[:, :2].clone())
-        with self._recorded([name for name, layer in _blocks(self.backbone) if _is_stage(layer)]) as outputs:
-            self.dim = self._blank_features().shape[1]
-        # Blocks after the pooling return rows.
-        self.stages = (*(name for name, output in outputs.items() if output.dim() > 2), FEATURES)
+        self.find_stages([name for name, layer in blocks_of(self.backbone) if _is_stage(layer)])
 
-    def _found(self, edges_BCHW: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        blocks = [name for name in self.stages[:-1] if name in names]
-        # A pass that is being traced can't be ended by an exception; what is not needed is dropped from the trace.
-        only = FEATURES not in names and not torch.compiler.is_compiling()
-        with self._recorded(blocks, only=only) as outputs:
-            features_BD = self.backbone(edges_BCHW)
-        found = dict(outputs)
+    def _is_map(self, output: Any) -> bool:
+        return output.dim() > 2  # type: ignore[no-any-return] # Blocks after the pooling return rows.
+
+    def _as_maps(self, outputs: Mapping[str, Tensor], edges_BCHW: Tensor) -> dict[str, Tensor]:
         if isinstance(self.backbone, torchvision.models.SwinTransformer):  # Channels last.
-            found = {name: output.permute(0, 3, 1, 2) for name, output in outputs.items()}
-        elif isinstance(self.backbone, torchvision.models.VisionTransformer):  # Tokens, the first one of the class.
+            return {name: output.permute(0, 3, 1, 2) for name, output in outputs.items()}
+        if isinstance(self.backbone, torchvision.models.VisionTransformer):  # Tokens, the first one of the class.
             grid = [side // self.backbone.patch_size for side in edges_BCHW.shape[2:]]
-            found = {name: output[:, 1:].mT.reshape(len(output), -1, *grid) for name, output in outputs.items()}
-        return found | ({FEATURES: features_BD} if FEATURES in names else {})
-
-    @contextmanager
-    def _recorded(self, names: Sequence[str], *, only: bool = False) -> Iterator[dict[str, Tensor]]:
-        """Record the outputs of the blocks `names` in the pass inside the context; `only` these: the pass ends there."""
-        outputs: dict[str, Tensor] = {}
-
-        def record(name: str, layer: nn.Module, given: Any, output: Tensor) -> None:
-            outputs[name] = output
-            if only and len(outputs) == len(names):
-                raise _AllRecorded
-
-        hooks = [self.backbone.get_submodule(name).register_forward_hook(partial(record, name)) for name in names]
-        try:
-            yield outputs
-        except _AllRecorded:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
+            return {name: output[:, 1:].mT.reshape(len(output), -1, *grid) for name, output in outputs.items()}
+        return dict(outputs)
 
 
 def _torchvision_network(arch: str, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -129,14 +96,6 @@ def _torchvision_network(arch: str, image_size: int) -> tuple[nn.Module, dict[st
     except TypeError as fault:
         check_options(arch, options, fault)
         raise
-
-
-def _blocks(backbone: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, layer in backbone.named_children():
-        if prefix + name in CONTAINERS:
-            yield from _blocks(layer, f"{prefix}{name}.")
-        else:
-            yield prefix + name, layer
 
 
 def _is_stage(layer: nn.Module) -> bool:

@@ -70,9 +70,13 @@ class NamedTrunk(Trunk):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            return self.backbone(self.edges(x_BCHW))  # type: ignore[no-any-return]
+            return self.embed(self.edges(x_BCHW))
         with self._explained(x_BCHW):
-            return self.backbone(self.edges(x_BCHW))  # type: ignore[no-any-return]
+            return self.embed(self.edges(x_BCHW))
+
+    def embed(self, edges_BCHW: Tensor) -> Tensor:
+        """Return the features (B, D) of what the network itself takes."""
+        return self.backbone(edges_BCHW)  # type: ignore[no-any-return]
 
     def walk(self, x_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield from self.maps(x_BCHW, self.stages).items()
@@ -108,9 +112,9 @@ class NamedTrunk(Trunk):
     @torch.no_grad()
     def _blank_features(self) -> Tensor:
         """Return the features (1, D) of a blank image, or raise `InputError` where they are not one row."""
-        device = next(self.backbone.parameters()).device
+        device = next((weights.device for weights in self.backbone.parameters()), None)
         self.eval()
-        features = self.backbone(self.edges(torch.zeros(1, 3, self.image_size, self.image_size, device=device)))
+        features = self.embed(self.edges(torch.zeros(1, 3, self.image_size, self.image_size, device=device)))
         self.train()
         if not isinstance(features, Tensor) or features.dim() != 2:
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -148,10 +152,18 @@ def check_options(arch: str, options: Mapping[str, Any], fault: TypeError) -> No
         raise InputError(f"{arch}: this network has no option {unknown!r}") from fault
 
 
-def misfit(arch: str, image_size: int, fault: BaseException, make: Callable[[int], object], *, sobel: bool) -> InputError:
+def misfit(
+    arch: str,
+    image_size: int,
+    fault: BaseException,
+    make: Callable[[int], object],
+    *,
+    sobel: bool,
+    otherwise: str = "choose another architecture",
+) -> InputError:
     """Return the error for a network that can't take images of this size; it names the nearest sizes that fit.
 
-    `make` is called on the meta device, where only shapes are computed.
+    `make` is called on the meta device, where only shapes are computed. `otherwise` is the advice where no size fits.
     """
 
     def fits(size: int) -> bool:
@@ -166,7 +178,7 @@ def misfit(arch: str, image_size: int, fault: BaseException, make: Callable[[int
     larger = next((size for size in _USUAL_SIZES if size > image_size and fits(size)), None)
     sizes = [str(size) for size in (smaller, larger) if size is not None]
     without = "leave Sobel out (--no-sobel), or " if sobel else ""
-    advice = f"use {' or '.join(sizes)}" if sizes else f"no usual size works; {without}choose another architecture"
+    advice = f"use {' or '.join(sizes)}" if sizes else f"no usual size works; {without}{otherwise}"
     return InputError(f"image_size={image_size} does not fit {arch} ({_first_line(fault)}); {advice}")
 
 

@@ -7,7 +7,7 @@
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import floor
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from deepcluster.core.errors import InputError, did_you_mean
-from deepcluster.models.archs import ARCHITECTURES, LIBRARIES, TIMM, TORCHVISION
+from deepcluster.models.archs import ARCHITECTURES, PREFIXES, TIMM, TORCHVISION
 from deepcluster.models.named import name_and_options
 
 PRETRAINED = "pretrained"
@@ -82,7 +82,7 @@ def published(name: str) -> Published | None:
         InputError: the library does not know the network, or has no such weights.
     """
     arch, at, weights = name.partition("@")
-    if not at or not (arch in ARCHITECTURES or arch.startswith(LIBRARIES)):
+    if not at or not (arch in ARCHITECTURES or arch.startswith(PREFIXES)):
         return None
     if arch.startswith(TIMM):
         return _of_timm(name, arch) if weights == PRETRAINED else None
@@ -142,21 +142,28 @@ def _of_timm(name: str, arch: str) -> Published:
     config: Any = timm.get_pretrained_cfg(tagged)
     if config is None or not config.has_weights:
         raise InputError(f"{name}: timm publishes no weights of {network}; timm.list_pretrained() lists those it has")
-    size = min(config.input_size[1:])
     return Published(
         name=name,
         arch=arch.replace(tagged, network, 1),
         library="timm",
         key=f"{network}.{config.tag}" if config.tag else network,
-        image_size=size,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        interpolation=_interpolation(config.interpolation),
-        crop_pct=size / floor(size / config.crop_pct),  # timm rounds down the size that it resizes to.
+        **timm_form(config.to_dict()),
         licence=config.license if config.license != "unknown" else "",
         file=lambda: _hugging_face_file(name, config) if config.hf_hub_id else _hub_file(name, config.url),
         remark="" if config.crop_mode == "center" else f"timm's crop mode is {config.crop_mode!r}, here the centre is cut",
     )
+
+
+def timm_form(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the form of the images that a configuration of timm's (`pretrained_cfg`) declares."""
+    size = min(config["input_size"][1:])
+    return {
+        "image_size": size,
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "interpolation": _interpolation(config["interpolation"]),
+        "crop_pct": size / floor(size / config["crop_pct"]),  # timm rounds down the size that it resizes to.
+    }
 
 
 def _interpolation(name: str) -> str:
@@ -206,7 +213,7 @@ def _explained(name: str, address: str, folder: Path, variable: str) -> Iterator
         reason = next((line for line in str(_origin(fault)).splitlines() if line.strip()), type(fault).__name__)
         arch = name.partition("@")[0]
         raise InputError(
-            f"{name}: the weights are not in {folder}, and {address} could not be read ({reason.strip()}). Run the same "
+            f"{name}: the weights are not in {folder}, and {address} could not be read ({reason.strip(' .')}). Run the same "
             f"where there is a network and copy that folder ({variable} names its place), or give a file: {arch}@FILE"
         ) from fault
 

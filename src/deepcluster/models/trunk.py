@@ -89,6 +89,13 @@ class Trunk(nn.Module, ABC):
         """Return one row per image, (B, C): the average of the stage's map over its pixels; "features" as they are."""
         return self.stage(x_BCHW, name).mean(dim=(2, 3))
 
+    @property
+    def last_map(self) -> str:
+        """The last stage before the features, or raise `InputError` where there is none."""
+        if len(self.stages) < 2:
+            raise InputError(f"{self.arch} has no maps, only features: choose another network")
+        return self.stages[-2]
+
     def check_stage(self, name: str) -> None:
         """Raise `InputError` unless the trunk has the stage `name`."""
         if name not in self.stages:

@@ -30,6 +30,7 @@ from deepcluster.data.loader import Loader, usual_workers
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.survey import even_sample, survey
 from deepcluster.data.views import ClusterView
+from deepcluster.models.custom import CustomTrunk
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.features import (
     FEATURE_BATCH,
@@ -116,9 +117,11 @@ class Model:
 
     @cached_property
     def weights(self) -> str:
-        """32 hex digits that change with the weights, the architecture, device type, precision and form of the images."""
+        """32 hex digits that change with the weights, the network, device type, precision and form of the images."""
         facts = [weights_hash(self.trunk), self.trunk.arch, self.machine.device.type, self.machine.precision]
         usual, mine = Settings(), self.settings
+        if isinstance(self.trunk, CustomTrunk):
+            facts.append(self.trunk.fingerprint())
         form = [f"{name}={getattr(mine, name)}" for name in FORM if getattr(mine, name) != getattr(usual, name)]
         return hashlib.sha256(" ".join([*facts, *form]).encode()).hexdigest()[:32]
 
@@ -239,9 +242,11 @@ class Model:
             InputError: the model has no clusters.
         """
         if self.space is None or self.assignment is None:
-            advice = (
-                f"holds a network only: train from it with --init {self.name}" if self.remark else "train an epoch first"
-            )
+            advice = "train an epoch first"
+            if isinstance(self.trunk, CustomTrunk):
+                advice = "deepcluster.cluster(MODEL, DATA) makes a run with clusters"
+            elif self.remark:
+                advice = f"holds a network only: train from it with --init {self.name}"
             raise InputError(f"{self.name} has no clusters{'' if self.remark else ' yet'}: {advice}")
         return self.space, self.assignment
 

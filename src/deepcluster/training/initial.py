@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.core.distributed import Ranks
-from deepcluster.core.errors import InputError
+from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import user_path
 from deepcluster.interop.loading import arch_and_path
 from deepcluster.interop.pretrained import tensors_of
@@ -68,9 +68,10 @@ class InitialWeights:
             ranks.from_main(lambda: str(self.published and self.published.file()))
             self.published.file()  # The first process of this machine has it now.
         elif not self.path.exists():
+            near = did_you_mean(self.name.rpartition("@")[2], [PRETRAINED])
             raise InputError(
-                f"--init {self.name}: {self.path} does not exist; give a run, a checkpoint or a file of weights, pretrained "
-                "for the published weights of --arch, or a name such as timm:NAME@pretrained"
+                f"--init {self.name}: {self.path} does not exist{near}; give a run, a checkpoint or a file of weights, "
+                "pretrained for the published weights of --arch, or a name such as timm:NAME@pretrained"
             )
         return self._changes()
 

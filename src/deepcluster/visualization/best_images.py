@@ -80,7 +80,7 @@ def find_top_images(
         Interrupted: a stop was requested.
         TrainingError: activations are not finite.
     """
-    stages = model.stages(options.stage, usual=model.trunk.stages[-2])
+    stages = model.stages(options.stage, usual=model.trunk.last_map)
     shapes = stage_shapes(model.trunk, stages, model.image_size)
     wanted, clip = options.channels, len(shapes) > 1
     channels = {name: parse_channels(wanted, one.channels, stage=name, clip=clip) for name, one in shapes.items()}

@@ -75,7 +75,7 @@ def show_filters(model: Model, options: FilterOptions, out: Path) -> list[Path]:
         Interrupted: a stop was requested; each stage is finished or as it was before.
     """
     settings = settings_of(options, model.image_size)
-    stages, trunk = model.stages(options.stage, usual=model.trunk.stages[-2]), model.copy_of_trunk()
+    stages, trunk = model.stages(options.stage, usual=model.trunk.last_map), model.copy_of_trunk()
     # By default, and where several stages are chosen, a range of channels may exceed those of a stage.
     clip = options.channels == FilterOptions.channels or len(stages) > 1
     chosen = []

@@ -129,7 +129,7 @@ def describe(model: Model, dataset: Dataset, files: Files, stage: str) -> None:
     path = files.pca(OTHER[files.name])
     say(f"loading PCA from {path}")
     whitening = _read_pca(path)
-    width, stage_of_net = len(whitening.mean_D), model.trunk.stages[-2]
+    width, stage_of_net = len(whitening.mean_D), model.trunk.last_map
     say("Compute features")
     index_of = dataset.images.index_of
     views, kind = [View(index) for index in index_of.values()], "db"
@@ -181,7 +181,7 @@ def score(dataset: Dataset, files: Files, eval_binary: str) -> None:
 
 def _parts(model: Model, dataset: Dataset, views: Sequence[View], files: Files) -> Iterator[tuple[int, Part]]:
     """Yield the regions of views, a part at a time, and the number of its first view; print the numbers of the views."""
-    reader, first = RegionReader(model, model.trunk.stages[-2], files.levels), 0
+    reader, first = RegionReader(model, model.trunk.last_map, files.levels), 0
     if files.size < reader.smallest:
         raise InputError(f"--S {files.size} is too small for {model.trunk.arch}; use {reader.smallest} or more")
     for part in reader.parts(dataset.images.source, views, files.size, "regions"):

@@ -75,7 +75,7 @@ class FCN32s(nn.Module):
         super().__init__()
         first, pool = trunk.features[0], trunk.features[-1]
         fc6, fc7 = (layer for layer in trunk.classifier if isinstance(layer, nn.Linear))
-        stage = trunk.stages[-2]
+        stage = trunk.last_map
         channels = stage_shapes(trunk, [stage], traced_size(trunk))[stage].channels
         side = isqrt(fc6.in_features // channels)
         last = geometry(trunk, stage)

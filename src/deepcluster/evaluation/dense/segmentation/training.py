@@ -95,7 +95,7 @@ def _estimate_statistics(model: Model, network: nn.Module, samples: Samples) -> 
         seed = seed_of(0, index)
         with suppress(UnreadableImage), seeded(seed, model.machine.device), model.machine.autocast():
             image_1CHW = model.machine.put(samples.sample(index, seed).image_CHW)[None]
-            trunk.stage(normalise(image_1CHW).to(model.machine.dtype), trunk.stages[-2])
+            trunk.stage(normalise(image_1CHW).to(model.machine.dtype), trunk.last_map)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.eval().momentum = momentum
 
