@@ -65,7 +65,7 @@ def find_queries(query: Data, images: ImageSource | None, names: list[str], *, h
                 )
         index_Q[number] = index
     strangers = [path for (_, path), index in zip(given, index_Q.tolist(), strict=True) if index < 0 and path is not None]
-    others = _files(strangers) if strangers else None
+    others = image_files(strangers) if strangers else None
     shown = [names[index] if index >= 0 else name for (name, _), index in zip(given, index_Q.tolist(), strict=True)]
     queries = Queries(shown, index_Q, others)
     for name, source, index in _pictures(queries, images):
@@ -111,7 +111,7 @@ def _same_files(paths: list[Path], images: ImageSource | None) -> dict[Path, int
     return {path: index for path in paths for index, place in by_base[path.name] if place.exists() and path.samefile(place)}
 
 
-def _files(paths: list[Path]) -> FileSource:
+def image_files(paths: list[Path]) -> FileSource:
     """Return image files of any folders as images."""
     places = [path.absolute() for path in paths]
     root = Path(os.path.commonpath([place.parent for place in places]))

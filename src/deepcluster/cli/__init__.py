@@ -223,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of this process, which ends with the command.
 
     Returns:
-        the exit status: 0, 2 (wrong input), 1 (anything else), 130 (interrupted), or 141 (output into a closed pipe).
+        the exit status: 0, 2 (wrong input), 1 (anything else), or 128 + a signal: 130 (Ctrl-C), 143 (SIGTERM), 129 (a closed
+        terminal), 141 (output into a closed pipe).
     """
     if arguments is None:
         open_standard_files()
@@ -249,7 +250,7 @@ def _failed(fault: BaseException, arguments: list[str]) -> int:
     # True in a process that `torchrun` started and that is not the first.
     is_follower = started_ranks() > 1 and int(os.environ.get("RANK", "0")) > 0
     if is_follower and isinstance(fault, Interrupted | KeyboardInterrupt):
-        return 130
+        return getattr(fault, "exit_status", 130)
     # Once one process has reported its error, `torchrun` ends the others. The first process should report an error that
     # all have; a process that only lost another one knows the least.
     time.sleep(TURN_SECONDS * (2 if isinstance(fault, LostProcess) else int(is_follower)))

@@ -4,6 +4,7 @@ import os
 import shutil
 from contextlib import suppress
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -37,10 +38,10 @@ class Entries:
 
     def check(self, folder: Path, what: str) -> None:
         """Raise `InputError` unless the disk of a folder takes such entries of the first images; nothing stays there."""
-        paths = [self.source.path(index) for index in range(min(_TRIED, len(self.source)))]
         if self.kind == "copy":
             return
-        files = [path for path in paths if path is not None]
+        paths = (self.source.path(index) for index in range(len(self.source)))
+        files = list(islice((path for path in paths if path is not None), _TRIED))
         if not files:
             raise InputError(f"{what} makes links to image files, and these images are none: --copy writes files")
         image = next((path for path in files if path.is_file()), None)
