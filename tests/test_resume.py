@@ -155,7 +155,7 @@ def test_a_run_that_is_stopped_again_and_again(mixed: Path, whole: Path, tmp_pat
     Of the 12 batches one start does one: the end of an epoch and the start of the next one are signs of progress, too. The
     eighth start finds an epoch that has no batch left.
     """
-    starts = 0
+    starts, spent = 0, (1, 0.0)
     while True:
         reporter = Stopper("epoch ", 3, signal.SIGTERM)
         starts += 1
@@ -170,7 +170,10 @@ def test_a_run_that_is_stopped_again_and_again(mixed: Path, whole: Path, tmp_pat
             )
             break
         except Interrupted as stop:
-            assert "SIGTERM" in str(stop)
+            assert "SIGTERM" in str(stop) and stop.exit_status == 143
+            state = checkpoint(tmp_path / "run")
+            before, spent = spent, (state["epoch"], state["seconds"]["training"])
+            assert before < spent, "the seconds of an epoch are those of all sittings"
     assert starts == 8
     assert_same_run(tmp_path / "run", whole)
 
@@ -219,8 +222,9 @@ def check_heard_once(name: str, number: int) -> None:
     with Interruption().listening() as interruption:
         for again in (number, number, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(again)
-        with pytest.raises(Interrupted, match=f"stopped by {name}; the state is saved"):
+        with pytest.raises(Interrupted, match=f"stopped by {name}; the state is saved") as stop:
             interruption.check()
+    assert stop.value.exit_status == 128 + number
     assert signal.getsignal(number) == before
 
 

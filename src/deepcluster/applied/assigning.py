@@ -117,10 +117,11 @@ def few_clusters(model: str | Path | Model, data: Data, *, reporter: Reporter | 
         InputError: as `assign`, or there are more than `FEW` images.
     """
     if is_run_of_table(model):
-        _check_few(min(len(table_for(model, data)), options.get("limit") or FEW + 1))
+        n_rows = len(table_for(model, data))
+        _check_few(min(n_rows, options.get("limit") or n_rows), "rows")
         return clusters_table(assign(model, data, reporter=reporter, **options))
     source = open_source(given_data(data), options.get("limit"))
-    _check_few(len(source))
+    _check_few(len(source), "images")
     model = model if isinstance(model, Model) else load(model)
     found = assign(model, source, reporter=reporter, **options)
     lines, image = [clusters_table(found)], source.path(0)
@@ -129,10 +130,10 @@ def few_clusters(model: str | Path | Model, data: Data, *, reporter: Reporter | 
     return "\n".join(lines)
 
 
-def _check_few(count: int) -> None:
+def _check_few(count: int, what: str) -> None:
     if count > FEW:
         raise InputError(
-            f"assign has nothing to write, and {count:,} images are too many to print (at most {FEW}): give --out "
+            f"assign has nothing to write, and {count:,} {what} are too many to print (at most {FEW}): give --out "
             "TABLE.csv, --folders DIR, or both"
         )
 

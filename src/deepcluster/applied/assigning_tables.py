@@ -153,7 +153,8 @@ def _pictures_for(
     pictures = _pictures(names, paths, folder)
     if pictures is None:
         raise InputError(
-            f"--folders {wanted.given} needs image files, and {data} names none that are here: its column path, which embed "
-            f"writes, has none, and {folder.path} remembers no images of these names (cluster TABLE DATA does). Use --out"
+            f"--folders {wanted.given} needs image files, and none are known for the rows of {data}: it has no column path "
+            "of files that are here, as embed writes it into .parquet, and "
+            f"{folder.path} remembers no images of these names (cluster TABLE DATA does). Use --out"
         )
     return pictures

@@ -147,7 +147,7 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
         echo(assigning.few_clusters(model, _data(data), reporter=reporter, **options))
         return
     assigning.assign(model, _data(data), reporter=reporter, return_rows=False, **options)
-    _say_next(reporter, options["out"], data)
+    _say_next(reporter, options["out"], () if assigning.is_run_of_table(model) else data)
 
 
 USING = (cluster, *SIMILAR_COMMANDS, evaluate_group, visualize_group, report, names)

@@ -1,5 +1,6 @@
 """Links to images and copies of them, each complete as soon as it has its name."""
 
+import errno
 import os
 import shutil
 from contextlib import suppress
@@ -16,6 +17,8 @@ from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.sources.text_tables import is_image
 
+# Faults of a place that takes no copies either.
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
 # Images whose files are looked for, to try what the disk can do.
 _TRIED = 100
 
@@ -56,6 +59,8 @@ class Entries:
         except OSError as fault:
             name = "hard link" if self.kind == "hardlink" else "link"
             reason = (fault.strerror or str(fault)).lower()
+            if fault.errno in _NOT_WRITABLE:
+                raise InputError(f"{what} can't be written to: {reason}") from None
             raise InputError(f"{what}: a {name} to {image} can't be made there ({reason}); --copy makes copies") from None
         finally:
             with suppress(OSError):
