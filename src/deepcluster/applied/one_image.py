@@ -37,13 +37,13 @@ def like_one(model: Model, image: Path, cluster: int, *, device: str) -> list[st
     lines = []
     if typical := _typical(folder, cluster):
         lines += [f"images of {model.name} nearest to the centre of cluster {cluster}:", *typical]
-    config = folder.read_config()
-    address = config["data"].get("address") or []
-    if not address:
+    about = folder.read_config()["data"]
+    address = [str(one) for one in about.get("address") or []]
+    if not address or not all(user_path(one).exists() for one in address):  # Moved, or on a server.
         return lines
-    if config["data"]["images"] <= MOST_SEARCHED:
+    if about.get("images", 0) <= MOST_SEARCHED:
         lines += _nearest(model, image, address, device)
-    words = ["deepcluster", "similar", model.name, *map(str, address), "--query", str(image)]
+    words = ["deepcluster", "similar", model.name, *address, "--query", str(image)]
     return [*lines, f"more that are like it: {shlex.join(words)}"]
 
 
@@ -62,7 +62,7 @@ def _nearest(model: Model, image: Path, address: list[str], device: str) -> list
     """Return lines on the images of the run that are most similar, where an earlier command has kept their features."""
     try:
         images: ImageSource = open_source(address, model.settings.limit)
-    except InputError:  # They have been moved.
+    except InputError:  # They have changed.
         return []
     on_machine, silent = model.on(device), Reporter(silent=True)
     stages: dict[Space, str] = {"embedding": model.trunk.embed_stage, "clusters": model.settings.cluster_stage}
