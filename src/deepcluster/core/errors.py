@@ -47,7 +47,7 @@ class Interrupted(DeepClusterError):
     def __init__(self, message: str, by: str | None = None) -> None:
         super().__init__(message)
         self.by = by
-        if by in signal.Signals.__members__:
+        if by is not None and by in signal.Signals.__members__:
             self.exit_status = 128 + signal.Signals[by]
 
 
