@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +118,7 @@ def assign_table(
 
 def _located_rows(
     table: EmbeddingTable, whitening: Whitening, assignment: Assignment, work: Work
-) -> Mapping[str, NDArray[np.generic]]:
+) -> Mapping[str, NDArray[Any]]:
     """Return the columns of `located` of all rows."""
     columns = {name: np.full(len(table), empty) for name, empty in UNLOCATED.items()}
     first = 0

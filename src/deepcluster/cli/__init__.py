@@ -141,13 +141,14 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     Without --out and --folders, the clusters of up to 20 images are printed.
     """
     from deepcluster.applied import assigning
+    from deepcluster.applied.assigning_tables import is_run_of_table
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     if options["out"] is None and options["folders"] is None:
         echo(assigning.few_clusters(model, _data(data), reporter=reporter, **options))
         return
     assigning.assign(model, _data(data), reporter=reporter, return_rows=False, **options)
-    _say_next(reporter, options["out"], () if assigning.is_run_of_table(model) else data)
+    _say_next(reporter, options["out"], () if is_run_of_table(model) else data)
 
 
 USING = (cluster, *SIMILAR_COMMANDS, evaluate_group, visualize_group, report, names)
