@@ -332,9 +332,13 @@ def test_embed_and_assign_say_what_was_written(
     images: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("embed", trained, images, "--out", tmp_path / "e.parquet") == 0
-    assert re.search(r"e\.parquet: 60 rows of \d+ numbers$", capsys.readouterr().out.splitlines()[-1])
+    written, advice = capsys.readouterr().out.splitlines()[-2:]
+    assert re.search(r"e\.parquet: 60 rows of \d+ numbers$", written)
+    assert advice == f"see it as a page: deepcluster report {tmp_path / 'e.parquet'} --data {images}"
     assert run("assign", trained, images, "--out", tmp_path / "c.parquet") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"60 images in 5 clusters: {tmp_path / 'c.parquet'}"
+    written, advice = capsys.readouterr().out.splitlines()[-2:]
+    assert written == f"60 images in 5 clusters: {tmp_path / 'c.parquet'}"
+    assert advice == f"see it as a page: deepcluster report {tmp_path / 'c.parquet'} --data {images}"
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(images: Path, trained: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from deepcluster.cli import cli
 
 LANGUAGES = {"bash", "python", "text", "bibtex"}
 # Pages whose blocks are run in their order, and what makes their commands quick.
-RUN = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+RUN = [ROOT / "docs" / "index.md", ROOT / "docs" / "python.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
 QUICK_TRAINING = "--epochs 1 --clusters 5 --batch-size 16 --pca 8 --limit 60 --image-size 32"
 ONE_PROCESS = "--device cpu --workers 0"
 SMALL_NETWORK = "--arch alexnet-small"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.applied.opening import output_target
-from deepcluster.core.errors import InputError
+from deepcluster.applied.shown import PictureRows, found_html
 from deepcluster.core.files import output_path, write_table, write_whole
+from deepcluster.core.html import pandas
 from deepcluster.core.text import as_line, printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
@@ -18,7 +19,13 @@ PARQUET, CSV, LIST = ".parquet", ".csv", ".txt"
 
 
 class Found:
-    """A result with columns of R rows; frozen dataclasses derive from it."""
+    """A result with columns of R rows; frozen dataclasses derive from it.
+
+    Attributes:
+        pictures: what notebooks show above the table; None for nothing.
+    """
+
+    pictures: PictureRows | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return lists and arrays of R values by the name of the column, as they are written."""
@@ -33,15 +40,10 @@ class Found:
         Raises:
             InputError: pandas is not installed.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError:
-            raise InputError("to_pandas needs the package pandas: pip install pandas") from None
-        return pandas.DataFrame(self.columns())
+        return pandas().DataFrame(self.columns())
 
     def _repr_html_(self) -> str:
-        html: str = self.to_pandas()._repr_html_()
-        return html
+        return found_html(repr(self), self.columns(), self.pictures)
 
 
 def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings: tuple[str, ...]) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from deepcluster.applied.found import CSV, PARQUET, Found, checked_outputs, pict
 from deepcluster.applied.opening import Data
 from deepcluster.applied.queries import Queries, find_queries
 from deepcluster.applied.rows import Embeddings
+from deepcluster.applied.shown import PictureRows
 from deepcluster.applied.vectors import Space, Vectors, vectors_of
 from deepcluster.clustering.neighbours import Metric, nearest_neighbours
 from deepcluster.core.errors import InputError
@@ -34,6 +35,7 @@ class Similar(Found):
         rank_R: from 1.
         value_R: float32; cosine similarity, highest first, or distance, lowest first.
         measure: "similarity" or "distance".
+        pictures: for notebooks.
     """
 
     queries: list[str]
@@ -41,6 +43,7 @@ class Similar(Found):
     rank_R: NDArray[np.int64]
     value_R: NDArray[np.float32]
     measure: str
+    pictures: PictureRows | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return `query`, `rank`, `name`, and `similarity` or `distance`."""
@@ -48,7 +51,8 @@ class Similar(Found):
 
     def __repr__(self) -> str:
         queries = len(set(self.queries))
-        return f"Similar({count_of(len(self), 'image')} for {queries:,} queries: .queries, .names, .rank_R, .value_R)"
+        asked = "1 query" if queries == 1 else f"{queries:,} queries"
+        return f"Similar({count_of(len(self), 'image')} for {asked}: .queries, .names, .rank_R, .value_R)"
 
 
 def similar(
@@ -92,6 +96,8 @@ def similar(
         found.append(find_queries(query, images, names, has_network=not is_rows))
 
     is_rows = isinstance(model, Embeddings) or is_table(model)
+    if data is None and isinstance(model, Embeddings):
+        data = model.source()
     opened = vectors_of(
         model, data, space=space, before=before, limit=limit, device=device, workers=workers, reporter=reporter
     )
@@ -130,25 +136,36 @@ def _nearest(vectors: Vectors, queries: Queries, count: int) -> tuple[Similar, N
         index_QK[number, : len(others[:count])] = [index for index, _ in others[:count]]
         chosen += [(number, rank, index, value) for rank, (index, value) in enumerate(others[:count], start=1)]
     numbers, ranks, indices, values = zip(*chosen, strict=True)
+    images, places = _with_queries(vectors.images, queries, len(vectors))
+    shown = [[(place, name, "query")] for place, name in zip(places.tolist(), queries.names, strict=True)]
+    for number, _, index, value in chosen:
+        shown[number].append((index, vectors.names[index], f"{value:.3f}"))
     return Similar(
         queries=[queries.names[number] for number in numbers],
         names=[vectors.names[index] for index in indices],
         rank_R=np.array(ranks, np.int64),
         value_R=np.array(values, np.float32),
         measure="similarity" if metric == "cosine" else "distance",
+        pictures=None if images is None else PictureRows(images, shown),
     ), index_QK
+
+
+def _with_queries(
+    images: ImageSource | None, queries: Queries, n_images: int
+) -> tuple[ImageSource | None, NDArray[np.int64]]:
+    """Return the images and the queries that are not among them as one source, and the index of each query in it."""
+    parts = [("data", images)] if images is not None else []
+    if queries.others is not None:
+        parts.append(("queries", queries.others))
+    places = queries.index_Q.copy()
+    others = np.flatnonzero(places < 0)
+    places[others] = (0 if images is None else n_images) + np.arange(len(others))
+    return JoinedSource(parts) if parts else None, places
 
 
 def _write_page(page: Path, vectors: Vectors, queries: Queries, found: Similar, index_QK: NDArray[np.int64]) -> None:
     """Write a page with a row of pictures for each query, its own first."""
-    parts = [("data", vectors.images)] if vectors.images is not None else []
-    if queries.others is not None:
-        parts.append(("queries", queries.others))
-    images = JoinedSource(parts) if parts else None
-    first_other = 0 if vectors.images is None else len(vectors)
-    places = queries.index_Q.copy()
-    others = np.flatnonzero(places < 0)
-    places[others] = first_other + np.arange(len(others))
+    images, places = _with_queries(vectors.images, queries, len(vectors))
     values, groups = iter(found.value_R.tolist()), []
     for number, name in enumerate(queries.names):
         near = [index for index in index_QK[number].tolist() if index >= 0]

@@ -177,13 +177,14 @@ def _of_table(
     work: Work,
 ) -> Vectors:
     if isinstance(table, Embeddings):
-        names, rows_NP, what = list(table.names), torch.from_numpy(table.embedding_ND).float(), repr(table)
+        names, rows_NP, what = list(table.names), torch.from_numpy(table.embedding_ND).float(), ""
     else:
         opened_table = open_table(user_path(table))
         names, what, rows_NP = opened_table.names(), opened_table.describe(), None
     images = None if data is None else pictures_by_name(names, open_source(data, on_trouble=work.reporter.warn))
     before(images, names, work)
-    work.reporter.say(what)
+    if what:
+        work.reporter.say(what)
     if rows_NP is None:
         with work.track("reading the table", len(names), "rows") as advance:
             parts = []

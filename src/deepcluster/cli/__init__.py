@@ -40,6 +40,7 @@ from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, L
 from deepcluster.core.output import Output, open_standard_files, safe_streams, silence
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import visible
+from deepcluster.core.wording import on_command_line
 from deepcluster.run.settings import REMOVED, Settings
 
 # Commands that several processes, which `torchrun` starts, do together.
@@ -232,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # `__main__` has set it for the time of the imports.
             signal.signal(signal.SIGINT, signal.default_int_handler)
     words = sys.argv[1:] if arguments is None else list(arguments)
+    on_command_line()
     with safe_streams() as outputs:
         try:
             cli.main(words, prog_name="deepcluster", standalone_mode=False)
