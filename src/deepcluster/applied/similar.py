@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.applied.found import CSV, PARQUET, Found, checked_outputs, picture, write_found, write_page
+from deepcluster.applied.found import Found, checked_outputs, picture, write_found, write_page
 from deepcluster.applied.opening import Data
 from deepcluster.applied.queries import Queries, find_queries
 from deepcluster.applied.rows import Embeddings
@@ -21,6 +21,7 @@ from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, JoinedSource
 from deepcluster.run.embedding_tables import is_table
 from deepcluster.run.model import Model
+from deepcluster.run.table_writers import ENDINGS
 
 # How images are compared, in words.
 MEASURES = {"embedding": "cosine of embeddings", "clusters": "Euclidean distance in the space of the clusters"}
@@ -73,10 +74,11 @@ def similar(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; with a table only for pictures, and may be left out.
-        query: image files, a folder or list of them, or names of images of `data`. An image is not its own neighbour.
+        data: the images; those of the run by default. With a table only for pictures, and may be left out.
+        query: image files, a folder or list of them, or names of images of `data`, which are not their own neighbours; or
+            images in memory (arrays, tensors, images of Pillow).
         count: number of images for each query.
-        out: also write a table (`.parquet`, `.csv`: query, rank, name, similarity).
+        out: also write a table (`.parquet`, `.csv`, `.jsonl`: query, rank, name, similarity).
         page: also write a page with the pictures (`.html`).
         space: "embedding": by cosine similarity; "clusters": by distance in the space in which the model has its clusters.
         device, workers: how the work is done.
@@ -89,11 +91,11 @@ def similar(
     """
     if count < 1:
         raise InputError(f"count={count} is too small: use 1 or more")
-    target, page_target = checked_outputs(out, page, endings=(PARQUET, CSV))
+    target, page_target = checked_outputs(out, page, endings=ENDINGS)
     found: list[Queries] = []
 
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
-        found.append(find_queries(query, images, names, has_network=not is_rows))
+        found.append(find_queries(query, images, names, has_network=not is_rows, warn=work.reporter.warn))
 
     is_rows = isinstance(model, Embeddings) or is_table(model)
     if data is None and isinstance(model, Embeddings):
