@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from deepcluster.applied.clustering_rows import BLOCK_ROWS
 from deepcluster.applied.opening import Data, warn_of_unreadable
-from deepcluster.applied.queries import image_files
 from deepcluster.applied.rows import Clusters, clusters_of
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.located import UNLOCATED, located
@@ -22,6 +21,7 @@ from deepcluster.core.text import count_of
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.by_name import NamedPictures, pictures_by_name
+from deepcluster.data.sources.files import image_files
 from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import new_interruption
 from deepcluster.run.cluster_folders import Folders, check_folders, make_folders
