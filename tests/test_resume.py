@@ -155,7 +155,7 @@ def test_a_run_that_is_stopped_again_and_again(mixed: Path, whole: Path, tmp_pat
     Of the 12 batches one start does one: the end of an epoch and the start of the next one are signs of progress, too. The
     eighth start finds an epoch that has no batch left.
     """
-    starts = 0
+    starts, spent = 0, (1, 0.0)
     while True:
         reporter = Stopper("epoch ", 3, signal.SIGTERM)
         starts += 1
@@ -170,7 +170,10 @@ def test_a_run_that_is_stopped_again_and_again(mixed: Path, whole: Path, tmp_pat
             )
             break
         except Interrupted as stop:
-            assert "SIGTERM" in str(stop)
+            assert "SIGTERM" in str(stop) and stop.exit_status == 143
+            state = checkpoint(tmp_path / "run")
+            before, spent = spent, (state["epoch"], state["seconds"]["training"])
+            assert before < spent, "the seconds of an epoch are those of all sittings"
     assert starts == 8
     assert_same_run(tmp_path / "run", whole)
 
@@ -219,8 +222,9 @@ def check_heard_once(name: str, number: int) -> None:
     with Interruption().listening() as interruption:
         for again in (number, number, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(again)
-        with pytest.raises(Interrupted, match=f"stopped by {name}; the state is saved"):
+        with pytest.raises(Interrupted, match=f"stopped by {name}; the state is saved") as stop:
             interruption.check()
+    assert stop.value.exit_status == 128 + number
     assert signal.getsignal(number) == before
 
 
@@ -359,9 +363,9 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP", "SIGUSR1"])
-def test_a_signal_to_all_processes_ends_with_130_and_a_kept_state(name: str, mixed: Path, tmp_path: Path) -> None:
-    """Ctrl-C, a closed terminal, and a warning of Slurm reach the worker processes as well."""
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_to_all_processes_ends_with_its_status_and_a_kept_state(name: str, mixed: Path, tmp_path: Path) -> None:
+    """Ctrl-C, the end of a job, and a closed terminal reach the worker processes as well."""
     out, pipe = tmp_path / "run", subprocess.PIPE
     words = command(mixed, out, "--epochs", "10000")
     with default_handlers():
@@ -369,7 +373,7 @@ def test_a_signal_to_all_processes_ends_with_130_and_a_kept_state(name: str, mix
     wait_for((out / "checkpoints/last.pt").is_file, process)
     os.killpg(process.pid, signal.Signals[name])
     said, complaint = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}[name]  # As shells show them.
     assert complaint.splitlines()[-1] == (
         f"deepcluster: stopped by {name}; the state is saved: the same command with --resume continues"
     )

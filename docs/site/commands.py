@@ -21,8 +21,8 @@ def command_pages() -> dict[str, str]:
         "# Commands",
         _prose(cli.help),
         "\n".join(["| command | what it does |", "|---|---|", *rows]),
-        "`deepcluster COMMAND --help` prints the same in a terminal. Exit status: 0, 1 (an error), 2 (wrong input), "
-        "130 (interrupted), 141 (the output is a closed pipe).",
+        "`deepcluster COMMAND --help` prints the same in a terminal. Exit status: 0, 1 (an error), 2 (wrong input), or 128 "
+        "+ the number of a signal: 130 (Ctrl-C), 143 (SIGTERM), 129 (a closed terminal), 141 (the output is a closed pipe).",
         "## Options of deepcluster",
         "\n\n".join(_options(cli, context, "deepcluster", None)),
     ]

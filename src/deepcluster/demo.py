@@ -44,7 +44,7 @@ def demo(out: Path, reporter: Reporter) -> str:
     try:
         train(images, out=run, overwrite=run.exists(), reporter=reporter)
     except Interrupted as stop:
-        raise Interrupted("the demo was stopped; the same command starts it from the beginning") from stop
+        raise Interrupted("the demo was stopped; the same command starts it from the beginning", stop.by) from stop
     rows = {
         "k-means on pixels": torch.from_numpy(load_digits().data).float(),
         "untrained trunk": _embedding_ND(f"untrained:{run}", images),

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deepcluster.applied.assigning_tables import assign_table, is_run_of_table
+from deepcluster.applied.assigning_tables import assign_table, is_run_of_table, table_for
+from deepcluster.applied.one_image import like_one
 from deepcluster.applied.opening import Data, names_of, opened, output_target, reasons_by_name
 from deepcluster.applied.rows import Clusters, clusters_of
 from deepcluster.clustering.assignment import UNASSIGNED
@@ -15,7 +17,6 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.files import output_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of, visible
-from deepcluster.core.work import Work
 from deepcluster.data.sources import open_source
 from deepcluster.data.sources.given import given_data
 from deepcluster.interop.loading import load
@@ -29,6 +30,8 @@ from deepcluster.run.tables import join_to_table, parts_of_table, result_of
 
 # Images whose clusters are printed, where no file is to be written.
 FEW = 20
+# Characters of the name of a cluster that are printed.
+LONGEST = 30
 
 
 def assign(
@@ -78,9 +81,9 @@ def assign(
     kinds = {"copy": copy, "hardlink": hardlink, "absolute": absolute}
     wanted = _folders(folders, kinds, ranked=ranked, add=add, overwrite=overwrite)
     if is_run_of_table(model):
-        if wanted or parts:
-            raise InputError("--folders and --parts need images, and this run is of a table of embeddings: use --out alone")
-        return assign_table(model, data, target, limit=limit, work=Work(reporter))  # type: ignore[arg-type]
+        if parts:
+            raise InputError("--parts needs images, and this run is of a table of embeddings: leave it out")
+        return assign_table(model, data, target, wanted, limit=limit, reporter=reporter)  # type: ignore[arg-type]
     model = model if isinstance(model, Model) else load(model)
     _, assignment = model.clusters()
     names = names_of_model(model.name)
@@ -100,8 +103,8 @@ def assign(
                     join_to_table(made, source, target, work, names)
                 work.reporter.say(f"{_counts(made, assignment.n_clusters)}{'' if target is None else f': {target}'}")
                 if wanted:
-                    n_clusters = assignment.n_clusters
-                    done = make_folders(wanted, source, made, names, clusters, work, n_clusters=n_clusters)
+                    columns, n_clusters = _nearest_of(made), assignment.n_clusters
+                    done = make_folders(wanted, source, *columns, names, clusters, work, n_clusters=n_clusters)
                     work.reporter.say(f"{wanted.given}: {done}")
             image_names, rows, unreadable = result_of(made, one, source, ranks, return_rows=return_rows)
         return clusters_of(image_names, rows, names, reasons_by_name(unreadable, source, model), source)
@@ -113,13 +116,26 @@ def few_clusters(model: str | Path | Model, data: Data, *, reporter: Reporter | 
     Raises:
         InputError: as `assign`, or there are more than `FEW` images.
     """
-    data = given_data(data)
-    if (count := len(open_source(data, options.get("limit")))) > FEW:
+    if is_run_of_table(model):
+        n_rows = len(table_for(model, data))
+        _check_few(min(n_rows, options.get("limit") or n_rows), "rows")
+        return clusters_table(assign(model, data, reporter=reporter, **options))
+    source = open_source(given_data(data), options.get("limit"))
+    _check_few(len(source), "images")
+    model = model if isinstance(model, Model) else load(model)
+    found = assign(model, source, reporter=reporter, **options)
+    lines, image = [clusters_table(found)], source.path(0)
+    if len(source) == 1 and image is not None and not found.unreadable:
+        lines += like_one(model, image, int(found.cluster_N[0]), device=options.get("device", "auto"))
+    return "\n".join(lines)
+
+
+def _check_few(count: int, what: str) -> None:
+    if count > FEW:
         raise InputError(
-            f"assign has nothing to write, and {count:,} images are too many to print (at most {FEW}): give --out "
+            f"assign has nothing to write, and {count:,} {what} are too many to print (at most {FEW}): give --out "
             "TABLE.csv, --folders DIR, or both"
         )
-    return clusters_table(assign(model, data, reporter=reporter, **options))
 
 
 def clusters_table(found: Clusters) -> str:
@@ -127,6 +143,7 @@ def clusters_table(found: Clusters) -> str:
 
     def cluster(number: int) -> str:
         name = found.cluster_names.get(number, "")
+        name = f"{name[: LONGEST - 1]}…" if len(name) > LONGEST else name
         return "-" if number == UNASSIGNED else f"{number} {name}".rstrip()
 
     def number(value: float) -> str:
@@ -160,6 +177,14 @@ def _folders(
     wanted = Folders(Path(folders), kind=chosen[0] if chosen else "link", ranked=ranked, add=add, overwrite=overwrite)
     output_path(wanted.place, "--folders", is_folder=True)
     return wanted.as_there()
+
+
+def _nearest_of(made: Parts) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the cluster of each image, and the distance to its centroid."""
+    cluster_N, distance_N = np.empty(made.n_rows, np.int64), np.empty(made.n_rows, np.float32)
+    for span, rows in made.read():
+        cluster_N[span.start : span.stop], distance_N[span.start : span.stop] = rows["cluster"], rows["distance"]
+    return cluster_N, distance_N
 
 
 def _counts(made: Parts, n_clusters: int) -> str:

@@ -46,12 +46,18 @@ def names_of(source: ImageSource) -> list[str]:
 
 def reasons_by_name(unreadable: Mapping[int, str], source: ImageSource, model: Model) -> dict[str, str]:
     """Return the reasons by name, and warn of them."""
-    by_name, warn = {source.name(index): why for index, why in unreadable.items()}, model.work.reporter.warn
+    by_name = {source.name(index): why for index, why in unreadable.items()}
+    warn_of_unreadable(by_name, model.work.reporter)
+    return by_name
+
+
+def warn_of_unreadable(by_name: Mapping[str, str], reporter: Reporter) -> None:
+    """Warn of images, or rows, that can't be read, by name."""
+    warn = reporter.warn
     for name, why in islice(by_name.items(), 3):
         warn(f"{name} can't be read: {why}")
     if len(by_name) > 3:
         warn(f"… and {len(by_name) - 3:,} more; their rows are empty")
-    return by_name
 
 
 def output_target(out: str | Path, endings: tuple[str, ...], *, parts: bool) -> Path:

@@ -13,9 +13,8 @@ from deepcluster.applied.opening import Data
 from deepcluster.applied.vectors import why_unreadable
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import user_path
-from deepcluster.core.names import PackedNames
 from deepcluster.data.sources import ImageSource, open_source
-from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource
+from deepcluster.data.sources.files import IMAGE_ENDINGS, image_files
 from deepcluster.data.sources.given import given_data
 
 MOST_GUESSED = 10_000  # Names among which one like a wrong name is looked for.
@@ -72,7 +71,7 @@ def find_queries(
                 )
         index_Q[number] = index
     strangers = [path for (_, path), index in zip(given, index_Q.tolist(), strict=True) if index < 0 and path is not None]
-    others = _files(strangers) if strangers else None
+    others = image_files(strangers) if strangers else None
     shown = [names[index] if index >= 0 else name for (name, _), index in zip(given, index_Q.tolist(), strict=True)]
     queries = Queries(shown, index_Q, others)
     for name, source, index in _pictures(queries, images):
@@ -126,13 +125,6 @@ def _same_files(paths: list[Path], images: ImageSource | None) -> dict[Path, int
         if place is not None and place.name in by_base:
             by_base[place.name].append((index, place))
     return {path: index for path in paths for index, place in by_base[path.name] if place.exists() and path.samefile(place)}
-
-
-def _files(paths: list[Path]) -> FileSource:
-    """Return image files of any folders as images."""
-    places = [path.absolute() for path in paths]
-    root = Path(os.path.commonpath([place.parent for place in places]))
-    return FileSource(root, PackedNames(place.relative_to(root).as_posix() for place in places), None, "queries")
 
 
 def _pictures(queries: Queries, images: ImageSource | None) -> Iterator[tuple[str, ImageSource, int]]:

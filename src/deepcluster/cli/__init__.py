@@ -142,13 +142,14 @@ def assign(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
     Without --out and --folders, the clusters of up to 20 images are printed.
     """
     from deepcluster.applied import assigning
+    from deepcluster.applied.assigning_tables import is_run_of_table
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     if options["out"] is None and options["folders"] is None:
         echo(assigning.few_clusters(model, _data(data), reporter=reporter, **options))
         return
     assigning.assign(model, _data(data), reporter=reporter, return_rows=False, **options)
-    _say_next(reporter, options["out"], data)
+    _say_next(reporter, options["out"], () if is_run_of_table(model) else data)
 
 
 USING = (cluster, *SIMILAR_COMMANDS, evaluate_group, visualize_group, report, names)
@@ -224,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of this process, which ends with the command.
 
     Returns:
-        the exit status: 0, 2 (wrong input), 1 (anything else), 130 (interrupted), or 141 (output into a closed pipe).
+        the exit status: 0, 2 (wrong input), 1 (anything else), or 128 + a signal: 130 (Ctrl-C), 143 (SIGTERM), 129 (a closed
+        terminal), 141 (output into a closed pipe).
     """
     if arguments is None:
         open_standard_files()
@@ -259,7 +261,7 @@ def _failed(fault: BaseException, arguments: list[str]) -> int:
     # True in a process that `torchrun` started and that is not the first.
     is_follower = started_ranks() > 1 and int(os.environ.get("RANK", "0")) > 0
     if is_follower and isinstance(fault, Interrupted | KeyboardInterrupt):
-        return 130
+        return getattr(fault, "exit_status", 130)
     # Once one process has reported its error, `torchrun` ends the others. The first process should report an error that
     # all have; a process that only lost another one knows the least.
     time.sleep(TURN_SECONDS * (2 if isinstance(fault, LostProcess) else int(is_follower)))

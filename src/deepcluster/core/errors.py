@@ -5,6 +5,7 @@ traceback, and ends with its `exit_status`.
 """
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 from deepcluster.core.wording import for_user
@@ -35,9 +36,19 @@ class TrainingError(DeepClusterError):
 
 
 class Interrupted(DeepClusterError):
-    """The user or the machine stopped the work; the state was saved."""
+    """The user or the machine stopped the work; the state was saved.
+
+    Args:
+        by: name of the signal; None: Ctrl-C. It decides the exit status, as shells and schedulers expect it.
+    """
 
     exit_status = 130
+
+    def __init__(self, message: str, by: str | None = None) -> None:
+        super().__init__(message)
+        self.by = by
+        if by is not None and by in signal.Signals.__members__:
+            self.exit_status = 128 + signal.Signals[by]
 
 
 class LostProcess(DeepClusterError):

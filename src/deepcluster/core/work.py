@@ -80,7 +80,7 @@ class Interruption:
         if self.requested is not None:
             if save is not None:
                 save()
-            raise Interrupted(f"stopped by {self.requested}; {self.advice}")
+            raise Interrupted(f"stopped by {self.requested}; {self.advice}", self.requested)
 
 
 class Clock:

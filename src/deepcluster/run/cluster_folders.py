@@ -25,8 +25,9 @@ from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 from deepcluster.run.folder_entries import Entries
 from deepcluster.run.folder_record import PLAN, RECORD, Record, strangers
-from deepcluster.run.parts import Parts
+from deepcluster.run.model import data_key
 from deepcluster.run.portable_names import entry_name, folder_name, looks
+from deepcluster.run.resumable import digest_of
 
 # Images between two looks at the clock, and at requests to stop.
 STEP = 16
@@ -125,7 +126,8 @@ def _bytes_below(folder: Path) -> int:
 def make_folders(
     wanted: Folders,
     source: ImageSource,
-    made: Parts,
+    cluster_N: NDArray[np.int64],
+    distance_N: NDArray[np.float32],
     names: Mapping[int, str],
     clusters: str,
     work: Work,
@@ -135,7 +137,7 @@ def make_folders(
     """Put each image into the folder of its cluster; return what was done, in words.
 
     Args:
-        made: has the cluster and the distance of each image.
+        cluster_N, distance_N: cluster of each image, and the distance to its centroid.
         names: names of clusters.
         clusters: as in `check_folders`.
 
@@ -147,14 +149,14 @@ def make_folders(
     folder = wanted.unfinished if is_new else place
     record = before or Record({"clusters": clusters, "ranked": str(wanted.ranked), "kind": wanted.kind})
     if is_new:
-        plan = "\n".join([made.key, wanted.kind, str(wanted.ranked), *(f"{k} {name}" for k, name in sorted(names.items()))])
-        _begin(folder, plan)
-    cluster_N, distance_N = _columns(made)
+        _begin(folder, digest_of(data_key(source), clusters, wanted.kind, wanted.ranked, sorted(names.items())))
     filling = Filling(folder, record, cluster_N, distance_N, len(str(n_clusters - 1)), names)
     entries = Entries(wanted.kind, source, work, temporary=folder / ".copying.part", final=place)
-    with work.track("links and copies", len(source)) as advance:
-        done = filling.fill(source, entries, advance)
-    record.write(folder)
+    try:
+        with work.track("links and copies", len(source)) as advance:
+            done = filling.fill(source, entries, advance)
+    finally:  # What a stop leaves is ours, too.
+        record.write(folder)
     if is_new:
         if place.exists():
             shutil.rmtree(place)
@@ -172,13 +174,6 @@ def _begin(folder: Path, plan: str) -> None:
     folder.mkdir(parents=True)
     mark_as_ours(folder)
     (folder / PLAN).write_text(plan, encoding="utf-8")
-
-
-def _columns(made: Parts) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    cluster_N, distance_N = np.empty(made.n_rows, np.int64), np.empty(made.n_rows, np.float32)
-    for span, rows in made.read():
-        cluster_N[span.start : span.stop], distance_N[span.start : span.stop] = rows["cluster"], rows["distance"]
-    return cluster_N, distance_N
 
 
 class Filling:

@@ -19,7 +19,7 @@ from deepcluster.core.text import count_of, of_line, printable
 
 PARQUET, ARRAY = ".parquet", ".npy"
 # Column names that `embed` writes. Another column of embeddings is used if it is the only one.
-EMBEDDING, NAME = "embedding", "name"
+EMBEDDING, NAME, PATH = "embedding", "name", "path"
 # Rows that are read at once.
 BLOCK_ROWS = 8_192
 NO_NUMBERS = "its embedding is missing, or holds values that are not finite numbers"
@@ -66,6 +66,10 @@ class EmbeddingTable:
     def names(self) -> list[str]:
         """Return the name of each row; "row 0", … where the table has none."""
         raise NotImplementedError
+
+    def paths(self) -> list[str | None] | None:
+        """Return the path of the image of each row, None for a row without one; None where the table has no paths."""
+        return None
 
     def read(self, part: slice, at_once: int) -> Iterator[Tensor]:
         """Yield rows (B, D), float32, of a part of the table: `at_once` of them, fewer at the end; NaN where missing."""
@@ -176,6 +180,14 @@ class ParquetTable(EmbeddingTable):
         if self.name_column is None:
             return [f"row {row}" for row in range(len(self))]
         return [str(name) for file in self.files for name in file.read(columns=[self.name_column])[0].to_pylist()]
+
+    def paths(self) -> list[str | None] | None:
+        import pyarrow as pa
+
+        schema = self.files[0].schema_arrow
+        if PATH not in schema.names or not pa.types.is_string(schema.field(PATH).type):
+            return None
+        return [path for file in self.files for path in file.read(columns=[PATH])[0].to_pylist()]
 
     def read(self, part: slice, at_once: int) -> Iterator[Tensor]:
         waiting: list[NDArray[np.float32]] = []

@@ -1,9 +1,11 @@
 """Links to images and copies of them, each complete as soon as it has its name."""
 
+import errno
 import os
 import shutil
 from contextlib import suppress
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,6 +17,8 @@ from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 from deepcluster.data.sources.text_tables import is_image
 
+# Faults of a place that takes no copies either.
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
 # Images whose files are looked for, to try what the disk can do.
 _TRIED = 100
 
@@ -37,10 +41,10 @@ class Entries:
 
     def check(self, folder: Path, what: str) -> None:
         """Raise `InputError` unless the disk of a folder takes such entries of the first images; nothing stays there."""
-        paths = [self.source.path(index) for index in range(min(_TRIED, len(self.source)))]
         if self.kind == "copy":
             return
-        files = [path for path in paths if path is not None]
+        paths = (self.source.path(index) for index in range(len(self.source)))
+        files = list(islice((path for path in paths if path is not None), _TRIED))
         if not files:
             raise InputError(f"{what} makes links to image files, and these images are none: --copy writes files")
         image = next((path for path in files if path.is_file()), None)
@@ -55,6 +59,8 @@ class Entries:
         except OSError as fault:
             name = "hard link" if self.kind == "hardlink" else "link"
             reason = (fault.strerror or str(fault)).lower()
+            if fault.errno in _NOT_WRITABLE:
+                raise InputError(f"{what} can't be written to: {reason}") from None
             raise InputError(f"{what}: a {name} to {image} can't be made there ({reason}); --copy makes copies") from None
         finally:
             with suppress(OSError):

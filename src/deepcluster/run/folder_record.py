@@ -73,8 +73,8 @@ def _facts(schema: Any) -> dict[str, str]:
 def strangers(place: Path, record: Record) -> list[str]:
     """Return the files in a folder that are not as the record says."""
     ours, found = dict(zip(record.rows["file"], record.rows["stamp"], strict=True)), []
-    for folder, _, names in os.walk(place):
-        for name in names:
+    for folder, folders, names in os.walk(place):
+        for name in [*names, *(one for one in folders if Path(folder, one).is_symlink())]:
             path = Path(folder, name)
             file = path.relative_to(place).as_posix()
             if folder == str(place) and name in (MARK, RECORD, PLAN):

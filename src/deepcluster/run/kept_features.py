@@ -57,6 +57,12 @@ def kept_rows(
     return {one: made[one] if one in made else _mapped(files[one]) for one in wanted}
 
 
+def are_kept(model: Model, source: ImageSource, wanted: Pooled) -> bool:
+    """Return whether features are there already."""
+    [key] = _keys(model, source, [wanted], FEATURE_BATCH)
+    return (model.cache / FEATURES_FOLDER / f"{key}.npy").is_file()
+
+
 def _keys(model: Model, source: ImageSource, wanted: Sequence[Pooled], batch_size: int) -> list[str]:
     batch = () if batch_size == FEATURE_BATCH else (batch_size,)
     facts = (model.weights, data_key(source), model.image_size, model.settings.reduce_to, *batch)

@@ -51,6 +51,13 @@ class FileSource(ImageSource):
         return self._details
 
 
+def image_files(paths: list[Path]) -> FileSource:
+    """Return image files of any folders as images."""
+    places = [path.absolute() for path in paths]
+    root = Path(os.path.commonpath([place.parent for place in places]))
+    return FileSource(root, PackedNames(place.relative_to(root).as_posix() for place in places), None, "queries")
+
+
 def count_endings(paths: Iterable[str]) -> Counter[str]:
     """Return how many of the paths have each ending; "" where the name has none."""
     names = (path.rpartition("/")[2] for path in paths)

@@ -30,7 +30,7 @@ The scripts of DeepCluster's release of 2018, with their flags, files and printe
 
 
 def main(words: Sequence[str]) -> int:
-    """Run a script of 2018; return the exit status: 0, 2 (wrong input), 130 (interrupted), or 1 (anything else)."""
+    """Run a script of 2018; return the exit status: 0, 2 (wrong input), 1 (anything else), or 128 + the signal."""
     on_command_line()
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if words else sys.stderr)

@@ -111,7 +111,7 @@ def _train(options: argparse.Namespace) -> None:
     except Interrupted as fault:
         kept = f"--resume {exp / CHECKPOINT} continues after the last of them"
         done = f"{count_of(observer.epochs_done, 'epoch')} done" + (f": {kept}" if observer.epochs_done else "")
-        raise Interrupted(f"{str(fault).partition(';')[0]}; {done}") from fault
+        raise Interrupted(f"{str(fault).partition(';')[0]}; {done}", fault.by) from fault
     except InputError:
         if is_new and not observer.has_begun:  # Nothing is left behind.
             listing.unlink(missing_ok=True)
