@@ -84,11 +84,11 @@ def test_lists_and_tables_mean_the_same_on_the_site(page: Path) -> None:
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images and weights of which the tutorials speak, small."""
     folder = tmp_path_factory.mktemp("tutorials")
-    write_good_images(folder / "photos", 40, size=(36, 32))
+    write_good_images(folder / "photos", 24, size=(36, 32))
     shutil.copy(sorted((folder / "photos").glob("*.png"))[0], folder / "photos" / "0003.png")
-    write_good_images(folder / "new-photos", 6, size=(36, 32))
-    write_classes(folder / "labelled" / "train", 6)
-    write_classes(folder / "labelled" / "val", 3, seed=1)
+    write_good_images(folder / "new-photos", 3, size=(36, 32))
+    write_classes(folder / "labelled" / "train", 4)
+    write_classes(folder / "labelled" / "val", 2, seed=1)
     torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pth")
     return folder
 
