@@ -13,7 +13,7 @@ import torch
 import torchvision
 from click.testing import CliRunner
 from models_helper import write_classes
-from snippets import PAGES, ROOT, blocks, check_command, check_python, command_lines
+from snippets import PAGES, ROOT, Block, blocks, check_command, check_python, command_lines
 from spoiled_images import write_good_images
 from torch.distributed.run import get_args_parser
 
@@ -22,6 +22,14 @@ from deepcluster.cli import cli
 LANGUAGES = {"bash", "python", "text", "bibtex"}
 # Pages whose blocks are run in their order, and what makes their commands quick.
 RUN = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+# Pages whose Python other tests run.
+PYTHON_ELSEWHERE = {
+    "README.md": "test_readme.py",
+    "browsing.md": "test_browsing.py",
+    "clustering.md": "test_readme.py",
+    "migrating.md": "test_release2018_main.py",
+    "python.md": "test_readme.py",
+}
 QUICK_TRAINING = "--epochs 1 --clusters 5 --batch-size 16 --pca 8 --limit 60 --image-size 32"
 ONE_PROCESS = "--device cpu --workers 0"
 SMALL_NETWORK = "--arch alexnet-small"
@@ -103,15 +111,36 @@ def test_the_blocks_of_a_tutorial_run(page: Path, material: Path, tmp_path: Path
         if block.not_run is not None:
             continue
         if block.language == "python":
-            code = block.text.replace("range(10)", "range(1)")
-            code = re.sub(
-                r"epochs=\d+", "epochs=1, clusters=5, batch_size=16, arch='alexnet-small', image_size=32, pca=8", code
-            )
-            exec(compile(code, str(block), "exec"), names)
+            run_python(block, names)
         for words in command_lines(block.text) if block.language == "bash" else []:
             if command := quick(words):
                 result = CliRunner().invoke(cli, command)
                 assert result.exit_code == 0, f"{block}: {' '.join(words)}\n{result.output}\n{result.exception}"
+
+
+def run_python(block: Block, names: dict[str, Any]) -> None:
+    quick = "epochs=1, clusters=5, batch_size=16, arch='alexnet-small', image_size=32, pca=8"
+    code = re.sub(r"epochs=\d+", quick, block.text.replace("range(10)", "range(1)"))
+    exec(compile(code, str(block), "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN], ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(
+    page: Path, images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a finished run, `run`, of the images `photos`."""
+    code = [block for block in blocks(page) if block.language == "python" and block.not_run is None]
+    if page.name in PYTHON_ELSEWHERE:
+        test = Path(__file__).with_name(PYTHON_ELSEWHERE[page.name])
+        assert code and page.name in test.read_text(encoding="utf-8")
+        return
+    if code:
+        shutil.copytree(images, tmp_path / "photos")
+        shutil.copytree(trained, tmp_path / "run")
+        monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in code:
+        run_python(block, names)
 
 
 def quick(words: list[str]) -> list[str] | None:
