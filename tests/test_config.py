@@ -79,8 +79,10 @@ def test_a_value_below_its_range_is_refused(name: str) -> None:
     wanted, _ = plain_type(Settings, name)
     if wanted is tuple:
         part, count = parts_of(Settings, name)
-        # Projections are of deepcluster-v2.
-        assert getattr(Settings(method="deepcluster-v2", **{name: (part(least),) * count}), name) == (least,) * count
+        count = count or 1
+        # Projections are of deepcluster-v2, second cosines of the schedule of that name.
+        method = {"method": "deepcluster-v2", "lr_schedule": "cosine"}
+        assert getattr(Settings(**method, **{name: (part(least),) * count}), name) == (least,) * count
         assert f"{name}={part(least - 1)} is too small" in complaint(**{name: (part(least - 1),) * count})
         return
     assert getattr(Settings(**{name: wanted(least)}), name) == least

@@ -54,7 +54,7 @@ def test_every_setting_is_there_with_its_default(capsys: pytest.CaptureFixture[s
         places.append(text.index(option, places[-1]))
     places = [*places[1:], len(text)]
     for setting, begin, end in zip(fields(Settings), places[:-1], places[1:], strict=True):
-        known = setting.default not in (None, "")
+        known = setting.default not in (None, "", ())
         if setting.name in ADAPTED:
             wanted = f"[auto; paper: {in_help(setting.default)}]" if known else "[auto]"
         else:

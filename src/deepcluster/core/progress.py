@@ -59,7 +59,10 @@ class Reporter:
 
     def row(self, cells: Mapping[str, str]) -> None:
         """Print the cells of a row, by title, as a line; in a notebook the rows are a table."""
-        self._write(as_row(cells), show=not self.quiet, cells=cells)
+        if self._notebook() is None:
+            self.say(as_row(cells))
+        else:
+            self._write(as_row(cells), show=not self.quiet, cells=cells)
 
     def detail(self, line: str) -> None:
         """Print a line with `--verbose`; the log always has it."""
