@@ -121,7 +121,9 @@ def test_the_blocks_of_a_tutorial_run(page: Path, material: Path, tmp_path: Path
 
 def run_python(block: Block, names: dict[str, Any]) -> None:
     quick = "epochs=1, clusters=5, batch_size=16, arch='alexnet-small', image_size=32, pca=8"
-    code = re.sub(r"epochs=\d+", quick, block.text.replace("range(10)", "range(1)"))
+    code = re.sub(r"epochs=\d+", quick, block.text.replace("range(10)", "range(1)").replace("count=100", "count=10"))
+    if "epochs=" not in code:
+        code = code.replace('deepcluster.train("photos",', f'deepcluster.train("photos", overwrite=True, {quick},')
     exec(compile(code, str(block), "exec"), names)
 
 
@@ -129,7 +131,7 @@ def run_python(block: Block, names: dict[str, Any]) -> None:
 def test_the_python_of_a_page_runs(
     page: Path, images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a finished run, `run`, of the images `photos`."""
+    """On finished runs, `run` and in `runs`, of the images `photos`."""
     code = [block for block in blocks(page) if block.language == "python" and block.not_run is None]
     if page.name in PYTHON_ELSEWHERE:
         test = Path(__file__).with_name(PYTHON_ELSEWHERE[page.name])
@@ -137,7 +139,9 @@ def test_the_python_of_a_page_runs(
         return
     if code:
         shutil.copytree(images, tmp_path / "photos")
-        shutil.copytree(trained, tmp_path / "run")
+        shutil.copy(next(images.glob("*.jpg")), tmp_path / "new.jpg")
+        for name in ("run", "runs/photos", "runs/one", "runs/two"):
+            shutil.copytree(trained, tmp_path / name)
         monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in code:
