@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from small_runs import SMALL, assert_same_run, flags, train_small
 from spoiled_images import write_good_images, write_spoiled_images
 
 from deepcluster.cli import main
+from deepcluster.core.errors import Interrupted
+from deepcluster.core.work import RESUME
 from deepcluster.run.settings import Settings
 
 
@@ -131,11 +134,11 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], Arguments], tuple[str, ...]]] 
     "unknown option": (lambda i, r: ["train", i, "--epoch", "3"], ("--epoch", "Did you mean", "--epochs")),
     "unknown command": (lambda i, r: ["trian", i], ("'trian'", "Did you mean 'train'")),
     "not a number": (lambda i, r: ["train", i, "--clusters", "ten"], ("'--clusters'", "'ten'")),
-    "not a fraction": (lambda i, r: ["train", i, "--lr", "nan"], ("lr=nan",)),
+    "not a fraction": (lambda i, r: ["train", i, "--lr", "nan"], ("--lr nan",)),
     "negative decay": (lambda i, r: ["train", i, "--wd", "-5"], ("--weight-decay -5.0 is too small",)),
     "half a crop": (lambda i, r: ["train", i, "--crop-scale", "0.5"], ("'0.5' should be two numbers",)),
-    "negative workers": (lambda i, r: ["train", i, "--workers", "-1"], ("workers=-1",)),
-    "no images left": (lambda i, r: ["train", i, "--limit", "0"], ("limit=0",)),
+    "negative workers": (lambda i, r: ["train", i, "--workers", "-1"], ("--workers -1",)),
+    "no images left": (lambda i, r: ["train", i, "--limit", "0"], ("--limit 0",)),
     # the run folder
     "run is a file": (lambda i, r: ["train", i, "--out", array("a.npy", [1])], ("a.npy is a file",)),
     "run below a file": (lambda i, r: ["train", i, "--out", array("a.npy", [1]) + "/run"], ("a.npy is a file",)),
@@ -332,9 +335,13 @@ def test_embed_and_assign_say_what_was_written(
     images: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("embed", trained, images, "--out", tmp_path / "e.parquet") == 0
-    assert re.search(r"e\.parquet: 60 rows of \d+ numbers$", capsys.readouterr().out.splitlines()[-1])
+    written, advice = capsys.readouterr().out.splitlines()[-2:]
+    assert re.search(r"e\.parquet: 60 rows of \d+ numbers$", written)
+    assert advice == f"see it as a page: deepcluster report {tmp_path / 'e.parquet'} --data {images}"
     assert run("assign", trained, images, "--out", tmp_path / "c.parquet") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"60 images in 5 clusters: {tmp_path / 'c.parquet'}"
+    written, advice = capsys.readouterr().out.splitlines()[-2:]
+    assert written == f"60 images in 5 clusters: {tmp_path / 'c.parquet'}"
+    assert advice == f"see it as a page: deepcluster report {tmp_path / 'c.parquet'} --data {images}"
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -381,6 +388,20 @@ def test_there_are_at_most_seven_frames_from_the_command_to_backward(
     words = ["--method", method, "--epochs", "1", "--clusters", "4", "--workers", "0", "--quiet"]
     assert run("train", images, "--out", tmp_path / "run", *words) == 0
     assert stacks and max(map(len, stacks)) <= 7, stacks[0]
+
+
+def test_ctrl_c_while_a_stop_is_passed_on_still_says_how_to_continue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        try:
+            raise Interrupted(f"stopped by SIGINT; {RESUME}")
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("deepcluster.api.train", stopped)
+    assert main(["train", "photos"]) == 130
+    assert capsys.readouterr().err.strip() == f"deepcluster: stopped by SIGINT; {RESUME}"
 
 
 @pytest.mark.slow

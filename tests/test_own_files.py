@@ -55,6 +55,7 @@ def test_what_this_program_wrote_into_a_folder_is_left_out(tmp_path: Path, monke
     run = deepcluster.train(".", reporter=QUIET, **options)
     assert run == Path("runs/photos")
     assert names(open_source(".")) == wanted
+    assert "no images, only 3 tables that deepcluster wrote: " in complaint(run)
     touch(run, "visualization/filters/conv1/0000.png")
     for folder in ("by-cluster", "deep/by-cluster-2"):
         deepcluster.assign(run, ".", folders=folder, device="cpu", workers=0, reporter=QUIET)

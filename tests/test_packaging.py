@@ -59,6 +59,13 @@ def test_extras_are_in_all_or_said_to_be_left_out() -> None:
     assert {*named, "all", "docs", "dev", "s3", "gcs", "hf"} == extras.keys()
 
 
+def test_the_command_ends_without_a_traceback_while_it_is_imported() -> None:
+    """Its entry point answers Ctrl-C as the system does until `main` takes over."""
+    assert PROJECT["scripts"]["deepcluster"] == "deepcluster.__main__:main"
+    code = "import deepcluster.__main__, signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout == "True\n"
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_code_and_nothing_else(dist: Path) -> None:
     with zipfile.ZipFile(only(dist, "*.whl")) as wheel:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torchvision
 from click.testing import CliRunner
 from models_helper import write_classes
 from spoiled_images import write_good_images
@@ -46,24 +47,32 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "other-photos"):
         write_good_images(tmp_path / name, 60)
+    next((tmp_path / "photos").glob("*.png")).rename(tmp_path / "photos" / "0003.png")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    weights = torchvision.models.ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "torch" / "hub" / "checkpoints" / weights)
     write_classes(tmp_path / "labelled" / "train", 10)
     write_classes(tmp_path / "labelled" / "val", 4, seed=1)
     return tmp_path
 
 
 def test_the_commands_run_in_their_order(photos: Path) -> None:
-    others = ["download", "assign", "export"]
-    seen = ["report", "train", *others, "report", "visualize", "visualize"]
-    assert [command[0] for command in commands()] == ["train", "assign", "embed", *seen, *["evaluate"] * 3]
+    use = ["assign", "cluster", "embed", "similar", "duplicates", "sample"]
+    others = ["train", "compare", "download", "assign", "export"]
+    seen = ["report", "visualize", "visualize", *["evaluate"] * 3]
+    assert [command[0] for command in commands()] == ["cluster", "report", "train", "report", *use, *others, *seen]
     released = release_names(make_trunk("alexnet", image_size=64, sobel=True), 7)
     torch.save({"epoch": 9, "arch": "alexnet", "state_dict": released}, "checkpoint.pth.tar")
     quick = {"train": QUICK, "filters": ["--channels", "0-3", "--steps", "2"], "top-images": ["--channels", "0-3"]}
     for command in commands():
-        has_device = command[1] != "compare" and command[0] not in ("download", "export")
+        has_device = "compare" not in command[:2] and command[0] not in ("download", "export")
         extra = ["--device", "cpu", *quick.get(command[0], []), *quick.get(command[1], [])] if has_device else []
         result = CliRunner().invoke(cli, [*command, *extra])
         assert result.exit_code == 0, result.output
-    assert (photos / "clusters.parquet").is_file()
+    assert (photos / "clusters.csv").is_file()
+    assert (photos / "clustered" / "report.html").is_file()
+    assert len((photos / "to-label.txt").read_text().splitlines()) == 10
     assert (photos / "features.parquet").is_file()
     assert set(pq.read_table(photos / "clusters-2018.parquet")["cluster"].to_pylist()) <= set(range(7))
     assert (photos / "model.onnx").is_file()

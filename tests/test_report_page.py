@@ -448,6 +448,11 @@ def test_nothing_is_wider_than_a_phone(visit: Any, made: Made) -> None:
         page.evaluate("hash => { location.hash = hash }", hash_)
         page.wait_for_function("hash => !hash.includes('=') || !document.getElementById('detail').hidden", arg=hash_)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), hash_
+    mask = "getComputedStyle(document.querySelector('#top nav')).maskImage"
+    assert page.evaluate(mask).count("rgba(0, 0, 0, 0)") == 1, "names that are cut off at the right fade"
+    page.evaluate("Object.assign(document.querySelector('#top nav').style, { flex: 'none', width: '5rem' })")
+    page.evaluate("document.querySelector('#top nav').scrollTo({ left: 40, behavior: 'instant' })")
+    page.wait_for_function(f"() => {mask}.split('rgba(0, 0, 0, 0)').length === 3")
 
 
 def test_everything_has_a_name(visit: Any) -> None:

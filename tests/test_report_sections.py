@@ -355,9 +355,10 @@ def write_grids(folder: Path) -> Path:
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (300, 1500, 3), dtype=np.uint8)).save(folder / name)
-    about = {"stage": "conv2", "objective": "fourier", "model": EVIL, "channels": {"0": {}}}
+    about = {"stage": "conv2", "objective": "fourier", "data": EVIL, "channels": {"0": {}}}
     (folder / "filters" / "conv2" / "filters.json").write_text(json.dumps(about))
     (folder / "filters" / "conv10" / "filters.json").write_text("[spoiled")
+    (folder / "top-images" / "conv5" / "top-images.json").write_text(json.dumps({"data": "/home/me/photos/", "count": 9}))
     return folder
 
 
@@ -367,9 +368,10 @@ def test_pictures_are_found_in_order_and_kept_within_bytes(tmp_path: Path) -> No
     assert titles[:2] == ["Filters of conv2", "Filters of conv10"]
     assert titles[2:] == ["Images that excite conv5 (page 1 of 2)"]
     html = pictures_section(folder, max_bytes=400_000).html
-    assert html.count("data:image/webp;base64,") == 3 and "Objective of the ascent: fourier." in html
+    assert html.count("data:image/webp;base64,") == 3 and "Made with --objective fourier." in html
     assert "<code>visualization/filters/conv2/grid.png</code>".replace("visualization", folder.name) in html
-    assert str(folder) not in html, "the page may be mailed"
+    assert str(folder) not in html and "/home/me" not in html, "the page may be mailed"
+    assert "Searched: photos. Images per filter: 9." in html
     assert 100_000 < len(html) < 400_000 + 4_000
     assert 'width="1200"' in pictures_section(folder, max_bytes=40_000_000).html
     nothing_fits = pictures_section(folder, max_bytes=1_000).html

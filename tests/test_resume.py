@@ -272,8 +272,17 @@ def test_resume_begins_a_run_where_there_is_none(mixed: Path, whole: Path, tmp_p
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_more_epochs_are_as_if_they_had_been_asked_for(epochs: int, mixed: Path, whole: Path, tmp_path: Path) -> None:
     train_small(mixed, tmp_path / "run", **{**OPTIONS, "epochs": epochs})
+    before = results(tmp_path / "run", epochs)
     train_small(mixed, tmp_path / "run", **OPTIONS, resume=True)
     assert_same_run(tmp_path / "run", whole)
+    assert results(tmp_path / "run", epochs) == before
+
+
+def results(run: Path, epochs: int) -> list[Any]:
+    """What a finished run of so many epochs has of each: lines of metrics, tables, and the checkpoint that is kept."""
+    kept = [*(run / "assignments" / f"epoch-{epoch:04}.parquet" for epoch in range(1, epochs + 1))]
+    kept.append(run / "checkpoints" / "epoch-0001.pt")
+    return [*metrics(run)[:epochs], *(path.read_bytes() for path in kept)]
 
 
 def test_epochs_belong_to_a_falling_rate_until_it_has_ended(mixed: Path, tmp_path: Path) -> None:
@@ -289,12 +298,14 @@ def test_epochs_belong_to_a_falling_rate_until_it_has_ended(mixed: Path, tmp_pat
     for _ in range(2):
         train_small(mixed, run, epochs=1, resume=True, reporter=Reporter(stream=said), **options)
     assert f"{run} is finished; --resume with more --epochs than 1 continues it, with a second cosine" in said.getvalue()
+    before = results(run, 1)
     for what, call in (("say resuming", 1), ("epoch 2", 3)):  # Before a state of the extension is saved, and after.
         with pytest.raises(Interrupted):
             train_small(mixed, run, epochs=3, resume=True, reporter=Stopper(what, call), **options)
     train_small(mixed, run, epochs=3, resume=True, **options)
     at_once = train_small(mixed, tmp_path / "at-once", epochs=3, lr_restarts=(1,), **options)
     assert_same_run(run, at_once)
+    assert results(run, 1) == before
     assert checkpoint(run)["settings"] == checkpoint(at_once)["settings"]
     with pytest.raises(InputError, match="--epochs is 3 in this run"):
         train_small(mixed, run, epochs=2, resume=True, **options)

@@ -146,7 +146,16 @@ def test_a_dry_run_says_what_the_run_then_takes(
     said = capsys.readouterr().out
     assert not [*tmp_path.iterdir()] and files(Path(os.environ["DEEPCLUSTER_CACHE"])) == cached
     assert out == Path("run")
-    for words in ("60 images", "network: ", "disk: about ", "2 checkpoints of", "per epoch", "for 2 epochs", "nothing was"):
+    for words in (
+        "60 images",
+        "network: ",
+        "memory of this process: about",
+        "disk: about ",
+        "2 checkpoints of",
+        "per epoch",
+        "for 2 epochs",
+        "nothing was",
+    ):
         assert words in said, said
     deepcluster.train(images, out="run", reporter=QUIET, **options)
     state = checkpoint(tmp_path / "run")

@@ -133,7 +133,7 @@ def _notebook_page(notebook: dict[str, Any]) -> str:
     """Return a notebook as a page: its text, code, and printed output."""
     parts = []
     for cell in notebook["cells"]:
-        source = "".join(cell["source"])
+        source = "".join(cell["source"]).replace("](../docs/", "](../")  # From examples/ to docs/tutorials/.
         if cell["cell_type"] == "markdown":
             parts.append(source)
         elif cell["cell_type"] == "code" and source.strip():

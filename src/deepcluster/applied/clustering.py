@@ -30,6 +30,7 @@ from deepcluster.interop.loading import new_interruption
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.lock import RunLock
 from deepcluster.run.model import Model
+from deepcluster.run.runs import Run
 from deepcluster.run.settings import Settings
 
 FEATURES_KEPT = "the finished features are kept: the same command continues from there"
@@ -51,7 +52,7 @@ def cluster(
     limit: int | None = None,
     reporter: Reporter | None = None,
     **options: Any,
-) -> Path:
+) -> Run:
     """Cluster images by the features of a model, without training, and write a run folder (docs/cluster.md).
 
     The processes of `torchrun` share the work, and all of them must make the call.
@@ -69,7 +70,7 @@ def cluster(
         options: `deepcluster.applied.clustering_options.ClusterOptions`.
 
     Returns:
-        the run folder.
+        the run: a path, with `.clusters` and `.report()`.
 
     Raises:
         InputError: model, data, options or `out` can't be used; nothing was written.
@@ -109,7 +110,7 @@ def cluster(
                 work=work,
             )
         work.ranks.barrier()
-    return path
+    return Run(path)
 
 
 class _Fit:

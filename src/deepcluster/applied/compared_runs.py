@@ -15,6 +15,7 @@ from deepcluster.core.files import read_table
 from deepcluster.core.options import flag
 from deepcluster.data.survey import even_sample
 from deepcluster.run.folder import RunFolder
+from deepcluster.run.table_writers import ENDINGS
 
 # What changes over the epochs, by its name in metrics.jsonl.
 CURVES = {
@@ -66,8 +67,8 @@ def read_run(path: Path, name: str) -> ComparedRun:
         InputError: it is neither, or damaged.
     """
     if not path.is_dir():
-        if path.suffix != ".parquet" or not path.is_file():
-            raise InputError(f"{path} is no run folder, and no table of clusters (.parquet) as assign writes it")
+        if path.suffix not in ENDINGS or not path.is_file():
+            raise InputError(f"{path} is no run folder, and no table of clusters ({', '.join(ENDINGS)}) as assign writes it")
         return ComparedRun(name, *_clusters(path))
     folder = RunFolder(path)
     config = folder.read_config()
@@ -84,11 +85,27 @@ def read_run(path: Path, name: str) -> ComparedRun:
 
 def _clusters(table: Path) -> tuple[list[str], NDArray[np.int64]]:
     try:
-        columns = read_table(table, ["name", "cluster"])
+        columns = _read(table)
         cluster_N: NDArray[np.int64] = columns["cluster"].to_numpy().astype(np.int64)
-        return columns["name"].to_pylist(), cluster_N
+        return list(map(str, columns["name"].to_pylist())), cluster_N
     except Exception as fault:  # Arrow raises several types for damaged files and missing columns.
         raise InputError(f"{table} can't be read as a table of clusters: {str(fault).splitlines()[0]}") from None
+
+
+def _read(table: Path) -> Any:
+    """Return the columns `name` and `cluster` of a table of any of the kinds that `assign` writes."""
+    if table.suffix == ".csv":
+        from pyarrow import csv
+
+        with table.open("rb") as file:
+            types = {"name": "string", "cluster": "int64"}
+            return csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types, include_columns=list(types)))
+    if table.suffix == ".jsonl":
+        from pyarrow import json as lines
+
+        with table.open("rb") as file:
+            return lines.read_json(file).select(["name", "cluster"])
+    return read_table(table, ["name", "cluster"])
 
 
 def run_tables(runs: Sequence[ComparedRun]) -> Tables:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.applied.compared_runs import CURVES, ComparedRun, read_run, run_tables
-from deepcluster.applied.found import CSV, PARQUET, Found, checked_outputs, picture, write_found, write_page
+from deepcluster.applied.found import Found, checked_outputs, picture, write_found, write_page
 from deepcluster.applied.opening import Data
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.clustering.matching import match_clusters
@@ -22,9 +22,15 @@ from deepcluster.core.work import Interruption, Work
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.by_name import pictures_by_name
+from deepcluster.run.table_writers import ENDINGS
 
 # The adjustment for chance takes a step for each pair of clusters: a minute for more pairs than this.
 MOST_PAIRS = 4_000_000
+AGREEMENT = "Agreement of the clusters"
+AGREEMENT_WORDS = (
+    "NMI, ARI and AMI say how far two clusterings agree: 1 is the same clusters, whatever their numbers; ARI and AMI are 0 "
+    "for clusters drawn at random. Moved images are in another cluster, after matching clusters so that the fewest are."
+)
 # Moves from one cluster to another that the page shows, and pictures of each.
 MOST_MOVES, PICTURES_OF_MOVE = 20, 12
 
@@ -105,7 +111,7 @@ def compare(
     Args:
         runs: two or more run folders, or tables that `assign` wrote. Images are the same if their names are.
         data: where the images are, for the pictures of `page`; by default where they were when the first run was started.
-        out: also write a table of the images that all have (`.parquet`, `.csv`: name, cluster_1, cluster_2, matched_2, …).
+        out: also write a table of the images that all have (`.parquet`, `.csv`, `.jsonl`: name, cluster_1, cluster_2, …).
         page: also write a page with curves, and with pictures of images that moved (`.html`).
         reporter: shows progress.
 
@@ -116,7 +122,7 @@ def compare(
     paths = [user_path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if len(paths) < 2:
         raise InputError(f"{' '.join(map(str, paths)) or 'nothing'} can't be compared alone: name two runs or more")
-    target, page_target = checked_outputs(out, page, endings=(PARQUET, CSV))
+    target, page_target = checked_outputs(out, page, endings=ENDINGS)
     work = Work(reporter, Interruption(advice="nothing was written"))
     with work.interruption.listening():
         read = [read_run(path, str(path)) for path in paths]
@@ -125,6 +131,8 @@ def compare(
             for one, other in combinations(read, 2):
                 if (agreement := _agreement(one, other)) is not None:
                     agreements.append(agreement)
+                elif one.names and other.names:
+                    work.reporter.warn(f"no image has a cluster in both {one.name} and {other.name}, by its name")
                 advance(1)
         found = _comparison(read, agreements)
         if target is not None:
@@ -179,7 +187,7 @@ def _comparison(read: Sequence[ComparedRun], agreements: list[Agreement]) -> Com
     tables = run_tables(read)
     if agreements:
         header = ["clusters of", "and of", "images", "NMI", "ARI", "AMI", "moved"]
-        tables["Agreement of the clusters"] = header, [_row(one) for one in agreements]
+        tables[AGREEMENT] = header, [_row(one) for one in agreements]
     return Comparison([run.name for run in read], names, cluster_RN, matched_RN, agreements, tables)
 
 
@@ -189,11 +197,15 @@ def _row(one: Agreement) -> list[str]:
 
 
 def _write_page(page: Path, found: Comparison, read: Sequence[ComparedRun], data: Data | None, work: Work) -> None:
-    parts: list[dict[str, Any]] = []
+    tables = {title: {"header": header, "rows": rows} for title, (header, rows) in found.tables.items()}
+    tables.pop("Epochs", None)  # The curves show all.
+    both = [tables.pop(title) for title in ("Runs", AGREEMENT) if title in tables]
+    words = AGREEMENT_WORDS if found.agreements else ""
+    parts: list[dict[str, Any]] = [{"name": "runs", "title": "Runs", "words": words, "tables": both}]
     if curves := _curves(read):
         parts.append({"name": "curves", "title": "Curves", "curves": curves})
-    for number, (title, (header, rows)) in enumerate(found.tables.items()):
-        parts.append({"name": f"table-{number}", "title": title, "tables": [{"header": header, "rows": rows}]})
+    for number, (title, table) in enumerate(tables.items()):
+        parts.append({"name": f"table-{number}", "title": title, "tables": [table]})
     moves = [move for number in range(1, len(read)) for move in _moves(found, number)]
     images = _images(read[0], found.names, data, work) if moves else None
     if moves:

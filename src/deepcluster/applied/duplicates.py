@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.applied.found import (
-    CSV,
     LIST,
-    PARQUET,
     Found,
     checked_outputs,
     picture,
@@ -22,7 +20,7 @@ from deepcluster.applied.found import (
 )
 from deepcluster.applied.opening import Data
 from deepcluster.applied.rows import Embeddings
-from deepcluster.applied.vectors import Space, Vectors, vectors_of
+from deepcluster.applied.vectors import UNIT_LENGTH, Space, Vectors, vectors_of
 from deepcluster.clustering.near import NEAR_SHARE, near_sets, typical_distance
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.files import output_path
@@ -31,6 +29,7 @@ from deepcluster.core.text import are, count_of, size
 from deepcluster.data.decode import size_of
 from deepcluster.data.sources import ImageSource
 from deepcluster.run.model import Model
+from deepcluster.run.table_writers import ENDINGS
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,9 +41,9 @@ class Duplicates(Found):
         group_R: number of the group, from 0: groups whose images are nearest come first.
         distance_R: float32; distance to the image to keep.
         keep_R: bool; the largest image, of equally large ones that with the largest file, of these the first by name.
-        reasons: why it is kept, or could go.
+        reasons: why it is kept, or could be removed.
         paths: files; "" where they are not known.
-        n_bytes: size of the files that could go.
+        n_bytes: size of the files that could be removed.
         threshold: distance up to which two images are near-duplicates.
         n_images: N.
     """
@@ -66,7 +65,7 @@ class Duplicates(Found):
 
     @property
     def extra(self) -> list[str]:
-        """The images that could go: their paths, or names where these are not known."""
+        """The images that could be removed: their paths, or names where these are not known."""
         rows = np.flatnonzero(~self.keep_R).tolist()
         return [self.paths[row] or self.names[row] for row in rows]
 
@@ -77,7 +76,8 @@ class Duplicates(Found):
             return f"no near-duplicates among {scope}"
         n_groups, n_extra = int(self.keep_R.sum()), int((~self.keep_R).sum())
         freed = f", which frees {size(self.n_bytes)}" if self.n_bytes else ""
-        return f"{count_of(n_groups, 'group')} of near-duplicates among {scope}: {count_of(n_extra, 'file')} could go{freed}"
+        found = f"{count_of(n_groups, 'group')} of near-duplicates among {scope}"
+        return f"{found}: {count_of(n_extra, 'file')} could be removed{freed}"
 
     def __repr__(self) -> str:
         return f"Duplicates({self.summary()}: .names, .group_R, .distance_R, .keep_R, .reasons, .paths)"
@@ -107,7 +107,7 @@ class _File:
         return cls(-height * width, -len(raw), name, f"{width} x {height}", hashlib.sha256(raw).hexdigest())
 
     def reason(self, kept: "_File") -> str:
-        """Return why an image could go, or, of the kept one, why it is kept."""
+        """Return why an image could be removed, or, of the kept one, why it is kept."""
         if self is kept:
             return f"kept: {self.sides}" if self.sides else "kept: the first by name"
         if self.sides and self.content == kept.content:
@@ -115,7 +115,10 @@ class _File:
         if self.minus_pixels != kept.minus_pixels:
             return f"smaller: {self.sides or 'unknown size'}"
         if self.minus_bytes != kept.minus_bytes:
-            return f"smaller file: {size(-self.minus_bytes)} of {size(-kept.minus_bytes)}"
+            one, other = size(-self.minus_bytes), size(-kept.minus_bytes)
+            if one == other:
+                one, other = f"{-self.minus_bytes:,}", f"{-kept.minus_bytes:,} bytes"
+            return f"smaller file: {one} of {other}"
         return "as large, later by name"
 
 
@@ -139,11 +142,11 @@ def duplicates(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; with a table only for sizes and pictures, and may be left out.
-        threshold: largest distance of near-duplicates; 2 % of the typical distance of two images by default.
-        out: also write a table (`.parquet`, `.csv`: group, name, distance, keep, reason, path).
+        data: the images; those of the run by default. With a table only for sizes and pictures, and may be left out.
+        threshold: largest distance of near-duplicates; 4 % of the typical distance of two images by default.
+        out: also write a table (`.parquet`, `.csv`, `.jsonl`: group, name, distance, keep, reason, path).
         page: also write a page with the pictures (`.html`).
-        list: also write the paths of the images that could go, one per line (`.txt`).
+        list: also write the paths of the images that could be removed, one per line (`.txt`).
         space: "clusters": the space in which the model has its clusters; "embedding": embeddings of unit length. The former
             where the model has clusters by default.
         device, workers: how the work is done.
@@ -156,10 +159,12 @@ def duplicates(
     """
     if threshold is not None and not 0 <= threshold < float("inf"):
         raise InputError(f"threshold={threshold} is no distance: use a number of 0 or more")
-    target, page_target = checked_outputs(out, page, endings=(PARQUET, CSV))
+    target, page_target = checked_outputs(out, page, endings=ENDINGS)
     list_target = None if list is None else output_path(list, "--list", endings=(LIST,))
     with vectors_of(model, data, space=space, limit=limit, device=device, workers=workers, reporter=reporter) as vectors:
         say = vectors.work.reporter.say
+        if vectors.space == "embedding" and threshold is not None and threshold > 2:
+            raise InputError(f"threshold={threshold} is more than 2, the largest distance of {UNIT_LENGTH}")
         if threshold is None:
             typical = typical_distance(vectors.known_MP.numpy())
             threshold = NEAR_SHARE * typical
@@ -173,7 +178,7 @@ def duplicates(
             say(f"{target}: {count_of(len(found), 'row')}")
         if list_target is not None:
             write_list(found.extra, list_target)
-            say(f"{list_target}: {are(len(found.extra), 'file')} listed, which could go")
+            say(f"{list_target}: {are(len(found.extra), 'file')} listed, which could be removed")
         if page_target is not None:
             _write_page(page_target, found, vectors)
     return found

@@ -1,24 +1,30 @@
 """Tables that commands print, write and return. R rows."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from deepcluster.applied.opening import output_target
-from deepcluster.core.errors import InputError
-from deepcluster.core.files import output_path, write_table, write_whole
+from deepcluster.applied.shown import PictureRows, found_html
+from deepcluster.core.files import output_path, write_whole
+from deepcluster.core.html import pandas
 from deepcluster.core.text import as_line, printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
+from deepcluster.run.table_writers import write_rows
 
-PARQUET, CSV, LIST = ".parquet", ".csv", ".txt"
+LIST = ".txt"
 
 
 class Found:
-    """A result with columns of R rows; frozen dataclasses derive from it."""
+    """A result with columns of R rows; frozen dataclasses derive from it.
+
+    Attributes:
+        pictures: what notebooks show above the table; None for nothing.
+    """
+
+    pictures: PictureRows | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return lists and arrays of R values by the name of the column, as they are written."""
@@ -33,15 +39,10 @@ class Found:
         Raises:
             InputError: pandas is not installed.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError:
-            raise InputError("to_pandas needs the package pandas: pip install pandas") from None
-        return pandas.DataFrame(self.columns())
+        return pandas().DataFrame(self.columns())
 
     def _repr_html_(self) -> str:
-        html: str = self.to_pandas()._repr_html_()
-        return html
+        return found_html(repr(self), self.columns(), self.pictures)
 
 
 def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings: tuple[str, ...]) -> tuple[Any, Any]:
@@ -58,30 +59,9 @@ def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings:
 
 
 def write_found(found: Found, target: Path) -> None:
-    """Write a table as Parquet or CSV."""
-    columns = found.columns()
-    if target.suffix == PARQUET:
-        import pyarrow as pa
-
-        words = {
-            name: pa.array(map(printable, column), pa.string())
-            for name, column in columns.items()
-            if isinstance(column, list)
-        }
-        write_table({**columns, **words}, target)
-        return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    plain = [column if isinstance(column, list) else _numbers(column) for column in columns.values()]
-    writer.writerows(zip(*plain, strict=True))
-    write_whole(target, printable(text.getvalue()))
-
-
-def _numbers(column: Any) -> list[Any]:
-    """Return an array as numbers that CSV shows as short as their type allows."""
-    values = column.tolist()
-    return [f"{value:.6g}" for value in values] if column.dtype.kind == "f" else values
+    """Write a table."""
+    columns = found.columns().items()
+    write_rows({name: list(map(printable, one)) if isinstance(one, list) else one for name, one in columns}, target)
 
 
 def write_list(names: Sequence[str], target: Path) -> None:

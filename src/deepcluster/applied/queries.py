@@ -1,7 +1,7 @@
-"""The images that `similar` looks for: files, or images of the data. N images, Q queries."""
+"""The images that `similar` looks for: files, images of the data, or images in memory. N images, Q queries."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from deepcluster.core.files import user_path
 from deepcluster.core.names import PackedNames
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource
+from deepcluster.data.sources.given import given_data
 
 MOST_GUESSED = 10_000  # Names among which one like a wrong name is looked for.
 
@@ -26,28 +27,34 @@ class Queries:
 
     Attributes:
         names: those of the images of the data, or the paths that were given.
-        index_Q: index of each among the images, -1 for other files.
-        others: the other files, in their order; None where there are none.
+        index_Q: index of each among the images, -1 for others.
+        others: the other images, in their order; None where there are none.
     """
 
     names: list[str]
     index_Q: NDArray[np.int64]
-    others: FileSource | None
+    others: ImageSource | None
 
 
-def find_queries(query: Data, images: ImageSource | None, names: list[str], *, has_network: bool) -> Queries:
+def find_queries(
+    query: Data, images: ImageSource | None, names: list[str], *, has_network: bool, warn: Callable[[str], None]
+) -> Queries:
     """Return the queries; each is looked for among the images by its file, or by its name.
 
     Args:
-        query: image files, folders or lists of them, or names of images.
+        query: image files, folders or lists of them, names of images, or images in memory.
         images: the images; None for a table without pictures.
         names: their names.
         has_network: whether there can be queries that are not among the images.
+        warn: is told of images of a folder or list that can't be read; they are left out.
 
     Raises:
         InputError: there is no query, or one can't be read, or is not known.
     """
-    given = _given(query)
+    query = given_data(query)
+    if isinstance(query, ImageSource):
+        return _in_memory(query, has_network=has_network)
+    given = _given([query] if isinstance(query, str | Path) else query, warn)
     index_by_name = {name: index for index, name in enumerate(names)}
     same = _same_files([path for _, path in given if path is not None], images)
     index_Q = np.full(len(given), -1)
@@ -74,10 +81,16 @@ def find_queries(query: Data, images: ImageSource | None, names: list[str], *, h
     return queries
 
 
-def _given(query: Data) -> list[tuple[str, Path | None]]:
+def _in_memory(images: ImageSource, *, has_network: bool) -> Queries:
+    if not has_network:
+        raise InputError("a table has no network for images in memory: give the name of one of its images, or a model")
+    return Queries([images.name(number) for number in range(len(images))], np.full(len(images), -1), images)
+
+
+def _given(query: Sequence[str | Path], warn: Callable[[str], None]) -> list[tuple[str, Path | None]]:
     """Return each query as it was given, and its file where there is one."""
     given: list[tuple[str, Path | None]] = []
-    for one in [query] if isinstance(query, str | Path) else query:
+    for one in query:
         path = user_path(one)
         if not path.is_dir() and not (path.is_file() and path.suffix.lower()[1:] not in IMAGE_ENDINGS):
             given.append((str(one), path if path.is_file() else None))
@@ -86,9 +99,13 @@ def _given(query: Data) -> list[tuple[str, Path | None]]:
         places = [source.path(index) for index in range(len(source))]
         if None in places:
             raise InputError(f"query {one} holds images inside files; a query is an image file, or the name of an image")
-        given += [(str(place), place) for place in places]
+        for index, place in enumerate(places):
+            if why := why_unreadable(source, index):
+                warn(f"query {place} is left out: {why}")
+            else:
+                given.append((str(place), place))
     if not given:
-        raise InputError("there is no query: name an image with --query")
+        raise InputError("there is no query: name a readable image with --query")
     return given
 
 

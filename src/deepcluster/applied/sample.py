@@ -9,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster.applied.found import (
-    CSV,
     LIST,
-    PARQUET,
     Found,
     checked_outputs,
     picture,
@@ -30,6 +28,7 @@ from deepcluster.core.text import count_of
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 from deepcluster.run.model import Model
+from deepcluster.run.table_writers import ENDINGS
 
 How = Literal["representative", "diverse"]
 HOWS: tuple[How, ...] = get_args(How)
@@ -86,11 +85,11 @@ def sample(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; with a table only for paths and pictures, and may be left out.
+        data: the images; those of the run by default. With a table only for paths and pictures, and may be left out.
         count: C, the number of images.
         how: "representative": those nearest to the centres of C clusters of k-means, which follow where most images are;
             "diverse": each as far as possible from those before it, which also finds rare ones.
-        out: also write a list for DATA (`.txt`), or a table (`.parquet`, `.csv`: name, stands_for, distance, path).
+        out: also write a list for DATA (`.txt`), or a table (`.parquet`, `.csv`, `.jsonl`: name, stands_for, …).
         page: also write a page with the pictures (`.html`).
         space: as in `duplicates`.
         seed: of k-means.
@@ -106,7 +105,7 @@ def sample(
         raise InputError(f"how={how!r} is unknown{did_you_mean(str(how), HOWS)}: use {' or '.join(HOWS)}")
     if count < 1:
         raise InputError(f"count={count} is too small: use 1 or more")
-    target, page_target = checked_outputs(out, page, endings=(LIST, CSV, PARQUET))
+    target, page_target = checked_outputs(out, page, endings=(LIST, *ENDINGS))
 
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
         if count > len(names):
@@ -118,7 +117,8 @@ def sample(
         found = _chosen(vectors, count, how, seed)
         if target is not None:
             if target.suffix == LIST:
-                write_list([path or name for path, name in zip(found.paths, found.names, strict=True)], target)
+                paths = [path or name for path, name in zip(found.paths, found.names, strict=True)]
+                write_list(paths, target)
             else:
                 write_found(found, target)
             vectors.work.reporter.say(f"{target}: {len(found):,} of {count_of(len(vectors), 'image')}; {WORDS[how]}")
@@ -155,7 +155,7 @@ def _chosen(vectors: Vectors, count: int, how: How, seed: int) -> Sample:
 def _write_page(page: Path, found: Sample, vectors: Vectors) -> None:
     index_of = {name: index for index, name in enumerate(vectors.names)}
     pictures = [
-        picture(index_of[name], name, f"stands for {count_of(count, 'image')}")
+        picture(index_of[name], name, f"stands for {count:,}")
         for name, count in zip(found.names, found.stands_for_R.tolist(), strict=True)
     ]
     words = f"{len(found):,} of {count_of(found.n_images, 'image')}: {WORDS[found.how]}."

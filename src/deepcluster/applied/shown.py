@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import UnreadableImage
-from deepcluster.core.html import FAINT, bar, block, folded, line, picture, safe, table
+from deepcluster.core.html import FAINT, TABLE, bar, block, folded, line, picture, safe, table
 from deepcluster.core.text import count_of
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource
 
 SHOWN_CLUSTERS, SHOWN_IMAGES, SHOWN_ROWS, SHOWN_NUMBERS = 12, 8, 8, 6
+# Rows of pictures of other results, and rows of those that have none.
+SHOWN_GROUPS, SHOWN_FOUND = 6, 20
 # Height of a picture in pixels; what all pictures may take, and how long they may be read for.
 HEIGHT, MOST_BYTES, MOST_SECONDS = 56, 150_000, 5.0
 
@@ -45,10 +48,11 @@ def clusters_html(
         for name in ("cluster", "images", "nearest to the centroid")
     )
     more = len(found_K) - SHOWN_CLUSTERS
-    shown = f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    shown = f'<table style="{TABLE}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
     rest = [line(f"and {count_of(more, 'smaller cluster')}", faint=True)] if more > 0 else []
     rows = [{name: _text(column[index]) for name, column in columns.items()} for index in range(min(SHOWN_ROWS, len(names)))]
-    return block(line(title, bold=True), shown, *rest, folded("first rows", table(rows)), _unreadable(unreadable))
+    listed = table(rows) if len(rows) == len(names) else folded("first rows", table(rows))
+    return block(line(title, bold=True), shown, *rest, listed, _unreadable(unreadable))
 
 
 def embeddings_html(
@@ -61,6 +65,43 @@ def embeddings_html(
         numbers = {str(number): f"{value:.4g}" for number, value in enumerate(row_D[:SHOWN_NUMBERS].tolist())}
         rows.append({"name": name[-60:], **numbers, **({"…": "…"} if width > SHOWN_NUMBERS else {})})
     return block(line(title, bold=True), table(rows), _unreadable(unreadable))
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """Rows of pictures.
+
+    Attributes:
+        images: where they are.
+        rows: of each row the index, name and caption of each image; the first one is what the row is about.
+    """
+
+    images: ImageSource
+    rows: Sequence[Sequence[tuple[int, str, str]]]
+
+
+def found_html(title: str, columns: Mapping[str, Any], pictures: PictureRows | None) -> str:
+    """Return the first rows of pictures, and of the table; without pictures, more of the table."""
+    count, parts = len(next(iter(columns.values()))), []
+    if pictures is not None:
+        makes = _Pictures(lambda: pictures.images, [])
+        for row in pictures.rows[:SHOWN_GROUPS]:
+            some = "".join(
+                _captioned(makes.at(index, name), name, caption) for index, name, caption in row[: 2 + SHOWN_IMAGES]
+            )
+            parts.append(f'<div style="white-space:nowrap;overflow-x:auto">{some}</div>')
+        if len(pictures.rows) > SHOWN_GROUPS:
+            parts.append(line(f"and {len(pictures.rows) - SHOWN_GROUPS:,} more", faint=True))
+    shown = min(count, SHOWN_FOUND if pictures is None else SHOWN_ROWS)
+    rows = table({name: _text(column[index]) for name, column in columns.items()} for index in range(shown))
+    more = line(f"and {count_of(count - shown, 'more row')}", faint=True) if count > shown else ""
+    return block(line(title, bold=True), *parts, folded("first rows", rows, more) if parts else rows + more)
+
+
+def _captioned(image: str, name: str, caption: str) -> str:
+    image = image or f'<span style="{FAINT}">{safe(name[-24:])}</span>'
+    style = "display:inline-block;text-align:center;margin:0 6px 4px 0;vertical-align:bottom"
+    return f'<div style="{style}"><div>{image}</div><div style="{FAINT};font-size:11px">{safe(caption)}</div></div>'
 
 
 def _unreadable(reasons: Mapping[str, str]) -> str:
@@ -81,7 +122,7 @@ class _Pictures:
         self.until, self.n_bytes = time.monotonic() + MOST_SECONDS, 0
         self.source, self.names = source(), names
         self.index: dict[str, int] = {}
-        if self.source is not None and not self._matches(self.source):  # Some of its rows: find them by name.
+        if self.source is not None and len(names) and not self._matches(self.source):  # Some of its rows: find them by name.
             self.index = {self.source.name(index): index for index in range(len(self.source))}
 
     def _matches(self, source: ImageSource) -> bool:
@@ -90,11 +131,15 @@ class _Pictures:
 
     def of(self, row: int) -> str:
         """Return the picture of an image; "" if it has none."""
+        name = self.names[row]
+        index = self.index.get(name, -1) if self.index else row
+        return self.at(index, name) if index >= 0 else ""
+
+    def at(self, index: int, name: str) -> str:
+        """Return the picture of the image at an index of the source."""
         if self.source is None or self.n_bytes > MOST_BYTES or time.monotonic() > self.until:
             return ""
-        name = self.names[row]
-        with suppress(UnreadableImage, OSError, KeyError):
-            index = self.index[name] if self.index else row
+        with suppress(UnreadableImage, OSError):
             path = self.source.path(index)
             if path is None and not isinstance(encoded := self.source.read(index), np.ndarray):
                 return ""  # In a shard, which may lie on a server.

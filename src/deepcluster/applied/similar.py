@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.applied.found import CSV, PARQUET, Found, checked_outputs, picture, write_found, write_page
+from deepcluster.applied.found import Found, checked_outputs, picture, write_found, write_page
 from deepcluster.applied.opening import Data
 from deepcluster.applied.queries import Queries, find_queries
 from deepcluster.applied.rows import Embeddings
+from deepcluster.applied.shown import PictureRows
 from deepcluster.applied.vectors import Space, Vectors, vectors_of
 from deepcluster.clustering.neighbours import Metric, nearest_neighbours
 from deepcluster.core.errors import InputError
@@ -20,6 +21,7 @@ from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, JoinedSource
 from deepcluster.run.embedding_tables import is_table
 from deepcluster.run.model import Model
+from deepcluster.run.table_writers import ENDINGS
 
 # How images are compared, in words.
 MEASURES = {"embedding": "cosine of embeddings", "clusters": "Euclidean distance in the space of the clusters"}
@@ -34,6 +36,7 @@ class Similar(Found):
         rank_R: from 1.
         value_R: float32; cosine similarity, highest first, or distance, lowest first.
         measure: "similarity" or "distance".
+        pictures: for notebooks.
     """
 
     queries: list[str]
@@ -41,6 +44,7 @@ class Similar(Found):
     rank_R: NDArray[np.int64]
     value_R: NDArray[np.float32]
     measure: str
+    pictures: PictureRows | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return `query`, `rank`, `name`, and `similarity` or `distance`."""
@@ -48,7 +52,8 @@ class Similar(Found):
 
     def __repr__(self) -> str:
         queries = len(set(self.queries))
-        return f"Similar({count_of(len(self), 'image')} for {queries:,} queries: .queries, .names, .rank_R, .value_R)"
+        asked = "1 query" if queries == 1 else f"{queries:,} queries"
+        return f"Similar({count_of(len(self), 'image')} for {asked}: .queries, .names, .rank_R, .value_R)"
 
 
 def similar(
@@ -69,10 +74,11 @@ def similar(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; with a table only for pictures, and may be left out.
-        query: image files, a folder or list of them, or names of images of `data`. An image is not its own neighbour.
+        data: the images; those of the run by default. With a table only for pictures, and may be left out.
+        query: image files, a folder or list of them, or names of images of `data`, which are not their own neighbours; or
+            images in memory (arrays, tensors, images of Pillow).
         count: number of images for each query.
-        out: also write a table (`.parquet`, `.csv`: query, rank, name, similarity).
+        out: also write a table (`.parquet`, `.csv`, `.jsonl`: query, rank, name, similarity).
         page: also write a page with the pictures (`.html`).
         space: "embedding": by cosine similarity; "clusters": by distance in the space in which the model has its clusters.
         device, workers: how the work is done.
@@ -85,13 +91,15 @@ def similar(
     """
     if count < 1:
         raise InputError(f"count={count} is too small: use 1 or more")
-    target, page_target = checked_outputs(out, page, endings=(PARQUET, CSV))
+    target, page_target = checked_outputs(out, page, endings=ENDINGS)
     found: list[Queries] = []
 
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
-        found.append(find_queries(query, images, names, has_network=not is_rows))
+        found.append(find_queries(query, images, names, has_network=not is_rows, warn=work.reporter.warn))
 
     is_rows = isinstance(model, Embeddings) or is_table(model)
+    if data is None and isinstance(model, Embeddings):
+        data = model.source()
     opened = vectors_of(
         model, data, space=space, before=before, limit=limit, device=device, workers=workers, reporter=reporter
     )
@@ -130,25 +138,36 @@ def _nearest(vectors: Vectors, queries: Queries, count: int) -> tuple[Similar, N
         index_QK[number, : len(others[:count])] = [index for index, _ in others[:count]]
         chosen += [(number, rank, index, value) for rank, (index, value) in enumerate(others[:count], start=1)]
     numbers, ranks, indices, values = zip(*chosen, strict=True)
+    images, places = _with_queries(vectors.images, queries, len(vectors))
+    shown = [[(place, name, "query")] for place, name in zip(places.tolist(), queries.names, strict=True)]
+    for number, _, index, value in chosen:
+        shown[number].append((index, vectors.names[index], f"{value:.3f}"))
     return Similar(
         queries=[queries.names[number] for number in numbers],
         names=[vectors.names[index] for index in indices],
         rank_R=np.array(ranks, np.int64),
         value_R=np.array(values, np.float32),
         measure="similarity" if metric == "cosine" else "distance",
+        pictures=None if images is None else PictureRows(images, shown),
     ), index_QK
+
+
+def _with_queries(
+    images: ImageSource | None, queries: Queries, n_images: int
+) -> tuple[ImageSource | None, NDArray[np.int64]]:
+    """Return the images and the queries that are not among them as one source, and the index of each query in it."""
+    parts = [("data", images)] if images is not None else []
+    if queries.others is not None:
+        parts.append(("queries", queries.others))
+    places = queries.index_Q.copy()
+    others = np.flatnonzero(places < 0)
+    places[others] = (0 if images is None else n_images) + np.arange(len(others))
+    return JoinedSource(parts) if parts else None, places
 
 
 def _write_page(page: Path, vectors: Vectors, queries: Queries, found: Similar, index_QK: NDArray[np.int64]) -> None:
     """Write a page with a row of pictures for each query, its own first."""
-    parts = [("data", vectors.images)] if vectors.images is not None else []
-    if queries.others is not None:
-        parts.append(("queries", queries.others))
-    images = JoinedSource(parts) if parts else None
-    first_other = 0 if vectors.images is None else len(vectors)
-    places = queries.index_Q.copy()
-    others = np.flatnonzero(places < 0)
-    places[others] = first_other + np.arange(len(others))
+    images, places = _with_queries(vectors.images, queries, len(vectors))
     values, groups = iter(found.value_R.tolist()), []
     for number, name in enumerate(queries.names):
         near = [index for index in index_QK[number].tolist() if index >= 0]

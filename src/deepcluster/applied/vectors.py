@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from deepcluster.applied.assigning_tables import is_run_of_table
 from deepcluster.applied.opening import Data, names_of, opened, reasons_by_name
 from deepcluster.applied.rows import Embeddings
 from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
@@ -31,12 +32,14 @@ from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import load, new_interruption
 from deepcluster.run.embedding_tables import is_table, open_table
 from deepcluster.run.features import Pooled
+from deepcluster.run.folder import RunFolder
 from deepcluster.run.kept_features import kept_rows, readable
 from deepcluster.run.model import Model
 
 # Rows of unit length, whose Euclidean distance is √(2 - 2 cosine); or points in the space in which MODEL has its clusters.
 Space = Literal["embedding", "clusters"]
 SPACES: tuple[Space, ...] = get_args(Space)
+UNIT_LENGTH = "embeddings of unit length"
 # Rows of a table that are read at once.
 ROWS_AT_ONCE = 16_384
 AGAIN = "nothing was written"
@@ -84,7 +87,7 @@ class Vectors:
     def measure(self) -> str:
         """What is measured between two rows, in words."""
         if self.space == "embedding":
-            return "distance of embeddings of unit length"
+            return f"distance of {UNIT_LENGTH}"
         return "distance in the space of the clusters"
 
     def path(self, index: int) -> str:
@@ -109,7 +112,7 @@ def vectors_of(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings (.parquet, .npy), or what `embed` returned.
-        data: the images; with a table they are looked up by name, and may be left out.
+        data: the images; those of the run by default. With a table they are looked up by name, and may be left out.
         space: None: that of the clusters where the model has any.
         before: called with images and names before any long work, to check the input against them.
         limit, device, workers, reporter: as in `embed`.
@@ -121,6 +124,8 @@ def vectors_of(
         raise InputError(f"space={space!r} is unknown{did_you_mean(str(space), SPACES)}: use {' or '.join(SPACES)}")
     if limit is not None and limit < 2:
         raise InputError(f"limit={limit} is too small: use 2 or more")
+    if is_run_of_table(model):
+        model = RunFolder(user_path(model)).clustered()["model"]  # type: ignore[arg-type]
     if isinstance(model, Embeddings) or is_table(model):
         if space == "clusters":
             raise InputError("a table of embeddings has no space of clusters: leave out --space clusters, or give the model")
@@ -129,7 +134,7 @@ def vectors_of(
         return
     model = model if isinstance(model, Model) else load(model)
     if data is None:
-        raise InputError(f"{model.name} needs images: name a folder, a list, … as DATA")
+        data, limit = images_of_run(model), model.settings.limit if limit is None else limit
     if space == "clusters" or (space is None and model.assignment is not None):
         model.clusters()
         space = "clusters"
@@ -159,6 +164,20 @@ def _of_model(model: Model, images: ImageSource, space: Space) -> Vectors:
     return Vectors(names, rows_NP, space, images, unreadable, model.work, model.workers, rows_of)
 
 
+def images_of_run(model: Model) -> list[str]:
+    """Return where the images of the run of a model were when it was started.
+
+    Raises:
+        InputError: the model is of no run, or the run does not say it.
+    """
+    folder = RunFolder(user_path(model.name))
+    address: list[str] = (folder.read_config()["data"].get("address") or []) if folder.is_run() else []
+    if not address:
+        why = "does not say where its images are" if folder.is_run() else "is no run folder, whose images would be used"
+        raise InputError(f"{model.name} {why}: name a folder, a list, … as DATA")
+    return address
+
+
 def why_unreadable(images: ImageSource, index: int) -> str | None:
     """Return why an image can't be read; None if it can."""
     try:
@@ -177,24 +196,25 @@ def _of_table(
     work: Work,
 ) -> Vectors:
     if isinstance(table, Embeddings):
-        names, rows_NP, what = list(table.names), torch.from_numpy(table.embedding_ND).float(), repr(table)
+        names, rows_NP, what = list(table.names), torch.from_numpy(table.embedding_ND).float(), ""
     else:
         opened_table = open_table(user_path(table))
         names, what, rows_NP = opened_table.names(), opened_table.describe(), None
+    chosen = even_sample(range(len(names)), len(names) if limit is None else limit)
+    names = [names[row] for row in chosen]
     images = None if data is None else pictures_by_name(names, open_source(data, on_trouble=work.reporter.warn))
     before(images, names, work)
-    work.reporter.say(what)
+    if what:
+        work.reporter.say(what)
     if rows_NP is None:
-        with work.track("reading the table", len(names), "rows") as advance:
+        with work.track("reading the table", len(opened_table), "rows") as advance:
             parts = []
-            for rows_BP in opened_table.read(slice(0, len(names)), ROWS_AT_ONCE):
+            for rows_BP in opened_table.read(slice(0, len(opened_table)), ROWS_AT_ONCE):
                 parts.append(rows_BP)
                 advance(len(rows_BP))
         rows_NP = torch.cat(parts)
-    if limit is not None and limit < len(names):
-        chosen = even_sample(range(len(names)), limit)
-        names, rows_NP = [names[index] for index in chosen], rows_NP[chosen]
-        images = None if images is None else pictures_by_name(names, images)
+    if len(names) < len(rows_NP):
+        rows_NP = rows_NP[chosen]
     lost = (~torch.isfinite(rows_NP).all(dim=1)).nonzero()[:, 0].tolist()
     if lost:
         work.reporter.warn(f"{are(len(lost), 'row')} without numbers, such as {names[lost[0]]}")

@@ -40,6 +40,7 @@ from deepcluster.core.errors import DeepClusterError, InputError, Interrupted, L
 from deepcluster.core.output import Output, open_standard_files, safe_streams, silence
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import visible
+from deepcluster.core.wording import on_command_line
 from deepcluster.run.settings import REMOVED, Settings
 
 # Commands that several processes, which `torchrun` starts, do together.
@@ -230,18 +231,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # `__main__` has set it for the time of the imports.
             signal.signal(signal.SIGINT, signal.default_int_handler)
     words = sys.argv[1:] if arguments is None else list(arguments)
+    on_command_line()
     with safe_streams() as outputs:
         try:
             cli.main(words, prog_name="deepcluster", standalone_mode=False)
             status = _check_output(words, outputs[0])
         except (Exception, KeyboardInterrupt) as fault:
-            status = _failed(fault, words)
+            status = _failed(_stop_within(fault), words)
     if arguments is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Nothing is left that could be interrupted.
         gc.freeze()  # Python would look through all that torch has made once more, for seconds on a busy machine.
         for output in outputs:
             silence(output)
     return status
+
+
+def _stop_within(fault: BaseException) -> BaseException:
+    """Return the stop that a second Ctrl-C cut short while it was passed on, which knows how to continue; else the fault."""
+    inner: BaseException | None = fault
+    while isinstance(inner, click.Abort | KeyboardInterrupt):
+        inner = inner.__cause__ or inner.__context__
+    return inner if isinstance(inner, Interrupted) else fault
 
 
 def _failed(fault: BaseException, arguments: list[str]) -> int:

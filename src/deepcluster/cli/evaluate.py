@@ -20,7 +20,7 @@ from deepcluster.cli.options import (
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.options import flag, parse
 from deepcluster.core.progress import Reporter
-from deepcluster.core.text import duration
+from deepcluster.core.text import count_of, duration
 from deepcluster.evaluation.options import FORMATS, PROTOCOLS
 
 
@@ -159,7 +159,7 @@ def _show(evaluation: Any, form: str) -> None:
         echo("\n".join(lines) if form == "text" else table.render(form))
     if results.pictures:
         folder = evaluation.path and evaluation.path.with_suffix("")
-        echo(f"\npictures of {len(results.pictures)} images: {folder or 'not written'}")
+        echo(f"\npictures of {count_of(len(results.pictures), 'image')}: {folder or 'not written'}")
     where = f"{evaluation.path}, " if evaluation.path else "not written (--out names a file or folder), "
     echo(f"\n{where}{duration(evaluation.seconds)}")
 

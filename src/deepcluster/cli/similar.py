@@ -29,13 +29,14 @@ def _images_of(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--query", multiple=True, required=True, help="an image file, a folder or list of them, or a name in DATA")
 @click.option("--count", type=int, default=20, show_default=True, help="images per query")
 @click.option("--space", type=click.Choice(SPACES), default="embedding", show_default=True, help="what is compared")
-@click.option("--out", type=Path, help="also write a table (.parquet, .csv: query, rank, name, similarity)")
+@click.option("--out", type=Path, help="also write a table (.parquet, .csv, .jsonl: query, rank, name, similarity)")
 @_images_of
 def similar(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Find the images of DATA that are most similar to each --query, which may be given several times. All are compared.
 
-    MODEL is a run folder, a checkpoint, another program's file of weights or untrained:ARCH; or a table of embeddings, as
-    embed writes it: then DATA is only for the pictures of --page. Features are kept: the next command is quick.
+    MODEL is a run folder, whose images are DATA by default; a checkpoint, another program's file of weights or
+    untrained:ARCH; or a table of embeddings, as embed writes it: then DATA is only for the pictures of --page. Features are
+    kept: the next command is quick.
     """
     from deepcluster.applied import similar as command
 
@@ -45,15 +46,18 @@ def similar(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opt
 
 
 @click.command(short_help="List all near-duplicates, with one to keep.")
-@click.option("--threshold", type=float, help="largest distance of near-duplicates  [2% of the typical distance]")
+@click.option("--threshold", type=float, help="largest distance of near-duplicates  [4% of the typical distance]")
 @click.option("--space", type=click.Choice(SPACES), help="what is compared  [clusters where MODEL has any]")
-@click.option("--out", type=Path, help="the table to write (.parquet, .csv: group, name, distance, keep, reason, path)")
-@click.option("--list", type=Path, help="also write the paths of the images that could go, one per line (.txt)")
+@click.option(
+    "--out", type=Path, help="the table to write (.parquet, .csv, .jsonl: group, name, distance, keep, reason, path)"
+)
+@click.option("--list", type=Path, help="also write the paths of the images that could be removed, one per line (.txt)")
 @_images_of
 def duplicates(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
-    """List all near-duplicates of DATA, in groups with one image to keep: the largest. All pairs are compared, exactly.
+    """List all near-duplicates of DATA, in groups with one image to keep. All pairs are compared, exactly.
 
-    MODEL is as in similar. Nothing is deleted.
+    Kept is the image with the most pixels; of equally large ones that with the largest file, of these the first by name.
+    MODEL and DATA are as in similar. Nothing is deleted.
     """
     from deepcluster.applied import duplicates as command
 
@@ -73,13 +77,13 @@ def duplicates(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **
 @click.option("--space", type=click.Choice(SPACES), help="what is compared  [clusters where MODEL has any]")
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of k-means")
 @click.option(
-    "--out", type=Path, help="the list (.txt) or table (.csv, .parquet: name, stands_for, distance, path) to write"
+    "--out", type=Path, help="the list (.txt) or table (.parquet, .csv, .jsonl: name, stands_for, distance, path) to write"
 )
 @_images_of
 def sample(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """Choose images of DATA that stand for all, such as those to label first.
 
-    MODEL is as in similar. A list can be used as DATA.
+    MODEL and DATA are as in similar. A list (.txt) can be used as DATA.
     """
     from deepcluster.applied import sample as command
 
@@ -91,7 +95,9 @@ def sample(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opti
 
 @click.command(short_help="Compare runs: curves, settings, clusters.")
 @click.argument("runs", nargs=-1, required=True)
-@click.option("--out", type=Path, help="also write the clusters of each image (.parquet, .csv: name, cluster, moved, ...)")
+@click.option(
+    "--out", type=Path, help="also write the clusters of each image (.parquet, .csv, .jsonl: name, cluster, moved, ...)"
+)
 @click.option("--page", type=Path, help="also write a page with curves, settings, and images that moved (.html)")
 @click.option("--data", multiple=True, help="where the images are  [where they were when the first run was started]")
 @verbosity_options

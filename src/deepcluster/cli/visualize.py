@@ -69,7 +69,7 @@ def top_images(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **
 def report(path: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make one self-contained HTML page of a run: its clusters, a map, how it works, duplicates and outliers.
 
-    RUN may also be a Parquet table of embeddings.
+    RUN may also be a table of embeddings or of clusters (Parquet, text or NumPy).
     """
     from deepcluster.visualization.report import command as reports
 

@@ -7,7 +7,7 @@ traceback, and ends with its `exit_status`.
 import difflib
 from collections.abc import Iterable
 
-from deepcluster.core.wording import in_python, notebook
+from deepcluster.core.wording import for_user
 
 
 class DeepClusterError(Exception):
@@ -16,8 +16,8 @@ class DeepClusterError(Exception):
     exit_status = 1
 
     def __str__(self) -> str:
-        """Return the message; in a notebook with options as Python has them."""
-        return super().__str__() if notebook() is None else in_python(super().__str__())
+        """Return the message in the words of the user: options as they are typed, or as Python has them."""
+        return for_user(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """Return what notebooks and IPython show: the message without the way it came."""

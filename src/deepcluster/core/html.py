@@ -11,6 +11,7 @@ from deepcluster.core.text import visible
 
 FAINT = "opacity:.65"
 ACCENT = "#4c78a8"
+TABLE = "border-collapse:collapse;font:inherit;font-variant-numeric:tabular-nums;color:inherit;margin:4px 0"
 CELL = "text-align:right;padding:2px 10px 2px 0;white-space:nowrap"
 
 
@@ -40,14 +41,14 @@ def folded(summary: str, *parts: str) -> str:
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return rows with the same columns, text of numbers to the right."""
     rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    # In the order of the row that has most of them: the first epoch lacks some.
+    columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     head = "".join(f'<th style="{CELL};{FAINT};font-weight:500">{safe(name)}</th>' for name in columns)
     body = "".join(
         "<tr>" + "".join(f'<td style="{CELL}">{safe(row.get(name, ""))}</td>' for name in columns) + "</tr>" for row in rows
     )
-    style = "border-collapse:collapse;font-variant-numeric:tabular-nums;margin:4px 0"
     scroll = '<div style="overflow-x:auto">'
-    return f'{scroll}<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'{scroll}<table style="{TABLE}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def bar(share: float, *, width: str = "160px") -> str:

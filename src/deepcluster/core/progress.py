@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TextIO, cast
 from deepcluster.core.notebook import NotebookDisplay
 from deepcluster.core.output import Output
 from deepcluster.core.text import as_row, duration, rate_of, visible
-from deepcluster.core.wording import notebook
+from deepcluster.core.wording import for_user, notebook
 
 # Without a terminal, a line at this interval shows that work continues, without filling a log.
 PLAIN_LINE_SECONDS = 30.0
@@ -89,9 +89,9 @@ class Reporter:
             else:
                 display.say(line)
         elif self._bar is not None:
-            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(for_user(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
-            self._output(stream).line(line)
+            self._output(stream).line(for_user(line))
 
     def _write_log(self, line: str) -> None:
         if self._log is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import output_path, user_path, write_whole
+from deepcluster.core.html import block, line
 from deepcluster.core.options import Checked
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import joined_work
@@ -34,6 +35,13 @@ class Evaluation:
     data: str
     seconds: float
     path: Path | None
+
+    def __repr__(self) -> str:
+        headline = f"{' '.join(self.results.headline)} {self.results.best():.3g}"
+        return f"Evaluation({self.results.protocol} of {self.model} on {self.data}: {headline}; .results, .path)"
+
+    def _repr_html_(self) -> str:
+        return block(line(f"{self.model} on {self.data}", faint=True)) + self.results._repr_html_()
 
 
 def evaluate(

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from deepcluster.core import html
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -62,6 +64,11 @@ class Results:
             "headline": list(self.headline),
             "notes": list(self.notes),
         }
+
+    def _repr_html_(self) -> str:
+        tables = [html.table(dict(zip(one.header, row, strict=True)) for row in one.rows) for one in tables_of(self.results)]
+        notes = (html.line(note, faint=True) for note in self.notes)
+        return html.block(html.line(self.protocol, bold=True), *tables, *notes)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Results":

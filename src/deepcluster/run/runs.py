@@ -26,6 +26,9 @@ SHOWN_EPOCHS = 10
 class Metrics(list[dict[str, Any]]):
     """The lines of `metrics.jsonl`, one mapping per epoch."""
 
+    def __repr__(self) -> str:
+        return f"Metrics({count_of(len(self), 'epoch')}: {', '.join(self[-1]) if self else 'none yet'})"
+
     def to_pandas(self) -> Any:
         """Return a data frame with one row per epoch; `seconds` becomes the columns `seconds.features`, ...
 

@@ -32,6 +32,8 @@ from deepcluster.training.plan import Plan
 
 # A part of the trial ends after so many steps, or after the first one that ends beyond so many seconds.
 STEPS, SECONDS = 4, 4.0
+# Images that the trial reads.
+TRIED = 4 * FEATURE_BATCH
 # Images of a batch of features on a processor, and operations of the clustering that is measured.
 CPU_BATCH, OPERATIONS = 64, 2e10
 # Bytes of a row of a table of assignments, beside a half of the characters of its name.
@@ -54,7 +56,7 @@ def say_dry_run(plan: Plan, loop: Loop) -> None:
     networks = [sum(w.numel() for w in one.parameters() if w.requires_grad) for one in loop.method.networks]
     head = "projection" if settings.method == V2 else "head"
     say(f"network: {sum(networks):,} parameters: trunk {networks[0]:,}, {head} {sum(networks[1:]):,}")
-    say(f"memory now: this process at most {size(peak_memory_bytes())} so far; free {size(free_memory_bytes())}")
+    say(_memory(plan))
     tables = (settings.epochs + 1) * sum(TABLE_ROW + len(plan.source.name(i)) / 2 for i in even_sample(range(n_images), 500))
     tables *= n_images / min(n_images, 500)
     kept = 2 + (settings.epochs // settings.checkpoint_every if settings.checkpoint_every else 0)
@@ -76,10 +78,21 @@ def say_dry_run(plan: Plan, loop: Loop) -> None:
     say("dry run: nothing was written; without --dry-run this trains")
 
 
+def _memory(plan: Plan) -> str:
+    """Return the memory that the trial took, and that a run takes with the images and features that it keeps."""
+    peak, device, cache = peak_memory_bytes(), plan.machine.device, plan.cache
+    if device.type == "cuda":
+        return f"memory of the GPU: {size(peak)} in the trial, {size(torch.cuda.mem_get_info(device)[0])} free"
+    kept = min(cache.needed_bytes, cache.memory_bytes) * max(0.0, 1 - TRIED / len(plan.source))
+    memory = plan.memory() if plan.settings.method != V2 else None
+    kept += memory.features_bytes if memory and memory.folder is None else 0
+    return f"memory of this process: about {size(peak + kept)}, with {size(free_memory_bytes())} free"
+
+
 def measure(plan: Plan, loop: Loop) -> Costs:
     """Run the trial. The weights change; the state of the run on disk does not."""
     settings, method, n_images = plan.settings, loop.method, len(plan.source)
-    images = torch.tensor([i for i in even_sample(range(n_images), 4 * FEATURE_BATCH) if i not in plan.loader.unreadable])
+    images = torch.tensor([i for i in even_sample(range(n_images), TRIED) if i not in plan.loader.unreadable])
     reading, features, whitening = _features(plan, images)
     method.make_labels(*_labels(method, n_images))
     batch = min(settings.batch_size, len(images), max(2, int(SECONDS / max(3 * features, 1e-9))))

@@ -49,9 +49,9 @@ class ReportOptions(Checked):
     thumbnail: int | None = option(
         None, "side of the thumbnails in pixels  [as large as fits: 128 to 16]", at_least=16, below=513
     )
-    clusters: int | None = option(None, "of a table: cluster the embeddings into this many clusters", at_least=1)
-    embedding_column: str | None = option(None, "of a table: the column of the embeddings")
-    name_column: str | None = option(None, "of a table: the column of the names")
-    cluster_column: str | None = option(None, "of a table: the column of the clusters")
-    label_column: str | None = option(None, "of a table: the column of the labels")
-    seed: int = option(31, "seed of what is drawn", at_least=0, below=2**63)
+    clusters: int | None = option(None, "for a table: number of clusters to make of its embeddings", at_least=1)
+    embedding_column: str | None = option(None, "for a table: column of the embeddings")
+    name_column: str | None = option(None, "for a table: column of the names")
+    cluster_column: str | None = option(None, "for a table: column of the clusters")
+    label_column: str | None = option(None, "for a table: column of the labels")
+    seed: int = option(31, "seed of random choices", at_least=0, below=2**63)

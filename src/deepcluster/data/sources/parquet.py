@@ -52,7 +52,10 @@ def open_parquet(
     finally:
         pool.shutdown(cancel_futures=True)
     if not tables:
-        raise InputError(f"{', '.join(file.where() for file in files[:3])} has no rows, and so no images")
+        named = ", ".join(file.where() for file in files[:3])
+        if n_ours:
+            raise InputError(f"no images, only {count_of(n_ours, 'table')} that deepcluster wrote: {named}; give the images")
+        raise InputError(f"{named} has no rows, and so no images")
     ours = f", {count_of(n_ours, 'table')} that deepcluster wrote left out" if n_ours else ""
     return TableSource(tables, f"in {count_of(len(tables), 'Parquet file')}{ours}")
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from deepcluster.core.errors import DeepClusterError, did_you_mean
 from deepcluster.core.output import open_standard_files, safe_streams, silence
 from deepcluster.core.text import visible
+from deepcluster.core.wording import on_command_line
 
 # Name of a script (its ending .py or .sh, and folders before it, may be given) → the module that has `main(words)`.
 SCRIPTS = {
@@ -30,6 +31,7 @@ The scripts of DeepCluster's release of 2018, with their flags, files and printe
 
 def main(words: Sequence[str]) -> int:
     """Run a script of 2018; return the exit status: 0, 2 (wrong input), 130 (interrupted), or 1 (anything else)."""
+    on_command_line()
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if words else sys.stderr)
         return 0 if words else 2

@@ -90,6 +90,12 @@ def _steady(x: Sequence[float], value: float, name: str, form: str = "%{y:.3f}")
     return _line(ends, [value, value], name, form, mode="lines", line={"dash": "dot", "width": 1.5}, opacity=0.7)
 
 
+def _are_few(traces: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if there is room for the number of each epoch or cluster; else the library chooses, such as 3.5."""
+    numbers = [number for trace in traces for number in trace["x"]]
+    return bool(max(numbers) - min(numbers) <= 12)
+
+
 def _figure(traces: Sequence[Mapping[str, Any]], y: str, x: str = "epoch", **layout: Any) -> str:
     usual: dict[str, Any] = {
         "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
@@ -98,6 +104,7 @@ def _figure(traces: Sequence[Mapping[str, Any]], y: str, x: str = "epoch", **lay
         "showlegend": len(traces) > 1,
         "legend": {**LEGEND_ABOVE, "traceorder": "normal", "font": {"size": 12}},
         "xaxis_title": {"text": x, "font": {"size": 12}},
+        "xaxis_dtick": 1 if _are_few(traces) else None,
         "yaxis_title": {"text": y, "font": {"size": 12}},
         "yaxis_rangemode": "tozero",
     }

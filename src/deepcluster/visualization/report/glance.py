@@ -67,7 +67,11 @@ def _tiles(run: RunFacts) -> Iterator[Tile]:
     """Yield the tiles whose numbers are known: of the data, the clusters, the training, and what was measured."""
     count = run.n_images if run.n_images is not None else (run.config.get("data") or {}).get("images")
     if count is not None:
-        words = f"{run.n_unreadable:,} can't be read, and are in no cluster." if run.n_unreadable else "All could be read."
+        words = (
+            f"{run.n_unreadable:,} can't be read, and {'is' if run.n_unreadable == 1 else 'are'} in no cluster."
+            if run.n_unreadable
+            else "All could be read."
+        )
         yield f"{count:,}", "images", words
     count = len(run.sizes_K) or run.last("clusters") or next(iter(run.heads), None)
     if isinstance(count, int):

@@ -22,6 +22,5 @@ class Page(ResultPath):
         # The page as an attribute: VS Code shows no files in frames, Jupyter none above its folder. Links to parts of the
         # page are relative to the base, which otherwise is the notebook.
         html = self.read_text(encoding="utf-8").replace("<head>", '<head><base href="about:srcdoc">', 1)
-        style = f"width:100%;height:{HEIGHT}px;border:1px solid #8884;border-radius:6px"
-        note = line(f"{self}, {size(n_bytes)}", faint=True)
-        return f'<iframe title="{escape(str(self))}" style="{style}" srcdoc="{escape(html)}"></iframe>{note}'
+        style = f"box-sizing:border-box;width:100%;height:{HEIGHT}px;border:1px solid #8884;border-radius:6px"
+        return f'<iframe title="{escape(str(self))}" style="{style}" srcdoc="{escape(html)}"></iframe>'

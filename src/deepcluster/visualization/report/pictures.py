@@ -30,10 +30,9 @@ KINDS: Final = {
 SIZES: Final = ((1_200, 82), (1_200, 70), (1_000, 70), (1_000, 55), (800, 55), (600, 50), (400, 45))
 # What a caption says of the JSON files, where they have it.
 NAMED: Final = {
-    "objective": "Objective of the ascent: {}.",
+    "objective": "Made with --objective {}.",
     "data": "Searched: {}.",
     "count": "Images per filter: {}.",
-    "model": "Model: {}.",
 }
 MOST_PIXELS: Final = 400_000_000  # A larger picture was not made by this program.
 
@@ -77,6 +76,8 @@ def find_pictures(folder: Path) -> list[Picture]:
             if pages:
                 part = f" (page 1 of {len(pages)})" if len(pages) > 1 else ""
                 known = {fact: value for fact in NAMED if isinstance(value := about.get(fact), str | int | float)}
+                if "data" in known:  # Its name: its place on this machine is of no use to others.
+                    known["data"] = str(known["data"]).rstrip("/").rpartition("/")[2]
                 caption = " ".join([words, *(NAMED[fact].format(value) for fact, value in known.items())])
                 found.append(Picture(pages[0], shown(f"{title} {about.get('stage') or place.name}{part}"), shown(caption)))
     return found

@@ -125,7 +125,7 @@
     });
     return [
       make("h3", {}, "Where its images were before"),
-      make("p", { class: "soft" }, "Which cluster of an earlier epoch held most of these images, and which share of them. A number stays with a cluster only as far as its images do, so it may change from epoch to epoch."),
+      make("p", { class: "soft" }, "For each earlier epoch: the cluster that held most of these images, and the share of them that it held. A cluster keeps its number only as far as it keeps its images, so the number may change from epoch to epoch."),
       make("ol", { class: "past" }, ...line),
     ];
   }

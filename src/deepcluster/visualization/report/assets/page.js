@@ -68,9 +68,9 @@ const deepcluster = (() => {
     },
   };
 
-  // A file that the page holds is saved by the browser.
+  // Save a table as a file; the mark in front tells spreadsheets that it is UTF-8.
   function download(file, text) {
-    const address = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    const address = URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv" }));
     make("a", { href: address, download: file }).click();
     setTimeout(() => URL.revokeObjectURL(address), 10_000);
   }
@@ -122,6 +122,8 @@ const deepcluster = (() => {
 (() => {
   const menu = document.querySelector("#top nav");
   const links = new Map([...menu.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
+  // Names that are cut off at the left fade, as those at the right do.
+  menu.addEventListener("scroll", () => menu.classList.toggle("scrolled", menu.scrollLeft > 4), { passive: true });
 
   function mark(name) {
     for (const [section, link] of links) {
@@ -203,7 +205,7 @@ const deepcluster = (() => {
   };
 })();
 
-// While training goes on the page reads itself again, and stays where it was.
+// During training the page reloads itself, and stays where it was.
 (() => {
   const seconds = Number(document.body.dataset.refreshSeconds);
   const key = `deepcluster-place ${location.pathname}`;

@@ -185,7 +185,8 @@ def history_line(history: Sequence[ClusterHistory]) -> str:
     epochs, shares = [one.epoch for one in history], _short(one.share for one in history)
     line = _trace(epochs, shares, form, customdata=[one.cluster for one in history], mode="lines+markers")
     y = _axis("were with it already", tickformat=".0%", range=[-0.03, 1.03])
-    return _json([line], 240, _axis("epoch", rangemode="tozero"), y)
+    few = {"dtick": 1} if max(epochs, default=0) <= 12 else {}
+    return _json([line], 240, _axis("epoch", rangemode="tozero", **few), y)
 
 
 def _short(values: Iterable[float]) -> list[float | None]:

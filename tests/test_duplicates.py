@@ -1,0 +1,168 @@
+"""Near-duplicates: planted copies are found and the right one is kept; tables, lists and pages; wrong input."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from spoiled_images import picture
+from torch.nn.functional import normalize
+
+import deepcluster
+from deepcluster import Embeddings, InputError
+from deepcluster.applied.duplicates import Duplicates
+from deepcluster.cli import main
+
+CPU = {"device": "cpu", "workers": 0}
+QUIET = ["--device", "cpu", "--workers", "0"]
+
+
+def command(*words: object) -> int:
+    """Exit status of the command line."""
+    return main([*map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty pictures; of three of them copies: the same bytes, half the size, saved again."""
+    folder = tmp_path_factory.mktemp("planted") / "photos"
+    (folder / "copies").mkdir(parents=True)
+    for number in range(30):
+        Image.fromarray(picture(number, size=(320, 240))).save(folder / f"{number:02}.jpg", quality=95)
+    shutil.copy(folder / "03.jpg", folder / "copies" / "same.jpg")
+    Image.open(folder / "11.jpg").resize((160, 120), Image.Resampling.LANCZOS).save(
+        folder / "copies" / "half.jpg", quality=95
+    )
+    Image.open(folder / "20.jpg").save(folder / "copies" / "again.jpg", quality=90)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    return folder
+
+
+PLANTED = {("03.jpg", "copies/same.jpg"), ("11.jpg", "copies/half.jpg"), ("20.jpg", "copies/again.jpg")}
+
+
+def groups_of(found: Duplicates) -> list[tuple[str, ...]]:
+    """Names of each group, the kept one first."""
+    names = np.array(found.names)
+    return [tuple(names[found.group_R == group].tolist()) for group in range(int(found.keep_R.sum()))]
+
+
+def test_planted_copies_are_found_and_the_largest_are_kept(photos: Path) -> None:
+    found = deepcluster.duplicates("untrained:alexnet-small", photos, **CPU)
+    assert set(groups_of(found)) == PLANTED
+    assert [found.names[row] for row in np.flatnonzero(found.keep_R)] == [group[0] for group in groups_of(found)]
+    why = dict(zip(found.names, found.reasons, strict=True))
+    assert why["03.jpg"] == "kept: 320 x 240"
+    assert why["copies/same.jpg"] == "the same file"
+    assert why["copies/half.jpg"] == "smaller: 160 x 120"
+    assert why["copies/again.jpg"].startswith("smaller file: ")
+    assert found.names[:2] == ["03.jpg", "copies/same.jpg"]  # The nearest group first.
+    assert found.distance_R[:2].tolist() == [0, 0]
+    assert set(found.extra) == {str(photos / name) for _, name in PLANTED}
+    assert found.n_bytes == sum((photos / name).stat().st_size for _, name in PLANTED)
+    assert "broken.jpg" not in found.names
+
+
+def test_distances_are_those_to_the_kept_image(photos: Path) -> None:
+    embeddings = deepcluster.embed("untrained:alexnet-small", photos, **CPU)
+    found = deepcluster.duplicates(embeddings, photos, threshold=0.3)
+    rows = normalize(torch.from_numpy(embeddings.embedding_ND).double())
+    index = {name: number for number, name in enumerate(embeddings.names)}
+    for group in groups_of(found):
+        for name in group:
+            far = (rows[index[name]] - rows[index[group[0]]]).norm().item()
+            assert found.distance_R[found.names.index(name)] == pytest.approx(far, abs=1e-6)
+
+
+def chain(*steps: float) -> Embeddings:
+    """Rows of unit length on an arc; the chord between neighbours is as long as each step."""
+    angle_N = np.cumsum([0.0, *(2 * np.arcsin(np.array(steps) / 2))])
+    rows_ND = np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1).astype(np.float32)
+    return Embeddings([f"{number}.png" for number in range(len(rows_ND))], rows_ND, {})
+
+
+def test_groups_are_closed_under_steps() -> None:
+    """0 to 1 and 1 to 2 are near, 0 to 2 is not; all three are one group, and the distance to the kept one shows it."""
+    found = deepcluster.duplicates(chain(0.09, 0.09, 0.5, 0.02), threshold=0.1)
+    assert groups_of(found) == [("3.png", "4.png"), ("0.png", "1.png", "2.png")]
+    assert found.distance_R.tolist() == pytest.approx([0, 0.02, 0, 0.09, 0.1799], abs=1e-3)
+    assert found.reasons == ["kept: the first by name", "as large, later by name"] + [
+        "kept: the first by name",
+        *["as large, later by name"] * 2,
+    ]
+    assert found.extra == ["4.png", "1.png", "2.png"]
+
+
+def test_more_pixels_win_over_a_larger_file_and_this_over_the_name(tmp_path: Path) -> None:
+    pixels = picture(1, size=(64, 64))
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a-compressed.png", compress_level=9)
+    image.save(tmp_path / "b.bmp")  # As many pixels, the largest file.
+    image.resize((80, 80), Image.Resampling.NEAREST).save(tmp_path / "z-large.jpg", quality=50)
+    shutil.copy(tmp_path / "b.bmp", tmp_path / "c.bmp")
+    Image.fromarray(picture(2)).save(tmp_path / "other.png")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    near = Embeddings(names, np.array([[1, 0]] * 4 + [[0, 1]], np.float32)[np.argsort([names.index(n) for n in names])], {})
+    near.embedding_ND[:] = [[0, 1] if name == "other.png" else [1, 0] for name in names]
+    found = deepcluster.duplicates(near, tmp_path, threshold=0.1)
+    assert found.names[0] == "z-large.jpg"
+    (tmp_path / "z-large.jpg").unlink()
+    found = deepcluster.duplicates(near, tmp_path, threshold=0.1)
+    assert found.names[0] == "b.bmp"
+    assert dict(zip(found.names, found.reasons, strict=True))["c.bmp"] == "the same file"
+    assert "z-large.jpg" in found.names  # Its row is there, its file is gone: it is never the one to keep.
+    assert dict(zip(found.names, found.reasons, strict=True))["z-large.jpg"] == "smaller: unknown size"
+
+
+def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["duplicates", "untrained:alexnet-small", photos, *QUIET]
+    assert command(*words, "--out", tmp_path / "d.csv", "--list", tmp_path / "d.txt", "--page", tmp_path / "d.html") == 0
+    shown = capsys.readouterr().out
+    assert "3 groups of near-duplicates among 34 images at a distance of " in shown
+    assert "3 files could go, which frees " in shown
+    with (tmp_path / "d.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["group", "name", "distance", "keep", "reason", "path"]
+    assert [row["group"] for row in rows] == ["0", "0", "1", "1", "2", "2"]
+    assert {row["path"] for row in rows if row["keep"] == "false"} == set((tmp_path / "d.txt").read_text().splitlines())
+    assert (tmp_path / "d.html").read_text(encoding="utf-8").count('<li class="marked">') == 3
+    assert command(*words, "--out", tmp_path / "d.parquet", "--quiet") == 0
+    assert pq.read_table(tmp_path / "d.parquet").to_pydict()["name"] == [row["name"] for row in rows]
+    assert len(list(photos.rglob("*.jpg"))) == 34  # Nothing is deleted.
+    assert command(*words, "--threshold", 0) == 0
+    assert (
+        "1 group of near-duplicates among 34 images at a distance of 0 or less: 1 file could go" in capsys.readouterr().out
+    )
+
+
+def test_no_duplicates_give_an_empty_table(tmp_path: Path) -> None:
+    found = deepcluster.duplicates(chain(0.5, 0.5), threshold=0.1, out=tmp_path / "d.csv", page=tmp_path / "d.html")
+    assert len(found) == 0
+    assert found.summary() == "no near-duplicates among 3 images at a distance of 0.1 or less"
+    assert (tmp_path / "d.csv").read_text(encoding="utf-8-sig").strip().count("\n") == 0
+    assert "No near-duplicates" in (tmp_path / "d.html").read_text(encoding="utf-8")
+
+
+def test_wrong_input(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "untrained:alexnet-small"
+    wrong = {
+        "--threshold -1.0 is no distance: use a number of 0 or more": [model, photos, "--threshold", -1],
+        "--threshold nan is no distance": [model, photos, "--threshold", "nan"],
+        "--list": [model, photos, "--list", tmp_path / "d.csv"],
+        "does not exist or can't be written to": [model, photos, "--out", tmp_path / "none" / "d.csv"],
+        "has no clusters yet": [model, photos, "--space", "clusters"],
+        "1 readable image is too few": [model, photos / "03.jpg"],
+        "is no run folder": [model],
+    }
+    for message, words in wrong.items():
+        assert command("duplicates", *words, *QUIET) == 2, message
+        shown = capsys.readouterr().err
+        assert message in " ".join(shown.split())
+        assert "Traceback" not in shown
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match=r"threshold=2.5 is more than 2, the largest distance of embeddings"):
+        deepcluster.duplicates(chain(0.5), threshold=2.5)
