@@ -138,7 +138,8 @@ def test_the_python_of_a_page_runs(
         assert code and page.name in test.read_text(encoding="utf-8")
         return
     if code:
-        shutil.copytree(images, tmp_path / "photos")
+        for name in ("photos", "new-photos"):
+            shutil.copytree(images, tmp_path / name)
         shutil.copy(next(images.glob("*.jpg")), tmp_path / "new.jpg")
         for name in ("run", "runs/photos", "runs/one", "runs/two"):
             shutil.copytree(trained, tmp_path / name)
