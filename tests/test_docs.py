@@ -13,7 +13,7 @@ import torch
 import torchvision
 from click.testing import CliRunner
 from models_helper import write_classes
-from snippets import PAGES, ROOT, blocks, check_command, check_python, command_lines
+from snippets import PAGES, ROOT, Block, blocks, check_command, check_python, command_lines
 from spoiled_images import write_good_images
 from torch.distributed.run import get_args_parser
 
@@ -25,6 +25,13 @@ RUN = [ROOT / "docs" / "index.md", ROOT / "docs" / "python.md", *sorted((ROOT / 
 QUICK_TRAINING = "--epochs 1 --clusters 5 --batch-size 16 --pca 8 --limit 60 --image-size 32"
 ONE_PROCESS = "--device cpu --workers 0"
 SMALL_NETWORK = "--arch alexnet-small"
+# Pages whose Python other tests run.
+PYTHON_ELSEWHERE = {
+    "README.md": "test_readme.py",
+    "browsing.md": "test_browsing.py",
+    "clustering.md": "test_readme.py",
+    "migrating.md": "test_release2018_main.py",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -77,18 +84,20 @@ def test_lists_and_tables_mean_the_same_on_the_site(page: Path) -> None:
         assert not re.match(r" {1,3}(```|[-*] |\d+\. |\|)", line), where
         assert not re.match(r" {1,3}\S", line) or before.strip(), where
         if re.match(r"([-*] |\|)", line) and before.strip():
-            assert re.match(r"([-*] |\d+\. |\|| )", before), where
+            # A further paragraph of an item ends by an empty line.
+            paragraph = "\n".join(lines[: number - 1]).rpartition("\n\n")[2]
+            assert re.match(r"([-*] |\d+\. |\|| )", before) and not paragraph.startswith(" "), where
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images and weights of which the tutorials speak, small."""
     folder = tmp_path_factory.mktemp("tutorials")
-    write_good_images(folder / "photos", 40, size=(36, 32))
+    write_good_images(folder / "photos", 24, size=(36, 32))
     shutil.copy(sorted((folder / "photos").glob("*.png"))[0], folder / "photos" / "0003.png")
-    write_good_images(folder / "new-photos", 6, size=(36, 32))
-    write_classes(folder / "labelled" / "train", 6)
-    write_classes(folder / "labelled" / "val", 3, seed=1)
+    write_good_images(folder / "new-photos", 3, size=(36, 32))
+    write_classes(folder / "labelled" / "train", 4)
+    write_classes(folder / "labelled" / "val", 2, seed=1)
     torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pth")
     return folder
 
@@ -103,15 +112,41 @@ def test_the_blocks_of_a_tutorial_run(page: Path, material: Path, tmp_path: Path
         if block.not_run is not None:
             continue
         if block.language == "python":
-            code = block.text.replace("range(10)", "range(1)")
-            code = re.sub(
-                r"epochs=\d+", "epochs=1, clusters=5, batch_size=16, arch='alexnet-small', image_size=32, pca=8", code
-            )
-            exec(compile(code, str(block), "exec"), names)
+            run_python(block, names)
         for words in command_lines(block.text) if block.language == "bash" else []:
             if command := quick(words):
                 result = CliRunner().invoke(cli, command)
                 assert result.exit_code == 0, f"{block}: {' '.join(words)}\n{result.output}\n{result.exception}"
+
+
+def run_python(block: Block, names: dict[str, Any]) -> None:
+    quick = "epochs=1, clusters=5, batch_size=16, arch='alexnet-small', image_size=32, pca=8"
+    code = re.sub(r"epochs=\d+", quick, block.text.replace("range(10)", "range(1)").replace("count=100", "count=10"))
+    if "epochs=" not in code:
+        code = code.replace('deepcluster.train("photos",', f'deepcluster.train("photos", overwrite=True, {quick},')
+    exec(compile(code, str(block), "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN], ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(
+    page: Path, images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On finished runs, `run` and in `runs`, of the images `photos`."""
+    code = [block for block in blocks(page) if block.language == "python" and block.not_run is None]
+    if page.name in PYTHON_ELSEWHERE:
+        test = Path(__file__).with_name(PYTHON_ELSEWHERE[page.name])
+        assert code and page.name in test.read_text(encoding="utf-8")
+        return
+    if code:
+        for name in ("photos", "new-photos"):
+            shutil.copytree(images, tmp_path / name)
+        shutil.copy(next(images.glob("*.jpg")), tmp_path / "new.jpg")
+        for name in ("run", "runs/photos", "runs/one", "runs/two"):
+            shutil.copytree(trained, tmp_path / name)
+        monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in code:
+        run_python(block, names)
 
 
 def quick(words: list[str]) -> list[str] | None:

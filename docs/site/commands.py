@@ -90,13 +90,17 @@ def _slug(*words: str) -> str:
 
 def _help(text: str) -> str:
     """Return the help of an option; other options in it, and its default in brackets at the end, as code."""
-    text = re.sub(r"(?<![\w`-])(--[a-z][\w-]*)(?![^\[]*\]$)", r"`\1`", text)
+    text = _options_as_code(text)
     found = re.fullmatch(r"(.*?)\s*(?<!\])\[([^\[\]]+)\]", text, flags=re.DOTALL)
     return f"{_escape(found[1])} `[{found[2]}]`".strip() if found else _escape(text) or "–"
 
 
 def _prose(text: str | None) -> str:
-    return "\n\n".join(_escape(" ".join(part.split())) for part in (text or "").split("\n\n"))
+    return "\n\n".join(_escape(_options_as_code(" ".join(part.split()))) for part in (text or "").split("\n\n"))
+
+
+def _options_as_code(text: str) -> str:
+    return re.sub(r"(?<![\w`-])(--[a-z][\w-]*)(?![^\[]*\]$)", r"`\1`", text)
 
 
 def _escape(text: str) -> str:

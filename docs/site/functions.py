@@ -1,8 +1,10 @@
 """The page of public functions and classes: every name of `deepcluster.__all__`, from its docstring."""
 
+import inspect
 from dataclasses import fields
 
 import deepcluster
+from deepcluster.cli import cli
 from deepcluster.core.options import flag, plain_type
 
 # Sections of the page, and the names in them. A name that none of them has comes under "More".
@@ -39,11 +41,22 @@ def functions_page() -> str:
 
 def _block(name: str) -> str:
     if name != "Settings":
-        return f"::: deepcluster.{name}"
+        return f"::: deepcluster.{name}{_options(name)}"
     rows = ["| field | type | default of the paper | |", "|---|---|---|---|"]
     for one in fields(deepcluster.Settings):
         kind = getattr(plain_type(deepcluster.Settings, one.name)[0], "__name__", "")
         anchor = f"commands/train.md#train{flag(one.name)}"
         default = "" if one.default in (None, "") else f"`{one.default}`"
         rows.append(f"| [`{one.name}`]({anchor}) | {kind} | {default} | {one.metadata['help'].replace('|', ', ')} |")
-    return "::: deepcluster.Settings\n    options:\n      members: false\n\n" + "\n".join(rows)
+    options = "    options:\n      members: false\n      show_signature: false\n"
+    return f"::: deepcluster.Settings\n{options}\n" + "\n".join(rows)
+
+
+def _options(name: str) -> str:
+    """Return a line that says where the options of a function are listed, if it has any that its signature does not name."""
+    function = getattr(deepcluster, name)
+    if not inspect.isfunction(function) or name not in cli.commands:
+        return ""
+    more = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in inspect.signature(function).parameters.values())
+    text = "\n\nThe other options are those of" if more or name == "train" else "\n\nThe command:"
+    return f"{text} [`deepcluster {name}`](commands/{name}.md)."

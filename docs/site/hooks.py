@@ -28,6 +28,8 @@ PAGES = {
     "examples/quickstart.ipynb": "tutorials/quickstart.md",
 }
 LANGUAGES = {".py": "python", ".ipynb": "json", ".sh": "bash", ".toml": "toml", ".yml": "yaml"}
+# Short options in the text, which are not broken at their hyphens.
+_OPTION = re.compile(r"<code>(-[^<>]{1,28})</code>")
 _LINK = re.compile(r"(\]\(|href=\")([^)#\s:\"]+)((?:#[^)\s\"]*)?[)\"])")
 
 
@@ -81,7 +83,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Make links of the pages that docstrings name."""
+    """Keep options in one line, and make links of the pages that docstrings name."""
+    html = _OPTION.sub(r'<code class="option">\1</code>', html)
     if page.file.src_uri != "reference/python.md":
         return html
     there = {one.src_uri for one in files.documentation_pages()}
