@@ -96,7 +96,7 @@ def _by_cholesky(columns_DB: Tensor) -> Tensor:
     Two steps suffice for columns of a condition below about 1e8 (float64); more follow while a step still found dependent
     columns. Those that are too dependent for that go to QR.
     """
-    found_DB = normalize(columns_DB, dim=0)
+    found_DB: Tensor = normalize(columns_DB, dim=0)
     for step in range(4):
         lower_BB, failed = torch.linalg.cholesky_ex(found_DB.T @ found_DB)
         if int(failed):
