@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models_helper import write_classes
 from ranks_helper import At, in_ranks
 from sklearn.cluster import KMeans as Reference
 from sklearn.datasets import load_digits, make_blobs
@@ -249,6 +250,23 @@ def test_a_run_of_a_table(digits: Path, of_table: Path, photos: Path, tmp_path: 
         train_small(photos, of_table, resume=True)
     again = deepcluster.cluster(of_table, clusters=3, out=tmp_path / "again")
     assert set(table_of(again)["cluster"]) == {0, 1, 2}
+
+
+def test_the_clusters_of_a_table_are_scored_by_the_names_of_labelled_images(tmp_path: Path) -> None:
+    write_classes(tmp_path / "classes", 5)
+    embedded = deepcluster.embed("untrained:alexnet-small", tmp_path / "classes", out=tmp_path / "e.parquet", **QUIET)
+    run = deepcluster.cluster(tmp_path / "e.parquet", clusters=3, out=tmp_path / "run")
+    labels = [name.split("/")[0] for name in embedded.names]
+    found = deepcluster.evaluate("clusters", run, data=tmp_path / "classes").results.results
+    expected = normalized_mutual_info_score(labels, table_of(run)["cluster"], average_method="geometric")
+    assert found["nmi"] == pytest.approx(expected)
+    assert json.loads((run / "evaluation" / "clusters.json").read_text())["results"]["nmi"] == pytest.approx(expected)
+    with pytest.raises(InputError, match="leave out all options"):
+        deepcluster.evaluate("clusters", run, data=tmp_path / "classes", k=[4])
+    pq.write_table(pa.table({"name": ["a", "b"], "embedding": [[0.0, 1.0], [1.0, 0.0]]}), tmp_path / "other.parquet")
+    stranger = deepcluster.cluster(tmp_path / "other.parquet", clusters=2, out=tmp_path / "stranger")
+    with pytest.raises(InputError, match="names lead to images of"):
+        deepcluster.evaluate("clusters", stranger, data=tmp_path / "classes")
 
 
 def test_without_whitening_rows_are_scaled_to_unit_length(digits: Path, tmp_path: Path) -> None:

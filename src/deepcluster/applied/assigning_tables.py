@@ -35,10 +35,7 @@ from deepcluster.run.table_writers import write_rows
 
 def is_run_of_table(model: object) -> bool:
     """Return whether a model is a run that was made of a table of embeddings, and so has no network."""
-    if not isinstance(model, str | Path) or not RunFolder(user_path(model)).is_run():
-        return False
-    facts = RunFolder(user_path(model)).clustered()
-    return bool(facts) and not facts["stage"]
+    return isinstance(model, str | Path) and RunFolder(user_path(model)).is_of_table()
 
 
 def table_for(run: object, data: Data) -> EmbeddingTable:

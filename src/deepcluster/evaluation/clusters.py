@@ -15,6 +15,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import read_table
 from deepcluster.core.text import count_of
+from deepcluster.core.work import Work
 from deepcluster.evaluation.datasets import labelled
 from deepcluster.evaluation.measures.rankings import MEASURES, agreement
 from deepcluster.evaluation.options import ClustersOptions
@@ -48,7 +49,7 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
         measure: {case: measures[measure] for case, measures in cases.items()} if headline else cases[""][measure]
         for measure in MEASURES
     }
-    found, remarks = agreement_by_epoch(Path(model.name), names, model)
+    found, remarks = agreement_by_epoch(Path(model.name), names, model.work)
     for measure in MEASURES if found else ():
         results[f"{measure} of the run"] = {f"epoch {epoch}": measures[measure] for epoch, measures in found.items()}
     notes = [f"{name}: {note}" for name, part in parts.items() for note in part.notes]
@@ -59,6 +60,28 @@ def evaluate(model: Model, data: Path, options: ClustersOptions) -> Results:
     about = {"path": str(data), "classes": n_classes, **counts}
     settings = {**options.as_dict(), "k": list(ks), "stages": list(stages), "image_size": model.image_size}
     return Results("clusters", about, settings, results, ("nmi", headline) if headline else ("nmi",), notes + remarks)
+
+
+def evaluate_table_run(run: Path, data: Path, options: ClustersOptions, work: Work) -> Results:
+    """Compare the clusters of a run that was made of a table of embeddings with the classes of the images of the same names.
+
+    Raises:
+        InputError: options are given, which only features have a use for, or the names are not those of the images.
+    """
+    if options != ClustersOptions():
+        raise InputError(
+            f"{run} has no network whose features could be clustered; only its own clusters: leave out all options"
+        )
+    parts, names = _open(data)
+    found, remarks = agreement_by_epoch(run, names, work)
+    if not found:
+        raise InputError(
+            "; ".join([f"{run} was made of a table of embeddings, whose names lead to images of {data}", *remarks])
+        )
+    counts = {f"{name}_images": len(one.source) for name, one in parts.items()}
+    classes = max(len(part.class_names) for part in parts.values())
+    about = {"path": str(data), "classes": classes, **counts}
+    return Results("clusters", about, {}, {name: found[max(found)][name] for name in MEASURES}, ("nmi",), remarks)
 
 
 def prepare(
@@ -118,13 +141,13 @@ def _of_stage(
             yield k, name, agreement(clusters_S.cpu(), rows[name].labels_S)
 
 
-def agreement_by_epoch(run: Path, names: Names, model: Model) -> tuple[dict[int, dict[str, float]], list[str]]:
+def agreement_by_epoch(run: Path, names: Names, work: Work) -> tuple[dict[int, dict[str, float]], list[str]]:
     """Return measures of `agreement`, by epoch, of the clusters that a run was trained on, and remarks on what is missing.
 
     Args:
         run: its folder, if it is one; tables `assignments/epoch-NNNN.parquet` of name and cluster, -1 = unreadable.
         names: the way of naming that knows most images is used.
-        model: shows progress, and is asked for a stop.
+        work: shows progress, and is asked for a stop.
     """
     files = (run / "assignments").glob("*.parquet")
     tables = [(int(found[1]), path) for path in files if (found := re.fullmatch(r"epoch-(\d+)\.parquet", path.name))]
@@ -134,7 +157,7 @@ def agreement_by_epoch(run: Path, names: Names, model: Model) -> tuple[dict[int,
     remarks: list[str] = []
     # The tables of a run have the same images in the same order: names are looked up once.
     looked_up, labels_N = None, np.empty(0, np.int64)
-    with model.work.track("clusters of the run", len(tables), "epochs") as advance:
+    with work.track("clusters of the run", len(tables), "epochs") as advance:
         for epoch, path in sorted(tables):
             advance(1)
             table = _read(path)

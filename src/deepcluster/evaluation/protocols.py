@@ -15,10 +15,10 @@ from deepcluster.core.files import output_path, user_path, write_whole
 from deepcluster.core.html import block, line
 from deepcluster.core.options import Checked
 from deepcluster.core.progress import Reporter
-from deepcluster.core.work import joined_work
+from deepcluster.core.work import Work, joined_work
 from deepcluster.evaluation.datasets.labelled import contents_of
 from deepcluster.evaluation.layouts import LAYOUTS, find_data
-from deepcluster.evaluation.options import PROTOCOLS
+from deepcluster.evaluation.options import PROTOCOLS, ClustersOptions
 from deepcluster.evaluation.results import Results, Table, by_case, shown
 from deepcluster.interop.loading import loaded, new_interruption
 from deepcluster.run.folder import RunFolder
@@ -75,6 +75,12 @@ def evaluate(
     checked, path, folder = _checked(protocol, model, data, out, _options(protocol, options, quick=quick))
     interruption = new_interruption()
     with interruption.listening():
+        if (
+            isinstance(checked, ClustersOptions)
+            and isinstance(model, str | Path)
+            and RunFolder(user_path(model)).is_of_table()
+        ):
+            return _evaluate_table_run(user_path(model), folder, checked, path, Work(reporter, interruption))
         applied = loaded(model, device=device, workers=workers, reporter=reporter, interruption=interruption)
         return _evaluate(protocol, applied, folder, checked, path)
 
@@ -146,20 +152,36 @@ def _evaluate(protocol: str, model: Model, data: Path, options: Checked, path: P
     machine = {"device": model.machine.device.type, "precision": model.machine.precision}
     results = replace(found, settings={"arch": model.trunk.arch, **found.settings, **machine})
     evaluation = Evaluation(results, model.name, str(data), time.monotonic() - started, path)
-    if path is not None:
-        about = {"model": model.name, "data_folder": str(data), "seconds": round(evaluation.seconds, 3)}
-        content = {**results.as_dict(), **about, "key": _key(model, data, options)}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(content, indent=2) + "\n")
-            for name, picture in results.pictures.items():
-                file = path.with_suffix("") / f"{name}.png"
-                file.parent.mkdir(exist_ok=True)
-                picture.save(file)
-        except OSError as fault:  # The numbers are printed all the same.
-            why = (fault.strerror or str(fault)).lower()
-            model.work.reporter.warn(f"the results can't be written to {path} ({why}); --out names another place")
-            return replace(evaluation, path=None)
+    return _written(evaluation, _key(model, data, options), model.work)
+
+
+def _evaluate_table_run(run: Path, data: Path, options: ClustersOptions, path: Path | None, work: Work) -> Evaluation:
+    """Evaluate the clusters of a run without a network."""
+    from deepcluster.evaluation.clusters import evaluate_table_run
+
+    started = time.monotonic()
+    results = evaluate_table_run(run, data, options, work)
+    evaluation = Evaluation(results, str(run), str(data), time.monotonic() - started, path)
+    return _written(evaluation, digest_of(str(run.resolve()), str(data.resolve())), work)
+
+
+def _written(evaluation: Evaluation, key: str, work: Work) -> Evaluation:
+    """Write the file of an evaluation, and its pictures; return it, without the path if that failed."""
+    results, path = evaluation.results, evaluation.path
+    if path is None:
+        return evaluation
+    about = {"model": evaluation.model, "data_folder": evaluation.data, "seconds": round(evaluation.seconds, 3)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps({**results.as_dict(), **about, "key": key}, indent=2) + "\n")
+        for name, picture in results.pictures.items():
+            file = path.with_suffix("") / f"{name}.png"
+            file.parent.mkdir(exist_ok=True)
+            picture.save(file)
+    except OSError as fault:  # The numbers are printed all the same.
+        why = (fault.strerror or str(fault)).lower()
+        work.reporter.warn(f"the results can't be written to {path} ({why}); --out names another place")
+        return replace(evaluation, path=None)
     return evaluation
 
 

@@ -177,6 +177,11 @@ class RunFolder:
         facts = self.read_config().get("clustered")
         return facts if isinstance(facts, dict) else {}
 
+    def is_of_table(self) -> bool:
+        """Return whether this is a run that was made of a table of embeddings, and so has no network."""
+        facts = self.clustered() if self.is_run() else {}
+        return bool(facts) and not facts["stage"]
+
     def check_state(self) -> None:
         """Raise `InputError` if the run has no checkpoint, although it must have had one."""
         kept = sorted(self.checkpoints.glob("epoch-*.pt"))
