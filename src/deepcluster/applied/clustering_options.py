@@ -28,7 +28,7 @@ class ClusterOptions(Checked):
     whiten: bool = _as_in_a_run(
         "whiten",
         default=True,
-        help="PCA and whitening, so that no few directions dominate; without it, rows are only scaled to unit length "
+        help="PCA and whitening, so that a few directions do not dominate; without it, rows are only scaled to unit length "
         "(k-means then goes by the cosine)",
     )
     pca: int | None = _as_in_a_run(

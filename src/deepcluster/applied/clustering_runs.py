@@ -83,5 +83,5 @@ def describe_sizes(sizes_K: NDArray[np.int64]) -> str:
     """Return number and sizes of clusters in words."""
     used = np.sort(sizes_K[sizes_K > 0])
     empty = len(sizes_K) - len(used)
-    text = f"{count_of(len(used), 'cluster')} of {used[0]:,} to {used[-1]:,}, half of them {used[len(used) // 2]:,} or more"
+    text = f"{count_of(len(used), 'cluster')} of {used[0]:,} to {used[-1]:,}, median {used[len(used) // 2]:,}"
     return text + (f"; {empty:,} are empty" if empty else "")

@@ -137,7 +137,7 @@ class Settings(Checked):
     )
     pca: int = _clustering(256, "components after PCA and whitening (deepcluster-v2: with --whiten)", at_least=1)
     whiten: bool = _clustering(
-        False, "whiten what deepcluster-v2 clusters, so that no few directions dominate; deepcluster always whitens"
+        False, "whiten what deepcluster-v2 clusters, so that a few directions do not dominate; deepcluster always whitens"
     )
     kmeans_iterations: int = _clustering(20, "Lloyd iterations", at_least=1)
     cluster_stage: str = _clustering(
