@@ -221,8 +221,21 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
     """Return a Parquet table, or some of its columns."""
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
+    with arrow_file(path) as file:
         return pq.read_table(file, columns=columns)
+
+
+def arrow_file(path: Path) -> Any:
+    """Return a file that Arrow opens itself, with any bytes in its name.
+
+    Its threads may still hold a file of Python when the interpreter ends, which aborts the process.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(path))
 
 
 def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:
