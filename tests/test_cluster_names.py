@@ -121,6 +121,7 @@ def test_names_are_set_shown_and_removed(run: Path, capsys: pytest.CaptureFixtur
     assert not capsys.readouterr().out and not (run / FILE).exists()
 
 
+@pytest.mark.slow
 def test_names_that_processes_give_at_once_are_all_kept(run: Path) -> None:
     code = (
         "import sys; import deepcluster\n"
