@@ -181,14 +181,25 @@ def locked(path: Path) -> Iterator[None]:
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while file is None or not _is_at(file.fileno(), lock):
+            if file:  # Its owner has deleted it, and others may have made and locked a new one.
+                file.close()
+            file = lock.open("wb")
+            fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:
         if file:
             with file, suppress(OSError):
                 lock.unlink()
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Return True if an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_whole(path: Path, text: str) -> None:
