@@ -79,9 +79,17 @@ class Entries:
         return name
 
     def where(self, index: int) -> str:
-        """Return the path of an image relative to the folder, which stays if both are moved together; "" if it has none."""
+        """Return the path of an image relative to the folder, which stays if both are moved together; "" if it has none.
+
+        On Windows there is none to another drive: the path is absolute.
+        """
         path = self.source.path(index)
-        return "" if path is None else os.path.relpath(self._real(path)[0], self.final)
+        if path is None:
+            return ""
+        real = self._real(path)[0]
+        with suppress(ValueError):
+            return os.path.relpath(real, self.final)
+        return real
 
     def _real(self, path: Path) -> tuple[str, int]:
         """Return a path without links among its folders, and the disk of its folder."""
