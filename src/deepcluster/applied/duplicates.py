@@ -27,7 +27,6 @@ from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.files import output_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import are, count_of, size
-from deepcluster.core.work import Work
 from deepcluster.data.decode import size_of
 from deepcluster.data.sources import ImageSource
 from deepcluster.run.model import Model
@@ -163,14 +162,8 @@ def duplicates(
         raise InputError(f"threshold={threshold} is no distance: use a number of 0 or more")
     target, page_target = checked_outputs(out, page, endings=ENDINGS)
     list_target = None if list is None else output_path(list, "--list", endings=(LIST,))
-
-    def before(images: ImageSource | None, names: Sequence[str], work: Work) -> None:
-        if list_target is not None:
-            check_listed(images, list_target)
-
-    with vectors_of(
-        model, data, space=space, before=before, limit=limit, device=device, workers=workers, reporter=reporter
-    ) as vectors:
+    options: dict[str, Any] = {"space": space, "limit": limit, "device": device, "workers": workers, "reporter": reporter}
+    with vectors_of(model, data, before=lambda images, *_: check_listed(images, list_target), **options) as vectors:
         say = vectors.work.reporter.say
         if vectors.space == "embedding" and threshold is not None and threshold > 2:
             raise InputError(f"threshold={threshold} is more than 2, the largest distance of {UNIT_LENGTH}")

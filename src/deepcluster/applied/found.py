@@ -60,14 +60,14 @@ def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings:
     return target, output_path(page, "--page", endings=(".html", ".htm"))
 
 
-def check_listed(images: ImageSource | None, target: Path) -> None:
+def check_listed(images: ImageSource | None, target: Path | None) -> None:
     """Raise `InputError` where images are no files, which a list of files can't name.
 
     Args:
         images: None for a table without images, of which the list has the names.
-        target: the list.
+        target: the list, or another kind of file, or none.
     """
-    if images is None:
+    if images is None or target is None or target.suffix != LIST:
         return
     missing = len(images) - images.n_found if isinstance(images, NamedPictures) else 0
     bare = sum(images.path(index) is None for index in range(len(images)))

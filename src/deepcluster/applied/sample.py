@@ -112,8 +112,7 @@ def sample(
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
         if count > len(names):
             raise InputError(f"count={count} is more than the {count_of(len(names), 'image')}")
-        if target is not None and target.suffix == LIST:
-            check_listed(images, target)
+        check_listed(images, target)
 
     with vectors_of(
         model, data, space=space, before=before, limit=limit, device=device, workers=workers, reporter=reporter
