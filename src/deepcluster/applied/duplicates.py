@@ -150,9 +150,8 @@ def duplicates(
         list: also write the paths of the images that could be removed, one per line (`.txt`).
         space: "clusters": the space in which the model has its clusters; "embedding": embeddings of unit length. The former
             where the model has clusters by default.
-        device, workers: how the work is done.
+        device, workers, reporter: how the work is done, and what shows progress.
         limit: use only this many images, spread evenly.
-        reporter: shows progress.
 
     Raises:
         InputError: model, data, threshold or files can't be used; nothing was written.
