@@ -1,6 +1,7 @@
 """A folder per cluster: links, hard links and copies; ranks and names; more images later; what is never touched."""
 
 import hashlib
+import ntpath
 import os
 import re
 import shutil
@@ -27,8 +28,10 @@ import deepcluster
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.files import MARK
 from deepcluster.core.progress import Reporter
+from deepcluster.core.work import Work
 from deepcluster.data.sources import open_source
 from deepcluster.run.cluster_names import write_names
+from deepcluster.run.folder_entries import Entries
 from deepcluster.run.folder_record import RECORD
 from deepcluster.run.portable_names import entry_name, folder_name, looks
 
@@ -125,6 +128,16 @@ def test_relative_links_stay_when_both_are_moved_and_with_links_on_the_way(
     before = listing(tmp_path / "moved/by").keys()
     deepcluster.assign(trained, tmp_path / "moved/photos", folders=tmp_path / "moved/by", add=True, **QUIET)
     assert listing(tmp_path / "moved/by").keys() == before
+
+
+def test_images_on_another_drive_have_absolute_paths(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where no relative path leads from one drive to another."""
+    monkeypatch.setattr(os.path, "relpath", lambda path, start: ntpath.relpath(f"C:{path}", f"D:{start}"))
+    source = open_source(photos)
+    entries = Entries("absolute", source, Work(), final=tmp_path / "by")
+    assert entries.where(0) == str(source.path(0))
 
 
 def test_ranks_are_those_of_the_distances(

@@ -81,11 +81,14 @@ class Entries:
     def where(self, index: int) -> str:
         """Return the path of an image relative to the folder, which stays if both are moved together.
 
-        Of an image within a file it is that of the file, `::` and the name in it; "" of one in memory.
+        Of an image within a file it is that of the file, `::` and the name in it; "" of one in memory. On Windows there is
+        none to another drive: the path is absolute.
         """
         holder, name = self.source.holder(index), self.source.name(index)
         if Path(holder).is_absolute():
-            holder = os.path.relpath(self._real(Path(holder))[0], self.final)
+            holder = self._real(Path(holder))[0]
+            with suppress(ValueError):
+                holder = os.path.relpath(holder, self.final)
         is_file = not holder or self.source.path(index) is not None
         return holder if is_file else f"{holder}::{name.rpartition('::')[2]}"
 
