@@ -85,13 +85,12 @@ class Run(ResultPath):
             InputError: there are none yet.
         """
         folder = self._folder
-        tables = [folder.clusters] if folder.clusters.is_file() else []
-        tables = tables or sorted(folder.assignments.glob("*.parquet"))
-        if not tables:
+        newest = folder.newest_clusters()
+        if newest is None:
             raise InputError(
                 f"{self} has no clusters{' yet: train an epoch first' if self.config['data']['images'] else ''}"
             )
-        rows, unreadable = read_table(tables[-1], ["name", "cluster", "distance"]), dict[str, str]()
+        rows, unreadable = read_table(newest, ["name", "cluster", "distance"]), dict[str, str]()
         if folder.unreadable.is_file():
             with folder.unreadable.open(newline="", encoding="utf-8") as file:
                 unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
