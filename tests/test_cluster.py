@@ -308,9 +308,12 @@ def test_measures_are_those_of_scikit_learn() -> None:
     assert math.isclose(found.largest, np.bincount(one.labels_N).max() / 600, rel_tol=1e-6)
 
 
-@pytest.mark.parametrize(("centres", "width"), [(4, 8), (10, 32), (25, 32)])
-def test_auto_finds_the_number_of_blobs(centres: int, width: int, tmp_path: Path) -> None:
-    rows_ND, labels_N = make_blobs(1500, width, centers=centres, cluster_std=1.5, center_box=(-5, 5), random_state=centres)
+@pytest.mark.parametrize(
+    ("count", "centres", "width"),
+    [(400, 10, 32), *(pytest.param(1500, *one, marks=pytest.mark.slow) for one in ((4, 8), (10, 32), (25, 32)))],
+)
+def test_auto_finds_the_number_of_blobs(count: int, centres: int, width: int, tmp_path: Path) -> None:
+    rows_ND, labels_N = make_blobs(count, width, centers=centres, cluster_std=1.5, center_box=(-5, 5), random_state=centres)
     run = deepcluster.cluster(write_embeddings(tmp_path / "t.parquet", rows_ND), clusters="auto", out=tmp_path / "run")
     found = table_of(run)["cluster"]
     assert len(set(found)) == centres
@@ -444,9 +447,7 @@ class Lines(Reporter):
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 60), st.integers(0, 60), st.integers(1, 9))
-def test_some_rows_of_a_table(
-    tmp_path_factory: Any, n_rows: int, limit: int, start: int, stop: int, at_once: int
-) -> None:
+def test_some_rows_of_a_table(tmp_path_factory: Any, n_rows: int, limit: int, start: int, stop: int, at_once: int) -> None:
     rows_ND = np.arange(n_rows * 2, dtype=np.float32).reshape(-1, 2)
     path = tmp_path_factory.mktemp("table") / "t.npy"
     np.save(path, rows_ND)

@@ -136,7 +136,8 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(list(photos.rglob("*.jpg"))) == 34  # Nothing is deleted.
     assert command(*words, "--threshold", 0) == 0
     assert (
-        "1 group of near-duplicates among 34 images at a distance of 0 or less: 1 file could be removed" in capsys.readouterr().out
+        "1 group of near-duplicates among 34 images at a distance of 0 or less: 1 file could be removed"
+        in capsys.readouterr().out
     )
 
 
@@ -170,7 +171,7 @@ def test_wrong_input(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_images_that_are_known_decide_what_is_kept(tmp_path: Path) -> None:
-    """What `embed` returned, its table, and a run of the table know the images: the largest is kept, not the first by name."""
+    """What `embed` returned, its table, and a run of the table know the images: the largest is kept."""
     folder = tmp_path / "photos"
     folder.mkdir()
     large = Image.fromarray(picture(1, size=(80, 80)))

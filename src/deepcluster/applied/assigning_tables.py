@@ -128,9 +128,7 @@ def _located_rows(
     return columns
 
 
-def known_pictures(
-    names: Sequence[str], paths: Sequence[str | None] | None, folder: RunFolder | None
-) -> ImageSource | None:
+def known_pictures(names: Sequence[str], paths: Sequence[str | None] | None, folder: RunFolder | None) -> ImageSource | None:
     """Return the images of rows: the files that the table names by their paths, or images that its run remembers."""
     there = [(row, Path(path)) for row, path in enumerate(paths or ()) if path and Path(path).is_file()]
     if there:

@@ -225,7 +225,9 @@ def open_subject(
             if value is not None:
                 raise InputError(f"{name} {value} is of a network, and {model} is a table of embeddings: leave it out")
         if batch_size != BATCH_SIZE or workers is not None:
-            work.reporter.warn("a table of embeddings is read without batches and workers: --batch-size and --workers do nothing")
+            work.reporter.warn(
+                "a table of embeddings is read without batches and workers: --batch-size and --workers do nothing"
+            )
         table = table_of_run(run.path, facts, limit) if facts and run else open_table(model, limit)  # type: ignore[arg-type]
         return TableSubject(table, Machine.choose(device, "fp32").clustering_device, source, address, limit)
     if source is None and run is not None and run.path.is_dir() and not run.is_run():

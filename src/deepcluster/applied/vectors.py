@@ -129,7 +129,7 @@ def vectors_of(
         raise InputError(f"space={space!r} is unknown{did_you_mean(str(space), SPACES)}: use {' or '.join(SPACES)}")
     if limit is not None and limit < 2:
         raise InputError(f"limit={limit} is too small: use 2 or more")
-    if is_rows(model):
+    if isinstance(model, Embeddings) or is_rows(model):
         if space == "clusters":
             raise InputError("a table of embeddings has no space of clusters: leave out --space clusters, or give the model")
         with joined_work(reporter, new_interruption(AGAIN)) as work:
