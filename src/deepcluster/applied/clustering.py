@@ -189,7 +189,8 @@ def _check_enough(numbers: Sequence[int], n_rows: int, which: str) -> None:
     if len(numbers) > 1 and 2 * most > n_rows:
         fits = f"compare numbers up to {n_rows // 2}" if n_rows >= 6 else "give one number"
         raise InputError(
-            f"clusters={most} can't be compared: halves of the {n_rows:,} images{which} are clustered, and have fewer; {fits}"
+            f"clusters={most} can't be compared: halves of the {n_rows:,} images{which} are clustered, and have fewer; "
+            f"{fits}"
         )
 
 

@@ -147,7 +147,7 @@ def spare_inputs(out: Path, option: str, *inputs: object) -> None:
         if isinstance(one, list | tuple):
             spare_inputs(out, option, *one)
         elif isinstance(one, str | Path):
-            named = (user_path(text) for text in {str(one), str(one).rpartition("@")[2]} if text and os.path.exists(text))
+            named = (user_path(text) for text in {str(one), str(one).rpartition("@")[2]} if text and os.path.lexists(text))
             if any(path.resolve().is_relative_to(out.resolve()) for path in named):
                 raise InputError(f"{option} {out} is or holds an input, {one}, which would be replaced: choose another name")
 

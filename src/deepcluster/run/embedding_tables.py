@@ -249,8 +249,8 @@ class ParquetTable(EmbeddingTable):
             for name in used:
                 if name not in schema.names or (name == self.column and not _is_embedding(schema.field(name).type)):
                     raise InputError(
-                        f"{path} has no column {name} as {paths[0]} has it: a folder of Parquet files is one table. Put other "
-                        "files elsewhere"
+                        f"{path} has no column {name} as {paths[0]} has it: a folder of Parquet files is one table. Put "
+                        "other files elsewhere"
                     )
 
     def _width(self) -> int:

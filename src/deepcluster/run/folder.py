@@ -65,7 +65,7 @@ class RunFolder:
         return self.assignments / f"epoch-{epoch:04d}.parquet"
 
     def cluster_tables(self) -> dict[int, Path]:
-        """Return the tables of clusters by the epoch that trained on them, oldest first; the last may be those of the end."""
+        """Return the tables of clusters by the epoch that trained on them, oldest first; the last may be of the end."""
         named = [(path.stem.partition("-")[2], path) for path in self.assignments.glob("epoch-*.parquet")]
         return dict(sorted((int(number), path) for number, path in named if number.isdecimal()))
 
