@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -240,3 +241,57 @@ def test_wrong_input(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match=r"threshold=2.5 is more than 2, the largest distance of embeddings"):
         deepcluster.duplicates(chain(0.5), threshold=2.5)
+
+
+def test_images_that_are_known_decide_what_is_kept(tmp_path: Path) -> None:
+    """What `embed` returned, its table, and a run of the table know the images: the largest is kept."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    large = Image.fromarray(picture(1, size=(80, 80)))
+    large.resize((40, 40)).save(folder / "a-small.png")
+    large.save(folder / "z-large.png")
+    for number in range(2, 8):
+        Image.fromarray(picture(number, size=(64, 64))).save(folder / f"{number}.png")
+    table, bare = tmp_path / "t.parquet", tmp_path / "bare.parquet"
+    embedded = deepcluster.embed("untrained:alexnet-small", folder, out=table, **CPU)
+    pq.write_table(pq.read_table(table).drop(["path"]), bare)
+    known = [embedded, table, deepcluster.cluster(table, clusters=2, out=tmp_path / "run", seed=1)]
+    known.append(deepcluster.cluster(bare, folder, clusters=2, out=tmp_path / "bare", seed=1))
+    for model in known:
+        found = deepcluster.duplicates(model, threshold=0.3)
+        group = found.group_R[found.names.index("z-large.png")]
+        assert group == found.group_R[found.names.index("a-small.png")]
+        assert found.names[np.flatnonzero(found.group_R == group)[0]] == "z-large.png", model
+        assert str(folder / "a-small.png") in found.extra
+    similar = deepcluster.similar(known[-1], query=folder / "a-small.png", count=1)
+    assert similar.names == ["z-large.png"] and similar.pictures is not None
+
+
+def test_an_empty_table_has_types(tmp_path: Path) -> None:
+    for name, rows in {"none": chain(0.5, 0.5), "some": chain(0.02, 0.5)}.items():
+        deepcluster.duplicates(rows, threshold=0.1, out=tmp_path / f"{name}.parquet")
+    none, some = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("none", "some"))
+    assert len(none) == 0 and len(some) == 2
+    assert none.schema.equals(some.schema)
+
+
+def test_no_output_replaces_an_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = chain(0.02, 0.5, 0.4)
+    pq.write_table(pa.table({"name": rows.names, "embedding": rows.embedding_ND.tolist()}), tmp_path / "t.parquet")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "t.parquet")
+    run = deepcluster.cluster(tmp_path / "t.parquet", clusters=2, out=tmp_path / "run")
+    (tmp_path / "photos.txt").write_text("a.png\n")
+    before, table = (tmp_path / "t.parquet").read_bytes(), tmp_path / "t.parquet"
+    for words in (
+        ["duplicates", table, "--out", table],
+        ["duplicates", tmp_path / "link.parquet", "--out", table],
+        ["duplicates", table, tmp_path / "photos.txt", "--list", tmp_path / "photos.txt"],
+        ["sample", table, tmp_path / "photos.txt", "--count", 2, "--out", tmp_path / "photos.txt"],
+        ["similar", table, "--query", "1.png", "--out", tmp_path / "link.parquet"],
+        ["assign", run, table, "--out", table],
+        ["compare", table, table, "--out", table],
+        ["embed", "untrained:alexnet-small", table, "--out", table],
+    ):
+        assert command(*words) == 2, words
+        assert "which would be replaced" in capsys.readouterr().err
+    assert table.read_bytes() == before

@@ -24,7 +24,7 @@ from deepcluster.applied.rows import Embeddings
 from deepcluster.applied.vectors import UNIT_LENGTH, Space, Vectors, vectors_of
 from deepcluster.clustering.near import NEAR_SHARE, near_sets, typical_distance
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.files import output_path
+from deepcluster.core.files import output_path, spare_inputs
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import are, count_of, size
 from deepcluster.data.decode import size_of
@@ -143,7 +143,7 @@ def duplicates(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; those of the run by default. With a table only for sizes and pictures, and may be left out.
+        data: the images; those of the run, or of the table, by default. With a table only for sizes and pictures.
         threshold: largest distance of near-duplicates; 4 % of the typical distance of two images by default.
         out: also write a table (`.parquet`, `.csv`, `.jsonl`: group, name, distance, keep, reason, path).
         page: also write a page with the pictures (`.html`).
@@ -159,8 +159,10 @@ def duplicates(
     """
     if threshold is not None and not 0 <= threshold < float("inf"):
         raise InputError(f"threshold={threshold} is no distance: use a number of 0 or more")
-    target, page_target = checked_outputs(out, page, endings=ENDINGS)
+    target, page_target = checked_outputs(out, page, endings=ENDINGS, inputs=(model, data))
     list_target = None if list is None else output_path(list, "--list", endings=(LIST,))
+    if list_target is not None:
+        spare_inputs(list_target, "--list", model, data)
     options: dict[str, Any] = {"space": space, "limit": limit, "device": device, "workers": workers, "reporter": reporter}
     with vectors_of(model, data, before=lambda images, *_: check_listed(images, list_target), **options) as vectors:
         say = vectors.work.reporter.say

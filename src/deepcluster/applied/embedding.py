@@ -46,7 +46,7 @@ def embed(
         InputError: model, data, stage or file can't be used.
         Interrupted: Ctrl-C or SIGTERM while `out` was written; the same call continues.
     """
-    target = None if out is None else output_target(out, (*ENDINGS, ".npy"), parts=parts)
+    target = None if out is None else output_target(out, (*ENDINGS, ".npy"), parts=parts, inputs=(model, data))
     with opened(model, data, limit, reporter, shared=out is not None, device=device, workers=workers) as (model, source):
         one = model.embedding(stage, batch_size)
         if target is None:

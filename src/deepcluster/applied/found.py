@@ -47,13 +47,15 @@ class Found:
         return found_html(repr(self), self.columns(), self.pictures)
 
 
-def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings: tuple[str, ...]) -> tuple[Any, Any]:
+def checked_outputs(
+    out: str | Path | None, page: str | Path | None, *, endings: tuple[str, ...], inputs: Sequence[object]
+) -> tuple[Any, Any]:
     """Return the paths of the table and of the page to write; nothing is made yet.
 
     Raises:
-        InputError: one can't be written, or the packages of the page are not installed.
+        InputError: one can't be written, the table is one of the inputs, or the packages of the page are not installed.
     """
-    target = None if out is None else output_target(out, endings, parts=False)
+    target = None if out is None else output_target(out, endings, parts=False, inputs=inputs)
     if page is None:
         return target, None
     import_module("deepcluster.visualization.report.page").needs_report_extra()

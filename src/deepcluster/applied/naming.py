@@ -107,8 +107,7 @@ def _with(new: Mapping[int, str], folder: Path) -> dict[int, str]:
 
 def _clusters_of(folder: RunFolder) -> tuple[list[str], NDArray[np.int64]]:
     """Return names and clusters of the images of a run; none if it has no table of them, as imported models."""
-    tables = [folder.clusters, *sorted(folder.assignments.glob("*.parquet"), reverse=True)]
-    table = next((path for path in tables if path.is_file()), None)
+    table = folder.newest_clusters()
     if table is None:
         return [], np.empty(0, np.int64)
     columns = read_table(table, ["name", "cluster"])

@@ -87,7 +87,7 @@ def sample(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; those of the run by default. With a table only for paths and pictures, and may be left out.
+        data: the images; those of the run, or of the table, by default. With a table only for paths and pictures.
         count: C, the number of images.
         how: "representative": those nearest to the centres of C clusters of k-means, which follow where most images are;
             "diverse": each as far as possible from those before it, which also finds rare ones.
@@ -107,7 +107,7 @@ def sample(
         raise InputError(f"how={how!r} is unknown{did_you_mean(str(how), HOWS)}: use {' or '.join(HOWS)}")
     if count < 1:
         raise InputError(f"count={count} is too small: use 1 or more")
-    target, page_target = checked_outputs(out, page, endings=(LIST, *ENDINGS))
+    target, page_target = checked_outputs(out, page, endings=(LIST, *ENDINGS), inputs=(model, data))
 
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
         if count > len(names):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepcluster.applied.assigning_tables import is_run_of_table
+from deepcluster.applied.assigning_tables import is_run_of_table, known_pictures
 from deepcluster.applied.clustering_rows import BLOCK_ROWS, FeatureRows
 from deepcluster.applied.opening import Data, names_of, opened, reasons_by_name
 from deepcluster.applied.rows import Embeddings
@@ -31,7 +31,7 @@ from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.by_name import pictures_by_name
 from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import load, new_interruption
-from deepcluster.run.embedding_tables import is_table, open_table
+from deepcluster.run.embedding_tables import is_table, open_table, table_of_run
 from deepcluster.run.features import Pooled
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.kept_features import kept_rows, readable
@@ -96,6 +96,11 @@ class Vectors:
         return "" if path is None else str(path)
 
 
+def is_rows(model: object) -> bool:
+    """Return whether a model is a table of embeddings, what `embed` returned, or a run of a table: it has no network."""
+    return isinstance(model, Embeddings) or is_table(model) or is_run_of_table(model)
+
+
 @contextmanager
 def vectors_of(
     model: str | Path | Model | Embeddings,
@@ -112,7 +117,7 @@ def vectors_of(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings (.parquet, .npy), or what `embed` returned.
-        data: the images; those of the run by default. With a table they are looked up by name, and may be left out.
+        data: the images; those of the run, or of the table, by default. With a table they are looked up by name.
         space: None: that of the clusters where the model has any.
         before: called with images and names before any long work, to check the input against them.
         limit, device, workers, reporter: as in `embed`.
@@ -124,9 +129,7 @@ def vectors_of(
         raise InputError(f"space={space!r} is unknown{did_you_mean(str(space), SPACES)}: use {' or '.join(SPACES)}")
     if limit is not None and limit < 2:
         raise InputError(f"limit={limit} is too small: use 2 or more")
-    if is_run_of_table(model):
-        model = RunFolder(user_path(model)).clustered()["model"]  # type: ignore[arg-type]
-    if isinstance(model, Embeddings) or is_table(model):
+    if isinstance(model, Embeddings) or is_rows(model):
         if space == "clusters":
             raise InputError("a table of embeddings has no space of clusters: leave out --space clusters, or give the model")
         with joined_work(reporter, new_interruption(AGAIN)) as work:
@@ -225,14 +228,18 @@ def _of_table(
     work: Work,
 ) -> Vectors:
     if isinstance(table, Embeddings):
-        names, rows, what = list(table.names), FeatureRows.of(torch.from_numpy(table.embedding_ND)), ""
+        chosen = torch.tensor(even_sample(range(len(table)), len(table) if limit is None else limit))
+        names, images = [table.names[row] for row in chosen.tolist()], table.source() if data is None else None
+        images = None if images is None else pictures_by_name(names, images)
+        rows, what = FeatureRows.of(torch.from_numpy(table.embedding_ND)), ""
     else:
-        opened_table = open_table(user_path(table))
-        names, what = opened_table.names(), opened_table.describe()
+        folder = RunFolder(user_path(table)) if is_run_of_table(table) else None
+        opened_table = table_of_run(folder.path, folder.clustered(), limit) if folder else open_table(table, limit)
+        names, what, chosen = opened_table.names(), opened_table.describe(), torch.arange(len(opened_table))
+        images = known_pictures(names, opened_table.paths(), folder) if data is None else None
         rows = FeatureRows(len(opened_table), opened_table.dim, opened_table.read)
-    chosen = torch.tensor(even_sample(range(len(names)), len(names) if limit is None else limit))
-    names = [names[row] for row in chosen.tolist()]
-    images = None if data is None else pictures_by_name(names, open_source(data, on_trouble=work.reporter.warn))
+    if data is not None:
+        images = pictures_by_name(names, open_source(data, on_trouble=work.reporter.warn))
     before(images, names, work)
     if what:
         work.reporter.say(what)

@@ -136,6 +136,22 @@ def output_path(path: str | Path, option: str, *, endings: tuple[str, ...] = (),
     return path
 
 
+def spare_inputs(out: Path, option: str, *inputs: object) -> None:
+    """Raise `InputError` if writing `out` would replace an input: `out` is one, or a folder that holds one.
+
+    Args:
+        option: the name of `out`, for the message.
+        inputs: paths, names such as `resnet18@FILE`, or lists of these; others are passed over.
+    """
+    for one in inputs:
+        if isinstance(one, list | tuple):
+            spare_inputs(out, option, *one)
+        elif isinstance(one, str | Path):
+            named = (user_path(text) for text in {str(one), str(one).rpartition("@")[2]} if text and os.path.lexists(text))
+            if any(path.resolve().is_relative_to(out.resolve()) for path in named):
+                raise InputError(f"{option} {out} is or holds an input, {one}, which would be replaced: choose another name")
+
+
 def check_new_folder(folder: Path, option: str) -> None:
     """Raise `InputError`, which names the option, unless the folder is empty, or can be created."""
     output_path(folder, option, is_folder=True)

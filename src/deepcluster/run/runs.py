@@ -84,13 +84,12 @@ class Run(ResultPath):
             InputError: there are none yet.
         """
         folder = self._folder
-        tables = [folder.clusters] if folder.clusters.is_file() else []
-        tables = tables or sorted(folder.assignments.glob("*.parquet"))
-        if not tables:
+        newest = folder.newest_clusters()
+        if newest is None:
             raise InputError(
                 f"{self} has no clusters{' yet: train an epoch first' if self.config['data']['images'] else ''}"
             )
-        rows = read_table(tables[-1], ["name", "cluster", "distance"])
+        rows = read_table(newest, ["name", "cluster", "distance"])
         clusters = import_module("deepcluster.applied.rows").Clusters  # On a higher floor, as below.
         numbers = (rows.column(name).to_numpy() for name in ("cluster", "distance"))
         names = read_names(folder.path)

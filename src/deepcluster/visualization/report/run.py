@@ -35,7 +35,6 @@ from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.pictures import read_json, read_list
 from deepcluster.visualization.stages import PICTURES
 
-CLUSTERS = "clusters.parquet"  # What a finished run has.
 Data = str | Path | Sequence[str | Path]
 
 
@@ -58,7 +57,7 @@ def read_run(
     Raises:
         InputError: it is no run, it has no clusters yet, or `data` are not its images.
     """
-    config, metrics, tables = folder.read_config(), folder.read_metrics(), cluster_tables(folder)
+    config, metrics, tables = folder.read_config(), folder.read_metrics(), folder.cluster_tables()
     if not tables and not config["data"].get("address", True):
         raise InputError(
             f"{folder.path} is an imported model, without images: use deepcluster assign {folder.path} DATA "
@@ -99,7 +98,7 @@ def read_run(
         explained = replace(explained, clustered=config.get("clustered") or {})
         collection, explained = _with_points(collection, explained, images, options.map_images)
     elif of_table:
-        collection = with_points_of_table(collection, state, options.map_images, work)
+        collection = with_points_of_table(folder, collection, state, options.map_images, work)
     if newcomers is not None and explained is None:
         raise InputError(f"--new needs the checkpoint and the images of {folder.path} (--data names these)")
     run = _facts(folder, config, metrics, collection, finished=epoch > epochs)
@@ -110,8 +109,8 @@ def read_run(
 
 def _table_of_all(folder: RunFolder, newest: Path, *, finished: bool) -> str:
     """Return the file that has the cluster of every image, as the user would look for it in the run folder."""
-    is_there = finished and (folder.path / CLUSTERS).is_file()
-    return CLUSTERS if is_there else f"assignments/{newest.name}"
+    is_there = finished and folder.clusters.is_file()
+    return folder.clusters.name if is_there else f"assignments/{newest.name}"
 
 
 def _title(folder: RunFolder, config: dict[str, Any]) -> str:
@@ -119,11 +118,6 @@ def _title(folder: RunFolder, config: dict[str, Any]) -> str:
     run = folder.path.name if folder.path.is_absolute() else str(folder.path)
     names = [str(one).rstrip("/").rpartition("/")[2] for one in config["data"].get("address") or ()]
     return f"{run}: {', '.join(names)}" if any(names) and run not in names else run
-
-
-def cluster_tables(folder: RunFolder) -> dict[int, Path]:
-    """Return the tables of clusters by the epoch that trained on them, oldest first."""
-    return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.assignments.glob("epoch-*.parquet"))}
 
 
 def _clusters(state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int) -> tuple[int, dict[str, Any]]:
