@@ -93,7 +93,7 @@ def test_lists_and_tables_mean_the_same_on_the_site(page: Path) -> None:
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images and weights of which the tutorials speak, small."""
     folder = tmp_path_factory.mktemp("tutorials")
-    write_good_images(folder / "photos", 24, size=(36, 32))
+    write_good_images(folder / "photos", 40, size=(36, 32))
     shutil.copy(sorted((folder / "photos").glob("*.png"))[0], folder / "photos" / "0003.png")
     write_good_images(folder / "new-photos", 3, size=(36, 32))
     write_classes(folder / "labelled" / "train", 4)
@@ -120,7 +120,9 @@ def test_the_blocks_of_a_tutorial_run(page: Path, material: Path, tmp_path: Path
 
 
 def run_python(block: Block, names: dict[str, Any]) -> None:
-    quick = "epochs=1, clusters=5, batch_size=16, arch='alexnet-small', image_size=32, pca=8"
+    small = ["epochs=1", "clusters=5", "batch_size=16", "arch='alexnet-small'", "image_size=32", "pca=8"]
+    given = re.findall(r"\b(?!epochs)(\w+)=", "".join(re.findall(r"deepcluster\.train\(([^)]*)", block.text)))
+    quick = ", ".join(one for one in small if one.split("=")[0] not in given)
     code = re.sub(r"epochs=\d+", quick, block.text.replace("range(10)", "range(1)").replace("count=100", "count=10"))
     if "epochs=" not in code:
         code = code.replace('deepcluster.train("photos",', f'deepcluster.train("photos", overwrite=True, {quick},')

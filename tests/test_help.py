@@ -122,7 +122,12 @@ def test_packages_that_messages_advise_are_those_of_the_extras() -> None:
     """No project of our name is on an index: a stranger could take it."""
     root = Path(__file__).parents[1]
     extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    known = {re.split("[>=]", one)[0] for extra in extras.values() for one in extra} | {"fiftyone", "embedding-atlas"}
+    known = {re.split("[>=]", one)[0] for extra in extras.values() for one in extra} | {
+        "fiftyone",
+        "embedding-atlas",
+        "mlflow",
+        "wandb",
+    }
     advised = set[str]()
     for path in (*(root / "src").rglob("*.py"), *root.glob("*.md"), *(root / "docs").rglob("*.md")):
         if path.name == "CHANGELOG.md":

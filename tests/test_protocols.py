@@ -106,7 +106,7 @@ def test_every_protocol_has_a_command_with_all_its_options() -> None:
     "arguments, message",
     [
         (["--k", "1,31"], "31"),
-        (["--k", "0"], "k=0 is too small; use 1 or more"),
+        (["--k", "0"], "--k 0 is too small; use 1 or more"),
         (["--k", "1;2"], "numbers separated by commas"),
         (["--stages", "conv9", *KNN], "has no stage 'conv9'"),
         (["--device", "cuda:77", *KNN], "no such device"),
@@ -228,7 +228,7 @@ def test_results_that_were_not_measured_alike_are_told(run: Path, classes: Path,
     evaluate("knn", run, "--data", classes, *KNN)
     evaluate("knn", run, "--data", classes, "--k", "1,3", "--temperature", "0.1", "--out", tmp_path / "other")
     _, remarks = compare([run, tmp_path / "other"])
-    assert remarks == ["knn: not the same settings (temperature: 0.07 / 0.2)"]
+    assert remarks == ["knn: not the same settings (temperature: 0.07 / 0.1)"]
 
 
 TOY = '''
