@@ -110,9 +110,9 @@ def similar(
         result, index_QK = _nearest(vectors, queries, min(count, len(vectors.known_M)))
         average = 1 - typical_distance(vectors.known_MP.numpy()) ** 2 / 2  # The mean cosine of two rows of unit length.
         if vectors.space == "embedding" and average > ALIKE:
-            whitened = "" if is_rows else "; where the model has clusters, --space clusters is whitened and may tell more"
+            whitened = "" if is_rows else "; where the model has clusters, try --space clusters, which is whitened"
             vectors.work.reporter.say(
-                f"all images are alike to this network: two have a similarity of {average:.3f} on average{whitened}"
+                f"all images are about equally similar: two have a similarity of {average:.3f} on average{whitened}"
             )
         if target is not None:
             write_found(result, target)
