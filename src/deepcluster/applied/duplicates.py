@@ -257,7 +257,7 @@ def _write_page(page: Path, found: Duplicates, vectors: Vectors) -> None:
         one = groups.setdefault(group, {"title": f"Group {group}", "words": "", "pictures": []})
         caption = reason if keep else f"{reason} (distance {distance:.3g})"
         one["pictures"].append(picture(index_of[name], name, caption, marked=keep))
-    words = f"{found.summary()}. The image to keep is marked. In parentheses: {vectors.measure} to it."
+    words = f"{found.summary()}. The image to keep is marked. In parentheses is the distance to it: {vectors.measure}."
     part = {
         "name": "duplicates",
         "title": "Near-duplicates",
