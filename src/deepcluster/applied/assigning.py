@@ -94,7 +94,7 @@ def assign(
             rows, unreadable = model.in_memory(one, source)
             return clusters_of(names_of(source), rows, names, reasons_by_name(unreadable, source, model), source)
         ranks, work = model.work.ranks, model.work
-        clusters = digest_of(model.weights, *one.facts)
+        clusters = digest_of(model.network, *one.facts)
         if wanted:
             ranks.from_main(lambda: check_folders(wanted, source, clusters, work))
         with parts_of_table(model, one, source, place, are_result=parts) as made:

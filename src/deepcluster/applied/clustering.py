@@ -87,7 +87,7 @@ def cluster(
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers, "limit": limit}
     with (
         joined_work(reporter, new_interruption(FEATURES_KEPT)) as work,
-        closing(RunLock(folder := RunFolder(path, work.ranks))) as lock,
+        closing(RunLock(folder := RunFolder(path, work.ranks), "clustered")) as lock,
     ):
         lock.acquire(work.reporter.warn, new=False)
         folder.check_free(resume=None, overwrite=overwrite)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deepcluster.applied.found import (
     LIST,
     Found,
+    check_listed,
     checked_outputs,
     picture,
     write_found,
@@ -164,9 +165,8 @@ def duplicates(
         list: also write the paths of the images that could be removed, one per line (`.txt`).
         space: "clusters": the space in which the model has its clusters; "embedding": embeddings of unit length. The former
             where the model has clusters by default.
-        device, workers: how the work is done.
+        device, workers, reporter: how the work is done, and what shows progress.
         limit: use only this many images, spread evenly.
-        reporter: shows progress.
 
     Raises:
         InputError: model, data, threshold or files can't be used; nothing was written.
@@ -176,7 +176,8 @@ def duplicates(
         raise InputError(f"threshold={threshold} is no distance: use a number of 0 or more")
     target, page_target = checked_outputs(out, page, endings=ENDINGS)
     list_target = None if list is None else output_path(list, "--list", endings=(LIST,))
-    with vectors_of(model, data, space=space, limit=limit, device=device, workers=workers, reporter=reporter) as vectors:
+    options: dict[str, Any] = {"space": space, "limit": limit, "device": device, "workers": workers, "reporter": reporter}
+    with vectors_of(model, data, before=lambda images, *_: check_listed(images, list_target), **options) as vectors:
         say = vectors.work.reporter.say
         if vectors.space == "embedding" and threshold is not None and threshold > 2:
             raise InputError(f"threshold={threshold} is more than 2, the largest distance of {UNIT_LENGTH}")
@@ -227,10 +228,13 @@ def _found(vectors: Vectors, groups: Sequence[Sequence[int]], threshold: float) 
         for group in groups:
             files = {index: _File.of(vectors.names[index], vectors.images, index) for index in group}
             kept = min(group, key=files.__getitem__)
-            far = (vectors.rows_NP[list(group)] - vectors.rows_NP[kept]).square().sum(dim=1).sqrt().tolist()
-            rows = sorted(zip(group, far, strict=True), key=lambda row: (row[0] != kept, row[1], row[0]))
+            rows = vectors.rows(np.array([kept, *group]))
+            far = (rows[1:] - rows[0]).square().sum(dim=1).sqrt().tolist()
+            ordered = sorted(zip(group, far, strict=True), key=lambda row: (row[0] != kept, row[1], row[0]))
             n_bytes -= sum(files[index].minus_bytes for index in group if index != kept)
-            tables.append([(index, distance, index == kept, files[index].reason(files[kept])) for index, distance in rows])
+            tables.append(
+                [(index, distance, index == kept, files[index].reason(files[kept])) for index, distance in ordered]
+            )
             advance(len(group))
     tables.sort(key=lambda table: (table[-1][1], -len(table), table[0][0]))
     rows_R = [(number, *row) for number, table in enumerate(tables, start=1) for row in table]

@@ -7,12 +7,14 @@ from typing import Any
 
 from deepcluster.applied.opening import output_target
 from deepcluster.applied.shown import PictureRows, found_html
+from deepcluster.core.errors import InputError
 from deepcluster.core.files import output_path, write_whole
 from deepcluster.core.html import pandas
-from deepcluster.core.text import as_line, printable
+from deepcluster.core.text import as_line, count_of, printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
-from deepcluster.run.table_writers import write_rows
+from deepcluster.data.sources.by_name import NamedPictures
+from deepcluster.run.table_writers import ENDINGS, write_rows
 
 LIST = ".txt"
 
@@ -56,6 +58,24 @@ def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings:
         return target, None
     import_module("deepcluster.visualization.report.page").needs_report_extra()
     return target, output_path(page, "--page", endings=(".html", ".htm"))
+
+
+def check_listed(images: ImageSource | None, target: Path | None) -> None:
+    """Raise `InputError` where images are no files, which a list of files can't name.
+
+    Args:
+        images: None for a table without images, of which the list has the names.
+        target: the list, or another kind of file, or none.
+    """
+    if images is None or target is None or target.suffix != LIST:
+        return
+    missing = len(images) - images.n_found if isinstance(images, NamedPictures) else 0
+    bare = sum(images.path(index) is None for index in range(len(images)))
+    if bare > missing:
+        raise InputError(
+            f"{target} would be a list of files, and {bare - missing:,} of the {count_of(len(images), 'image')} are in an "
+            f"archive, a table, memory or at an address: unpack them, or write a table ({', '.join(ENDINGS)})"
+        )
 
 
 def write_found(found: Found, target: Path) -> None:

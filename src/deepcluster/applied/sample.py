@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deepcluster.applied.found import (
     LIST,
     Found,
+    check_listed,
     checked_outputs,
     picture,
     write_found,
@@ -44,7 +45,8 @@ class Sample(Found):
 
     Attributes:
         names: the images.
-        stands_for_R: number of images that are nearest to it, itself included.
+        stands_for_R: number of images that are nearest to it; what is as near to an image chosen before it counts for that
+            one, so that a copy may have 0.
         distance_R: float32; largest distance of these to it.
         paths: files; "" where they are not known.
         how: "representative" or "diverse".
@@ -110,6 +112,7 @@ def sample(
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
         if count > len(names):
             raise InputError(f"count={count} is more than the {count_of(len(names), 'image')}")
+        check_listed(images, target)
 
     with vectors_of(
         model, data, space=space, before=before, limit=limit, device=device, workers=workers, reporter=reporter

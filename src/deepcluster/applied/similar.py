@@ -124,11 +124,9 @@ def similar(
 
 def _nearest(vectors: Vectors, queries: Queries, count: int) -> tuple[Similar, NDArray[np.int64]]:
     """Return the nearest images of each query, and their indices (Q, K), -1 at the end where an image is not its own."""
-    rows_QP = vectors.rows_NP.new_empty(len(queries.names), vectors.rows_NP.shape[1])
-    own = queries.index_Q >= 0
-    rows_QP[own] = vectors.rows_NP[queries.index_Q[own]]
+    rows_QP = vectors.rows(queries.index_Q)
     if queries.others is not None and vectors.rows_of is not None:
-        rows_QP[~own] = vectors.rows_of(queries.others)
+        rows_QP[queries.index_Q < 0] = vectors.rows_of(queries.others)
     for number in (~rows_QP.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
         name = queries.names[number]
         raise InputError(f"query {name} has no features: {vectors.unreadable.get(name, 'they are not finite numbers')}")

@@ -181,14 +181,25 @@ def locked(path: Path) -> Iterator[None]:
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while file is None or not _is_at(file.fileno(), lock):
+            if file:  # Its owner has deleted it, and others may have made and locked a new one.
+                file.close()
+            file = lock.open("wb")
+            fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:
         if file:
             with file, suppress(OSError):
                 lock.unlink()
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Return True if an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -221,8 +232,21 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
     """Return a Parquet table, or some of its columns."""
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
+    with arrow_file(path) as file:
         return pq.read_table(file, columns=columns)
+
+
+def arrow_file(path: Path) -> Any:
+    """Return a file that Arrow opens itself, with any bytes in its name.
+
+    Its threads may still hold a file of Python when the interpreter ends, which aborts the process.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(path))
 
 
 def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:

@@ -237,6 +237,13 @@ class RunFolder:
                 csv.writer(text, lineterminator=ends).writerow(row)
             write_whole(self.unreadable, text.getvalue())
 
+    def read_unreadable(self) -> dict[str, str]:
+        """Return why images could not be read, by name."""
+        if not self.unreadable.is_file():
+            return {}
+        with self.unreadable.open(newline="", encoding="utf-8") as file:
+            return {row["name"]: row["reason"] for row in csv.DictReader(file)}
+
     def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:
         """Write checkpoints/last.pt beside, flush and rename it; also keep it as epoch-NNNN.pt on request.
 

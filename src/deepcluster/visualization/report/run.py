@@ -3,7 +3,6 @@
 N images, M of them in the sample.
 """
 
-import csv
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -84,10 +83,6 @@ def read_run(
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
     images = _images(config, settings, names, data, work)
     newcomers = None if new is None else open_source(new, on_trouble=work.reporter.warn)
-    unreadable = {}
-    if folder.unreadable.is_file():
-        with folder.unreadable.open(newline="", encoding="utf-8") as file:
-            unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
     label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
     collection = Collection(
         title=options.title or _title(folder, config),
@@ -97,7 +92,7 @@ def read_run(
         label_names=label_names,
         past=[Past(past, partial(_clusters_of, tables[past])) for past in tables if past < epoch and past in clustered],
         images=images,
-        unreadable=unreadable,
+        unreadable=folder.read_unreadable(),
         table=_table_of_all(folder, tables.get(epoch, tables[newest]), finished="final" in state),
         cluster_names=cluster_names,
         names_folder=str(folder.path),
