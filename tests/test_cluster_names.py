@@ -54,11 +54,11 @@ def test_files_typed_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("cluster,name\nthree,dogs\n", "'three' is not the number of a cluster"),
+        ("cluster,name\n\n2,cats\nthree,dogs\n", ", line 4: 'three' is not the number of a cluster"),
         ('cluster,name\n"1,000",dogs\n', "'1,000' is not the number of a cluster"),
         ("cluster;name\n1.000;dogs\n", "'1.000' is not the number of a cluster"),
-        ("cluster,name\n-1,dogs\n", "'-1' is not the number of a cluster"),
-        ("cluster,name\n3,dogs\n3,cats\n", "names cluster 3 twice, 'dogs' and 'cats'"),
+        ("\n\nsep=,\ncluster,name\n-1,dogs\n", ", line 5: '-1' is not the number of a cluster"),
+        ("cluster,name\n3,dogs\n3,cats\n", "names cluster 3 twice, 'dogs' and 'cats' (line 3)"),
         ("number,word,more\n3,dogs,x\n", "has no columns cluster and name: its first line is number, word, more"),
     ],
 )
@@ -158,11 +158,20 @@ def test_the_most_frequent_label_becomes_the_name(run: Path, tmp_path: Path, cap
     assert f"{wanted[0]}  ({counts.max()} of {counts.sum()} labelled image" in said.out
 
 
+def test_names_of_clusters_that_the_run_does_not_have(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / FILE).write_text("cluster,name\n1,dogs\n99,zebra\n")
+    assert main(["names", str(run)]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "5 clusters, 1 with a name"
+    assert "names cluster 99, which the run does not have; its clusters are numbered from 0 to 4" in said.err
+
+
 def test_names_that_can_not_be_given_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.csv").write_text("name,label\na.jpg,x\n")
     (tmp_path / "bare.csv").write_text("name\na.jpg\n")
     for arguments, words in (
         (["--set", "5=x"], "has no cluster 5: its clusters are numbered from 0 to 4"),
+        (["--set", "1=a", "--set", "1=two"], "--set names cluster 1 twice, 'a' and 'two': leave one out"),
         (["--set", "dogs"], "write the number of a cluster and its name"),
         (["--set", "x=dogs"], "write the number of a cluster and its name"),
         (["--from", str(tmp_path / "other.csv")], "has no labels of images of this run; its images have names such as"),
@@ -192,6 +201,15 @@ def test_a_run_that_is_overwritten_loses_its_names(images: Path, tmp_path: Path)
     assert f"1 cluster with a name: deepcluster names {run} shows them" in described
     train_small(images, run, epochs=1, overwrite=True)
     assert read_names(run) == {}
+
+
+def test_a_typo_leaves_the_report_without_names(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("plotly", reason="the report needs: pip install jinja2 plotly")
+    (run / FILE).write_text("cluster,name\n1,a rare word\ntwo,dogs\n")
+    page = tmp_path / "page.html"
+    assert main(["report", str(run), "--out", str(page), "--device", "cpu", "--workers", "0"]) == 0
+    assert f"names of clusters are left out: {run / FILE}, line 3: 'two' is not the number" in capsys.readouterr().err
+    assert "a rare word" not in page.read_text(encoding="utf-8")
 
 
 def test_names_like_formulas_come_back_out_of_tables(tmp_path: Path) -> None:

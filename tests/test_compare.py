@@ -61,6 +61,21 @@ def test_renumbered_clusters_agree_wholly(trained: Path, tmp_path: Path) -> None
     assert agreement.n_moved == 0
 
 
+def test_clusters_without_a_match_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two clusters of one run are one of the other: it keeps the larger, and the images of the smaller have no match."""
+    names = [f"{number}.png" for number in range(12)]
+    one = table(tmp_path / "one.parquet", names, [0] * 4 + [1] * 3 + [2] * 5)
+    two = table(tmp_path / "two.parquet", names, [0] * 7 + [1] * 4 + [0])
+    for pair in ([one, two], [two, one]):
+        [agreement] = deepcluster.compare(pair).agreements
+        assert (agreement.n_moved, agreement.n_unmatched) == (4, 3)
+    assert main(["compare", str(one), str(two)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "has 3 clusters," in said
+    assert "has 2; clusters are matched one to one: 3 images are in a cluster without a match, and counted as moved" in said
+    assert re.search(r"4 \(33%\) 3", said)
+
+
 def test_unassigned_and_missing_images_are_left_out(tmp_path: Path) -> None:
     one = table(tmp_path / "one.parquet", ["a", "b", "c", "d", "e"], [0, 0, 1, 1, -1])
     two = table(tmp_path / "two.parquet", ["e", "d", "c", "b", "x"], [0, 1, 1, -1, 0])

@@ -53,7 +53,7 @@ PLANTED = {("03.jpg", "copies/same.jpg"), ("11.jpg", "copies/half.jpg"), ("20.jp
 def groups_of(found: Duplicates) -> list[tuple[str, ...]]:
     """Names of each group, the kept one first."""
     names = np.array(found.names)
-    return [tuple(names[found.group_R == group].tolist()) for group in range(int(found.keep_R.sum()))]
+    return [tuple(names[found.group_R == group].tolist()) for group in range(1, 1 + int(found.keep_R.sum()))]
 
 
 def test_planted_copies_are_found_and_the_largest_are_kept(photos: Path) -> None:
@@ -95,8 +95,8 @@ def test_groups_are_closed_under_steps() -> None:
     found = deepcluster.duplicates(chain(0.09, 0.09, 0.5, 0.02), threshold=0.1)
     assert groups_of(found) == [("3.png", "4.png"), ("0.png", "1.png", "2.png")]
     assert found.distance_R.tolist() == pytest.approx([0, 0.02, 0, 0.09, 0.1799], abs=1e-3)
-    assert found.reasons == ["kept: the first by name", "as large, later by name"] + [
-        "kept: the first by name",
+    assert found.reasons == ["kept: by its name", "as large, later by name"] + [
+        "kept: by its name",
         *["as large, later by name"] * 2,
     ]
     assert found.extra == ["4.png", "1.png", "2.png"]
@@ -123,16 +123,59 @@ def test_more_pixels_win_over_a_larger_file_and_this_over_the_name(tmp_path: Pat
     assert dict(zip(found.names, found.reasons, strict=True))["z-large.jpg"] == "smaller: unknown size"
 
 
+@pytest.mark.parametrize(
+    ("kept", "copy"),
+    [
+        ("Été 2019/plage/fête 0008.jpeg", "plain/copy of it's #1.jpg"),
+        ("z.jpg", "a - Kopie.jpg"),
+        ("z.jpg", "Copie de a.jpg"),
+        ("z.jpg", "a_copy2.jpg"),
+        ("z.jpg", "a (1).jpg"),
+    ],
+)
+def test_of_equal_images_the_copy_is_not_kept(kept: str, copy: str) -> None:
+    rows = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    found = deepcluster.duplicates(Embeddings([copy, kept, "other.jpg"], rows, {}), threshold=0.1)
+    assert found.names == [kept, copy]
+    assert found.reasons == ["kept: by its name", "as large, marked as a copy"]
+
+
+def test_names_are_sorted_without_case_and_accents() -> None:
+    """Photocopy is no copy, and (1) inside a name no mark of one."""
+    names = ["photocopy.jpg", "Zoo.jpg", "été.jpg", "a (1) b.jpg"]
+    found = deepcluster.duplicates(Embeddings(names, np.eye(4, 2, dtype=np.float32)[[0] * 4], {}), threshold=0.1)
+    assert found.names[0] == "a (1) b.jpg"
+    for kept, names in (("été.jpg", ["photocopy.jpg", "été.jpg"]), ("photocopy.jpg", ["photocopy.jpg", "Zoo.jpg"])):
+        found = deepcluster.duplicates(Embeddings(names, np.eye(2, dtype=np.float32)[[0, 0]], {}), threshold=0.1)
+        assert found.names[0] == kept
+
+
+def test_a_threshold_that_joins_different_images_is_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = normalize(torch.randn(60, 16, generator=torch.Generator().manual_seed(0))).numpy()
+    table = tmp_path / "features.npy"
+    np.save(table, rows)
+    assert command("duplicates", table, "--threshold", 1.9, "--list", tmp_path / "w.txt") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "one group holds 60 of 60 images, so these are hardly near-duplicates: the usual threshold is 0.0" in said
+    assert len((tmp_path / "w.txt").read_text().splitlines()) == 59
+    rows[1] = rows[0]
+    np.save(table, rows)
+    assert command("duplicates", table, "--threshold", 0.5) == 0
+    assert "of the typical distance, so different images may be in one group" in " ".join(capsys.readouterr().err.split())
+    assert command("duplicates", table, "--threshold", 0.4) == 0
+    assert "hardly" not in (said := capsys.readouterr().err) and "may be" not in said
+
+
 def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["duplicates", "untrained:alexnet-small", photos, *QUIET]
     assert command(*words, "--out", tmp_path / "d.csv", "--list", tmp_path / "d.txt", "--page", tmp_path / "d.html") == 0
     shown = capsys.readouterr().out
-    assert "3 groups of near-duplicates among 34 images at a distance of " in shown
+    assert "3 groups of near-duplicates among 33 images at a distance of " in shown
     assert "3 files could be removed, which frees " in shown
     with (tmp_path / "d.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["group", "name", "distance", "keep", "reason", "path"]
-    assert [row["group"] for row in rows] == ["0", "0", "1", "1", "2", "2"]
+    assert [row["group"] for row in rows] == ["1", "1", "2", "2", "3", "3"]
     assert {row["path"] for row in rows if row["keep"] == "false"} == set((tmp_path / "d.txt").read_text().splitlines())
     assert (tmp_path / "d.html").read_text(encoding="utf-8").count('<li class="marked">') == 3
     assert command(*words, "--out", tmp_path / "d.parquet", "--quiet") == 0
@@ -140,7 +183,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(list(photos.rglob("*.jpg"))) == 34  # Nothing is deleted.
     assert command(*words, "--threshold", 0) == 0
     assert (
-        "1 group of near-duplicates among 34 images at a distance of 0 or less: 1 file could be removed"
+        "1 group of near-duplicates among 33 images at a distance of 0 or less: 1 file could be removed"
         in capsys.readouterr().out
     )
 
@@ -212,7 +255,7 @@ def test_rows_are_in_memory_once(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     count, table, typical, farthest = map(float, done.stdout.split())
     assert count == 99_999
-    assert table < 3 and typical < 0.5 and farthest < 0.5, done.stdout  # 5.3, 2.0 and 2.0 with copies of all rows.
+    assert table < 3.5 and typical < 0.5 and farthest < 0.5, done.stdout  # 5.3, 2.0 and 2.0 with copies of all rows.
 
 
 def test_more_rows_than_memory_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,6 @@ def test_near_duplicates_are_saved_as_a_table(page: Any, tmp_path: Path) -> None
     waiting.value.save_as(tmp_path / "near.csv")
     rows = list(csv.DictReader((tmp_path / "near.csv").open(encoding="utf-8-sig", newline="")))
     assert [(row["group"], row["name"], float(row["distance"]), row["keep"]) for row in rows] == [
-        ("0", "photos/Kühe 00.jpg", 0.0, "yes"),
-        ("0", "photos/Kühe 04.jpg", 0.0, "no"),
+        ("1", "photos/Kühe 00.jpg", 0.0, "yes"),
+        ("1", "photos/Kühe 04.jpg", 0.0, "no"),
     ]

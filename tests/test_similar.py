@@ -148,6 +148,29 @@ def test_a_table_with_a_limit_still_finds_the_query(table: Path, embeddings: Emb
     assert known.names[0] == rows[int(cosine.nan_to_num(-2).argmax())]
 
 
+def test_a_base_name_is_enough_where_no_other_image_has_it() -> None:
+    names = ["Été 2019/plage/fête 0008.jpeg", "a/1.jpg", "b/1.jpg", "c/2.jpg"]
+    table = Embeddings(names, normalize(torch.arange(12.0).reshape(4, 3)).numpy(), {})
+    assert deepcluster.similar(table, query="fête 0008.jpeg", count=1).queries == [names[0]]
+    for query, near in (("1.jpg", "a/1.jpg"), ("elsewhere/2.jpg", "c/2.jpg"), ("plage/fête 0008.jpeg", names[0])):
+        with pytest.raises(InputError, match=rf"query {query} is neither .* \(did you mean {near}\?\)"):
+            deepcluster.similar(table, query=query)
+
+
+def test_a_network_to_which_all_images_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 8))
+    for shift, average in ((0.0, None), (20.0, "0.998")):
+        np.save(tmp_path / "t.npy", rows + shift)
+        cosines = np.corrcoef(rows) if average is None else normalize(torch.from_numpy(rows + shift)).numpy()
+        if average is not None:
+            assert f"{(cosines @ cosines.T).mean():.3f}" == average
+        name = deepcluster.similar(str(tmp_path / "t.npy"), query="row 0", count=1).queries[0]
+        assert command("similar", tmp_path / "t.npy", "--query", name) == 0
+        said = capsys.readouterr().out
+        assert ("all images are about equally similar" in said) == (average is not None)
+        assert average is None or f"a similarity of {average} on average" in said
+
+
 # Files and pages
 
 

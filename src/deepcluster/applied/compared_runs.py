@@ -129,7 +129,7 @@ def _row(number: int, run: ComparedRun) -> list[str]:
     return [
         f"{number}  {run.name}",
         f"{len(run.metrics):,}" if run.config else "–",
-        f"{len(run.names):,}",
+        f"{int((run.cluster_N >= 0).sum()):,}",
         f"{n_clusters:,}",
     ]
 

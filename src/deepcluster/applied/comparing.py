@@ -17,7 +17,7 @@ from deepcluster.clustering.matching import match_clusters
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import user_path
 from deepcluster.core.progress import Reporter
-from deepcluster.core.text import count_of
+from deepcluster.core.text import are, count_of
 from deepcluster.core.work import Interruption, Work
 from deepcluster.data.loader import usual_workers
 from deepcluster.data.sources import ImageSource, open_source
@@ -29,10 +29,11 @@ MOST_PAIRS = 4_000_000
 AGREEMENT = "Agreement of the clusters"
 AGREEMENT_WORDS = (
     "NMI, ARI and AMI say how far two clusterings agree: 1 is the same clusters, whatever their numbers; ARI and AMI are 0 "
-    "for clusters drawn at random. Moved images are in another cluster, after matching clusters so that the fewest are."
+    "for clusters drawn at random. Moved images are in another cluster, after clusters are matched one to one so that the "
+    "fewest are. Where one run has more clusters, some have no match: all their images count as moved."
 )
 # Moves from one cluster to another that the page shows, and pictures of each.
-MOST_MOVES, PICTURES_OF_MOVE = 20, 12
+MOST_MOVES, PICTURES_OF_MOVE = 16, 9
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Agreement:
         n_images: N.
         nmi: normalised mutual information, geometric mean, as in training.
         ari, ami: Rand index and mutual information, adjusted for chance; the latter NaN where there are too many clusters.
-        n_moved: images that are in another cluster, after matching clusters so that as few as possible are.
+        n_moved: images that are in another cluster, after matching clusters one to one so that as few as possible are.
+        n_unmatched: those of them whose cluster, in one of the runs, has no match.
     """
 
     run: str
@@ -54,6 +56,7 @@ class Agreement:
     ari: float
     ami: float
     n_moved: int
+    n_unmatched: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,6 +134,8 @@ def compare(
             for one, other in combinations(read, 2):
                 if (agreement := _agreement(one, other)) is not None:
                     agreements.append(agreement)
+                    if agreement.n_unmatched:
+                        work.reporter.say(_unmatched(agreement, one, other))
                 elif one.names and other.names:
                     work.reporter.warn(f"no image has a cluster in both {one.name} and {other.name}, by its name")
                 advance(1)
@@ -161,6 +166,8 @@ def _agreement(one: ComparedRun, other: ComparedRun) -> Agreement | None:
     if not len(ours):
         return None
     pairs = len(np.unique(ours)) * len(np.unique(theirs))
+    match_K = match_clusters(theirs, ours)
+    matched = match_K[theirs]
     return Agreement(
         one.name,
         other.name,
@@ -168,8 +175,16 @@ def _agreement(one: ComparedRun, other: ComparedRun) -> Agreement | None:
         nmi=float(metrics.normalized_mutual_info_score(ours, theirs, average_method="geometric")),
         ari=float(metrics.adjusted_rand_score(ours, theirs)),
         ami=float(metrics.adjusted_mutual_info_score(ours, theirs)) if pairs <= MOST_PAIRS else float("nan"),
-        n_moved=int((match_clusters(theirs, ours)[theirs] != ours).sum()),
+        n_moved=int((matched != ours).sum()),
+        n_unmatched=int(((matched < 0) | ~np.isin(ours, match_K)).sum()),
     )
+
+
+def _unmatched(agreement: Agreement, one: ComparedRun, other: ComparedRun) -> str:
+    ours, theirs = (len(np.unique(run.cluster_N[run.cluster_N != UNASSIGNED])) for run in (one, other))
+    counts = f"{one.name} has {count_of(ours, 'cluster')}, {other.name} has {theirs:,}"
+    images = f"{are(agreement.n_unmatched, 'image')} in a cluster without a match, and counted as moved"
+    return f"{counts}; clusters are matched one to one: {images}"
 
 
 def _comparison(read: Sequence[ComparedRun], agreements: list[Agreement]) -> Comparison:
@@ -186,14 +201,15 @@ def _comparison(read: Sequence[ComparedRun], agreements: list[Agreement]) -> Com
         matched_N[:] = np.where(cluster_N != UNASSIGNED, number_K[cluster_N] if len(number_K) else -1, -1)
     tables = run_tables(read)
     if agreements:
-        header = ["clusters of", "and of", "images", "NMI", "ARI", "AMI", "moved"]
+        header = ["clusters of", "and of", "images", "NMI", "ARI", "AMI", "moved", "of these without a match"]
         tables[AGREEMENT] = header, [_row(one) for one in agreements]
     return Comparison([run.name for run in read], names, cluster_RN, matched_RN, agreements, tables)
 
 
 def _row(one: Agreement) -> list[str]:
     values = ["–" if value != value else f"{value:.3f}" for value in (one.nmi, one.ari, one.ami)]
-    return [one.run, one.other, f"{one.n_images:,}", *values, f"{one.n_moved:,} ({one.n_moved / one.n_images:.0%})"]
+    moved = f"{one.n_moved:,} ({one.n_moved / one.n_images:.0%})"
+    return [one.run, one.other, f"{one.n_images:,}", *values, moved, f"{one.n_unmatched:,}"]
 
 
 def _write_page(page: Path, found: Comparison, read: Sequence[ComparedRun], data: Data | None, work: Work) -> None:
@@ -210,7 +226,7 @@ def _write_page(page: Path, found: Comparison, read: Sequence[ComparedRun], data
     images = _images(read[0], found.names, data, work) if moves else None
     if moves:
         words = (
-            f"Clusters are matched to those of {found.runs[0]} so that as few images as possible move. The largest moves:"
+            f"Clusters are matched one to one with those of {found.runs[0]}, so that the fewest images move. Largest first:"
         )
         part = {"name": "moved", "title": "Images that moved", "words": words, "groups": moves}
         parts.append(part)
@@ -227,10 +243,11 @@ def _moves(found: Comparison, number: int) -> list[dict[str, Any]]:
         before, after = pairs[pair].tolist()
         members = rows[pair_of.reshape(-1) == pair].tolist()
         partner = found.matched_RN[number][members[0]]
-        as_first = f" (the match of {partner})" if partner >= 0 else " (which has no match)"
-        title = f"{found.runs[0]}: cluster {before} → {found.runs[number]}: cluster {after}{as_first}"
+        title = f"From cluster {before} of {found.runs[0]} to cluster {after} of {found.runs[number]}"
+        match = f"matched with cluster {partner} of {found.runs[0]}" if partner >= 0 else "without a match"
         shown = members[:PICTURES_OF_MOVE]
         words = count_of(len(members), "image") + (f", the first {len(shown)}" if len(shown) < len(members) else "")
+        words += f". Cluster {after} of {found.runs[number]} is {match}."
         groups.append({"title": title, "words": words, "pictures": [picture(row, found.names[row], "") for row in shown]})
     return groups
 

@@ -1,10 +1,12 @@
 """`duplicates`: all images that are nearly the same, in groups with one to keep. N images, R of them in a group."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+from unicodedata import combining, normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,13 @@ from deepcluster.data.sources import ImageSource
 from deepcluster.run.model import Model
 from deepcluster.run.table_writers import ENDINGS
 
+# Marks of copies in names, in small letters without accents: "a copy 2", "Kopie von a", "a - Copie", "a (1)".
+COPY: Final = re.compile(r"(?<![a-z])(?:copy|kopie|copie|copia)(?![a-z])|\(\d+\)$")
+# Share of the typical distance of two images above which a threshold is hardly one of near-duplicates.
+MOST_SHARE: Final = 1 / 3
+# Among fewer images than these half may well be copies.
+FEW: Final = 20
+
 
 @dataclass(frozen=True, repr=False)
 class Duplicates(Found):
@@ -39,14 +48,15 @@ class Duplicates(Found):
 
     Attributes:
         names: the images.
-        group_R: number of the group, from 0: groups whose images are nearest come first.
+        group_R: number of the group, from 1: groups whose images are nearest come first.
         distance_R: float32; distance to the image to keep.
-        keep_R: bool; the largest image, of equally large ones that with the largest file, of these the first by name.
+        keep_R: bool; the largest image, of equally large ones that with the largest file, of these the
+            first by name, without case and accents, that is not marked as a copy.
         reasons: why it is kept, or could be removed.
         paths: files; "" where they are not known.
         n_bytes: size of the files that could be removed.
         threshold: distance up to which two images are near-duplicates.
-        n_images: N.
+        n_images: number of readable images.
     """
 
     names: list[str]
@@ -90,6 +100,8 @@ class _File:
 
     minus_pixels: int
     minus_bytes: int
+    is_copy: bool
+    plain_name: str
     name: str
     sides: str = ""
     content: str = ""
@@ -97,22 +109,25 @@ class _File:
     @classmethod
     def of(cls, name: str, images: ImageSource | None, index: int) -> "_File":
         """Read the facts of an image; zeros where it is not at hand."""
+        plain = "".join(letter for letter in normalize("NFKD", name.casefold()) if not combining(letter))
+        named = (COPY.search(PurePosixPath(plain).stem) is not None, plain, name)
         if images is None:
-            return cls(0, 0, name)
+            return cls(0, 0, *named)
         try:
             content = images.read(index)
             height, width = content.shape[:2] if isinstance(content, np.ndarray) else size_of(content)
         except (UnreadableImage, OSError, ValueError):
-            return cls(0, 0, name)
+            return cls(0, 0, *named)
         raw = content.tobytes() if isinstance(content, np.ndarray) else content
-        return cls(-height * width, -len(raw), name, f"{width} x {height}", hashlib.sha256(raw).hexdigest())
+        return cls(-height * width, -len(raw), *named, f"{width} x {height}", hashlib.sha256(raw).hexdigest())
 
     def reason(self, kept: "_File") -> str:
         """Return why an image could be removed, or, of the kept one, why it is kept."""
         if self is kept:
-            return f"kept: {self.sides}" if self.sides else "kept: the first by name"
+            return f"kept: {self.sides}" if self.sides else "kept: by its name"
+        mark = ", marked as a copy" if self.is_copy and not kept.is_copy else ""
         if self.sides and self.content == kept.content:
-            return "the same file"
+            return f"the same file{mark}"
         if self.minus_pixels != kept.minus_pixels:
             return f"smaller: {self.sides or 'unknown size'}"
         if self.minus_bytes != kept.minus_bytes:
@@ -120,7 +135,7 @@ class _File:
             if one == other:
                 one, other = f"{-self.minus_bytes:,}", f"{-kept.minus_bytes:,} bytes"
             return f"smaller file: {one} of {other}"
-        return "as large, later by name"
+        return f"as large{mark or ', later by name'}"
 
 
 def duplicates(
@@ -139,7 +154,7 @@ def duplicates(
 ) -> Duplicates:
     """Return all groups of near-duplicates, as `deepcluster duplicates` writes them: all pairs are compared, exactly.
 
-    Two images are in one group if steps of at most `threshold` lead from one to the other.
+    Images no farther apart than `threshold` are in one group, and so are those that a chain of such pairs joins.
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
@@ -168,13 +183,15 @@ def duplicates(
         say = vectors.work.reporter.say
         if vectors.space == "embedding" and threshold is not None and threshold > 2:
             raise InputError(f"threshold={threshold} is more than 2, the largest distance of {UNIT_LENGTH}")
+        typical = typical_distance(vectors.known_MP.numpy())
         if threshold is None:
-            typical = typical_distance(vectors.known_MP.numpy())
             threshold = NEAR_SHARE * typical
             say(f"threshold {threshold:.3g}: {NEAR_SHARE:.0%} of {typical:.3g}, the typical {vectors.measure}")
         with vectors.work.track("comparing all images", len(vectors.known_M)) as advance:
             set_M = near_sets(vectors.known_MP, threshold, advance=advance)
         groups = _groups(vectors.known_M, set_M)
+        if trouble := _trouble(max(map(len, groups), default=0), len(vectors.known_M), threshold, typical):
+            vectors.work.reporter.warn(trouble)
         found = _found(vectors, groups, threshold)
         if target is not None:
             write_found(found, target)
@@ -185,6 +202,17 @@ def duplicates(
         if page_target is not None:
             _write_page(page_target, found, vectors)
     return found
+
+
+def _trouble(largest: int, n_images: int, threshold: float, typical: float) -> str:
+    """Return why the groups are hardly near-duplicates; "" where nothing speaks against them."""
+    usual = f"the usual threshold is {NEAR_SHARE * typical:.3g}, {NEAR_SHARE:.0%} of the typical distance of two images"
+    if 2 * largest > n_images >= FEW:
+        return f"one group holds {largest:,} of {n_images:,} images, so these are hardly near-duplicates: {usual}"
+    if threshold > MOST_SHARE * typical and largest:
+        share = f"{threshold / typical:.0%} of the typical distance" if typical else "more than the typical distance"
+        return f"threshold {threshold:.3g} is {share}, so different images may be in one group: {usual}"
+    return ""
 
 
 def _groups(known_M: NDArray[np.int64], set_M: NDArray[np.int64]) -> list[list[int]]:
@@ -211,7 +239,7 @@ def _found(vectors: Vectors, groups: Sequence[Sequence[int]], threshold: float) 
             )
             advance(len(group))
     tables.sort(key=lambda table: (table[-1][1], -len(table), table[0][0]))
-    rows_R = [(number, *row) for number, table in enumerate(tables) for row in table]
+    rows_R = [(number, *row) for number, table in enumerate(tables, start=1) for row in table]
     return Duplicates(
         names=[vectors.names[index] for _, index, *_ in rows_R],
         group_R=np.array([row[0] for row in rows_R], np.int64),
@@ -221,7 +249,7 @@ def _found(vectors: Vectors, groups: Sequence[Sequence[int]], threshold: float) 
         paths=[vectors.path(index) for _, index, *_ in rows_R],
         n_bytes=n_bytes,
         threshold=threshold,
-        n_images=len(vectors),
+        n_images=len(vectors.known_M),
     )
 
 
@@ -233,9 +261,9 @@ def _write_page(page: Path, found: Duplicates, vectors: Vectors) -> None:
         found.group_R.tolist(), found.names, found.distance_R.tolist(), found.keep_R.tolist(), found.reasons, strict=True
     ):
         one = groups.setdefault(group, {"title": f"Group {group}", "words": "", "pictures": []})
-        caption = reason if keep else f"{distance:.3g} · {reason}"
+        caption = reason if keep else f"{reason} (distance {distance:.3g})"
         one["pictures"].append(picture(index_of[name], name, caption, marked=keep))
-    words = f"{found.summary()}. The image to keep is marked; numbers are distances to it ({vectors.measure})."
+    words = f"{found.summary()}. The image to keep is marked. In parentheses is the distance to it: {vectors.measure}."
     part = {
         "name": "duplicates",
         "title": "Near-duplicates",

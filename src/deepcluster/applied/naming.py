@@ -46,7 +46,7 @@ class NamedClusters:
         lines = [
             "  ".join([*(f"{cell:>{width}}" for cell, width in zip(row[:3], widths, strict=True)), row[3]]) for row in rows
         ]
-        counts = f"{count_of(len(self.sizes_K), 'cluster')}, {len(self.names):,} with a name"
+        counts = f"{count_of(len(self.sizes_K), 'cluster')}, {sum(k < len(self.sizes_K) for k in self.names):,} with a name"
         return "\n".join([*(line.rstrip() for line in lines), counts])
 
 
@@ -91,6 +91,10 @@ def name_clusters(
         found = _majorities(user_path(labels), image_names, cluster_N, reporter or Reporter(quiet=True))
     new = {**{cluster: label for cluster, (label, _, _) in found.items()}, **given}
     all_names = _with(new, folder.path) if names or labels is not None else read_names(folder.path)
+    if strangers := [number for number in all_names if number >= len(sizes_K)]:
+        listed = f"{folder.path / FILE} names cluster {strangers[0]}"
+        advice = f"clusters are numbered from 0 to {len(sizes_K) - 1}: correct the number, or delete the line"
+        (reporter or Reporter(quiet=True)).warn(f"{listed}, which the run does not have; its {advice}")
     labelled = {cluster: counts for cluster, (_, *counts) in found.items() if cluster not in given}
     return NamedClusters(all_names, sizes_K, {cluster: (same, known) for cluster, (same, known) in labelled.items()})
 

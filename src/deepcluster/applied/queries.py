@@ -62,7 +62,12 @@ def find_queries(
         if index < 0 and (path is None or not has_network):
             index = _named(name, index_by_name)
             if index < 0 and path is None:
+                same_base = [at for at, known in enumerate(names) if _base(known) == _base(name)]
+                if len(same_base) == 1 and _base(name) == name:
+                    index_Q[number] = same_base[0]
+                    continue
                 near = did_you_mean(name, islice(names, MOST_GUESSED))
+                near = f" (did you mean {names[same_base[0]]}?)" if same_base else near
                 raise InputError(f"query {name} is neither an image file nor the name of an image of the data{near}")
             if index < 0:
                 raise InputError(
@@ -113,6 +118,10 @@ def _named(name: str, index_by_name: Mapping[str, int]) -> int:
     parts = os.path.abspath(user_path(name)).replace(os.sep, "/").split("/")  # noqa: PTH100 (links stay)
     ends = ("/".join(parts[first:]) for first in range(len(parts)))
     return next((index_by_name[one] for one in (name, *ends) if one in index_by_name), -1)
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _same_files(paths: list[Path], images: ImageSource | None) -> dict[Path, int]:

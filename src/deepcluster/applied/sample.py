@@ -34,7 +34,7 @@ from deepcluster.run.table_writers import ENDINGS
 How = Literal["representative", "diverse"]
 HOWS: tuple[How, ...] = get_args(How)
 WORDS: dict[str, str] = {
-    "representative": "the image nearest to the centre of each of as many clusters of k-means; the largest cluster first",
+    "representative": "the images nearest to the centres of as many k-means clusters, those of large clusters first",
     "diverse": "each image is as far as possible from all before it",
 }
 
@@ -50,7 +50,7 @@ class Sample(Found):
         distance_R: float32; largest distance of these to it.
         paths: files; "" where they are not known.
         how: "representative" or "diverse".
-        n_images: N.
+        n_images: M, the readable ones.
     """
 
     names: list[str]
@@ -124,7 +124,7 @@ def sample(
                 write_list(paths, target)
             else:
                 write_found(found, target)
-            vectors.work.reporter.say(f"{target}: {len(found):,} of {count_of(len(vectors), 'image')}; {WORDS[how]}")
+            vectors.work.reporter.say(f"{target}: {len(found):,} of {count_of(found.n_images, 'image')}; {WORDS[how]}")
         if page_target is not None:
             _write_page(page_target, found, vectors)
     return found
@@ -151,7 +151,7 @@ def _chosen(vectors: Vectors, count: int, how: How, seed: int) -> Sample:
         distance_R=farthest.numpy(),
         paths=[vectors.path(index) for index in indices],
         how=how,
-        n_images=len(vectors),
+        n_images=len(points_MP),
     )
 
 

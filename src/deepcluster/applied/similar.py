@@ -13,6 +13,7 @@ from deepcluster.applied.queries import Queries, find_queries
 from deepcluster.applied.rows import Embeddings
 from deepcluster.applied.shown import PictureRows
 from deepcluster.applied.vectors import Space, Vectors, is_rows, vectors_of
+from deepcluster.clustering.near import typical_distance
 from deepcluster.clustering.neighbours import Metric, nearest_neighbours
 from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
@@ -23,6 +24,7 @@ from deepcluster.run.model import Model
 from deepcluster.run.table_writers import ENDINGS
 
 # How images are compared, in words.
+ALIKE = 0.95  # Images that are more similar than this on average differ too little for a value to say much.
 MEASURES = {"embedding": "cosine of embeddings", "clusters": "Euclidean distance in the space of the clusters"}
 
 
@@ -102,6 +104,12 @@ def similar(
     with opened as vectors:
         [queries] = found
         result, index_QK = _nearest(vectors, queries, min(count, len(vectors.known_M)))
+        average = 1 - typical_distance(vectors.known_MP.numpy()) ** 2 / 2  # The mean cosine of two rows of unit length.
+        if vectors.space == "embedding" and average > ALIKE:
+            whitened = "" if is_rows(model) else "; where the model has clusters, try --space clusters, which is whitened"
+            vectors.work.reporter.say(
+                f"all images are about equally similar: two have a similarity of {average:.3f} on average{whitened}"
+            )
         if target is not None:
             write_found(result, target)
             vectors.work.reporter.say(f"{target}: {count_of(len(result), 'row')}")
@@ -168,7 +176,7 @@ def _write_page(page: Path, vectors: Vectors, queries: Queries, found: Similar, 
         pictures = [picture(int(places[number]), name, "query", marked=True)]
         pictures += [picture(index, vectors.names[index], f"{next(values):.3f}") for index in near]
         groups.append({"title": name, "words": "", "pictures": pictures})
-    searched = count_of(len(vectors), "image")
+    searched = count_of(len(vectors.known_M), "image")
     words = f"The nearest of {searched}. Below each is its {found.measure} to the query: {MEASURES[vectors.space]}."
     part = {"name": "similar", "title": "Similar images", "words": words, "groups": groups}
     write_page(page, "Similar images", [part], images, workers=vectors.workers, work=vectors.work)

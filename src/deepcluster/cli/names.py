@@ -22,12 +22,13 @@ def names(run: str, given: tuple[str, ...], labels: Path | None, quiet: bool, ve
     """
     from deepcluster.applied.naming import name_clusters
 
-    wanted = {}
+    wanted: dict[int, str] = {}
     for text in given:
         number, equals, name = text.partition("=")
         if not equals or not number.strip().isdecimal():
             raise InputError(f"--set {text}: write the number of a cluster and its name, such as --set 3=dogs")
-        wanted[int(number)] = name
+        if wanted.setdefault(int(number), name) != name:
+            raise InputError(f"--set names cluster {int(number)} twice, {wanted[int(number)]!r} and {name!r}: leave one out")
     found = name_clusters(run, wanted, labels=labels, reporter=Reporter(quiet=quiet, verbose=verbose))
     if not quiet:
         echo(str(found))

@@ -56,8 +56,9 @@ def similar(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **opt
 def duplicates(model: str, data: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
     """List all near-duplicates of DATA, in groups with one image to keep. All pairs are compared, exactly.
 
-    Kept is the image with the most pixels; of equally large ones that with the largest file, of these the first by name.
-    MODEL and DATA are as in similar. Nothing is deleted.
+    Kept is the image with the most pixels; of equally large ones that with the largest file; of these the first by
+    name that is not marked as a copy ("copy", "Kopie", "copie", "(1)"). MODEL and DATA are as in similar. Nothing is
+    deleted.
     """
     from deepcluster.applied import duplicates as command
 

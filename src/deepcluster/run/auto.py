@@ -205,7 +205,7 @@ def _fit(user_options: Mapping[str, Any], sample: Survey) -> Iterator[Change]:
         batch = SMALL_BATCH if sample.n_images >= TINY_SET else SMALL_BATCH // 2
         yield Change("batch_size", batch, "more steps per epoch")
         if sample.n_images < TINY_SET and not glyphs:
-            yield Change("reassign_every", 2, "a new head has few steps to learn its labels")
+            yield Change("reassign_every", 2, "each clustering starts a new head, which on few images gets few steps")
         yield from SMALL_STEPS
     if is_own:
         yield Change("sobel", False, "the paper has Sobel filters only before AlexNet and VGG-16")

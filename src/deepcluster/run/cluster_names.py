@@ -34,13 +34,14 @@ def read_names(folder: Path) -> dict[int, str]:
         return {}
     table = read_text_table(decode(content, str(path)), str(path))
     names: dict[int, str] = {}
-    for cell, text in _rows(table, path):
+    for line, cell, text in _rows(table, path):
         name = clean_name(of_windows(text))
         number = _number(cell)
         if number is None:
-            raise InputError(f"{path}: {visible(cell)!r} is not the number of a cluster, such as 3")
+            raise InputError(f"{path}, line {line}: {visible(cell)!r} is not the number of a cluster, such as 3")
         if name and names.get(number, name) != name:
-            raise InputError(f"{path} names cluster {number} twice, {names[number]!r} and {name!r}: delete one of the lines")
+            twice = f"names cluster {number} twice, {names[number]!r} and {name!r}"
+            raise InputError(f"{path} {twice} (line {line}): delete one of the lines")
         if name:
             names[number] = name
     return names
@@ -55,15 +56,15 @@ def names_of_model(model: str) -> dict[int, str]:
     return {}
 
 
-def _rows(table: TextTable, path: Path) -> list[tuple[str, str]]:
-    """Return cluster and name of each row; the first line may hold the names of the columns, or a cluster."""
+def _rows(table: TextTable, path: Path) -> list[tuple[int, str, str]]:
+    """Return line, cluster and name of each row; the first line may hold the names of the columns, or a cluster."""
     columns = [name.strip().lower() for name in table.columns]
     if {"cluster", "name"} <= set(columns):
         at, name_at = columns.index("cluster"), columns.index("name")
-        return [(str(row[at]), str(row[name_at])) for row in table.rows]
+        return [(line, str(row[at]), str(row[name_at])) for line, row in zip(table.lines, table.rows, strict=True)]
     if len(columns) == 2 and (not table.has_names or _number(columns[0]) is not None):
-        rows = [*([table.columns] if table.has_names else []), *table.rows]
-        return [(str(row[0]), str(row[1])) for row in rows]
+        first = [(1, table.columns)] if table.has_names else []
+        return [(line, str(row[0]), str(row[1])) for line, row in [*first, *zip(table.lines, table.rows, strict=True)]]
     listed = ", ".join(map(visible, table.columns))
     raise InputError(f"{path} has no columns cluster and name: its first line is {listed}")
 

@@ -49,8 +49,8 @@ SMALL_STEPS = (
 # With a standardised input, one rate suits the head of any network (docs/benchmarks.md).
 HEAD = (
     Change("head_norm", True, "the length of features differs by a factor of 2,500 between networks"),
-    Change("head_lr", 4.0, "a new head has few steps to learn its labels"),
-    Change("head_momentum", 0.9, "a new head has few steps to learn its labels"),
+    Change("head_lr", 4.0, "each clustering starts a new head, which on few images gets few steps"),
+    Change("head_momentum", 0.9, "each clustering starts a new head, which on few images gets few steps"),
 )
 SMALL_VIEWS = (
     Change("sobel", False, "colour helps where there are few images"),

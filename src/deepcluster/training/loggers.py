@@ -173,7 +173,9 @@ class LoggerGroup:
                 raise
             except Exception as fault:  # Whatever a service or a disk refuses must not end hours of training.
                 self._loggers.remove(one)
-                self._reporter.warn(f"{type(one).__name__} could not log ({type(fault).__name__}: {fault}): training continues without it")
+                self._reporter.warn(
+                    f"{type(one).__name__} could not log ({type(fault).__name__}: {fault}): training continues without it"
+                )
 
 
 def _ids(run: Path) -> dict[str, Any]:

@@ -45,11 +45,13 @@ class TextTable:
         columns: their names; `column 1`, ... where the table has no line of names.
         rows: a cell per column; shorter rows are filled with "".
         has_names: whether the columns have names.
+        lines: number of the line of each row in the file, from 1; empty for JSON lines.
     """
 
     columns: list[str]
     rows: list[list[Any]]
     has_names: bool = True
+    lines: Sequence[int] = ()
 
     def find(self, usual: Sequence[str], columns: Iterable[int] | None = None) -> int | None:
         """Return the column with the first of some usual names, among all or some columns."""
@@ -93,6 +95,7 @@ def read_text_table(text: str, file: str) -> TextTable:
     """
     if file.lower().endswith(".jsonl"):
         return _of_json(text, file)
+    n_lines = _line_breaks(text)
     text = re.sub(r"\A\ufeff?(?:[ \t]*(?:\r\n|\r|\n))*", "", text)
     delimiter = "\t" if file.lower().endswith(".tsv") else ""
     if match := re.match(r"\"?sep=(.)\"?[ \t]*(?:\r\n|\r|\n|$)", text, re.IGNORECASE):
@@ -102,11 +105,13 @@ def read_text_table(text: str, file: str) -> TextTable:
     most = max(_DELIMITERS, key=bare.count)
     delimiter = delimiter or (most if most in bare else _NEVER)
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(map(str.strip, row))]
+        reader, skipped = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), n_lines - _line_breaks(text)
+        numbered = [(skipped + reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise InputError(f"{file} can't be read as a table: {error}") from error
-    if not rows:
+    if not numbered:
         raise InputError(f"{file} has no rows: it is empty")
+    lines, rows = map(list, zip(*numbered, strict=True))
     names = [of_windows(name).strip() for name in rows[0]]
     has_names = not any(map(is_image, names)) or TextTable(names, []).find(PATHS) is not None
     if delimiter == _NEVER:  # What follows a path in a table of one column is not part of it.
@@ -116,7 +121,13 @@ def read_text_table(text: str, file: str) -> TextTable:
         names = ["", *names]  # R leaves out the name of the column of row numbers.
     width = len(names)
     filled = [(_joined_path(row, width, delimiter) + [""] * width)[:width] for row in rows]
-    return TextTable(names if has_names else [f"column {at + 1}" for at in range(width)], filled, has_names)
+    return TextTable(
+        names if has_names else [f"column {at + 1}" for at in range(width)], filled, has_names, lines[has_names:]
+    )
+
+
+def _line_breaks(text: str) -> int:
+    return len(re.findall(r"\r\n|\r|\n", text))
 
 
 def _joined_path(row: list[str], width: int, delimiter: str) -> list[str]:

@@ -180,15 +180,17 @@ def _of_clusters(metrics: Sequence[Metrics], sizes_K: NDArray[np.int64] | None) 
         summary = _course([("In use", x, y)], ",.0f")
         yield Curve("run-nonempty", "Clusters in use", words, summary, _figure(traces, "clusters"))
     if sizes_K is not None and len(sizes_K):
-        sizes = np.sort(sizes_K)[::-1].tolist()
+        clusters = np.argsort(-sizes_K, kind="stable")
+        sizes = sizes_K[clusters].tolist()
         ranks, form = list(range(1, len(sizes) + 1)), "%{y:,} images"
-        trace: dict[str, Any] = {"type": "bar", "x": ranks, "y": sizes, "name": "images", "hovertemplate": form}
+        trace: dict[str, Any] = {"type": "bar", "x": ranks, "y": sizes, "name": "images"}
+        trace |= {"hovertemplate": f"cluster %{{customdata}}: {form}<extra></extra>", "customdata": clusters.tolist()}
         if len(sizes) > MOST_BARS:
             trace = _line(ranks, sizes, "images", form, mode="lines", fill="tozeroy")
         words, median = "Number of images of each cluster as they are now, largest first.", float(np.median(sizes_K))
         summary = f"Sizes: {count_of(sizes[0], 'image')} in the largest, {median:,.0f} in the median one, {sizes[-1]:,} in "
         summary += "the smallest."
-        yield Curve("run-sizes", "Sizes", words, summary, _figure([trace], "images", "cluster, by size"))
+        yield Curve("run-sizes", "Sizes", words, summary, _figure([trace], "images", "rank by size, 1 is the largest"))
 
 
 def _of_time(metrics: Sequence[Metrics]) -> Iterator[Curve]:

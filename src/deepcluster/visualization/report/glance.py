@@ -68,11 +68,11 @@ def _tiles(run: RunFacts) -> Iterator[Tile]:
     count = run.n_images if run.n_images is not None else (run.config.get("data") or {}).get("images")
     if count is not None:
         words = (
-            f"{run.n_unreadable:,} can't be read, and {'is' if run.n_unreadable == 1 else 'are'} in no cluster."
+            f"{run.n_unreadable:,} more can't be read, and {'is' if run.n_unreadable == 1 else 'are'} in no cluster."
             if run.n_unreadable
             else "All could be read."
         )
-        yield f"{count:,}", "images", words
+        yield f"{count - run.n_unreadable:,}", "images", words
     count = len(run.sizes_K) or run.last("clusters") or next(iter(run.heads), None)
     if isinstance(count, int):
         words = "Sets of images with similar features. More clusters than kinds of things is usual."

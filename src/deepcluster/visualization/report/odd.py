@@ -240,7 +240,7 @@ def duplicates_table(collection: Collection, odd: Odd) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("group", "name", "distance", "keep"))
-    for group, one in enumerate(odd.duplicates):
+    for group, one in enumerate(odd.duplicates, start=1):
         for place, (index, distance) in enumerate(zip(one.indices.tolist(), one.distances.tolist(), strict=True)):
             table.writerow((group, shown(collection.names[index]), f"{distance:.6g}", "no" if place else "yes"))
     return text.getvalue()

@@ -65,6 +65,11 @@ def read_run(
         )
     if not tables:
         raise InputError(f"{folder.path} has no clusters yet: they come at the end of its first epoch")
+    try:
+        cluster_names = read_names(folder.path)
+    except InputError as fault:  # The page is worth having without them.
+        work.reporter.warn(f"names of clusters are left out: {fault}")
+        cluster_names = {}
     settings, newest = Settings.from_saved(config["settings"]), max(tables)
     names = read_table(tables[newest], ["name"]).column("name").to_pylist()
     state = load_checkpoint(folder.last) if folder.last.is_file() else {}
@@ -88,7 +93,7 @@ def read_run(
         images=images,
         unreadable=folder.read_unreadable(),
         table=_table_of_all(folder, tables.get(epoch, tables[newest]), finished="final" in state),
-        cluster_names=read_names(folder.path),
+        cluster_names=cluster_names,
         names_folder=str(folder.path),
     )
     explained = None
