@@ -15,6 +15,7 @@ from deepcluster.applied.shown import PictureRows
 from deepcluster.applied.vectors import Space, Vectors, vectors_of
 from deepcluster.clustering.neighbours import Metric, nearest_neighbours
 from deepcluster.core.errors import InputError
+from deepcluster.core.options import whole_number
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Work
@@ -89,8 +90,7 @@ def similar(
         InputError: model, data, query or files can't be used; nothing was written.
         Interrupted: Ctrl-C or SIGTERM; finished features are kept.
     """
-    if count < 1:
-        raise InputError(f"count={count} is too small: use 1 or more")
+    count = whole_number("count", count, at_least=1)
     target, page_target = checked_outputs(out, page, endings=ENDINGS)
     found: list[Queries] = []
 

@@ -21,6 +21,7 @@ from deepcluster.applied.opening import Data, names_of, opened, reasons_by_name
 from deepcluster.applied.rows import Embeddings
 from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
 from deepcluster.core.files import user_path
+from deepcluster.core.options import whole_number
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import are
 from deepcluster.core.work import Work, joined_work
@@ -122,8 +123,7 @@ def vectors_of(
     """
     if space is not None and space not in SPACES:
         raise InputError(f"space={space!r} is unknown{did_you_mean(str(space), SPACES)}: use {' or '.join(SPACES)}")
-    if limit is not None and limit < 2:
-        raise InputError(f"limit={limit} is too small: use 2 or more")
+    limit = None if limit is None else whole_number("limit", limit, at_least=2)
     if is_run_of_table(model):
         model = RunFolder(user_path(model)).clustered()["model"]  # type: ignore[arg-type]
     if isinstance(model, Embeddings) or is_table(model):
