@@ -308,12 +308,16 @@ def test_measures_are_those_of_scikit_learn() -> None:
     assert math.isclose(found.largest, np.bincount(one.labels_N).max() / 600, rel_tol=1e-6)
 
 
-def test_auto_finds_the_number_of_blobs(tmp_path: Path) -> None:
-    rows_ND, labels_N = make_blobs(400, 32, centers=10, cluster_std=1.5, center_box=(-5, 5), random_state=10)
+@pytest.mark.parametrize(
+    ("count", "centres", "width"),
+    [(400, 10, 32), *(pytest.param(1500, *one, marks=pytest.mark.slow) for one in ((4, 8), (10, 32), (25, 32)))],
+)
+def test_auto_finds_the_number_of_blobs(count: int, centres: int, width: int, tmp_path: Path) -> None:
+    rows_ND, labels_N = make_blobs(count, width, centers=centres, cluster_std=1.5, center_box=(-5, 5), random_state=centres)
     run = deepcluster.cluster(write_embeddings(tmp_path / "t.parquet", rows_ND), clusters="auto", out=tmp_path / "run")
     found = table_of(run)["cluster"]
-    assert len(set(found)) == 10
-    assert adjusted_rand_score(labels_N, found) > 0.8
+    assert len(set(found)) == centres
+    assert adjusted_rand_score(labels_N, found) > 0.95
 
 
 @pytest.mark.slow
@@ -342,6 +346,12 @@ def test_no_number_of_clusters_of_noise_is_stable(tmp_path: Path, capsys: pytest
         (["--clusters", "10", "--pca", "65"], "--pca 65 is too wide"),
         (["--clusters", "10", "--no-whiten", "--pca", "8"], "goes with whitening"),
         (["--clusters", "10", "--stage", "conv1"], "a table of embeddings: leave it out"),
+        (["--clusters", "10", "--precision", "bf16"], "--precision bf16 is of a network"),
+        (["--clusters", "10", "--limit", "0"], "--limit 0 leaves no rows"),
+        (["--clusters", "10", "--limit", "1"], "there is one image: nothing to cluster"),
+        (["--clusters", "2", "--limit", "1"], "there is one image: nothing to cluster"),
+        (["--clusters", "2,3", "--limit", "3"], "--clusters 3 can't be compared: halves of the 3 images are clustered"),
+        (["--clusters", "2,10", "--limit", "15"], "have fewer; compare numbers up to 7"),
         (["--clusters", "10", "--clustering", "hierarchical"], "needs the number of super-clusters"),
         (["--clusters", "5,10", "--clustering", "pic"], "finds the number of clusters itself"),
     ],
@@ -359,8 +369,6 @@ def test_wrong_models_and_folders(trained: Path, images: Path, of_table: Path, t
         deepcluster.cluster(images, clusters=3, out=tmp_path / "run")
     with pytest.raises(InputError, match="holds a run already"):
         deepcluster.cluster(trained, images, clusters=3, out=of_table)
-    with pytest.raises(InputError, match="MODEL itself"):
-        deepcluster.cluster(trained, images, clusters=3, out=trained, overwrite=True)
     with pytest.raises(InputError, match="no stage 'conv9'"):
         deepcluster.cluster(trained, images, clusters=3, out=tmp_path / "run", stage="conv9")
     pq.write_table(pa.table({"name": ["a"], "cluster": [1]}), tmp_path / "none.parquet")
@@ -376,6 +384,117 @@ def test_wrong_models_and_folders(trained: Path, images: Path, of_table: Path, t
     with pytest.raises(InputError, match="nothing to cluster"):
         deepcluster.cluster(tmp_path / "nan.parquet", clusters=2, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_out_is_no_input(trained: Path, images: Path, tmp_path: Path) -> None:
+    """--overwrite deletes neither the model, however it is given, nor tables and images."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    table = write_embeddings(run / "assignments" / "t.parquet", np.eye(6))
+    of_table = deepcluster.cluster(table, clusters=2, out=tmp_path / "of_table")
+    shutil.copytree(images, run / "evaluation" / "photos")
+    (tmp_path / "link").symlink_to(run)
+    before = files_of(tmp_path)
+    replaced: dict[str, Any] = {"clusters": 3, "out": run, "overwrite": True}
+    for model, data in (
+        (run, images),
+        (tmp_path / "link", images),
+        (run / "checkpoints" / "last.pt", images),
+        (f"alexnet-small@{run / 'checkpoints' / 'last.pt'}", images),
+        (deepcluster.load(run), images),
+        (table, None),
+        (of_table, None),
+        (trained, run / "evaluation" / "photos"),
+    ):
+        with pytest.raises(InputError, match="is or holds an input"):
+            deepcluster.cluster(model, data, **replaced)
+    for data, init in ((images, run), (images, run / "checkpoints" / "last.pt"), (run / "evaluation" / "photos", None)):
+        with pytest.raises(InputError, match="is or holds an input"):
+            train_small(data, run, overwrite=True, init=None if init is None else str(init))
+    assert files_of(tmp_path) == before
+
+
+def test_limit_is_of_the_rows_of_a_table(images: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    embedded = deepcluster.embed("untrained:alexnet-small", images, out=table, **QUIET)
+    run = deepcluster.cluster(table, images, clusters=3, limit=20, out=tmp_path / "run")
+    rows = np.arange(20) * 60 // 20
+    assert table_of(run)["name"] == [embedded.names[row] for row in rows]
+    assert repr(run).startswith(f"Run({str(run)!r}: 20 embeddings of")
+    assert run.images() is not None and len(run.images()) == 60
+    few = write_embeddings(tmp_path / "few.parquet", embedded.embedding_ND[rows], table_of(run)["name"])
+    assert table_of(deepcluster.cluster(few, clusters=3, out=tmp_path / "few")) == table_of(run)
+    again = deepcluster.cluster(run, clusters=3, out=tmp_path / "again")
+    assert table_of(again) == table_of(run)
+    assert deepcluster.assign(run, table, limit=20).cluster_N.tolist() == table_of(run)["cluster"]
+    assert len(deepcluster.duplicates(run, limit=7, threshold=2).names) == 7
+    said = Lines()
+    deepcluster.cluster(table, clusters=2, out=tmp_path / "noted", workers=1, reporter=said)
+    assert "--batch-size and --workers do nothing" in said.text
+
+
+class Lines(Reporter):
+    """Keeps the warnings."""
+
+    text = ""
+
+    def warn(self, text: str) -> None:
+        self.text += f"{text}\n"
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 60), st.integers(0, 60), st.integers(1, 9))
+def test_some_rows_of_a_table(tmp_path_factory: Any, n_rows: int, limit: int, start: int, stop: int, at_once: int) -> None:
+    rows_ND = np.arange(n_rows * 2, dtype=np.float32).reshape(-1, 2)
+    path = tmp_path_factory.mktemp("table") / "t.npy"
+    np.save(path, rows_ND)
+    some = open_table(path, limit)
+    chosen = np.arange(n_rows) if limit >= n_rows else np.arange(limit) * n_rows // limit
+    assert some.names() == [f"row {row}" for row in chosen]
+    part = slice(min(start, len(chosen)), max(min(start, len(chosen)), min(stop, len(chosen))))
+    blocks = list(some.read(part, at_once))
+    assert [len(block) for block in blocks[:-1]] == [at_once] * (len(blocks) - 1)
+    np.testing.assert_array_equal(torch.cat([torch.zeros(0, 2), *blocks]), rows_ND[chosen[part]])
+
+
+def test_a_run_notices_that_its_table_is_another_one(tmp_path: Path) -> None:
+    rows_ND = np.random.default_rng(1).normal(size=(40, 6))
+    table = write_embeddings(tmp_path / "t.parquet", rows_ND)
+    run = deepcluster.cluster(table, clusters=3, out=tmp_path / "run")
+    for changed, words in ((rows_ND + 0.5, "holds other 40 rows"), (rows_ND[:30], "30 rows"), (rows_ND[:, :5], "of 5")):
+        write_embeddings(table, changed)
+        for call in (
+            lambda: deepcluster.cluster(run, clusters=3, out=tmp_path / "again"),
+            lambda: deepcluster.duplicates(run),
+            lambda: deepcluster.similar(run, query="00001.jpg"),
+            lambda: deepcluster.sample(run, count=2),
+        ):
+            with pytest.raises(InputError, match=f"has changed since .* it held 40 rows of 6 numbers, .*{words}"):
+                call()
+        said = Lines()
+        assert deepcluster.report(run, reporter=said).is_file()
+        assert "has changed since" in said.text
+    write_embeddings(table, rows_ND)
+    assert len(deepcluster.similar(run, query="00001.jpg")) == 20
+
+
+def test_files_of_a_folder_are_one_table(tmp_path: Path) -> None:
+    rows_ND = np.eye(4)
+    write_embeddings(tmp_path / "a.parquet", rows_ND)
+    for columns, missing in (
+        ({"name": ["a"], "cluster": [1]}, "embedding"),
+        ({"name": ["a"], "embedding": ["text"]}, "embedding"),
+        ({"embedding": [[1.0, 2.0, 3.0, 4.0]]}, "name"),
+    ):
+        pq.write_table(pa.table(columns), tmp_path / "b.parquet")
+        with pytest.raises(InputError, match=f"b.parquet has no column {missing} as .*a.parquet has it"):
+            deepcluster.cluster(tmp_path, clusters=2, out=tmp_path / "run")
+    pq.write_table(pa.table({"embedding": rows_ND.tolist(), "name": list("abcd")}), tmp_path / "b.parquet")
+    assert len(open_table(tmp_path)) == 8  # Lists and lists of a fixed size, float64 and float32, in any order.
+    assert torch.equal(open_table(tmp_path).take(torch.arange(8)), torch.eye(4).repeat(2, 1))
 
 
 def test_a_stopped_command_continues(trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

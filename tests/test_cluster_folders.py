@@ -1,12 +1,15 @@
 """A folder per cluster: links, hard links and copies; ranks and names; more images later; what is never touched."""
 
 import hashlib
+import ntpath
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,8 +28,10 @@ import deepcluster
 from deepcluster.core.errors import InputError, Interrupted
 from deepcluster.core.files import MARK
 from deepcluster.core.progress import Reporter
+from deepcluster.core.work import Work
 from deepcluster.data.sources import open_source
 from deepcluster.run.cluster_names import write_names
+from deepcluster.run.folder_entries import Entries
 from deepcluster.run.folder_record import RECORD
 from deepcluster.run.portable_names import entry_name, folder_name, looks
 
@@ -122,6 +128,16 @@ def test_relative_links_stay_when_both_are_moved_and_with_links_on_the_way(
     before = listing(tmp_path / "moved/by").keys()
     deepcluster.assign(trained, tmp_path / "moved/photos", folders=tmp_path / "moved/by", add=True, **QUIET)
     assert listing(tmp_path / "moved/by").keys() == before
+
+
+def test_images_on_another_drive_have_absolute_paths(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where no relative path leads from one drive to another."""
+    monkeypatch.setattr(os.path, "relpath", lambda path, start: ntpath.relpath(f"C:{path}", f"D:{start}"))
+    source = open_source(photos)
+    entries = Entries("absolute", source, Work(), final=tmp_path / "by")
+    assert entries.where(0) == str(source.path(0))
 
 
 def test_ranks_are_those_of_the_distances(
@@ -249,6 +265,151 @@ def test_what_does_not_go_together_is_refused(trained: Path, photos: Path, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["by", "mine", "new.part"]
 
 
+# What is lost with a folder
+
+
+def tar_of(folder: Path, target: Path) -> Path:
+    with tarfile.open(target, "w") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+    return target
+
+
+def refused_and_kept(words: str, by: Path, *arguments: Any, **options: Any) -> None:
+    before = {name: digest(path) for name, path in listing(by).items()}
+    refused(words, *arguments, folders=by, **options)
+    assert {name: digest(path) for name, path in listing(by).items()} == before
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "npz"])
+def test_copies_out_of_archives_are_replaced_unless_they_changed(
+    kind: str, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    data, by, copy = tmp_path / f"data.{kind}", tmp_path / "by", {"copy": True, "overwrite": True}
+    if kind == "tar":
+        tar_of(photos / "c", data)
+    elif kind == "parquet":
+        pq.write_table(pa.table({"image": [path.read_bytes() for path in sorted((photos / "c").iterdir())]}), data)
+    else:
+        np.savez(data, images=np.stack([picture(seed, (20, 20)) for seed in range(6)]))
+    deepcluster.assign(trained, data, folders=by, copy=True, **QUIET)
+    before = {name: digest(path) for name, path in visible(by).items()}
+    deepcluster.assign(trained, photos / "c", folders=by, **copy, **QUIET)  # The archive is still there.
+    deepcluster.assign(trained, data, folders=by, **copy, **QUIET)
+    deepcluster.assign(trained, data, folders=by, limit=3, **copy, **QUIET)
+    deepcluster.assign(trained, data, folders=by, **copy, **QUIET)
+    assert {name: digest(path) for name, path in visible(by).items()} == before
+    edited = next(iter(visible(by).values()))
+    content = edited.read_bytes()
+    for new in (content + b"mine", content[::-1]):  # Another size, and the same.
+        edited.write_bytes(new)
+        refused_and_kept("or that changed since", by, trained, data, **copy)
+    edited.unlink()
+    data.rename(tmp_path / "moved")
+    refused_and_kept("holds the only known copies of", by, trained, photos, **copy)
+
+
+@pytest.mark.parametrize("kind", ["copy", "hardlink"])
+def test_the_only_copy_of_an_image_is_never_deleted(kind: str, trained: Path, photos: Path, tmp_path: Path) -> None:
+    data, by, again = tmp_path / "data", tmp_path / "by", {"overwrite": True, kind: True}
+    shutil.copytree(photos / "c", data)
+    os.link(min(data.iterdir()), data / "zz.png")  # One file of two names: both are in the folder, too.
+    deepcluster.assign(trained, data, folders=by, **{kind: True}, **QUIET)
+    deepcluster.assign(trained, photos / "c", folders=by, **again, **QUIET)
+    deepcluster.assign(trained, data, folders=by, **again, **QUIET)
+    data.rename(tmp_path / "renamed")
+    deepcluster.assign(trained, tmp_path / "renamed", folders=by, **again, **QUIET)  # The images given are elsewhere.
+    for path in (tmp_path / "renamed").iterdir():  # Others of the same names, sizes and times.
+        times = path.stat().st_mtime_ns
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[::-1])
+        os.utime(path, ns=(times, times))
+    (tmp_path / "renamed").rename(data)
+    refused_and_kept("holds the only known copies of 11 images, whose files are gone or changed", by, trained, data, **again)
+    shutil.rmtree(data)
+    data.symlink_to(by)  # What is found behind a link is the same file.
+    refused_and_kept("holds the only known copies of 11 images", by, trained, photos, **again)
+
+
+class Adding(At):
+    """Writes a file when copies begin."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__("links and copies", 1)
+        self.file = file
+
+    def act(self) -> None:
+        self.file.parent.mkdir(exist_ok=True)
+        self.file.write_text("mine")
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_is_put_there_meanwhile_stays(is_new: bool, trained: Path, photos: Path, tmp_path: Path) -> None:
+    by = tmp_path / "by"
+    if not is_new:
+        deepcluster.assign(trained, photos, folders=by, limit=4, **QUIET)
+    options = {**QUIET, "folders": by, "overwrite": not is_new}
+    with pytest.raises(InputError, match=r"deepcluster did not put there, or that changed since \(notes.txt\)"):
+        deepcluster.assign(trained, photos, **{**options, "reporter": Adding(by / "notes.txt")})
+    assert (by / "notes.txt").read_text() == "mine"
+    (by / "notes.txt").unlink()
+    deepcluster.assign(trained, photos, **options)
+    assert len(visible(by)) == 24
+
+
+def test_what_is_put_into_an_unfinished_folder_stays(trained: Path, photos: Path, tmp_path: Path) -> None:
+    by, part = tmp_path / "by", tmp_path / "by.part"
+    with pytest.raises(Interrupted):
+        deepcluster.assign(trained, photos, folders=by, copy=True, **{**QUIET, "reporter": At("links and copies", 1)})
+    (part / "notes.txt").write_text("mine")
+    refused("which a stopped command has left, holds 1 file", trained, photos, folders=by, ranked=True)
+    assert (part / "notes.txt").read_text() == "mine"
+    deepcluster.assign(trained, photos, folders=by, copy=True, **QUIET)
+    assert (by / "notes.txt").read_text() == "mine" and not part.exists()
+
+
+def test_of_two_commands_at_once_one_fills_a_folder(trained: Path, photos: Path, tmp_path: Path) -> None:
+    by = tmp_path / "by"
+    out = {"out": tmp_path / "table.csv"}  # The table has a lock of its own.
+
+    class Another(At):
+        def act(self) -> None:
+            refused(f"--folders {by} is being filled by process {os.getpid()} on ", trained, photos, folders=by, **out)
+
+    deepcluster.assign(trained, photos, folders=by, **{**QUIET, "reporter": Another("links and copies", 1)})
+    assert len(visible(by)) == 24
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("table")) == ["by"]
+
+
+def test_images_that_differ_only_in_content_are_added(trained: Path, tmp_path: Path) -> None:
+    for number, folder in enumerate(("camA", "camB")):
+        (tmp_path / folder).mkdir()
+        for seed in range(3):
+            Image.fromarray(picture(10 * number + seed, (20, 20))).save(path := tmp_path / folder / f"{seed:04d}.bmp")
+            os.utime(path, (10**9, 10**9))
+        (tmp_path / f"{folder}.d").mkdir()
+        os.utime(tar_of(tmp_path / folder, tmp_path / f"{folder}.d" / "x.tar"), (10**9, 10**9))
+    for end, moved in (("", tmp_path / "moved"), (".d/x.tar", tmp_path / "moved.d")):
+        by = tmp_path / f"by{end[:2]}"
+        data = [tmp_path / f"{folder}{end}" for folder in ("camA", "camB")]
+        deepcluster.assign(trained, data[0], folders=by, copy=True, **QUIET)
+        for _ in range(2):
+            deepcluster.assign(trained, data[1], folders=by, add=True, **QUIET)
+            assert len({digest(path) for path in visible(by).values()}) == len(visible(by)) == 6
+        (data[0].parent if end else data[0]).rename(moved)
+        deepcluster.assign(trained, moved / "x.tar" if end else moved, folders=by, add=True, **QUIET)
+        assert len(visible(by)) == 6, "images that were moved are known"
+
+
+def test_clusters_are_the_same_on_every_device(trained: Path) -> None:
+    model = deepcluster.load(trained).on("cpu")
+    other = replace(model, machine=replace(model.machine, device=torch.device("cuda")))
+    assert model.network == other.network and model.weights != other.weights
+    random = model.new_trunk(1)
+    assert replace(model, trunk=random).network != model.network
+
+
 # Disks
 
 
@@ -321,6 +482,9 @@ def test_more_than_a_disk_holds_is_refused_before_the_work(trained: Path, photos
         file.truncate(shutil.disk_usage(tmp_path).free * 2)  # Without taking space.
     refused("--copy needs", trained, tmp_path / "huge", folders=tmp_path / "by", copy=True)
     assert [path.name for path in tmp_path.iterdir()] == ["huge"]
+    deepcluster.assign(trained, photos / "c", folders=tmp_path / "by", copy=True, **QUIET)
+    refused("--copy needs", trained, tmp_path / "huge", folders=tmp_path / "by", add=True)
+    assert len(visible(tmp_path / "by")) == 10
 
 
 @pytest.mark.parametrize("add", [False, True])

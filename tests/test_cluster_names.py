@@ -2,6 +2,8 @@
 
 import csv
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +17,7 @@ from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
 from deepcluster.info import info
 from deepcluster.run.cluster_names import FILE, clean_name, read_names, write_names
+from deepcluster.run.table_writers import write_rows
 
 NAMES = {0: "dogs, large", 3: 'a "quoted" one', 12: "Kühe; 牛"}
 
@@ -39,6 +42,7 @@ def test_files_typed_by_hand(tmp_path: Path) -> None:
         b"3,dogs\n7,cats\n": {3: "dogs", 7: "cats"},
         b"cluster,name\r\n3, dogs \r\n4,\r\n\r\n": {3: "dogs"},
         b"sep=;\r\ncluster;name\r\n3;K\xfche\r\n": {3: "Kühe"},  # Windows-1252
+        b"cluster;name\n3,0;dogs\n4,00;cats\n5.;birds\n": {3: "dogs", 4: "cats", 5: "birds"},
         b"cluster,name\n": {},
         b"\xef\xbb\xbf\r\n": {},
         b"": {},
@@ -51,6 +55,8 @@ def test_files_typed_by_hand(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("cluster,name\nthree,dogs\n", "'three' is not the number of a cluster"),
+        ('cluster,name\n"1,000",dogs\n', "'1,000' is not the number of a cluster"),
+        ("cluster;name\n1.000;dogs\n", "'1.000' is not the number of a cluster"),
         ("cluster,name\n-1,dogs\n", "'-1' is not the number of a cluster"),
         ("cluster,name\n3,dogs\n3,cats\n", "names cluster 3 twice, 'dogs' and 'cats'"),
         ("number,word,more\n3,dogs,x\n", "has no columns cluster and name: its first line is number, word, more"),
@@ -115,6 +121,26 @@ def test_names_are_set_shown_and_removed(run: Path, capsys: pytest.CaptureFixtur
     assert not capsys.readouterr().out and not (run / FILE).exists()
 
 
+@pytest.mark.slow
+def test_names_that_processes_give_at_once_are_all_kept(run: Path) -> None:
+    code = (
+        "import sys; import deepcluster\n"
+        "print(flush=True); sys.stdin.readline()\n"
+        "for turn in range(5): deepcluster.name_clusters(sys.argv[1], {int(sys.argv[2]): f'turn {turn}'})"
+    )
+    words = [[sys.executable, "-c", code, str(run), str(number)] for number in range(3)]
+    all_of_them = [subprocess.Popen(some, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for some in words]
+    for process in all_of_them:
+        assert process.stdout is not None and process.stdout.readline() == "\n"
+    for process in all_of_them:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.close()
+    assert [process.wait(100) for process in all_of_them] == [0, 0, 0]
+    assert read_names(run) == dict.fromkeys(range(3), "turn 4")
+    assert [path.name for path in run.glob(f"{FILE}*")] == [FILE]
+
+
 def test_the_most_frequent_label_becomes_the_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = clusters_of(run)
     labels = table.assign(label=[f"kind {number % 3}" for number in range(len(table))])[["name", "label"]].iloc[::2]
@@ -166,3 +192,11 @@ def test_a_run_that_is_overwritten_loses_its_names(images: Path, tmp_path: Path)
     assert f"1 cluster with a name: deepcluster names {run} shows them" in described
     train_small(images, run, epochs=1, overwrite=True)
     assert read_names(run) == {}
+
+
+def test_names_like_formulas_come_back_out_of_tables(tmp_path: Path) -> None:
+    names = ["=HYPERLINK(1)", "+1", "-2", "@x", "a,b", '"']
+    write_rows({"name": names}, tmp_path / "t.csv")
+    assert pd.read_csv(tmp_path / "t.csv", dtype=str)["name"].tolist() == names
+    write_names(tmp_path, dict(enumerate(names)))
+    assert read_names(tmp_path) == dict(enumerate(names))

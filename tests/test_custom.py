@@ -182,6 +182,40 @@ def test_code_that_changes_is_no_hit_of_the_cache() -> None:
     assert first == second != third
 
 
+class Aside(nn.Module):
+    """A block with a stage that its output does not depend on."""
+
+    def __init__(self, factor: float, power: int) -> None:
+        super().__init__()
+        self.conv, self.aux, self.factor = nn.Conv2d(3, 8, 3), Power(power), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.aux(y)
+        return y * self.factor  # type: ignore[no-any-return]
+
+
+class Power(nn.Module):
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.inner, self.power = nn.Identity(), power
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) ** self.power  # type: ignore[no-any-return]
+
+
+def test_every_stage_and_every_bit_are_part_of_the_key_of_the_cache() -> None:
+    weights = []
+    for factor, power, threads in ((1.0, 1, 1), (1.0, 1, 2), (1.0, 3, 1), (1.0001, 1, 1)):
+        torch.manual_seed(0)
+        torch.set_num_threads(threads)
+        model = deepcluster.load(Aside(factor, power), name="mine", image_size=32, mean=MEAN, std=STD)
+        weights.append(model.weights)
+        assert "aux" in model.trunk.stages and torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    assert weights[0] == weights[1] and len(set(weights)) == 3
+
+
 def test_what_is_assumed_is_said() -> None:
     with pytest.warns(
         UserWarning, match=r"custom:Small: image_size, mean, std not given .* 24 features; images of 224 px"

@@ -2,9 +2,13 @@
 
 import csv
 import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,6 +18,7 @@ from torch.nn.functional import normalize
 
 import deepcluster
 from deepcluster import Embeddings, InputError
+from deepcluster.applied import vectors
 from deepcluster.applied.duplicates import Duplicates
 from deepcluster.cli import main
 
@@ -123,7 +128,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert command(*words, "--out", tmp_path / "d.csv", "--list", tmp_path / "d.txt", "--page", tmp_path / "d.html") == 0
     shown = capsys.readouterr().out
     assert "3 groups of near-duplicates among 34 images at a distance of " in shown
-    assert "3 files could go, which frees " in shown
+    assert "3 files could be removed, which frees " in shown
     with (tmp_path / "d.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["group", "name", "distance", "keep", "reason", "path"]
@@ -135,7 +140,8 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(list(photos.rglob("*.jpg"))) == 34  # Nothing is deleted.
     assert command(*words, "--threshold", 0) == 0
     assert (
-        "1 group of near-duplicates among 34 images at a distance of 0 or less: 1 file could go" in capsys.readouterr().out
+        "1 group of near-duplicates among 34 images at a distance of 0 or less: 1 file could be removed"
+        in capsys.readouterr().out
     )
 
 
@@ -145,6 +151,75 @@ def test_no_duplicates_give_an_empty_table(tmp_path: Path) -> None:
     assert found.summary() == "no near-duplicates among 3 images at a distance of 0.1 or less"
     assert (tmp_path / "d.csv").read_text(encoding="utf-8-sig").strip().count("\n") == 0
     assert "No near-duplicates" in (tmp_path / "d.html").read_text(encoding="utf-8")
+
+
+def test_lists_are_of_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of images in an archive, or some in one, no list is made, and no work is done."""
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        for path in sorted(photos.glob("*.jpg")):
+            tar.add(path, path.name)
+    pixels = tmp_path / "pixels.npz"
+    np.savez(pixels, images=np.stack([picture(number, size=(32, 32)) for number in range(6)]))
+    before = {path.name for path in tmp_path.iterdir()}
+    for data in ([tmp_path / "p.tar"], [pixels], [photos, tmp_path / "p.tar"]):
+        for words in (["duplicates", "--list", tmp_path / "l.txt"], ["sample", "--count", 3, "--out", tmp_path / "l.txt"]):
+            assert command(words[0], "untrained:alexnet-small", *data, *words[1:], *QUIET) == 2
+            shown = capsys.readouterr()
+            assert "l.txt would be a list of files, and " in shown.err and len(shown.err.splitlines()) == 1
+            assert "features" not in shown.out
+    assert {path.name for path in tmp_path.iterdir()} == before
+    found = deepcluster.duplicates("untrained:alexnet-small", tmp_path / "p.tar", threshold=2.0, **CPU)
+    assert all("jpg" in name and not Path(name).exists() for name in found.extra) and len(found.extra) > 20
+    # Of a table whose images are files, but for one that is gone.
+    rows = Embeddings(["gone.jpg", "00.jpg", "01.jpg"], np.ones((3, 2), np.float32), {})
+    deepcluster.duplicates(rows, photos, threshold=0.1, list=tmp_path / "l.txt")
+    assert str(photos / "00.jpg") in (tmp_path / "l.txt").read_text()
+
+
+PEAK = """
+import sys
+from deepcluster.applied.vectors import vectors_of
+from deepcluster.clustering.near import typical_distance
+from deepcluster.clustering.spread import farthest_first
+from deepcluster.run.embedding_tables import open_table
+
+def kilobytes(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+
+def peak(work):
+    open("/proc/self/clear_refs", "w").write("5")  # VmHWM begins again.
+    before = kilobytes("VmRSS")
+    result = work()
+    return result, (kilobytes("VmHWM") - before) * 1024
+
+names, size = open_table(sys.argv[1]).names(), float(sys.argv[2])
+opened = vectors_of(sys.argv[1], None, space=None)
+vectors, first = peak(opened.__enter__)
+_, second = peak(lambda: typical_distance(vectors.known_MP.numpy()))
+_, third = peak(lambda: farthest_first(vectors.known_MP, 2))
+opened.__exit__(None, None, None)
+print(len(vectors.known_M), first / size, second / size, third / size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_rows_are_in_memory_once(tmp_path: Path) -> None:
+    """And the pages of the file, which the system may drop; one row has no numbers."""
+    rows_ND = np.random.default_rng(0).normal(size=(100_000, 128)).astype(np.float32)
+    rows_ND[5] = np.nan
+    np.save(tmp_path / "e.npy", rows_ND)
+    words = [sys.executable, "-c", PEAK, str(tmp_path / "e.npy"), str(rows_ND.nbytes)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    count, table, typical, farthest = map(float, done.stdout.split())
+    assert count == 99_999
+    assert table < 3 and typical < 0.5 and farthest < 0.5, done.stdout  # 5.3, 2.0 and 2.0 with copies of all rows.
+
+
+def test_more_rows_than_memory_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "free_memory_bytes", lambda: 300)
+    message = r"comparing 5 images by 2 numbers takes 620 B, and 300 B of memory are free: use --limit"
+    with pytest.raises(InputError, match=message):
+        deepcluster.duplicates(chain(0.1, 0.1, 0.5, 0.1), threshold=0.1)
 
 
 def test_wrong_input(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,3 +241,57 @@ def test_wrong_input(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match=r"threshold=2.5 is more than 2, the largest distance of embeddings"):
         deepcluster.duplicates(chain(0.5), threshold=2.5)
+
+
+def test_images_that_are_known_decide_what_is_kept(tmp_path: Path) -> None:
+    """What `embed` returned, its table, and a run of the table know the images: the largest is kept."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    large = Image.fromarray(picture(1, size=(80, 80)))
+    large.resize((40, 40)).save(folder / "a-small.png")
+    large.save(folder / "z-large.png")
+    for number in range(2, 8):
+        Image.fromarray(picture(number, size=(64, 64))).save(folder / f"{number}.png")
+    table, bare = tmp_path / "t.parquet", tmp_path / "bare.parquet"
+    embedded = deepcluster.embed("untrained:alexnet-small", folder, out=table, **CPU)
+    pq.write_table(pq.read_table(table).drop(["path"]), bare)
+    known = [embedded, table, deepcluster.cluster(table, clusters=2, out=tmp_path / "run", seed=1)]
+    known.append(deepcluster.cluster(bare, folder, clusters=2, out=tmp_path / "bare", seed=1))
+    for model in known:
+        found = deepcluster.duplicates(model, threshold=0.3)
+        group = found.group_R[found.names.index("z-large.png")]
+        assert group == found.group_R[found.names.index("a-small.png")]
+        assert found.names[np.flatnonzero(found.group_R == group)[0]] == "z-large.png", model
+        assert str(folder / "a-small.png") in found.extra
+    similar = deepcluster.similar(known[-1], query=folder / "a-small.png", count=1)
+    assert similar.names == ["z-large.png"] and similar.pictures is not None
+
+
+def test_an_empty_table_has_types(tmp_path: Path) -> None:
+    for name, rows in {"none": chain(0.5, 0.5), "some": chain(0.02, 0.5)}.items():
+        deepcluster.duplicates(rows, threshold=0.1, out=tmp_path / f"{name}.parquet")
+    none, some = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("none", "some"))
+    assert len(none) == 0 and len(some) == 2
+    assert none.schema.equals(some.schema)
+
+
+def test_no_output_replaces_an_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = chain(0.02, 0.5, 0.4)
+    pq.write_table(pa.table({"name": rows.names, "embedding": rows.embedding_ND.tolist()}), tmp_path / "t.parquet")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "t.parquet")
+    run = deepcluster.cluster(tmp_path / "t.parquet", clusters=2, out=tmp_path / "run")
+    (tmp_path / "photos.txt").write_text("a.png\n")
+    before, table = (tmp_path / "t.parquet").read_bytes(), tmp_path / "t.parquet"
+    for words in (
+        ["duplicates", table, "--out", table],
+        ["duplicates", tmp_path / "link.parquet", "--out", table],
+        ["duplicates", table, tmp_path / "photos.txt", "--list", tmp_path / "photos.txt"],
+        ["sample", table, tmp_path / "photos.txt", "--count", 2, "--out", tmp_path / "photos.txt"],
+        ["similar", table, "--query", "1.png", "--out", tmp_path / "link.parquet"],
+        ["assign", run, table, "--out", table],
+        ["compare", table, table, "--out", table],
+        ["embed", "untrained:alexnet-small", table, "--out", table],
+    ):
+        assert command(*words) == 2, words
+        assert "which would be replaced" in capsys.readouterr().err
+    assert table.read_bytes() == before

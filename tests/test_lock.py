@@ -17,14 +17,15 @@ import deepcluster
 from deepcluster.core.errors import InputError
 from deepcluster.core.progress import Reporter
 from deepcluster.run import lock as locks
-from deepcluster.run.lock import Lock
+from deepcluster.run.folder import RunFolder
+from deepcluster.run.lock import Lock, RunLock
 
 OTHER = {"process": "process 7 on node9", "pid": 7, "machine": "another one"}
 HOLDER = """
 import sys, time
 from pathlib import Path
 from deepcluster.run.lock import Lock
-lock = Lock(Path(sys.argv[1]), doing="it is written", other="place")
+lock = Lock(Path(sys.argv[1]), what="it", doing="written", other="place")
 lock.acquire(print)
 print("locked", flush=True)
 time.sleep(1000)
@@ -32,7 +33,7 @@ time.sleep(1000)
 
 
 def lock_at(path: Path) -> Lock:
-    return Lock(path, doing="it is written", other="place")
+    return Lock(path, what="it", doing="written", other="place")
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_lock_of_a_live_process_is_refused_and_one_of_a_killed_process_is_free
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(InputError, match=f"it is written by process {holder.pid} on "):
+        with pytest.raises(InputError, match=f"it is being written by process {holder.pid} on "):
             lock_at(path).acquire(pytest.fail)
         holder.kill()
     assert path.is_file()
@@ -88,7 +89,7 @@ def test_a_lock_of_a_live_process_is_refused_and_one_of_a_killed_process_is_free
 def test_a_lock_of_another_machine_holds_while_it_is_touched(tmp_path: Path, quick: None) -> None:
     path, told = tmp_path / "lock", list[str]()
     path.write_text(json.dumps(OTHER))
-    with touched(path), pytest.raises(InputError, match="it is written by process 7 on node9: wait for it or stop it"):
+    with touched(path), pytest.raises(InputError, match="it is being written by process 7 on node9: wait for it or stop it"):
         lock_at(path).acquire(told.append)
     assert json.loads(path.read_text()) == OTHER
     with closing(lock_at(path)) as mine:
@@ -136,6 +137,14 @@ def test_a_slurm_job_that_is_requeued_waits_for_the_old_one(tmp_path: Path, monk
     monkeypatch.setattr(locks.time, "sleep", lambda seconds: old.close())
     with closing(lock_at(path)) as mine:
         mine.acquire(pytest.fail)
+
+
+def test_others_are_told_what_the_owner_does(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with closing(RunLock(run, "clustered")) as mine:
+        mine.acquire(pytest.fail)
+        with pytest.raises(InputError, match=r"run is being clustered by process .*, or choose another folder with --out"):
+            RunLock(run).acquire(pytest.fail)
 
 
 def test_two_tables_of_one_name_do_not_meet(images: Path, trained: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Notebooks: examples/quickstart.ipynb runs whole, an interrupt keeps state and kernel, messages speak Python."""
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -11,13 +12,15 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+import torch
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from small_runs import SMALL, assert_same_run, train_small
 from test_runs import text_of
 
-from deepcluster.applied.rows import Embeddings
+from deepcluster.applied.rows import Clusters, Embeddings
+from deepcluster.applied.shown import clusters_html
 from deepcluster.applied.similar import similar
 from deepcluster.core.html import table
 from deepcluster.core.wording import in_python
@@ -173,11 +176,56 @@ def test_scripts_are_answered_in_python_and_commands_as_typed(images: Path, trai
         ("deepcluster embed r a --parts --limit 5", 'deepcluster.embed("r", "a", parts=True, limit=5)'),
         ("into runs/deepcluster train-data", "into runs/deepcluster train-data"),
         ("a -- b, x--y, python -m deepcluster", "a -- b, x--y, python -m deepcluster"),
+        ("it can't be: use --out=A.csv; --k=3, --lr 0.1.", "it can't be: use out=A.csv; k=3, lr=0.1."),
+        ("runs/a: --resume continues", "runs/a: resume=True continues"),
+        # Files, quoted words and other programs are left as they are.
+        *(
+            (same, same)
+            for same in (
+                "/data/my --add.jpg can't be read",
+                "/photos/run --k 3/x: bad",
+                "C:\\my --add photos\\x.jpg: bad",
+                "'my --add x' and \"a --add b\"",
+                "pip install --force-reinstall pillow",
+                "use torchrun --nproc-per-node gpu",
+                "`deepcluster download --list` shows it",
+                "deepcluster import a/b.pth --out T.parquet",
+            )
+        ),
     ],
 )
 def test_options_and_commands_in_python(typed: str, called: str) -> None:
     assert in_python(typed) == called
     assert in_python(called) == called
+
+
+@pytest.mark.parametrize("name", ["Bob's photos", 'my "best" ones', "it's; a --add b,", "C:\\a b\\c", "a'b'c d", "(x)"])
+def test_any_name_becomes_a_call(name: str) -> None:
+    said = in_python(f"see it: deepcluster report {shlex.quote(name)} --out r.html; then more")
+    call = said.removeprefix("see it: deepcluster.report").removesuffix("; then more")
+    assert eval(f"dict{call.replace('(', '(name=', 1)}") == {"name": name, "out": "r.html"}
+
+
+def test_pictures_belong_to_their_names_in_any_order(images: Path) -> None:
+    """A permutation that keeps the first and the last row; rows of some images; repeated ones."""
+    source = open_source(images)
+    names = [source.name(index) for index in range(len(source))]
+    count = len(names)
+    rows = Clusters(names, np.arange(count), np.zeros(count, np.float32), {}, images=source)
+    pictures = [rows[[index]]._repr_html_().partition('src="')[2].partition('"')[0] for index in range(count)]
+    assert len(set(pictures)) == count
+    for order in ([0, *range(count - 2, 0, -1), count - 1], [5, 3, 3, 9], list(range(count))):
+        html = clusters_html("", {**rows[order].columns(), "cluster": np.arange(len(order))}, {}, lambda: source)
+        shown = re.findall(r'<img src="([^"]+)"', html)
+        assert shown == [pictures[index] for index in order[: len(shown)]] and len(shown) >= min(12, len(order))
+
+
+def test_a_row_is_chosen_by_any_whole_number(images: Path) -> None:
+    rows = Embeddings(["a", "b", "c", "d"], np.arange(8, dtype=np.float32).reshape(4, 2), {})
+    for number in (3, np.int64(3), np.array(3), torch.tensor(3), -1):
+        assert rows[number]["name"] == "d" and rows[number]["embedding"].tolist() == [6, 7]
+    for some in ([1, 2], np.array([1, 2]), slice(1, 3), [False, True, True, False]):
+        assert rows[some].names == ["b", "c"]
 
 
 def test_similar_images_are_shown(images: Path) -> None:

@@ -23,6 +23,7 @@ from deepcluster.visualization.report.page import write_page
 pytest.importorskip("plotly", reason="the report needs: pip install jinja2 plotly")
 
 GIVEN = {0: "cats, large", 1: "<img src=x onerror=window.hacked=1>"}
+LONG = "a long name " * 9
 GROUPS, COUNT = 4, 64
 
 
@@ -116,6 +117,18 @@ def test_a_name_is_kept_saved_and_read_by_every_command(page: Any, tmp_path: Pat
     page.click("#names-bar .discard")
     assert titles(page) == [GIVEN[0], GIVEN[1], "Cluster 2", "Cluster 3"]
     assert page.locator("#names-bar").is_hidden()
+
+
+def test_a_long_name_is_kept_whole_and_leaving_its_field_changes_nothing(page: Any) -> None:
+    rename(page, 2, LONG)
+    assert titles(page)[2] == LONG.strip()
+    page.locator("#gallery .card").filter(has=page.locator('h3 a[data-cluster="2"]')).locator(".rename").click()
+    page.keyboard.press("Enter")
+    assert titles(page)[2] == LONG.strip()
+    page.click("#names-bar .discard")
+    page.locator("#gallery .card").filter(has=page.locator('h3 a[data-cluster="0"]')).locator(".rename").click()
+    page.locator(".name-field").blur()
+    assert titles(page)[0] == GIVEN[0] and page.locator("#names-bar").is_hidden()
 
 
 def test_a_cluster_is_found_by_its_name(page: Any) -> None:

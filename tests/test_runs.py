@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from ranks_helper import At
+from small_runs import train_small
 
 import deepcluster
-from deepcluster.core.errors import InputError
+from deepcluster.core.errors import InputError, Interrupted
+from deepcluster.info import info
 
 VOID = {"img", "br", "hr", "circle", "polyline"}
 
@@ -124,3 +127,21 @@ def test_a_model_without_training_is_a_run_too(trained: Path, tmp_path: Path) ->
     text_of(run._repr_html_())
     with pytest.raises(InputError, match="no clusters"):
         _ = run.clusters
+
+
+def test_a_run_that_is_resumed_shows_its_newest_clusters(images: Path, tmp_path: Path) -> None:
+    """A run of one epoch is resumed to four and stopped in the last one: no command shows the clusters of the first end."""
+    run = deepcluster.Run(train_small(images, tmp_path / "run", epochs=1))
+    first_end = pd.read_parquet(run / "clusters.parquet")
+    with pytest.raises(Interrupted):
+        train_small(images, run, epochs=4, resume=True, reporter=At("epoch 4", 1))
+    newest = max((run / "assignments").iterdir())
+    expected = pd.read_parquet(newest)
+    assert not expected.equals(first_end)
+    pd.testing.assert_frame_equal(run.clusters.to_pandas(), expected)
+    assert str(newest) in info(str(run))
+    np.testing.assert_array_equal(deepcluster.compare([run, newest]).agreements[0].nmi, 1)
+    assert deepcluster.name_clusters(run).sizes_K.tolist() == np.bincount(expected["cluster"], minlength=5).tolist()
+    train_small(images, run, epochs=4, resume=True)
+    assert (run / "clusters.parquet").read_bytes() == max((run / "assignments").iterdir()).read_bytes()
+    pd.testing.assert_frame_equal(run.clusters.to_pandas(), pd.read_parquet(run / "clusters.parquet"))

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def test_what_an_image_stands_for(clouds: Embeddings) -> None:
 def test_all_images_are_a_sample(clouds: Embeddings) -> None:
     assert sorted(deepcluster.sample(clouds, count=72, how="diverse").names) == clouds.names
     assert sorted(deepcluster.sample(clouds, count=72).names) == clouds.names
+
+
+@pytest.mark.parametrize("how", ["representative", "diverse"])
+def test_copies_stand_for_nothing_that_counts_already(how: Any) -> None:
+    rows = Embeddings([f"{number}" for number in range(12)], np.repeat(np.eye(2, dtype=np.float32), 6, axis=0), {})
+    found = deepcluster.sample(rows, count=4, how=how)
+    assert found.stands_for_R.tolist() == [6, 6, 0, 0]
 
 
 def test_a_list_is_data_and_tables_name_files(trained: Path, images: Path, tmp_path: Path) -> None:

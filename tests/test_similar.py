@@ -180,7 +180,7 @@ def test_the_result_in_python(embeddings: Embeddings) -> None:
     frame = found.to_pandas()
     assert list(frame.columns) == ["query", "rank", "name", "similarity"]
     assert "<table" in found._repr_html_()
-    assert repr(found) == f"Similar({readable - 1} images for 1 queries: .queries, .names, .rank_R, .value_R)"
+    assert repr(found) == f"Similar({readable - 1} images for 1 query: .queries, .names, .rank_R, .value_R)"
 
 
 # Wrong input

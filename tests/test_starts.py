@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from sklearn.cluster import kmeans_plusplus
 from test_kmeans import blobs
 from thread_ranks import on_ranks
 from torch import Tensor
@@ -160,6 +161,31 @@ def test_plus_plus_leads_to_less_inertia() -> None:
         start: [KMeans(25, init=start).cluster(points_NP, seed=seed).inertia for seed in range(15)] for start in STARTS
     }
     assert np.median(inertia["k-means++"]) < 0.7 * np.median(inertia["random"])
+
+
+def test_several_trials_per_point_leave_what_those_of_scikit_learn_leave() -> None:
+    """Mean squared distance to the nearest drawn point, over many seeds; a single trial leaves far more."""
+    points_NP = blobs(400, 3, 25, spread=0.05)
+
+    def left(drawn_KP: Tensor) -> float:
+        return float(torch.cdist(points_NP, drawn_KP).amin(dim=1).square().sum())
+
+    ours, single = (
+        np.mean([left(plus_plus(points_NP, 25, seed=seed, ranks=ONE_PROCESS, trials=trials)) for seed in range(40)])
+        for trials in (5, 1)
+    )
+    drawn = (kmeans_plusplus(points_NP.numpy(), 25, random_state=seed, n_local_trials=5)[0] for seed in range(40))
+    theirs = np.mean([left(torch.from_numpy(one)) for one in drawn])
+    assert abs(ours - theirs) < 0.1 * theirs
+    assert single > 1.3 * ours
+
+
+def test_the_best_of_the_trials_is_kept() -> None:
+    """Of one far point and many near ones: with as many trials as find it, the far point is always drawn second or first."""
+    points_NP = torch.cat([torch.zeros(50, 1), torch.ones(50, 1), torch.full((1, 1), 20.0)])
+    for seed in range(20):
+        drawn_2P = plus_plus(points_NP, 2, seed=seed, ranks=ONE_PROCESS, trials=40)
+        assert 20.0 in drawn_2P.flatten().tolist()
 
 
 # Ranks

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from test_report_tables import complaint, read, rows_of
 
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import as_line
 from deepcluster.core.work import Work
+from deepcluster.run.table_writers import ENDINGS, write_rows
 
 ROWS, KINDS = rows_of(40)
 NAMES = [f"a/{number}.jpg" for number in range(40)]
@@ -68,6 +70,18 @@ def test_clusters_of_any_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert collection.label_names == [str(kind + 8) for kind in range(4)]
         np.testing.assert_array_equal(collection.label_N, KINDS)
     assert "clusters are numbered in the order of their names: 0 = c0, 1 = c1, 2 = c2, 3 = c3" in capsys.readouterr().out
+
+
+def test_infinite_values_are_null_in_json(tmp_path: Path) -> None:
+    rows_ND = np.array([[1, np.inf], [-np.inf, 0.1], [np.nan, 2]], np.float32)
+    columns = {"name": list("abc"), "embedding": pa.FixedSizeListArray.from_arrays(pa.array(rows_ND.ravel()), 2)}
+    for ending in ENDINGS:
+        write_rows({**columns, "distance": rows_ND[:, 1]}, tmp_path / f"t{ending}")
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [line["embedding"] for line in lines] == [[1, None], [None, 0.1], [None, 2]]
+    assert [line["distance"] for line in lines] == [None, 0.1, 2]
+    np.testing.assert_array_equal(np.stack(pd.read_parquet(tmp_path / "t.parquet")["embedding"]), rows_ND)
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "t.csv")[["embedding_0", "embedding_1"]], rows_ND)
 
 
 def test_two_numbered_columns_may_be_anything(tmp_path: Path) -> None:

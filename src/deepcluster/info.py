@@ -136,9 +136,8 @@ def _about_run(folder: RunFolder) -> str:
         lines.append(epoch_line(metrics[-1], settings.epochs))
     lines += _about_commands(folder, config)
     lines += [f"checkpoint {path}, {size(path.stat().st_size)}" for path in sorted(folder.checkpoints.glob("*.pt"))]
-    tables = sorted((folder.path / "assignments").glob("*.parquet"))
-    tables = [folder.clusters] if folder.clusters.is_file() else tables
-    lines += [f"clusters of each image: {tables[-1]}"] if tables else []
+    newest = folder.newest_clusters()
+    lines += [f"clusters of each image: {newest}"] if newest else []
     return "\n".join(lines)
 
 

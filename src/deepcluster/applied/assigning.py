@@ -78,7 +78,7 @@ def assign(
         InputError: model, data or file can't be used, or the model has no clusters.
         Interrupted: Ctrl-C or SIGTERM while `out` or `folders` was written; the same call continues.
     """
-    target = None if out is None else output_target(out, ENDINGS, parts=parts)
+    target = None if out is None else output_target(out, ENDINGS, parts=parts, inputs=(model, data))
     if parts and target is None:
         raise InputError("parts are written into a folder: name one with out")
     kinds = {"copy": copy, "hardlink": hardlink, "absolute": absolute}
@@ -98,7 +98,7 @@ def assign(
             rows, unreadable = model.in_memory(one, source)
             return clusters_of(names_of(source), rows, names, reasons_by_name(unreadable, source, model), source)
         ranks, work = model.work.ranks, model.work
-        clusters = digest_of(model.weights, *one.facts)
+        clusters = digest_of(model.network, *one.facts)
         if wanted:
             ranks.from_main(lambda: check_folders(wanted, source, clusters, work))
         with parts_of_table(model, one, source, place, are_result=parts) as made:
@@ -121,8 +121,7 @@ def few_clusters(model: str | Path | Model, data: Data, *, reporter: Reporter | 
         InputError: as `assign`, or there are more than `FEW` images.
     """
     if is_run_of_table(model):
-        n_rows = len(table_for(model, data))
-        _check_few(min(n_rows, options.get("limit") or n_rows), "rows")
+        _check_few(len(table_for(model, data, options.get("limit"))), "rows")
         return clusters_table(assign(model, data, reporter=reporter, **options))
     source = open_source(given_data(data), options.get("limit"))
     _check_few(len(source), "images")

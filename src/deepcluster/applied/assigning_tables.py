@@ -22,7 +22,6 @@ from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.by_name import NamedPictures, pictures_by_name
 from deepcluster.data.sources.files import image_files
-from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import new_interruption
 from deepcluster.run.cluster_folders import Folders, check_folders, make_folders
 from deepcluster.run.cluster_names import read_names
@@ -38,14 +37,14 @@ def is_run_of_table(model: object) -> bool:
     return isinstance(model, str | Path) and RunFolder(user_path(model)).is_of_table()
 
 
-def table_for(run: object, data: Data) -> EmbeddingTable:
-    """Return the table that `data` is.
+def table_for(run: object, data: Data, limit: int | None = None) -> EmbeddingTable:
+    """Return the table that `data` is, or `limit` of its rows.
 
     Raises:
         InputError: it is none.
     """
     if isinstance(data, str | Path) and is_table(data):
-        return open_table(data)
+        return open_table(data, limit)
     of_model = RunFolder(user_path(str(run))).clustered()["model"]
     raise InputError(
         f"{run} has clusters of a table of embeddings, and no network that could see images: give a table of such "
@@ -76,7 +75,7 @@ def assign_table(
     """
     if started_ranks() > 1:
         raise InputError("the rows of a table are assigned in one process: leave out torchrun")
-    folder, table = RunFolder(user_path(run)), table_for(run, data)
+    folder, table = RunFolder(user_path(run)), table_for(run, data, limit)
     final = load_checkpoint(folder.last)["final"]
     whitening, assignment = Whitening.from_state_dict(final["whitening"]), Assignment.from_state_dict(final["assignment"])
     if table.dim != len(whitening.mean_D):
@@ -84,9 +83,7 @@ def assign_table(
             f"{data} has embeddings of {table.dim:,} numbers, and {run} was made of {len(whitening.mean_D):,}: they are not "
             "of the same model"
         )
-    rows = even_sample(range(len(table)), len(table) if limit is None else limit)
-    all_names, all_paths = table.names(), table.paths()
-    names, paths = [all_names[row] for row in rows], None if all_paths is None else [all_paths[row] for row in rows]
+    names, paths = table.names(), table.paths()
     given, clusters = read_names(folder.path), digest_of(state_hash(final["whitening"]), state_hash(final["assignment"]))
     interruption = new_interruption("the same command continues" if folders else "nothing was written")
     with interruption.listening():
@@ -94,7 +91,7 @@ def assign_table(
         pictures = None if folders is None else _pictures_for(folders, data, names, paths, folder)
         if folders and pictures:
             check_folders(folders, pictures, clusters, work)
-        columns = {name: column[rows] for name, column in _located_rows(table, whitening, assignment, work).items()}
+        columns = _located_rows(table, whitening, assignment, work)
         cluster_N = columns["cluster"]
         if target is not None:
             named = {"cluster_name": [given.get(cluster) for cluster in cluster_N.tolist()]} if given else {}
@@ -110,7 +107,7 @@ def assign_table(
             work.reporter.say(f"{folders.given}: {done}")
     unreadable = {names[row]: NO_NUMBERS for row in np.flatnonzero(cluster_N < 0)}
     warn_of_unreadable(unreadable, work.reporter)
-    return clusters_of(names, columns, given, unreadable, lambda: _pictures(names, paths, folder))
+    return clusters_of(names, columns, given, unreadable, lambda: known_pictures(names, paths, folder))
 
 
 def _located_rows(
@@ -131,14 +128,14 @@ def _located_rows(
     return columns
 
 
-def _pictures(names: Sequence[str], paths: Sequence[str | None] | None, folder: RunFolder) -> ImageSource | None:
-    """Return the images of rows: the files that the table names by their paths, or images that the run remembers."""
+def known_pictures(names: Sequence[str], paths: Sequence[str | None] | None, folder: RunFolder | None) -> ImageSource | None:
+    """Return the images of rows: the files that the table names by their paths, or images that its run remembers."""
     there = [(row, Path(path)) for row, path in enumerate(paths or ()) if path and Path(path).is_file()]
     if there:
         index_N = np.full(len(names), -1)
         index_N[[row for row, _ in there]] = np.arange(len(there))
         return NamedPictures(names, image_files([path for _, path in there]), index_N)
-    address = folder.read_config()["data"].get("address")
+    address = folder.read_config()["data"].get("address") if folder else None
     try:
         return pictures_by_name(names, open_source(address)) if address else None
     except InputError:
@@ -148,7 +145,7 @@ def _pictures(names: Sequence[str], paths: Sequence[str | None] | None, folder: 
 def _pictures_for(
     wanted: Folders, data: Data, names: Sequence[str], paths: Sequence[str | None] | None, folder: RunFolder
 ) -> ImageSource:
-    pictures = _pictures(names, paths, folder)
+    pictures = known_pictures(names, paths, folder)
     if pictures is None:
         raise InputError(
             f"--folders {wanted.given} needs image files, and none are known for the rows of {data}: it has no column path "

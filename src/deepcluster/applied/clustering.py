@@ -3,6 +3,7 @@
 N rows of all ranks, F finite ones of this rank, K clusters, P components.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,7 +17,7 @@ from deepcluster.applied import clustering_choice as choice
 from deepcluster.applied.clustering_options import ClusterOptions
 from deepcluster.applied.clustering_rows import PointRows, make_points, n_components
 from deepcluster.applied.clustering_runs import write_run
-from deepcluster.applied.clustering_subject import Subject, open_subject
+from deepcluster.applied.clustering_subject import BATCH_SIZE, Subject, open_subject
 from deepcluster.applied.opening import Data
 from deepcluster.clustering import clusterer
 from deepcluster.clustering.assignment import UNASSIGNED, Assignment
@@ -24,7 +25,7 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.starts import plus_plus
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import user_path
+from deepcluster.core.files import spare_inputs, user_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.seeds import seed_of
 from deepcluster.core.work import Advance, Work, joined_work
@@ -51,7 +52,7 @@ def cluster(
     overwrite: bool = False,
     stage: str | None = None,
     device: str = "auto",
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     limit: int | None = None,
     reporter: Reporter | None = None,
@@ -69,7 +70,7 @@ def cluster(
         overwrite: delete the run in `out` first.
         stage: stage of the trunk, averaged over its map; `Trunk.embed_stage` by default.
         device, batch_size, workers: how the work is done.
-        limit: use only this many images, spread evenly.
+        limit: use only this many images, or rows of a table, spread evenly.
         reporter: shows progress.
         options: `deepcluster.applied.clustering_options.ClusterOptions`.
 
@@ -82,16 +83,16 @@ def cluster(
         Interrupted: Ctrl-C or SIGTERM; finished features are kept, and the same call continues.
     """
     checked, wanted, path = ClusterOptions.from_dict(options), choice.parse_clusters(clusters), user_path(out)
-    if isinstance(model, str | Path) and path.exists() and user_path(model).resolve() == path.resolve():
-        raise InputError(f"--out {path} is MODEL itself, which would be replaced: name another folder")
+    spare_inputs(path, "--out", model.name if isinstance(model, Model) else model, data)
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers, "limit": limit}
     with (
         joined_work(reporter, new_interruption(FEATURES_KEPT)) as work,
-        closing(RunLock(folder := RunFolder(path, work.ranks))) as lock,
+        closing(RunLock(folder := RunFolder(path, work.ranks), "clustered")) as lock,
     ):
         lock.acquire(work.reporter.warn, new=False)
         folder.check_free(resume=None, overwrite=overwrite)
         subject = open_subject(model, data, stage=stage, precision=checked.precision, **how, work=work)
+        spare_inputs(path, "--out", subject.made_of["model"], list(subject.address))
         numbers = _numbers(wanted, subject, checked, work)
         work.reporter.say(subject.describe())
         points = make_points(subject.rows(), checked, work, subject.device)
@@ -149,7 +150,10 @@ class _Fit:
 def careful_start(sample_SP: Tensor, clusters: int, seed: int) -> Tensor:
     """Return centroids by k-means++; with few clusters the best of several starts, after some iterations of k-means."""
     starts = range(TRIED_STARTS if clusters <= FEW_CLUSTERS else 1)
-    drawn = [plus_plus(sample_SP, clusters, seed=seed_of(seed, number), ranks=ONE_PROCESS) for number in starts]
+    trials = 2 + int(math.log(clusters)) if len(starts) > 1 else 1  # As in scikit-learn.
+    drawn = [
+        plus_plus(sample_SP, clusters, seed=seed_of(seed, number), ranks=ONE_PROCESS, trials=trials) for number in starts
+    ]
     if len(drawn) == 1:
         return drawn[0]
     tried = (KMeans(clusters, init=start_KP, max_iter=TRIED_ITERATIONS).cluster(sample_SP) for start_KP in drawn)
@@ -168,10 +172,7 @@ def _numbers(wanted: tuple[int, ...] | str | None, subject: Subject, options: Cl
             "the number of clusters is missing: give --clusters with a number, several to compare such as 10,20,50, or auto"
         )
     numbers = choice.candidates(n_rows) if isinstance(wanted, str) else wanted
-    if max(numbers) > n_rows:
-        raise InputError(f"clusters={max(numbers)} is more than the {n_rows:,} images; use --clusters {n_rows} or fewer")
-    if n_rows < 2:
-        raise InputError("there is one image: nothing to cluster")
+    _check_enough(numbers, n_rows, "")
     n_components(n_rows, n_rows, options)
     for number in numbers:
         subject.settings(options, clusters=number, pca=options.pca or 1)
@@ -183,12 +184,26 @@ def _numbers(wanted: tuple[int, ...] | str | None, subject: Subject, options: Cl
     return numbers
 
 
+def _check_enough(numbers: Sequence[int], n_rows: int, which: str) -> None:
+    """Raise `InputError` if there are too few images for clusters, or for comparing these numbers of clusters."""
+    most = max(numbers)
+    if n_rows < 2:
+        raise InputError(f"there is one image{which}: nothing to cluster")
+    if most > n_rows:
+        raise InputError(f"clusters={most} is more than the {n_rows:,} images{which}; use --clusters {n_rows} or fewer")
+    if len(numbers) > 1 and 2 * most > n_rows:
+        fits = f"compare numbers up to {n_rows // 2}" if n_rows >= 6 else "give one number"
+        raise InputError(
+            f"clusters={most} can't be compared: halves of the {n_rows:,} images{which} are clustered, and have fewer; "
+            f"{fits}"
+        )
+
+
 def _chosen(numbers: Sequence[int], points: PointRows, of_run: _Fit, work: Work) -> tuple[int, list[dict[str, Any]]]:
     """Return K, and the measures of the numbers that were compared, as plain values; all ranks together."""
     ranks = work.ranks
     n_all = int(ranks.sum(torch.tensor(len(points.points_FP))))
-    if max(numbers) > n_all:
-        raise InputError(f"clusters={max(numbers)} is more than the {n_all:,} images that can be read; use {n_all} or fewer")
+    _check_enough(numbers, n_all, " that can be read")
     if len(numbers) == 1:
         return numbers[0], []
     sample_SP = choice.sample_of(points.points_FP, max(numbers), ranks)

@@ -131,7 +131,7 @@ def stability(points_SP: Tensor, clusters: int, fit: Fit, *, seed: int) -> float
         labels: list[NDArray[np.int64]] = []
         for number, half in enumerate(order_S.tensor_split(2)):
             some = points_SP[half.to(points_SP.device)]
-            found = fit(some, min(clusters, len(some)), seed_of(seed, 3, pair, number))
+            found = fit(some, clusters, seed_of(seed, 3, pair, number))
             labels.append(found.predict(points_SP).cpu().numpy())
         scores.append(adjusted_rand_score(*labels))
     return float(np.mean(scores))

@@ -21,7 +21,7 @@ from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.given import addresses_of, given_data
 from deepcluster.data.sources.scan import TABLES
 from deepcluster.interop.loading import load
-from deepcluster.run.embedding_tables import NO_NUMBERS, EmbeddingTable, is_table, open_table
+from deepcluster.run.embedding_tables import NO_NUMBERS, EmbeddingTable, is_table, open_table, table_of_run
 from deepcluster.run.features import Pooled
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.kept_features import kept_rows
@@ -30,6 +30,7 @@ from deepcluster.run.settings import Settings
 
 # Settings that a run takes over from the model: how its network sees images.
 _OF_TRUNK = tuple(one.name for one in fields(Settings) if one.metadata["section"] == "trunk" and one.name != "init")
+BATCH_SIZE = 256
 NOT_FINITE = "its features are not finite numbers"
 
 
@@ -38,11 +39,13 @@ class Subject(ABC):
 
     Attributes:
         device: where they are clustered.
+        address: where the images are; empty where that is not known.
         own_settings: settings of the run that the subject determines.
         made_of: what config.json notes of model and stage.
     """
 
     device: torch.device
+    address: Sequence[str]
     own_settings: Mapping[str, Any]
     made_of: Mapping[str, Any]
 
@@ -150,6 +153,7 @@ class TableSubject(Subject):
     device: torch.device
     source: ImageSource | None
     address: Sequence[str]
+    limit: int | None
 
     @property
     def own_settings(self) -> Mapping[str, Any]:  # type: ignore[override]
@@ -157,7 +161,8 @@ class TableSubject(Subject):
 
     @property
     def made_of(self) -> Mapping[str, Any]:  # type: ignore[override]
-        return {"model": whole_address(self.table.path), "stage": ""}
+        limited = {} if self.limit is None else {"limit": self.limit}
+        return {"model": whole_address(self.table.path), "stage": "", "table": self.table.facts(), **limited}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -176,7 +181,7 @@ class TableSubject(Subject):
 
     def data_facts(self) -> dict[str, Any]:
         if self.source is not None:
-            return _facts_of(self.source, self.address)
+            return {**_facts_of(self.source, self.address), "images": len(self.table)}
         return {"description": self.table.describe(), "images": len(self.table), "address": []}
 
     def state(self) -> dict[str, Any]:
@@ -208,18 +213,24 @@ def open_subject(
     facts = run.clustered() if run is not None and run.is_run() else {}
     remembered: list[str] = []
     asked = data
+    of_table = is_table(model) or bool(facts and not facts["stage"])
     if run is not None and run.is_run():
         config = run.read_config()
         remembered = config["data"].get("address") or []
-        limit = limit if limit is not None or data is not None else config["settings"].get("limit")
+        limit = limit if limit is not None or data is not None else facts.get("limit", config["settings"].get("limit"))
     data = (remembered or None) if data is None else given_data(data)
-    source = None if data is None else open_source(data, limit, on_trouble=work.reporter.warn)
+    source = None if data is None else open_source(data, None if of_table else limit, on_trouble=work.reporter.warn)
     address = [] if data is None else addresses_of(data)
-    if is_table(model) or (facts and not facts["stage"]):
-        if stage is not None:
-            raise InputError(f"--stage {stage} is of a network, and {model} is a table of embeddings: leave it out")
-        table = open_table(facts["model"] if facts else model)  # type: ignore[arg-type]
-        return TableSubject(table, Machine.choose(device, "fp32").clustering_device, source, address)
+    if of_table:
+        for name, value in {"--stage": stage, "--precision": None if precision == "auto" else precision}.items():
+            if value is not None:
+                raise InputError(f"{name} {value} is of a network, and {model} is a table of embeddings: leave it out")
+        if batch_size != BATCH_SIZE or workers is not None:
+            work.reporter.warn(
+                "a table of embeddings is read without batches and workers: --batch-size and --workers do nothing"
+            )
+        table = table_of_run(run.path, facts, limit) if facts and run else open_table(model, limit)  # type: ignore[arg-type]
+        return TableSubject(table, Machine.choose(device, "fp32").clustering_device, source, address, limit)
     if source is None and run is not None and run.path.is_dir() and not run.is_run():
         raise InputError(f"{model} is no run and no table of embeddings: name the model first, then the images")
     if source is None and run is not None and run.path.suffix.lower() in TABLES:

@@ -72,8 +72,8 @@ def read_run(path: Path, name: str) -> ComparedRun:
         return ComparedRun(name, *_clusters(path))
     folder = RunFolder(path)
     config = folder.read_config()
-    tables = [*sorted(folder.assignments.glob("epoch-*.parquet")), *path.glob(folder.clusters.name)]  # The newest last.
-    names, cluster_N = _clusters(tables[-1]) if tables else ([], np.zeros(0, np.int64))
+    newest = folder.newest_clusters()
+    names, cluster_N = _clusters(newest) if newest else ([], np.zeros(0, np.int64))
     evaluations = {}
     for file in sorted(path.glob("evaluation/*.json")):
         with suppress(OSError, ValueError):

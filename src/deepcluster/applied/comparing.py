@@ -122,7 +122,7 @@ def compare(
     paths = [user_path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if len(paths) < 2:
         raise InputError(f"{' '.join(map(str, paths)) or 'nothing'} can't be compared alone: name two runs or more")
-    target, page_target = checked_outputs(out, page, endings=ENDINGS)
+    target, page_target = checked_outputs(out, page, endings=ENDINGS, inputs=(*paths, data))
     work = Work(reporter, Interruption(advice="nothing was written"))
     with work.interruption.listening():
         read = [read_run(path, str(path)) for path in paths]

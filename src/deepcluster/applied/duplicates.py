@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deepcluster.applied.found import (
     LIST,
     Found,
+    check_listed,
     checked_outputs,
     picture,
     write_found,
@@ -23,7 +24,7 @@ from deepcluster.applied.rows import Embeddings
 from deepcluster.applied.vectors import UNIT_LENGTH, Space, Vectors, vectors_of
 from deepcluster.clustering.near import NEAR_SHARE, near_sets, typical_distance
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.files import output_path
+from deepcluster.core.files import output_path, spare_inputs
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import are, count_of, size
@@ -143,16 +144,15 @@ def duplicates(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; those of the run by default. With a table only for sizes and pictures, and may be left out.
+        data: the images; those of the run, or of the table, by default. With a table only for sizes and pictures.
         threshold: largest distance of near-duplicates; 4 % of the typical distance of two images by default.
         out: also write a table (`.parquet`, `.csv`, `.jsonl`: group, name, distance, keep, reason, path).
         page: also write a page with the pictures (`.html`).
         list: also write the paths of the images that could be removed, one per line (`.txt`).
         space: "clusters": the space in which the model has its clusters; "embedding": embeddings of unit length. The former
             where the model has clusters by default.
-        device, workers: how the work is done.
+        device, workers, reporter: how the work is done, and what shows progress.
         limit: use only this many images, spread evenly.
-        reporter: shows progress.
 
     Raises:
         InputError: model, data, threshold or files can't be used; nothing was written.
@@ -161,9 +161,12 @@ def duplicates(
     threshold = plain(threshold)
     if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold < float("inf")):
         raise InputError(f"threshold={threshold!r} is no distance: use a number of 0 or more")
-    target, page_target = checked_outputs(out, page, endings=ENDINGS)
+    target, page_target = checked_outputs(out, page, endings=ENDINGS, inputs=(model, data))
     list_target = None if list is None else output_path(list, "--list", endings=(LIST,))
-    with vectors_of(model, data, space=space, limit=limit, device=device, workers=workers, reporter=reporter) as vectors:
+    if list_target is not None:
+        spare_inputs(list_target, "--list", model, data)
+    options: dict[str, Any] = {"space": space, "limit": limit, "device": device, "workers": workers, "reporter": reporter}
+    with vectors_of(model, data, before=lambda images, *_: check_listed(images, list_target), **options) as vectors:
         say = vectors.work.reporter.say
         if vectors.space == "embedding" and threshold is not None and threshold > 2:
             raise InputError(f"threshold={threshold} is more than 2, the largest distance of {UNIT_LENGTH}")
@@ -201,10 +204,13 @@ def _found(vectors: Vectors, groups: Sequence[Sequence[int]], threshold: float) 
         for group in groups:
             files = {index: _File.of(vectors.names[index], vectors.images, index) for index in group}
             kept = min(group, key=files.__getitem__)
-            far = (vectors.rows_NP[list(group)] - vectors.rows_NP[kept]).square().sum(dim=1).sqrt().tolist()
-            rows = sorted(zip(group, far, strict=True), key=lambda row: (row[0] != kept, row[1], row[0]))
+            rows = vectors.rows(np.array([kept, *group]))
+            far = (rows[1:] - rows[0]).square().sum(dim=1).sqrt().tolist()
+            ordered = sorted(zip(group, far, strict=True), key=lambda row: (row[0] != kept, row[1], row[0]))
             n_bytes -= sum(files[index].minus_bytes for index in group if index != kept)
-            tables.append([(index, distance, index == kept, files[index].reason(files[kept])) for index, distance in rows])
+            tables.append(
+                [(index, distance, index == kept, files[index].reason(files[kept])) for index, distance in ordered]
+            )
             advance(len(group))
     tables.sort(key=lambda table: (table[-1][1], -len(table), table[0][0]))
     rows_R = [(number, *row) for number, table in enumerate(tables) for row in table]

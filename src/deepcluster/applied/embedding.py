@@ -47,7 +47,7 @@ def embed(
         InputError: model, data, stage or file can't be used.
         Interrupted: Ctrl-C or SIGTERM while `out` was written; the same call continues.
     """
-    target = None if out is None else output_target(out, (*ENDINGS, ".npy"), parts=parts)
+    target = None if out is None else output_target(out, (*ENDINGS, ".npy"), parts=parts, inputs=(model, data))
     with opened(model, data, limit, reporter, shared=out is not None, device=device, workers=workers) as (model, source):
         stage = stage or model.trunk.embed_stage
         one = from_kept(model, model.embedding(stage, batch_size), source, stage)

@@ -7,12 +7,14 @@ from typing import Any
 
 from deepcluster.applied.opening import output_target
 from deepcluster.applied.shown import PictureRows, found_html
+from deepcluster.core.errors import InputError
 from deepcluster.core.files import output_path, write_whole
 from deepcluster.core.html import pandas
-from deepcluster.core.text import as_line, printable
+from deepcluster.core.text import as_line, count_of, printable
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
-from deepcluster.run.table_writers import write_rows
+from deepcluster.data.sources.by_name import NamedPictures
+from deepcluster.run.table_writers import ENDINGS, write_rows
 
 LIST = ".txt"
 
@@ -45,17 +47,37 @@ class Found:
         return found_html(repr(self), self.columns(), self.pictures)
 
 
-def checked_outputs(out: str | Path | None, page: str | Path | None, *, endings: tuple[str, ...]) -> tuple[Any, Any]:
+def checked_outputs(
+    out: str | Path | None, page: str | Path | None, *, endings: tuple[str, ...], inputs: Sequence[object]
+) -> tuple[Any, Any]:
     """Return the paths of the table and of the page to write; nothing is made yet.
 
     Raises:
-        InputError: one can't be written, or the packages of the page are not installed.
+        InputError: one can't be written, the table is one of the inputs, or the packages of the page are not installed.
     """
-    target = None if out is None else output_target(out, endings, parts=False)
+    target = None if out is None else output_target(out, endings, parts=False, inputs=inputs)
     if page is None:
         return target, None
     import_module("deepcluster.visualization.report.page").needs_report_extra()
     return target, output_path(page, "--page", endings=(".html", ".htm"))
+
+
+def check_listed(images: ImageSource | None, target: Path | None) -> None:
+    """Raise `InputError` where images are no files, which a list of files can't name.
+
+    Args:
+        images: None for a table without images, of which the list has the names.
+        target: the list, or another kind of file, or none.
+    """
+    if images is None or target is None or target.suffix != LIST:
+        return
+    missing = len(images) - images.n_found if isinstance(images, NamedPictures) else 0
+    bare = sum(images.path(index) is None for index in range(len(images)))
+    if bare > missing:
+        raise InputError(
+            f"{target} would be a list of files, and {bare - missing:,} of the {count_of(len(images), 'image')} are in an "
+            f"archive, a table, memory or at an address: unpack them, or write a table ({', '.join(ENDINGS)})"
+        )
 
 
 def write_found(found: Found, target: Path) -> None:

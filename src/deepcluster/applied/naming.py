@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_file, output_path, read_table, user_path
+from deepcluster.core.files import check_file, locked, output_path, read_table, user_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import are, count_of
 from deepcluster.data.sources.text_tables import decode, of_windows, pairs_of, read_text_table
@@ -93,19 +93,25 @@ def name_clusters(
     found = dict[int, tuple[str, int, int]]()
     if labels is not None:
         found = _majorities(user_path(labels), image_names, cluster_N, reporter or Reporter(quiet=True))
-    all_names = {**read_names(folder.path), **{cluster: label for cluster, (label, _, _) in found.items()}, **given}
-    all_names = {cluster: clean_name(name) for cluster, name in sorted(all_names.items()) if clean_name(name)}
-    if names or labels is not None:
-        output_path(folder.path / FILE, "names")
-        write_names(folder.path, all_names)
+    new = {**{cluster: label for cluster, (label, _, _) in found.items()}, **given}
+    all_names = _with(new, folder.path) if names or labels is not None else read_names(folder.path)
     labelled = {cluster: counts for cluster, (_, *counts) in found.items() if cluster not in given}
     return NamedClusters(all_names, sizes_K, {cluster: (same, known) for cluster, (same, known) in labelled.items()})
 
 
+def _with(new: Mapping[int, str], folder: Path) -> dict[int, str]:
+    """Add names to those of a run folder, and return all; other processes add theirs before or afterwards."""
+    path = output_path(folder / FILE, "names")
+    with locked(path):
+        names = {cluster: clean_name(name) for cluster, name in sorted({**read_names(folder), **new}.items())}
+        names = {cluster: name for cluster, name in names.items() if name}
+        write_names(folder, names)
+    return names
+
+
 def _clusters_of(folder: RunFolder) -> tuple[list[str], NDArray[np.int64]]:
     """Return names and clusters of the images of a run; none if it has no table of them, as imported models."""
-    tables = [folder.clusters, *sorted(folder.assignments.glob("*.parquet"), reverse=True)]
-    table = next((path for path in tables if path.is_file()), None)
+    table = folder.newest_clusters()
     if table is None:
         return [], np.empty(0, np.int64)
     columns = read_table(table, ["name", "cluster"])

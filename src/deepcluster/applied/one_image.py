@@ -49,9 +49,10 @@ def like_one(model: Model, image: Path, cluster: int, *, device: str) -> list[st
 
 def _typical(folder: RunFolder, cluster: int) -> list[str]:
     """Return lines with the distances and names of the images of the run that are nearest to a centroid."""
-    if not folder.clusters.is_file():
+    newest = folder.newest_clusters()
+    if newest is None:
         return []
-    table = read_table(folder.clusters, ["name", "cluster", "distance"])
+    table = read_table(newest, ["name", "cluster", "distance"])
     mine = np.flatnonzero(table["cluster"].to_numpy() == cluster)
     distance_N = table["distance"].to_numpy()
     nearest = mine[np.argsort(distance_N[mine], kind="stable")[:SHOWN]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import output_path, user_path
+from deepcluster.core.files import output_path, spare_inputs, user_path
 from deepcluster.core.progress import Reporter
 from deepcluster.core.work import Work, joined_work
 from deepcluster.data.sources import ImageSource, open_source
@@ -60,8 +60,9 @@ def warn_of_unreadable(by_name: Mapping[str, str], reporter: Reporter) -> None:
         warn(f"… and {len(by_name) - 3:,} more; their rows are empty")
 
 
-def output_target(out: str | Path, endings: tuple[str, ...], *, parts: bool) -> Path:
-    """Return the file, or the folder of parts, to write; nothing is made yet."""
+def output_target(out: str | Path, endings: tuple[str, ...], *, parts: bool, inputs: Sequence[object]) -> Path:
+    """Return the file, or the folder of parts, to write, which is none of the inputs; nothing is made yet."""
+    spare_inputs(user_path(out), "--out", *inputs)
     if not parts:
         if user_path(out).is_dir():
             raise InputError(f"--out {out} is a folder: write numbered files into it with --parts, or name a file in it")

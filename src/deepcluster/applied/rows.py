@@ -50,7 +50,7 @@ class Rows:
             if which not in self.names:
                 raise KeyError(f"no image is called {which}{did_you_mean(which, self.names[:10_000])}")
             which = self.names.index(which)
-        if hasattr(which, "__index__") and not isinstance(which, np.ndarray):
+        if hasattr(which, "__index__") and np.ndim(which) == 0:
             return {name: _plain(column[which]) for name, column in self.columns().items()}
         chosen = np.arange(len(self))[which]
         new: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deepcluster.applied.found import (
     LIST,
     Found,
+    check_listed,
     checked_outputs,
     picture,
     write_found,
@@ -45,7 +46,8 @@ class Sample(Found):
 
     Attributes:
         names: the images.
-        stands_for_R: number of images that are nearest to it, itself included.
+        stands_for_R: number of images that are nearest to it; what is as near to an image chosen before it counts for that
+            one, so that a copy may have 0.
         distance_R: float32; largest distance of these to it.
         paths: files; "" where they are not known.
         how: "representative" or "diverse".
@@ -86,7 +88,7 @@ def sample(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; those of the run by default. With a table only for paths and pictures, and may be left out.
+        data: the images; those of the run, or of the table, by default. With a table only for paths and pictures.
         count: C, the number of images.
         how: "representative": those nearest to the centres of C clusters of k-means, which follow where most images are;
             "diverse": each as far as possible from those before it, which also finds rare ones.
@@ -105,11 +107,12 @@ def sample(
     if how not in HOWS:
         raise InputError(f"how={how!r} is unknown{did_you_mean(str(how), HOWS)}: use {' or '.join(HOWS)}")
     count = whole_number("count", count, at_least=1)
-    target, page_target = checked_outputs(out, page, endings=(LIST, *ENDINGS))
+    target, page_target = checked_outputs(out, page, endings=(LIST, *ENDINGS), inputs=(model, data))
 
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
         if count > len(names):
             raise InputError(f"count={count} is more than the {count_of(len(names), 'image')}")
+        check_listed(images, target)
 
     with vectors_of(
         model, data, space=space, before=before, limit=limit, device=device, workers=workers, reporter=reporter

@@ -122,12 +122,10 @@ class _Pictures:
         self.until, self.n_bytes = time.monotonic() + MOST_SECONDS, 0
         self.source, self.names = source(), names
         self.index: dict[str, int] = {}
-        if self.source is not None and len(names) and not self._matches(self.source):  # Some of its rows: find them by name.
-            self.index = {self.source.name(index): index for index in range(len(self.source))}
-
-    def _matches(self, source: ImageSource) -> bool:
-        ends = {0, len(self.names) - 1} if len(self.names) else set()
-        return len(source) == len(self.names) and all(source.name(index) == self.names[index] for index in ends)
+        if self.source is not None and len(names):
+            there = [self.source.name(index) for index in range(len(self.source))]
+            if there != list(names):  # Some of its rows, or another order: find them by name.
+                self.index = {name: index for index, name in enumerate(there)}
 
     def of(self, row: int) -> str:
         """Return the picture of an image; "" if it has none."""

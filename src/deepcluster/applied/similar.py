@@ -12,7 +12,7 @@ from deepcluster.applied.opening import Data
 from deepcluster.applied.queries import Queries, find_queries
 from deepcluster.applied.rows import Embeddings
 from deepcluster.applied.shown import PictureRows
-from deepcluster.applied.vectors import Space, Vectors, vectors_of
+from deepcluster.applied.vectors import Space, Vectors, is_rows, vectors_of
 from deepcluster.clustering.neighbours import Metric, nearest_neighbours
 from deepcluster.core.errors import InputError
 from deepcluster.core.options import whole_number
@@ -20,7 +20,6 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource, JoinedSource
-from deepcluster.run.embedding_tables import is_table
 from deepcluster.run.model import Model
 from deepcluster.run.table_writers import ENDINGS
 
@@ -75,7 +74,7 @@ def similar(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings, as `embed` writes it, or what it returned.
-        data: the images; those of the run by default. With a table only for pictures, and may be left out.
+        data: the images; those of the run, or of the table, by default. With a table only for pictures.
         query: image files, a folder or list of them, or names of images of `data`, which are not their own neighbours; or
             images in memory (arrays, tensors, images of Pillow).
         count: number of images for each query.
@@ -91,15 +90,12 @@ def similar(
         Interrupted: Ctrl-C or SIGTERM; finished features are kept.
     """
     count = whole_number("count", count, at_least=1)
-    target, page_target = checked_outputs(out, page, endings=ENDINGS)
+    target, page_target = checked_outputs(out, page, endings=ENDINGS, inputs=(model, data, query))
     found: list[Queries] = []
 
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:
-        found.append(find_queries(query, images, names, has_network=not is_rows, warn=work.reporter.warn))
+        found.append(find_queries(query, images, names, has_network=not is_rows(model), warn=work.reporter.warn))
 
-    is_rows = isinstance(model, Embeddings) or is_table(model)
-    if data is None and isinstance(model, Embeddings):
-        data = model.source()
     opened = vectors_of(
         model, data, space=space, before=before, limit=limit, device=device, workers=workers, reporter=reporter
     )
@@ -116,11 +112,9 @@ def similar(
 
 def _nearest(vectors: Vectors, queries: Queries, count: int) -> tuple[Similar, NDArray[np.int64]]:
     """Return the nearest images of each query, and their indices (Q, K), -1 at the end where an image is not its own."""
-    rows_QP = vectors.rows_NP.new_empty(len(queries.names), vectors.rows_NP.shape[1])
-    own = queries.index_Q >= 0
-    rows_QP[own] = vectors.rows_NP[queries.index_Q[own]]
+    rows_QP = vectors.rows(queries.index_Q)
     if queries.others is not None and vectors.rows_of is not None:
-        rows_QP[~own] = vectors.rows_of(queries.others)
+        rows_QP[queries.index_Q < 0] = vectors.rows_of(queries.others)
     for number in (~rows_QP.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
         name = queries.names[number]
         raise InputError(f"query {name} has no features: {vectors.unreadable.get(name, 'they are not finite numbers')}")

@@ -3,10 +3,9 @@
 N images, M of them known, P components.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,14 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepcluster.applied.assigning_tables import is_run_of_table
+from deepcluster.applied.assigning_tables import is_run_of_table, known_pictures
+from deepcluster.applied.clustering_rows import BLOCK_ROWS, FeatureRows
 from deepcluster.applied.opening import Data, names_of, opened, reasons_by_name
 from deepcluster.applied.rows import Embeddings
+from deepcluster.core.device import free_memory_bytes
 from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
 from deepcluster.core.files import user_path
 from deepcluster.core.options import whole_number
 from deepcluster.core.progress import Reporter
-from deepcluster.core.text import are
+from deepcluster.core.text import are, size
 from deepcluster.core.work import Work, joined_work
 from deepcluster.data.decode import decode
 from deepcluster.data.loader import usual_workers
@@ -31,7 +32,7 @@ from deepcluster.data.sources import ImageSource, open_source
 from deepcluster.data.sources.by_name import pictures_by_name
 from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import load, new_interruption
-from deepcluster.run.embedding_tables import is_table, open_table
+from deepcluster.run.embedding_tables import is_table, open_table, table_of_run
 from deepcluster.run.features import Pooled
 from deepcluster.run.folder import RunFolder
 from deepcluster.run.kept_features import kept_rows, readable
@@ -41,8 +42,8 @@ from deepcluster.run.model import Model
 Space = Literal["embedding", "clusters"]
 SPACES: tuple[Space, ...] = get_args(Space)
 UNIT_LENGTH = "embeddings of unit length"
-# Rows of a table that are read at once.
-ROWS_AT_ONCE = 16_384
+# What a command takes: the rows, a copy that is centred and one of unit length, and some numbers per row.
+COPIES, BYTES_PER_ROW = 3, 100
 AGAIN = "nothing was written"
 NO_ROW = "its features are not finite numbers"
 
@@ -53,7 +54,8 @@ class Vectors:
 
     Attributes:
         names: names of all N images.
-        rows_NP: float32, on the CPU; NaN for unreadable images.
+        known_M: indices of the images that have a row, ascending.
+        known_MP: their rows, float32, on the CPU.
         space: what the rows are.
         images: where the pictures are; None where they are not at hand.
         unreadable: why images have no row, by name.
@@ -63,7 +65,8 @@ class Vectors:
     """
 
     names: list[str]
-    rows_NP: Tensor
+    known_M: NDArray[np.int64]
+    known_MP: Tensor
     space: Space
     images: ImageSource | None
     unreadable: dict[str, str]
@@ -74,15 +77,12 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.names)
 
-    @cached_property
-    def known_M(self) -> NDArray[np.int64]:
-        """Indices of the images that have a row."""
-        return torch.isfinite(self.rows_NP).all(dim=1).nonzero()[:, 0].numpy()
-
-    @cached_property
-    def known_MP(self) -> Tensor:
-        """Rows of the images that have one."""
-        return self.rows_NP if len(self.known_M) == len(self) else self.rows_NP[torch.from_numpy(self.known_M)]
+    def rows(self, index_Q: NDArray[np.int64]) -> Tensor:
+        """Return the rows (Q, P) of some images; NaN for those that have none."""
+        place_Q = np.searchsorted(self.known_M, index_Q).clip(max=len(self.known_M) - 1)
+        rows_QP = self.known_MP[torch.from_numpy(place_Q)]
+        rows_QP[torch.from_numpy(self.known_M[place_Q] != index_Q)] = torch.nan
+        return rows_QP
 
     @property
     def measure(self) -> str:
@@ -95,6 +95,11 @@ class Vectors:
         """Return the path of the file of an image; "" where it is none, or not known."""
         path = None if self.images is None else self.images.path(index)
         return "" if path is None else str(path)
+
+
+def is_rows(model: object) -> bool:
+    """Return whether a model is a table of embeddings, what `embed` returned, or a run of a table: it has no network."""
+    return isinstance(model, Embeddings) or is_table(model) or is_run_of_table(model)
 
 
 @contextmanager
@@ -113,7 +118,7 @@ def vectors_of(
 
     Args:
         model: whatever `load` opens, or its result; a table of embeddings (.parquet, .npy), or what `embed` returned.
-        data: the images; those of the run by default. With a table they are looked up by name, and may be left out.
+        data: the images; those of the run, or of the table, by default. With a table they are looked up by name.
         space: None: that of the clusters where the model has any.
         before: called with images and names before any long work, to check the input against them.
         limit, device, workers, reporter: as in `embed`.
@@ -124,9 +129,7 @@ def vectors_of(
     if space is not None and space not in SPACES:
         raise InputError(f"space={space!r} is unknown{did_you_mean(str(space), SPACES)}: use {' or '.join(SPACES)}")
     limit = None if limit is None else whole_number("limit", limit, at_least=2)
-    if is_run_of_table(model):
-        model = RunFolder(user_path(model)).clustered()["model"]  # type: ignore[arg-type]
-    if isinstance(model, Embeddings) or is_table(model):
+    if isinstance(model, Embeddings) or is_rows(model):
         if space == "clusters":
             raise InputError("a table of embeddings has no space of clusters: leave out --space clusters, or give the model")
         with joined_work(reporter, new_interruption(AGAIN)) as work:
@@ -157,11 +160,40 @@ def _of_model(model: Model, images: ImageSource, space: Space) -> Vectors:
         return points(model.features(others, stage=stage)[0].to(model.machine.feature_dtype))
 
     wanted = Pooled(stage)
-    rows_NP = points(kept_rows(model, images, [wanted])[wanted])
-    names = names_of(images)
-    lost = (~torch.isfinite(rows_NP[:, 0])).nonzero()[:, 0].tolist()
+    features_ND = kept_rows(model, images, [wanted])[wanted]
+    known_M, known_MP = _known(map(points, features_ND.split(BLOCK_ROWS)), len(images))
+    lost = np.setdiff1d(np.arange(len(images)), known_M).tolist()
     unreadable = reasons_by_name({index: why_unreadable(images, index) or NO_ROW for index in lost}, images, model)
-    return Vectors(names, rows_NP, space, images, unreadable, model.work, model.workers, rows_of)
+    return Vectors(names_of(images), known_M, known_MP, space, images, unreadable, model.work, model.workers, rows_of)
+
+
+def _known(blocks: Iterable[Tensor], count: int) -> tuple[NDArray[np.int64], Tensor]:
+    """Return which of `count` rows are finite, and these rows (M, P), of which no copy is made.
+
+    Raises:
+        InputError: they do not fit into memory.
+    """
+    known_N, known_MP = torch.zeros(count, dtype=torch.bool), torch.empty(0, 0)
+    first = written = 0
+    for rows_BP in blocks:
+        if not first:
+            _check_memory(count, rows_BP.shape[1])
+            known_MP = torch.empty(count, rows_BP.shape[1])  # Memory that is not written to is not taken.
+        known_B = rows_BP.isfinite().all(dim=1)
+        known_N[first : first + len(rows_BP)] = known_B
+        some_MP = rows_BP[known_B]
+        known_MP[written : written + len(some_MP)] = some_MP
+        first, written = first + len(rows_BP), written + len(some_MP)
+    return known_N.nonzero()[:, 0].numpy(), known_MP[:written]
+
+
+def _check_memory(count: int, width: int) -> None:
+    needed, free = count * (COPIES * 4 * width + BYTES_PER_ROW), free_memory_bytes()
+    if needed > free:
+        raise InputError(
+            f"comparing {count:,} images by {width:,} numbers takes {size(needed)}, and {size(free)} of memory are free: "
+            "use --limit, or a machine with more memory"
+        )
 
 
 def images_of_run(model: Model) -> list[str]:
@@ -196,32 +228,36 @@ def _of_table(
     work: Work,
 ) -> Vectors:
     if isinstance(table, Embeddings):
-        names, rows_NP, what = list(table.names), torch.from_numpy(table.embedding_ND).float(), ""
+        chosen = torch.tensor(even_sample(range(len(table)), len(table) if limit is None else limit))
+        names, images = [table.names[row] for row in chosen.tolist()], table.source() if data is None else None
+        images = None if images is None else pictures_by_name(names, images)
+        rows, what = FeatureRows.of(torch.from_numpy(table.embedding_ND)), ""
     else:
-        opened_table = open_table(user_path(table))
-        names, what, rows_NP = opened_table.names(), opened_table.describe(), None
-    chosen = even_sample(range(len(names)), len(names) if limit is None else limit)
-    names = [names[row] for row in chosen]
-    images = None if data is None else pictures_by_name(names, open_source(data, on_trouble=work.reporter.warn))
+        folder = RunFolder(user_path(table)) if is_run_of_table(table) else None
+        opened_table = table_of_run(folder.path, folder.clustered(), limit) if folder else open_table(table, limit)
+        names, what, chosen = opened_table.names(), opened_table.describe(), torch.arange(len(opened_table))
+        images = known_pictures(names, opened_table.paths(), folder) if data is None else None
+        rows = FeatureRows(len(opened_table), opened_table.dim, opened_table.read)
+    if data is not None:
+        images = pictures_by_name(names, open_source(data, on_trouble=work.reporter.warn))
     before(images, names, work)
     if what:
         work.reporter.say(what)
-    if rows_NP is None:
-        with work.track("reading the table", len(opened_table), "rows") as advance:
-            parts = []
-            for rows_BP in opened_table.read(slice(0, len(opened_table)), ROWS_AT_ONCE):
-                parts.append(rows_BP)
-                advance(len(rows_BP))
-        rows_NP = torch.cat(parts)
-    if len(names) < len(rows_NP):
-        rows_NP = rows_NP[chosen]
-    lost = (~torch.isfinite(rows_NP).all(dim=1)).nonzero()[:, 0].tolist()
+    known_M, known_MP = _known(_unit_rows(rows, chosen, work), len(names))
+    lost = np.setdiff1d(np.arange(len(names)), known_M).tolist()
     if lost:
         work.reporter.warn(f"{are(len(lost), 'row')} without numbers, such as {names[lost[0]]}")
-    rows_NP = normalize(rows_NP)
-    rows_NP[lost] = torch.nan
     unreadable = dict.fromkeys((names[index] for index in lost), "no embedding")
-    return Vectors(names, rows_NP, "embedding", images, unreadable, work, workers)
+    return Vectors(names, known_M, known_MP, "embedding", images, unreadable, work, workers)
+
+
+def _unit_rows(rows: FeatureRows, chosen: Tensor, work: Work) -> Iterator[Tensor]:
+    """Yield the chosen rows, ascending, in blocks and scaled to unit length."""
+    first = 0
+    for rows_BP in rows.blocks(work, "reading the table"):
+        some = chosen[(chosen >= first) & (chosen < first + len(rows_BP))] - first
+        yield normalize(rows_BP[some])
+        first += len(rows_BP)
 
 
 def _checked(vectors: Vectors) -> Vectors:

@@ -38,7 +38,10 @@ def typical_distance(points_MP: NDArray[np.float32]) -> float:
     """Return the root mean squared distance of two points drawn at random: √2 times their spread about the mean."""
     if len(points_MP) == 0:
         return 0.0
-    return float(np.sqrt(2 * np.var(points_MP, axis=0, dtype=np.float64).sum()))
+    blocks = [points_MP[rows] for rows in blocks_of(slice(0, len(points_MP)), BLOCK_ROWS)]
+    mean_P = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / len(points_MP)
+    squared = sum(float(np.square(block - mean_P).sum()) for block in blocks)
+    return float(np.sqrt(2 * squared / len(points_MP)))
 
 
 def near_sets(rows_NP: Tensor, radius: float, *, advance: Advance = no_advance) -> NDArray[np.int64]:

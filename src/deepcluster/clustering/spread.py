@@ -29,7 +29,9 @@ def farthest_first(points_NP: Tensor, count: int, *, chosen: Tensor | None = Non
     """
     found = [] if chosen is None else chosen.tolist()
     if not found:
-        found = [int(squared_distances(points_NP, points_NP.double().mean(dim=0).float()).argmin())]
+        sums = [points_NP[rows].double().sum(dim=0) for rows in row_blocks(points_NP)]
+        mean_P = torch.stack(sums).sum(dim=0) / len(points_NP)
+        found = [int(squared_distances(points_NP, mean_P.float()).argmin())]
     nearest_N = torch.full((len(points_NP),), torch.inf)
     for number in range(count):
         if number == len(found):

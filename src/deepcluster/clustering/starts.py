@@ -31,20 +31,29 @@ def random_rows(points_NP: Tensor, n_clusters: int, *, seed: int, ranks: Ranks) 
     return rows_of(points_NP, first, drawn_K, ranks)
 
 
-def plus_plus(points_NP: Tensor, n_clusters: int, *, seed: int, ranks: Ranks) -> Tensor:
+def plus_plus(points_NP: Tensor, n_clusters: int, *, seed: int, ranks: Ranks, trials: int = 1) -> Tensor:
     """Draw K points, each in proportion to its squared distance to those before (Arthur and Vassilvitskii, SODA 2007).
 
-    Once all points coincide with drawn ones, any is drawn. Takes K passes over the points.
+    Once all points coincide with drawn ones, any is drawn. Takes K passes over the points for each trial.
+
+    Args:
+        trials: draw each point so often, and keep the one that leaves the lowest sum of squared distances ("greedy"
+            k-means++, as in the authors' experiments).
     """
-    draws_K2 = torch.rand(n_clusters, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
+    generator = torch.Generator().manual_seed(seed)
+    draws_KT2 = torch.rand(n_clusters, trials, 2, dtype=torch.float64, generator=generator).tolist()
     first, n_all = number_points(len(points_NP), ranks)
     weights_N = torch.ones(len(points_NP), dtype=torch.float64, device=points_NP.device)
     centroids = torch.empty(0, points_NP.shape[1], device=points_NP.device)
-    for draws in draws_K2:
-        number = _draw_number(weights_N, first, n_all, draws, ranks)
-        drawn_1P = rows_of(points_NP, first, torch.tensor([number]), ranks)
-        distances_N = _squared_distances_to(points_NP, drawn_1P)
-        weights_N = torch.minimum(weights_N, distances_N) if len(centroids) else distances_N
+    for draws_T2 in draws_KT2:
+        tried: list[tuple[float, Tensor, Tensor]] = []
+        for draws in draws_T2:
+            number = _draw_number(weights_N, first, n_all, draws, ranks)
+            drawn_1P = rows_of(points_NP, first, torch.tensor([number]), ranks)
+            distances_N = _squared_distances_to(points_NP, drawn_1P)
+            left_N = torch.minimum(weights_N, distances_N) if len(centroids) else distances_N
+            tried.append((float(ranks.sum(left_N.sum())) if trials > 1 else 0.0, left_N, drawn_1P))
+        _, weights_N, drawn_1P = min(tried, key=lambda one: one[0])
         centroids = torch.cat([centroids, drawn_1P])
     return centroids
 

@@ -146,6 +146,22 @@ def output_path(path: str | Path, option: str, *, endings: tuple[str, ...] = (),
     return path
 
 
+def spare_inputs(out: Path, option: str, *inputs: object) -> None:
+    """Raise `InputError` if writing `out` would replace an input: `out` is one, or a folder that holds one.
+
+    Args:
+        option: the name of `out`, for the message.
+        inputs: paths, names such as `resnet18@FILE`, or lists of these; others are passed over.
+    """
+    for one in inputs:
+        if isinstance(one, list | tuple):
+            spare_inputs(out, option, *one)
+        elif isinstance(one, str | Path):
+            named = (user_path(text) for text in {str(one), str(one).rpartition("@")[2]} if text and os.path.lexists(text))
+            if any(path.resolve().is_relative_to(out.resolve()) for path in named):
+                raise InputError(f"{option} {out} is or holds an input, {one}, which would be replaced: choose another name")
+
+
 def check_new_folder(folder: Path, option: str) -> None:
     """Raise `InputError`, which names the option, unless the folder is empty, or can be created."""
     output_path(folder, option, is_folder=True)
@@ -191,14 +207,25 @@ def locked(path: Path) -> Iterator[None]:
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while file is None or not _is_at(file.fileno(), lock):
+            if file:  # Its owner has deleted it, and others may have made and locked a new one.
+                file.close()
+            file = lock.open("wb")
+            fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:
         if file:
             with file, suppress(OSError):
                 lock.unlink()
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Return True if an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -231,8 +258,21 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
     """Return a Parquet table, or some of its columns."""
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
+    with arrow_file(path) as file:
         return pq.read_table(file, columns=columns)
+
+
+def arrow_file(path: Path) -> Any:
+    """Return a file that Arrow opens itself, with any bytes in its name.
+
+    Its threads may still hold a file of Python when the interpreter ends, which aborts the process.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(path))
 
 
 def save_tensors(path: Path, state: Mapping[str, Any], *, copy: Path | None = None) -> None:

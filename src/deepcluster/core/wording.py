@@ -8,10 +8,15 @@ from typing import Any
 
 # Options that are switches on the command line.
 _SWITCHES = ("resume", "overwrite", "parts", "watch", "show", "fast", "copy", "add", "dry_run", "fold_sobel")
-_FLAG = re.compile(r"(?<![\w-])--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\d.,]*(?!\w)|[A-Z][A-Z0-9_]*\b))?")
+# Quoted words stay as they are, and so do flags after the name of a program or a file: they are of that.
+_KEPT = r"""(?<!\w)'[^']*'(?!\w)|"[^"]*"|`[^`]*`|(?:pip install|torchrun|deepcluster [a-z-]+|\S*[/\\]\S*[^\s:;,]) --\S+"""
+_END = r"(?=[\s,;:)\]]|\.(?:\s|$)|$)"
+_FLAG = re.compile(
+    rf"{_KEPT}|(?<![\w-])--(no-)?([a-z][a-z0-9-]*)(?:(?:[ =](\d[\d.,]*|[A-Z][A-Z0-9_]*(?:\.\w+)?))?{_END}|(?==))"
+)
 # Commands that are functions, and how many arguments without a name they take; the last one takes a list, too.
 _CALLS = {"assign": 2, "cluster": 2, "embed": 2, "evaluate": 2, "report": 1, "train": 1}
-_WORD = r"(?:'[^']*'|[^\s'])+?(?=[;,)]?(?:\s|$))"
+_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"\\])+?(?=[;,)]?(?:\s|$))"""
 _COMMAND = re.compile(rf"(?<![\w/.-])deepcluster ({'|'.join(_CALLS)})((?: {_WORD})+)")
 
 _command_line = False
@@ -49,6 +54,8 @@ def in_python(text: str) -> str:
     """Return a message in Python: `resume=True` for `--resume`, `deepcluster.report("run")` for `deepcluster report run`."""
 
     def argument(match: re.Match[str]) -> str:
+        if match[2] is None:
+            return match[0]
         negative, name, value = match[1], match[2].replace("-", "_"), match[3]
         if negative:
             return f"{name}=False" + (f" {value}" if value else "")

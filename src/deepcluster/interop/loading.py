@@ -68,20 +68,7 @@ def load(
         named = ", ".join(key for key, value in {"name": name, **given}.items() if value is not None)
         raise InputError(f"{named}: for a torch.nn.Module only, and {model} has its own; leave it out")
     if str(model).startswith(UNTRAINED):
-        name = str(model).removeprefix(UNTRAINED)
-        if name in ARCHITECTURES or name.startswith(PREFIXES):
-            check_arch(name)
-            image_size = USUAL_IMAGE_SIZE.get(name, 224)
-            settings = Settings(arch=name, image_size=image_size, sobel=name in PAPER_TRUNKS)
-        elif Path(name).is_dir():
-            settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
-        else:
-            raise InputError(
-                f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
-                f"{', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME, or a run folder for its trunk before training"
-            )
-        machine = Machine.choose("cpu", settings.precision)
-        return Model(str(model), make_run_trunk(settings).eval(), settings, machine, trained=False)
+        return _untrained(str(model))
     arch, path = arch_and_path(str(model))
     if not path.exists():
         weights = published(str(model))
@@ -100,6 +87,23 @@ def load(
     if arch is None and is_checkpoint(state):
         return model_of_checkpoint(checkpoint_of(state, path), path, name=str(model))
     return model_of_file(file_of(state, path), name=str(model), arch=arch)
+
+
+def _untrained(model: str) -> Model:
+    """Return the model of `untrained:ARCH` or `untrained:RUN`."""
+    name = model.removeprefix(UNTRAINED)
+    if name in ARCHITECTURES or name.startswith(PREFIXES):
+        check_arch(name)
+        settings = Settings(arch=name, image_size=USUAL_IMAGE_SIZE.get(name, 224), sobel=name in PAPER_TRUNKS)
+    elif Path(name).is_dir():
+        settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
+    else:
+        raise InputError(
+            f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "
+            f"{', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME, or a run folder for its trunk before training"
+        )
+    machine = Machine.choose("cpu", settings.precision)
+    return Model(model, make_run_trunk(settings).eval(), settings, machine, trained=False)
 
 
 def _no_model(model: str, arch: str | None, path: Path) -> str:

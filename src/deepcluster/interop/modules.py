@@ -32,7 +32,9 @@ def model_of_module(module: nn.Module, name: str | None, **form: Any) -> Model:
     try:
         copy = deepcopy(module)
     except (RuntimeError, TypeError) as fault:
-        raise InputError(f"{arch} can't be copied ({fault}); construct it again, without outputs of its passes in it") from fault
+        raise InputError(
+            f"{arch} can't be copied ({fault}); construct it again, without outputs of its passes in it"
+        ) from fault
     trunk = CustomTrunk.of(arch, copy, image_size=settings.image_size)
     trunk.take_statistics(settings.mean, settings.std)
     remark = _remark(trunk, settings)

@@ -3,6 +3,7 @@
 B batch, C channels, H and W pixels, D features.
 """
 
+import hashlib
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, Self
@@ -67,14 +68,23 @@ class CustomTrunk(TracedTrunk):
 
     @torch.no_grad()
     def fingerprint(self) -> str:
-        """Return what shows that the code of the module has changed, and not only its weights."""
+        """Return a hash of the outputs of all stages: it changes with the code of the module, not only with its weights."""
         device = next((weights.device for weights in self.backbone.parameters()), None)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randint(0, 256, (1, 3, self.image_size, self.image_size), generator=generator, dtype=torch.uint8)
         was_training, dtype = self.training, next((weights.dtype for weights in self.backbone.parameters()), torch.float32)
-        row_D = self.eval()(normalise(noise).to(device, dtype))[0].double().cpu()
-        self.train(was_training)
-        return f"{row_D.norm():.3e} {row_D @ torch.linspace(1, 2, len(row_D), dtype=torch.float64):.3e}"
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # The last bits of some networks depend on it.
+        try:
+            outputs = self.eval().maps(normalise(noise).to(device, dtype), self.stages)
+        finally:
+            torch.set_num_threads(threads)
+            self.train(was_training)
+        found = hashlib.sha256()
+        for name in self.stages:
+            found.update(f"{name} {list(outputs[name].shape)}".encode())
+            found.update(outputs[name].double().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def _is_map(self, output: Any) -> bool:
         return isinstance(output, Tensor) and output.dim() == 4 and len(output) == 1

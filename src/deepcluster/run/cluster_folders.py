@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.device import free_disk_bytes
-from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.files import MARK, mark_as_ours, output_path, user_path
+from deepcluster.core.errors import DeepClusterError, InputError, UnreadableImage
+from deepcluster.core.files import MARK, file_stamp, mark_as_ours, output_path, user_path
 from deepcluster.core.text import are, count_of, size
 from deepcluster.core.work import Work
 from deepcluster.data.sources import ImageSource
 from deepcluster.run.folder_entries import Entries
-from deepcluster.run.folder_record import PLAN, RECORD, Record, strangers
+from deepcluster.run.folder_record import COPYING, PLAN, RECORD, Record, check_deletable, is_within
+from deepcluster.run.lock import Lock
 from deepcluster.run.model import data_key
 from deepcluster.run.portable_names import entry_name, folder_name, looks
 from deepcluster.run.resumable import digest_of
@@ -98,25 +99,25 @@ def check_folders(wanted: Folders, source: ImageSource, clusters: str, work: Wor
         )
     if there and _holds_images(place, source):
         raise InputError(f"{what} holds images of the data itself: name another folder")
-    if wanted.overwrite and record and (others := strangers(place, record)):
-        some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise InputError(
-            f"{what} holds {count_of(len(others), 'file')} that deepcluster did not put there, or that changed since "
-            f"({some}): move them out first, or name another folder"
-        )
-    entries = Entries(wanted.kind, source, work)
+    if there and not wanted.add:
+        check_deletable(place, what, source)
+    entries = Entries(wanted.kind, source, work, final=place)
     entries.check(next(path for path in (place, *place.parents) if path.is_dir()), what)
     if wanted.kind == "copy":
-        sizes = (source.stamp(index).partition("-")[0] for index in range(len(source)) if source.path(index))
-        needed = sum(int(one) for one in sizes if one.isdecimal()) - _bytes_below(wanted.unfinished)
-        if needed > (free := free_disk_bytes(place)) and not (wanted.add and there):
+        known = (record if wanted.add and record else Record()).known(place)
+        needed = -_bytes_below(wanted.unfinished)
+        for index in range(len(source)):
+            bytes_of, _, _ = (stamp := source.stamp(index)).partition("-")
+            if source.path(index) and bytes_of.isdecimal() and not known(source.name(index), stamp, entries.where(index)):
+                needed += int(bytes_of)
+        if needed > (free := free_disk_bytes(place)):
             raise InputError(f"{what}: --copy needs {size(needed)}, and {size(free)} of its disk are free")
 
 
 def _holds_images(place: Path, source: ImageSource) -> bool:
     """Return whether an image of a source lies in a folder."""
     parents = {path.parent for index in range(len(source)) if (path := source.path(index))}
-    return any(Path(os.path.realpath(parent)).is_relative_to(place) for parent in parents)
+    return any(is_within(parent, place) for parent in parents)
 
 
 def _bytes_below(folder: Path) -> int:
@@ -142,36 +143,50 @@ def make_folders(
         clusters: as in `check_folders`.
 
     Raises:
+        InputError: another process makes the same folder, or something has come in the way; the same command continues.
         Interrupted: the same command continues.
+        DeepClusterError: the disk is full, or fails.
     """
-    place, before = wanted.place, Record.of(wanted.place) if wanted.add else None
-    is_new = before is None
-    folder = wanted.unfinished if is_new else place
-    record = before or Record({"clusters": clusters, "ranked": str(wanted.ranked), "kind": wanted.kind})
-    if is_new:
-        _begin(folder, digest_of(data_key(source), clusters, wanted.kind, wanted.ranked, sorted(names.items())))
-    filling = Filling(folder, record, cluster_N, distance_N, len(str(n_clusters - 1)), names)
-    entries = Entries(wanted.kind, source, work, temporary=folder / ".copying.part", final=place)
+    place, unfinished, what = wanted.place, wanted.unfinished, f"--folders {wanted.given}"
+    lock = Lock(place.with_name(f".{unfinished.name}.in-use"), what=what, doing="filled", other="folder")
     try:
-        with work.track("links and copies", len(source)) as advance:
-            done = filling.fill(source, entries, advance)
-    finally:  # What a stop leaves is ours, too.
-        record.write(folder)
-    if is_new:
-        if place.exists():
-            shutil.rmtree(place)
-        folder.rename(place)
-        (place / PLAN).unlink()
-    return done
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with closing(lock):
+            lock.acquire(work.reporter.warn)
+            check_folders(wanted, source, clusters, work)  # Others may have changed it since.
+            before = Record.of(place) if wanted.add else None
+            folder = unfinished if before is None else place
+            record = before or Record({"clusters": clusters, "ranked": str(wanted.ranked), "kind": wanted.kind})
+            if before is None:
+                plan = digest_of(data_key(source), clusters, wanted.kind, wanted.ranked, sorted(names.items()))
+                _begin(folder, plan, source)
+            filling = Filling(folder, record, cluster_N, distance_N, len(str(n_clusters - 1)), names)
+            entries = Entries(wanted.kind, source, work, temporary=folder / COPYING, final=place)
+            try:
+                with work.track("links and copies", len(source)) as advance:
+                    done = filling.fill(source, entries, advance)
+            finally:  # What a stop leaves is ours, too.
+                record.write(folder)
+            if before is None:
+                if place.exists():
+                    check_deletable(place, what, source)
+                    shutil.rmtree(place)
+                folder.rename(place)
+                (place / PLAN).unlink()
+            return done
+    except OSError as fault:
+        raise DeepClusterError(f"could not write {wanted.given}: {fault}; {work.interruption.advice}") from fault
 
 
-def _begin(folder: Path, plan: str) -> None:
+def _begin(folder: Path, plan: str, source: ImageSource) -> None:
     """Make an unfinished folder, or keep one that a stop has left of the same plan."""
     with suppress(OSError, UnicodeDecodeError):
         if (folder / PLAN).read_text(encoding="utf-8") == plan:
             return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if folder.exists():
+        check_deletable(folder, f"{folder}, which a stopped command has left,", source)
+        shutil.rmtree(folder)
+    folder.mkdir()
     mark_as_ours(folder)
     (folder / PLAN).write_text(plan, encoding="utf-8")
 
@@ -209,7 +224,8 @@ class Filling:
 
     def fill(self, source: ImageSource, entries: Entries, advance: Callable[[int], None]) -> str:
         """Put all images of a source there that are not there yet; return what was done, in words."""
-        known, rows = self.record.known(), self.record.rows
+        is_known, rows = self.record.known(entries.final), self.record.rows
+        is_first = not rows["file"]
         n_there, n_added, n_failed = 0, 0, 0
         for index in range(len(source)):
             if index % STEP == 0:
@@ -218,7 +234,7 @@ class Filling:
             if cluster == UNASSIGNED:
                 continue
             name, stamp, path = source.name(index), source.stamp(index), entries.where(index)
-            if (path and hash(path) in known) or (stamp and hash((name, stamp)) in known):
+            if is_known(name, stamp, path):
                 n_there += 1
                 continue
             try:
@@ -231,14 +247,15 @@ class Filling:
                 n_failed += 1
                 continue
             n_added += 1
-            row = (file.relative_to(self.folder).as_posix(), cluster, float(self.distance_N[index]), name, path, stamp)
-            for column, value in zip(rows.values(), row, strict=True):
+            own_stamp = "" if file.is_symlink() else file_stamp(file)
+            place, distance = file.relative_to(self.folder).as_posix(), float(self.distance_N[index])
+            for column, value in zip(rows.values(), (place, cluster, distance, name, path, stamp, own_stamp), strict=True):
                 column.append(value)
         if n_failed:
             entries.work.reporter.warn(
                 f"{are(n_failed, 'image')} left out of the folders: gone, or without a file of its own (--copy writes these)"
             )
-        return f"{count_of(n_added, 'image')} added, {n_there:,} were there" if known else count_of(n_added, "image")
+        return count_of(n_added, "image") if is_first else f"{count_of(n_added, 'image')} added, {n_there:,} were there"
 
     def _put(self, index: int, cluster: int, name: str, entries: Entries) -> Path | None:
         """Make the entry of an image, and return it; None if the image has no file to link to."""

@@ -69,8 +69,8 @@ def _rows(table: TextTable, path: Path) -> list[tuple[str, str]]:
 
 
 def _number(cell: str) -> int | None:
-    """Return the number of a cluster; spreadsheets may write 3 as 3.0 or 3,0."""
-    match = re.fullmatch(r"\s*(\d{1,9})(?:[.,]0*)?\s*", cell)
+    """Return the number of a cluster; spreadsheets may write 3 as 3.0 or 3,0, and 3000 as 3,000."""
+    match = re.fullmatch(r"\s*(\d{1,9})(?:[.,]0{0,2})?\s*", cell)  # Never three zeros: 1,000 is not 1.
     return int(match[1]) if match else None
 
 

@@ -3,8 +3,9 @@
 N rows, B of a block, D numbers of an embedding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepcluster.core.errors import InputError
-from deepcluster.core.files import check_file, user_path
+from deepcluster.core.files import arrow_file, check_file, user_path
 from deepcluster.core.text import count_of, of_line, printable
 
 PARQUET, ARRAY = ".parquet", ".npy"
@@ -22,6 +23,8 @@ PARQUET, ARRAY = ".parquet", ".npy"
 EMBEDDING, NAME, PATH = "embedding", "name", "path"
 # Rows that are read at once.
 BLOCK_ROWS = 8_192
+# Rows by which a table is recognised.
+COMPARED_ROWS = 1_024
 NO_NUMBERS = "its embedding is missing, or holds values that are not finite numbers"
 
 
@@ -35,14 +38,39 @@ def is_table(model: object) -> bool:
     return path.suffix in (PARQUET, ARRAY)
 
 
-def open_table(path: str | Path) -> "EmbeddingTable":
-    """Return a table of embeddings; its rows are not read yet.
+def open_table(path: str | Path, limit: int | None = None) -> "EmbeddingTable":
+    """Return a table of embeddings, or `limit` of its rows, spread evenly; they are not read yet.
 
     Raises:
         InputError: it can't be read, or has no embeddings.
     """
     path = user_path(path)
-    return ArrayTable(path) if path.suffix == ARRAY else ParquetTable(path)
+    table = ArrayTable(path) if path.suffix == ARRAY else ParquetTable(path)
+    if limit is not None and limit < 1:
+        raise InputError(f"limit={limit} leaves no rows; use --limit 1 or more, or leave it out for all")
+    return table if limit is None or limit >= len(table) else SomeRows(table, limit)
+
+
+def table_of_run(run: Path, clustered: Mapping[str, Any], limit: int | None = None) -> "EmbeddingTable":
+    """Return the table that a run was made of, or `limit` of its rows.
+
+    Args:
+        run: its folder.
+        clustered: what the run notes of the table.
+
+    Raises:
+        InputError: it is gone, or holds other rows by now.
+    """
+    table = open_table(clustered["model"])
+    made_of = clustered.get("table")  # Earlier versions did not note it.
+    if made_of is not None and made_of != table.facts():
+        before, now = (f"{one['rows']:,} rows of {one['dim']:,} numbers" for one in (made_of, table.facts()))
+        now = f"other {now}" if before == now else now
+        raise InputError(
+            f"{table.path} has changed since {run} was made of it: it held {before}, and holds {now}. Restore it, or give "
+            "the table itself instead of the run"
+        )
+    return open_table(clustered["model"], limit)
 
 
 @dataclass(frozen=True)
@@ -83,9 +111,69 @@ class EmbeddingTable:
             first += len(rows_BD)
         return torch.cat(found)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what tells it from others: numbers of rows and columns, and a digest of the first rows."""
+        first = next(self.read(slice(0, min(len(self), COMPARED_ROWS)), COMPARED_ROWS))
+        return {"rows": len(self), "dim": self.dim, "digest": sha256(first.numpy().tobytes()).hexdigest()[:16]}
+
     def describe(self) -> str:
         """Return what it is, in words."""
         return f"{count_of(len(self), 'embedding')} of {self.dim:,} numbers in {self.path}"
+
+
+class SomeRows(EmbeddingTable):
+    """Some rows of a table, spread evenly."""
+
+    def __init__(self, table: EmbeddingTable, limit: int) -> None:
+        super().__init__(table.path)
+        self._table, self.rows_N = table, torch.arange(limit) * len(table) // limit
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    @property
+    def dim(self) -> int:
+        return self._table.dim
+
+    def names(self) -> list[str]:
+        names = self._table.names()
+        return [names[row] for row in self.rows_N.tolist()]
+
+    def paths(self) -> list[str | None] | None:
+        paths = self._table.paths()
+        return None if paths is None else [paths[row] for row in self.rows_N.tolist()]
+
+    def facts(self) -> dict[str, Any]:
+        return self._table.facts()
+
+    def read(self, part: slice, at_once: int) -> Iterator[Tensor]:
+        return _in_blocks(self._pieces(self.rows_N[part]), at_once)
+
+    def _pieces(self, rows_M: Tensor) -> Iterator[NDArray[np.float32]]:
+        first = int(rows_M[0]) if len(rows_M) else 0
+        stop = int(rows_M[-1]) + 1 if len(rows_M) else 0
+        for rows_BD in self._table.read(slice(first, stop), BLOCK_ROWS):
+            wanted = rows_M[(rows_M >= first) & (rows_M < first + len(rows_BD))] - first
+            yield rows_BD[wanted].numpy()
+            first += len(rows_BD)
+
+    def describe(self) -> str:
+        return f"{len(self):,} of {self._table.describe()} (--limit)"
+
+
+def _in_blocks(pieces: Iterable[NDArray[np.float32]], at_once: int) -> Iterator[Tensor]:
+    """Yield rows, which come in pieces of any length, `at_once` at a time, fewer at the end."""
+    waiting: list[NDArray[np.float32]] = []
+    n_waiting = 0
+    for rows_BD in pieces:
+        waiting.append(rows_BD)
+        n_waiting += len(rows_BD)
+        while n_waiting >= at_once:
+            joined_ND = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+            yield torch.from_numpy(joined_ND[:at_once])
+            waiting, n_waiting = [joined_ND[at_once:]], n_waiting - at_once
+    if n_waiting:
+        yield torch.from_numpy(np.concatenate(waiting))
 
 
 class ArrayTable(EmbeddingTable):
@@ -124,6 +212,13 @@ class ArrayTable(EmbeddingTable):
             yield torch.from_numpy(np.array(rows_BD, np.float32))  # A copy: pages of the file are not kept.
 
 
+def _is_embedding(kind: Any) -> bool:
+    import pyarrow as pa
+
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
+
+
 class ParquetTable(EmbeddingTable):
     """A Parquet file, or a folder of them, with a column of lists of numbers."""
 
@@ -136,14 +231,27 @@ class ParquetTable(EmbeddingTable):
         for file in paths:
             check_file(file)
             try:
-                self.files.append(pq.ParquetFile(file.open("rb"), pre_buffer=False))
+                self.files.append(pq.ParquetFile(arrow_file(file), pre_buffer=False))
             except Exception as fault:  # Arrow raises several types for damaged files.
                 raise InputError(f"{file} can't be read as Parquet: {str(fault).splitlines()[0]}") from None
         self.column = self._embeddings(self.files[0].schema_arrow)
         self.name_column = NAME if NAME in self.files[0].schema_arrow.names else None
+        self._check_columns(paths)
         self._dim = self._width()
         if not self._dim:
             raise InputError(f"{path} holds no embeddings: column {self.column} is empty")
+
+    def _check_columns(self, paths: list[Path]) -> None:
+        """Raise `InputError` unless all files have the columns that are read of the first one."""
+        first, *others = (file.schema_arrow for file in self.files)
+        used = [name for name in (self.column, NAME, PATH) if name in first.names]
+        for path, schema in zip(paths[1:], others, strict=True):
+            for name in used:
+                if name not in schema.names or (name == self.column and not _is_embedding(schema.field(name).type)):
+                    raise InputError(
+                        f"{path} has no column {name} as {paths[0]} has it: a folder of Parquet files is one table. Put "
+                        "other files elsewhere"
+                    )
 
     def _width(self) -> int:
         """Return D: the length of the first embedding; 0 if there is none."""
@@ -154,13 +262,7 @@ class ParquetTable(EmbeddingTable):
         return next((length for length in longest if length), 0)
 
     def _embeddings(self, schema: Any) -> str:
-        import pyarrow as pa
-
-        def is_embedding(kind: Any) -> bool:
-            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-            return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
-
-        fitting = [field.name for field in schema if is_embedding(field.type)]
+        fitting = [field.name for field in schema if _is_embedding(field.type)]
         if EMBEDDING in fitting:
             return EMBEDDING
         if len(fitting) == 1:
@@ -190,17 +292,7 @@ class ParquetTable(EmbeddingTable):
         return [path for file in self.files for path in file.read(columns=[PATH])[0].to_pylist()]
 
     def read(self, part: slice, at_once: int) -> Iterator[Tensor]:
-        waiting: list[NDArray[np.float32]] = []
-        n_waiting = 0
-        for rows_BD in self._pieces(part, at_once):
-            waiting.append(rows_BD)
-            n_waiting += len(rows_BD)
-            while n_waiting >= at_once:
-                joined_ND = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
-                yield torch.from_numpy(joined_ND[:at_once])
-                waiting, n_waiting = [joined_ND[at_once:]], n_waiting - at_once
-        if n_waiting:
-            yield torch.from_numpy(np.concatenate(waiting))
+        return _in_blocks(self._pieces(part, at_once), at_once)
 
     def _pieces(self, part: slice, at_once: int) -> Iterator[NDArray[np.float32]]:
         """Yield the rows of a part as they lie in the files: only the groups of rows that are needed are read."""
@@ -220,6 +312,8 @@ class ParquetTable(EmbeddingTable):
                 if low < high:
                     yield self._rows(batch.column(0).slice(low, high - low), before + low)
                 before += len(batch)
+                if before >= part.stop:
+                    return
 
     def _rows(self, column: Any, first: int) -> NDArray[np.float32]:
         """Return rows (B, D) of a column, whose first one is row `first` of the table; NaN where an embedding is missing."""

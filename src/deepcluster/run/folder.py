@@ -64,6 +64,17 @@ class RunFolder:
         """Return the table of the clustering that an epoch trains on."""
         return self.assignments / f"epoch-{epoch:04d}.parquet"
 
+    def cluster_tables(self) -> dict[int, Path]:
+        """Return the tables of clusters by the epoch that trained on them, oldest first; the last may be of the end."""
+        named = [(path.stem.partition("-")[2], path) for path in self.assignments.glob("epoch-*.parquet")]
+        return dict(sorted((int(number), path) for number, path in named if number.isdecimal()))
+
+    def newest_clusters(self) -> Path | None:
+        """Return the table of the newest clusters; None if there is none."""
+        if self.clusters.is_file():
+            return self.clusters
+        return next(reversed(self.cluster_tables().values()), None)
+
     def is_run(self) -> bool:
         """Return True if a run was begun here."""
         return self.config.is_file()
@@ -111,7 +122,11 @@ class RunFolder:
             raise InputError(f"{self.path} holds other files ({', '.join(strangers[:3])}); choose another folder with --out")
 
     def create(self, *, overwrite: bool) -> None:
-        """Make the folders. With `overwrite`, first delete what an earlier run wrote, and nothing else."""
+        """Make the folders. With `overwrite`, first delete what an earlier run wrote, and nothing else.
+
+        The clusters of a finished run that is resumed are in `assignments`, too: clusters.parquet waits for the new end.
+        """
+        self.clusters.unlink(missing_ok=True)
         if overwrite and self.path.is_dir():
             for name in (*WRITTEN_FOLDERS, *WRITTEN_FILES):
                 old = self.path / name
@@ -236,6 +251,13 @@ class RunFolder:
                 ends = "\r\n" if "\r" in "".join(row) else "\n"  # Python 3.11 quotes a carriage return only if lines end so.
                 csv.writer(text, lineterminator=ends).writerow(row)
             write_whole(self.unreadable, text.getvalue())
+
+    def read_unreadable(self) -> dict[str, str]:
+        """Return why images could not be read, by name."""
+        if not self.unreadable.is_file():
+            return {}
+        with self.unreadable.open(newline="", encoding="utf-8") as file:
+            return {row["name"]: row["reason"] for row in csv.DictReader(file)}
 
     def save_checkpoint(self, state: Mapping[str, Any], *, keep_as_epoch: int | None = None) -> None:
         """Write checkpoints/last.pt beside, flush and rename it; also keep it as epoch-NNNN.pt on request.

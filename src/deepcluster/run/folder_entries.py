@@ -79,9 +79,18 @@ class Entries:
         return name
 
     def where(self, index: int) -> str:
-        """Return the path of an image relative to the folder, which stays if both are moved together; "" if it has none."""
-        path = self.source.path(index)
-        return "" if path is None else os.path.relpath(self._real(path)[0], self.final)
+        """Return the path of an image relative to the folder, which stays if both are moved together.
+
+        Of an image within a file it is that of the file, `::` and the name in it; "" of one in memory. On Windows there is
+        none to another drive: the path is absolute.
+        """
+        holder, name = self.source.holder(index), self.source.name(index)
+        if Path(holder).is_absolute():
+            holder = self._real(Path(holder))[0]
+            with suppress(ValueError):
+                holder = os.path.relpath(holder, self.final)
+        is_file = not holder or self.source.path(index) is not None
+        return holder if is_file else f"{holder}::{name.rpartition('::')[2]}"
 
     def _real(self, path: Path) -> tuple[str, int]:
         """Return a path without links among its folders, and the disk of its folder."""

@@ -30,12 +30,13 @@ class Lock:
 
     Args:
         path: the file of the lock.
-        doing: what its owner does, such as `RUN is being trained`.
+        what: what it keeps others out of.
+        doing: what its owner does with it, such as `trained`; others are told so.
         other: what else may be chosen.
     """
 
-    def __init__(self, path: Path, ranks: Ranks = ONE_PROCESS, *, doing: str, other: str) -> None:
-        self.path, self.ranks, self.doing, self.other = path, ranks, doing, other
+    def __init__(self, path: Path, ranks: Ranks = ONE_PROCESS, *, what: object, doing: str, other: str) -> None:
+        self.path, self.ranks, self.what, self.doing, self.other = path, ranks, what, doing, other
         self._handle: int | None = None
         self._closing = threading.Event()
 
@@ -73,8 +74,8 @@ class Lock:
                 continue
             patience = RESTART_SECONDS if is_restarted else DEAD_SECONDS if _is_dead(owner) else 0.0
             if time.monotonic() - started > patience:
-                name = owner.get("process", "another process")
-                return f"{self.doing} by {name}: wait for it or stop it, or choose another {self.other} with --out"
+                doing, name = owner.get("doing", self.doing), owner.get("process", "another process")
+                return f"{self.what} is being {doing} by {name}: wait for it or stop it, or choose another {self.other}"
             time.sleep(0.2)
 
     def _open(self) -> tuple[int, bool]:
@@ -97,7 +98,8 @@ class Lock:
         return False
 
     def _take(self, handle: int) -> None:
-        facts = {"process": f"process {os.getpid()} on {platform.node()}", "pid": os.getpid(), "machine": _machine()}
+        name = f"process {os.getpid()} on {platform.node()}"
+        facts = {"process": name, "pid": os.getpid(), "machine": _machine(), "doing": self.doing}
         with suppress(OSError):  # A full disk
             os.ftruncate(handle, 0)
             os.lseek(handle, 0, os.SEEK_SET)
@@ -127,8 +129,9 @@ class Lock:
 class RunLock(Lock):
     """The lock of a run folder."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        super().__init__(folder.path / IN_USE, folder.ranks, doing=f"{folder.path} is being trained", other="folder")
+    def __init__(self, folder: RunFolder, doing: str = "trained") -> None:
+        path = folder.path
+        super().__init__(path / IN_USE, folder.ranks, what=path, doing=doing, other="folder with --out")
         self.folder = folder
         self._unchanged: os.stat_result | None = None  # What the folder was before the lock, until the training begins.
 

@@ -115,10 +115,15 @@ class Model:
         """Centroids of its clusters; None without clusters."""
         return None if self.assignment is None else self.assignment.centroids_KP
 
-    @cached_property
+    @property
     def weights(self) -> str:
-        """32 hex digits that change with the weights, the network, device type, precision and form of the images."""
-        facts = [weights_hash(self.trunk), self.trunk.arch, self.machine.device.type, self.machine.precision]
+        """32 hex digits that change with `network`, device type and precision: with each bit of the features."""
+        return digest_of(self.network, self.machine.device.type, self.machine.precision)
+
+    @cached_property
+    def network(self) -> str:
+        """32 hex digits that change with the weights, the network and the form of the images, on any device."""
+        facts = [weights_hash(self.trunk), self.trunk.arch]
         usual, mine = Settings(), self.settings
         if isinstance(self.trunk, CustomTrunk):
             facts.append(self.trunk.fingerprint())

@@ -1,6 +1,5 @@
 """`Run`: a run folder in the hand of a Python user, as `train` and `cluster` return it: a path with metrics and clusters."""
 
-import csv
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -85,20 +84,18 @@ class Run(ResultPath):
             InputError: there are none yet.
         """
         folder = self._folder
-        tables = [folder.clusters] if folder.clusters.is_file() else []
-        tables = tables or sorted(folder.assignments.glob("*.parquet"))
-        if not tables:
+        newest = folder.newest_clusters()
+        if newest is None:
             raise InputError(
                 f"{self} has no clusters{' yet: train an epoch first' if self.config['data']['images'] else ''}"
             )
-        rows, unreadable = read_table(tables[-1], ["name", "cluster", "distance"]), dict[str, str]()
-        if folder.unreadable.is_file():
-            with folder.unreadable.open(newline="", encoding="utf-8") as file:
-                unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
+        rows = read_table(newest, ["name", "cluster", "distance"])
         clusters = import_module("deepcluster.applied.rows").Clusters  # On a higher floor, as below.
         numbers = (rows.column(name).to_numpy() for name in ("cluster", "distance"))
         names = read_names(folder.path)
-        return clusters(rows.column("name").to_pylist(), *numbers, unreadable, cluster_names=names, images=self.images)
+        return clusters(
+            rows.column("name").to_pylist(), *numbers, folder.read_unreadable(), cluster_names=names, images=self.images
+        )
 
     def images(self) -> ImageSource | None:
         """Return the images of the run; None where they are not on this machine, or others by now."""

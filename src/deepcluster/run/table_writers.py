@@ -26,6 +26,9 @@ def write_rows(columns: Mapping[str, Any], target: Path) -> None:
     """Write a table that is in memory, of columns by name."""
     import pyarrow as pa
 
+    # Texts that are all missing have no type of their own.
+    missing = {name for name, values in columns.items() if isinstance(values, list) and all(one is None for one in values)}
+    columns = {name: pa.array(values, pa.string()) if name in missing else values for name, values in columns.items()}
     table = pa.table(columns, metadata={"deepcluster": "{}"})
     with written_beside(target, durable=True) as beside, beside.open("wb") as file:
         writer = writer_of(target.suffix, file, table.schema)
@@ -83,7 +86,7 @@ def _without_nan(column: Any) -> Any:
 
 
 class _JsonWriter:
-    """A JSON object per line; null for missing values."""
+    """A JSON object per line; null for missing and infinite values."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -104,11 +107,12 @@ class _JsonWriter:
 def _values(column: Any) -> list[Any]:
     """Return Python's values of a column; float32 numbers become those with the fewest digits that stand for them."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if width := getattr(column.type, "list_size", 0):
         numbers = _values(column.flatten())
         return [numbers[start : start + width] for start in range(0, len(numbers), width)]
     if pa.types.is_floating(column.type):
-        column = _without_nan(column).cast(pa.string()).cast(pa.float64())
+        column = pc.if_else(pc.is_finite(column), column, None).cast(pa.string()).cast(pa.float64())
     values: list[Any] = column.to_pylist()
     return values

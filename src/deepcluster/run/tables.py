@@ -29,7 +29,7 @@ def parts_of_table(model: Model, one: Pass, source: ImageSource, target: Path, *
     """Yield the finished parts of a table; unless they are the result, they lie beside it, and are deleted at the end."""
     folder = target if are_result else target.with_name(f"{target.name}.parts")
     place = target.with_name(f".{target.name}.in-use")
-    with closing(Lock(place, model.work.ranks, doing=f"{target} is being written", other="place")) as lock:
+    with closing(Lock(place, model.work.ranks, what=target, doing="written", other="place")) as lock:
         lock.acquire(model.work.reporter.warn)
         made = model.in_parts(one, source, folder, parquet=are_result)
         try:

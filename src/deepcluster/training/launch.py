@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepcluster.core.distributed import is_restart, started_ranks
 from deepcluster.core.errors import InputError, TrainingError
+from deepcluster.core.files import spare_inputs
 from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import ConnectionLost, end_waits
@@ -63,6 +64,8 @@ def train(
         observer: is called at the events of the run.
     """
     user_options = {name: plain(value) for name, value in user_options.items()}
+    if overwrite:
+        spare_inputs(out, "--out", data, user_options.get("init"))
     if dry_run:
         return _dry_run(RunFolder(out), data, user_options, resume=resume, overwrite=overwrite, reporter=reporter)
     # While a server is waited for, the thread that asks for batches would wait as long.

@@ -1,6 +1,5 @@
 """Before a run begins: the images are surveyed, the settings chosen, the trunk made, and all of it checked."""
 
-import csv
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -161,10 +160,9 @@ def plan_run(
             kept = [change for change in changes if change.option not in {other.option for other in more}]
             settings, changes = replace(settings, precision=machine.precision), [*kept, *more]
         else:
-            if folder.unreadable.is_file():  # What could not be read at the start stays out, even if it can be read now.
+            if unreadable := folder.read_unreadable():  # It stays out, even if it can be read now.
                 index = {source.name(i): i for i in range(len(source))}
-                with folder.unreadable.open(newline="", encoding="utf-8") as file:
-                    loader.unreadable.update({index[row["name"]]: row["reason"] for row in csv.DictReader(file)})
+                loader.unreadable.update({index[name]: reason for name, reason in unreadable.items()})
             folder.check_state()
             state = saved_state(folder, saved, len(source)) if folder.last.is_file() else None
             trunk = make_run_trunk(saved)

@@ -45,6 +45,9 @@ class ArraySource(ImageSource):
     def stamp(self, index: int) -> str:
         return self._opened
 
+    def holder(self, index: int) -> str:
+        return str(self._file)
+
     def changed(self) -> str | None:
         return None if file_stamp(self._file) == self._opened else f"{printable(self._file.name)} has been overwritten"
 

@@ -43,6 +43,9 @@ class NamedPictures(ImageSource):
     def stamp(self, index: int) -> str:
         return self._source.stamp(int(self._index_N[index])) if self._index_N[index] >= 0 else ""
 
+    def holder(self, index: int) -> str:
+        return self._source.holder(int(self._index_N[index])) if self._index_N[index] >= 0 else ""
+
     def details(self) -> str:
         return f"of a table, {self.n_found:,} of them found {self._source.details()}"
 

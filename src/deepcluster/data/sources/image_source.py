@@ -81,6 +81,10 @@ class ImageSource(ABC):
         """Return the absolute path of the image file, which may be gone by now; None if it is not a file of its own."""
         return None
 
+    def holder(self, index: int) -> str:
+        """Return the path, or the address, of the file that holds an image, such as an archive; "" of one in memory."""
+        return str(self.path(index) or "")
+
     @abstractmethod
     def details(self) -> str:
         """Return what follows "N images" in `describe`."""

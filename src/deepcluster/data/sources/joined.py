@@ -45,6 +45,10 @@ class JoinedSource(ImageSource):
         part, inner = place_of(index, self._ends)
         return self._parts[part].stamp(inner)
 
+    def holder(self, index: int) -> str:
+        part, inner = place_of(index, self._ends)
+        return self._parts[part].holder(inner)
+
     def content(self) -> str:
         return " ".join(filter(None, (part.content() for part in self._parts)))
 
@@ -81,6 +85,9 @@ class ChosenImages(ImageSource):
 
     def stamp(self, index: int) -> str:
         return self._source.stamp(int(self._indices[index]))
+
+    def holder(self, index: int) -> str:
+        return self._source.holder(int(self._indices[index]))
 
     def content(self) -> str:
         return self._source.content()

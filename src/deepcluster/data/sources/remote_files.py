@@ -54,5 +54,8 @@ class RemoteImages(ImageSource):
     def stamp(self, index: int) -> str:
         return shown(self._addresses[index])
 
+    def holder(self, index: int) -> str:
+        return shown(self._addresses[index])
+
     def details(self) -> str:
         return self._details

@@ -75,6 +75,9 @@ class ShardSource(ImageSource):
     def stamp(self, index: int) -> str:
         return f"{self._files[place_of(index, self._ends)[0]].stamp}:{self._starts_N[index]}"
 
+    def holder(self, index: int) -> str:
+        return self._files[place_of(index, self._ends)[0]].where()
+
     def changed(self) -> str | None:
         stamps = [(name, file.stamp, file.now()) for name, file in zip(self._names, self._files, strict=True)]
         changes = [f"{name} {'has changed' if now else 'is gone'}" for name, was, now in stamps if now != was]

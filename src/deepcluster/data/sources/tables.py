@@ -125,6 +125,9 @@ class Table(ImageSource):
         beside = f":{file_stamp(self.file.path.parent / path)}" if path and isinstance(self.file, LocalFile) else ""
         return f"{self.file.stamp}:{index}{beside}"
 
+    def holder(self, index: int) -> str:
+        return self.file.where()
+
     def changed(self) -> str | None:
         now = self.file.now()
         what = "has been overwritten" if now else "is gone"

@@ -22,7 +22,7 @@ from deepcluster.visualization.report.build import Context, build_report
 from deepcluster.visualization.report.collection import RunFacts
 from deepcluster.visualization.report.inline import Page
 from deepcluster.visualization.report.page import needs_report_extra
-from deepcluster.visualization.report.run import Data, cluster_tables, read_run
+from deepcluster.visualization.report.run import Data, read_run
 from deepcluster.visualization.report.table import read_table
 
 # How often a watched run is checked for a new epoch, and a watched page reloads itself.
@@ -130,13 +130,13 @@ def _watch(page: Path, folder: RunFolder, read: Callable[[], Context], work: Wor
 
     def stamps() -> list[tuple[str, int]]:
         """Return what changes when an epoch is done, or the run is finished."""
-        files = [*cluster_tables(folder).values(), folder.last]
+        files = [*folder.cluster_tables().values(), folder.last]
         return [(path.name, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
     work.reporter.say("watching: the page is made again after each epoch, until Ctrl-C or the end of the run")
     shown: list[tuple[str, int]] = []
     while True:
-        while not cluster_tables(folder) or stamps() == shown:
+        while not folder.cluster_tables() or stamps() == shown:
             work.check()
             time.sleep(WATCH_SECONDS)
         is_first, shown = not shown, stamps()

@@ -3,7 +3,6 @@
 N images, M of them in the sample.
 """
 
-import csv
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -38,7 +37,6 @@ from deepcluster.visualization.report.method.explained import Explained
 from deepcluster.visualization.report.pictures import read_json, read_list
 from deepcluster.visualization.stages import PICTURES
 
-CLUSTERS = "clusters.parquet"  # What a finished run has.
 Data = str | Path | Sequence[str | Path]
 
 
@@ -61,7 +59,7 @@ def read_run(
     Raises:
         InputError: it is no run, it has no clusters yet, or `data` are not its images.
     """
-    config, metrics, tables = folder.read_config(), folder.read_metrics(), cluster_tables(folder)
+    config, metrics, tables = folder.read_config(), folder.read_metrics(), folder.cluster_tables()
     if not tables and not config["data"].get("address", True):
         raise InputError(
             f"{folder.path} is an imported model, without images: use deepcluster assign {folder.path} DATA "
@@ -81,10 +79,6 @@ def read_run(
     clustered = {line["epoch"] for line in metrics if line["seconds"]["clustering"] > 0}
     images = _images(config, settings, names, data, work)
     newcomers = None if new is None else open_source(new, on_trouble=work.reporter.warn)
-    unreadable = {}
-    if folder.unreadable.is_file():
-        with folder.unreadable.open(newline="", encoding="utf-8") as file:
-            unreadable = {row["name"]: row["reason"] for row in csv.DictReader(file)}
     label_N, label_names = _labels(images, names, config["data"].get("classes") or [])
     collection = Collection(
         title=options.title or _title(folder, config),
@@ -94,7 +88,7 @@ def read_run(
         label_names=label_names,
         past=[Past(past, partial(_clusters_of, tables[past])) for past in tables if past < epoch and past in clustered],
         images=images,
-        unreadable=unreadable,
+        unreadable=folder.read_unreadable(),
         table=_table_of_all(folder, tables.get(epoch, tables[newest]), finished="final" in state),
         cluster_names=read_names(folder.path),
         names_folder=str(folder.path),
@@ -106,7 +100,7 @@ def read_run(
         explained = replace(explained, clustered=config.get("clustered") or {})
         collection, explained = _with_points(collection, explained, images, options.map_images)
     elif of_table:
-        collection = with_points_of_table(collection, state, options.map_images, work)
+        collection = with_points_of_table(folder, collection, state, options.map_images, work)
     if newcomers is not None and explained is None:
         raise InputError(f"--new needs the checkpoint and the images of {folder.path} (--data names these)")
     run = _facts(folder, config, metrics, collection, finished=epoch > epochs)
@@ -117,8 +111,8 @@ def read_run(
 
 def _table_of_all(folder: RunFolder, newest: Path, *, finished: bool) -> str:
     """Return the file that has the cluster of every image, as the user would look for it in the run folder."""
-    is_there = finished and (folder.path / CLUSTERS).is_file()
-    return CLUSTERS if is_there else f"assignments/{newest.name}"
+    is_there = finished and folder.clusters.is_file()
+    return folder.clusters.name if is_there else f"assignments/{newest.name}"
 
 
 def _title(folder: RunFolder, config: dict[str, Any]) -> str:
@@ -126,11 +120,6 @@ def _title(folder: RunFolder, config: dict[str, Any]) -> str:
     run = folder.path.name if folder.path.is_absolute() else str(folder.path)
     names = [str(one).rstrip("/").rpartition("/")[2] for one in config["data"].get("address") or ()]
     return f"{run}: {', '.join(names)}" if any(names) and run not in names else run
-
-
-def cluster_tables(folder: RunFolder) -> dict[int, Path]:
-    """Return the tables of clusters by the epoch that trained on them, oldest first."""
-    return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.assignments.glob("epoch-*.parquet"))}
 
 
 def _clusters(state: dict[str, Any], tables: dict[int, Path], epochs: int, trained_epoch: int) -> tuple[int, dict[str, Any]]:

@@ -3,7 +3,6 @@
 (() => {
   if (!deepcluster.has("clusters") || deepcluster.oldBrowser) return;
   const { make, plural, kept } = deepcluster;
-  const MOST_LETTERS = 80;
   const bar = document.getElementById("names-bar");
   const listeners = [];
   let given = {};
@@ -53,7 +52,7 @@
   }
 
   function rename(cluster, words) {
-    const chosen = words.trim().slice(0, MOST_LETTERS);
+    const chosen = words.trim();
     if (chosen === name(cluster)) return;
     own[cluster] = chosen;
     if (chosen === (given[cluster] ?? "")) delete own[cluster];
@@ -67,17 +66,18 @@
     if (heading.querySelector("input")) return;
     const before = [...heading.childNodes];
     const field = make("input", {
-      type: "text", class: "name-field", maxlength: MOST_LETTERS, placeholder: `Cluster ${cluster}`, autocomplete: "off",
+      type: "text", class: "name-field", placeholder: `Cluster ${cluster}`, autocomplete: "off",
       "aria-label": `Name of cluster ${cluster}`,
     });
     field.value = name(cluster);
+    const unchanged = field.value;
     let open = true;
     const end = (keep) => {
       if (!open) return;
       open = false;
       const hadFocus = document.activeElement === field;
       heading.replaceChildren(...before);
-      if (keep) rename(cluster, field.value);
+      if (keep && field.value !== unchanged) rename(cluster, field.value);
       if (hadFocus) (heading.querySelector("a") ?? heading).focus({ preventScroll: true });
     };
     field.addEventListener("keydown", (event) => {
