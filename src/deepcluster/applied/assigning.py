@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from deepcluster.applied.assigning_tables import assign_table, is_run_of_table, 
 from deepcluster.applied.one_image import like_one
 from deepcluster.applied.opening import Data, names_of, opened, output_target, reasons_by_name
 from deepcluster.applied.rows import Clusters, clusters_of
+from deepcluster.applied.vectors import why_unreadable
 from deepcluster.clustering.assignment import UNASSIGNED
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import output_path
@@ -22,6 +24,7 @@ from deepcluster.data.sources.given import given_data
 from deepcluster.interop.loading import load
 from deepcluster.run.cluster_folders import Folders, check_folders, make_folders
 from deepcluster.run.cluster_names import names_of_model
+from deepcluster.run.kept_features import from_kept
 from deepcluster.run.model import Model
 from deepcluster.run.parts import Parts
 from deepcluster.run.resumable import digest_of
@@ -89,7 +92,8 @@ def assign(
     names = names_of_model(model.name)
     place = target or (wanted.place if wanted else None)
     with opened(model, data, limit, reporter, shared=place is not None, device=device, workers=workers) as (model, source):
-        one = replace(model.nearest_clusters(batch_size), names=names)
+        one = from_kept(model, model.nearest_clusters(batch_size), source, model.settings.cluster_stage)
+        one = replace(one, names=names)
         if place is None:
             rows, unreadable = model.in_memory(one, source)
             return clusters_of(names_of(source), rows, names, reasons_by_name(unreadable, source, model), source)
@@ -121,6 +125,9 @@ def few_clusters(model: str | Path | Model, data: Data, *, reporter: Reporter | 
         return clusters_table(assign(model, data, reporter=reporter, **options))
     source = open_source(given_data(data), options.get("limit"))
     _check_few(len(source), "images")
+    reasons = list(takewhile(bool, (why_unreadable(source, index) for index in range(len(source)))))
+    if len(reasons) == len(source):
+        raise InputError("; ".join(f"{source.name(index)} can't be read: {why}" for index, why in enumerate(reasons)))
     model = model if isinstance(model, Model) else load(model)
     found = assign(model, source, reporter=reporter, **options)
     lines, image = [clusters_table(found)], source.path(0)
@@ -150,7 +157,7 @@ def clusters_table(found: Clusters) -> str:
 
     if found.second_N is None or found.second_distance_N is None or found.confidence_N is None:
         raise InputError("these clusters have no second ones: make them with assign")
-    rows = [("name", "cluster", "distance", "second", "distance", "confidence")]
+    rows = [("name", "cluster", "distance", "second", "distance of second", "confidence")]
     for row, name in enumerate(found.names):
         near, far = (number(column[row]) for column in (found.distance_N, found.second_distance_N))
         one, two = (cluster(int(column[row])) for column in (found.cluster_N, found.second_N))

@@ -93,7 +93,7 @@ def cluster(
         folder.check_free(resume=None, overwrite=overwrite)
         subject = open_subject(model, data, stage=stage, precision=checked.precision, **how, work=work)
         spare_inputs(path, "--out", subject.made_of["model"], list(subject.address))
-        numbers = _numbers(wanted, subject, checked)
+        numbers = _numbers(wanted, subject, checked, work)
         work.reporter.say(subject.describe())
         points = make_points(subject.rows(), checked, work, subject.device)
         of_run = _Fit(subject, checked, points.points_FP.shape[1])
@@ -160,7 +160,7 @@ def careful_start(sample_SP: Tensor, clusters: int, seed: int) -> Tensor:
     return min(tried, key=lambda found: found.inertia).centroids_KP
 
 
-def _numbers(wanted: tuple[int, ...] | str | None, subject: Subject, options: ClusterOptions) -> tuple[int, ...]:
+def _numbers(wanted: tuple[int, ...] | str | None, subject: Subject, options: ClusterOptions, work: Work) -> tuple[int, ...]:
     """Return the numbers of clusters to compare, or the one to use; check all that is known before the features are."""
     n_rows = len(subject)
     if options.clustering == "pic":
@@ -176,6 +176,11 @@ def _numbers(wanted: tuple[int, ...] | str | None, subject: Subject, options: Cl
     n_components(n_rows, n_rows, options)
     for number in numbers:
         subject.settings(options, clusters=number, pca=options.pca or 1)
+    if wanted == choice.AUTO and len(numbers) == 1:
+        work.reporter.say(
+            f"--clusters auto: {numbers[0]} clusters, and no table: {n_rows:,} images are too few to compare numbers, which "
+            f"takes {choice.IMAGES_PER_CLUSTER} images per cluster"
+        )
     return numbers
 
 

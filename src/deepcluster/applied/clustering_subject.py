@@ -14,11 +14,12 @@ from deepcluster.applied.opening import Data
 from deepcluster.core.addresses import whole_address
 from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError, UnreadableImage
-from deepcluster.core.files import user_path
+from deepcluster.core.files import check_file, user_path
 from deepcluster.core.work import Work
 from deepcluster.data.decode import decode
 from deepcluster.data.sources import ImageSource, fingerprint, open_source
 from deepcluster.data.sources.given import addresses_of, given_data
+from deepcluster.data.sources.scan import TABLES
 from deepcluster.interop.loading import load
 from deepcluster.run.embedding_tables import NO_NUMBERS, EmbeddingTable, is_table, open_table, table_of_run
 from deepcluster.run.features import Pooled
@@ -232,6 +233,11 @@ def open_subject(
         return TableSubject(table, Machine.choose(device, "fp32").clustering_device, source, address, limit)
     if source is None and run is not None and run.path.is_dir() and not run.is_run():
         raise InputError(f"{model} is no run and no table of embeddings: name the model first, then the images")
+    if source is None and run is not None and run.path.suffix.lower() in TABLES:
+        check_file(run.path)
+        raise InputError(
+            f"{model} holds no embeddings: cluster takes those that embed writes as .parquet or .npy, or a model and images"
+        )
     if source is None:
         wants = f"{model} does not remember any" if asked is None and run is not None and run.is_run() else "name them"
         raise InputError(f"cluster MODEL DATA needs the images to cluster: {wants}")

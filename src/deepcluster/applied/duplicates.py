@@ -27,6 +27,7 @@ from deepcluster.applied.vectors import UNIT_LENGTH, Space, Vectors, vectors_of
 from deepcluster.clustering.near import NEAR_SHARE, near_sets, typical_distance
 from deepcluster.core.errors import InputError, UnreadableImage
 from deepcluster.core.files import output_path, spare_inputs
+from deepcluster.core.options import plain
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import are, count_of, size
 from deepcluster.data.decode import size_of
@@ -172,8 +173,9 @@ def duplicates(
         InputError: model, data, threshold or files can't be used; nothing was written.
         Interrupted: Ctrl-C or SIGTERM; finished features are kept.
     """
-    if threshold is not None and not 0 <= threshold < float("inf"):
-        raise InputError(f"threshold={threshold} is no distance: use a number of 0 or more")
+    threshold = plain(threshold)
+    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold < float("inf")):
+        raise InputError(f"threshold={threshold!r} is no distance: use a number of 0 or more")
     target, page_target = checked_outputs(out, page, endings=ENDINGS, inputs=(model, data))
     list_target = None if list is None else output_path(list, "--list", endings=(LIST,))
     if list_target is not None:

@@ -6,6 +6,7 @@ from deepcluster.applied.opening import Data, names_of, opened, output_target, r
 from deepcluster.applied.rows import Embeddings
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
+from deepcluster.run.kept_features import from_kept
 from deepcluster.run.model import Model
 from deepcluster.run.table_writers import ENDINGS
 from deepcluster.run.tables import join_to_table, parts_of_table, result_of, write_array
@@ -48,7 +49,8 @@ def embed(
     """
     target = None if out is None else output_target(out, (*ENDINGS, ".npy"), parts=parts, inputs=(model, data))
     with opened(model, data, limit, reporter, shared=out is not None, device=device, workers=workers) as (model, source):
-        one = model.embedding(stage, batch_size)
+        stage = stage or model.trunk.embed_stage
+        one = from_kept(model, model.embedding(stage, batch_size), source, stage)
         if target is None:
             rows, unreadable = model.in_memory(one, source)
             return Embeddings(names_of(source), rows["embedding"], reasons_by_name(unreadable, source, model), images=source)

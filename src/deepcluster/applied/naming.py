@@ -81,7 +81,11 @@ def name_clusters(
     if len(cluster_N):
         sizes_K = np.bincount(cluster_N[cluster_N >= 0], minlength=len(sizes_K))
     given = dict(names or {})
-    for number in given:
+    for number, name in given.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not isinstance(name, str):
+            raise InputError(
+                f"names={{{number!r}: {name!r}}} should be numbers of clusters with texts, such as {{3: 'dogs'}}"
+            )
         if not 0 <= number < len(sizes_K):
             raise InputError(
                 f"{folder.path} has no cluster {number}: its clusters are numbered from 0 to {len(sizes_K) - 1}"

@@ -50,7 +50,7 @@ def find_queries(
     Raises:
         InputError: there is no query, or one can't be read, or is not known.
     """
-    query = given_data(query)
+    query = given_data(query, "query")
     if isinstance(query, ImageSource):
         return _in_memory(query, has_network=has_network)
     given = _given([query] if isinstance(query, str | Path) else query, warn)

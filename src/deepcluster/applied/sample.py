@@ -24,6 +24,7 @@ from deepcluster.applied.vectors import Space, Vectors, vectors_of
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.clustering.spread import central_points, farthest_first
 from deepcluster.core.errors import InputError, did_you_mean
+from deepcluster.core.options import whole_number
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Work
@@ -105,8 +106,7 @@ def sample(
     """
     if how not in HOWS:
         raise InputError(f"how={how!r} is unknown{did_you_mean(str(how), HOWS)}: use {' or '.join(HOWS)}")
-    if count < 1:
-        raise InputError(f"count={count} is too small: use 1 or more")
+    count = whole_number("count", count, at_least=1)
     target, page_target = checked_outputs(out, page, endings=(LIST, *ENDINGS), inputs=(model, data))
 
     def before(images: ImageSource | None, names: list[str], work: Work) -> None:

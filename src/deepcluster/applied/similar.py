@@ -16,6 +16,7 @@ from deepcluster.applied.vectors import Space, Vectors, is_rows, vectors_of
 from deepcluster.clustering.near import typical_distance
 from deepcluster.clustering.neighbours import Metric, nearest_neighbours
 from deepcluster.core.errors import InputError
+from deepcluster.core.options import whole_number
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import count_of
 from deepcluster.core.work import Work
@@ -90,8 +91,7 @@ def similar(
         InputError: model, data, query or files can't be used; nothing was written.
         Interrupted: Ctrl-C or SIGTERM; finished features are kept.
     """
-    if count < 1:
-        raise InputError(f"count={count} is too small: use 1 or more")
+    count = whole_number("count", count, at_least=1)
     target, page_target = checked_outputs(out, page, endings=ENDINGS, inputs=(model, data, query))
     found: list[Queries] = []
 

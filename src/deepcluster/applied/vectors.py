@@ -22,6 +22,7 @@ from deepcluster.applied.rows import Embeddings
 from deepcluster.core.device import free_memory_bytes
 from deepcluster.core.errors import InputError, UnreadableImage, did_you_mean
 from deepcluster.core.files import user_path
+from deepcluster.core.options import whole_number
 from deepcluster.core.progress import Reporter
 from deepcluster.core.text import are, size
 from deepcluster.core.work import Work, joined_work
@@ -127,8 +128,7 @@ def vectors_of(
     """
     if space is not None and space not in SPACES:
         raise InputError(f"space={space!r} is unknown{did_you_mean(str(space), SPACES)}: use {' or '.join(SPACES)}")
-    if limit is not None and limit < 2:
-        raise InputError(f"limit={limit} is too small: use 2 or more")
+    limit = None if limit is None else whole_number("limit", limit, at_least=2)
     if isinstance(model, Embeddings) or is_rows(model):
         if space == "clusters":
             raise InputError("a table of embeddings has no space of clusters: leave out --space clusters, or give the model")

@@ -1,5 +1,6 @@
 """Files: read without waiting, complete at every moment (written beside, then renamed); tensors, without running code."""
 
+import errno
 import hashlib
 import os
 import pickle
@@ -107,6 +108,15 @@ def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (of an unknown user it raises nothing)
 
 
+def takes_files(folder: Path) -> bool:
+    """Return whether files can be made in a folder. One is made: /proc and /sys refuse what their permissions allow."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as fault:
+        return fault.errno in (errno.ENOSPC, errno.EDQUOT)  # There may be room by then.
+
+
 def output_path(path: str | Path, option: str, *, endings: tuple[str, ...] = (), is_folder: bool = False) -> Path:
     """Return the path of a file, or a folder, that will be written; nothing is made yet.
 
@@ -120,13 +130,13 @@ def output_path(path: str | Path, option: str, *, endings: tuple[str, ...] = (),
     try:
         if is_folder:
             parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            if not parent.is_dir() or not takes_files(parent):
                 raise InputError(f"{what}: {parent} is a file or can't be written to; name another folder")
             return path
         parent = path.absolute().parent
         if path.is_dir():
             raise InputError(f"{what} is a folder; name a file in it")
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        if not parent.is_dir() or not takes_files(parent):
             raise InputError(f"{what}: the folder {parent} does not exist or can't be written to")
         os.lstat(path.with_name(f"{path.name}.parts"))  # The longest name that is written.
     except FileNotFoundError:

@@ -124,6 +124,20 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
+def whole_number(name: str, value: Any, *, at_least: int | None = None) -> int:
+    """Return an argument that is a whole number.
+
+    Raises:
+        InputError: it is something else, or too small.
+    """
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{name}={value!r} should be a whole number, such as 10")
+    if at_least is not None and value < at_least:
+        raise InputError(f"{name}={value} is too small: use {at_least} or more")
+    return value
+
+
 def coerce(owner: type, name: str, value: Any) -> Any:
     """Return the value of an option in its own type.
 

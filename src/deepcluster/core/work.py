@@ -49,7 +49,7 @@ class Interruption:
     ) -> None:
         self.on_request, self.advice = on_request, advice
         self.requested: str | None = None
-        self._requested_at = 0.0
+        self._requested_at, self._at_once = 0.0, False
 
     @contextmanager
     def listening(self) -> "Iterator[Interruption]":
@@ -74,6 +74,18 @@ class Interruption:
             return
         self.requested, self._requested_at = signal.Signals(number).name, time.monotonic()
         self.on_request()
+        if self._at_once:
+            self.check()
+
+    @contextmanager
+    def at_once(self) -> "Iterator[None]":
+        """Stop at once where a stop is requested inside: for long steps that have nothing to save."""
+        self.check()
+        before, self._at_once = self._at_once, True
+        try:
+            yield
+        finally:
+            self._at_once = before
 
     def check(self, save: Callable[[], None] | None = None) -> None:
         """Raise `Interrupted` if a stop was requested, after saving the state."""

@@ -124,7 +124,9 @@ def _remark(match: Match, file: WeightFile, used: tuple[str, ...] = (), n_cluste
     heads = {without_wrappers(key) for key in used}
     left = [key for key in match.left if key not in heads]
     clusters = f", and {len(used)} more that give {n_clusters:,} clusters" if n_clusters else ""
-    parts = [f"{match.share} tensors of {match.arch}{clusters} (the file holds {len(file.tensors)})"]
+    n_counters = sum(key.endswith("num_batches_tracked") for key in file.tensors)
+    counters = f", {n_counters} of them counters of batches, which are not weights" if n_counters else ""
+    parts = [f"{match.share} tensors of {match.arch}{clusters} (the file holds {len(file.tensors)}{counters})"]
     if match.others:
         parts.append(match.copies)
     if match.missing:

@@ -22,7 +22,7 @@ from deepcluster import __version__
 from deepcluster.clustering.assignment import Assignment
 from deepcluster.core.distributed import ONE_PROCESS, Ranks
 from deepcluster.core.errors import InputError, TrainingError
-from deepcluster.core.files import load_tensors, save_tensors, write_table, write_whole
+from deepcluster.core.files import load_tensors, save_tensors, takes_files, write_table, write_whole
 from deepcluster.core.options import flag, types_of
 from deepcluster.core.text import count_of
 from deepcluster.run.settings import Settings
@@ -91,7 +91,7 @@ class RunFolder:
         parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not parent.is_dir():
             raise InputError(f"{self.path} can't be made: {parent} is a file; choose another folder with --out")
-        if not os.access(parent, os.W_OK | os.X_OK):
+        if not takes_files(parent):
             raise InputError(f"{parent} can't be written to; choose another folder with --out")
         if resume and overwrite:
             raise InputError("--resume continues a run and --overwrite deletes it: use one of them")

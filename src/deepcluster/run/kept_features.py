@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from deepcluster.core.device import free_disk_bytes
 from deepcluster.core.errors import InputError
 from deepcluster.core.files import locked, written_beside
-from deepcluster.core.text import size
+from deepcluster.core.text import count_of, size
 from deepcluster.data.sources import ImageSource
 from deepcluster.run.features import FEATURE_BATCH, Pooled
 from deepcluster.run.model import Model, data_key
@@ -59,8 +60,23 @@ def kept_rows(
 
 def are_kept(model: Model, source: ImageSource, wanted: Pooled) -> bool:
     """Return whether features are there already."""
-    [key] = _keys(model, source, [wanted], FEATURE_BATCH)
-    return (model.cache / FEATURES_FOLDER / f"{key}.npy").is_file()
+    return rows_if_kept(model, source, wanted) is not None
+
+
+def rows_if_kept(model: Model, source: ImageSource, wanted: Pooled, *, batch_size: int = FEATURE_BATCH) -> Tensor | None:
+    """Return the rows (N, D) of `kept_rows` where an earlier command has kept them, and all processes see them."""
+    ranks = model.work.ranks
+    [key] = ranks.from_main(lambda: _keys(model, source, [wanted], batch_size))
+    file = model.cache / FEATURES_FOLDER / f"{key}.npy"
+    return _mapped(file) if all(ranks.gather_objects(file.is_file())) else None
+
+
+def from_kept(model: Model, one: Pass, source: ImageSource, stage: str) -> Pass:
+    """Return a pass over rows of a stage; it takes those that an earlier command has kept, and reads no image then."""
+    kept_ND = rows_if_kept(model, source, Pooled(stage), batch_size=one.batch_size)
+    if kept_ND is not None:
+        model.work.reporter.say(f"the features of these {count_of(len(source), 'image')} are kept: none is read again")
+    return replace(one, kept_ND=kept_ND)
 
 
 def _keys(model: Model, source: ImageSource, wanted: Sequence[Pooled], batch_size: int) -> list[str]:

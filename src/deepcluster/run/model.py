@@ -4,7 +4,7 @@ N images, B batch, D features, P components, K clusters.
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -42,7 +42,7 @@ from deepcluster.run.features import (
     make_run_trunk,
     stage_width,
 )
-from deepcluster.run.parts import ParquetParts, Parts, spans_of
+from deepcluster.run.parts import Columns, ParquetParts, Parts, spans_of
 from deepcluster.run.passes import Pass
 from deepcluster.run.resumable import ResumableState, digest_of, state_hash, weights_hash
 from deepcluster.run.settings import Settings
@@ -210,10 +210,25 @@ class Model:
         stage = stage or self.trunk.embed_stage
         empty = np.full(stage_width(self.trunk, self.machine, stage, self.image_size), np.nan, np.float32)
 
-        def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
-            return {"embedding": self._stage_rows(images_BCHW, stage)}
+        def of_features(rows_BD: Tensor) -> dict[str, Tensor]:
+            return {"embedding": rows_BD}
 
-        return Pass({"embedding": empty}, compute, self.view, plain(batch_size), ("embedding", stage))
+        return self._pass_of_features({"embedding": empty}, of_features, stage, batch_size, ("embedding", stage))
+
+    def _pass_of_features(
+        self,
+        empty: Columns,
+        of_features: Callable[[Tensor], dict[str, Tensor]],
+        stage: str,
+        batch_size: int,
+        facts: tuple[object, ...],
+    ) -> Pass:
+        """Return the pass that makes columns of the features (B, D), float32, of a stage averaged over its map."""
+
+        def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
+            return of_features(self._stage_rows(images_BCHW, stage))
+
+        return Pass(empty, compute, self.view, plain(batch_size), facts, of_features=of_features)
 
     def _stage_rows(self, images_BCHW: Tensor, stage: str) -> Tensor:
         rows_BD = extract_stage(self.trunk, self.machine, images_BCHW, stage)
@@ -264,8 +279,7 @@ class Model:
         space, assignment = self.clusters()
         stage = self.settings.cluster_stage
 
-        def compute(images_BCHW: Tensor) -> dict[str, Tensor]:
-            rows_BD = self._stage_rows(images_BCHW, stage)
+        def nearest(rows_BD: Tensor) -> dict[str, Tensor]:
             finite_B = torch.isfinite(rows_BD).all(dim=1)
             rows = {name: torch.from_numpy(np.full(len(rows_BD), empty)) for name, empty in UNLOCATED.items()}
             for name, values in located(assignment, self.points(rows_BD[finite_B])).items():
@@ -274,7 +288,7 @@ class Model:
 
         clusters = {"centroids": assignment.centroids_KP, "supers": assignment.super_of_cluster_K}
         facts = ("clusters and second ones", stage, state_hash({**clusters, **space_state(space)}))
-        return Pass(UNLOCATED, compute, self.view, plain(batch_size), facts)
+        return self._pass_of_features(UNLOCATED, nearest, stage, batch_size, facts)
 
     def in_memory(self, one: Pass, source: ImageSource) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
         """Return what a pass makes of all images, by column, and why some can't be read. One process makes all."""

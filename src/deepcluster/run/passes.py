@@ -3,7 +3,7 @@
 N images, B batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepcluster.core.errors import DeepClusterError
 from deepcluster.core.retry import ConnectionLost
-from deepcluster.core.work import Advance, Work
+from deepcluster.core.work import Advance, Interruption, Work
 from deepcluster.data.loader import Loader
 from deepcluster.data.views import ClusterView
 from deepcluster.run.parts import Columns, Parts, check_shared
@@ -33,6 +33,8 @@ class Pass:
         batch_size: images per batch. Results depend on it in their last digits.
         facts: what tells the rows from those of other passes over the same images.
         names: names of clusters, for tables.
+        kept_ND: features of all images (N, D), NaN for unreadable ones, as `kept_features` has them: no image is read.
+        of_features: takes features (B, D), float32, to rows by column, as `compute` does; None where it can't.
     """
 
     empty: Columns
@@ -41,38 +43,55 @@ class Pass:
     batch_size: int
     facts: tuple[object, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
+    kept_ND: Tensor | None = None
+    of_features: Callable[[Tensor], Mapping[str, Tensor]] | None = None
 
     @property
     def row_bytes(self) -> int:
         """Bytes of the rows of an image."""
         return sum(row.nbytes for row in self.empty.values())
 
-    def over(self, loader: Loader, spans: Sequence[range], advance: Advance) -> Iterator[Columns]:
+    def over(
+        self, loader: Loader, spans: Sequence[range], advance: Advance, interruption: Interruption
+    ) -> Iterator[Columns]:
         """Yield the rows of each span of images, whose batches come in one stream: workers do not wait at its ends."""
         if not spans:
             return
         indices = torch.cat([torch.arange(span.start, span.stop) for span in spans])
         try:
-            with closing(loader.cluster_views(self.view, indices, self.batch_size)) as batches:
+            with closing(self._batches(loader, indices)) as batches:
                 for span in spans:
                     rows = {name: np.full((len(span), *row.shape), row, row.dtype) for name, row in self.empty.items()}
                     for start in range(0, len(span), self.batch_size):
-                        batch = next(batches)
-                        if len(batch.indices_B):
-                            places_B = batch.indices_B.numpy() - span.start
-                            for name, values in self.compute(batch.images_BCHW).items():
-                                rows[name][places_B] = values.numpy()
+                        with interruption.at_once():  # A batch of a large network takes a minute on a small machine.
+                            indices_B, computed = next(batches)
+                        for name, values in computed.items():
+                            rows[name][indices_B.numpy() - span.start] = values.numpy()
                         advance(min(self.batch_size, len(span) - start))
                     yield rows
         except ConnectionLost:
             advance(0)  # The stop that ended the waiting, if there was one, is what is reported.
             raise
 
+    def _batches(self, loader: Loader, indices: Tensor) -> Generator[tuple[Tensor, Mapping[str, Tensor]], None, None]:
+        """Yield the indices of the readable images of each batch, and their rows by column."""
+        if self.kept_ND is None or self.of_features is None:
+            for batch in loader.cluster_views(self.view, indices, self.batch_size):
+                yield batch.indices_B, self.compute(batch.images_BCHW) if len(batch.indices_B) else {}
+            return
+        for indices_B in indices.split(self.batch_size):
+            features_BD = self.kept_ND[indices_B]
+            known_B = ~features_BD[:, 0].isnan()
+            if not known_B.all():
+                _, _, unreadable = loader.images.some(indices_B[~known_B].numpy())
+                loader.unreadable.update(unreadable)
+            yield indices_B[known_B], self.of_features(features_BD[known_B].float()) if known_B.any() else {}
+
     def in_memory(self, loader: Loader, work: Work) -> dict[str, NDArray[Any]]:
         """Return the rows (N, …) of all images of a loader."""
         count = len(loader.images)
         with work.track("features", count) as advance:
-            [rows] = self.over(loader, [range(count)], advance)
+            [rows] = self.over(loader, [range(count)], advance, work.interruption)
         return dict(rows)
 
     def into(self, parts: Parts, loader: Callable[[], AbstractContextManager[Loader]], work: Work) -> None:
@@ -96,7 +115,8 @@ class Pass:
             return
         with loader() as opened, work.track("features", wanted) as advance:
             # The first rank shows what all have done, if they are as fast as it is.
-            rows_of = self.over(opened, [parts.spans[number] for number in mine], _scaled(advance, wanted, own))
+            spans, done = [parts.spans[number] for number in mine], _scaled(advance, wanted, own)
+            rows_of = self.over(opened, spans, done, work.interruption)
             for number, rows in zip(mine, rows_of, strict=True):
                 with _writing_into(parts.folder, work):
                     known = opened.unreadable

@@ -198,9 +198,12 @@ def say_unreadable(loader: Loader, n_read: int, reporter: Reporter) -> None:
     """Print how many images can't be read, and why one of them can't."""
     if loader.unreadable:
         index, reason = min(loader.unreadable.items())
+        n_images = len(loader.images)
+        of, where = f"{n_read:,} images", "left out, see unreadable.csv"
+        if n_read < n_images:
+            of, where = f"a sample of {n_read:,} of the {n_images:,} images", "training leaves such images out"
         reporter.say(
-            f"{len(loader.unreadable):,} of {n_read:,} images can't be read (left out, see unreadable.csv), "
-            f"e.g. {loader.images.source.name(index)}: {reason}"
+            f"{len(loader.unreadable):,} of {of} can't be read ({where}), e.g. {loader.images.source.name(index)}: {reason}"
         )
 
 

@@ -17,6 +17,7 @@ from deepcluster.core.addresses import expand, host_of, is_address, path_of, sho
 from deepcluster.core.errors import InputError, did_you_mean
 from deepcluster.core.files import check_file, user_path, usual_cache_folder
 from deepcluster.core.names import PackedNames
+from deepcluster.core.options import whole_number
 from deepcluster.core.retry import tell_troubles_to
 from deepcluster.data.sources.arrays import ArraySource
 from deepcluster.data.sources.files import IMAGE_ENDINGS, FileSource, count_endings, describe_files
@@ -86,7 +87,9 @@ def open_source(
         others = [one for one in some if one not in files] if files else some
         images = [opener.images(files)] if files else []
         source = _joined([*images, *((name_of(one), opener.open(one)) for one in others)])
-    return source if limit is None or limit >= len(source) else LimitedSource(source, limit)
+    if limit is None or whole_number("limit", limit) >= len(source):
+        return source
+    return LimitedSource(source, int(limit))
 
 
 def fingerprint(source: ImageSource) -> str:

@@ -15,8 +15,11 @@ IN_MEMORY = "images in memory"
 Data = str | Path | ImageSource | list[str | Path]
 
 
-def given_data(data: Any) -> Data:
+def given_data(data: Any, what: str = "data") -> Data:
     """Return one path or address, a list of the paths that a collection, an array or a generator holds, or images.
+
+    Args:
+        what: name of the argument, for errors.
 
     Raises:
         InputError: there are other things than paths and images.
@@ -26,20 +29,20 @@ def given_data(data: Any) -> Data:
     if isinstance(data, ImageSource):
         return data
     if hasattr(data, "columns"):
-        raise InputError("data is a table, not a path: save it as .csv or .parquet, and give the file")
+        raise InputError(f"{what} is a table, not a path: save it as .csv or .parquet, and give the file")
     if is_image(data):
         return memory_image(data)
     if hasattr(data, "tolist") and not isinstance(data, str):
         data = data.tolist()
     if isinstance(data, str | bytes | os.PathLike):
-        return _path(data)
+        return _path(data, what)
     if isinstance(data, Iterable) and not isinstance(data, Mapping):
         given = list(data)
         if any(map(is_image, given)):
             return memory_images(given)
-        some = [_path(one) for one in given]
+        some = [_path(one, what) for one in given]
         return sorted(some, key=str) if isinstance(data, Set) else some  # A set has no order of its own.
-    return _path(data)
+    return _path(data, what)
 
 
 def addresses_of(data: Any) -> list[str]:
@@ -50,10 +53,10 @@ def addresses_of(data: Any) -> list[str]:
     return [whole_address(one) for one in (given if isinstance(given, list) else [given])]
 
 
-def _path(one: Any) -> str | Path:
+def _path(one: Any, what: str) -> str | Path:
     if isinstance(one, str | bytes | os.PathLike):
         text = str.__str__(os.fsdecode(one))  # NumPy has a text type of its own.
         return text if isinstance(one, str | bytes) else Path(text)
     package = type(one).__module__.partition(".")[0]
     name = type(one).__name__ if package == "builtins" else f"{package} {type(one).__name__}"
-    raise InputError(f"data is or holds a value of type {name}, not a path or an image: give files, folders, or images")
+    raise InputError(f"{what} is or holds a value of type {name}, not a path or an image: give files, folders, or images")

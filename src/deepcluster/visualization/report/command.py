@@ -63,6 +63,7 @@ def report(
         InputError: there is nothing to show, or an option can't be used.
         Interrupted: Ctrl-C or SIGTERM; the previous page stays.
     """
+    started = time.monotonic()
     needs_report_extra()
     path, checked = user_path(path), ReportOptions.from_dict(options)
     workers = usual_workers() if workers is None else workers
@@ -73,9 +74,10 @@ def report(
     if new is not None and not is_run:
         raise InputError(f"--new needs a model for new images: give a run folder, and {path} is a table")
     work = Work(reporter or Reporter(), Interruption(on_request=end_waits, advice="the last page that was made is whole"))
-    with work.interruption.listening():
+    # Nothing is saved before the page, which is written beside the old one: a stop needs no safe moment.
+    with work.interruption.listening(), work.interruption.at_once():
         if not is_run:
-            _write(page, _of_table(path, checked, data, workers, work), show=show)
+            _write(page, _of_table(path, checked, data, workers, work), started, show=show)
             return Page(page)
         folder = RunFolder(path)
 
@@ -85,7 +87,7 @@ def report(
         if watch:
             _watch(page, folder, read, work, show=show)
         else:
-            _write(page, read(), show=show)
+            _write(page, read(), started, show=show)
     return Page(page)
 
 
@@ -115,8 +117,8 @@ def _of_table(path: Path, options: ReportOptions, data: Data | None, workers: in
     return Context(table, facts, options=options, workers=workers, work=work)
 
 
-def _write(page: Path, context: Context, *, show: bool, refresh_seconds: int = 0) -> None:
-    started = time.monotonic()
+def _write(page: Path, context: Context, started: float, *, show: bool, refresh_seconds: int = 0) -> None:
+    """Write the page, and print its size and the seconds since `started`, when its work began."""
     n_bytes = build_report(page, context, refresh_seconds=refresh_seconds)
     context.work.reporter.say(f"{page}: {size(n_bytes)}, made in {duration(time.monotonic() - started)}")
     if show:
@@ -138,7 +140,9 @@ def _watch(page: Path, folder: RunFolder, read: Callable[[], Context], work: Wor
             work.check()
             time.sleep(WATCH_SECONDS)
         is_first, shown = not shown, stamps()
-        context = read()
-        _write(page, context, show=show and is_first, refresh_seconds=0 if context.run.finished else REFRESH_SECONDS)
+        started, context = time.monotonic(), read()
+        _write(
+            page, context, started, show=show and is_first, refresh_seconds=0 if context.run.finished else REFRESH_SECONDS
+        )
         if context.run.finished:
             return

@@ -24,7 +24,9 @@ from deepcluster.data.sources.by_name import pictures_by_name
 from deepcluster.data.survey import even_sample
 from deepcluster.interop.loading import model_of_checkpoint
 from deepcluster.run.cluster_names import read_names
+from deepcluster.run.features import Pooled
 from deepcluster.run.folder import RunFolder, load_checkpoint
+from deepcluster.run.kept_features import readable, rows_if_kept
 from deepcluster.run.metrics import health
 from deepcluster.run.settings import Settings
 from deepcluster.visualization.options import ReportOptions
@@ -180,11 +182,16 @@ def _labels(images: ImageSource | None, names: list[str], classes: list[str]) ->
 def _with_points(
     collection: Collection, explained: Explained, images: ImageSource, sample: int
 ) -> tuple[Collection, Explained]:
-    """Return both with features and points of a sample of the images, extracted by the current trunk."""
+    """Return both with features and points of a sample of the images by the current trunk: kept ones, or extracted."""
     chosen = torch.tensor(even_sample(np.flatnonzero(collection.cluster_N >= 0).tolist(), sample), dtype=torch.int64)
-    model = explained.model
-    batches = model.batches(images, chosen, quarters_N=explained.clustered_quarters_N) if len(chosen) else ()
-    parts = [(indices_B, rows_BD.to(model.machine.feature_dtype).cpu()) for rows_BD, indices_B in batches]
+    model, quarters_N = explained.model, explained.clustered_quarters_N
+    kept_ND = rows_if_kept(model, images, Pooled(model.settings.cluster_stage)) if quarters_N is None else None
+    if kept_ND is not None:
+        chosen = chosen[readable(kept_ND[chosen])]
+        parts = [(chosen, kept_ND[chosen])] if len(chosen) else []
+    else:
+        batches = model.batches(images, chosen, quarters_N=quarters_N) if len(chosen) else ()
+        parts = [(indices_B, rows_BD.to(model.machine.feature_dtype).cpu()) for rows_BD, indices_B in batches]
     if not parts:
         return collection, explained
     indices_M, features_MD = (torch.cat(part) for part in zip(*parts, strict=True))
