@@ -221,6 +221,7 @@ def test_lists_are_of_files(photos: Path, tmp_path: Path, capsys: pytest.Capture
 
 PEAK = """
 import sys
+import torch
 from deepcluster.applied.vectors import vectors_of
 from deepcluster.clustering.near import typical_distance
 from deepcluster.clustering.spread import farthest_first
@@ -235,6 +236,8 @@ def peak(work):
     result = work()
     return result, (kilobytes("VmHWM") - before) * 1024
 
+small_MP = torch.nn.functional.normalize(torch.randn(64, 128))
+typical_distance(small_MP.numpy()), farthest_first(small_MP, 2)  # The first call also loads libraries.
 names, size = open_table(sys.argv[1]).names(), float(sys.argv[2])
 opened = vectors_of(sys.argv[1], None, space=None)
 vectors, first = peak(opened.__enter__)
