@@ -195,7 +195,16 @@ def test_few_images_are_printed(run: Path, photos: Path, capsys: pytest.CaptureF
     assert main(["assign", str(run), str(photos), "--workers", "0", "--device", "cpu"]) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert lines[0].split() == ["name", "cluster", "distance", "second", "distance", "confidence"]
+    assert lines[0].split("  ")[-1].strip() and lines[0].split() == [
+        "name",
+        "cluster",
+        "distance",
+        "second",
+        "distance",
+        "of",
+        "second",
+        "confidence",
+    ]
     assert len(lines) == 21 and "can't be read" in said.err
     for row, line in enumerate(lines[1:]):
         cluster = int(found.cluster_N[row])
