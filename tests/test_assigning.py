@@ -137,8 +137,14 @@ def test_one_image_in_every_form_is_the_same_row(trained: Path, photos: Path) ->
 
 
 def test_what_is_like_one_image(
-    trained: Path, images: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    images: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "cache"))  # No features are kept yet.
     path = next(path for path in sorted((photos / "c").iterdir()) if path.suffix == ".png")
     command = ["assign", str(trained), str(path), "--device", "cpu", "--workers", "0"]
 
