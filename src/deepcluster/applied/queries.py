@@ -45,7 +45,7 @@ def find_queries(
         images: the images; None for a table without pictures.
         names: their names.
         has_network: whether there can be queries that are not among the images.
-        warn: is told of images of a folder or list that can't be read; they are left out.
+        warn: called with a sentence for images of a folder or list that can't be read; these are left out.
 
     Raises:
         InputError: there is no query, or one can't be read, or is not known.

@@ -31,7 +31,7 @@ class Lock:
     Args:
         path: the file of the lock.
         what: what it keeps others out of.
-        doing: what its owner does with it, such as `trained`; others are told so.
+        doing: past participle for what its owner does, such as `trained`: the message to others says "is being trained".
         other: what else may be chosen.
     """
 
