@@ -18,7 +18,7 @@ Prints a table with the rows of these parts, the most important first:
   and by workers. AlexNet at 224 px; DeepCluster-v2 with ResNet-18 on 2x32 px, batches of 512, and with ResNet-50 on
   2x224 + 6x96 px. The sets are small, so clustering and whitening take more of an epoch than in a long run;
 - minutes: DeepCluster-v2 on the images of `--small`, by the recipe for this device: k-NN and linear top-1 on a held-out
-  tenth at three moments (minutes.py): 1, 2 and 4 minutes with `--only minutes`, else a share of these;
+  tenth at three moments (recipes.py): 1, 2 and 4 minutes with `--only minutes`, else a share of these;
 - steps: a training step on images that are on the GPU beside the bare network's, by batch (gpu_steps.py); whether it waits
   for the GPU; with torch.compile, if a minute is left (`--only steps`);
 - views: images per second of crops, colours and blur on the device; whether they make the CPU wait for the GPU; the largest

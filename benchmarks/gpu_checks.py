@@ -72,7 +72,7 @@ def at_once(job: Job) -> int:
 
 def smoke(job: Job) -> None:
     """Run each command as a user does: a row with its seconds, beside the others, and how it ended."""
-    from minutes import split
+    from recipes import split
 
     ends = time.monotonic() + job.seconds - 5
     split(job.images("small", 1000, 48), 1000, Path(job.folder, "photos"), names=("train", "val"))

@@ -348,8 +348,8 @@ def compare_kmeans(points_NP: Any, start_KP: Any, iterations: int, seconds: floa
 
 
 def minutes(job: Job) -> None:
-    """Learn the small images by DeepCluster-v2; k-NN and linear top-1 on a held-out tenth on the way (minutes.py)."""
-    from minutes import learn, split
+    """Learn the small images by DeepCluster-v2; k-NN and linear top-1 on a held-out tenth on the way (recipes.py)."""
+    from recipes import learn, split
 
     folders = split(Path(job.folder, "small"), MOST["small"], Path(job.folder, "learned"))
     # Starting and evaluating may take 35 seconds.

@@ -16,7 +16,7 @@ from gpu import LIMITS, PARTS, line_of
 from gpu_checks import outcomes
 from gpu_checks import run as run_command
 from gpu_parts import Job, epoch_settings, make_images
-from minutes import HELD_OUT, split
+from recipes import HELD_OUT, split
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 

@@ -272,8 +272,8 @@ V2 = {"method": "deepcluster-v2"}
 UNFIT: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 0.0}, "temperature=0 must be more than 0; 0.1 is usual"),
     (
-        {**V2, "crops": "2x32", "image_size": 48},
-        "crops=2x32 begins with crops of 32 px, and image_size=48.* --image-size 32",
+        {**V2, "crops": "2x64", "image_size": 48},
+        "crops=2x64 begins with crops of 64 px, more than image_size=48.* --image-size 64 or more",
     ),
     ({**V2, "crops": "2x"}, "'2x' is not a number and a side; write it as 2x224,6x96"),
     ({"crops": "1x224"}, "is one crop, and there is no other one to learn from"),

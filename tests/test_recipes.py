@@ -92,7 +92,7 @@ def test_sobel_filters_are_only_where_the_paper_has_them(seen: Survey, method: s
 
 
 def test_networks_of_other_sizes_get_images_that_they_can_take_quickly() -> None:
-    for arch, sizes in {"resnet18": (96, 64, 64), "alexnet-small": (48, 32, 32), "alexnet": (224, 224, 224)}.items():
+    for arch, sizes in {"resnet18": (96, 64, 64), "resnet-patches": (48, 32, 32), "alexnet": (224, 224, 224)}.items():
         chosen = (choose_settings({"arch": arch}, seen)[0].image_size for seen in (PHOTOS, CIFAR, DIGITS))
         assert tuple(chosen) == sizes
     assert choose_settings({"arch": "resnet50"}, IMAGENET)[0].image_size == 224
@@ -110,12 +110,28 @@ def test_changes_with_the_same_reason_share_a_line(seen: Survey, method: str) ->
     assert not any("as in recipe" in reason or reason == "the same" for reason in reasons)
 
 
+@pytest.mark.parametrize(("seen", "side", "crop"), [(PHOTOS, 48, 36), (CIFAR, 32, 24)])
+def test_crops_are_smaller_than_the_images_where_the_trunk_bears_it(seen: Survey, side: int, crop: int) -> None:
+    def chosen(**options: Any) -> Settings:
+        return choose_settings({"method": "deepcluster-v2", **options}, seen, device="cpu")[0]
+
+    assert (chosen().image_size, chosen().crop_groups) == (side, ((2, crop),))
+    assert chosen(image_size=64).crop_groups == ((2, 48),)
+    assert chosen(arch="timm:vit_tiny_patch16_224", image_size=64).crop_groups == ((2, 64),)
+    assert chosen(image_size=8).crop_groups == ((2, 8),)
+
+
+def test_minutes_and_epochs_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="minutes=3 chooses the number of epochs"):
+        choose_settings({"minutes": 3.0, "epochs": 3}, CIFAR)
+
+
 @pytest.mark.parametrize("options", [{"method": "deepcluster-v2"}, {"recipe": "v2-small-images"}])
 @pytest.mark.parametrize("seen", [CIFAR, DIGITS, Survey(n_images=50_000, shorter_side=32, grey_share=0.0)])
 def test_a_gpu_trains_a_larger_trunk_on_small_images(options: dict[str, Any], seen: Survey) -> None:
     cpu, _ = choose_settings(options, seen, device="cpu")
     gpu, changes = choose_settings(options, seen, device="cuda")
-    assert (cpu.arch, gpu.arch) == ("alexnet-small", "resnet18-small")
+    assert (cpu.arch, gpu.arch) == ("resnet-patches", "resnet18-small")
     assert gpu.epochs > cpu.epochs
     assert gpu.lr / gpu.batch_size == pytest.approx(GPU_LR / GPU_BATCH)
     assert 64 <= gpu.batch_size <= GPU_BATCH
@@ -137,7 +153,7 @@ def test_on_a_gpu_the_choices_of_the_user_win_and_the_others_follow_them() -> No
         assert all(getattr(settings, name) == value for name, value in options.items())
         return settings
 
-    assert chosen(arch="alexnet-small") == choose_settings({"method": "deepcluster-v2"}, CIFAR, device="cpu")[0]
+    assert chosen(arch="resnet-patches") == choose_settings({"method": "deepcluster-v2"}, CIFAR, device="cpu")[0]
     assert chosen(batch_size=128).lr == pytest.approx(GPU_LR / 2)
     assert chosen(lr=0.7).batch_size == GPU_BATCH
     assert chosen(crops="2x32,4x16", epochs=3).arch == "resnet18-small"
@@ -158,7 +174,7 @@ def test_other_recipes_are_the_same_on_any_device(recipe: str, seen: Survey) -> 
 def test_auto_is_near_the_recipe_of_tiny_imagenet() -> None:
     """It differs in the number of clusters only: the paper's images per cluster."""
     auto, recipe = (choose_settings({"recipe": name}, TINY_IMAGENET)[0] for name in ("auto", "tiny-imagenet"))
-    assert (recipe.image_size, recipe.arch, recipe.clusters, auto.clusters) == (64, "alexnet-small", 1000, 781)
+    assert (recipe.image_size, recipe.arch, recipe.clusters, auto.clusters) == (64, "resnet-patches", 1000, 781)
     ours, others = auto.as_dict(), recipe.as_dict()
     assert {name for name in ours if ours[name] != others[name]} == {"recipe", "clusters"}
 

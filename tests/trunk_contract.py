@@ -47,7 +47,8 @@ class TrunkContract:
         trunk, x = trunk_of(arch), images(size_of(arch))
         assert trunk.arch == arch
         assert trunk.stages[-1] == FEATURES
-        assert trunk.embed_stage in trunk.stages
+        trunk.check_stage(trunk.embed_stage)
+        assert trunk.vectors(x, trunk.embed_stage).dim() == 2
         side = size_of(arch) + 2  # Paddings and borders.
         with torch.no_grad():
             for name in trunk.stages:

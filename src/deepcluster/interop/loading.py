@@ -1,5 +1,6 @@
 """Models from run folders, checkpoints, files of other programs and names of architectures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from deepcluster.run.space import space_of
 
 UNTRAINED = "untrained:"
 # Side in pixels of the images that untrained trunks are made for, where it is not 224.
-USUAL_IMAGE_SIZE = {"alexnet-small": 32, "resnet18-small": 32}
+USUAL_IMAGE_SIZE = {"resnet-patches": 32, "alexnet-small": 32, "resnet18-small": 32}
 
 
 def load(
@@ -96,7 +97,10 @@ def _untrained(model: str) -> Model:
         check_arch(name)
         settings = Settings(arch=name, image_size=USUAL_IMAGE_SIZE.get(name, 224), sobel=name in PAPER_TRUNKS)
     elif Path(name).is_dir():
-        settings = Settings.from_saved(RunFolder(Path(name)).read_config()["settings"])
+        folder = RunFolder(Path(name))
+        settings, path = Settings.from_saved(folder.read_config()["settings"]), folder.epoch_checkpoint(0)
+        if path.is_file():  # Its weights depend on the images.
+            return replace(model_of_checkpoint(checkpoint_of(load_tensors(path), path), path, name=model), trained=False)
     else:
         raise InputError(
             f"{model}: unknown architecture{did_you_mean(name, ARCHITECTURES)}; use one of "

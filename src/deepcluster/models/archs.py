@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from deepcluster.models.trunk import Trunk
 
 # The project's own; the small ones are for images of 32 to 96 px.
-ARCHITECTURES = ("alexnet", "vgg16", "vgg16-deepercluster", "resnet18", "resnet50", "alexnet-small", "resnet18-small")
+ARCHITECTURES = (
+    *("alexnet", "vgg16", "vgg16-deepercluster", "resnet18", "resnet50"),
+    *("resnet-patches", "alexnet-small", "resnet18-small"),
+)
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
 CUSTOM = "custom:"
@@ -126,6 +129,10 @@ def make_trunk(
         torch.default_generator.manual_seed(seed)
         if arch in TABLES:
             trunk = ConvNet(arch, image_size=image_size, sobel=sobel, dropout=dropout)
+        elif arch == "resnet-patches":
+            from deepcluster.models.patches import PatchResNet
+
+            trunk = PatchResNet(image_size=image_size, sobel=sobel)
         elif not arch.startswith(PREFIXES):
             trunk = ResNet(arch, image_size=image_size, sobel=sobel)
         elif arch.startswith(CUSTOM):

@@ -25,7 +25,8 @@ class Trunk(nn.Module, ABC):
         arch: its name for `make_trunk`.
         dim: D, the number of features.
         stages: names from the input side to the output side; the last one, "features", is `forward` itself.
-        embed_stage: the stage whose average `embed` returns by default, chosen by measurement (docs/results.md).
+        embed_stage: the stage whose average `embed` returns by default, chosen by measurement (docs/benchmarks.md); it may
+            be one that `stages` does not list.
         sobel: the fixed Sobel layer, where it is put in front.
     """
 

@@ -8,6 +8,7 @@ from deepcluster.core.device import Machine
 from deepcluster.core.errors import InputError
 from deepcluster.data.survey import Survey
 from deepcluster.data.views import ClusterView
+from deepcluster.run.crops import LEAST_SIDE, scaled_crops
 from deepcluster.run.recipes import (
     GLYPHS,
     HEAD,
@@ -36,7 +37,8 @@ TINY_SET = 10_000
 PAPER_IMAGES = 1_281_167
 V2_FEWEST_CLUSTERS = 100
 V2_LEAST_STEPS = 50
-SMALL_TRUNKS = ("alexnet-small", "resnet18-small")
+CPU_TRUNK = "resnet-patches"
+SMALL_TRUNKS = (CPU_TRUNK, "alexnet-small", "resnet18-small")
 # The paper puts Sobel filters before these, to keep clusters from being made by colour; they take 224 px.
 PAPER_TRUNKS = ("alexnet", "vgg16", "vgg16-deepercluster")
 # DeepCluster-v2 of small images on a GPU: the trunk, the largest batch and its learning rate, and the images that all epochs
@@ -69,6 +71,10 @@ def choose_settings(
     Raises:
         InputError: a value is out of range for its option, or for these images.
     """
+    if user_options.get("minutes") and "epochs" in user_options:
+        raise InputError(
+            f"minutes={user_options['minutes']:g} chooses the number of epochs; leave out --epochs or --minutes"
+        )
     fixed = [change for change in weights if change.option not in user_options]
     user_options = {**{change.option: change.value for change in fixed}, **user_options}
     recipe, is_v2 = user_options.get("recipe", "auto"), user_options.get("method") == "deepcluster-v2"
@@ -77,7 +83,7 @@ def choose_settings(
     if recipe == "auto":
         fit = _fit_v2(user_options, sample, device) if is_v2 else _fit(user_options, sample)
     elif recipe == "v2-small-images" and device == "cuda":
-        fit = _fit_gpu(user_options, sample.n_images)
+        fit = _fit_gpu(user_options, sample.n_images, RECIPES[recipe].settings["image_size"])
     # Later changes win: they apply to a narrower kind of data.
     fitted = {change.option: change for change in fit}
     changes = [change for change in fitted.values() if change.option not in user_options]
@@ -108,9 +114,9 @@ def hints(user_options: Mapping[str, Any], settings: Settings, sample: Survey) -
     chosen = "method" in user_options or settings.recipe != "auto" or settings.init is not None
     if chosen or glyphs or sample.n_images >= FEW_PHOTOS:
         return said
-    figures = "linear 0.566 instead of 0.538 on 20,000 images of 32 px"
+    figures = "linear 0.566 instead of 0.538 on 20,000 images of 32 px, with alexnet-small"
     if not small_image:
-        figures = "k-NN 0.519 instead of 0.453 on 4,500 photos"
+        figures = "k-NN 0.519 instead of 0.453 on 4,500 photos, with alexnet-small"
     return [*said, f"--method deepcluster-v2 learns more from few images in the same time: {figures}"]
 
 
@@ -139,6 +145,10 @@ def _named_recipe(user_options: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"recipe={recipe} does not go with method={named['method']}; use --recipe auto, or leave out --method"
         )
+    if "crops" in settings and "image_size" in user_options:
+        settings["crops"] = scaled_crops(settings["crops"], user_options["image_size"] / settings["image_size"])
+    if settings.get("arch") == CPU_TRUNK != user_options.get("arch", CPU_TRUNK):
+        settings.pop("crops", None)  # Other networks may take images of one size only.
     return settings
 
 
@@ -183,7 +193,7 @@ def _fit(user_options: Mapping[str, Any], sample: Survey) -> Iterator[Change]:
     small_image = side < SMALL_IMAGE
     glyphs = small_image and sample.grey_share > GREY_SHARE
     few = small_image or sample.n_images < FEW_PHOTOS
-    arch = user_options.get("arch", "alexnet-small" if few else Settings.arch)
+    arch = user_options.get("arch", CPU_TRUNK if few else Settings.arch)
     is_own = arch not in PAPER_TRUNKS
     if arch in SMALL_TRUNKS:
         yield Change(
@@ -225,12 +235,16 @@ def _fit_v2(user_options: Mapping[str, Any], sample: Survey, device: str) -> Ite
     settings.pop("method")
     for name, value in settings.items():
         yield Change(name, value, V2_REASONS.get(name, PUBLISHED_V2) if few else PUBLISHED_V2)
-    arch = user_options.get("arch", settings["arch"])
+    arch = user_options.get("arch", GPU_TRUNK if small_image and device == "cuda" else settings["arch"])
     fitted = _image_size_for(arch, side) if few else Change("image_size", settings["image_size"], "as published")
     yield fitted
     large = user_options.get("image_size", fitted.value)
-    if "crops" in settings and large != settings["image_size"]:
-        yield Change("crops", f"2x{large}", f"the small crops of the recipe go with {settings['image_size']} px")
+    if few and arch == CPU_TRUNK:
+        crop = max(LEAST_SIDE, 3 * large // 4)
+        yield Change("crops", f"2x{crop}", "smaller crops than the images take half the time (arXiv 1906.06423)")
+    elif "crops" in settings and (few or large != settings["image_size"]):
+        why = "as large as the images" if few else f"the small crops of the recipe go with {settings['image_size']} px"
+        yield Change("crops", f"2x{large}", why)
     if small_image and sample.grey_share > GREY_SHARE:
         yield from (change for change in GLYPHS if change.option in ("flip", "crop_scale"))
     if side > KEPT_SIDE:
@@ -246,7 +260,7 @@ def _fit_v2(user_options: Mapping[str, Any], sample: Survey, device: str) -> Ite
         epochs = max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(SMALL_SET_VIEWS / sample.n_images)))
         yield Change("epochs", epochs, f"{epochs * sample.n_images:,} views of {count}")
     if small_image and device == "cuda":
-        yield from _fit_gpu(user_options, sample.n_images)
+        yield from _fit_gpu(user_options, sample.n_images, large)
     batch = user_options.get("batch_size", settings["batch_size"])
     if not few and batch > sample.n_images // V2_LEAST_STEPS:
         batch = max(64, sample.n_images // V2_LEAST_STEPS)
@@ -255,7 +269,7 @@ def _fit_v2(user_options: Mapping[str, Any], sample: Survey, device: str) -> Ite
         yield Change("lr", settings["lr"] * batch / settings["batch_size"], "in proportion to the batch")
 
 
-def _fit_gpu(user_options: Mapping[str, Any], n_images: int) -> Iterator[Change]:
+def _fit_gpu(user_options: Mapping[str, Any], n_images: int, image_size: int) -> Iterator[Change]:
     """Yield what DeepCluster-v2 of small images changes on a GPU; nothing if the user chose another trunk."""
     if user_options.get("arch", GPU_TRUNK) != GPU_TRUNK:
         return
@@ -263,6 +277,7 @@ def _fit_gpu(user_options: Mapping[str, Any], n_images: int) -> Iterator[Change]
     epochs = max(GPU_FEWEST_EPOCHS, min(GPU_MOST_EPOCHS, round(GPU_IMAGES / n_images)))
     yield Change("arch", GPU_TRUNK, "a GPU has the time for a ResNet-18")
     yield Change("projection", (2048, 128), "as published with a ResNet-18")
+    yield Change("crops", f"2x{user_options.get('image_size', image_size)}", "as large as the images")
     yield Change(
         "batch_size", batch, f"{-(-n_images // batch):,} steps per epoch; {GPU_BATCH} is published with a ResNet-18"
     )

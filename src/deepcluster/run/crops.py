@@ -11,6 +11,11 @@ LEAST_SIDE = 8
 _EXAMPLES = "write it as 2x224,6x96 (two crops of 224 pixels and six of 96), or 2x32 (two of 32 pixels)"
 
 
+def scaled_crops(text: str, factor: float) -> str:
+    """Return crops of other sides, at least 8 pixels."""
+    return ",".join(f"{count}x{max(LEAST_SIDE, int(factor * side))}" for count, side in parse_crops(text))
+
+
 def parse_crops(text: str) -> Crops:
     """Groups of crops, as (number, side in pixels) each, of a text such as `2x224,6x96` (SwAV's multi-crop, section 3.3).
 

@@ -60,6 +60,10 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
         self._has_loaded = False  # A checkpoint of this object has been loaded again.
 
+    def epoch_checkpoint(self, epoch: int) -> Path:
+        """Return the checkpoint of the end of an epoch; 0: of the trunk before training, where it depends on the images."""
+        return self.checkpoints / f"epoch-{epoch:04d}.pt"
+
     def assignment(self, epoch: int) -> Path:
         """Return the table of the clustering that an epoch trains on."""
         return self.assignments / f"epoch-{epoch:04d}.parquet"
@@ -271,7 +275,7 @@ class RunFolder:
         state = {**state, "rows": self._write_rows(state)}
         if self.ranks.is_main:
             try:
-                kept = self.checkpoints / f"epoch-{keep_as_epoch:04d}.pt" if keep_as_epoch is not None else None
+                kept = self.epoch_checkpoint(keep_as_epoch) if keep_as_epoch is not None else None
                 save_tensors(self.last, {"format": CHECKPOINT_FORMAT, **state}, copy=kept)
             except (OSError, RuntimeError) as fault:
                 before = "; the one before it is whole: make room, then use --resume"

@@ -155,6 +155,13 @@ class Settings(Checked):
     )
 
     epochs: int = _training(200, "epochs to train", at_least=1, resumable=True)
+    minutes: float = _training(
+        0.0,
+        "train for about so many minutes: the number of epochs is that which a short trial of this machine, at the start, "
+        "expects to fit (0: --epochs)",
+        at_least=0,
+        resumable=True,
+    )
     epoch_length: float = _training(
         1.0,
         "images drawn per epoch, as a multiple of their number (2: twice as many steps between two clusterings)",
@@ -412,10 +419,10 @@ class Settings(Checked):
             shown = ",".join(map(str, self.heads))
             raise InputError(f"clusters={shown}: several clusterings go only with --method {V2}; give one number")
         side = self.crop_groups[0][1]
-        if self.method == V2 and side != self.image_size:
+        if self.method == V2 and side > self.image_size:
             raise InputError(
-                f"crops={self.crops} begins with crops of {side} px, and image_size={self.image_size}: they are the same; "
-                f"use --image-size {side}"
+                f"crops={self.crops} begins with crops of {side} px, more than image_size={self.image_size}, the side at "
+                f"which features are taken; use --image-size {side} or more"
             )
 
     def _check_clustering(self) -> None:

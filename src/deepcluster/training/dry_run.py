@@ -1,4 +1,4 @@
-"""`train --dry-run`: what a run will take, from a short trial of its own steps on some of its images. Nothing is written.
+"""`train --dry-run` and `--minutes`: what a run will take, from a short trial of its own steps. Nothing is written.
 
 N images, M images or points of the trial, K clusters, P components.
 """
@@ -6,6 +6,7 @@ N images, M images or points of the trial, K clusters, P components.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +19,16 @@ from deepcluster.clustering.assignment import Assignment
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.core.device import free_disk_bytes, free_memory_bytes
+from deepcluster.core.errors import InputError
 from deepcluster.core.seeds import seed_of
 from deepcluster.core.text import count_of, duration, size
 from deepcluster.data.survey import even_sample
 from deepcluster.run.features import FEATURE_BATCH, centre_view, feature_batches
+from deepcluster.run.recipes import Change
 from deepcluster.run.settings import V2
 from deepcluster.training import deepcluster_v2
 from deepcluster.training.batches import even_batches, training_batches
+from deepcluster.training.fitting import fit_whitening
 from deepcluster.training.loop import Loop, peak_memory_bytes
 from deepcluster.training.method import Method, Step
 from deepcluster.training.optim import learning_factor
@@ -42,17 +46,32 @@ TABLE_ROW = 8
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of an epoch by step, of reading all images once, and bytes of a checkpoint."""
+    """Seconds of an epoch by step, of reading all images once, of what follows the last epoch, and bytes of a checkpoint."""
 
     steps: Mapping[str, float]
     reading: float
+    final: float
     checkpoint_bytes: int
+
+    @property
+    def epoch(self) -> float:
+        """Seconds of an epoch."""
+        return sum(self.steps.values())
+
+    def fitted(self, minutes: float) -> Change:
+        """Return the number of epochs that fit into a time, at least one."""
+        epochs = max(1, int((60 * minutes - self.final) / max(self.epoch, 1e-9)))
+        return Change("epochs", epochs, f"--minutes {minutes:g}, and an epoch takes about {duration(self.epoch)}")
 
 
 def say_dry_run(plan: Plan, loop: Loop) -> None:
     """Print the size of the networks, and an estimate of the time, memory and disk that the run takes."""
     say, settings, n_images = plan.work.reporter.say, plan.settings, len(plan.source)
     costs = measure(plan, loop)
+    if settings.minutes and not plan.resumed:
+        chosen = costs.fitted(settings.minutes)
+        settings = replace(settings, epochs=chosen.value)
+        say(f"  {chosen}: {chosen.reason}")
     networks = [sum(w.numel() for w in one.parameters() if w.requires_grad) for one in loop.method.networks]
     head = "projection" if settings.method == V2 else "head"
     say(f"network: {sum(networks):,} parameters: trunk {networks[0]:,}, {head} {sum(networks[1:]):,}")
@@ -67,15 +86,32 @@ def say_dry_run(plan: Plan, loop: Loop) -> None:
     )
     if needed > room:
         plan.work.reporter.warn("the disk has no room for that: make room, or keep fewer checkpoints (--checkpoint-every 0)")
-    epoch, left = sum(costs.steps.values()), settings.epochs - loop.epoch + 1
+    left = settings.epochs - loop.epoch + 1
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in costs.steps.items())
-    again = costs.steps["features"] + costs.steps["cluster"]
-    whole = duration(costs.reading + left * epoch + again)
+    whole = duration(costs.reading + left * costs.epoch + costs.final)
     say(
-        f"time, estimated from a few steps: about {duration(epoch)} per epoch ({parts}); about {whole} for "
+        f"time, estimated from a few steps: about {duration(costs.epoch)} per epoch ({parts}); about {whole} for "
         f"{count_of(left, 'epoch')}, with {duration(costs.reading)} to read the images once"
     )
     say("dry run: nothing was written; without --dry-run this trains")
+
+
+def fit_to_minutes(plan: Plan, loop: Loop) -> Plan:
+    """Return the plan with as many epochs as fit into `--minutes`; the trial leaves its weights as they are.
+
+    Raises:
+        InputError: there are several processes.
+    """
+    minutes = plan.settings.minutes
+    if plan.work.ranks.size > 1:
+        raise InputError(
+            f"--minutes {minutes:g} measures one process: with several, give --epochs (--dry-run estimates the time)"
+        )
+    weights = deepcopy(plan.trunk.state_dict())
+    chosen = measure(plan, loop).fitted(minutes)
+    plan.trunk.load_state_dict(weights)
+    changes = [change for change in plan.changes if change.option != "epochs"]
+    return replace(plan, settings=replace(plan.settings, epochs=chosen.value, minutes=0.0), changes=[*changes, chosen])
 
 
 def _memory(plan: Plan) -> str:
@@ -98,6 +134,9 @@ def measure(plan: Plan, loop: Loop) -> Costs:
     batch = min(settings.batch_size, len(images), max(2, int(SECONDS / max(3 * features, 1e-9))))
     training = _training(plan, method, images, batch)
     clustering = sum(_clustering(plan, clusters) for clusters in settings.heads)
+    started = time.perf_counter()
+    fit_whitening(plan.trunk, plan.loader, plan.machine, settings)
+    final = time.perf_counter() - started + (features + whitening) * n_images + clustering
     n_bytes = sum(tensor.nbytes for tensor in _tensors(loop.state_dict()))
     is_v2, every = settings.method == V2, settings.reassign_every
     if is_v2 and not settings.look_again:  # Features come from the training steps, whose bank is saved.
@@ -110,7 +149,7 @@ def measure(plan: Plan, loop: Loop) -> Costs:
         "cluster": (whitening * n_images + clustering) / every,
         "train": training * settings.images_per_epoch(n_images),
     }
-    return Costs(steps, reading * n_images, n_bytes)
+    return Costs(steps, reading * n_images, final, n_bytes)
 
 
 def _seconds_each(steps: Iterator[int]) -> float:

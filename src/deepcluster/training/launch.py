@@ -19,6 +19,7 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import ConnectionLost, end_waits
 from deepcluster.core.work import RESUME, Interruption, joined_work
 from deepcluster.data.survey import check_unreadable, even_sample
+from deepcluster.models.patches import PatchResNet
 from deepcluster.run.features import centre_view, feature_batches, image_features
 from deepcluster.run.folder import RunFolder, save_assignment
 from deepcluster.run.lock import RunLock
@@ -27,7 +28,8 @@ from deepcluster.run.space import Space, space_state
 from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
-from deepcluster.training.dry_run import say_dry_run
+from deepcluster.training.dry_run import fit_to_minutes, say_dry_run
+from deepcluster.training.fitting import fit_whitening
 from deepcluster.training.loggers import LOGGERS, Logger, LoggerGroup
 from deepcluster.training.loop import Loop, Observer
 from deepcluster.training.method import Method
@@ -83,6 +85,8 @@ def train(
         folder.check_free(resume=resume, overwrite=overwrite)
         is_main = work.ranks.is_main
         with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(folder):
+            if plan.settings.minutes and not plan.resumed:
+                plan = fit_to_minutes(plan, _loop(plan, None))
             loop = _loop(plan, observer)
             if plan.state is not None and "final" in plan.state and loop.epoch > plan.settings.epochs:
                 say_finished(plan)
@@ -203,6 +207,8 @@ def _begin(plan: Plan, loop: Loop, lock: RunLock, log: LoggerGroup, *, overwrite
         folder.drop_metrics_from(loop.epoch)
         log.begin(folder.path, plan.settings.as_dict(), folder.read_metrics())
     ranks.barrier()
+    if plan.state is None and plan.initial is None and isinstance(plan.trunk, PatchResNet):
+        _save(plan, loop, keep_as_epoch=0)  # Its weights can't be made again without the images.
 
 
 def _record_epoch(
@@ -211,8 +217,12 @@ def _record_epoch(
     """Evaluate an epoch if due, write and print its results, and save the state."""
     settings, folder, reporter, epoch = plan.settings, plan.folder, plan.work.reporter, metrics["epoch"]
     loop.check_finite()
+    keep = epoch == 1 or (settings.checkpoint_every and epoch % settings.checkpoint_every == 0)
+    is_due = settings.eval_every and (epoch % settings.eval_every == 0 or epoch == settings.epochs)
+    if keep or is_due:
+        fit_whitening(plan.trunk, plan.loader, plan.machine, settings)
     if plan.work.ranks.is_main:
-        if settings.eval_every and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
+        if is_due:
             metrics[settings.eval_with] = _score(plan, evaluate)
         if len(plan.loader.unreadable) > n_unreadable:
             say_unreadable(plan.loader, len(plan.source), reporter)
@@ -226,13 +236,13 @@ def _record_epoch(
         if complaint and (len(history) == 1 or not health(history[:-1], settings.as_dict())):  # Once.
             reporter.warn(complaint)
         log.epoch(metrics)
-    keep = settings.checkpoint_every and epoch % settings.checkpoint_every == 0
-    _save(plan, loop, keep_as_epoch=epoch if keep or epoch == 1 else None)
+    _save(plan, loop, keep_as_epoch=epoch if keep else None)
 
 
 def _finish(plan: Plan, loop: Loop, session: Session) -> None:
     """Cluster once more with the finished trunk: these are the clusters for use."""
     folder = plan.folder
+    fit_whitening(plan.trunk, plan.loader, plan.machine, plan.settings)
     assignment, space = loop.final_clusters()
     if plan.work.ranks.is_main:
         save_assignment(folder.assignment(plan.settings.epochs + 1), plan.names(), assignment)

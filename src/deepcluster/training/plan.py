@@ -26,6 +26,7 @@ from deepcluster.run.metrics import legend
 from deepcluster.run.recipes import Change, by_reason
 from deepcluster.run.settings import Settings, size_in_bytes
 from deepcluster.training.feature_rows import MemoryPlan, least_bytes, plan_memory
+from deepcluster.training.fitting import begin_trunk
 from deepcluster.training.initial import InitialWeights, initial_weights
 from deepcluster.training.resuming import check_same_data, saved_settings, saved_state
 
@@ -166,8 +167,11 @@ def plan_run(
             folder.check_state()
             state = saved_state(folder, saved, len(source)) if folder.last.is_file() else None
             trunk = make_run_trunk(saved)
-        if state is None and initial is not None:  # Start from these weights instead of random ones.
-            work.reporter.say(initial.into(trunk))
+        if state is None:
+            if initial is None:
+                begin_trunk(trunk, loader, machine, settings)
+            else:  # Start from these weights instead of random ones.
+                work.reporter.say(initial.into(trunk))
         resumed = saved is not None
         where = (loader, cache, machine, trunk, work)
         yield Plan(folder, data, settings, changes, *where, resumed=resumed, advice=advice, state=state, initial=initial)

@@ -1,14 +1,19 @@
-"""How quickly DeepCluster-v2 learns: k-NN and linear top-1 on held-out images after some seconds of training.
+"""What learns most in a given time: k-NN and linear top-1 on held-out images after some seconds of training, by recipe.
 
-    python benchmarks/minutes.py --data cifar10-train.tar.gz --device cuda --seconds 60,120,240
-    python benchmarks/minutes.py --data cifar10-train.tar.gz --images 4400 --seconds 50,100,150 --set crops=4x32 --set lr=0.1
+    python benchmarks/recipes.py --data cifar10-train.tar.gz --images 4400 --seconds 50,100,150 \\
+        --try today: --try "four crops: crops=4x24 lr=0.1" --try "first version: method=deepcluster" --seeds 1,2,3
+    python benchmarks/recipes.py --data cifar10-train.tar.gz --held cifar10-test.tar.gz --seconds 1800 --seeds 1,2,3
+    python benchmarks/recipes.py --data cifar10-train.tar.gz --device cuda --seconds 60,120,240
 
-`--data` is a folder with class folders, or a tar of one; every tenth image is held out. Training starts from the settings of
-`--recipe` (auto: those that `train --method deepcluster-v2` would choose), changed by `--set NAME=VALUE`. It goes on until
-the last moment: the learning rate rises over the first 5 % of the time and falls along a cosine to zero at the end, so
-earlier moments are on the way there. Seconds are those of the clock on a GPU, and CPU-seconds of the process on a CPU;
-decoding at the start and the evaluation are not counted, features and clustering are. Labels are used for the
-evaluation only: 20 neighbours by cosine, and a logistic regression on standardised features, both of centre views.
+The result is a table of mean and deviation over the seeds, with a row for the untrained trunk of each recipe: a difference
+smaller than the deviations is none. `--data` is a folder with class folders, or a tar of one. Every tenth image is held out,
+to choose by; or `--held` names other images, to report what was chosen. Training starts from the settings of `--recipe`
+(auto: those that `train --method deepcluster-v2` would choose), changed by `--set NAME=VALUE` for all recipes, and by
+`--try "NAME: SETTING=VALUE …"` for one. It goes on until the last moment: the learning rate rises over the first 5 % of the
+time and falls along a cosine to zero at the end, so earlier moments are on the way there. Seconds are those of the clock on
+a GPU, and CPU-seconds of the process on a CPU; decoding at the start and the evaluation are not counted, features and
+clustering are. Labels are used for the evaluation only: 20 neighbours by cosine, and a logistic regression on standardised
+features, both of centre views.
 
 `--narrow 4` gives the layers of a ResNet a quarter of their channels, for comparisons on a CPU.
 """
@@ -23,6 +28,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from math import cos, pi
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -42,10 +48,12 @@ from deepcluster.evaluation.logistic import fit_logistic
 from deepcluster.models.trunk import Trunk
 from deepcluster.run.auto import choose_settings
 from deepcluster.run.features import image_features, make_run_trunk
-from deepcluster.run.settings import Settings
+from deepcluster.run.settings import V2, Settings
+from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
+from deepcluster.training.fitting import begin_trunk, fit_whitening
 from deepcluster.training.loop import Loop
-from deepcluster.training.method import Step
+from deepcluster.training.method import Method, Step
 
 HELD_OUT = 10
 WARM_UP = 0.05
@@ -56,8 +64,8 @@ class Finished(Exception):
     """The last moment has passed."""
 
 
-class ByTheClock(DeepClusterV2):
-    """DeepCluster-v2 whose learning rate is a function of the time, and which calls `look` at given moments."""
+class ByTheClock(Method):
+    """A method whose learning rate is a function of the time, and which calls `look` at given moments."""
 
     moments: Sequence[float]
     look: Callable[["ByTheClock", float, int], None]
@@ -86,7 +94,16 @@ class ByTheClock(DeepClusterV2):
             self.started += self.now() - paused
         self.crops_seen += sum(map(len, batch.crops))
         share = min(1.0, seconds / self.last)
-        return super().train_step(batch, replace(step, factor=min(1.0, share / WARM_UP) * 0.5 * (1 + cos(pi * share))))
+        factor = min(1.0, share / WARM_UP) * 0.5 * (1 + cos(pi * share))
+        return super().train_step(batch, replace(step, factor=factor))
+
+
+class FirstByTheClock(ByTheClock, DeepCluster):
+    """The method of 2018, by the clock."""
+
+
+class SecondByTheClock(ByTheClock, DeepClusterV2):
+    """DeepCluster-v2, by the clock."""
 
 
 def split(
@@ -155,23 +172,29 @@ def learn(
         narrow: divisor of the channels of a ResNet.
     """
     settings, _ = choose_settings(
-        {"method": "deepcluster-v2", **options}, survey(open_source(folders[0]), workers=0, on_images=lambda _: None)
+        {"method": V2, **options}, survey(open_source(folders[0]), workers=0, on_images=lambda _: None)
     )
     settings = replace(settings, epochs=10**6)  # The clock ends it.
     machine = Machine.choose(settings.device, settings.precision)
     with loaded(folders[0], settings, machine) as known, loaded(folders[1], settings, machine) as held:
         trunk = make_run_trunk(settings)
         trunk = narrowed(trunk, narrow) if narrow > 1 else trunk
+        begin_trunk(trunk, known, machine, settings)
         size, n_images = settings.image_size, len(known.images)
 
         def look(method: ByTheClock, seconds: float, crops: int) -> None:
             n_crops = sum(number for number, _ in method.crops)
+            fit_whitening(method.trunk, known, machine, settings)
             progress = {"epochs": crops / n_crops / n_images, "crops_per_s": crops / seconds}
-            tell(f"after {seconds:.1f} s", {**scores(method.trunk, machine, size, (known, held)), **progress})
+            tell(
+                f"after {moment_after(moments, seconds):g} s",
+                {**scores(method.trunk, machine, size, (known, held)), **progress},
+            )
 
-        method = ByTheClock(trunk, known, settings, machine, Work(Reporter(quiet=True)))
+        kind = SecondByTheClock if settings.method == V2 else FirstByTheClock
+        method = kind(trunk, known, settings, machine, Work(Reporter(quiet=True)))
         tell(
-            f"{settings.arch}, {len(held.images):,} of {n_images + len(held.images):,} images held out; untrained",
+            f"untrained {settings.arch}",
             scores(method.trunk, machine, size, (known, held)),
         )
         loop = Loop(method)
@@ -181,6 +204,29 @@ def learn(
                 loop.run_epoch()
         except Finished:
             pass
+
+
+def moment_after(moments: Sequence[float], seconds: float) -> float:
+    """Return the moment at which a look was due that was taken after so many seconds."""
+    return max(moment for moment in moments if moment <= seconds)
+
+
+def recipe(text: str) -> tuple[str, dict[str, Any]]:
+    """Return name and settings of `NAME: SETTING=VALUE …`."""
+    name, _, settings = text.partition(":")
+    return name.strip(), dict(map(setting, settings.split()))
+
+
+def table(rows: Mapping[tuple[str, str], Sequence[ROW]]) -> str:
+    """Return mean ± deviation over the seeds, by recipe and moment, as Markdown."""
+    n_seeds = max(map(len, rows.values()))
+    lines = [f"| recipe | moment | k-NN, {n_seeds} seeds | linear | epochs | crops/s |", "|---|---|---|---|---|---|"]
+    for (name, moment), seeds in rows.items():
+        cells = [[seed[key] for seed in seeds if key in seed] for key in ("knn", "linear", "epochs", "crops_per_s")]
+        scores_2 = [f"{mean(cell):.3f} ± {stdev(cell) if len(cell) > 1 else 0:.3f}" for cell in cells[:2]]
+        progress = [f"{mean(cell):.1f}" if cell else "" for cell in cells[2:]]
+        lines.append(f"| {' | '.join([name, moment, *scores_2, *progress])} |")
+    return "\n".join(lines)
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -205,15 +251,30 @@ def main() -> None:
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="a setting of train")
     parser.add_argument("--narrow", type=int, default=1)
     parser.add_argument("--hold-out", type=int, default=HELD_OUT, metavar="N", help="hold out every Nth image")
+    parser.add_argument("--held", type=Path, help="held-out images, instead of every Nth")
+    parser.add_argument("--try", dest="tried", type=recipe, action="append", metavar="NAME: SETTING=VALUE …")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[1])
     options = parser.parse_args()
-
-    def tell(title: str, row: ROW) -> None:
-        print(f"{title:<60}" + "  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
-
+    rows: dict[tuple[str, str], list[ROW]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folders = split(options.data, options.images, Path(temporary), every=options.hold_out)
-        settings = {"recipe": options.recipe, "device": options.device, **dict(options.set)}
-        learn(folders, settings, options.seconds, tell, options.narrow)
+        if options.held:
+            parts = zip((options.data, options.held), ("known", "held"), strict=True)
+            known, held = (
+                copied(data, options.images, Path(temporary) / name, cache=Path(temporary) / "cache") for data, name in parts
+            )
+        else:
+            known, held = split(options.data, options.images, Path(temporary), every=options.hold_out)
+        for seed in options.seeds:
+            for name, own in options.tried or [("recipe", {})]:
+                settings = {"recipe": options.recipe, "device": options.device, "seed": seed, **dict(options.set), **own}
+
+                def tell(moment: str, row: ROW, name: str = name, seed: int = seed) -> None:
+                    rows.setdefault((name, moment), []).append(row)
+                    figures = "  ".join(f"{key} {value:.4g}" for key, value in row.items())
+                    print(f"{name}, seed {seed}: {moment:<28}{figures}", flush=True)
+
+                learn((known, held), settings, options.seconds, tell, options.narrow)
+    print(table(rows))
 
 
 if __name__ == "__main__":
