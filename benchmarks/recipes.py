@@ -177,14 +177,14 @@ def learn(
     settings = replace(settings, epochs=10**6)  # The clock ends it.
     machine = Machine.choose(settings.device, settings.precision)
     with loaded(folders[0], settings, machine) as known, loaded(folders[1], settings, machine) as held:
-        trunk = make_run_trunk(settings)
+        trunk, work = make_run_trunk(settings), Work(Reporter(quiet=True))
         trunk = narrowed(trunk, narrow) if narrow > 1 else trunk
-        begin_trunk(trunk, known, machine, settings)
+        begin_trunk(trunk, known, machine, settings, work)
         size, n_images = settings.image_size, len(known.images)
 
         def look(method: ByTheClock, seconds: float, crops: int) -> None:
             n_crops = sum(number for number, _ in method.crops)
-            fit_whitening(method.trunk, known, machine, settings)
+            fit_whitening(method.trunk, known, machine, settings, work)
             progress = {"epochs": crops / n_crops / n_images, "crops_per_s": crops / seconds}
             tell(
                 f"after {moment_after(moments, seconds):g} s",
@@ -192,7 +192,7 @@ def learn(
             )
 
         kind = SecondByTheClock if settings.method == V2 else FirstByTheClock
-        method = kind(trunk, known, settings, machine, Work(Reporter(quiet=True)))
+        method = kind(trunk, known, settings, machine, work)
         tell(
             f"untrained {settings.arch}",
             scores(method.trunk, machine, size, (known, held)),

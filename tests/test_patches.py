@@ -126,6 +126,9 @@ def test_minutes_become_epochs_and_the_run_is_the_one_of_so_many_epochs(images: 
     plain = deepcluster.train(images, out=tmp_path / "plain", epochs=epochs, **options)
     first, second = checkpoint(timed)["trunk"], checkpoint(plain)["trunk"]
     assert all(torch.equal(first[name], second[name]) for name in first)
+    deepcluster.train(images, out=timed, resume=True, minutes=1)
+    config = json.loads((timed / "config.json").read_text())
+    assert (config["settings"]["epochs"], config["settings"]["minutes"]) == (epochs, 0)
     with pytest.raises(InputError, match="leave out --epochs or --minutes"):
         deepcluster.train(images, out=tmp_path / "both", minutes=1, epochs=3)
 

@@ -28,7 +28,7 @@ from deepcluster.run.recipes import Change
 from deepcluster.run.settings import V2
 from deepcluster.training import deepcluster_v2
 from deepcluster.training.batches import even_batches, training_batches
-from deepcluster.training.fitting import fit_whitening
+from deepcluster.training.fitting import fit_whitening, learns_from_images
 from deepcluster.training.loop import Loop, peak_memory_bytes
 from deepcluster.training.method import Method, Step
 from deepcluster.training.optim import learning_factor
@@ -68,7 +68,7 @@ def say_dry_run(plan: Plan, loop: Loop) -> None:
     """Print the size of the networks, and an estimate of the time, memory and disk that the run takes."""
     say, settings, n_images = plan.work.reporter.say, plan.settings, len(plan.source)
     costs = measure(plan, loop)
-    if settings.minutes and not plan.resumed:
+    if settings.minutes:
         chosen = costs.fitted(settings.minutes)
         settings = replace(settings, epochs=chosen.value)
         say(f"  {chosen}: {chosen.reason}")
@@ -78,7 +78,8 @@ def say_dry_run(plan: Plan, loop: Loop) -> None:
     say(_memory(plan))
     tables = (settings.epochs + 1) * sum(TABLE_ROW + len(plan.source.name(i)) / 2 for i in even_sample(range(n_images), 500))
     tables *= n_images / min(n_images, 500)
-    kept = 2 + (settings.epochs // settings.checkpoint_every if settings.checkpoint_every else 0)
+    kept = 2 + learns_from_images(plan.trunk)
+    kept += settings.epochs // settings.checkpoint_every if settings.checkpoint_every else 0
     needed, room = kept * costs.checkpoint_bytes + tables, free_disk_bytes(plan.folder.path)
     say(
         f"disk: about {size(needed)} in {plan.folder.path}, with {size(room)} free: {count_of(kept, 'checkpoint')} of "
@@ -135,7 +136,7 @@ def measure(plan: Plan, loop: Loop) -> Costs:
     training = _training(plan, method, images, batch)
     clustering = sum(_clustering(plan, clusters) for clusters in settings.heads)
     started = time.perf_counter()
-    fit_whitening(plan.trunk, plan.loader, plan.machine, settings)
+    fit_whitening(plan.trunk, plan.loader, plan.machine, settings, plan.work)
     final = time.perf_counter() - started + (features + whitening) * n_images + clustering
     n_bytes = sum(tensor.nbytes for tensor in _tensors(loop.state_dict()))
     is_v2, every = settings.method == V2, settings.reassign_every

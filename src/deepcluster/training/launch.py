@@ -19,7 +19,6 @@ from deepcluster.core.progress import Reporter
 from deepcluster.core.retry import ConnectionLost, end_waits
 from deepcluster.core.work import RESUME, Interruption, joined_work
 from deepcluster.data.survey import check_unreadable, even_sample
-from deepcluster.models.patches import PatchResNet
 from deepcluster.run.features import centre_view, feature_batches, image_features
 from deepcluster.run.folder import RunFolder, save_assignment
 from deepcluster.run.lock import RunLock
@@ -29,7 +28,7 @@ from deepcluster.training.batches import even_batches
 from deepcluster.training.deepcluster import DeepCluster
 from deepcluster.training.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.dry_run import fit_to_minutes, say_dry_run
-from deepcluster.training.fitting import fit_whitening
+from deepcluster.training.fitting import fit_whitening, learns_from_images
 from deepcluster.training.loggers import LOGGERS, Logger, LoggerGroup
 from deepcluster.training.loop import Loop, Observer
 from deepcluster.training.method import Method
@@ -85,7 +84,7 @@ def train(
         folder.check_free(resume=resume, overwrite=overwrite)
         is_main = work.ranks.is_main
         with plan_run(folder, data, user_options, work, resume=resume) as plan, _disk_errors(folder):
-            if plan.settings.minutes and not plan.resumed:
+            if plan.settings.minutes:
                 plan = fit_to_minutes(plan, _loop(plan, None))
             loop = _loop(plan, observer)
             if plan.state is not None and "final" in plan.state and loop.epoch > plan.settings.epochs:
@@ -207,7 +206,7 @@ def _begin(plan: Plan, loop: Loop, lock: RunLock, log: LoggerGroup, *, overwrite
         folder.drop_metrics_from(loop.epoch)
         log.begin(folder.path, plan.settings.as_dict(), folder.read_metrics())
     ranks.barrier()
-    if plan.state is None and plan.initial is None and isinstance(plan.trunk, PatchResNet):
+    if plan.state is None and plan.initial is None and learns_from_images(plan.trunk):
         _save(plan, loop, keep_as_epoch=0)  # Its weights can't be made again without the images.
 
 
@@ -220,7 +219,7 @@ def _record_epoch(
     keep = epoch == 1 or (settings.checkpoint_every and epoch % settings.checkpoint_every == 0)
     is_due = settings.eval_every and (epoch % settings.eval_every == 0 or epoch == settings.epochs)
     if keep or is_due:
-        fit_whitening(plan.trunk, plan.loader, plan.machine, settings)
+        fit_whitening(plan.trunk, plan.loader, plan.machine, settings, plan.work)
     if plan.work.ranks.is_main:
         if is_due:
             metrics[settings.eval_with] = _score(plan, evaluate)
@@ -242,7 +241,7 @@ def _record_epoch(
 def _finish(plan: Plan, loop: Loop, session: Session) -> None:
     """Cluster once more with the finished trunk: these are the clusters for use."""
     folder = plan.folder
-    fit_whitening(plan.trunk, plan.loader, plan.machine, plan.settings)
+    fit_whitening(plan.trunk, plan.loader, plan.machine, plan.settings, plan.work)
     assignment, space = loop.final_clusters()
     if plan.work.ranks.is_main:
         save_assignment(folder.assignment(plan.settings.epochs + 1), plan.names(), assignment)

@@ -169,7 +169,7 @@ def plan_run(
             trunk = make_run_trunk(saved)
         if state is None:
             if initial is None:
-                begin_trunk(trunk, loader, machine, settings)
+                begin_trunk(trunk, loader, machine, settings, work)
             else:  # Start from these weights instead of random ones.
                 work.reporter.say(initial.into(trunk))
         resumed = saved is not None

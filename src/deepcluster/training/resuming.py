@@ -19,8 +19,10 @@ from deepcluster.run.settings import Settings
 def saved_settings(folder: RunFolder, user_options: Mapping[str, Any]) -> Settings:
     """Return the settings of the run that is resumed, with the changes that a resume may make."""
     saved = Settings.from_saved(folder.read_config()["settings"], resume=True)
-    # The precision that auto chose at the start is kept, whatever this machine would choose.
-    asked = {name: value for name, value in user_options.items() if (name, value) != ("precision", "auto")}
+    # The precision that auto chose at the start is kept, whatever this machine would choose; so are the epochs of --minutes.
+    asked = {
+        name: value for name, value in user_options.items() if name != "minutes" and (name, value) != ("precision", "auto")
+    }
     saved = _extended(folder, saved, asked.get("epochs"))
     changed = differing_settings(asked, saved)
     if changed:
