@@ -14,6 +14,7 @@ from small_runs import checkpoint, metrics, train_small
 import deepcluster
 from deepcluster.core.errors import InputError
 from deepcluster.data.sources import open_source
+from deepcluster.info import info
 from deepcluster.interop.loading import load
 from deepcluster.models.archs import make_trunk
 from deepcluster.models.patches import FILTERS, PATCH, SHRINKAGE, WHITENED, PatchResNet
@@ -104,6 +105,10 @@ def test_the_whitening_of_a_run_is_that_of_its_images(run: tuple[Path, Path]) ->
     off = covariance_PP - np.diag(variances_P)
     assert np.abs(off).max() < 1e-3 * variances_P.max()
     assert POWER < 1 and (np.diff(variances_P) <= 1e-6).all(), "the order of the components is kept"
+
+
+def test_info_describes_what_embed_gives(run: tuple[Path, Path]) -> None:
+    assert "embed gives whitened by default, 512 numbers per image" in info(str(run[0] / "checkpoints" / "last.pt"))
 
 
 def test_the_trunk_before_training_is_kept(run: tuple[Path, Path]) -> None:

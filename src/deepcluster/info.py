@@ -207,9 +207,10 @@ def _about_stages(trunk: Trunk, settings: Settings) -> list[str]:
     blank = torch.zeros(1, 3, settings.image_size, settings.image_size, dtype=next(trunk.parameters()).dtype)
     with torch.no_grad():
         shapes = {name: tuple(trunk.eval().stage(blank, name).shape[1:]) for name in trunk.stages}
+        width = trunk.vectors(blank, trunk.embed_stage).shape[1]
     return [
         "stages (channels, height, width): " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
-        f"embed gives {trunk.embed_stage} by default, {shapes[trunk.embed_stage][0]} numbers per image",
+        f"embed gives {trunk.embed_stage} by default, {width} numbers per image",
     ]
 
 
